@@ -1,0 +1,8 @@
+"""The one exception for what a user can mend."""
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file, row or field, and says how.
+
+    Commands show the message alone, without a traceback; anything else that escapes is a bug.
+    """
