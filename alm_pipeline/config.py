@@ -4,12 +4,11 @@ What a stage's model holds is what its fingerprint covers, so every field here c
 stage writes; how fast or where it runs (batch sizes, roots, threads) is in `RunSettings`, outside of every fingerprint.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import UserError
 
@@ -90,7 +89,6 @@ class ScoreConfig(Frozen):
     """How the teacher scores."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    store: Literal["float32", "float16"] = "float32"
 
 
 class ObjectiveConfig(Frozen):
@@ -130,3 +128,26 @@ class AlmConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     trust_remote_code: bool = False
+
+
+def load_config(file: Path) -> AlmConfig:
+    """A configuration from a YAML or JSON file.
+
+    Raises UserError naming the file and the fields that are wrong, each with its mend.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: can't be read as YAML or JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no mapping of fields; `alm show transfer` prints a complete configuration")
+    return parse_config(content, str(file))
+
+
+def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:
+    """A configuration from plain values; `origin` names where they come from in an error."""
+    try:
+        return AlmConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise UserError(f"{origin}: the configuration is wrong:\n" + "\n".join(lines)) from error

@@ -1,0 +1,164 @@
+"""Cutting texts and conversations to size, at sensible places and without dropping text.
+
+A piece ends at the latest good place of its window, the best kind first: after a blank line, after a line,
+after a sentence, before a space (tokens begin with spaces), between two characters. Only the latter half of
+the window counts, so that pieces are not tiny. It works on UTF-8 bytes and looks at each window a fixed
+number of times, so the time is linear in the text, whatever the lengths of its lines.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+MIN_PIECE_BYTES = 16
+
+# matches up to the last blank line: the leading `.*` is greedy and gives back from the end
+_BLANK_LINE = re.compile(rb"(?s:.*)\n[ \t\r]*\n")
+# plain searches for a few dozen endings: one pattern takes five times as long where it almost matches
+_ENDINGS_BEFORE_SPACE = [
+    *[(sign + closer).encode() for sign in ".!?" for closer in ["", '"', "'", ")", "”", "’", "»"]],
+    *[sign.encode() for sign in "…؟۔।።"],
+]
+_ENDINGS_ANYWHERE = [(sign + closer).encode() for sign in "。！？" for closer in ["", "」", "』", "”", "）"]]
+# enough for the longest emoji in use; what is joined for longer is cut inside
+_GRAPHEME_BYTES = 64
+_JOINER = "\u200d"
+# a flag is two letters of its country's code, of an alphabet of their own
+_FLAG_HALVES = "".join(map(chr, range(0x1F1E6, 0x1F200)))
+
+
+def cut_text(text: str, max_bytes: int) -> list[str]:
+    """Pieces that concatenate to `text`, none empty, each of at most `max_bytes` bytes of UTF-8.
+
+    `max_bytes` is at least 16. A piece is white space only where the text has so much of it that it fits
+    into no other piece.
+    """
+    if max_bytes < MIN_PIECE_BYTES:
+        raise ValueError(f"max_bytes is {max_bytes}, and has to be at least {MIN_PIECE_BYTES}")
+    data = text.encode()
+    pieces, start = [], 0
+    while len(data) - start > max_bytes:
+        # the rest is left at least a quarter of a piece, so that no text ends in a scrap
+        size = min(max_bytes, len(data) - start - max_bytes // 4)
+        end = _cut_place(data, start + size // 2, start + size)
+        pieces.append(data[start:end].decode())
+        start = end
+    if start < len(data):
+        pieces.append(data[start:].decode())
+    return _join_blank(pieces, max_bytes)
+
+
+def _cut_place(data: bytes, low: int, high: int) -> int:
+    """The best place to cut in (low, high]; `high` lies before the end of `data`."""
+    if blank_line := _BLANK_LINE.match(data, low, high):
+        return blank_line.end()
+    if line_end := data.rfind(b"\n", low, high) + 1:
+        return line_end
+    if sentence_end := _last_sentence_end(data, low, high):
+        return sentence_end
+    space = max(data.rfind(b" ", low + 1, high + 1), data.rfind(b"\t", low + 1, high + 1))
+    return space if space > 0 else _character_boundary(data, low, high)
+
+
+def _last_sentence_end(data: bytes, low: int, high: int) -> int:
+    """The latest end of a sentence in (low, high], 0 if there is none."""
+    ends = [_last_end(data, ending + b" ", low, high + 1) - 1 for ending in _ENDINGS_BEFORE_SPACE]
+    ends += [_last_end(data, ending, low, high) for ending in _ENDINGS_ANYWHERE]
+    return max(0, *ends)
+
+
+def _last_end(data: bytes, ending: bytes, low: int, high: int) -> int:
+    found = data.rfind(ending, low, high)
+    return 0 if found < 0 else found + len(ending)
+
+
+def _character_boundary(data: bytes, low: int, high: int) -> int:
+    """The last place up to `high` between two characters, and between two graphemes if one is near."""
+    boundary = high
+    while _is_continuation(data[boundary]):
+        boundary -= 1
+    before = data[max(low, boundary - _GRAPHEME_BYTES) : boundary].decode(errors="ignore")
+    after = data[boundary : boundary + 4].decode(errors="ignore")[:1]
+    end = boundary
+    while before and _belongs_together(before, after):
+        before, after = before[:-1], before[-1]
+        end -= len(after.encode())
+    return end if before else boundary
+
+
+def _is_continuation(byte: int) -> bool:
+    return byte & 0xC0 == 0x80
+
+
+def _belongs_together(before: str, after: str) -> bool:
+    """Whether a cut between `before` and the character `after` would split a grapheme (UAX 29, roughly)."""
+    if after in _FLAG_HALVES:
+        return (len(before) - len(before.rstrip(_FLAG_HALVES))) % 2 == 1
+    return (
+        before[-1] + after == "\r\n"
+        or before[-1] == _JOINER
+        or after == _JOINER
+        or unicodedata.category(after).startswith("M")
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+        or "\U000e0020" <= after <= "\U000e007f"  # the tags in a region's flag
+        or "\u1160" <= after <= "\u11ff"  # a Hangul syllable's vowel and final
+    )
+
+
+def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
+    """The pieces, those of only white space put to the one before where it has room."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and piece.isspace() and len((joined[-1] + piece).encode()) <= max_bytes:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
+
+
+def cut_messages(messages: Messages, max_bytes: int, dropped: Counter[str]) -> list[Messages]:
+    """Conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
+
+    A system message at the front is repeated at the front of each, and counts. What comes before the first
+    user's turn stays with it. A turn (up to the next user's) that is too long alone is left out and counted
+    as `turn_over_max_bytes`; no piece reaches across it, since an answer to it could follow.
+    """
+    if _content_bytes(messages) <= max_bytes:
+        return [messages]
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    room = max_bytes - _content_bytes(system)
+    pieces: list[Messages] = []
+    piece: Messages | None = None
+    used = 0
+    for turn in _turns(messages[len(system) :]):
+        size = _content_bytes(turn)
+        if size > room:
+            dropped["turn_over_max_bytes"] += 1
+            piece = None
+        elif piece is not None and used + size <= room:
+            piece.extend(turn)
+            used += size
+        else:
+            piece = [*system, *turn]
+            pieces.append(piece)
+            used = size
+    return pieces
+
+
+def _turns(messages: Messages) -> list[Messages]:
+    """At least one turn, each from a user's message up to the next user's."""
+    turns: list[Messages] = [[]]
+    user_seen = False
+    for message in messages:
+        if message["role"] == "user" and user_seen:
+            turns.append([])
+        user_seen = user_seen or message["role"] == "user"
+        turns[-1].append(message)
+    return turns
+
+
+def _content_bytes(messages: Messages) -> int:
+    return sum(len(message["content"].encode()) for message in messages)

@@ -1,0 +1,321 @@
+"""Files under any fsspec URL: which they are, what they are called, and their rows.
+
+A file's name is its path from the fixed part of the URL's pattern on, so that the ids made of it are the same
+wherever the corpus lies. Files come in the order of their names, whatever the order of the URLs. The lines of
+a file are read here rather than by `datasets`, so that one bad row is counted and does not fail its file.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from pathlib import PurePosixPath
+from typing import IO, Any, Literal
+
+from fsspec.implementations.local import LocalFileSystem
+
+from alm_pipeline.config import FilesSource
+from alm_pipeline.corpus.errors import failing_as, require_columns
+from storage.errors import UserError
+from storage.urls import is_local, open_filesystem
+
+Row = dict[str, Any]
+FileFormat = Literal["parquet", "jsonl", "text"]
+
+_GLOB_CHARACTERS = re.compile(r"[*?\[]")
+_FORMATS: dict[str, FileFormat] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
+# Arrow's unit of reading; small, since a single row can hold megabytes of text
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A file of the corpus; `folder` is the fixed part of its URL's pattern, `name` the path below it."""
+
+    fs: Any
+    path: str
+    folder: str
+    name: str
+
+    @property
+    def url(self) -> str:
+        """What messages call the file: a plain path on a disk, a URL elsewhere."""
+        shown = self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
+        return _valid_unicode(shown)
+
+
+class _StrictLocalFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """The disk, except that a folder that may not be listed is an error; fsspec's glob would pass over it."""
+
+    def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
+        try:
+            return super().ls(path, detail=detail, **options)
+        except PermissionError as error:
+            raise UserError(f"cannot list {path}: {error.strerror}; make it readable or narrow the pattern") from error
+
+
+def list_files(source: FilesSource) -> list[CorpusFile]:
+    """The files that the source's URLs match and `exclude` does not, each once, sorted by name.
+
+    Names are distinct: where two URLs' names collide, all are counted from the URLs' common folder on.
+    Raises a `UserError` if a URL matches nothing, nothing is left, or names collide across file systems.
+    """
+    found: dict[str, CorpusFile] = {}
+    for url in source.urls:
+        for file in _match(url):
+            found.setdefault(file.url, file)
+    kept = [file for file in found.values() if not _is_excluded(file, source.exclude)]
+    if not kept:
+        raise UserError(f"corpus.source.exclude leaves out all of the {len(found)} files; narrow its patterns")
+    return sorted(_with_distinct_names(kept), key=lambda file: file.name)
+
+
+def _match(url: str) -> list[CorpusFile]:
+    with failing_as(f"cannot list {url}", "check the URL, its credentials and permissions"):
+        fs, path = open_filesystem(url)
+        if is_local(fs):
+            fs = _StrictLocalFileSystem()
+        paths = _matching_paths(fs, path, url)
+    if not paths:
+        raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern")
+    folder = _fixed_folder(path) if path not in paths else path.rpartition("/")[0]
+    return [CorpusFile(fs, found, folder, _name(found, folder)) for found in paths]
+
+
+def _matching_paths(fs: Any, path: str, url: str) -> list[str]:
+    if not _GLOB_CHARACTERS.search(path):
+        return _single_path(fs, path, url)
+    if fs.isfile(path):  # a file whose own name has brackets, or a URL's query
+        return [path]
+    return [name for name, info in fs.glob(path, detail=True).items() if _is_file(fs, name, info)]
+
+
+def _single_path(fs: Any, path: str, url: str) -> list[str]:
+    try:
+        kind = fs.info(path)["type"]
+    except FileNotFoundError:
+        return []
+    if kind == "directory":
+        raise UserError(f"{url} is a folder; write {url.rstrip('/')}/** for all the files in it")
+    return [path]
+
+
+def _is_file(fs: Any, path: str, info: dict[str, Any]) -> bool:
+    # a link is listed as 'other'; a broken one is kept, so that reading it says so
+    return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(path))
+
+
+def _fixed_folder(pattern: str) -> str:
+    fixed: list[str] = []
+    for part in pattern.split("/"):
+        if _GLOB_CHARACTERS.search(part):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _name(path: str, folder: str) -> str:
+    return _valid_unicode(path.removeprefix(folder).lstrip("/"))
+
+
+def _valid_unicode(path: str) -> str:
+    # a path on a disk is bytes; Python shows those that are not UTF-8 as lone surrogates
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_excluded(file: CorpusFile, patterns: Iterable[str]) -> bool:
+    return any(_excludes(pattern, file) for pattern in patterns)
+
+
+def _excludes(pattern: str, file: CorpusFile) -> bool:
+    # '*/test/*' must neither miss a top folder 'test' nor look at the folders above the corpus
+    names = [file.name, "/" + file.name]
+    if pattern.startswith("/") or "://" in pattern:
+        names += [file.path, file.url]
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
+    if _duplicate(files) and all(file.fs is files[0].fs for file in files):
+        depth = _common_depth([file.folder for file in files])
+        files = [replace(file, name=_name_below(file.path, depth)) for file in files]
+    if twins := _duplicate(files):
+        raise UserError(
+            f"two files of corpus.source.urls are both called {twins[0].name!r}: "
+            f"{twins[0].url} and {twins[1].url}; ids are made of names, so rename one, "
+            "or begin a pattern's `*` in a folder further up"
+        )
+    return files
+
+
+def _common_depth(folders: list[str]) -> int:
+    levels = zip(*(folder.split("/") for folder in folders), strict=False)
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+
+
+def _name_below(path: str, depth: int) -> str:
+    return _valid_unicode("/".join(path.split("/")[depth:]))
+
+
+def _duplicate(files: list[CorpusFile]) -> tuple[CorpusFile, CorpusFile] | None:
+    by_name: dict[str, CorpusFile] = {}
+    for file in files:
+        if file.name in by_name:
+            return by_name[file.name], file
+        by_name[file.name] = file
+    return None
+
+
+def read_files(source: FilesSource, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
+    """The rows of all files with their ids: '<name>' for a text file, '<name>:<row>' for a row of another.
+
+    Row numbers are 0-based and count the dropped rows too; blank lines of a JSONL file are no rows. A row has
+    at least the asked-for `columns` that the file holds for it.
+    """
+    for file in list_files(source):
+        file_format = format_of(file, source)
+        if file_format == "text":
+            yield from _read_text(file, columns, dropped)
+        else:
+            read = _read_parquet if file_format == "parquet" else _read_jsonl
+            for number, row in read(file, columns, dropped):
+                yield f"{file.name}:{number}", row
+
+
+def format_of(file: CorpusFile, source: FilesSource) -> FileFormat:
+    """What the file is read as: what the source says, or what the file's name says."""
+    if source.format != "auto":
+        return source.format
+    name = PurePosixPath(file.path.lower())
+    if name.suffix in _DECOMPRESSORS:
+        name = name.with_suffix("")
+    return _FORMATS.get(name.suffix, "text")
+
+
+def _read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
+    require_columns(f"{file.url}, a text file,", columns, ["text"])
+    with _naming(file), _opened(file) as stream:
+        data = stream.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        dropped["invalid_utf8"] += 1
+    else:
+        yield file.name, {"text": text}
+
+
+def _read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[int, Row]]:
+    any_row = False
+    for number, line in enumerate(_lines(file)):
+        if number == 0 and _ARRAY_OF_OBJECTS.match(line):
+            raise UserError(
+                f"{file.url} holds one JSON array, not one object a line; "
+                "rewrite it with: jq -c '.[]' FILE > FILE.jsonl"
+            )
+        row = _parse(line, dropped)
+        if row is not None:
+            if not any_row:
+                require_columns(file.url, columns, row)
+            any_row = True
+            yield number, row
+
+
+def _lines(file: CorpusFile) -> Iterator[bytes]:
+    with _naming(file), _opened(file) as stream:
+        first = stream.readline().removeprefix(codecs.BOM_UTF8)
+        if first.strip():
+            yield first
+        for line in stream:
+            if line.strip():
+                yield line
+
+
+def _parse(line: bytes, dropped: Counter[str]) -> Row | None:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        dropped["invalid_utf8"] += 1
+        return None
+    except (ValueError, RecursionError):  # too long a number and too deep a nesting as well
+        row = None
+    if isinstance(row, dict):
+        return row
+    dropped["invalid_json"] += 1
+    return None
+
+
+def _read_parquet(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[int, Row]]:
+    number = 0
+    for record_batch in _record_batches(file, columns):
+        for row in _rows(record_batch):
+            if row is None:
+                dropped["invalid_utf8"] += 1
+            else:
+                yield number, row
+            number += 1
+
+
+def _record_batches(file: CorpusFile, columns: tuple[str, ...]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with _naming(file), file.fs.open(file.path, "rb") as stream:
+        parquet = pq.ParquetFile(stream)
+        require_columns(file.url, columns, parquet.schema_arrow.names)
+        yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
+
+
+def _rows(record_batch: Any) -> list[Row | None]:
+    """The batch's rows as dicts, None for one with a string that is not UTF-8."""
+    try:
+        return list(record_batch.to_pylist())
+    except UnicodeDecodeError:
+        if record_batch.num_rows == 1:
+            return [None]
+        return [row for index in range(record_batch.num_rows) for row in _rows(record_batch.slice(index, 1))]
+
+
+def _naming(file: CorpusFile) -> AbstractContextManager[None]:
+    return failing_as(f"cannot read {file.url}", "mend or remove the file, or leave it out with corpus.source.exclude")
+
+
+@contextmanager
+def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed if its name says that they are compressed."""
+    decompress = _DECOMPRESSORS.get(PurePosixPath(file.path.lower()).suffix)
+    with file.fs.open(file.path, "rb") as stored:
+        if decompress is None:
+            yield stored
+        else:
+            with decompress(stored) as stream:
+                yield stream
+
+
+def _open_zstd(stored: IO[bytes]) -> Any:
+    """Arrow's reader, since fsspec's stops after the first frame and takes a cut-off file for a whole one."""
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd"))
+
+
+_DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}

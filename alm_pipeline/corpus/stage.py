@@ -1,0 +1,87 @@
+"""The stage CORPUS → EXAMPLES: texts or conversations in shards of a set size."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from alm_pipeline.config import CorpusConfig
+from alm_pipeline.corpus.examples import Example, iter_examples
+from alm_pipeline.corpus.identity import source_identity
+from alm_pipeline.progress import track
+from alm_pipeline.tokenization.chat import joined_contents
+from storage.dataset import Dataset, Manifest
+from storage.errors import UserError
+from storage.schemas import Kind
+
+STAGE_VERSION = 1
+
+
+def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
+    """The examples of a corpus, whether or not they are written yet.
+
+    The source counts by its content: the same files elsewhere are the same examples.
+    """
+    return Dataset(root, Kind.EXAMPLES, corpus.name, {"stage_version": STAGE_VERSION, **corpus_identity(corpus)})
+
+
+def corpus_identity(corpus: CorpusConfig) -> dict[str, object]:
+    """What decides the examples of a corpus."""
+    settings = corpus.model_dump(mode="json", exclude={"source", "name"})
+    return {"source": source_identity(corpus.source), "config": settings}
+
+
+def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
+    """Read the corpus and write every shard that is not written yet.
+
+    Raises UserError when the corpus gives no example.
+    """
+    if manifest := examples.manifest():
+        return manifest
+    dropped: Counter[str] = Counter()
+    shards = 0
+    with track(f"shard {corpus.name}", None, "B") as advance:
+        for shards, shard in enumerate(_shards(iter_examples(corpus, dropped), corpus.shard_bytes), start=1):
+            if not examples.record(shards - 1):
+                _write_shard(examples, shards - 1, shard)
+            advance(sum(len(_text(example).encode()) for example in shard))
+    if not shards:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
+        raise UserError(f"corpus {corpus.name}: gives no example ({reasons}): see corpus.source, .text and .sample")
+    return examples.finish(shards, dropped)
+
+
+def _shards(examples: Iterable[Example], shard_bytes: int) -> Iterator[list[Example]]:
+    shard: list[Example] = []
+    size = 0
+    for example in examples:
+        shard.append(example)
+        size += len(_text(example).encode())
+        if size >= shard_bytes:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def _text(example: Example) -> str:
+    return example.text if example.text is not None else joined_contents(example.messages or [])
+
+
+def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
+    texts = [_text(example) for example in shard]
+    conversations = [json.dumps(row.messages, ensure_ascii=False) if row.messages else None for row in shard]
+    columns = {
+        "id": [example.id for example in shard],
+        "split": [example.split for example in shard],
+        "text": texts,
+        "messages": pa.array(conversations, pa.string()),
+    }
+    held_out = sum(example.split == "held_out" for example in shard)
+    counts = {
+        "examples": len(shard),
+        "held_out_examples": held_out,
+        "text_bytes": sum(len(text.encode()) for text in texts),
+    }
+    examples.write_shard(index, columns, counts)

@@ -1,0 +1,98 @@
+"""The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedModel
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.trainer import train_student
+from alm_pipeline.evaluation.bits_per_byte import cached_bits_per_byte, model_bits_per_byte
+from alm_pipeline.models import label, load_model, load_tokenizer, model_identity, tokenizer_identity
+from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.tokenization.encoding import check_vocabulary
+from alm_pipeline.transfer.fvt import transfer_vocabulary
+from storage.dataset import Dataset
+from storage.folders import FolderManifest, StoredFolder
+
+STAGE_VERSION = 1
+CHECKPOINTS = "checkpoints"
+
+
+def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str) -> StoredFolder:
+    """The student that these caches and this configuration make, whether or not it is there yet."""
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "inputs": {name: dataset.name for name, dataset in datasets.items()},
+        "model": model_identity(config.student.model),
+        "source_tokenizer": tokenizer_identity(config.student.model),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "objective": config.objective.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude={"checkpoint_steps"}),
+    }
+    name = f"{label(config.student.model)}-from-{label(config.teacher)}-on-{config.corpus.name}"
+    return StoredFolder(datasets["scores"].root, "students", name, identity)
+
+
+def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder) -> FolderManifest:
+    """Train the student on the caches, evaluate it before and after, and save it."""
+    if manifest := student.manifest():
+        return manifest
+    model, initialisation = initial_student(config, tokenizer)
+    scorer = _scorer(model, tokenizer)
+    held_out = (datasets["examples"], datasets["student_tokens"])
+    before = model_bits_per_byte(*held_out, scorer, "evaluate before")
+    student.restore(CHECKPOINTS)
+    start = time.monotonic()
+    log = train_student(
+        model,
+        lambda first: BatchStream(datasets, config.objective, config.train, first),
+        scorer.boundary_ids_K,
+        config.objective,
+        config.train,
+        student.path / CHECKPOINTS,
+        lambda: student.mirror(CHECKPOINTS),
+    )
+    seconds = time.monotonic() - start
+    after = model_bits_per_byte(*held_out, _scorer(model, tokenizer), "evaluate after")
+    save_student(model, tokenizer, log, student.path)
+    results = {
+        "initialisation": initialisation,
+        "held_out_bits_per_byte": {
+            "teacher": cached_bits_per_byte(datasets["examples"], datasets["teacher_tokens"], datasets["scores"]),
+            "student_before": before,
+            "student_after": after,
+        },
+        "training_seconds": round(seconds, 1),
+    }
+    manifest = student.finish(results)
+    student.remove(CHECKPOINTS)
+    return manifest
+
+
+def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel, dict[str, int]]:
+    """The student before training, and how its embeddings came about (nothing where it keeps its tokenizer)."""
+    model = load_model(config.student.model, "float32", trust_remote_code=config.trust_remote_code)
+    if tokenizer == config.student.model:
+        return model, {}
+    source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
+    return model, transfer_vocabulary(model, source, target, config.train.seed).counts()
+
+
+def _scorer(model: PreTrainedModel, tokenizer: str) -> Scorer:
+    view, rows = byte_view(load_tokenizer(tokenizer).backend_tokenizer), model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(view, rows, tokenizer)
+    return Scorer(model, view.boundary(rows))
+
+
+def save_student(model: PreTrainedModel, tokenizer: str, log: list[dict[str, float]], folder: Path) -> None:
+    """A model folder that plain transformers load, and `metrics.parquet` with a row a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+    pq.write_table(pa.Table.from_pylist(log), folder / "metrics.parquet")

@@ -1,0 +1,117 @@
+"""Models and tokenizers by name: a folder, a Hugging Face hub name, or `demo:NAME`."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from storage.errors import UserError
+from storage.identity import hash_files
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MODEL_FILES = ("config.json", "*.safetensors")
+_DEMO = "demo:"
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model or tokenizer, downloaded or converted first where need be.
+
+    Raises UserError when there is no such folder or it can't be fetched.
+    """
+    if name.startswith(_DEMO):
+        from alm_pipeline.demo_models import demo_model
+
+        return demo_model(name.removeprefix(_DEMO))
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{name}: no such folder, and not to be had from the model hub ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A fast tokenizer, exactly as its tokenizer.json says (AutoTokenizer rebuilds some with other ids)."""
+    folder = model_folder(name)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{name}: has no tokenizer.json: save a fast tokenizer there (AutoTokenizer.from_pretrained(...).save_pretrained)"
+        )
+    with _quiet():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def load_model(name: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on the GPU where there is one."""
+    folder = model_folder(name)
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
+    return model.to(default_device()).eval()  # type: ignore[no-any-return]
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and advice: this project shows its own progress."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def model_identity(name: str) -> str:
+    """A hash of the model's weights and configuration, wherever they lie."""
+    return hash_files(model_folder(name), MODEL_FILES)
+
+
+def tokenizer_identity(name: str) -> str:
+    """A hash of the tokenizer's files, wherever they lie."""
+    return hash_files(model_folder(name), TOKENIZER_FILES)
+
+
+def context_length(name: str) -> int | None:
+    """The most tokens the model takes, or None where its configuration does not say."""
+    length = _config(name).get("max_position_embeddings")
+    return int(length) if length else None
+
+
+def _config(name: str) -> dict[str, Any]:
+    file = model_folder(name) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{name}: has no config.json: it is not a model's folder")
+    config: dict[str, Any] = json.loads(file.read_text())
+    return {**config, **config.get("text_config", {})}
+
+
+def label(name: str) -> str:
+    """A short readable name for folders: the last part of a path or hub name, without a fingerprint."""
+    last = name.removeprefix(_DEMO).rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"-[0-9a-f]{16}$", "", last)

@@ -1,0 +1,136 @@
+"""The stages in order, without Prefect: what a notebook calls, and what the flow's tasks call.
+
+    from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.recipes import recipe
+
+    student = Pipeline(recipe("transfer"), "alm-data").run()
+    print(student.results)
+
+Every stage finds what is there and writes what is missing, so each may be called at any time, after those before it.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Literal
+
+from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
+from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
+from alm_pipeline.corpus.stage import examples_dataset, write_examples
+from alm_pipeline.distillation.stage import distil, student_folder
+from alm_pipeline.models import context_length
+from alm_pipeline.scoring.stage import score, scores_dataset
+from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
+from alm_pipeline.transfer.stage import tokenizer_folder, write_tokenizer
+from storage.dataset import Dataset, Manifest
+from storage.folders import FolderManifest, StoredFolder
+
+Side = Literal["teacher", "student"]
+
+
+class Pipeline:
+    """One configuration's datasets under one storage root (any fsspec URL)."""
+
+    def __init__(self, config: AlmConfig, root: str) -> None:
+        self.config, self.root = config, root
+
+    @cached_property
+    def _corpus(self) -> CorpusConfig:
+        lengths = [length for side in ("teacher", "student") if (length := context_length(self._model(side)))]
+        # a token covers at least one byte, so what has no more bytes than the context has tokens always fits;
+        # a few are left for the special tokens around it
+        most = min([self.config.corpus.max_bytes, *(length - 8 for length in lengths)])
+        return self.config.corpus.model_copy(update={"max_bytes": most})
+
+    @cached_property
+    def examples(self) -> Dataset:
+        return examples_dataset(self._corpus, self.root)
+
+    @cached_property
+    def trained_tokenizer(self) -> StoredFolder | None:
+        """The tokenizer that the run trains, or None where the configuration names one."""
+        setting = self.config.student.tokenizer
+        if not isinstance(setting, TrainedTokenizer):
+            return None
+        return tokenizer_folder(self._corpus, setting, self.config.student.model, self.root)
+
+    def tokenizer(self, side: Side) -> str:
+        """The name or folder of a side's tokenizer; the student's may have to be trained first."""
+        if side == "teacher":
+            return self.config.teacher
+        if self.trained_tokenizer:
+            return str(self.trained_tokenizer.fetch())
+        setting = self.config.student.tokenizer
+        return setting if isinstance(setting, str) else self.config.student.model
+
+    def tokens(self, side: Side) -> Dataset:
+        return tokens_dataset(self.examples, self.tokenizer(side), context_length(self._model(side)))
+
+    def _model(self, side: Side | str) -> str:
+        return self.config.teacher if side == "teacher" else self.config.student.model
+
+    @cached_property
+    def alignments(self) -> Dataset:
+        return alignments_dataset(self.tokens("teacher"), self.tokens("student"), self.config.corpus.name)
+
+    @cached_property
+    def scores(self) -> Dataset:
+        return scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score)
+
+    @cached_property
+    def caches(self) -> Mapping[str, Dataset]:
+        """The datasets that a student is distilled from, by role."""
+        return {
+            "examples": self.examples,
+            "teacher_tokens": self.tokens("teacher"),
+            "student_tokens": self.tokens("student"),
+            "alignments": self.alignments,
+            "scores": self.scores,
+        }
+
+    @cached_property
+    def student(self) -> StoredFolder:
+        return student_folder(self.caches, self.config, self.tokenizer("student"))
+
+    def shard(self) -> Manifest:
+        """Read the corpus, and write its examples in shards."""
+        return write_examples(self.examples, self._corpus)
+
+    def train_tokenizer(self) -> FolderManifest | None:
+        """Train the student's new tokenizer, if the configuration asks for one."""
+        setting = self.config.student.tokenizer
+        if not isinstance(setting, TrainedTokenizer) or not self.trained_tokenizer:
+            return None
+        return write_tokenizer(self.trained_tokenizer, self._corpus, setting, self.config.student.model)
+
+    def tokenize(self, side: Side) -> Manifest:
+        """Encode the examples with one side's tokenizer."""
+        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), context_length(self._model(side)))
+
+    def align(self) -> Manifest:
+        """Align both tokenizations."""
+        return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments)
+
+    def score(self) -> Manifest:
+        """Let the teacher score its tokens."""
+        remote_code = self.config.trust_remote_code
+        return score(
+            self.tokens("teacher"), self.scores, self.config.teacher, self.config.score, trust_remote_code=remote_code
+        )
+
+    def distil(self) -> FolderManifest:
+        """Train, evaluate and save the student."""
+        return distil(self.caches, self.config, self.tokenizer("student"), self.student)
+
+    def cache(self) -> None:
+        """Every stage up to the teacher's scores."""
+        self.shard()
+        self.train_tokenizer()
+        self.tokenize("teacher")
+        self.tokenize("student")
+        self.align()
+        self.score()
+
+    def run(self) -> FolderManifest:
+        """Every stage."""
+        self.cache()
+        return self.distil()

@@ -1,0 +1,112 @@
+"""Progress with rates: bars on a terminal, a log line now and then elsewhere.
+
+A stage calls `track` and knows nothing of who looks: `progress_bars` (the command line) shows bars, otherwise
+lines go to the logger `alm_pipeline`, which Prefect, pytest or a script collect as they like.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class Advance(Protocol):
+    """Called with the units done since the last call, and what is worth seeing beside them."""
+
+    def __call__(self, units: float, note: str = "") -> None: ...
+
+
+logger = logging.getLogger("alm_pipeline")
+_SECONDS_A_LINE = 10.0
+_bars: Progress | None = None
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[None]:
+    """Show bars on the console while inside; lines in the log where it is no terminal."""
+    global _bars
+    if not console.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        _bars = bars
+        try:
+            yield
+        finally:
+            _bars = None
+
+
+@contextlib.contextmanager
+def track(description: str, total: float | None, unit: str) -> Iterator[Advance]:
+    """Track a stage of so many units; the value is called with the units done since the last call."""
+    with _bar(_bars, description, total, unit) if _bars else _lines(description, total, unit) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(bars: Progress, description: str, total: float | None, unit: str) -> Iterator[Advance]:
+    task = bars.add_task(description, total=total, unit=unit)
+
+    def advance(units: float, note: str = "") -> None:
+        bars.update(task, advance=units, description=f"{description} {note}".rstrip())
+
+    yield advance
+    done = bars.tasks[bars.task_ids.index(task)].completed
+    bars.update(task, total=done, completed=done)
+
+
+@contextlib.contextmanager
+def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0.0
+
+    def advance(units: float, note: str = "") -> None:
+        nonlocal done, last
+        done += units
+        if time.monotonic() - last >= _SECONDS_A_LINE:
+            last = time.monotonic()
+            of_total = f" of {total:,.0f}" if total else ""
+            logger.info(
+                "%s: %s%s %s, %s",
+                description,
+                f"{done:,.0f}",
+                of_total,
+                unit,
+                _rate(done, last - start, unit),
+            )
+
+    yield advance
+    seconds = time.monotonic() - start
+    logger.info("%s: %s %s in %.1f s, %s", description, f"{done:,.0f}", unit, seconds, _rate(done, seconds, unit))
+
+
+def _rate(units: float, seconds: float, unit: str) -> str:
+    rate = units / max(seconds, 1e-9)
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        done = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total else "")
+        unit = task.fields["unit"]
+        return Text(f"{done} {unit}  {_rate(task.completed, task.elapsed or 0.0, unit) if task.completed else ''}")

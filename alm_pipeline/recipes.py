@@ -1,0 +1,89 @@
+"""Recipes: functions that return a complete configuration, ready to run or to start from."""
+
+import sysconfig
+from collections.abc import Callable
+
+from alm_pipeline.config import (
+    AlmConfig,
+    CorpusConfig,
+    FilesSource,
+    GeneratedSource,
+    ObjectiveConfig,
+    StudentConfig,
+    TrainConfig,
+    TrainedTokenizer,
+)
+from storage.errors import UserError
+
+SMOLLM2 = "demo:smollm2-135m-instruct"
+GEMMA3 = "demo:gemma-3-270m"
+
+
+def transfer() -> AlmConfig:
+    """Tokenizer transfer: SmolLM2-135M to a tokenizer trained on Python's standard library, taught by itself."""
+    return AlmConfig(
+        corpus=python_source(),
+        teacher=SMOLLM2,
+        student=StudentConfig(model=SMOLLM2, tokenizer=TrainedTokenizer(vocab_size=16_384)),
+        objective=ObjectiveConfig(temperature=5.0),
+        train=demo_training(steps=48),
+    )
+
+
+def maths() -> AlmConfig:
+    """Across families: Gemma-3-270M teaches SmolLM2-135M maths problems, each with its own tokenizer."""
+    return AlmConfig(
+        corpus=maths_problems(),
+        teacher=GEMMA3,
+        student=StudentConfig(model=SMOLLM2),
+        objective=ObjectiveConfig(temperature=5.0),
+        train=demo_training(steps=40),
+    )
+
+
+def python_source() -> CorpusConfig:
+    """The source of the interpreter's own standard library, without tests."""
+    stdlib = sysconfig.get_paths()["stdlib"]
+    return CorpusConfig(
+        name="python-stdlib",
+        source=FilesSource(
+            urls=(f"{stdlib}/**/*.py",),
+            exclude=("*/site-packages/*", "*/dist-packages/*", "*/test/*", "*/tests/*", "*/idle_test/*"),
+        ),
+        max_bytes=1024,
+        sample=0.02,
+        held_out=0.1,
+        shard_bytes=64 * 1024,
+    )
+
+
+def maths_problems() -> CorpusConfig:
+    """Word problems with worked solutions, generated from GSM-Symbolic's templates."""
+    return CorpusConfig(
+        name="gsm-symbolic",
+        source=GeneratedSource(task="gsm_symbolic", size=600, seed=0),
+        held_out=0.1,
+        shard_bytes=64 * 1024,
+    )
+
+
+def demo_training(steps: int) -> TrainConfig:
+    """Training sized for minutes on two cores."""
+    return TrainConfig(
+        steps=steps,
+        batch_tokens=1024,
+        row_tokens=512,
+        learning_rate=1e-4,
+        warmup_steps=5,
+        checkpoint_steps=12,
+    )
+
+
+RECIPES: dict[str, Callable[[], AlmConfig]] = {"transfer": transfer, "maths": maths}
+
+
+def recipe(name: str) -> AlmConfig:
+    """The recipe of that name. Raises UserError listing the names there are."""
+    if name not in RECIPES:
+        raise UserError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or give a YAML or JSON file")
+    return RECIPES[name]()

@@ -1,0 +1,78 @@
+"""Conversations: a chat template's text, and where the messages' contents stand in it.
+
+A template is any Jinja program, so where the contents are is found by rendering the conversation twice: once with
+placeholders, which shows the scaffold, and once as it is, which must be the scaffold with the contents in place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from storage.errors import UserError
+
+Conversation = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A rendered conversation; `content_before[b]` counts the content bytes before byte b of the text."""
+
+    text: str
+    content_before: npt.NDArray[np.int64]
+
+
+def joined_contents(conversation: Conversation) -> str:
+    """The text that both sides share: the messages' contents, one after the other."""
+    return "".join(message["content"] for message in conversation)
+
+
+def render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Rendering | None:
+    """The conversation in the tokenizer's chat template, or None where the template changes a content.
+
+    Raises UserError when the tokenizer has no chat template or the template refuses the conversation.
+    """
+    text = _apply(tokenizer, conversation)
+    scaffold = _scaffold(tokenizer, conversation)
+    contents = [message["content"] for message in conversation]
+    if scaffold is None or text != _fill(scaffold, contents):
+        return None
+    is_content = [False] * len(scaffold[0].encode())
+    for content, piece in zip(contents, scaffold[1:], strict=True):
+        is_content += [True] * len(content.encode()) + [False] * len(piece.encode())
+    return Rendering(text, np.concatenate([[0], np.cumsum(is_content, dtype=np.int64)]))
+
+
+def _apply(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str:
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, and the corpus holds conversations: "
+            "use an instruction-tuned model's tokenizer, or a corpus of texts (corpus.text)"
+        )
+    try:
+        rendered = tokenizer.apply_chat_template(list(conversation), tokenize=False)
+    except TemplateError as error:
+        roles = [message["role"] for message in conversation]
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from error
+    return str(rendered)
+
+
+def _scaffold(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[str] | None:
+    """The template's text before, between and after the contents; None where a content does not appear once."""
+    marks = [f"\ue000{index}\ue001" for index in range(len(conversation))]
+    placeholders = [{**message, "content": mark} for message, mark in zip(conversation, marks, strict=True)]
+    rest, pieces = _apply(tokenizer, placeholders), []
+    for mark in marks:
+        if rest.count(mark) != 1:
+            return None
+        piece, rest = rest.split(mark)
+        pieces.append(piece)
+    return [*pieces, rest]
+
+
+def _fill(scaffold: list[str], contents: list[str]) -> str:
+    return scaffold[0] + "".join(map("".join, zip(contents, scaffold[1:], strict=True)))

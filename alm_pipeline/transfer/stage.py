@@ -1,0 +1,57 @@
+"""The stage that trains a tokenizer on the corpus."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from alm_pipeline.config import CorpusConfig, TrainedTokenizer
+from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.stage import corpus_identity
+from alm_pipeline.models import load_tokenizer, tokenizer_identity
+from alm_pipeline.progress import track
+from alm_pipeline.tokenization.chat import joined_contents
+from alm_pipeline.transfer.train_tokenizer import train_tokenizer
+from storage.folders import FolderManifest, StoredFolder
+
+STAGE_VERSION = 1
+
+
+def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer, source: str, root: str) -> StoredFolder:
+    """The tokenizer trained on this corpus, whether or not it is there yet."""
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "corpus": corpus_identity(_whole(corpus)),
+        "setting": setting.model_dump(mode="json"),
+        "source_tokenizer": tokenizer_identity(source),
+    }
+    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity)
+
+
+def _whole(corpus: CorpusConfig) -> CorpusConfig:
+    """The corpus without sampling: a tokenizer takes more text than a teacher can score in the same time."""
+    return corpus.model_copy(update={"sample": 1.0, "max_examples": None})
+
+
+def write_tokenizer(
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer, source: str
+) -> FolderManifest:
+    """Train the tokenizer on the training split, unless it is there."""
+    if manifest := folder.manifest():
+        return manifest
+    tokenizer = train_tokenizer(
+        _training_texts(corpus, setting.train_bytes), setting.vocab_size, load_tokenizer(source)
+    )
+    tokenizer.save_pretrained(folder.path)
+    return folder.finish({"tokens": len(tokenizer)})
+
+
+def _training_texts(corpus: CorpusConfig, train_bytes: int) -> Iterator[str]:
+    read = 0
+    with track("train tokenizer", None, "B") as advance:
+        for example in iter_examples(_whole(corpus), Counter()):
+            if read >= train_bytes:
+                return
+            if example.split == "train":
+                text = example.text if example.text is not None else joined_contents(example.messages or [])
+                read += len(text.encode())
+                advance(len(text.encode()))
+                yield text

@@ -1,0 +1,195 @@
+"""The command `alm`. Heavy imports happen in the commands, so that `alm --help` answers at once."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from storage.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""
+Distil any language model into any other, whatever their tokenizers, by **Approximate Likelihood Matching**.
+
+A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizer, aligns both by bytes, lets
+the teacher score its tokens once, and trains the student on these caches. Every stage is kept under the storage root and
+found again, so a run that was interrupted is simply run again.
+
+- `alm run transfer` moves SmolLM2 to a new tokenizer, on this machine, in minutes.
+- `alm show transfer > my.yaml`, edit it, and `alm run my.yaml --storage s3://bucket/prefix` runs your own.
+- `alm describe alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
+""",
+)
+_out, _err = Console(), Console(stderr=True)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, or a YAML or JSON file")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="any field, dotted: train.learning_rate=1e-4 (YAML value)"),
+]
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """What the user can mend is told without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def run(
+    recipe: Recipe = "transfer",
+    storage: Annotated[str, typer.Option(help="a folder or any fsspec URL (s3://bucket/prefix)")] = "alm-data",
+    until: Annotated[str, typer.Option(help="scores: stop once the caches are complete; student")] = "student",
+    corpus: Annotated[str | None, typer.Option(help="URL of Parquet, JSONL or text files")] = None,
+    teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
+    student: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="put on the student: a folder or a hub name")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="the peak learning rate")] = None,
+    gamma: Annotated[float | None, typer.Option(help="a chunk ends where P(boundary) exceeds this")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the objective")] = None,
+    settings: Setting = None,
+    again: Annotated[bool, typer.Option("--again", help="distil anew even if this student is finished")] = False,
+) -> None:
+    """Run every stage that is not done yet, and print a summary.
+
+    Without a Prefect server (no PREFECT_API_URL) it starts an embedded one for the time of the run.
+    """
+    from flows.embedded import prepare
+
+    prepare()
+    from alm_pipeline.overrides import override
+    from alm_pipeline.progress import progress_bars
+    from alm_pipeline.report import Summary, summary_table
+    from flows.alm import alm
+
+    with _user_errors():
+        config = override(
+            _configuration(recipe),
+            corpus=corpus,
+            teacher=teacher,
+            student=student,
+            tokenizer=tokenizer,
+            steps=steps,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            temperature=temperature,
+            settings=_settings(settings),
+        )
+        if again:
+            _forget_student(config, storage)
+        _log_lines()
+        with progress_bars(_err):
+            result = alm(config=config, storage=storage, until=until)  # type: ignore[arg-type]
+        seconds = result.pop("seconds")
+        _out.print(summary_table(Summary.model_validate(result), seconds))
+
+
+def _configuration(name: str) -> Any:
+    from alm_pipeline.config import load_config
+    from alm_pipeline.recipes import recipe
+
+    return load_config(Path(name)) if Path(name).suffix in (".yaml", ".yml", ".json") else recipe(name)
+
+
+def _settings(settings: list[str] | None) -> dict[str, Any]:
+    values = {}
+    for setting in settings or []:
+        field, separator, value = setting.partition("=")
+        if not separator:
+            raise UserError(f"--set {setting}: has no '=': write FIELD=VALUE, as in --set train.seed=1")
+        values[field] = yaml.safe_load(value)
+    return values
+
+
+def _forget_student(config: Any, storage: str) -> None:
+    from alm_pipeline.pipeline import Pipeline
+
+    student = Pipeline(config, storage).student
+    if student.manifest():
+        student.remove("manifest.json")
+
+
+def _log_lines() -> None:
+    """Stages say what they do on stderr where no bars do."""
+    logger = logging.getLogger("alm_pipeline")
+    logger.setLevel(os.environ.get("ALM_LOG_LEVEL", "INFO"))
+    if not logger.handlers:
+        logger.addHandler(RichHandler(console=_err, show_path=False, show_level=False))
+    if _err.is_terminal:
+        logger.setLevel("WARNING")
+
+
+@app.command()
+def show(recipe: Recipe = "transfer") -> None:
+    """Print a recipe as YAML: a complete configuration to edit and run."""
+    with _user_errors():
+        print(
+            yaml.safe_dump(_configuration(recipe).model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
+        )
+
+
+@app.command()
+def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dataset's folder")] = "alm-data") -> None:
+    """List what is stored under a root, or say what one dataset holds and was made from."""
+    from storage.dataset import list_datasets, load_manifest
+
+    with _user_errors():
+        if manifest := load_manifest(url):
+            print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
+            return
+        table = Table("kind", "name", "rows", "MB", "counts")
+        for kind, folder, found in list_datasets(url):
+            name = folder.rsplit("/", 1)[-1]
+            if found is None:
+                table.add_row(kind, name, "", "", "not complete")
+            else:
+                counts = ", ".join(f"{count:,} {what}" for what, count in found.counts.items())
+                table.add_row(kind, name, f"{found.rows:,}", f"{found.bytes / 1e6:.2f}", counts)
+        if not table.rows:
+            raise UserError(f"{url}: holds no datasets; `alm run --storage {url}` writes some")
+        _out.print(table)
+
+
+def _description(manifest: Any) -> dict[str, Any]:
+    content: dict[str, Any] = manifest.model_dump(mode="json")
+    content["shards"] = len(content["shards"])
+    return content
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="the folder of an alignments dataset")],
+    shard: Annotated[int, typer.Option(help="which shard")] = 0,
+    example: Annotated[str | None, typer.Option(help="an example's id; the shard's first where none is given")] = None,
+    chunks: Annotated[int, typer.Option(help="how many chunks to show")] = 30,
+) -> None:
+    """Show the aligned chunks of one example: its text, the teacher's tokens, the student's tokens."""
+    from alm_pipeline.alignment.inspect import chunk_frame
+
+    with _user_errors():
+        frame = chunk_frame(url, shard, example)
+        first = frame.filter(frame["id"] == frame["id"][0])
+        table = Table(
+            "bytes", "text", "teacher's tokens", "student's tokens", "kind", title=f"example {first['id'][0]}"
+        )
+        for row in first.head(chunks).iter_rows(named=True):
+            sides = [" ".join(map(repr, row[side])) for side in ("teacher", "student")]
+            table.add_row(f"{row['start']}-{row['end']}", repr(row["text"]), *sides, row["kind"])
+        _out.print(table, markup=False)
+        _out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")

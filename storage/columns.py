@@ -1,0 +1,36 @@
+"""List columns as flat NumPy arrays and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+def flatten_lists(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """(values, offsets [rows + 1]) of a list column without nulls."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no rows
+        array = pa.array([], column.type)
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def list_rows(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
+    """A list column as one array a row."""
+    values, offsets = flatten_lists(column)
+    return np.split(values, offsets[1:-1]) if len(offsets) > 1 else []
+
+
+def list_array(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], type_: pa.DataType) -> pa.ListArray:
+    """A list column from flat values and offsets."""
+    item = pa.field("item", type_, nullable=False)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, type_), type=pa.list_(item))
+
+
+def join_rows(rows: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.ListArray:
+    """A list column from one array a row."""
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+    values = np.concatenate(rows) if rows else np.zeros(0)
+    return list_array(values, offsets, type_)

@@ -1,0 +1,33 @@
+"""Fingerprints: what a dataset is, as a short hash of everything that decides its bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storage.errors import UserError
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of the identity's canonical JSON."""
+    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a local file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """SHA-256 over the names and contents of the files in `folder` that match, in hex.
+
+    Raises UserError when none matches: an identity of nothing would fit everything.
+    """
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    if not files:
+        raise UserError(f"{folder}: holds none of {', '.join(patterns)}")
+    lines = [f"{file.relative_to(folder).as_posix()} {hash_file(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
