@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -49,9 +49,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     folder = model_folder(name)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"{name}: has no tokenizer.json: save a fast tokenizer there (AutoTokenizer.from_pretrained(...).save_pretrained)"
+            f"{name}: has no tokenizer.json: save a fast tokenizer there "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
-    with _quiet():
+    with quiet_transformers():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
@@ -61,13 +62,14 @@ def load_model(name: str, dtype: str, *, trust_remote_code: bool = False) -> Pre
     """A causal language model in evaluation mode, on the GPU where there is one."""
     folder = model_folder(name)
     try:
-        with _quiet():
+        with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
-    return model.to(default_device()).eval()  # type: ignore[no-any-return]
+    model.to(default_device())  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    return model.eval()
 
 
 def default_device() -> torch.device:
@@ -75,7 +77,21 @@ def default_device() -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
+    """How float32 matrices are multiplied: `medium` rounds the factors to bfloat16 and sums in float32.
+
+    Factors that come from bfloat16 lose nothing by it, and a processor with bfloat16 units is twice as fast.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' bars and advice: this project shows its own progress."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -109,6 +125,12 @@ def _config(name: str) -> dict[str, Any]:
         raise UserError(f"{name}: has no config.json: it is not a model's folder")
     config: dict[str, Any] = json.loads(file.read_text())
     return {**config, **config.get("text_config", {})}
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many ids the model's input embedding takes."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return int(weight.shape[0])
 
 
 def label(name: str) -> str:

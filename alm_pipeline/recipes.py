@@ -51,7 +51,7 @@ def python_source() -> CorpusConfig:
             exclude=("*/site-packages/*", "*/dist-packages/*", "*/test/*", "*/tests/*", "*/idle_test/*"),
         ),
         max_bytes=1024,
-        sample=0.02,
+        sample=0.016,
         held_out=0.1,
         shard_bytes=64 * 1024,
     )
@@ -75,6 +75,7 @@ def demo_training(steps: int) -> TrainConfig:
         row_tokens=512,
         learning_rate=1e-4,
         warmup_steps=5,
+        dtype="bfloat16",
         checkpoint_steps=12,
     )
 

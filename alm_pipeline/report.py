@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.table import Table
+from rich.table import Column, Table
 
 from alm_pipeline.pipeline import Pipeline
 
@@ -75,14 +75,15 @@ def summary_rows(summary: Summary, seconds: Mapping[str, float]) -> list[tuple[s
     if summary.initialisation:
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialisation.items())))
     if bits := summary.bits_per_byte:
-        rows += [(f"held-out bits per byte, {name.replace('_', ' ')}", f"{value:.4f}") for name, value in bits.items()]
+        names = ("teacher", "student_before", "student_after")
+        rows += [(f"held-out bits per byte, {name.replace('_', ' ')}", f"{bits[name]:.4f}") for name in names]
     rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
     return rows
 
 
 def summary_table(summary: Summary, seconds: Mapping[str, float]) -> Table:
     """The rows for a terminal, and below them where the files are."""
-    table = Table(show_header=False, title="alm", title_justify="left")
+    table = Table(Column(), Column(overflow="fold"), show_header=False, title="alm", title_justify="left")
     for what, value in summary_rows(summary, seconds):
         table.add_row(what, value)
     table.add_section()

@@ -6,6 +6,7 @@ records tell what is done, so a run that crashed or was cancelled is simply run 
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from prefect import flow, get_run_logger, task
@@ -36,7 +37,9 @@ def stage_task(name: str) -> Callable[[Callable[..., Returned]], Any]:
     return task(name=name, cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)
 
 
+@lru_cache(maxsize=1)
 def _pipeline(config: AlmConfig, storage: str) -> Any:
+    """One for all tasks of a process: what the corpus and models are is hashed once."""
     # torch and transformers are imported by the tasks that run, not by whoever deploys or looks at the flow
     from alm_pipeline.pipeline import Pipeline
 

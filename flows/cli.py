@@ -31,7 +31,9 @@ found again, so a run that was interrupted is simply run again.
 - `alm describe alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
 """,
 )
-_out, _err = Console(), Console(stderr=True)
+# a file or a pipe has no width to keep to
+_out = Console(width=None if Console().is_terminal else 200)
+_err = Console(stderr=True)
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, or a YAML or JSON file")]
 Setting = Annotated[
@@ -128,6 +130,7 @@ def _forget_student(config: Any, storage: str) -> None:
 def _log_lines() -> None:
     """Stages say what they do on stderr where no bars do."""
     logger = logging.getLogger("alm_pipeline")
+    logger.propagate = False
     logger.setLevel(os.environ.get("ALM_LOG_LEVEL", "INFO"))
     if not logger.handlers:
         logger.addHandler(RichHandler(console=_err, show_path=False, show_level=False))

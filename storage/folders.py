@@ -1,4 +1,4 @@
-"""Folders of files in the store (tokenizers, students, checkpoints): worked on locally, complete once they have a manifest.
+"""Folders of files in the store (tokenizers, students): worked on locally, complete once they have a manifest.
 
 On a local root the working folder is the stored one. On an object store it is in this machine's cache; its files are
 uploaded when published, the manifest last.
@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from storage.dataset import FORMAT_VERSION, Stored
+from storage.dataset import Stored
 from storage.errors import UserError
 from storage.identity import fingerprint, hash_file
+from storage.schemas import FORMAT_VERSION
 from storage.urls import is_local, join_url, list_names, open_filesystem, publish, read_bytes
 
 

@@ -12,7 +12,14 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import train_student
 from alm_pipeline.evaluation.bits_per_byte import cached_bits_per_byte, model_bits_per_byte
-from alm_pipeline.models import label, load_model, load_tokenizer, model_identity, tokenizer_identity
+from alm_pipeline.models import (
+    label,
+    load_model,
+    load_tokenizer,
+    model_identity,
+    quiet_transformers,
+    tokenizer_identity,
+)
 from alm_pipeline.scoring.stage import Scorer
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
@@ -93,6 +100,7 @@ def _scorer(model: PreTrainedModel, tokenizer: str) -> Scorer:
 def save_student(model: PreTrainedModel, tokenizer: str, log: list[dict[str, float]], folder: Path) -> None:
     """A model folder that plain transformers load, and `metrics.parquet` with a row a step."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    load_tokenizer(tokenizer).save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        load_tokenizer(tokenizer).save_pretrained(folder)
     pq.write_table(pa.Table.from_pylist(log), folder / "metrics.parquet")

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.models import matmul_precision, quiet_transformers
 from alm_pipeline.objective.batch_loss import batch_loss
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
@@ -100,7 +101,8 @@ def train_student(
     with track("distil", config.steps, "steps") as advance:
         advance(first_step)
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

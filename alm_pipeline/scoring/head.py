@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from storage.errors import UserError
 
 _PIECE_ELEMENTS = 2**24
+_LEAST_LOG = -60.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Hea
     scale = getattr(config, "logit_scale", None) or 1 / (
         getattr(config, "logits_scaling", None) or 1
     )  # Cohere, Granite
-    weight, bias = layer.weight, layer.bias
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
     if dtype is not None:
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return Head(weight, bias, float(scale), getattr(config, "final_logit_softcapping", None))
@@ -95,7 +97,7 @@ class _TwoLogprobs(torch.autograd.Function):
         return token_N, boundary_N
 
     @staticmethod
-    def backward(ctx: Any, grad_token_N: Tensor, grad_boundary_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_token_N: Tensor, grad_boundary_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, targets_N, weight_VH, bias_V, boundary_ids_K, total_N, boundary_N = ctx.saved_tensors
         head = Head(weight_VH, bias_V, ctx.scale, ctx.softcap)
         grad_hidden_NH = torch.empty_like(hidden_NH)
@@ -128,10 +130,16 @@ def _pieces(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> list[tuple[Tens
 
 
 def _piece_logprobs(logits_NV: Tensor, targets_N: Tensor, boundary_ids_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    total_N = logits_NV.logsumexp(-1)
-    token_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - total_N
-    boundary_N = logits_NV.index_select(-1, boundary_ids_K).logsumexp(-1) - total_N
-    return token_N, boundary_N, total_N
+    """[N] each: log p(target), log p(boundary), and the logarithm of the normaliser."""
+    highest_N = logits_NV.amax(-1)
+    weights_NV = (logits_NV - highest_N[:, None]).exp_()
+    is_boundary_V = torch.zeros_like(weights_NV[0]).index_fill_(0, boundary_ids_K, 1.0)
+    total_N = highest_N + weights_NV.sum(-1).log()
+    boundary_N = highest_N + torch.mv(weights_NV, is_boundary_V).log() - total_N
+    # where every boundary token's weight is too small for float32 beside the highest, sum them among themselves
+    lost = boundary_N < _LEAST_LOG
+    boundary_N[lost] = logits_NV[lost].index_select(-1, boundary_ids_K).logsumexp(-1) - total_N[lost]
+    return logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - total_N, boundary_N, total_N
 
 
 def _piece_gradient(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import load_model, load_tokenizer, model_identity
+from alm_pipeline.models import load_model, load_tokenizer, matmul_precision, model_identity
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.head import Head, hidden_states, output_head, token_and_boundary_logprobs
 from alm_pipeline.tokenization.byte_view import byte_view
@@ -75,7 +75,7 @@ class Scorer:
 
     def __init__(self, model: PreTrainedModel, boundary: npt.NDArray[np.bool_]) -> None:
         self.model = model
-        # the head in float32: rounded to bfloat16, logits of 20 are off by 0.06
+        # the head's sums in float32: rounded to bfloat16, logits of 20 are off by 0.06
         self.head: Head = output_head(model, torch.float32 if model.device.type == "cpu" else None)
         self.boundary_ids_K = torch.from_numpy(np.flatnonzero(boundary)).to(model.device)
 
@@ -115,9 +115,10 @@ class Scorer:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
         hidden_BTH = hidden_states(self.model, ids_BT, positions_BT).to(self.head.weight_VH.dtype)
         next_BT = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))
-        token_N, boundary_N = token_and_boundary_logprobs(
-            hidden_BTH.flatten(0, 1), next_BT.flatten(), self.head, self.boundary_ids_K
-        )
+        with matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest"):
+            token_N, boundary_N = token_and_boundary_logprobs(
+                hidden_BTH.flatten(0, 1), next_BT.flatten(), self.head, self.boundary_ids_K
+            )
         return token_N.view_as(ids_BT).cpu().numpy(), boundary_N.view_as(ids_BT).cpu().numpy()
 
 
