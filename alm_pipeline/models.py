@@ -69,7 +69,8 @@ def load_model(name: str, dtype: str, *, trust_remote_code: bool = False) -> Pre
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
     model.to(default_device())  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
-    return model.eval()
+    model.eval()
+    return model
 
 
 def default_device() -> torch.device:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +23,9 @@ app = typer.Typer(
     help="""
 Distil any language model into any other, whatever their tokenizers, by **Approximate Likelihood Matching**.
 
-A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizer, aligns both by bytes, lets
-the teacher score its tokens once, and trains the student on these caches. Every stage is kept under the storage root and
-found again, so a run that was interrupted is simply run again.
+A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizer, aligns both by
+bytes, lets the teacher score its tokens once, and trains the student on these caches. Every stage is kept under the
+storage root and found again, so a run that was interrupted is simply run again.
 
 - `alm run transfer` moves SmolLM2 to a new tokenizer, on this machine, in minutes.
 - `alm show transfer > my.yaml`, edit it, and `alm run my.yaml --storage s3://bucket/prefix` runs your own.
@@ -34,6 +35,12 @@ found again, so a run that was interrupted is simply run again.
 # a file or a pipe has no width to keep to
 _out = Console(width=None if Console().is_terminal else 200)
 _err = Console(stderr=True)
+
+
+class Until(StrEnum):
+    SCORES = "scores"
+    STUDENT = "student"
+
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, or a YAML or JSON file")]
 Setting = Annotated[
@@ -56,7 +63,7 @@ def _user_errors() -> Iterator[None]:
 def run(
     recipe: Recipe = "transfer",
     storage: Annotated[str, typer.Option(help="a folder or any fsspec URL (s3://bucket/prefix)")] = "alm-data",
-    until: Annotated[str, typer.Option(help="scores: stop once the caches are complete; student")] = "student",
+    until: Annotated[Until, typer.Option(help="scores: stop once the caches are complete")] = Until.STUDENT,
     corpus: Annotated[str | None, typer.Option(help="URL of Parquet, JSONL or text files")] = None,
     teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
     student: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
@@ -97,7 +104,7 @@ def run(
             _forget_student(config, storage)
         _log_lines()
         with progress_bars(_err):
-            result = alm(config=config, storage=storage, until=until)  # type: ignore[arg-type]
+            result = alm(config=config, storage=storage, until=until.value)
         seconds = result.pop("seconds")
         _out.print(summary_table(Summary.model_validate(result), seconds))
 

@@ -1,4 +1,4 @@
-"""Runs on one machine without a server: Prefect's embedded server, quiet, private to this machine, and never left behind.
+"""Runs on one machine without a server: Prefect's embedded server, quiet, and never left behind.
 
 Imported before Prefect: what it puts into the environment is read when Prefect is imported.
 """

@@ -93,7 +93,7 @@ class _Side:
         covers, at_common = self.lengths > 0, common_at[self.ends]
         at_gap = ~covers & (at_common | (self.ends == 0))
         # the content chunk that holds the token's last byte; of a token without bytes, the next one
-        chunk = np.cumsum(common_at)[self.ends] - (covers & at_common)
+        chunk: Ints = np.cumsum(common_at)[self.ends] - (covers & at_common)
         ends_turn = at_gap & self._follows_content() & (self.kinds == TokenKind.SPECIAL)
         leads = self.example == chunk_example[chunk]
         slot = np.where(leads, np.where(ends_turn, _TURN_END, _LEADING), np.where(ends_turn, _END, _TRAILING))
@@ -109,7 +109,7 @@ def _unpair_one_sided(keys: list[Ints]) -> None:
     """An end token that only one side has is no pair: it joins the tokens that follow it."""
     ends = [np.unique(key[np.isin(key % _SLOTS, (_END, _TURN_END))]) for key in keys]
     for key in keys:
-        alone = np.isin(key, np.setxor1d(*ends, assume_unique=True))
+        alone = np.isin(key, np.setxor1d(ends[0], ends[1], assume_unique=True))
         key[alone] += 1
 
 

@@ -15,22 +15,25 @@ _COLUMNS = {
     "student": ("token_ids", "byte_lengths"),
     "alignments": ("teacher_tokens", "student_tokens", "byte_lengths", "kinds"),
 }
-_SCHEMA = {
-    "id": pl.String,
-    "start": pl.Int64,
-    "end": pl.Int64,
-    "text": pl.String,
-    "teacher": pl.List(pl.String),
-    "student": pl.List(pl.String),
-    "kind": pl.String,
-}
+_SCHEMA = pl.Schema(
+    {
+        "id": pl.String,
+        "start": pl.Int64,
+        "end": pl.Int64,
+        "text": pl.String,
+        "teacher": pl.List(pl.String),
+        "student": pl.List(pl.String),
+        "kind": pl.String,
+    }
+)
 
 
 def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.DataFrame:
     """One row a chunk of a shard of the alignments dataset at `url`, or of one of its examples.
 
     Columns: `id`, `start` and `end` (bytes of the example's text), `text`, `teacher` and `student` (what each token
-    covers; a token that covers no byte as its id in angle brackets), `kind`. Bytes that are no whole characters are shown as U+FFFD.
+    covers; a token that covers no byte as its id in angle brackets), `kind`. Bytes that are no whole characters are
+    shown as U+FFFD.
     Raises UserError when the dataset holds no alignments, or the shard or example is not there.
     """
     datasets = _related(url)

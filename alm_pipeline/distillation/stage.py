@@ -21,8 +21,6 @@ from alm_pipeline.models import (
     tokenizer_identity,
 )
 from alm_pipeline.scoring.stage import Scorer
-from alm_pipeline.tokenization.byte_view import byte_view
-from alm_pipeline.tokenization.encoding import check_vocabulary
 from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
@@ -51,7 +49,7 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
     if manifest := student.manifest():
         return manifest
     model, initialisation = initial_student(config, tokenizer)
-    scorer = _scorer(model, tokenizer)
+    scorer = Scorer.of(model, tokenizer)
     held_out = (datasets["examples"], datasets["student_tokens"])
     before = model_bits_per_byte(*held_out, scorer, "evaluate before")
     student.restore(CHECKPOINTS)
@@ -66,7 +64,7 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         lambda: student.mirror(CHECKPOINTS),
     )
     seconds = time.monotonic() - start
-    after = model_bits_per_byte(*held_out, _scorer(model, tokenizer), "evaluate after")
+    after = model_bits_per_byte(*held_out, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
     results = {
         "initialisation": initialisation,
@@ -89,12 +87,6 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
     return model, transfer_vocabulary(model, source, target, config.train.seed).counts()
-
-
-def _scorer(model: PreTrainedModel, tokenizer: str) -> Scorer:
-    view, rows = byte_view(load_tokenizer(tokenizer).backend_tokenizer), model.get_input_embeddings().weight.shape[0]
-    check_vocabulary(view, rows, tokenizer)
-    return Scorer(model, view.boundary(rows))
 
 
 def save_student(model: PreTrainedModel, tokenizer: str, log: list[dict[str, float]], folder: Path) -> None:

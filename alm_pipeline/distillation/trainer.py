@@ -34,7 +34,8 @@ class AlmTrainer(Trainer):
         objective: ObjectiveConfig,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=stream)
-        self.stream, self.objective = stream, objective
+        self.stream: BatchStream = stream
+        self.objective: ObjectiveConfig = objective
         self.boundary_ids_K = boundary_ids_K.to(model.device)
         self.watched: dict[str, float] = {}
         self.remove_callback(PrinterCallback)

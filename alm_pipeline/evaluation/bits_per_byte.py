@@ -33,7 +33,9 @@ def cached_bits_per_byte(examples: Dataset, tokens: Dataset, scores: Dataset) ->
     """The held-out bits per byte of the teacher, from its scores: no forward pass."""
     columns = {"examples": ("split",), "tokens": _TOKENS, "scores": ("logprobs",)}
     datasets = {"examples": examples, "tokens": tokens, "scores": scores}
-    logprobs, lengths, kinds = [], [], []
+    logprobs: list[npt.NDArray[np.float32]] = []
+    lengths: list[npt.NDArray[np.int32]] = []
+    kinds: list[npt.NDArray[np.uint8]] = []
     for shard in range(len(scores.complete_manifest().shards)):
         tables = read_aligned(datasets, shard, columns)
         held_out = _held_out_rows(tables["examples"]["split"].to_pylist())

@@ -36,9 +36,9 @@ def merged_chunks(
     """The chunks of one example after merging.
 
     With γ, a chunk is merged with its successors until the teacher's probability of a boundary token after it
-    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. A group that never closes is kept; an unpaired chunk ends the group
-    before it. Without γ (None) no chunk is merged. Left out are unpaired chunks, and chunks with a token that has no prediction:
-    NaN on the teacher's side, the first of the sequence on the student's.
+    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. A group that never closes is kept; an unpaired chunk ends the
+    group before it. Without γ (None) no chunk is merged. Left out are unpaired chunks, and chunks with a token that has
+    no prediction: NaN on the teacher's side, the first of the sequence on the student's.
     """
     teacher_ends, student_ends = np.cumsum(teacher_tokens), np.cumsum(student_tokens)
     compared = kinds != ChunkKind.UNPAIRED

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import load_model, load_tokenizer, matmul_precision, model_identity
+from alm_pipeline.models import embedding_rows, load_model, load_tokenizer, matmul_precision, model_identity
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.head import Head, hidden_states, output_head, token_and_boundary_logprobs
 from alm_pipeline.tokenization.byte_view import byte_view
@@ -82,16 +82,18 @@ class Scorer:
     @classmethod
     def load(cls, name: str, dtype: str, *, trust_remote_code: bool = False) -> "Scorer":
         model = load_model(name, dtype, trust_remote_code=trust_remote_code)
-        view, rows = (
-            byte_view(load_tokenizer(name).backend_tokenizer),
-            model.get_input_embeddings().weight.shape[0],
-        )
-        check_vocabulary(view, rows, name)
+        return cls.of(model, name)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: str) -> "Scorer":
+        """Raises UserError when the tokenizer is not the model's."""
+        view, rows = byte_view(load_tokenizer(tokenizer).backend_tokenizer), embedding_rows(model)
+        check_vocabulary(view, rows, tokenizer)
         return cls(model, view.boundary(rows))
 
     @torch.inference_mode()
     def score(self, examples: Sequence[npt.NDArray[np.int32]], advance: Advance | None = None) -> list[Scores]:
-        """For each example of T token ids: [T] log-probabilities (NaN for the first), [T] boundary log-probabilities."""
+        """For each example of T ids: [T] log-probabilities (NaN for the first), [T] boundary log-probabilities."""
         empty = np.zeros(0, np.float32)
         scores: list[Scores] = [(empty, empty)] * len(examples)
         for batch in _batches([len(example) for example in examples]):

@@ -1,7 +1,8 @@
 """Fast vocabulary transfer (FVT): the initial embeddings of a new vocabulary (Gee et al. 2022).
 
-A special token takes its counterpart's row, a token of the same bytes is copied, any other is the mean of the pieces that the
-source tokenizer cuts its bytes into, and what is left is drawn from the distribution of the source's rows.
+A special token takes its counterpart's row, a token of the same bytes is copied, any other is the mean of the
+pieces that the source tokenizer cuts its bytes into, and what is left is drawn from the distribution of the source's
+rows.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from alm_pipeline.models import embedding_rows
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from storage.errors import UserError
 
@@ -89,7 +91,7 @@ def transfer_vocabulary(
     Raises UserError when the source tokenizer has tokens that the model's embedding lacks.
     """
     mapping = map_vocabulary(source, target)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     if max((id_ for ids in mapping.pieces for id_ in ids), default=0) >= rows:
         raise UserError(f"{source.name_or_path}: this tokenizer has ids beyond the model's {rows} embedding rows")
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
