@@ -9,10 +9,8 @@ import pyarrow as pa
 
 
 def flatten_lists(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """(values, offsets [rows + 1]) of a list column without nulls."""
+    """(values, offsets [rows + 1] from 0 on) of a list column without nulls, sliced or not."""
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no rows
-        array = pa.array([], column.type)
     offsets = array.offsets.to_numpy().astype(np.int64)
     return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
@@ -24,7 +22,7 @@ def list_rows(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
 
 
 def list_array(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], type_: pa.DataType) -> pa.ListArray:
-    """A list column from flat values and offsets."""
+    """A list column from flat values and offsets. Raises ArrowInvalid where one does not fit its type."""
     item = pa.field("item", type_, nullable=False)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, type_), type=pa.list_(item))
 
@@ -32,5 +30,5 @@ def list_array(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], type_: 
 def join_rows(rows: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.ListArray:
     """A list column from one array a row."""
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-    values = np.concatenate(rows) if rows else np.zeros(0)
+    values = np.concatenate(rows) if rows else np.zeros(0, type_.to_pandas_dtype())
     return list_array(values, offsets, type_)

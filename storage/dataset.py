@@ -2,11 +2,11 @@
 
 What has no record does not exist, what has one is complete, and a dataset is complete once its manifest is
 there. A run that was killed anywhere is resumed by writing the shards that have no record; since a shard's bytes are
-decided by the dataset's identity, writing one twice, even from two processes at once, does no harm.
+decided by the dataset's identity, writing one twice, even from two processes at once, does no harm. Every reading
+compares the shard's checksum: a flipped bit may decode to other numbers, and hashing takes a fraction of decoding.
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from storage.errors import UserError
 from storage.identity import fingerprint
 from storage.schemas import FORMAT_VERSION, SCHEMAS, Kind
-from storage.urls import join_url, list_names, publish, read_bytes
+from storage.urls import absolute_url, join_url, list_folders, publish, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Stored(BaseModel):
+    """What is kept as JSON beside the data."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
@@ -73,7 +75,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint({"kind": self.kind, "format": FORMAT_VERSION, **self.identity})
+        return fingerprint({"kind": self.kind, "format": FORMAT_VERSION, "identity": dict(self.identity)})
 
     @property
     def name(self) -> str:
@@ -86,15 +88,36 @@ class Dataset:
     def shard_url(self, shard: int) -> str:
         return join_url(self.url, f"shard-{shard:05d}.parquet")
 
+    def record_url(self, shard: int) -> str:
+        return join_url(self.url, f"shard-{shard:05d}.json")
+
     def record(self, shard: int) -> Record | None:
-        """The record of a shard, or None when the shard is not complete."""
-        url = join_url(self.url, f"shard-{shard:05d}.json")
-        content = read_bytes(url)
-        return None if content is None else _parse(Record, url, content)
+        """The record of a shard, or None when the shard is not complete. Raises UserError when it is damaged."""
+        content = read_bytes(self.record_url(shard))
+        return None if content is None else parse_stored(Record, self.record_url(shard), content)
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None when the dataset is not complete."""
-        return load_manifest(self.url)
+        """The manifest, or None when the dataset is not complete.
+
+        Raises UserError when it is damaged, of another format or another dataset's.
+        """
+        manifest = load_manifest(self.url)
+        if manifest and (manifest.kind, manifest.name, manifest.identity) != (
+            self.kind,
+            self.name,
+            self._plain_identity,
+        ):
+            raise UserError(
+                f"{self.url}: its manifest belongs to {manifest.kind}/{manifest.name}, or was edited: "
+                "don't move or edit datasets; delete the folder and run the stage again"
+            )
+        return manifest
+
+    @property
+    def _plain_identity(self) -> dict[str, Any]:
+        """The identity as it comes back from JSON: with lists for tuples."""
+        plain: dict[str, Any] = json.loads(json.dumps(dict(self.identity)))
+        return plain
 
     def complete_manifest(self) -> Manifest:
         manifest = self.manifest()
@@ -109,7 +132,7 @@ class Dataset:
         counts: Mapping[str, int],
         dropped: Mapping[str, int] | None = None,
     ) -> Record:
-        """Publish a shard and then its record."""
+        """Publish a shard and then its record. The columns are those of the kind's schema."""
         table = pa.table(dict(columns), schema=SCHEMAS[self.kind])
         content = encode_parquet(table)
         record = Record(
@@ -120,7 +143,7 @@ class Dataset:
             dropped=dict(sorted((dropped or {}).items())),
         )
         publish(self.shard_url(shard), content)
-        publish(join_url(self.url, f"shard-{shard:05d}.json"), record.to_json())
+        publish(self.record_url(shard), record.to_json())
         return record
 
     def finish(self, shards: int, dropped: Mapping[str, int] | None = None) -> Manifest:
@@ -130,7 +153,7 @@ class Dataset:
             format_version=FORMAT_VERSION,
             kind=self.kind,
             name=self.name,
-            identity=json.loads(json.dumps(self.identity)),
+            identity=self._plain_identity,
             shards=tuple(records),
             rows=sum(record.rows for record in records),
             bytes=sum(record.bytes for record in records),
@@ -147,20 +170,23 @@ class Dataset:
         return record
 
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The shard's rows. Raises UserError when the shard is not what its record says."""
+        """The shard's rows, with all columns or those asked for.
+
+        Raises UserError when the shard has no record, or its bytes are not those that the record tells of.
+        """
         record, url = self._required_record(shard), self.shard_url(shard)
         content = read_bytes(url)
-        found = "missing" if content is None else f"{len(content)} bytes long"
-        if content is None or len(content) != record.bytes:
-            raise UserError(f"{url}: is {found}, its record says {record.bytes} bytes: {_MEND}")
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=list(columns) if columns else None)
-        except pa.ArrowException as error:
-            raise UserError(f"{url}: is damaged ({error}): {_MEND}") from error
-        return table
+        if content is None:
+            raise UserError(f"{url}: is missing, though it has a record: {_MEND}")
+        if len(content) != record.bytes:
+            raise UserError(f"{url}: is {len(content)} bytes long, its record says {record.bytes}: {_MEND}")
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise UserError(f"{url}: is damaged (its SHA-256 is not its record's): {_MEND}")
+        return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
 
 
-_MEND = "delete the shard and its .json, and run the stage again"
+# with a manifest, the stage would take the dataset for complete and write nothing
+_MEND = "delete the shard, its .json and the dataset's manifest.json, and run the stage again"
 
 
 def read_aligned(
@@ -175,7 +201,8 @@ def read_aligned(
     for name in others:
         if not tables[name]["id"].equals(tables[first]["id"]):
             raise UserError(
-                f"shard {shard} holds other examples in {datasets[name].url} than in {datasets[first].url}: {_MEND}"
+                f"shard {shard} holds other examples in {datasets[name].url} than in {datasets[first].url}: "
+                "they come from different examples; read datasets whose manifests name the same inputs"
             )
     return tables
 
@@ -185,19 +212,19 @@ def encode_parquet(table: pa.Table) -> bytes:
 
     Token ids are plain; other numbers are split by byte, without a dictionary, which would inflate them.
     """
-    lists = {field.name: f"{field.name}.list.element" for field in table.schema if pa.types.is_list(field.type)}
-    split = [lists[name] for name in lists if name not in ("token_ids", "kinds")]
-    whole = [name for name in table.column_names if name not in lists] + [lists[n] for n in lists if n == "kinds"]
-    sink = io.BytesIO()
+    lists = [field.name for field in table.schema if pa.types.is_list(field.type)]
+    split = [f"{name}.list.element" for name in lists if name not in ("token_ids", "kinds")]
+    dictionary = [f"{name}.list.element" if name in lists else name for name in table.column_names]
+    sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         compression="zstd",
         compression_level=9,
-        use_dictionary=whole,
+        use_dictionary=[path for path in dictionary if path not in (*split, "token_ids.list.element")],
         use_byte_stream_split=split or False,
     )
-    return sink.getvalue()
+    return bytes(sink.getvalue())
 
 
 def load_manifest(url: str) -> Manifest | None:
@@ -206,22 +233,25 @@ def load_manifest(url: str) -> Manifest | None:
     Raises UserError when the manifest is damaged or of another format.
     """
     content = read_bytes(join_url(url, "manifest.json"))
-    if content is None:
-        return None
-    manifest = _parse(Manifest, f"{url}/manifest.json", content)
-    if manifest.format_version != FORMAT_VERSION:
-        raise UserError(
-            f"{url}: written in format {manifest.format_version}, this program reads {FORMAT_VERSION}: "
-            "use the version that wrote it, or run the stage again"
-        )
-    return manifest
+    return None if content is None else parse_stored(Manifest, join_url(url, "manifest.json"), content)
 
 
-def _parse(model: type[Model], url: str, content: bytes) -> Model:
+def parse_stored(model: type[Model], url: str, content: bytes) -> Model:
+    """What was stored at `url`. Raises UserError when it is damaged, or of another format."""
     try:
+        plain = json.loads(content)
+        version = plain.get("format_version", FORMAT_VERSION) if isinstance(plain, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:  # its fields may be others, too
+            raise UserError(
+                f"{url}: written in format {version}, this program reads {FORMAT_VERSION}: "
+                "use the version that wrote it, or run the stage again under another root"
+            )
         return model.model_validate_json(content)
     except ValidationError as error:
-        raise UserError(f"{url}: is damaged or of another version: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]["msg"]
+    except ValueError as error:
+        problem = str(error)
+    raise UserError(f"{url}: is damaged ({problem}): delete it and the folder's manifest.json, and run the stage again")
 
 
 def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -233,12 +263,8 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 def list_datasets(root: str) -> list[tuple[Kind, str, Manifest | None]]:
     """What is stored under a root: kind, folder's URL and manifest (None while it is not complete)."""
-    found = []
-    for kind in Kind:
-        for name in list_names(join_url(root, kind)):
-            url = join_url(root, kind, name)
-            found.append((kind, url, load_manifest(url)))
-    return found
+    folders = [(kind, name) for kind in Kind for name in list_folders(join_url(root, kind))]
+    return [(kind, url, load_manifest(url)) for kind, name in folders for url in [join_url(root, kind, name)]]
 
 
 def open_dataset(url: str) -> Dataset:
@@ -246,9 +272,8 @@ def open_dataset(url: str) -> Dataset:
     manifest = load_manifest(url)
     if manifest is None:
         raise UserError(f"{url}: no complete dataset (it has no manifest.json); `alm describe ROOT` lists them")
-    root = url.rstrip("/").rsplit("/", 2)[0]
-    label, _, suffix = manifest.name.rpartition("-")
-    dataset = Dataset(root, manifest.kind, label, manifest.identity)
-    if dataset.fingerprint != suffix or dataset.url != url.rstrip("/"):
+    folder = absolute_url(url)
+    dataset = Dataset(folder.rsplit("/", 2)[0], manifest.kind, manifest.name.rpartition("-")[0], manifest.identity)
+    if dataset.name != manifest.name or dataset.url != folder:
         raise UserError(f"{url}: its manifest belongs to {manifest.kind}/{manifest.name}: don't move or edit datasets")
     return dataset

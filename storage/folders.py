@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import field_validator
 
-from storage.dataset import Stored
+from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
 from storage.identity import fingerprint, hash_file
 from storage.schemas import FORMAT_VERSION
-from storage.urls import is_local, join_url, list_names, open_filesystem, publish, read_bytes
+from storage.urls import (
+    download,
+    file_sizes,
+    is_local,
+    join_url,
+    list_folders,
+    open_filesystem,
+    publish,
+    read_bytes,
+    remove,
+    upload,
+)
 
 
 class FolderManifest(Stored):
@@ -31,6 +42,14 @@ class FolderManifest(Stored):
     results: dict[str, Any]
     """what was measured: held-out bits per byte, counts, ..."""
 
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
+        # fetching writes files of these names: none may lead out of the folder
+        if strange := [name for name in files if name in ("", ".", "..") or "/" in name or "\\" in name]:
+            raise ValueError(f"{strange[0]!r} is no file's name")
+        return files
+
 
 @dataclass(frozen=True)
 class StoredFolder:
@@ -43,7 +62,8 @@ class StoredFolder:
 
     @property
     def name(self) -> str:
-        return f"{self.label}-{fingerprint({'kind': self.kind, 'format': FORMAT_VERSION, **self.identity})}"
+        identity = {"kind": self.kind, "format": FORMAT_VERSION, "identity": dict(self.identity)}
+        return f"{self.label}-{fingerprint(identity)}"
 
     @property
     def url(self) -> str:
@@ -53,16 +73,21 @@ class StoredFolder:
     def path(self) -> Path:
         """Where this machine works on it."""
         fs, path = open_filesystem(self.url)
-        return Path(path) if is_local(fs) else cache_folder() / self.kind / self.name
+        # one folder a root: runs into two roots at once must not work on the same files
+        return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": self.root}) / self.kind / self.name
+
+    @property
+    def _is_local(self) -> bool:
+        return is_local(open_filesystem(self.url)[0])
 
     def manifest(self) -> FolderManifest | None:
-        """The manifest, or None when the folder is not complete."""
+        """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
         url = join_url(self.url, "manifest.json")
         content = read_bytes(url)
-        try:
-            return None if content is None else FolderManifest.model_validate_json(content)
-        except ValidationError as error:
-            raise UserError(f"{url}: is damaged or of another version: {error.errors()[0]['msg']}") from error
+        manifest = None if content is None else parse_stored(FolderManifest, url, content)
+        if manifest and manifest.name != self.name:
+            raise UserError(f"{url}: belongs to {manifest.name}: don't move folders; delete it and run the stage again")
+        return manifest
 
     def fetch(self) -> Path:
         """The local path of a complete folder, downloaded where it is not there yet.
@@ -73,54 +98,66 @@ class StoredFolder:
         if manifest is None:
             raise UserError(f"{self.url}: not complete (it has no manifest): run the stage that writes it")
         for name, sha256 in manifest.files.items():
-            if not (self.path / name).is_file():
-                self._download(name)
-            if hash_file(self.path / name) != sha256:
-                raise UserError(f"{self.path / name}: is not the file that was published: delete it and run again")
+            if not self._holds(name, sha256) and not self._downloads(name, sha256):
+                raise UserError(
+                    f"{join_url(self.url, name)}: is missing, or not the file that was published: "
+                    "delete the folder's manifest.json and run the stage again"
+                )
         return self.path
 
-    def _download(self, name: str) -> None:
-        content = read_bytes(join_url(self.url, name))
-        if content is None:
-            raise UserError(f"{join_url(self.url, name)}: is missing: delete the folder's manifest.json and run again")
-        publish(str(self.path / name), content)
+    def _holds(self, name: str, sha256: str) -> bool:
+        return (self.path / name).is_file() and hash_file(self.path / name) == sha256
+
+    def _downloads(self, name: str, sha256: str) -> bool:
+        return not self._is_local and download(join_url(self.url, name), self.path / name) and self._holds(name, sha256)
 
     def upload(self, name: str) -> None:
         """Copy a file, or a folder below the working folder, to the store; nothing to do on a local root."""
-        fs, path = open_filesystem(self.url)
-        if is_local(fs):
+        if self._is_local:
             return
         local = self.path / name
         files = [file for file in local.rglob("*") if file.is_file()] if local.is_dir() else [local]
         # in the order of writing, so that what marks the folder complete comes last here too
-        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-            fs.put_file(str(file), f"{path}/{file.relative_to(self.path).as_posix()}")
+        for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file)):
+            upload(file, join_url(self.url, file.relative_to(self.path).as_posix()))
 
     def mirror(self, name: str) -> None:
-        """Make the folder `name` in the store what it is here: upload what is new, then remove what is gone."""
-        fs, path = open_filesystem(self.url)
-        if is_local(fs):
+        """Make the folder `name` in the store what it is here: upload what is new, then remove what is gone.
+
+        Sub-folders are whole or not there: one that an earlier run left half uploaded is uploaded again.
+        """
+        if self._is_local:
             return
-        there = list_names(join_url(self.url, name))
         here = {child.name for child in (self.path / name).glob("*")}
-        for child in sorted(here - set(there)):
-            self.upload(f"{name}/{child}")
-        for child in sorted(set(there) - here):
-            fs.rm(f"{path}/{name}/{child}", recursive=True)
+        for child in sorted(here):
+            if file_sizes(join_url(self.url, name, child)) != _file_sizes(self.path / name / child):
+                self.upload(f"{name}/{child}")
+        for child in sorted(set(list_folders(join_url(self.url, name))) - here):
+            remove(join_url(self.url, name, child))
 
     def restore(self, name: str) -> None:
-        """Bring the folder `name` back from the store to a machine that has none of it."""
-        fs, path = open_filesystem(self.url)
-        if is_local(fs) or (self.path / name).exists() or not fs.exists(f"{path}/{name}"):
+        """Bring the sub-folders of folder `name` that the store has and this machine lacks; nothing on a local root."""
+        if self._is_local:
             return
-        for file in fs.find(f"{path}/{name}"):
-            target = self.path / file[len(path) :].lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(file, str(target))
+        for child in list_folders(join_url(self.url, name)):
+            if not (self.path / name / child).exists():
+                self._restore_child(f"{name}/{child}")
+
+    def _restore_child(self, child: str) -> None:
+        # beside the folder, and moved into it when all is there: a kill leaves no half of it
+        partial = self.path / ".restoring"
+        shutil.rmtree(partial, ignore_errors=True)
+        for file in file_sizes(join_url(self.url, child)):
+            download(join_url(self.url, child, file), partial / file)
+        (self.path / child).parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(self.path / child)
 
     def finish(self, results: Mapping[str, Any]) -> FolderManifest:
-        """Publish the files directly in the working folder (not its sub-folders), the manifest last."""
-        files = sorted(file for file in self.path.iterdir() if file.is_file() and file.name != "manifest.json")
+        """Publish the files directly in the working folder (not its sub-folders), the manifest last.
+
+        Hidden files are left out: a kill may have left temporary ones.
+        """
+        files = sorted(file for file in self.path.iterdir() if file.is_file() and _is_content(file.name))
         manifest = FolderManifest(
             format_version=FORMAT_VERSION,
             name=self.name,
@@ -134,11 +171,17 @@ class StoredFolder:
         return manifest
 
     def remove(self, name: str) -> None:
-        """Remove a file or folder, here and in the store."""
-        fs, path = open_filesystem(self.url)
-        if fs.exists(f"{path}/{name}"):
-            fs.rm(f"{path}/{name}", recursive=True)
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        """Remove a file or folder, in the store and here; nothing to do where it is not there."""
+        remove(join_url(self.url, name))
+        remove(str(self.path / name))
+
+
+def _is_content(name: str) -> bool:
+    return name != "manifest.json" and not name.startswith(".")
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 
 def cache_folder() -> Path:

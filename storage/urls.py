@@ -1,8 +1,15 @@
-"""The one module that opens URLs: everything else in this project asks here for a filesystem."""
+"""The one module that opens URLs: everything else in this project asks here.
 
+What the user can mend (no permission, no such bucket, a full disk, no credentials) is raised as a UserError that
+names the URL. A lost connection or a busy server keeps its own type: it is worth another try.
+"""
+
+import errno
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +29,18 @@ _EXTRAS = {
 }
 
 
+class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """The disk, except that a folder that may not be listed is an error; fsspec's glob would pass over it."""
+
+    def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
+        try:
+            return super().ls(path, detail=detail, **options)
+        except PermissionError as error:
+            raise UserError(f"cannot list {path}: {error.strerror}; make it readable or narrow the pattern") from error
+
+
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL (or local path), and the path in it.
+    """The fsspec filesystem of a URL (or local path), and the path in it, which is absolute on a disk.
 
     Credentials and endpoints come from the environment, as each driver documents.
     Raises UserError when the protocol is unknown or its driver is not installed.
@@ -36,7 +53,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: the storage driver is not installed: {mend}") from error
     except ValueError as error:
         raise UserError(f"{url}: not a URL that fsspec knows: {error}") from error
-    return fs, path.rstrip("/")
+    # the root of a disk stays '/': an empty path would be the current folder
+    return (_LocalDisk(), path.rstrip("/") or "/") if is_local(fs) else (fs, path.rstrip("/"))
 
 
 def _protocol(url: str) -> str:
@@ -54,52 +72,136 @@ def is_local(fs: Any) -> bool:
 
 
 def join_url(root: str, *parts: str) -> str:
-    return "/".join([root.rstrip("/"), *parts])
+    """The URL of what lies below a root; a root may be a bare protocol, as in `memory://`."""
+    start = root if root.endswith("://") else root.rstrip("/") + "/"
+    return start + "/".join(parts)
+
+
+def absolute_url(url: str) -> str:
+    """A local path in full, any other URL as it is; without a slash at the end."""
+    fs, path = open_filesystem(url)
+    return path if is_local(fs) else url.rstrip("/")
 
 
 def read_bytes(url: str) -> bytes | None:
     """The whole content, or None where nothing is there."""
     fs, path = open_filesystem(url)
-    try:
-        return bytes(fs.cat_file(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{url}: can't be read: {error}") from error
+    with _naming(url, "read"):
+        try:
+            return bytes(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
 
 
 def publish(url: str, content: bytes) -> None:
-    """Write so that a reader sees all of `content` or nothing, also after a kill.
+    """Write so that a reader sees all of `content` or nothing new, also after a kill.
 
     On a disk: a temporary file in the same folder, flushed, then renamed. On an object store: one PUT.
     """
     fs, path = open_filesystem(url)
-    try:
+    with _naming(url, "written"):
         if is_local(fs):
-            _replace_file(Path(path), content)
+            _write_file(Path(path), content)
         else:
             fs.pipe_file(path, content)
-    except OSError as error:
-        raise UserError(f"{url}: can't be written: {error}") from error
 
 
-def _replace_file(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> None:
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when all went well and goes away when not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def list_names(url: str) -> list[str]:
-    """The names directly under a folder, sorted; none where the folder is not there."""
+def upload(path: Path, url: str) -> None:
+    """Copy a local file, of any size, to a URL, which holds all of it or stays as it was."""
+    fs, target = open_filesystem(url)
+    with _naming(url, "written"):
+        if is_local(fs):
+            with _replacing(Path(target)) as temporary:
+                fs.put_file(str(path), str(temporary))
+        else:
+            fs.put_file(str(path), target)
+
+
+def download(url: str, path: Path) -> bool:
+    """Copy a file of any size to a local path, which holds all of it or stays as it was; False where none is there."""
+    fs, source = open_filesystem(url)
+    with _naming(url, "read"):
+        if not fs.exists(source):
+            return False
+        with _replacing(path) as temporary:
+            fs.get_file(source, str(temporary))
+    return True
+
+
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all that is in it; nothing to do where none is there."""
     fs, path = open_filesystem(url)
+    with _naming(url, "removed"):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def list_names(url: str) -> list[str]:
+    """The names of files and folders directly under a folder, sorted; none where the folder is not there."""
+    return sorted(_list(url))
+
+
+def list_folders(url: str) -> list[str]:
+    """As `list_names`, without the files."""
+    # a linked folder is neither a 'file' nor a 'directory'
+    return sorted(name for name, kind in _list(url).items() if kind != "file")
+
+
+def _list(url: str) -> dict[str, str]:
+    fs, path = open_filesystem(url)
+    with _naming(url, "listed"):
+        try:
+            entries = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+    places = {entry["name"].rstrip("/"): entry["type"] for entry in entries}
+    # object stores list an empty object that marks the folder, too
+    return {place.rsplit("/", 1)[-1]: kind for place, kind in places.items() if place != path}
+
+
+def file_sizes(url: str) -> dict[str, int]:
+    """The sizes in bytes of all files below a folder, by their path from it; none where the folder is not there."""
+    fs, path = open_filesystem(url)
+    with _naming(url, "listed"):
+        return {place.removeprefix(f"{path}/"): info["size"] for place, info in fs.find(path, detail=True).items()}
+
+
+@contextmanager
+def _naming(url: str, verb: str) -> Iterator[None]:
+    """Turn what the user can mend into a UserError that names the URL."""
     try:
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
-    except FileNotFoundError:
-        return []
+        yield
+    except Exception as error:
+        if not _is_mendable(error):
+            raise
+        raise UserError(f"{url}: can't be {verb}: {error}") from error
+
+
+# how drivers report a server that is down or overloaded, and a disk behind a network one that is away
+_PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN)
+
+
+def _is_mendable(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _PASSING
+    # each driver has its own type for missing credentials, alike only in their names
+    return "Credential" in type(error).__name__

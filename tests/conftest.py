@@ -1,5 +1,6 @@
 """Fixtures for all tests. The environment is set before torch and Prefect are imported."""
 
+import json
 import os
 
 os.environ.update(
@@ -15,6 +16,7 @@ os.environ.update(
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfig, StudentConfig, TrainConfig
 from tests import tiny
 
 
@@ -40,3 +42,26 @@ def byte_level() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def sentencepiece() -> PreTrainedTokenizerFast:
     return tiny.sentencepiece_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def corpus_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """80 short documents as JSONL."""
+    file = tmp_path_factory.mktemp("corpus") / "documents.jsonl"
+    lines = [{"text": f"{tiny.TEXTS[k % len(tiny.TEXTS)]} Number {k}: {k * 7} apples."} for k in range(80)]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
+    """A tiny Gemma teaches a tiny Llama, a few steps, two or three shards."""
+    return AlmConfig(
+        corpus=CorpusConfig(
+            name="tiny", source=FilesSource(urls=(corpus_url,)), held_out=0.2, max_bytes=200, shard_bytes=4096
+        ),
+        teacher=gemma_folder,
+        student=StudentConfig(model=llama_folder),
+        score=ScoreConfig(dtype="float32"),
+        train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
+    )

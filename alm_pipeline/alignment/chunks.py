@@ -2,6 +2,10 @@
 
 A merge of two sorted integer arrays, done for a whole shard at once and never across examples. Tokens that cover no
 byte (special and template tokens) stand in chunks of their own, so that the chunks tile both token sequences.
+
+Nearly all tokens cover bytes, so the chunks of bytes are found in whole arrays (`closers`), and the few tokens
+between them (`gaps`) by their index: what stands between two chunks of bytes, within an example, is at most a pair of
+end tokens and one unpaired chunk.
 """
 
 from dataclasses import dataclass
@@ -13,11 +17,6 @@ from storage.schemas import ChunkKind, TokenKind
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-# Around content chunk g, in the order of the text: what trails the previous example (its end token if both sides have
-# one, then the rest), what leads to chunk g within the example (likewise), and the chunk itself.
-_SLOTS = 5
-_END, _TRAILING, _TURN_END, _LEADING, _CONTENT = range(_SLOTS)
 
 
 @dataclass(frozen=True)
@@ -52,95 +51,104 @@ class ShardChunks:
 def align(teacher: ShardTokens, student: ShardTokens) -> ShardChunks:
     """The finest chunks of both tokenizations of a shard.
 
-    Both sides must cover the same bytes of each example (AssertionError otherwise: encoding verifies it).
+    Both sides must cover the same bytes of each example (AssertionError otherwise: encoding verifies it). A special
+    token right behind content ends a turn or the text; it is paired where the other side has one at the same byte.
     """
     kept = (np.diff(teacher.offsets) > 0) & (np.diff(student.offsets) > 0)
     sides = [_Side.of(tokens, kept) for tokens in (teacher, student)]
     assert np.array_equal(sides[0].example_ends, sides[1].example_ends), "the sides cover different bytes"
-    common_at = sides[0].ends_at & sides[1].ends_at
-    # the example of each content chunk; one more entry, of no example, for what trails the last chunk
-    chunk_example = np.append(np.searchsorted(sides[0].example_ends, np.flatnonzero(common_at)), -1)
-    keys = [side.slots(common_at, chunk_example) for side in sides]
-    _unpair_one_sided(keys)
-    return _collect(keys, sides, chunk_example, kept)
+    common_at = sides[0].ends_at() & sides[1].ends_at()
+    return _tile(np.flatnonzero(common_at), [_Cut.of(side, common_at) for side in sides], sides[0].example_ends, kept)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One side's tokens of the kept examples, in bytes from the shard's start."""
+    """One side's tokens of the E kept examples, in bytes from the shard's start."""
 
-    example: Ints
-    lengths: Ints
+    firsts: Ints
+    """[E] the first token of each example"""
+    lengths: npt.NDArray[np.integer]
+    """[tokens]"""
     kinds: npt.NDArray[np.uint8]
+    """[tokens]"""
     ends: Ints
+    """[tokens] bytes up to each token's end"""
     example_ends: Ints
-    ends_at: Bools
+    """[E]"""
 
     @classmethod
     def of(cls, tokens: ShardTokens, kept: Bools) -> "_Side":
         counts = np.diff(tokens.offsets)
-        mask = np.repeat(kept, counts)
-        lengths, kinds = tokens.byte_lengths[mask].astype(np.int64), tokens.kinds[mask]
-        ends = np.cumsum(lengths)
-        last_token = np.cumsum(counts[kept]) - 1
-        ends_at = np.zeros((ends[-1] if len(ends) else 0) + 1, dtype=bool)
-        ends_at[ends[lengths > 0]] = True
-        example = np.repeat(np.arange(kept.sum()), counts[kept])
-        return cls(example, lengths, kinds, ends, ends[last_token], ends_at)
+        mask = slice(None) if kept.all() else np.repeat(kept, counts)
+        lengths, kinds = tokens.byte_lengths[mask], tokens.kinds[mask]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        lasts = np.cumsum(counts[kept]) - 1
+        return cls(lasts + 1 - counts[kept], lengths, kinds, ends, ends[lasts])
 
-    def slots(self, common_at: Bools, chunk_example: Ints) -> Ints:
-        """[tokens] where each token stands: _SLOTS × a content chunk + a slot."""
-        covers, at_common = self.lengths > 0, common_at[self.ends]
-        at_gap = ~covers & (at_common | (self.ends == 0))
-        # the content chunk that holds the token's last byte; of a token without bytes, the next one
-        chunk: Ints = np.cumsum(common_at)[self.ends] - (covers & at_common)
-        ends_turn = at_gap & self._follows_content() & (self.kinds == TokenKind.SPECIAL)
-        leads = self.example == chunk_example[chunk]
-        slot = np.where(leads, np.where(ends_turn, _TURN_END, _LEADING), np.where(ends_turn, _END, _TRAILING))
-        return _SLOTS * chunk + np.where(at_gap, slot, _CONTENT)
-
-    def _follows_content(self) -> Bools:
-        follows = np.zeros(len(self.lengths), dtype=bool)
-        follows[1:] = (self.lengths[:-1] > 0) & (self.example[1:] == self.example[:-1])
-        return follows
+    def ends_at(self) -> Bools:
+        """[bytes + 1] where a token ends, and the shard's start."""
+        ends_at = np.zeros(1 + (self.ends[-1] if len(self.ends) else 0), dtype=bool)
+        # a token without bytes ends where another does, or where its example begins
+        ends_at[self.ends] = True
+        ends_at[0] = True
+        return ends_at
 
 
-def _unpair_one_sided(keys: list[Ints]) -> None:
-    """An end token that only one side has is no pair: it joins the tokens that follow it."""
-    ends = [np.unique(key[np.isin(key % _SLOTS, (_END, _TURN_END))]) for key in keys]
-    for key in keys:
-        alone = np.isin(key, np.setxor1d(ends[0], ends[1], assume_unique=True))
-        key[alone] += 1
+@dataclass(frozen=True)
+class _Cut:
+    """One side's tokens, cut at the C + 1 byte positions where both sides have a token end (or the shard begins)."""
+
+    counts: Ints
+    """[C] tokens of each chunk of bytes"""
+    foreign: Ints
+    """chunks of bytes with a token that is not content's alone"""
+    gap_places: Ints
+    """[gap tokens] where each stands: the chunks of bytes before it + the examples before its own"""
+    gap_examples: Ints
+    """[gap tokens]"""
+    gap_ends: Bools
+    """[gap tokens] the end tokens: special, and right behind content of the same example"""
+
+    @classmethod
+    def of(cls, side: _Side, common_at: Bools) -> "_Cut":
+        covers, at_common = side.lengths > 0, common_at[side.ends]
+        closers, gaps = np.flatnonzero(covers & at_common), np.flatnonzero(at_common & ~covers)
+        chunks, examples = np.searchsorted(closers, gaps), np.searchsorted(side.firsts, gaps, side="right") - 1
+        counts = np.diff(closers, prepend=-1) - np.bincount(chunks, minlength=len(closers))[: len(closers)]
+        foreign = np.flatnonzero((side.kinds != TokenKind.CONTENT) & (covers | ~at_common))
+        ends = (side.kinds[gaps] == TokenKind.SPECIAL) & covers[gaps - 1] & (gaps != side.firsts[examples])
+        return cls(counts, np.searchsorted(closers, foreign), chunks + examples, examples, ends)
 
 
-def _collect(keys: list[Ints], sides: list[_Side], chunk_example: Ints, kept: Bools) -> ShardChunks:
-    used = np.zeros(_SLOTS * len(chunk_example), dtype=bool)
-    for key in keys:
-        used[key] = True
-    present, position = np.flatnonzero(used), np.cumsum(used) - 1
-    index = [position[key] for key in keys]
-    counts = [np.bincount(side, minlength=len(present)) for side in index]
-    lengths = np.bincount(index[0], weights=sides[0].lengths, minlength=len(present)).astype(np.int64)
-    slot, chunk = present % _SLOTS, present // _SLOTS
-    trails = slot <= _TRAILING
-    example = chunk_example[chunk - trails]
-    per_example = np.zeros(len(kept), dtype=np.int64)
-    per_example[kept] = np.bincount(example, minlength=int(kept.sum()))
+def _tile(cuts_at: Ints, cuts: list[_Cut], example_ends: Ints, kept: Bools) -> ShardChunks:
+    """All chunks in order: those of bytes, and between them the gaps'."""
+    paired = np.intersect1d(cuts[0].gap_places[cuts[0].gap_ends], cuts[1].gap_places[cuts[1].gap_ends])
+    # at each place first the pair, then the rest
+    keys = [2 * cut.gap_places + ~(cut.gap_ends & np.isin(cut.gap_places, paired)) for cut in cuts]
+    gaps, first = np.unique(np.concatenate(keys), return_index=True)
+    examples = np.concatenate([cut.gap_examples for cut in cuts])[first]
+    before = gaps // 2 - examples
+    tokens = [
+        np.insert(cut.counts, before, np.bincount(np.searchsorted(gaps, key), minlength=len(gaps)))
+        for cut, key in zip(cuts, keys, strict=True)
+    ]
+    kinds = np.full(len(cuts[0].counts), ChunkKind.CONTENT, dtype=np.uint8)
+    for cut in cuts:
+        # bytes in one chunk with a special token or template text: the likelihood is not the content's alone
+        kinds[cut.foreign] = ChunkKind.UNPAIRED
+    chunks_before = np.searchsorted(cuts_at[1:], example_ends, side="right")
+    gaps_before = np.searchsorted(examples, np.arange(len(example_ends)), side="right")
     return ShardChunks(
-        offsets=np.concatenate([[0], np.cumsum(per_example)]),
-        teacher_tokens=counts[0],
-        student_tokens=counts[1],
-        byte_lengths=lengths,
-        kinds=_kinds(slot, index, sides),
+        offsets=_offsets(chunks_before + gaps_before, kept),
+        teacher_tokens=tokens[0],
+        student_tokens=tokens[1],
+        byte_lengths=np.insert(np.diff(cuts_at), before, 0),
+        kinds=np.insert(kinds, before, np.where(gaps % 2, ChunkKind.UNPAIRED, ChunkKind.PAIRED)),
     )
 
 
-def _kinds(slot: Ints, index: list[Ints], sides: list[_Side]) -> npt.NDArray[np.uint8]:
-    kinds = np.full(len(slot), ChunkKind.UNPAIRED, dtype=np.uint8)
-    kinds[slot == _CONTENT] = ChunkKind.CONTENT
-    kinds[(slot == _END) | (slot == _TURN_END)] = ChunkKind.PAIRED
-    for where, side in zip(index, sides, strict=True):
-        # a content chunk that holds template text on one side says something about the template too
-        foreign = np.isin(side.kinds, (TokenKind.MIXED, TokenKind.TEMPLATE))
-        kinds[np.unique(where[foreign])] = ChunkKind.UNPAIRED
-    return kinds
+def _offsets(ends: Ints, kept: Bools) -> Ints:
+    """[N + 1] the chunks before each example, from those up to the end of each kept one."""
+    per_example = np.zeros(len(kept), dtype=np.int64)
+    per_example[kept] = np.diff(ends, prepend=0)
+    return np.concatenate([[0], np.cumsum(per_example)])

@@ -16,15 +16,15 @@ _COLUMNS = {
     "alignments": ("teacher_tokens", "student_tokens", "byte_lengths", "kinds"),
 }
 _SCHEMA = pl.Schema(
-    {
-        "id": pl.String,
-        "start": pl.Int64,
-        "end": pl.Int64,
-        "text": pl.String,
-        "teacher": pl.List(pl.String),
-        "student": pl.List(pl.String),
-        "kind": pl.String,
-    }
+    [
+        ("id", pl.String()),
+        ("start", pl.Int64()),
+        ("end", pl.Int64()),
+        ("text", pl.String()),
+        ("teacher", pl.List(pl.String())),
+        ("student", pl.List(pl.String())),
+        ("kind", pl.String()),
+    ]
 )
 
 
@@ -43,7 +43,8 @@ def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.Data
     tables = read_aligned(datasets, shard, _COLUMNS)
     ids = tables["examples"]["id"].to_pylist()
     if example is not None and example not in ids:
-        raise UserError(f"{url}: shard {shard} has no example {example}; it has {ids[0]} to {ids[-1]}")
+        held = f"it has {ids[0]} to {ids[-1]}" if ids else "it is empty"
+        raise UserError(f"{url}: shard {shard} has no example {example}; {held}")
     texts = tables["examples"]["text"].to_pylist()
     columns = {
         (name, column): list_rows(tables[name][column])

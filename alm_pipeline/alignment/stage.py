@@ -7,6 +7,7 @@ from alm_pipeline.alignment.chunks import ShardChunks, ShardTokens, align
 from alm_pipeline.progress import track
 from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
+from storage.errors import UserError
 from storage.schemas import ChunkKind, Kind
 
 STAGE_VERSION = 1
@@ -26,9 +27,13 @@ def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Datas
 
 
 def align_datasets(teacher: Dataset, student: Dataset, alignments: Dataset) -> Manifest:
-    """Align every shard that is not aligned yet."""
+    """Align every shard that is not aligned yet.
+
+    Raises UserError when the two are not tokens of the same examples.
+    """
     if manifest := alignments.manifest():
         return manifest
+    _check_same_examples(teacher, student)
     sides = {"teacher": teacher, "student": student}
     records = list(zip(*(side.complete_manifest().shards for side in sides.values()), strict=True))
     total = sum(record.counts["tokens"] for pair in records for record in pair)
@@ -38,6 +43,15 @@ def align_datasets(teacher: Dataset, student: Dataset, alignments: Dataset) -> M
                 _align_shard(sides, alignments, shard)
             advance(sum(record.counts["tokens"] for record in pair))
     return alignments.finish(len(records))
+
+
+def _check_same_examples(teacher: Dataset, student: Dataset) -> None:
+    # equal ids would not show it: the same ids can name other texts
+    if teacher.identity["examples"] != student.identity["examples"]:
+        raise UserError(
+            f"{teacher.url} and {student.url} are tokens of other examples ({teacher.identity['examples']} and "
+            f"{student.identity['examples']}): tokenize the same examples for both"
+        )
 
 
 def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> None:

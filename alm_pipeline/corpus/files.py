@@ -21,8 +21,6 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
-from fsspec.implementations.local import LocalFileSystem
-
 from alm_pipeline.config import FilesSource
 from alm_pipeline.corpus.errors import failing_as, require_columns
 from storage.errors import UserError
@@ -60,16 +58,6 @@ class CorpusFile:
         return _valid_unicode(shown)
 
 
-class _StrictLocalFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The disk, except that a folder that may not be listed is an error; fsspec's glob would pass over it."""
-
-    def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
-        try:
-            return super().ls(path, detail=detail, **options)
-        except PermissionError as error:
-            raise UserError(f"cannot list {path}: {error.strerror}; make it readable or narrow the pattern") from error
-
-
 def list_files(source: FilesSource) -> list[CorpusFile]:
     """The files that the source's URLs match and `exclude` does not, each once, sorted by name.
 
@@ -89,8 +77,6 @@ def list_files(source: FilesSource) -> list[CorpusFile]:
 def _match(url: str) -> list[CorpusFile]:
     with failing_as(f"cannot list {url}", "check the URL, its credentials and permissions"):
         fs, path = open_filesystem(url)
-        if is_local(fs):
-            fs = _StrictLocalFileSystem()
         paths = _matching_paths(fs, path, url)
     if not paths:
         raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern")

@@ -1,6 +1,5 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +26,20 @@ from storage.folders import FolderManifest, StoredFolder
 
 STAGE_VERSION = 1
 CHECKPOINTS = "checkpoints"
+METRICS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("loss", pa.float64()),
+        ("alm", pa.float64()),
+        ("kl", pa.float64()),
+        ("sft", pa.float64()),
+        ("chunks", pa.int64()),
+        ("tokens", pa.int64()),
+        ("grad_norm", pa.float64()),
+        ("learning_rate", pa.float64()),
+    ]
+)
+"""The columns of `metrics.parquet`, a row a step; `BatchLoss` says what the losses are."""
 
 
 def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str) -> StoredFolder:
@@ -53,7 +66,6 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
     held_out = (datasets["examples"], datasets["student_tokens"])
     before = model_bits_per_byte(*held_out, scorer, "evaluate before")
     student.restore(CHECKPOINTS)
-    start = time.monotonic()
     log = train_student(
         model,
         lambda first: BatchStream(datasets, config.objective, config.train, first),
@@ -63,7 +75,6 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         student.path / CHECKPOINTS,
         lambda: student.mirror(CHECKPOINTS),
     )
-    seconds = time.monotonic() - start
     after = model_bits_per_byte(*held_out, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
     results = {
@@ -73,7 +84,6 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
             "student_before": before,
             "student_after": after,
         },
-        "training_seconds": round(seconds, 1),
     }
     manifest = student.finish(results)
     student.remove(CHECKPOINTS)
@@ -95,4 +105,4 @@ def save_student(model: PreTrainedModel, tokenizer: str, log: list[dict[str, flo
     with quiet_transformers():
         model.save_pretrained(folder)
         load_tokenizer(tokenizer).save_pretrained(folder)
-    pq.write_table(pa.Table.from_pylist(log), folder / "metrics.parquet")
+    pq.write_table(pa.Table.from_pylist(log, METRICS), folder / "metrics.parquet")

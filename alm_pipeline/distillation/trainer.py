@@ -95,6 +95,8 @@ def train_student(
 
     `stream(k)` gives the batches from the k-th on.
     """
+    if not config.steps:
+        return []
     last = last_checkpoint(checkpoints)
     first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
     trainer = AlmTrainer(model, _arguments(config, checkpoints), stream(first_step), boundary_ids_K, objective)

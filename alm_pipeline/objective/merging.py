@@ -50,13 +50,17 @@ def merged_chunks(
     first = np.concatenate([[0], last[:-1] + 1]) if len(last) else last
     teacher_starts = (teacher_ends - teacher_tokens)[first]
     student_starts = (student_ends - student_tokens)[first]
-    # the appended zero: an unpaired chunk without teacher tokens may begin past the last one
-    likelihood = np.add.reduceat(np.append(logprobs, np.float32(0)).astype(np.float64), teacher_starts)
+    likelihood = np.add.reduceat(_padded(logprobs).astype(np.float64), teacher_starts)
     if debias:
-        likelihood = likelihood + boundary_logprobs[np.maximum(teacher_ends[last] - 1, 0)]
+        likelihood = likelihood + _padded(boundary_logprobs)[np.maximum(teacher_ends[last] - 1, 0)]
     counts = compared[last] & np.isfinite(likelihood) & (student_starts > 0)
     return TeacherChunks(likelihood[counts].astype(np.float32), student_starts[counts], student_ends[last][counts])
 
 
 def _exceeds(boundary_logprobs: Floats, teacher_ends: Ints, gamma: float) -> npt.NDArray[np.bool_]:
-    return np.exp(boundary_logprobs[np.maximum(teacher_ends - 1, 0)]) > gamma
+    return np.exp(_padded(boundary_logprobs)[np.maximum(teacher_ends - 1, 0)]) > gamma
+
+
+def _padded(values: Floats) -> Floats:
+    """With a zero behind: an unpaired chunk without teacher tokens may begin past the last one."""
+    return np.append(values, np.float32(0))

@@ -29,8 +29,12 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        logits_NV = F.linear(hidden_NH, self.weight_VH, self.bias_V).float() * self.scale
+        logits_NV = _at_least_float32(F.linear(hidden_NH, self.weight_VH, self.bias_V)) * self.scale
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Head:
@@ -101,8 +105,8 @@ class _TwoLogprobs(torch.autograd.Function):
         hidden_NH, targets_N, weight_VH, bias_V, boundary_ids_K, total_N, boundary_N = ctx.saved_tensors
         head = Head(weight_VH, bias_V, ctx.scale, ctx.softcap)
         grad_hidden_NH = torch.empty_like(hidden_NH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        grad_weight_VH = torch.zeros_like(_at_least_float32(weight_VH))
+        grad_bias_V = None if bias_V is None else torch.zeros_like(_at_least_float32(bias_V))
         start = 0
         for hidden, targets in _pieces(head, hidden_NH, targets_N):
             span = slice(start, start := start + len(hidden))
@@ -117,7 +121,7 @@ class _TwoLogprobs(torch.autograd.Function):
                 grad_boundary_N[span],
             )
             grad_hidden_NH[span] = grad_logits.to(weight_VH.dtype) @ weight_VH
-            grad_weight_VH += grad_logits.T @ hidden.float()
+            grad_weight_VH += grad_logits.T @ _at_least_float32(hidden)
             if grad_bias_V is not None:
                 grad_bias_V += grad_logits.sum(0)
         grad_bias_V = None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype)

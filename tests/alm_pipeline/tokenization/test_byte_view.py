@@ -1,0 +1,143 @@
+"""The bytes of tokens, for both families of tokenizers."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from alm_pipeline.tokenization.byte_view import ByteView, byte_level_spelling, byte_view
+from storage.errors import UserError
+
+
+def byte_level_of(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def spelling(tokenizer: PreTrainedTokenizerFast | Tokenizer, token: str) -> bytes:
+    backend = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
+    return byte_view(backend).spelling[backend.token_to_id(token)]
+
+
+def rows_of(view: ByteView, size: int) -> set[bytes]:
+    return {view.spelling[id_] for id_ in np.flatnonzero(view.boundary(size)) if not view.special[id_]}
+
+
+def test_every_byte_of_the_byte_level_alphabet(byte_level: PreTrainedTokenizerFast) -> None:
+    backend = byte_level.backend_tokenizer
+    view = byte_view(backend)
+    for byte in range(256):
+        character = byte_level_spelling(bytes([byte]))
+        assert view.spelling[backend.token_to_id(character)] == bytes([byte])
+
+
+def test_byte_level_spelling_is_what_the_pre_tokenizer_writes(byte_level: PreTrainedTokenizerFast) -> None:
+    text = "Ä b\n\t東\x00"
+    pieces = byte_level.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert byte_level_spelling(text.encode()) == "".join(piece for piece, _ in pieces)
+
+
+def test_byte_level_words(byte_level: PreTrainedTokenizerFast) -> None:
+    assert spelling(byte_level, "Ġthe") == b" the"
+    assert spelling(byte_level, "<|im_end|>") == b"<|im_end|>"
+
+
+def test_byte_level_token_outside_the_alphabet_is_itself() -> None:
+    assert spelling(byte_level_of({"東京": 0}), "東京") == "東京".encode()
+
+
+def test_byte_level_added_token_is_literal(byte_level: PreTrainedTokenizerFast) -> None:
+    backend = Tokenizer.from_str(byte_level.backend_tokenizer.to_str())
+    backend.add_tokens([AddedToken("Ġliteral", normalized=False)])
+    assert spelling(backend, "Ġliteral") == "Ġliteral".encode()
+    assert not byte_view(backend).special[backend.token_to_id("Ġliteral")]
+
+
+def test_sentencepiece_byte_pieces(sentencepiece: PreTrainedTokenizerFast) -> None:
+    assert spelling(sentencepiece, "<0x0A>") == b"\n"
+    assert spelling(sentencepiece, "<0xFF>") == b"\xff"
+
+
+def test_sentencepiece_spaces(sentencepiece: PreTrainedTokenizerFast) -> None:
+    assert spelling(sentencepiece, "\u2581") == b" "
+    assert spelling(sentencepiece, "\u2581\u2581") == b"  "  # an added token
+    assert spelling(sentencepiece, "\n\n") == b"\n\n"
+    assert spelling(sentencepiece, "<bos>") == b"<bos>"
+
+
+def test_metaspace_decoder() -> None:
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581a", -1.0)], unk_id=0))
+    tokenizer.decoder = decoders.Metaspace()
+    assert spelling(tokenizer, "\u2581a") == b" a"
+
+
+@pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
+def test_shapes_and_special_tokens(family: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(family)
+    view = byte_view(tokenizer.backend_tokenizer)
+    assert view.size == len(tokenizer) == len(view.lengths) == len(view.special)
+    assert view.lengths.tolist() == [len(text) for text in view.spelling]
+    assert view.arrow.to_pylist() == list(view.spelling)
+    added = json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"]
+    assert np.flatnonzero(view.special).tolist() == sorted(token["id"] for token in added if token["special"])
+
+
+def test_id_without_a_token_stands_for_no_byte() -> None:
+    view = byte_view(byte_level_of({"a": 0, "b": 3}))
+    assert view.spelling == (b"a", b"", b"", b"b")
+    assert view.spell(np.array([1, 2], np.int32)) == b""
+    assert view.spell(np.array([0, 1, 3], np.int32)) == b"ab"
+    assert view.boundary(4).tolist() == [False] * 4
+
+
+def test_empty_vocabulary() -> None:
+    view = byte_view(byte_level_of({}))
+    assert view.size == 0
+    assert view.boundary(2).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
+def test_spell(family: str, request: pytest.FixtureRequest) -> None:
+    view = byte_view(request.getfixturevalue(family).backend_tokenizer)
+    ids = np.array([5, 300, 0, 7, 7, 299], np.int32)
+    assert view.spell(ids) == b"".join(view.spelling[id_] for id_ in ids)
+    assert view.spell(ids[2:5]) == b"".join(view.spelling[id_] for id_ in ids[2:5])
+    assert view.spell(ids[::2]) == b"".join(view.spelling[id_] for id_ in ids[::2])
+    assert view.spell(ids[:0]) == b""
+
+
+def test_spell_does_not_change_the_view(byte_level: PreTrainedTokenizerFast) -> None:
+    view = byte_view(byte_level.backend_tokenizer)
+    everything = np.arange(view.size, dtype=np.int32)
+    assert view.spell(everything) == view.spell(everything) == b"".join(view.spelling)
+
+
+@pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
+def test_boundary(family: str, request: pytest.FixtureRequest) -> None:
+    view = byte_view(request.getfixturevalue(family).backend_tokenizer)
+    mask = view.boundary(view.size + 40)
+    assert mask.shape == (view.size + 40,)
+    assert not mask[view.size :].any()
+    assert mask[: view.size][view.special].all()
+    boundaries = rows_of(view, view.size)
+    assert boundaries == {text for text in view.spelling if text[:1] in (b" ", b"\t", b"\n")}
+    assert {b" ", b"\t", b"\n"} <= boundaries
+    assert b"\r" in view.spelling
+
+
+def test_boundary_covers_added_white_space(sentencepiece: PreTrainedTokenizerFast) -> None:
+    view = byte_view(sentencepiece.backend_tokenizer)
+    assert {b"  ", b"\n\n"} <= rows_of(view, view.size)
+
+
+@pytest.mark.parametrize(("decoder", "named"), [(decoders.WordPiece(), "WordPiece"), (None, "none")])
+def test_other_decoders_are_refused(decoder: Any, named: str) -> None:
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    with pytest.raises(UserError, match=rf"decoder \({named}\).*neither byte-level nor SentencePiece"):
+        byte_view(tokenizer)

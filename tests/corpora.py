@@ -1,0 +1,35 @@
+"""Tiny corpora of examples, written as their stage writes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage.dataset import Dataset
+from storage.schemas import Kind
+
+
+def text_examples(root: Path, shards: list[list[str]], name: str = "tiny") -> Dataset:
+    """Texts with the ids `<shard>-<row>`."""
+    return _write(root, name, [[(text, None) for text in texts] for texts in shards])
+
+
+def conversations(root: Path, chats: list[list[dict[str, Any]]], name: str = "chats") -> Dataset:
+    """Conversations in one shard."""
+    return _write(root, name, [[("".join(m["content"] for m in chat), json.dumps(chat)) for chat in chats]])
+
+
+def _write(root: Path, name: str, shards: list[list[tuple[str, str | None]]]) -> Dataset:
+    examples = Dataset(str(root), Kind.EXAMPLES, name, {"rows": shards})
+    for shard, rows in enumerate(shards):
+        columns = {
+            "id": pa.array([f"{shard}-{row}" for row in range(len(rows))], pa.string()),
+            "split": pa.array(["train"] * len(rows), pa.string()),
+            "text": pa.array([text for text, _ in rows], pa.string()),
+            "messages": pa.array([messages for _, messages in rows], pa.string()),
+        }
+        size = sum(len(text.encode()) for text, _ in rows)
+        examples.write_shard(shard, columns, {"examples": len(rows), "text_bytes": size})
+    examples.finish(len(shards))
+    return examples

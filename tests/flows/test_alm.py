@@ -1,0 +1,70 @@
+"""The flow on a real (ephemeral) Prefect server: every stage, its resume, its parameters."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ParameterTypeError
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.pipeline import Pipeline
+from flows.alm import alm
+from storage.errors import UserError
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+def test_the_whole_flow(config: AlmConfig, tmp_path: Path) -> None:
+    result = alm(config=config, storage=str(tmp_path))
+    assert result["examples"] == 80
+    assert result["aligned_share"] == 1.0
+    assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
+    assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "distil"}
+    assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
+    artifacts = asyncio.run(_artifacts("alm-summary"))
+    assert any("held-out bits per byte" in artifact.data for artifact in artifacts)
+
+
+async def _artifacts(key: str) -> list[Any]:
+    async with get_client() as client:
+        return [artifact for artifact in await client.read_artifacts() if artifact.key == key]
+
+
+def test_until_scores_writes_no_student_and_a_later_run_goes_on_from_there(config: AlmConfig, tmp_path: Path) -> None:
+    result = alm(config=config, storage=str(tmp_path), until="scores")
+    assert result["bits_per_byte"] is None
+    assert not (tmp_path / "students").exists()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    alm(config=config, storage=str(tmp_path))
+    after = {file: file.stat().st_mtime_ns for file in before}
+    assert after == before
+
+
+def test_a_failed_stage_is_told_by_its_own_error_and_not_retried(
+    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def failing(self: Pipeline) -> None:
+        calls.append(1)
+        raise UserError("mend this")
+
+    monkeypatch.setattr(Pipeline, "align", failing)
+    with pytest.raises(UserError, match="mend this"):
+        alm(config=config, storage=str(tmp_path))
+    assert len(calls) == 1
+
+
+def test_overrides_replace_single_values(config: AlmConfig, tmp_path: Path) -> None:
+    alm(config=config, storage=str(tmp_path), until="scores", gamma=0.3, steps=2, settings={"train.seed": 5})
+    with pytest.raises(UserError, match=r"train\.sed: Extra inputs are not permitted"):
+        alm(config=config, storage=str(tmp_path), settings={"train.sed": 5})
+
+
+def test_a_misspelt_parameter_is_refused_with_its_name(config: AlmConfig, tmp_path: Path) -> None:
+    content = config.model_dump(mode="json")
+    content["train"]["stepz"] = 3
+    with pytest.raises(ParameterTypeError, match=r"train\.stepz"):
+        alm(config=content, storage=str(tmp_path))

@@ -1,0 +1,73 @@
+"""The command: what it prints, and that mistakes are told without a traceback."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes import RECIPES
+from flows.cli import app
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def error_of(*arguments: str) -> str:
+    result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_shown_recipe_is_the_recipe(name: str) -> None:
+    shown = yaml.safe_load(command("show", name).stdout)
+    assert AlmConfig.model_validate(shown) == RECIPES[name]()
+
+
+def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
+    content = yaml.safe_load(command("show", "transfer").stdout)
+    content["objective"]["gama"] = 0.2
+    content["train"]["steps"] = "many"
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    error = error_of("show", str(file))
+    assert "mine.yaml" in error
+    assert "objective.gama" in error
+    assert "train.steps" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nonsense"], "no such recipe; there are transfer, maths"),
+        (["show", "missing.yaml"], "missing.yaml: can't be read"),
+        (["describe", "nothing-here"], "holds no datasets"),
+        (["inspect", "nothing-here"], "no complete dataset"),
+        (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
+        (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+    assert message in error_of(*arguments)
+
+
+def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.shard()
+    assert "80 examples" in command("describe", str(tmp_path)).stdout
+    for side in ("teacher", "student"):
+        pipeline.tokenize(side)  # type: ignore[arg-type]
+    pipeline.align()
+    listing = command("describe", str(tmp_path)).stdout
+    assert "alignments" in listing
+    described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
+    assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
+    shown = command("inspect", pipeline.alignments.url, "--chunks", "5")
+    assert shown.exit_code == 0, shown.output
+    assert "5 of" in shown.stdout
+    assert "The" in shown.stdout

@@ -1,0 +1,29 @@
+"""Servers of runs that were killed are ended, those of living runs are not."""
+
+import os
+import subprocess
+import sys
+
+from flows.embedded import end_orphans
+
+
+def _server_like(owner: int) -> "subprocess.Popen[bytes]":
+    """A process that looks like a run's embedded server."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "prefect.server.api.server:create_app"],
+        env={**os.environ, "ALM_EMBEDDED_RUN": str(owner)},
+    )
+
+
+def test_only_orphans_are_ended() -> None:
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    orphan, owned = _server_like(finished.pid), _server_like(os.getpid())
+    try:
+        assert end_orphans() == 1
+        assert orphan.wait(timeout=10) != 0
+        assert owned.poll() is None
+    finally:
+        for process in (orphan, owned):
+            process.kill()
+            process.wait()

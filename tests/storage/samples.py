@@ -1,0 +1,62 @@
+"""A small dataset of each kind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.columns import join_rows
+from storage.dataset import Dataset, Manifest
+from storage.schemas import Kind
+
+NAN = float("nan")
+
+
+def dataset(root: str, kind: Kind = Kind.TEACHER_SCORES, **identity: Any) -> Dataset:
+    return Dataset(root, kind, "sample", {"stage_version": 1, "sizes": (1, 2), **identity})
+
+
+def columns(kind: Kind, shard: int = 0) -> dict[str, Any]:
+    """Three rows of a kind; the last holds nothing where it may."""
+    ids = pa.array([f"doc:{shard}:{row}" for row in range(3)])
+    return {"id": ids, **_COLUMNS[kind]()}
+
+
+def write(target: Dataset, shards: int = 1) -> Manifest:
+    """As stages do: every shard that has no record, then the manifest."""
+    for shard in range(shards):
+        if not target.record(shard):
+            target.write_shard(shard, columns(target.kind, shard), {"tokens": 3 + shard}, {"too_long": shard})
+    return target.finish(shards, {"no_text": 2})
+
+
+def _examples() -> Mapping[str, Any]:
+    return {"split": ["train", "held_out", "train"], "text": ["a", "é😀", ""], "messages": [None, None, "[]"]}
+
+
+def _tokens() -> Mapping[str, Any]:
+    kinds = join_rows([np.array([1, 0]), np.array([0]), np.zeros(0)], pa.uint8())
+    return {"token_ids": _ints(), "byte_lengths": _ints(), "kinds": kinds, "dropped": [None, None, "too_long"]}
+
+
+def _alignments() -> Mapping[str, Any]:
+    kinds = join_rows([np.array([0, 2]), np.array([1]), np.zeros(0)], pa.uint8())
+    return {"teacher_tokens": _ints(), "student_tokens": _ints(), "byte_lengths": _ints(), "kinds": kinds}
+
+
+def _teacher_scores() -> Mapping[str, Any]:
+    rows = [np.array([NAN, -1.5]), np.array([NAN]), np.zeros(0)]
+    return {"logprobs": join_rows(rows, pa.float32()), "boundary_logprobs": join_rows(rows[::-1], pa.float32())}
+
+
+def _ints() -> pa.ListArray:
+    return join_rows([np.array([5, 2**31 - 1]), np.array([0]), np.zeros(0, np.int64)], pa.int32())
+
+
+_COLUMNS = {
+    Kind.EXAMPLES: _examples,
+    Kind.TOKENS: _tokens,
+    Kind.ALIGNMENTS: _alignments,
+    Kind.TEACHER_SCORES: _teacher_scores,
+}

@@ -1,0 +1,204 @@
+"""Publishing is all or nothing, and what the user can mend names the URL."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry, known_implementations
+
+from storage import urls
+from storage.errors import UserError
+from storage.urls import (
+    absolute_url,
+    download,
+    file_sizes,
+    is_local,
+    join_url,
+    list_folders,
+    list_names,
+    open_filesystem,
+    publish,
+    read_bytes,
+    remove,
+    upload,
+)
+
+
+def test_what_was_published_is_read(root: str) -> None:
+    url = join_url(root, "deep", "er", "file")
+    publish(url, b"first")
+    publish(url, b"second")
+    assert read_bytes(url) == b"second"
+
+
+def test_nothing_is_read_where_nothing_is(root: str) -> None:
+    assert read_bytes(join_url(root, "none")) is None
+    assert list_names(join_url(root, "none")) == []
+    assert file_sizes(join_url(root, "none")) == {}
+
+
+def test_names_are_sorted_and_direct(root: str) -> None:
+    for name in ("b", "a", "folder/c", ".hidden"):
+        publish(join_url(root, name), b"12")
+    assert list_names(root) == list_names(root + "/") == [".hidden", "a", "b", "folder"]
+    assert list_folders(root) == ["folder"]
+    assert file_sizes(root) == {".hidden": 2, "a": 2, "b": 2, "folder/c": 2}
+
+
+def test_a_file_holds_no_names(root: str) -> None:
+    publish(join_url(root, "file"), b"")
+    assert list_names(join_url(root, "file")) == []
+
+
+def test_a_linked_folder_is_a_folder(tmp_path: Path) -> None:
+    publish(str(tmp_path / "folder" / "file"), b"")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert list_folders(str(tmp_path)) == ["folder", "link"]
+
+
+class _MarkedFolders(MemoryFileSystem):
+    """Lists the empty object that some tools write to make a folder, as S3 does."""
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        marker = {"name": f"{path}/", "size": 0, "type": "file"}
+        return [marker, *super().ls(path, detail=True, **options)]
+
+
+def test_a_folders_marker_is_no_name(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish("memory://bucket/folder/file", b"")
+    monkeypatch.setattr(urls, "open_filesystem", lambda url: (_MarkedFolders(), "/bucket/folder"))
+    assert list_names("memory://bucket/folder") == ["file"]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_published_file_has_no_temporary_beside_it(tmp_path: Path) -> None:
+    publish(str(tmp_path / "file"), b"content")
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("failing", [(os, "fsync"), (Path, "replace")])
+def test_a_failed_writing_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[Any, str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(str(tmp_path / "file"), b"before")
+    monkeypatch.setattr(*failing, fail)
+    with pytest.raises(UserError, match=r"/file: can't be written: .*No space left"):
+        publish(str(tmp_path / "file"), b"after")
+    assert _names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    "interruption", [KeyboardInterrupt(), ConnectionResetError("gone"), OSError(errno.EIO, "away")]
+)
+def test_what_is_worth_another_try_keeps_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
+) -> None:
+    def fail(*_: Any) -> None:
+        raise interruption
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(interruption)):
+        publish(str(tmp_path / "file"), b"content")
+    assert _names(tmp_path) == []
+
+
+class _NoCredentialsError(Exception):
+    """Named as botocore's, which is no OSError."""
+
+
+def test_missing_credentials_are_the_users_to_mend(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise _NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    with pytest.raises(UserError, match=r"memory://bucket/x: can't be read: Unable to locate credentials"):
+        read_bytes("memory://bucket/x")
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    # stands for a read-only folder, which root could write to
+    (tmp_path / "file").write_bytes(b"")
+    below = str(tmp_path / "file" / "folder" / "x")
+    with pytest.raises(UserError, match=r"/file/folder/x: can't be written: "):
+        publish(below, b"content")
+    with pytest.raises(UserError, match=r"/file/folder/x: can't be read: "):
+        read_bytes(below)
+    with pytest.raises(UserError, match=r"/file/folder/x: can't be listed: "):
+        list_names(below)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "extra"), [("gs", "gcs"), ("gcs", "gcs"), ("abfs", "azure"), ("az", "azure"), ("s3", "s3")]
+)
+def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch, protocol: str, extra: str) -> None:
+    # a driver that is not there, whatever is installed where the test runs
+    monkeypatch.delitem(_registry, protocol, raising=False)
+    monkeypatch.setitem(known_implementations, protocol, {"class": "no_such.Driver", "err": "Install it"})
+    with pytest.raises(UserError, match=rf"{protocol}://bucket/x: .*pip install 'alm-pipeline\[{extra}\]'"):
+        read_bytes(f"{protocol}://bucket/x")
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(UserError, match=r"nope://x: not a URL that fsspec knows: Protocol not known: nope"):
+        publish("nope://x", b"")
+
+
+def test_urls_are_joined() -> None:
+    assert join_url("/data/", "x", "y") == join_url("/data", "x", "y") == "/data/x/y"
+    assert join_url("s3://bucket/", "x") == "s3://bucket/x"
+    assert join_url("memory://", "x") == "memory://x"
+    assert join_url("/", "x") == "/x"
+
+
+def test_only_local_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_url("data/x/") == absolute_url(f"file://{tmp_path}/data/x") == f"{tmp_path}/data/x"
+    assert absolute_url("memory://bucket/x/") == "memory://bucket/x"
+
+
+def test_the_root_of_a_disk_is_not_the_current_folder() -> None:
+    fs, path = open_filesystem("/")
+    assert is_local(fs)
+    assert path == "/"
+
+
+def test_files_are_copied_both_ways(root: str, tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(b"content")
+    upload(tmp_path / "here", join_url(root, "there"))
+    assert download(join_url(root, "there"), tmp_path / "deep" / "back")
+    assert (tmp_path / "deep" / "back").read_bytes() == b"content"
+    assert not download(join_url(root, "none"), tmp_path / "none" / "x")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_broken_download_leaves_what_was_there(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(_fs: Any, _source: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise ConnectionResetError
+
+    publish("memory://bucket/x", b"whole")
+    (tmp_path / "x").write_bytes(b"before")
+    monkeypatch.setattr(MemoryFileSystem, "get_file", break_off)
+    with pytest.raises(ConnectionResetError):
+        download("memory://bucket/x", tmp_path / "x")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"x": b"before"}
+
+
+def test_files_and_folders_are_removed(root: str) -> None:
+    for name in ("file", "folder/deep/x", "kept"):
+        publish(join_url(root, name), b"")
+    for name in ("file", "folder", "never was"):
+        remove(join_url(root, name))
+    assert list_names(root) == ["kept"]
