@@ -89,6 +89,12 @@ class ScoreConfig(Frozen):
     """How the teacher scores."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    mantissa_bits: int = Field(
+        15,
+        ge=4,
+        le=23,
+        description="scores are float32 rounded to so many bits, so that they compress; 23 rounds nothing",
+    )
 
 
 class ObjectiveConfig(Frozen):

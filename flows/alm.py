@@ -4,6 +4,7 @@ Tasks call `alm_pipeline` and hold no logic of their own. Prefect's result cache
 records tell what is done, so a run that crashed or was cancelled is simply run again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -154,11 +155,19 @@ def alm(
         settings: Any other fields of the configuration, dotted: {"train.seed": 1}.
     """
     chosen = _resolve(locals())
+    _let_stages_speak()
     seconds = _cache(chosen, storage)
     if until == "student":
         seconds["distil"] = distil(chosen, storage)
     result: dict[str, Any] = report(chosen, storage, seconds, until == "student")
     return result
+
+
+def _let_stages_speak() -> None:
+    """The stages' lines at INFO, where nobody has set another level: Prefect attaches its handler, but no level."""
+    logger = logging.getLogger("alm_pipeline")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
 
 
 def _cache(config: AlmConfig, storage: str) -> dict[str, float]:

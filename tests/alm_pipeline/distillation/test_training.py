@@ -66,7 +66,8 @@ def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: 
     if kill_after is not None:
         with monkeypatch.context() as patch:
             patch.setattr(trainer._Watcher, "on_step_end", _kill_at(kill_after))
-            pytest.raises(Killed, pipeline.run)
+            with pytest.raises(Killed):
+                pipeline.run()
     pipeline = Pipeline(config, str(root))
     pipeline.run()
     return pipeline.student.path
@@ -154,7 +155,8 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     pipeline = Pipeline(config, root)
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Watcher, "on_step_end", _kill_at(5))
-        pytest.raises(Killed, pipeline.run)
+        with pytest.raises(Killed):
+            pipeline.run()
     shutil.rmtree(tmp_path / "machine")
     manifest = Pipeline(config, root).run()
     assert started == [0, 4]

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alm_pipeline.scoring import stage
-from alm_pipeline.scoring.stage import Scorer, _batches
+from alm_pipeline.scoring.stage import Scorer, _batches, round_mantissa
 from storage.errors import UserError
 from tests import tiny
 
@@ -52,6 +54,18 @@ def test_batches_hold_every_example_once_within_the_budget() -> None:
     assert sorted(index for batch in batches for index in batch) == [0, 2, 3, 4, 5, 6, 7]
     for batch in batches:
         assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= stage.BATCH_TOKENS
+
+
+@given(st.lists(st.floats(-(2.0**99), 0, width=32), min_size=1), st.integers(4, 23))
+def test_rounding_keeps_the_promised_precision(numbers: list[float], bits: int) -> None:
+    values = np.array([*numbers, np.nan, -np.inf], dtype=np.float32)
+    rounded = round_mantissa(values, bits)
+    exact = values.astype(np.float64)
+    normal = np.isfinite(values) & (np.abs(values) > 1e-37)
+    assert (np.abs(rounded - exact)[normal] <= np.abs(exact[normal]) * 2.0 ** -(bits + 1)).all()
+    np.testing.assert_array_equal(rounded[~np.isfinite(values)], values[~np.isfinite(values)])
+    np.testing.assert_array_equal(round_mantissa(rounded, bits), rounded)
+    assert not (rounded[normal].view(np.uint32) & ((1 << (23 - bits)) - 1)).any()
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: object) -> None:
