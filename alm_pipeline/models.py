@@ -114,6 +114,11 @@ def tokenizer_identity(name: str) -> str:
     return hash_files(model_folder(name), TOKENIZER_FILES)
 
 
+def vocabulary_rows(name: str) -> int:
+    """The rows of the model's embedding, as its configuration says."""
+    return int(_config(name)["vocab_size"])
+
+
 def context_length(name: str) -> int | None:
     """The most tokens the model takes, or None where its configuration does not say."""
     length = _config(name).get("max_position_embeddings")

@@ -21,7 +21,7 @@ def override(
 ) -> AlmConfig:
     """The configuration with what is not None replaced.
 
-    `corpus` is the URL of files; `settings` has dotted fields (`train.seed`) for everything else.
+    `corpus` is the URL of files; `settings` has dotted fields (`train.seed`) for everything else, and may set None.
     Raises UserError naming a field that does not exist or does not take the value.
     """
     values = {
@@ -34,12 +34,11 @@ def override(
         "train.learning_rate": learning_rate,
         "objective.gamma": gamma,
         "objective.temperature": temperature,
-        **(settings or {}),
     }
     content = config.model_dump(mode="json")
-    for field, value in values.items():
-        if value is not None:
-            _put(content, field.split("."), value)
+    chosen = {field: value for field, value in values.items() if value is not None}
+    for field, value in {**chosen, **(settings or {})}.items():
+        _put(content, field.split("."), value)
     return parse_config(content, "overrides")
 
 

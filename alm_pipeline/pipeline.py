@@ -17,8 +17,10 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
-from alm_pipeline.models import context_length
+from alm_pipeline.models import context_length, load_tokenizer, vocabulary_rows
 from alm_pipeline.scoring.stage import score, scores_dataset
+from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.tokenization.encoding import check_vocabulary
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.transfer.stage import tokenizer_folder, write_tokenizer
 from storage.dataset import Dataset, Manifest
@@ -103,7 +105,13 @@ class Pipeline:
         return write_tokenizer(self.trained_tokenizer, self._corpus, setting, self.config.student.model)
 
     def tokenize(self, side: Side) -> Manifest:
-        """Encode the examples with one side's tokenizer."""
+        """Encode the examples with one side's tokenizer.
+
+        Raises UserError when the tokenizer has ids that its model has no embedding for: better now than after scoring.
+        """
+        if self.tokenizer(side) == self._model(side):
+            view = byte_view(load_tokenizer(self.tokenizer(side)).backend_tokenizer)
+            check_vocabulary(view, vocabulary_rows(self._model(side)), self._model(side))
         return tokenize(self.examples, self.tokens(side), self.tokenizer(side), context_length(self._model(side)))
 
     def align(self) -> Manifest:

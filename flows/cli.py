@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from storage.errors import UserError
@@ -135,14 +133,13 @@ def _forget_student(config: Any, storage: str) -> None:
 
 
 def _log_lines() -> None:
-    """Stages say what they do on stderr where no bars do."""
+    """Stages say what they do on stderr; on a terminal their bars do, and only warnings are lines."""
     logger = logging.getLogger("alm_pipeline")
     logger.propagate = False
-    logger.setLevel(os.environ.get("ALM_LOG_LEVEL", "INFO"))
-    if not logger.handlers:
-        logger.addHandler(RichHandler(console=_err, show_path=False, show_level=False))
-    if _err.is_terminal:
-        logger.setLevel("WARNING")
+    logger.setLevel("WARNING" if _err.is_terminal else "INFO")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
 
 
 @app.command()
