@@ -61,7 +61,7 @@ def maths_problems() -> CorpusConfig:
     """Word problems with worked solutions, generated from GSM-Symbolic's templates."""
     return CorpusConfig(
         name="gsm-symbolic",
-        source=GeneratedSource(task="gsm_symbolic", size=600, seed=0),
+        source=GeneratedSource(task="gsm_symbolic", size=250, seed=0),
         held_out=0.1,
         shard_bytes=64 * 1024,
     )
@@ -73,7 +73,7 @@ def demo_training(steps: int) -> TrainConfig:
         steps=steps,
         batch_tokens=1024,
         row_tokens=512,
-        learning_rate=1e-4,
+        learning_rate=2e-4,
         warmup_steps=5,
         dtype="bfloat16",
         checkpoint_steps=12,

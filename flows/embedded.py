@@ -4,6 +4,8 @@ Imported before Prefect: what it puts into the environment is read when Prefect 
 """
 
 import os
+import signal
+import sys
 
 import psutil
 
@@ -25,6 +27,8 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     end_orphans()
     os.environ[_OWNER] = str(os.getpid())
+    # Python ends at once on SIGTERM, and Prefect stops its server at exit
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def end_orphans() -> int:

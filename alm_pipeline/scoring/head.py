@@ -1,10 +1,13 @@
-"""The output head without a dense log-softmax: two numbers a position, in pieces of positions.
+"""The output head without a dense log-softmax: two numbers a position, in pieces of the vocabulary.
 
-Shapes: N positions, H hidden width, V vocabulary rows, K boundary tokens. From a position's hidden state come the
-log-probability of the observed next token and the log-probability that the next token is a boundary token.
-Logits exist for one piece at a time, in float32, in the forward and again in the backward pass.
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens. From a position's hidden
+state come the log-probability of the observed next token and that of the next token being a boundary token. Logits
+exist for one piece of the vocabulary at a time, in float32; their maxima and sums are carried from piece to piece (the
+online softmax of Milakov and Gimelshein 2018), and the backward pass computes the logits again. Pieces of the vocabulary,
+not of positions: each row of the weight is then read once, which is what a large vocabulary costs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,8 @@ from transformers import PreTrainedModel
 
 from storage.errors import UserError
 
-_PIECE_ELEMENTS = 2**24
+# small enough for a processor's cache, and for an allocator to use the same memory again
+_PIECE_ELEMENTS = 2**22
 _LEAST_LOG = -60.0
 
 
@@ -28,9 +32,18 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        logits_NV = _at_least_float32(F.linear(hidden_NH, self.weight_VH, self.bias_V)) * self.scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+    def logits(self, hidden_NH: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[N, rows] in float32 or better."""
+        bias = None if self.bias_V is None else self.bias_V[rows]
+        logits_NP = _at_least_float32(F.linear(hidden_NH, self.weight_VH[rows], bias))
+        if self.scale != 1.0:
+            logits_NP = logits_NP * self.scale
+        return logits_NP if self.softcap is None else self.softcap * torch.tanh(logits_NP / self.softcap)
+
+    def pieces(self, positions: int) -> Iterator[slice]:
+        """The vocabulary in pieces of rows."""
+        rows, length = self.weight_VH.shape[0], max(1, _PIECE_ELEMENTS // max(1, positions))
+        return (slice(start, min(start + length, rows)) for start in range(0, rows, length))
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -66,16 +79,12 @@ def token_and_boundary_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """([N], [N]) float32: log p(target | position), and log Σ_{k ∈ boundary} p(k | position).
 
-    Differentiable with respect to the hidden states and the head's weight and bias.
+    `boundary_ids_K` is sorted. Differentiable with respect to the hidden states and the head's weight and bias.
     """
     result: tuple[Tensor, Tensor] = _TwoLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden_NH, targets_N, head.weight_VH, head.bias_V, head.scale, head.softcap, boundary_ids_K
     )
     return result
-
-
-def _piece_length(vocabulary: int) -> int:
-    return max(1, _PIECE_ELEMENTS // vocabulary)
 
 
 class _TwoLogprobs(torch.autograd.Function):
@@ -91,11 +100,7 @@ class _TwoLogprobs(torch.autograd.Function):
         boundary_ids_K: Tensor,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight_VH, bias_V, scale, softcap)
-        pieces = [
-            _piece_logprobs(head.logits(hidden), targets, boundary_ids_K)
-            for hidden, targets in _pieces(head, hidden_NH, targets_N)
-        ]
-        token_N, boundary_N, total_N = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        token_N, boundary_N, total_N = _logprobs(hidden_NH, targets_N, head, boundary_ids_K)
         ctx.save_for_backward(hidden_NH, targets_N, weight_VH, bias_V, boundary_ids_K, total_N, boundary_N)
         ctx.scale, ctx.softcap = scale, softcap
         return token_N, boundary_N
@@ -104,64 +109,89 @@ class _TwoLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_token_N: Tensor, grad_boundary_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, targets_N, weight_VH, bias_V, boundary_ids_K, total_N, boundary_N = ctx.saved_tensors
         head = Head(weight_VH, bias_V, ctx.scale, ctx.softcap)
-        grad_hidden_NH = torch.empty_like(hidden_NH)
-        grad_weight_VH = torch.zeros_like(_at_least_float32(weight_VH))
-        grad_bias_V = None if bias_V is None else torch.zeros_like(_at_least_float32(bias_V))
-        start = 0
-        for hidden, targets in _pieces(head, hidden_NH, targets_N):
-            span = slice(start, start := start + len(hidden))
-            grad_logits = _piece_gradient(
+        grad_hidden_NH = torch.zeros_like(_at_least_float32(hidden_NH))
+        grad_weight_VH = torch.empty_like(weight_VH)
+        grad_bias_V = None if bias_V is None else torch.empty_like(bias_V)
+        for rows in head.pieces(len(hidden_NH)):
+            grad_NP = _piece_gradient(
+                head.logits(hidden_NH, rows),
+                targets_N - rows.start,
+                _within(boundary_ids_K, rows),
+                total_N,
+                boundary_N,
+                grad_token_N,
+                grad_boundary_N,
                 head,
-                hidden,
-                targets,
-                boundary_ids_K,
-                total_N[span],
-                boundary_N[span],
-                grad_token_N[span],
-                grad_boundary_N[span],
             )
-            grad_hidden_NH[span] = grad_logits.to(weight_VH.dtype) @ weight_VH
-            grad_weight_VH += grad_logits.T @ _at_least_float32(hidden)
+            grad_hidden_NH += grad_NP.to(weight_VH.dtype) @ weight_VH[rows]
+            grad_weight_VH[rows] = (grad_NP.T @ _at_least_float32(hidden_NH)).to(weight_VH.dtype)
             if grad_bias_V is not None:
-                grad_bias_V += grad_logits.sum(0)
-        grad_bias_V = None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_NH, None, grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None, None, None
+                grad_bias_V[rows] = grad_NP.sum(0).to(grad_bias_V.dtype)
+        return grad_hidden_NH.to(hidden_NH.dtype), None, grad_weight_VH, grad_bias_V, None, None, None
 
 
-def _pieces(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-    length = _piece_length(head.weight_VH.shape[0])
-    return list(zip(hidden_NH.split(length), targets_N.split(length), strict=True))
-
-
-def _piece_logprobs(logits_NV: Tensor, targets_N: Tensor, boundary_ids_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _logprobs(
+    hidden_NH: Tensor, targets_N: Tensor, head: Head, boundary_ids_K: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """[N] each: log p(target), log p(boundary), and the logarithm of the normaliser."""
-    highest_N = logits_NV.amax(-1)
-    weights_NV = (logits_NV - highest_N[:, None]).exp_()
-    is_boundary_V = torch.zeros_like(weights_NV[0]).index_fill_(0, boundary_ids_K, 1.0)
-    total_N = highest_N + weights_NV.sum(-1).log()
-    boundary_N = highest_N + torch.mv(weights_NV, is_boundary_V).log() - total_N
+    highest_N: Tensor | None = None
+    for rows in head.pieces(len(hidden_NH)):
+        logits_NP = head.logits(hidden_NH, rows)
+        if highest_N is None:
+            highest_N = torch.full_like(logits_NP[:, 0], -torch.inf)
+            target_N, total_N, boundary_N = (torch.zeros_like(highest_N) for _ in range(3))
+        before_N, highest_N = highest_N, torch.maximum(highest_N, logits_NP.amax(-1))
+        inside = (targets_N >= rows.start) & (targets_N < rows.stop)
+        target_N[inside] = logits_NP[inside, targets_N[inside] - rows.start]
+        weights_NP = logits_NP.sub_(highest_N[:, None]).exp_()
+        shrink_N = (before_N - highest_N).exp()
+        is_boundary_P = torch.zeros_like(weights_NP[0]).index_fill_(0, _within(boundary_ids_K, rows), 1.0)
+        total_N = total_N * shrink_N + weights_NP.sum(-1)
+        boundary_N = boundary_N * shrink_N + torch.mv(weights_NP, is_boundary_P)
+    assert highest_N is not None
+    total_N, boundary_N = highest_N + total_N.log(), boundary_N.log() - total_N.log()
     # where every boundary token's weight is too small for float32 beside the highest, sum them among themselves
     lost = boundary_N < _LEAST_LOG
-    boundary_N[lost] = logits_NV[lost].index_select(-1, boundary_ids_K).logsumexp(-1) - total_N[lost]
-    return logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - total_N, boundary_N, total_N
+    if lost.any():
+        boundary_N[lost] = _boundary_alone(hidden_NH[lost], head, boundary_ids_K) - total_N[lost]
+    return target_N - total_N, boundary_N, total_N
+
+
+def _boundary_alone(hidden_NH: Tensor, head: Head, boundary_ids_K: Tensor) -> Tensor:
+    """[N] log Σ exp(logit) over the boundary tokens."""
+    parts = [
+        head.logits(hidden_NH, rows).index_select(-1, _within(boundary_ids_K, rows)).logsumexp(-1)
+        for rows in head.pieces(len(hidden_NH))
+    ]
+    return torch.stack(parts).logsumexp(0)
+
+
+def _within(boundary_ids_K: Tensor, rows: slice) -> Tensor:
+    """The boundary tokens of a piece, counted from its first row."""
+    ends = torch.tensor([rows.start, rows.stop], device=boundary_ids_K.device)
+    first, last = torch.searchsorted(boundary_ids_K, ends).tolist()
+    return boundary_ids_K[first:last] - rows.start
 
 
 def _piece_gradient(
-    head: Head,
-    hidden_NH: Tensor,
+    logits_NP: Tensor,
     targets_N: Tensor,
     boundary_ids_K: Tensor,
     total_N: Tensor,
     boundary_N: Tensor,
     grad_token_N: Tensor,
     grad_boundary_N: Tensor,
+    head: Head,
 ) -> Tensor:
-    """[N, V] the gradient before scale and cap: g_token (onehot − p) + g_boundary (p restricted to the set − p)."""
-    logits_NV = head.logits(hidden_NH)
-    slope_NV = None if head.softcap is None else 1 - (logits_NV / head.softcap) ** 2
-    among_boundary_NK = (logits_NV.index_select(-1, boundary_ids_K) - (total_N + boundary_N)[:, None]).exp_()
-    grad_NV = (logits_NV - total_N[:, None]).exp_().mul_(-(grad_token_N + grad_boundary_N)[:, None])
-    grad_NV.index_add_(-1, boundary_ids_K, among_boundary_NK.mul_(grad_boundary_N[:, None]))
-    grad_NV.scatter_add_(-1, targets_N[:, None], grad_token_N[:, None])
-    grad_NV = grad_NV if slope_NV is None else grad_NV * slope_NV
-    return grad_NV * head.scale
+    """[N, P] the gradient before scale and cap: g_token (onehot − p) + g_boundary (p restricted to the set − p).
+
+    Targets and boundary tokens are counted from the piece's first row; targets may lie outside.
+    """
+    slope_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
+    among_boundary_NK = (logits_NP.index_select(-1, boundary_ids_K) - (total_N + boundary_N)[:, None]).exp_()
+    grad_NP = logits_NP.sub_(total_N[:, None]).exp_().mul_(-(grad_token_N + grad_boundary_N)[:, None])
+    grad_NP.index_add_(-1, boundary_ids_K, among_boundary_NK.mul_(grad_boundary_N[:, None]))
+    inside = (targets_N >= 0) & (targets_N < grad_NP.shape[-1])
+    grad_NP[inside, targets_N[inside]] += grad_token_N[inside]
+    grad_NP = grad_NP if slope_NP is None else grad_NP * slope_NP
+    return grad_NP if head.scale == 1.0 else grad_NP * head.scale
