@@ -3,8 +3,8 @@
 Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens. From a position's hidden
 state come the log-probability of the observed next token and that of the next token being a boundary token. Logits
 exist for one piece of the vocabulary at a time, in float32; their maxima and sums are carried from piece to piece (the
-online softmax of Milakov and Gimelshein 2018), and the backward pass computes the logits again. Pieces of the vocabulary,
-not of positions: each row of the weight is then read once, which is what a large vocabulary costs.
+online softmax of Milakov and Gimelshein 2018), and the backward pass computes the logits again. Pieces of the
+vocabulary, not of positions: each row of the weight is then read once, which is what a large vocabulary costs.
 """
 
 from collections.abc import Iterator
@@ -163,7 +163,8 @@ def _boundary_alone(hidden_NH: Tensor, head: Head, boundary_ids_K: Tensor) -> Te
         head.logits(hidden_NH, rows).index_select(-1, _within(boundary_ids_K, rows)).logsumexp(-1)
         for rows in head.pieces(len(hidden_NH))
     ]
-    return torch.stack(parts).logsumexp(0)
+    alone_N: Tensor = torch.stack(parts).logsumexp(0)
+    return alone_N
 
 
 def _within(boundary_ids_K: Tensor, rows: slice) -> Tensor:
@@ -189,7 +190,7 @@ def _piece_gradient(
     """
     slope_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
     among_boundary_NK = (logits_NP.index_select(-1, boundary_ids_K) - (total_N + boundary_N)[:, None]).exp_()
-    grad_NP = logits_NP.sub_(total_N[:, None]).exp_().mul_(-(grad_token_N + grad_boundary_N)[:, None])
+    grad_NP: Tensor = logits_NP.sub_(total_N[:, None]).exp_().mul_(-(grad_token_N + grad_boundary_N)[:, None])
     grad_NP.index_add_(-1, boundary_ids_K, among_boundary_NK.mul_(grad_boundary_N[:, None]))
     inside = (targets_N >= 0) & (targets_N < grad_NP.shape[-1])
     grad_NP[inside, targets_N[inside]] += grad_token_N[inside]
