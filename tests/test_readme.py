@@ -28,7 +28,8 @@ def test_the_snippet_shows_chunks_side_by_side(
     pipeline.align()
     frame = chunk_frame(pipeline.alignments.url)
     example = frame.filter(frame["id"] == frame["id"][0])
-    differing = example.filter(pl.col("teacher") != pl.col("student")).head(12)
+    both = pl.col("kind") == "content"
+    differing = example.filter(both, pl.col("teacher") != pl.col("student")).head(12)
     # the snippet names the default job's datasets
     for dataset, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
         shutil.move(dataset.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")

@@ -171,7 +171,8 @@ def _within(boundary_ids_K: Tensor, rows: slice) -> Tensor:
     """The boundary tokens of a piece, counted from its first row."""
     ends = torch.tensor([rows.start, rows.stop], device=boundary_ids_K.device)
     first, last = torch.searchsorted(boundary_ids_K, ends).tolist()
-    return boundary_ids_K[first:last] - rows.start
+    piece_K: Tensor = boundary_ids_K[first:last] - rows.start
+    return piece_K
 
 
 def _piece_gradient(
