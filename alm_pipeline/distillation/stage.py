@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import train_student
-from alm_pipeline.evaluation.bits_per_byte import cached_bits_per_byte, model_bits_per_byte
+from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
 from alm_pipeline.models import (
     label,
     load_model,
@@ -63,8 +63,7 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         return manifest
     model, initialisation = initial_student(config, tokenizer)
     scorer = Scorer.of(model, tokenizer)
-    held_out = (datasets["examples"], datasets["student_tokens"])
-    before = model_bits_per_byte(*held_out, scorer, "evaluate before")
+    before = student_bits_per_byte(datasets, scorer, "evaluate before")
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
@@ -75,12 +74,12 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         student.path / CHECKPOINTS,
         lambda: student.mirror(CHECKPOINTS),
     )
-    after = model_bits_per_byte(*held_out, Scorer.of(model, tokenizer), "evaluate after")
+    after = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
     results = {
         "initialisation": initialisation,
         "held_out_bits_per_byte": {
-            "teacher": cached_bits_per_byte(datasets["examples"], datasets["teacher_tokens"], datasets["scores"]),
+            "teacher": teacher_bits_per_byte(datasets),
             "student_before": before,
             "student_after": after,
         },

@@ -1,11 +1,13 @@
 """Bits per byte on held-out text: the measure that does not depend on the tokenizer.
 
-Counted are the content tokens that have a prediction, and the bytes that those cover: the first token of a
-sequence without a begin-of-text token has none.
+Counted are the content tokens that have a prediction, and the bytes that those cover: the first token of a sequence
+without a begin-of-text token has none. Teacher and student are measured on the same examples: those that both could
+tokenize.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,6 @@ from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
-_TOKENS = ("token_ids", "byte_lengths", "kinds")
-
 
 def bits_per_byte(
     logprobs: npt.NDArray[np.float32], byte_lengths: npt.NDArray[np.int32], kinds: npt.NDArray[np.uint8]
@@ -29,59 +29,43 @@ def bits_per_byte(
     return nats / math.log(2) / int(byte_lengths[counted].sum())
 
 
-def cached_bits_per_byte(examples: Dataset, tokens: Dataset, scores: Dataset) -> float:
-    """The held-out bits per byte of the teacher, from its scores: no forward pass."""
-    columns = {"examples": ("split",), "tokens": _TOKENS, "scores": ("logprobs",)}
-    datasets = {"examples": examples, "tokens": tokens, "scores": scores}
-    logprobs: list[npt.NDArray[np.float32]] = []
-    lengths: list[npt.NDArray[np.int32]] = []
-    kinds: list[npt.NDArray[np.uint8]] = []
-    for shard in range(len(scores.complete_manifest().shards)):
-        tables = read_aligned(datasets, shard, columns)
-        held_out = _held_out_rows(tables["examples"]["split"].to_pylist())
-        for column, into in (("byte_lengths", lengths), ("kinds", kinds)):
-            rows = list_rows(tables["tokens"][column])
-            into.extend(rows[row] for row in held_out)
-        rows = list_rows(tables["scores"]["logprobs"])
-        logprobs.extend(rows[row] for row in held_out)
-    _require(lengths, examples)
-    return bits_per_byte(np.concatenate(logprobs), np.concatenate(lengths), np.concatenate(kinds))
+def teacher_bits_per_byte(caches: Mapping[str, Dataset]) -> float:
+    """The teacher's held-out bits per byte, from its scores: no forward pass.
 
-
-def model_bits_per_byte(examples: Dataset, tokens: Dataset, scorer: Scorer, title: str) -> float:
-    """The held-out bits per byte of a model that these tokens belong to."""
-    ids, lengths, kinds = held_out_tokens(examples, tokens)
-    with track(title, sum(map(len, ids)), "tokens") as advance:
-        scores = scorer.score(ids, advance)
-    return bits_per_byte(np.concatenate([row[0] for row in scores]), np.concatenate(lengths), np.concatenate(kinds))
-
-
-def held_out_tokens(examples: Dataset, tokens: Dataset) -> tuple[list[npt.NDArray[np.int32]], ...]:
-    """The held-out examples' token ids, byte lengths and kinds, one array an example.
-
-    Raises UserError when no example that could be tokenized is held out.
+    `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out.
     """
-    found: tuple[list[npt.NDArray[np.int32]], ...] = ([], [], [])
-    for shard in range(len(tokens.complete_manifest().shards)):
-        tables = read_aligned(
-            {"examples": examples, "tokens": tokens}, shard, {"examples": ("split",), "tokens": _TOKENS}
-        )
-        columns = [list_rows(tables["tokens"][column]) for column in _TOKENS]
-        for row in _held_out_rows(tables["examples"]["split"].to_pylist()):
-            if len(columns[0][row]):
-                for into, rows in zip(found, columns, strict=True):
-                    into.append(rows[row])
-    _require(found[0], examples)
-    return found
+    logprobs = _held_out(caches, "scores", "logprobs")
+    return bits_per_byte(np.concatenate(logprobs), *_bytes_and_kinds(caches, "teacher_tokens"))
 
 
-def _held_out_rows(splits: Sequence[str]) -> list[int]:
-    return [row for row, split in enumerate(splits) if split == "held_out"]
+def student_bits_per_byte(caches: Mapping[str, Dataset], student: Scorer, title: str) -> float:
+    """A student's held-out bits per byte; `title` is what the progress is called.
+
+    Raises UserError when nothing is held out.
+    """
+    ids = _held_out(caches, "student_tokens", "token_ids")
+    with track(title, sum(map(len, ids)), "tokens") as advance:
+        scores = student.score(ids, advance)
+    return bits_per_byte(np.concatenate([row[0] for row in scores]), *_bytes_and_kinds(caches, "student_tokens"))
 
 
-def _require(rows: Sequence[npt.NDArray[np.int32]], examples: Dataset) -> None:
-    if not rows:
+def _bytes_and_kinds(caches: Mapping[str, Dataset], tokens: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    lengths, kinds = (np.concatenate(_held_out(caches, tokens, column)) for column in ("byte_lengths", "kinds"))
+    return lengths, kinds
+
+
+def _held_out(caches: Mapping[str, Dataset], name: str, column: str) -> list[npt.NDArray[Any]]:
+    """One dataset's column for every held-out example that both sides could tokenize."""
+    wanted = {"examples": ("split",), "alignments": ("kinds",), name: (column,)}
+    found: list[npt.NDArray[Any]] = []
+    for shard in range(len(caches["alignments"].complete_manifest().shards)):
+        tables = read_aligned(caches, shard, wanted)
+        splits, chunks = tables["examples"]["split"].to_pylist(), list_rows(tables["alignments"]["kinds"])
+        values = list_rows(tables[name][column])
+        found += [values[row] for row, split in enumerate(splits) if split == "held_out" and len(chunks[row])]
+    if not found:
         raise UserError(
-            f"{examples.url}: no example is held out, so nothing can be evaluated: "
+            f"{caches['examples'].url}: no example is held out, so nothing can be evaluated: "
             "raise corpus.held_out, or use a larger corpus"
         )
+    return found
