@@ -73,6 +73,7 @@ def _bar(bars: Progress, description: str, total: float | None, unit: str) -> It
     yield advance
     done = bars.tasks[bars.task_ids.index(task)].completed
     bars.update(task, total=done, completed=done)
+    bars.stop_task(task)  # its time, and so its rate, stand still
 
 
 @contextlib.contextmanager
@@ -85,15 +86,9 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         done += units
         if time.monotonic() - last >= _SECONDS_A_LINE:
             last = time.monotonic()
-            of_total = f" of {total:,.0f}" if total else ""
-            logger.info(
-                "%s: %s%s %s, %s",
-                description,
-                f"{done:,.0f}",
-                of_total,
-                unit,
-                _rate(done, last - start, unit),
-            )
+            amount = f"{done:,.0f} of {total:,.0f}" if total else f"{done:,.0f}"
+            rate = _rate(done, last - start, unit)
+            logger.info("%s: %s %s, %s", description, amount, unit, ", ".join(filter(None, [rate, note])))
 
     yield advance
     seconds = time.monotonic() - start

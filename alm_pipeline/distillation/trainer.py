@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,12 @@ class _Watcher(TrainerCallback):
 
     def __init__(self, trainer: AlmTrainer, advance: Advance, on_checkpoint: Callable[[], None]) -> None:
         self.trainer, self.advance, self.on_checkpoint = trainer, advance, on_checkpoint
+        self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(1, f"KL {self.trainer.watched['kl']:.2e}")
+        seconds, self.last = time.monotonic() - self.last, time.monotonic()
+        rate = self.trainer.watched["tokens"] / seconds
+        self.advance(1, f"KL {self.trainer.watched['kl']:.1e}, {rate:,.0f} tokens/s")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.on_checkpoint()
