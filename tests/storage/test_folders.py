@@ -154,7 +154,7 @@ def test_another_file_than_was_published_is_refused(
         folder.fetch()
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "..", "", "a\\b"])
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "..", "", "a\\b"])
 def test_a_manifest_cannot_write_outside_its_folder(root: str, name: str) -> None:
     folder = _published(root)
     manifest = json.loads(read_bytes(f"{folder.url}/manifest.json") or b"")
