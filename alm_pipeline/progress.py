@@ -57,15 +57,19 @@ def progress_bars(console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def track(description: str, total: float | None, unit: str) -> Iterator[Advance]:
-    """Track a stage of so many units; the value is called with the units done since the last call."""
-    with _bar(_bars, description, total, unit) if _bars else _lines(description, total, unit) as advance:
+def track(description: str, total: float | None, unit: str, already: float = 0.0) -> Iterator[Advance]:
+    """Track a stage of so many units; the value is called with the units done since the last call.
+
+    `already` were done by an earlier run: they count for what is left, not for the rate.
+    """
+    shown = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
+    with shown as advance:
         yield advance
 
 
 @contextlib.contextmanager
-def _bar(bars: Progress, description: str, total: float | None, unit: str) -> Iterator[Advance]:
-    task = bars.add_task(description, total=total, unit=unit)
+def _bar(bars: Progress, description: str, total: float | None, unit: str, already: float) -> Iterator[Advance]:
+    task = bars.add_task(description, total=total, completed=already, unit=unit, already=already)  # type: ignore[arg-type]
 
     def advance(units: float, note: str = "") -> None:
         bars.update(task, advance=units, description=f"{description} {note}".rstrip())
@@ -77,9 +81,9 @@ def _bar(bars: Progress, description: str, total: float | None, unit: str) -> It
 
 
 @contextlib.contextmanager
-def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance]:
+def _lines(description: str, total: float | None, unit: str, already: float) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0.0
+    done = already
 
     def advance(units: float, note: str = "") -> None:
         nonlocal done, last
@@ -87,12 +91,13 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         if time.monotonic() - last >= _SECONDS_A_LINE:
             last = time.monotonic()
             amount = f"{done:,.0f} of {total:,.0f}" if total else f"{done:,.0f}"
-            rate = _rate(done, last - start, unit)
+            rate = _rate(done - already, last - start, unit)
             logger.info("%s: %s %s, %s", description, amount, unit, ", ".join(filter(None, [rate, note])))
 
     yield advance
     seconds = time.monotonic() - start
-    logger.info("%s: %s %s in %.1f s, %s", description, f"{done:,.0f}", unit, seconds, _rate(done, seconds, unit))
+    rate = _rate(done - already, seconds, unit)
+    logger.info("%s: %s %s in %.1f s, %s", description, f"{done - already:,.0f}", unit, seconds, rate)
 
 
 def _rate(units: float, seconds: float, unit: str) -> str:
@@ -103,5 +108,5 @@ def _rate(units: float, seconds: float, unit: str) -> str:
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         done = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total else "")
-        unit = task.fields["unit"]
-        return Text(f"{done} {unit}  {_rate(task.completed, task.elapsed or 0.0, unit) if task.completed else ''}")
+        unit, units = task.fields["unit"], task.completed - task.fields["already"]
+        return Text(f"{done} {unit}  {_rate(units, task.elapsed or 0.0, unit) if units else ''}")

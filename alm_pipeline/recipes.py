@@ -37,7 +37,7 @@ def maths() -> AlmConfig:
         teacher=GEMMA3,
         student=StudentConfig(model=SMOLLM2),
         objective=ObjectiveConfig(temperature=5.0),
-        train=demo_training(steps=32),
+        train=demo_training(steps=40),
     )
 
 

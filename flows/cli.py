@@ -155,9 +155,11 @@ def show(recipe: Recipe = "transfer") -> None:
 def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dataset's folder")] = "alm-data") -> None:
     """List what is stored under a root, or say what one dataset holds and was made from."""
     from storage.dataset import list_datasets, load_manifest
+    from storage.folders import FOLDER_KINDS, list_stored_folders, load_folder_manifest
 
     with _user_errors():
-        if manifest := load_manifest(url):
+        is_folder = any(url.rstrip("/").split("/")[-2:-1] == [kind] for kind in FOLDER_KINDS)
+        if manifest := load_folder_manifest(url) if is_folder else load_manifest(url):
             print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
             return
         table = Table("kind", "name", "rows", "MB", "counts")
@@ -168,6 +170,11 @@ def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dat
             else:
                 counts = ", ".join(f"{count:,} {what}" for what, count in found.counts.items())
                 table.add_row(kind, name, f"{found.rows:,}", f"{found.bytes / 1e6:.2f}", counts)
+        for folder_kind, folder, made in list_stored_folders(url):
+            results = (
+                yaml.safe_dump(made.results, default_flow_style=True, width=1000).strip() if made else "not complete"
+            )
+            table.add_row(folder_kind, folder.rsplit("/", 1)[-1], "", "", results)
         if not table.rows:
             raise UserError(f"{url}: holds no datasets; `alm run --storage {url}` writes some")
         _out.print(table)
@@ -175,7 +182,8 @@ def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dat
 
 def _description(manifest: Any) -> dict[str, Any]:
     content: dict[str, Any] = manifest.model_dump(mode="json")
-    content["shards"] = len(content["shards"])
+    if "shards" in content:
+        content["shards"] = len(content["shards"])
     return content
 
 

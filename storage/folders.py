@@ -30,6 +30,8 @@ from storage.urls import (
     upload,
 )
 
+FOLDER_KINDS = ("tokenizers", "students")
+
 
 class FolderManifest(Stored):
     """What a published folder holds."""
@@ -82,11 +84,11 @@ class StoredFolder:
 
     def manifest(self) -> FolderManifest | None:
         """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
-        url = join_url(self.url, "manifest.json")
-        content = read_bytes(url)
-        manifest = None if content is None else parse_stored(FolderManifest, url, content)
+        manifest = load_folder_manifest(self.url)
         if manifest and manifest.name != self.name:
-            raise UserError(f"{url}: belongs to {manifest.name}: don't move folders; delete it and run the stage again")
+            raise UserError(
+                f"{self.url}/manifest.json: belongs to {manifest.name}: don't move folders; delete it and run the stage again"
+            )
         return manifest
 
     def fetch(self) -> Path:
@@ -174,6 +176,19 @@ class StoredFolder:
         """Remove a file or folder, in the store and here; nothing to do where it is not there."""
         remove(join_url(self.url, name))
         remove(str(self.path / name))
+
+
+def load_folder_manifest(url: str) -> FolderManifest | None:
+    """The manifest of the folder at a URL, or None when it is not complete. Raises UserError when it is damaged."""
+    manifest = join_url(url, "manifest.json")
+    content = read_bytes(manifest)
+    return None if content is None else parse_stored(FolderManifest, manifest, content)
+
+
+def list_stored_folders(root: str) -> list[tuple[str, str, FolderManifest | None]]:
+    """The tokenizers and students under a root: kind, URL and manifest (None while it is not complete)."""
+    urls = [(kind, join_url(root, kind, name)) for kind in FOLDER_KINDS for name in list_folders(join_url(root, kind))]
+    return [(kind, url, load_folder_manifest(url)) for kind, url in urls]
 
 
 def _is_content(name: str) -> bool:

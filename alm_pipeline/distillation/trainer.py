@@ -105,8 +105,7 @@ def train_student(
     first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
     trainer = AlmTrainer(model, _arguments(config, checkpoints), stream(first_step), boundary_ids_K, objective)
     model.train()
-    with track("distil", config.steps, "steps") as advance:
-        advance(first_step)
+    with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
         with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
             trainer.train(resume_from_checkpoint=str(last) if last else None)

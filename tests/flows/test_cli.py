@@ -67,6 +67,10 @@ def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     assert "alignments" in listing
     described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
     assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
+    pipeline.run()
+    assert "student_after" in command("describe", str(tmp_path)).stdout
+    student = yaml.safe_load(command("describe", pipeline.student.url).stdout)
+    assert "model.safetensors" in student["files"]
     shown = command("inspect", pipeline.alignments.url, "--chunks", "5")
     assert shown.exit_code == 0, shown.output
     assert "5 of" in shown.stdout
