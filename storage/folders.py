@@ -87,7 +87,8 @@ class StoredFolder:
         manifest = load_folder_manifest(self.url)
         if manifest and manifest.name != self.name:
             raise UserError(
-                f"{self.url}/manifest.json: belongs to {manifest.name}: don't move folders; delete it and run the stage again"
+                f"{self.url}/manifest.json: belongs to {manifest.name}: don't move folders; "
+                "delete it and run the stage again"
             )
         return manifest
 
