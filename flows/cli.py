@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from storage.errors import UserError
@@ -53,7 +55,7 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -120,8 +122,18 @@ def _settings(settings: list[str] | None) -> dict[str, Any]:
         field, separator, value = setting.partition("=")
         if not separator:
             raise UserError(f"--set {setting}: has no '=': write FIELD=VALUE, as in --set train.seed=1")
-        values[field] = yaml.safe_load(value)
+        values[field] = _value(value)
     return values
+
+
+def _value(text: str) -> Any:
+    """A YAML value; a template of columns, '{question} {answer}', is the text that it looks like."""
+    if re.search(r"\{\w+\}", text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _forget_student(config: Any, storage: str) -> None:

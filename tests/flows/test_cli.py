@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.recipes import RECIPES
-from flows.cli import app
+from flows.cli import _value, app
 
 
 def command(*arguments: str) -> Result:
@@ -50,10 +50,28 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
         (["inspect", "nothing-here"], "no complete dataset"),
         (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
         (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
+        (["describe", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], message: str) -> None:
     assert message in error_of(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", "1e-4"),  # YAML 1.1 wants a point; pydantic reads the number
+        ("3", 3),
+        ("null", None),
+        ("[a, b]", ["a", "b"]),
+        ("{vocab_size: 400}", {"vocab_size": 400}),
+        ("{question}", "{question}"),
+        ("{question} {answer}", "{question} {answer}"),
+        ("Q: {question}", "Q: {question}"),
+    ],
+)
+def test_values_of_settings(text: str, value: object) -> None:
+    assert _value(text) == value
 
 
 def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
