@@ -21,12 +21,13 @@ def override(
 ) -> AlmConfig:
     """The configuration with what is not None replaced.
 
-    `corpus` is the URL of files; `settings` has dotted fields (`train.seed`) for everything else, and may set None.
+    `corpus` is the URL of files, taken whole with the default settings; `settings` has dotted fields (`train.seed`)
+    for everything else, and may set None.
     Raises UserError naming a field that does not exist or does not take the value.
     """
     values = {
-        "corpus.source": None if corpus is None else {"kind": "files", "urls": [corpus]},
-        "corpus.name": None if corpus is None else _name(corpus),
+        # the whole corpus: how the recipe's was cut and sampled says nothing about this one
+        "corpus": None if corpus is None else {"name": _name(corpus), "source": {"kind": "files", "urls": [corpus]}},
         "teacher": teacher,
         "student.model": student,
         "student.tokenizer": tokenizer,

@@ -144,7 +144,7 @@ def alm(
         config: A complete configuration.
         storage: Where datasets and students go: a folder or any fsspec URL (s3://bucket/prefix).
         until: `scores` stops once the caches are complete; `student` goes on to the student.
-        corpus: URL of Parquet, JSONL or text files, instead of the configuration's source.
+        corpus: URL of Parquet, JSONL or text files, taken whole, instead of the configuration's corpus.
         teacher: A folder, a hub name, or demo:NAME.
         student: A folder, a hub name, or demo:NAME.
         tokenizer: The tokenizer to put on the student: a folder or a hub name.

@@ -64,7 +64,7 @@ def run(
     recipe: Recipe = "transfer",
     storage: Annotated[str, typer.Option(help="a folder or any fsspec URL (s3://bucket/prefix)")] = "alm-data",
     until: Annotated[Until, typer.Option(help="scores: stop once the caches are complete")] = Until.STUDENT,
-    corpus: Annotated[str | None, typer.Option(help="URL of Parquet, JSONL or text files")] = None,
+    corpus: Annotated[str | None, typer.Option(help="URL of files (Parquet, JSONL, text), taken whole")] = None,
     teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
     student: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="put on the student: a folder or a hub name")] = None,

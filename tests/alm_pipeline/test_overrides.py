@@ -18,6 +18,7 @@ def test_values_replace_the_recipes() -> None:
     )
     assert changed.corpus.source == FilesSource(urls=("s3://bucket/my texts/**/*.jsonl",))
     assert changed.corpus.name == "my-texts"
+    assert changed.corpus.sample == 1.0
     assert changed.teacher == "T"
     assert changed.train.steps == 7
     assert changed.objective.gamma == 0.0
