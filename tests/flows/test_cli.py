@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.recipes import RECIPES
-from flows.cli import _value, app
+from flows.cli import _forget_student, _value, app
 
 
 def command(*arguments: str) -> Result:
@@ -93,3 +93,12 @@ def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "5 of" in shown.stdout
     assert "The" in shown.stdout
+
+
+def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    first = pipeline.run()
+    _forget_student(config, str(tmp_path))
+    assert pipeline.student.manifest() is None
+    assert pipeline.scores.manifest() is not None
+    assert pipeline.distil() == first
