@@ -21,6 +21,10 @@ Conversation = Sequence[dict[str, Any]]
 _FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
+class TemplateRefused(UserError):
+    """A chat template that takes others refuses this conversation: no system role, say, or two turns of one role."""
+
+
 @dataclass(frozen=True)
 class Rendering:
     """A rendered conversation; `content_before[b]` counts the content bytes before byte b of the text."""
@@ -37,13 +41,13 @@ def joined_contents(conversation: Conversation) -> str:
 def render(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Rendering | None:
     """The conversation in the tokenizer's chat template, or None where the template changes a content.
 
-    Raises UserError when the tokenizer has no chat template or the template refuses the conversation.
+    Raises TemplateRefused when the template refuses the conversation, UserError when the tokenizer has no template.
     """
     try:
         text = _apply(tokenizer, conversation)
     except _REFUSALS as error:
         roles = [message["role"] for message in conversation]
-        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from error
+        raise TemplateRefused(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from error
     scaffold = _scaffold(tokenizer, conversation)
     contents = [message["content"] for message in conversation]
     if scaffold is None or text != _fill(scaffold, contents):

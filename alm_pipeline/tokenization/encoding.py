@@ -11,7 +11,7 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
-from alm_pipeline.tokenization.chat import Conversation, Rendering, render
+from alm_pipeline.tokenization.chat import Conversation, Rendering, TemplateRefused, render
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
@@ -22,6 +22,7 @@ class Dropped(StrEnum):
     NOT_ROUND_TRIP = "tokens_spell_other_bytes"
     """the tokenizer changes the text: a normalizer, or a token that swallows white space"""
     TEMPLATE_CHANGES_CONTENT = "template_changes_content"
+    TEMPLATE_REFUSES = "template_refuses"
     OVER_CONTEXT = "over_context"
 
 
@@ -58,15 +59,21 @@ class ByteEncoder:
 
     def encode_conversations(self, conversations: Sequence[Conversation]) -> list[EncodedExample | Dropped]:
         """Conversations rendered with the tokenizer's chat template; only the messages' contents count as bytes."""
-        renderings = [render(self.tokenizer, conversation) for conversation in conversations]
+        renderings = [self._render(conversation) for conversation in conversations]
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = False
-        texts = [rendering.text if rendering else "" for rendering in renderings]
+        texts = [rendering.text if isinstance(rendering, Rendering) else "" for rendering in renderings]
         encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
-            self._conversation(rendering, encoding) if rendering else Dropped.TEMPLATE_CHANGES_CONTENT
+            self._conversation(rendering, encoding) if isinstance(rendering, Rendering) else rendering
             for rendering, encoding in zip(renderings, encodings, strict=True)
         ]
+
+    def _render(self, conversation: Conversation) -> Rendering | Dropped:
+        try:
+            return render(self.tokenizer, conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+        except TemplateRefused:
+            return Dropped.TEMPLATE_REFUSES
 
     def _text(self, text: str, encoding: Encoding) -> EncodedExample | Dropped:
         ids = np.array(encoding.ids, dtype=np.int32)

@@ -312,3 +312,15 @@ def test_check_vocabulary(family: str) -> None:
     check_vocabulary(view, view.size + 64, "a model")
     with pytest.raises(UserError, match=rf"a model: .* highest id is {view.size - 1}, .* has {view.size - 1} rows"):
         check_vocabulary(view, view.size - 1, "a model")
+
+
+def test_a_conversation_that_the_template_refuses_is_dropped_alone() -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    )
+    plain = [{"role": "user", "content": "hello"}]
+    with_system = [{"role": "system", "content": "be brief"}, *plain]
+    kept, dropped = ByteEncoder(tokenizer).encode_conversations([plain, with_system])
+    assert isinstance(kept, EncodedExample)
+    assert dropped is Dropped.TEMPLATE_REFUSES
