@@ -1,5 +1,6 @@
 """The values that people change from run to run, put into a configuration."""
 
+import inspect
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -41,6 +42,10 @@ def override(
     for field, value in {**chosen, **(settings or {})}.items():
         _put(content, field.split("."), value)
     return parse_config(content, "overrides")
+
+
+OVERRIDES = tuple(inspect.signature(override).parameters)[1:]
+"""The values by name: the parameters of the flow and the options of the command."""
 
 
 def _put(content: dict[str, Any], path: list[str], value: Any) -> None:

@@ -88,5 +88,5 @@ def summary_table(summary: Summary, seconds: Mapping[str, float]) -> Table:
         table.add_row(what, value)
     table.add_section()
     for what, url in summary.places.items():
-        table.add_row(what.replace("_", " "), url, end_section=False)
+        table.add_row(what.replace("_", " "), url)
     return table

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.overrides import override
+from alm_pipeline.overrides import OVERRIDES, override
 from alm_pipeline.recipes import recipe as find_recipe
 from storage.errors import UserError
 
@@ -112,8 +112,7 @@ def _run_name() -> str:
 
 def _resolve(parameters: dict[str, Any]) -> AlmConfig:
     config: AlmConfig = parameters["config"] or find_recipe(parameters["recipe"])
-    names = ("corpus", "teacher", "student", "tokenizer", "steps", "learning_rate", "gamma", "temperature", "settings")
-    return override(config, **{name: parameters[name] for name in names})
+    return override(config, **{name: parameters[name] for name in OVERRIDES})
 
 
 @flow(

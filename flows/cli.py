@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -61,6 +61,7 @@ def _user_errors() -> Iterator[None]:
 
 @app.command()
 def run(
+    context: typer.Context,
     recipe: Recipe = "transfer",
     storage: Annotated[str, typer.Option(help="a folder or any fsspec URL (s3://bucket/prefix)")] = "alm-data",
     until: Annotated[Until, typer.Option(help="scores: stop once the caches are complete")] = Until.STUDENT,
@@ -82,24 +83,14 @@ def run(
     from flows.embedded import prepare
 
     prepare()
-    from alm_pipeline.overrides import override
+    from alm_pipeline.overrides import OVERRIDES, override
     from alm_pipeline.progress import progress_bars
     from alm_pipeline.report import Summary, summary_table
     from flows.alm import alm
 
     with _user_errors():
-        config = override(
-            _configuration(recipe),
-            corpus=corpus,
-            teacher=teacher,
-            student=student,
-            tokenizer=tokenizer,
-            steps=steps,
-            learning_rate=learning_rate,
-            gamma=gamma,
-            temperature=temperature,
-            settings=_settings(settings),
-        )
+        chosen = {**context.params, "settings": _settings(settings)}
+        config = override(_configuration(recipe), **{name: chosen[name] for name in OVERRIDES})
         if again:
             _forget_student(config, storage)
         _log_lines()
@@ -170,7 +161,7 @@ def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dat
     from storage.folders import FOLDER_KINDS, list_stored_folders, load_folder_manifest
 
     with _user_errors():
-        is_folder = any(url.rstrip("/").split("/")[-2:-1] == [kind] for kind in FOLDER_KINDS)
+        is_folder = PurePosixPath(url).parent.name in FOLDER_KINDS
         if manifest := load_folder_manifest(url) if is_folder else load_manifest(url):
             print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
             return

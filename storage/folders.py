@@ -202,5 +202,5 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 def cache_folder() -> Path:
     """This machine's cache: $ALM_CACHE, or alm-pipeline in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alm-pipeline"
-    return Path(os.environ.get("ALM_CACHE", default))
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alm-pipeline"
+    return Path(os.environ.get("ALM_CACHE") or default)

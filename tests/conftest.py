@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 
 os.environ.update(
     OMP_NUM_THREADS="1",  # tiny tensors: two threads spin on each other
@@ -14,6 +15,7 @@ os.environ.update(
 )
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfig, StudentConfig, TrainConfig
@@ -65,3 +67,14 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
         score=ScoreConfig(dtype="float32"),
         train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
     )
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    """An empty memory:// (it is one for the whole process)."""
+    fs = MemoryFileSystem()
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]

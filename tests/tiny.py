@@ -1,5 +1,6 @@
 """Tiny models and tokenizers, made on the spot: a Llama with byte-level BPE, a Gemma 3 with SentencePiece-style BPE."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -74,11 +75,19 @@ def sentencepiece_tokenizer(vocab_size: int = 600) -> PreTrainedTokenizerFast:
 
 def _with_plain_bytes(tokenizer: Tokenizer, pieces: list[str]) -> Tokenizer:
     """The byte pieces are ordinary vocabulary, not added tokens that a text could spell."""
-    import json
-
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in pieces]
     return Tokenizer.from_str(json.dumps(state))
+
+
+_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 
 
 def tiny_llama(vocab_size: int, tied: bool = True) -> PreTrainedModel:
@@ -86,12 +95,7 @@ def tiny_llama(vocab_size: int, tied: bool = True) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
+            **_SIZES,
             tie_word_embeddings=tied,
             initializer_range=0.2,
         )
@@ -103,14 +107,9 @@ def tiny_gemma(vocab_size: int) -> PreTrainedModel:
     return Gemma3ForCausalLM(
         Gemma3TextConfig(
             vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **_SIZES,
             head_dim=8,
             sliding_window=16,
-            max_position_embeddings=512,
             final_logit_softcapping=5.0,
         )
     )

@@ -11,6 +11,7 @@ from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source
 from alm_pipeline.corpus.errors import failing_as, one_line
 from alm_pipeline.corpus.files import CorpusFile, format_of, list_files
 from storage.errors import UserError
+from storage.identity import hash_file
 
 # what stores call the checksum that they keep of a file: S3, HTTP and Azure; Google; the Hugging Face hub
 _CHECKSUM_KEYS = ("ETag", "etag", "md5Hash", "blob_id")
@@ -47,14 +48,7 @@ def _file_content(file: CorpusFile) -> list[str | int]:
             if info.get(key):
                 return [info["size"], str(info[key])]
         with file.fs.open(file.path, "rb") as stream:
-            return [_sha256(stream)]
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+            return [hashlib.file_digest(stream, "sha256").hexdigest()]
 
 
 def _hub_content(source: HubSource) -> Any:
@@ -71,8 +65,8 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 def _path_sha256(path: Path) -> str:
-    with failing_as(f"cannot read {path}", "mend or remove the file"), path.open("rb") as stream:
-        return _sha256(stream)
+    with failing_as(f"cannot read {path}", "mend or remove the file"):
+        return hash_file(path)
 
 
 def _commit(source: HubSource) -> str:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from storage.errors import UserError
+from storage.folders import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,9 @@ DEMO_MODELS: Mapping[str, DemoModel] = {
 
 
 def demo_models_folder() -> Path:
-    """The cache: $ALM_MODELS, else $XDG_CACHE_HOME/alm-pipeline/models, else ~/.cache/alm-pipeline/models."""
-    if models := os.environ.get("ALM_MODELS"):
-        return Path(models).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "alm-pipeline" / "models"
+    """$ALM_MODELS, or `models` in this machine's cache."""
+    models = os.environ.get("ALM_MODELS")
+    return Path(models).expanduser() if models else cache_folder() / "models"
 
 
 def demo_model(name: str) -> Path:

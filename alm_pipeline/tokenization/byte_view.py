@@ -140,9 +140,3 @@ def _byte_alphabet() -> dict[str, int]:
     ]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
-
-
-def byte_level_spelling(text: bytes) -> str:
-    """Bytes in GPT-2's alphabet: the inverse of how a byte-level vocabulary is read."""
-    characters = {byte: character for character, byte in _byte_alphabet().items()}
-    return "".join(characters[byte] for byte in text)

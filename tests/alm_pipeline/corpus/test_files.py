@@ -4,7 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +167,6 @@ def test_a_missing_driver_without_an_extra_says_what_fsspec_says(monkeypatch: py
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(UserError, match=r"nope://x: .*Protocol not known: nope"):
         read(corpus("nope://x"))
-
-
-@pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    fs = MemoryFileSystem()
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
 
 
 def test_remote_files(memory: MemoryFileSystem) -> None:

@@ -1,9 +1,11 @@
 """Packing and batches, held to the examples they are made of."""
 
 import itertools
+import random
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given
@@ -93,7 +95,7 @@ def test_the_stream_starts_anywhere(stream: BatchStream) -> None:
 
 def test_epochs_have_their_own_order_and_the_same_examples(stream: BatchStream) -> None:
     def epoch(number: int) -> list[bytes]:
-        count = len(list(stream._epoch(__import__("random").Random(0))))
+        count = len(list(stream._epoch(random.Random(0))))
         return [item.token_ids.tobytes() for item in itertools.islice(stream._endless(), count * (number + 1))][-count:]
 
     assert epoch(0) != epoch(1)
@@ -101,14 +103,12 @@ def test_epochs_have_their_own_order_and_the_same_examples(stream: BatchStream) 
 
 
 def test_held_out_examples_are_never_trained_on(config: AlmConfig, stream: BatchStream) -> None:
-    import pyarrow.compute as pc
-
     examples, tokens = stream.datasets["examples"], stream.datasets["student_tokens"]
     held_out = set()
     for shard in range(stream.shards):
         rows = pc.equal(examples.read_shard(shard)["split"], "held_out")
         held_out |= {tuple(ids) for ids in tokens.read_shard(shard)["token_ids"].filter(rows).to_pylist()}
-    trained = {tuple(item.token_ids.tolist()) for item in stream._epoch(__import__("random").Random(0))}
+    trained = {tuple(item.token_ids.tolist()) for item in stream._epoch(random.Random(0))}
     assert held_out
     assert trained
     assert not held_out & trained

@@ -118,7 +118,7 @@ def test_a_student_learns_its_teacher(config: AlmConfig, tmp_path: Path) -> None
     assert generated.shape[1] > len(tokenizer("The quick").input_ids)
 
 
-def test_a_finished_student_is_not_trained_again(config: AlmConfig, tmp_path: Path, monkeypatch: object) -> None:
+def test_a_finished_student_is_not_trained_again(config: AlmConfig, tmp_path: Path) -> None:
     first = Pipeline(config, str(tmp_path))
     manifest = first.run()
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}

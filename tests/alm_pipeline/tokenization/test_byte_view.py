@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_level_spelling, byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from storage.errors import UserError
 
 
@@ -23,22 +23,26 @@ def spelling(tokenizer: PreTrainedTokenizerFast | Tokenizer, token: str) -> byte
     return byte_view(backend).spelling[backend.token_to_id(token)]
 
 
+def spelled(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
+    view = byte_view(tokenizer.backend_tokenizer)
+    return {token: view.spelling[id_] for token, id_ in tokenizer.get_vocab().items()}
+
+
 def rows_of(view: ByteView, size: int) -> set[bytes]:
     return {view.spelling[id_] for id_ in np.flatnonzero(view.boundary(size)) if not view.special[id_]}
 
 
 def test_every_byte_of_the_byte_level_alphabet(byte_level: PreTrainedTokenizerFast) -> None:
-    backend = byte_level.backend_tokenizer
-    view = byte_view(backend)
-    for byte in range(256):
-        character = byte_level_spelling(bytes([byte]))
-        assert view.spelling[backend.token_to_id(character)] == bytes([byte])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(spelling(byte_level, letter) for letter in letters) == [bytes([byte]) for byte in range(256)]
 
 
-def test_byte_level_spelling_is_what_the_pre_tokenizer_writes(byte_level: PreTrainedTokenizerFast) -> None:
-    text = "Ä b\n\t東\x00"
+def test_the_alphabet_is_what_the_pre_tokenizer_writes(byte_level: PreTrainedTokenizerFast) -> None:
+    """Every byte that occurs in UTF-8: ASCII, and each lead and continuation byte."""
+    text = "".join(map(chr, [*range(0x800), *range(0x800, 0xD800, 0x3F), *range(0xE000, 0x110000, 0xFFF)]))
     pieces = byte_level.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    assert byte_level_spelling(text.encode()) == "".join(piece for piece, _ in pieces)
+    spelling_of = spelled(byte_level)
+    assert b"".join(spelling_of[letter] for piece, _ in pieces for letter in piece) == text.encode()
 
 
 def test_byte_level_words(byte_level: PreTrainedTokenizerFast) -> None:
