@@ -210,18 +210,22 @@ def read_aligned(
 def encode_parquet(table: pa.Table) -> bytes:
     """The bytes of a shard: zstd over the encodings that were smallest on real text.
 
-    Token ids are plain; other numbers are split by byte, without a dictionary, which would inflate them.
+    Token ids are plain; other four-byte numbers are split by byte, without a dictionary, which would inflate them.
+    Level 3: level 9 takes twice the time for a fifteenth less of the token ids, and for the same of everything else.
     """
-    lists = [field.name for field in table.schema if pa.types.is_list(field.type)]
-    split = [f"{name}.list.element" for name in lists if name not in ("token_ids", "kinds")]
-    dictionary = [f"{name}.list.element" if name in lists else name for name in table.column_names]
+    paths = {field.name: f"{field.name}.list.element" for field in table.schema if pa.types.is_list(field.type)}
+    items = {name: table.schema.field(name).type.value_type for name in paths}
+    split = [paths[name] for name, item in items.items() if name != "token_ids" and item in (pa.int32(), pa.float32())]
+    without = [paths[name] for name, item in items.items() if name == "token_ids" or item == pa.bool_()]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        compression_level=9,
-        use_dictionary=[path for path in dictionary if path not in (*split, "token_ids.list.element")],
+        compression_level=3,
+        use_dictionary=[
+            path for path in (paths.get(name, name) for name in table.column_names) if path not in (*split, *without)
+        ],
         use_byte_stream_split=split or False,
     )
     return bytes(sink.getvalue())

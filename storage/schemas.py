@@ -24,22 +24,29 @@ class ChunkKind(IntEnum):
     """What an aligned chunk covers."""
 
     CONTENT = 0
-    """bytes of the example's text: the chunks that the objective compares"""
+    """bytes of the example's text that both sides' tokens cover: the chunks that the objective compares"""
     PAIRED = 1
-    """one special token on each side with the same role: compared too, covers no byte"""
+    """tokens of the same role (begin of text, start of turn, …, end of turn) on each side: compared too, no byte"""
     UNPAIRED = 2
-    """template or special tokens without a counterpart: not compared"""
+    """tokens or bytes without a counterpart: not compared"""
 
 
 class TokenKind(IntEnum):
-    """What a token stands for."""
+    """What a token stands for. From `BEGIN_OF_TEXT` on: scaffold in a role that pairs with the other side's."""
 
     CONTENT = 0
-    SPECIAL = 1
+    """bytes of the text, and nothing else"""
+    MIXED = 1
+    """content together with template text: its likelihood is not the content's alone"""
     TEMPLATE = 2
-    """text of a chat template; covers no byte of the content"""
-    MIXED = 3
-    """content and template text in one token: its likelihood is not the content's alone"""
+    """a special token or text of a chat template that has no role; covers no byte of the content"""
+    BEGIN_OF_TEXT = 3
+    START_OF_TURN = 4
+    ROLE = 5
+    """the role's name, such as `user`"""
+    END_OF_HEADER = 6
+    END_OF_TURN = 7
+    END_OF_TEXT = 8
 
 
 def _required(name: str, type_: pa.DataType) -> pa.Field:
@@ -65,8 +72,16 @@ SCHEMAS: dict[Kind, pa.Schema] = {
         [
             _ID,
             _list("token_ids", pa.int32()),
-            _list("byte_lengths", pa.int32()),  # bytes of `text` that each token covers; they add up to all of it
+            _list(
+                "byte_lengths", pa.int32()
+            ),  # bytes of `text` that each token covers; with the uncovered ones they add up to it
             _list("kinds", pa.uint8()),  # TokenKind
+            _list("turns", pa.int16()),  # the message that each token belongs to; -1: none, as in a plain text
+            _list("roles", pa.string()),  # of a conversation: its messages' roles
+            # bytes of `text` that no token covers: so many stand before the token of that index in the example (the
+            # number of tokens: behind the last)
+            _list("uncovered_at", pa.int32()),
+            _list("uncovered_bytes", pa.int32()),
             pa.field("dropped", pa.string()),  # why the example has no tokens; null where it has
         ]
     ),
@@ -77,6 +92,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("student_tokens", pa.int32()),
             _list("byte_lengths", pa.int32()),
             _list("kinds", pa.uint8()),  # ChunkKind
+            _list("assistant", pa.bool_()),  # the chunk is an assistant's content, or ends an assistant's turn
         ]
     ),
     Kind.TEACHER_SCORES: pa.schema(

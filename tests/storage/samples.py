@@ -37,12 +37,28 @@ def _examples() -> Mapping[str, Any]:
 
 def _tokens() -> Mapping[str, Any]:
     kinds = join_rows([np.array([1, 0]), np.array([0]), np.zeros(0)], pa.uint8())
-    return {"token_ids": _ints(), "byte_lengths": _ints(), "kinds": kinds, "dropped": [None, None, "too_long"]}
+    turns = join_rows([np.array([-1, 2]), np.array([0]), np.zeros(0)], pa.int16())
+    return {
+        "token_ids": _ints(),
+        "byte_lengths": _ints(),
+        "kinds": kinds,
+        "turns": turns,
+        "roles": [["user", "assistant"], [], []],
+        "uncovered_at": _ints(),
+        "uncovered_bytes": _ints(),
+        "dropped": [None, None, "too_long"],
+    }
 
 
 def _alignments() -> Mapping[str, Any]:
     kinds = join_rows([np.array([0, 2]), np.array([1]), np.zeros(0)], pa.uint8())
-    return {"teacher_tokens": _ints(), "student_tokens": _ints(), "byte_lengths": _ints(), "kinds": kinds}
+    return {
+        "teacher_tokens": _ints(),
+        "student_tokens": _ints(),
+        "byte_lengths": _ints(),
+        "kinds": kinds,
+        "assistant": [[True, False], [True], []],
+    }
 
 
 def _teacher_scores() -> Mapping[str, Any]:

@@ -99,6 +99,9 @@ _INTS = (
     "{{ repeated group field_id=-1 list {{ required int32 field_id=-1 element; }} }}"
 )
 _BYTES = _INTS.replace("element;", "element (Int(bitWidth=8, isSigned=false));")
+_SHORTS = _INTS.replace("element;", "element (Int(bitWidth=16, isSigned=true));")
+_STRINGS = _INTS.replace("int32", "binary").replace("element;", "element (String);")
+_BOOLEANS = _INTS.replace("int32", "boolean")
 _FLOATS = _INTS.replace("int32", "float")
 _STRING = "required binary field_id=-1 {} (String);"
 _PERHAPS = "optional binary field_id=-1 {} (String);"
@@ -109,6 +112,10 @@ PARQUET_SCHEMAS = {
         (_INTS, "token_ids"),
         (_INTS, "byte_lengths"),
         (_BYTES, "kinds"),
+        (_SHORTS, "turns"),
+        (_STRINGS, "roles"),
+        (_INTS, "uncovered_at"),
+        (_INTS, "uncovered_bytes"),
         (_PERHAPS, "dropped"),
     ],
     Kind.ALIGNMENTS: [
@@ -117,6 +124,7 @@ PARQUET_SCHEMAS = {
         (_INTS, "student_tokens"),
         (_INTS, "byte_lengths"),
         (_BYTES, "kinds"),
+        (_BOOLEANS, "assistant"),
     ],
     Kind.TEACHER_SCORES: [(_STRING, "id"), (_FLOATS, "logprobs"), (_FLOATS, "boundary_logprobs")],
 }
@@ -140,6 +148,10 @@ ENCODINGS = {
         "token_ids": "plain",
         "byte_lengths": "split",
         "kinds": "dictionary",
+        "turns": "dictionary",
+        "roles": "dictionary",
+        "uncovered_at": "split",
+        "uncovered_bytes": "split",
         "dropped": "dictionary",
     },
     Kind.ALIGNMENTS: {
@@ -148,6 +160,7 @@ ENCODINGS = {
         "student_tokens": "split",
         "byte_lengths": "split",
         "kinds": "dictionary",
+        "assistant": "plain",
     },
     Kind.TEACHER_SCORES: {"id": "dictionary", "logprobs": "split", "boundary_logprobs": "split"},
 }
