@@ -61,6 +61,11 @@ class CorpusConfig(Frozen):
     text: str = Field("text", description="a column, or a template of columns: 'Q: {question}\\nA: {answer}'")
     messages: str | None = Field(None, description="the column with a conversation, instead of `text`")
     id: str | None = Field(None, description="a column with stable ids; by default file and row")
+    normalize: Literal["auto"] | tuple[str, ...] = Field(
+        "auto",
+        description="forms that texts are put into, so that both sides see the same: nfc, nfd, nfkc, nfkd, lowercase, "
+        "strip_accents; auto is NFC and whatever else either tokenizer makes of texts; [] changes nothing",
+    )
     max_bytes: int = Field(2048, ge=16, description="an example's longest text; longer documents are cut")
     sample: float = Field(1.0, gt=0, le=1, description="share of examples kept, by a hash of their id")
     max_examples: int | None = Field(None, gt=0)

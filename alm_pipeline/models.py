@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from alm_pipeline.tokenization.normalization import TextForm, text_forms
 from storage.errors import UserError
 from storage.identity import hash_files
 
@@ -46,16 +47,27 @@ def _first_line(error: Exception) -> str:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A fast tokenizer, exactly as its tokenizer.json says (AutoTokenizer rebuilds some with other ids)."""
-    folder = model_folder(name)
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"{name}: has no tokenizer.json: save a fast tokenizer there "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
-        )
+    folder = _tokenizer_file(name).parent
     with quiet_transformers():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
+
+
+def tokenizer_forms(name: str) -> tuple[TextForm, ...]:
+    """What the tokenizer's normalizer makes of texts, without loading the tokenizer."""
+    state = json.loads(_tokenizer_file(name).read_text(encoding="utf-8"))
+    return text_forms(state["normalizer"], state["decoder"])
+
+
+def _tokenizer_file(name: str) -> Path:
+    file = model_folder(name) / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"{name}: has no tokenizer.json: save a fast tokenizer there "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+        )
+    return file
 
 
 def load_model(name: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -17,10 +17,11 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
-from alm_pipeline.models import context_length, load_tokenizer, vocabulary_rows
+from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
+from alm_pipeline.tokenization.normalization import NFC
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.transfer.stage import tokenizer_folder, write_tokenizer
 from storage.dataset import Dataset, Manifest
@@ -41,7 +42,18 @@ class Pipeline:
         # a token covers at least one byte, so what has no more bytes than the context has tokens always fits;
         # a few are left for the special tokens around it
         most = min([self.config.corpus.max_bytes, *(length - 8 for length in lengths)])
-        return self.config.corpus.model_copy(update={"max_bytes": most})
+        return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
+
+    def _forms(self) -> tuple[str, ...]:
+        """The forms that texts are put into: NFC always, so that students with and without it share the caches."""
+        setting = self.config.corpus.normalize
+        if setting != "auto":
+            return setting
+        # a tokenizer that is trained here takes texts as they are
+        own = self.config.student.tokenizer or self.config.student.model
+        names = [self.config.teacher, *([own] if isinstance(own, str) else [])]
+        forms = [form for name in names for form in tokenizer_forms(name)]
+        return tuple(dict.fromkeys(form.serialized for form in [NFC, *forms]))
 
     @cached_property
     def examples(self) -> Dataset:

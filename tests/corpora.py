@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.dataset import Dataset
+from storage.identity import fingerprint
 from storage.schemas import Kind
 
 
@@ -21,7 +22,7 @@ def conversations(root: Path, chats: list[list[dict[str, Any]]], name: str = "ch
 
 
 def _write(root: Path, name: str, shards: list[list[tuple[str, str | None]]]) -> Dataset:
-    examples = Dataset(str(root), Kind.EXAMPLES, name, {"rows": shards})
+    examples = Dataset(str(root), Kind.EXAMPLES, name, {"rows": fingerprint({"rows": shards})})
     for shard, rows in enumerate(shards):
         columns = {
             "id": pa.array([f"{shard}-{row}" for row in range(len(rows))], pa.string()),

@@ -25,7 +25,8 @@ Messages = list[dict[str, Any]]
 class Document:
     """A row's text or its conversation; exactly one of `text` and `messages` is set, and it is not blank.
 
-    A message has a `role` and a `content`, both strings, and whatever else its row gives that JSON can hold.
+    A message has a `role` and a `content`, both strings, and whatever else its row gives that JSON can hold; one that
+    only calls tools has an empty content.
     """
 
     id: str
@@ -139,6 +140,7 @@ def _messages_value(value: Any) -> Messages:
         raise RowDropped("not_text")
     # Parquet gives every message every key of the file; a null is one that this message does not have
     messages = [{key: item for key, item in message.items() if item is not None} for message in value]
+    messages = [{**message, "content": message.get("content", "")} for message in messages]
     try:
         _check_unicode(json.dumps(messages, ensure_ascii=False))
     except (TypeError, ValueError) as error:
@@ -149,7 +151,10 @@ def _messages_value(value: Any) -> Messages:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str) or (content is None and bool(value.get("tool_calls")))
 
 
 def _check_unicode(text: str) -> None:

@@ -2,14 +2,15 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.cutting import cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
+from alm_pipeline.tokenization.normalization import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
 
 Split = Literal["train", "held_out"]
@@ -26,6 +27,8 @@ class Example:
     split: Split
     text: str | None
     messages: list[dict[str, Any]] | None
+    normalised: bool = False
+    """the document's text was not in the corpus's form, and was put into it"""
 
 
 def iter_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
@@ -33,14 +36,15 @@ def iter_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
 
     The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held
     out depends on ids only, so more data or a larger sample moves none. What `sample` and `max_examples`
-    leave out is not counted, since it was asked for. Raises a `UserError` if two examples have the same id.
+    leave out is not counted, since it was asked for. Raises a `UserError` if two examples have the same id, or
+    `normalize` names an unknown form.
     """
     kept = _sampled(_unique(_all_examples(config, dropped)), config.sample)
     return islice(kept, config.max_examples)
 
 
 def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
-    for document in read_documents(config, dropped):
+    for document, normalised in _normalised(read_documents(config, dropped), config.normalize, dropped):
         split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
         pieces = _cut(document, config.max_bytes, dropped)
         for number, (text, messages) in enumerate(pieces):
@@ -48,7 +52,38 @@ def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
                 dropped["blank_piece"] += 1
                 continue
             example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
-            yield Example(example_id, split, text, messages)
+            yield Example(example_id, split, text, messages, normalised)
+
+
+def _normalised(
+    documents: Iterable[Document], setting: Literal["auto"] | tuple[str, ...], dropped: Counter[str]
+) -> Iterator[tuple[Document, bool]]:
+    """The documents in the corpus's form, and whether that changed them."""
+    # before they are cut: what is cut out of a text in such a form is in it, too
+    normalise = TextNormalizer([NFC] if setting == "auto" else [form_named(name) for name in setting])
+    for document in documents:
+        try:
+            changed = _with_text(document, normalise)
+        except FormsDisagree:
+            dropped["no_form_fits_both_tokenizers"] += 1
+            continue
+        if changed != document and _is_blank(changed):
+            dropped["empty"] += 1
+            continue
+        yield changed, changed != document
+
+
+def _with_text(document: Document, change: Callable[[str], str]) -> Document:
+    if document.messages is None:
+        assert document.text is not None
+        return replace(document, text=change(document.text))
+    messages = [{**message, "content": change(message["content"])} for message in document.messages]
+    return replace(document, messages=messages)
+
+
+def _is_blank(document: Document) -> bool:
+    texts = [document.text or ""] if document.messages is None else [m["content"] for m in document.messages]
+    return not any(text.strip() for text in texts)
 
 
 def _cut(

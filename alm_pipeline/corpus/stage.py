@@ -15,7 +15,7 @@ from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
@@ -82,6 +82,7 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
     counts = {
         "examples": len(shard),
         "held_out_examples": held_out,
+        "normalised_examples": sum(example.normalised for example in shard),
         "text_bytes": sum(len(text.encode()) for text in texts),
     }
     examples.write_shard(index, columns, counts)

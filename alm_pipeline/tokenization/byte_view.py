@@ -1,8 +1,16 @@
 """Byteification: the bytes that each token of a vocabulary stands for, read off the tokenizer itself.
 
-Ids and segmentation do not change. What a token spells is decided by the tokenizer's decoder, never by a table
-of model names: byte-level tokenizers write each byte as one character of the GPT-2 alphabet, SentencePiece-style
-ones write a space as U+2581 and single bytes as `<0xNN>`. Any other decoder is refused.
+Ids and segmentation do not change. What a token spells is decided by the tokenizer's model and decoder, never by a
+table of model names:
+
+- byte-level: each character of the token is one byte, in GPT-2's alphabet;
+- SentencePiece style, BPE or Unigram: a stand-in (U+2581) is a space, and with byte fallback `<0xNN>` is that byte;
+- WordPiece, and BPE with an end-of-word mark: the marks (`##`, `</w>`) are no text, and white space between words is
+  covered by no token;
+- without a decoder, or with one that only joins: a token is its own text.
+
+Any other decoder is refused. This is a claim about the vocabulary only: `encoding` holds every example's tokens
+against its text.
 """
 
 import json
@@ -10,17 +18,29 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from storage.errors import UserError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SENTENCEPIECE_SPACE = "\u2581"
+# decoder steps that join tokens, or change the joined text at its edges only
+_JOINING = ("Fuse", "ByteFallback", "Strip", "WordPiece", "BPEDecoder")
+# normalizers and pre-tokenizers that throw white space away
+_DROPS_SPACE = ("Strip", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
+
+Spell = Callable[[str], bytes]
+
+
+class Swallows(NamedTuple):
+    """The white space beside an added token's literal that it takes in."""
+
+    before: bool
+    behind: bool
 
 
 @dataclass(frozen=True)
@@ -33,21 +53,30 @@ class ByteView:
     """[V] bytes of each spelling"""
     special: npt.NDArray[np.bool_]
     """[V] special tokens: they cover no byte of a content"""
+    starts_word: npt.NDArray[np.bool_]
+    """[V] the token begins with a space, tab or newline, or white space that no token covers stands before it"""
     arrow: pa.LargeBinaryArray
     """the spellings again, for look-ups by whole arrays of ids"""
+    unknown: int | None
+    """the id that stands for what the vocabulary can't spell"""
+    space: str | None
+    """the character that stands for a space in the vocabulary, and that a text therefore can't hold as itself"""
+    drops_space: bool
+    """white space between words, or at the text's edges, is covered by no token"""
+    added: dict[int, "Swallows"]
+    """added tokens, special ones among them: they cut the text before anything else looks at it"""
 
     @property
     def size(self) -> int:
         return len(self.spelling)
 
     def boundary(self, size: int) -> npt.NDArray[np.bool_]:
-        """[size] boundary tokens: the first byte is a space, tab or newline, or the token is special.
+        """[size] boundary tokens: those that start a word, and special ones.
 
         `size` is the model's number of output rows; rows beyond the tokenizer's are no boundary.
         """
-        starts = [text[:1] in (b" ", b"\t", b"\n") for text in self.spelling]
         mask = np.zeros(size, dtype=bool)
-        mask[: self.size] = np.array(starts, dtype=bool) | self.special
+        mask[: self.size] = self.starts_word | self.special
         return mask
 
     def spell(self, ids: npt.NDArray[np.int32]) -> bytes:
@@ -62,81 +91,146 @@ class ByteView:
 def byte_view(tokenizer: Tokenizer) -> ByteView:
     """The bytes of every token of a fast tokenizer.
 
-    Raises UserError when the tokenizer's decoder is of neither known family.
+    Raises UserError when the tokenizer's decoder is of no known family.
     """
-    state = json.loads(tokenizer.to_str())
-    spell = _speller(state)
-    added = {token["id"]: token for token in state["added_tokens"]}
+    model = _settings(tokenizer.model)
+    style = _Style.of(tokenizer, model)
+    added = tokenizer.get_added_tokens_decoder()
     vocabulary = {id_: token for token, id_ in tokenizer.get_vocab(with_added_tokens=False).items()}
     size = max([*vocabulary, *added], default=-1) + 1
     spelling = tuple(
-        _spell_added(added[id_], state) if id_ in added else spell(vocabulary.get(id_, "")) for id_ in range(size)
+        style.spell_added(added[id_]) if id_ in added else style.spell(vocabulary.get(id_, "")) for id_ in range(size)
     )
-    special = np.array([id_ in added and bool(added[id_]["special"]) for id_ in range(size)], dtype=bool)
-    lengths = np.array([len(text) for text in spelling], dtype=np.int32)
-    return ByteView(spelling, lengths, special, pa.array(spelling, pa.large_binary()))
+    starts = [
+        text[:1] in (b" ", b"\t", b"\n") or (id_ in vocabulary and style.starts_word(vocabulary[id_]))
+        for id_, text in enumerate(spelling)
+    ]
+    return ByteView(
+        spelling=spelling,
+        lengths=np.array([len(text) for text in spelling], dtype=np.int32),
+        special=np.array([id_ in added and added[id_].special for id_ in range(size)], dtype=bool),
+        starts_word=np.array(starts, dtype=bool),
+        arrow=pa.array(spelling, pa.large_binary()),
+        unknown=_unknown(tokenizer, model),
+        space=style.space,
+        drops_space=style.drops_space,
+        added={id_: Swallows(token.lstrip, token.rstrip) for id_, token in added.items()},
+    )
 
 
-def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A tokenizer component as a flat list of its steps."""
+def _settings(model: models.Model) -> dict[str, Any]:
+    """What the model says beside its vocabulary, which for the others would take seconds to serialize."""
+    if isinstance(model, models.Unigram):
+        settings: dict[str, Any] = json.loads(model.__getstate__())
+        return settings
+    names = ("unk_token", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    return {"type": type(model).__name__, **{name: getattr(model, name, None) for name in names}}
+
+
+def component(part: Any) -> dict[str, Any] | None:
+    """A tokenizer's normalizer, pre-tokenizer or decoder as its tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A tokenizer component (normalizer, pre-tokenizer, decoder) as a flat list of its steps."""
     if part is None:
         return []
     nested = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
-    return [step for child in nested for step in _steps(child)] if nested is not None else [part]
+    if nested is None:
+        return [] if part["type"] == "Sequence" else [part]
+    return [step for child in nested for step in steps(child)]
 
 
-def _is_byte_level(state: dict[str, Any]) -> bool:
-    return any(step["type"] == "ByteLevel" for step in _steps(state["decoder"]))
+@dataclass(frozen=True)
+class _Style:
+    """How a vocabulary writes text."""
+
+    byte_level: bool
+    space: str | None
+    byte_fallback: bool
+    prefix: str
+    """of a token that goes on with a word: `##`"""
+    suffix: str
+    """of a token that ends a word: `</w>`"""
+    drops_space: bool
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, model: dict[str, Any]) -> "_Style":
+        decoder = steps(component(tokenizer.decoder))
+        space = next(filter(None, map(stand_in, decoder)), None)
+        byte_level = any(step["type"] == "ByteLevel" for step in decoder)
+        _check_decoder([step for step in decoder if not stand_in(step) and step["type"] != "ByteLevel"])
+        word_piece, suffix = model["type"] == "WordPiece", model.get("end_of_word_suffix") or ""
+        cutters = [*steps(component(tokenizer.normalizer)), *steps(component(tokenizer.pre_tokenizer))]
+        drops = word_piece or bool(suffix) or any(map(_drops_space, cutters))
+        prefix = model["continuing_subword_prefix"] if word_piece else ""
+        fallback = bool(model.get("byte_fallback")) or any(step["type"] == "ByteFallback" for step in decoder)
+        return cls(byte_level, space, fallback, prefix, suffix, drops)
+
+    def spell(self, token: str) -> bytes:
+        token = token.removeprefix(self.prefix).removesuffix(self.suffix)
+        return _spell_byte_level(token) if self.byte_level else self._spell_characters(token)
+
+    def _spell_characters(self, token: str) -> bytes:
+        if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        return (token.replace(self.space, " ") if self.space else token).encode()
+
+    def spell_added(self, token: AddedToken) -> bytes:
+        # Gemma's runs of spaces are added tokens, spelled with U+2581 as in the vocabulary
+        if not self.byte_level and not token.special:
+            return self._spell_characters(token.content)
+        return token.content.encode()
+
+    def starts_word(self, token: str) -> bool:
+        return bool(self.prefix) and not token.startswith(self.prefix)
 
 
-def _is_sentencepiece(state: dict[str, Any]) -> bool:
-    return any(
-        step["type"] == "Metaspace"
-        or (step["type"] == "Replace" and step["pattern"].get("String") == _SENTENCEPIECE_SPACE)
-        for step in _steps(state["decoder"])
-    )
+def stand_in(step: dict[str, Any]) -> str | None:
+    """The character that a decoder step turns into a space, None where it is no such step."""
+    if step["type"] == "Metaspace":
+        return str(step["replacement"])
+    if step["type"] == "Replace" and step["content"] == " " and len(step["pattern"].get("String", "")) == 1:
+        return str(step["pattern"]["String"])
+    return None
 
 
-def _speller(state: dict[str, Any]) -> Callable[[str], bytes]:
-    if _is_byte_level(state):
-        return _spell_byte_level
-    if _is_sentencepiece(state):
-        return _spell_sentencepiece
-    kinds = [step["type"] for step in _steps(state["decoder"])] or ["none"]
-    raise UserError(
-        f"the tokenizer's decoder ({', '.join(kinds)}) is neither byte-level nor SentencePiece style, so the bytes of "
-        "its tokens are not known exactly: convert it to one of these, or use another tokenizer"
-    )
+def _drops_space(step: dict[str, Any]) -> bool:
+    return step["type"] in _DROPS_SPACE or step.get("behavior") == "Removed"
+
+
+def _check_decoder(others: list[dict[str, Any]]) -> None:
+    unknown = [step["type"] for step in others if step["type"] not in _JOINING]
+    if unknown:
+        raise UserError(
+            f"the tokenizer's decoder has the step {', '.join(unknown)}, which is neither byte-level nor SentencePiece "
+            "style nor WordPiece, so the bytes of its tokens are not known exactly: use another tokenizer"
+        )
+
+
+def _unknown(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:
+    if model["type"] == "Unigram":
+        return model["unk_id"]  # type: ignore[no-any-return]
+    token = model.get("unk_token")
+    return None if token is None else tokenizer.token_to_id(token)
 
 
 def _spell_byte_level(token: str) -> bytes:
-    alphabet = _byte_alphabet()
-    if all(character in alphabet for character in token):
-        return bytes(alphabet[character] for character in token)
+    letters, byte_of = _byte_alphabet()
+    if letters.issuperset(token):
+        return token.translate(byte_of).encode("latin-1")
     return token.encode()
 
 
-def _spell_sentencepiece(token: str) -> bytes:
-    if match := _BYTE_TOKEN.fullmatch(token):
-        return bytes([int(match[1], 16)])
-    return token.replace(_SENTENCEPIECE_SPACE, " ").encode()
-
-
-def _spell_added(token: dict[str, Any], state: dict[str, Any]) -> bytes:
-    content: str = token["content"]
-    # Gemma's runs of spaces are added tokens, spelled with U+2581 as in the vocabulary
-    if not _is_byte_level(state) and not token["special"]:
-        return _spell_sentencepiece(content)
-    return content.encode()
-
-
 @cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order."""
+def _byte_alphabet() -> tuple[frozenset[str], dict[int, int]]:
+    """GPT-2's alphabet, its letters and the byte of each: printable Latin-1 is itself, the others begin at U+0100."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     ]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
+    byte_of = {byte: byte for byte in printable} | {256 + k: byte for k, byte in enumerate(others)}
+    return frozenset(map(chr, byte_of)), byte_of

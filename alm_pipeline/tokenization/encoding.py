@@ -1,129 +1,182 @@
-"""Encoding of a record batch to ids and the bytes that each token covers, verified example by example."""
+"""Encoding of texts and conversations to ids and the bytes that each token covers, verified example by example."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
+from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
-from alm_pipeline.tokenization.chat import Conversation, Rendering, TemplateRefused, render
+from alm_pipeline.tokenization.chat import ChatTemplate, Conversation, Rendering, TemplateRefused, contents
+from alm_pipeline.tokenization.covering import cover
+from alm_pipeline.tokenization.engines import Engine, StandardEngine
+from alm_pipeline.tokenization.literals import encode_around, typed_literals
+from alm_pipeline.tokenization.normalization import TextNormalizer, forms_of
+from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
+from alm_pipeline.tokenization.spans import Spans, token_spans
 from storage.errors import UserError
-from storage.schemas import TokenKind
+
+Ids = npt.NDArray[np.int32]
 
 
 class Dropped(StrEnum):
-    """Why an example has no tokens."""
+    """Why an example has no tokens. What a normalizer changes is named after its step: `changed_by_nfc`."""
 
     NOT_ROUND_TRIP = "tokens_spell_other_bytes"
-    """the tokenizer changes the text: a normalizer, or a token that swallows white space"""
+    """and no other reason is known"""
+    UNKNOWN_TOKEN = "unknown_token"
+    """the vocabulary can't spell all of it"""
+    STAND_IN = "holds_the_space_stand_in"
+    """U+2581 itself, which SentencePiece reads as a space"""
     TEMPLATE_CHANGES_CONTENT = "template_changes_content"
     TEMPLATE_REFUSES = "template_refuses"
     OVER_CONTEXT = "over_context"
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """One example's tokens; the byte lengths add up to the example's text."""
-
-    token_ids: npt.NDArray[np.int32]
-    byte_lengths: npt.NDArray[np.int32]
-    kinds: npt.NDArray[np.uint8]
 
 
 class ByteEncoder:
     """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
 
     The encoder takes the tokenizer over: truncation and padding that were saved with it are switched off, since they
-    would cut texts, or let an example's tokens depend on its neighbours.
+    would cut texts, or let an example's tokens depend on its neighbours; so is BPE's dropout, which is random.
     Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.view: ByteView = byte_view(tokenizer.backend_tokenizer)
-        self.max_tokens = max_tokens
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.view: ByteView = byte_view(backend)
+        self.standard = StandardEngine(backend)
+        self.engine: Engine = self.standard
+        """may be replaced by one that is proven to give the same ids"""
+        self._template = ChatTemplate(tokenizer)
+        self._forms = [(form.name, TextNormalizer([form])) for form in forms_of(backend)]
+        self._added = np.zeros(self.view.size, dtype=bool)
+        self._added[list(self.view.added)] = True
+        self._before, self._behind = _put_around(tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedExample | Dropped]:
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [self._text(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        return self.verify(texts, self.engine.encode(texts, special_literals=False))
 
-    def encode_conversations(self, conversations: Sequence[Conversation]) -> list[EncodedExample | Dropped]:
-        """Conversations rendered with the tokenizer's chat template; only the messages' contents count as bytes."""
-        renderings = [self._render(conversation) for conversation in conversations]
-        backend = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = False
-        texts = [rendering.text if isinstance(rendering, Rendering) else "" for rendering in renderings]
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [
-            self._conversation(rendering, encoding) if isinstance(rendering, Rendering) else rendering
-            for rendering, encoding in zip(renderings, encodings, strict=True)
+    def verify(self, texts: Sequence[str], bodies: Sequence[list[int]]) -> EncodedBatch:
+        """The batch of these texts, given what the engine makes of each."""
+        counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
+        ids = np.fromiter(chain.from_iterable(bodies), np.int32, counts.sum())
+        batch = self._own_tokens(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
+        too_long = counts + len(self._before) + len(self._behind) > (self.max_tokens or np.inf)
+        dropped = [
+            Dropped.OVER_CONTEXT if reason is None and long else reason
+            for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
         ]
+        return surround(replace(batch, dropped=dropped), self._before, self._behind)
+
+    def _own_tokens(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
+        """The texts' tokens, held against their bytes."""
+        lengths = self.view.lengths[ids]
+        spelled = self.view.spell(ids)
+        bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[offsets].tolist()
+        unknown = self._rows_with_unknown(ids, offsets)
+        dropped: list[str | None] = [None] * len(texts)
+        uncovered: dict[int, Uncovered] = {}
+        for row, (text, first) in enumerate(zip(texts, offsets.tolist(), strict=False)):
+            content, spelling = text.encode(), spelled[bounds[row] : bounds[row + 1]]
+            if spelling == content and row not in unknown:
+                continue
+            own = slice(first, offsets[row + 1])
+            if spelling == b" " + content and lengths[first] and not self._cut_out(ids[own]).any():
+                lengths[first] -= 1  # a dummy prefix
+            elif row in unknown or not (spans := self._spans(ids[own], content)):
+                dropped[row] = self._reason(text, unknown=row in unknown)
+            else:
+                lengths[own] = spans.ends - spans.starts
+                uncovered[row] = Uncovered.between(spans.starts, spans.ends, len(content))
+        kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
+        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
+
+    def _spans(self, ids: Ids, content: bytes) -> Spans | None:
+        return token_spans(self.view, ids, self._cut_out(ids), content)
+
+    def _rows_with_unknown(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
+        if self.view.unknown is None:
+            return set()
+        at = np.flatnonzero(ids == self.view.unknown)
+        return set((np.searchsorted(offsets, at, side="right") - 1).tolist())
+
+    def _cut_out(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Where a text's added tokens are that are not special: those cut it, whatever is around them."""
+        return self._added[ids] & ~self.view.special[ids]
+
+    def _reason(self, text: str, *, unknown: bool) -> str:
+        if unknown:
+            return Dropped.UNKNOWN_TOKEN
+        if self.view.space and self.view.space in text:
+            return Dropped.STAND_IN
+        changing = (name for name, form in self._forms if form(text) != text)
+        return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
+
+    def encode_conversations(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+        """Conversations rendered with the tokenizer's chat template; only the messages' contents count as bytes.
+
+        Special tokens' literals are special tokens in the template's own text, and just text in a content.
+        """
+        renderings = [self._render(conversation) for conversation in conversations]
+        texts = [rendering.text for rendering in renderings if isinstance(rendering, Rendering)]
+        bodies = iter(self.engine.encode(texts, special_literals=True))
+        return EncodedBatch.of(
+            [
+                self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))
+                if isinstance(rendering, Rendering)
+                else rendering
+                for conversation, rendering in zip(conversations, renderings, strict=True)
+            ]
+        )
 
     def _render(self, conversation: Conversation) -> Rendering | Dropped:
         try:
-            return render(self.tokenizer, conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+            return self._template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 
-    def _text(self, text: str, encoding: Encoding) -> EncodedExample | Dropped:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        special = self.view.special[ids]
-        lengths = np.where(special, 0, self.view.lengths[ids]).astype(np.int32)
-        spelled, content = self.view.spell(ids[~special]), text.encode()
-        if spelled == b" " + content:  # a dummy prefix: its space is not the text's
-            lengths[np.flatnonzero(lengths)[0]] -= 1
-        elif spelled != content:
-            return Dropped.NOT_ROUND_TRIP
-        kinds = np.where(special, TokenKind.SPECIAL, TokenKind.CONTENT).astype(np.uint8)
-        return self._checked(EncodedExample(ids, lengths, kinds))
-
-    def _conversation(self, rendering: Rendering, encoding: Encoding) -> EncodedExample | Dropped:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        lengths = self._rendered_lengths(ids, rendering.text.encode())
-        if lengths is None:
-            return Dropped.NOT_ROUND_TRIP
-        ends = np.cumsum(lengths)
-        covered = rendering.content_before[ends] - rendering.content_before[ends - lengths]
-        special = self.view.special[ids]
-        kinds = np.select(
-            [(covered > 0) & (covered == lengths) & ~special, covered > 0, special],
-            [TokenKind.CONTENT, TokenKind.MIXED, TokenKind.SPECIAL],
-            TokenKind.TEMPLATE,
+    def _conversation(self, conversation: Conversation, rendering: Rendering, ids: Ids) -> EncodedExample | str:
+        text, added = rendering.text.encode(), self._added[ids]
+        spans = token_spans(self.view, ids, added, text)
+        if spans is not None and (typed := typed_literals(self.view, rendering, ids, spans)).any():
+            kept = self.view.special[ids] & ~typed
+            ids, in_place = encode_around(self.standard, text, ids, spans, kept)
+            spans = token_spans(self.view, ids, in_place | self._cut_out(ids), text)
+        unknown = self.view.unknown is not None and self.view.unknown in ids
+        if spans is None or unknown:
+            return self._reason(rendering.text, unknown=unknown)
+        if len(ids) > (self.max_tokens or np.inf):
+            return Dropped.OVER_CONTEXT
+        message_ends = np.cumsum([len(content.encode()) for content in contents(conversation)], dtype=np.int64)
+        covering = cover(rendering, spans, message_ends)
+        return EncodedExample(
+            ids,
+            covering.byte_lengths,
+            covering.kinds,
+            covering.turns,
+            covering.uncovered,
+            tuple(message["role"] for message in conversation),
         )
-        return self._checked(EncodedExample(ids, covered.astype(np.int32), kinds.astype(np.uint8)))
 
-    def _rendered_lengths(self, ids: npt.NDArray[np.int32], text: bytes) -> npt.NDArray[np.int32] | None:
-        """[tokens] bytes of the rendered text that each token covers; None where the tokens spell another text.
 
-        A tokenizer with a dummy prefix puts its space before each stretch of text between special tokens.
-        """
-        lengths = self.view.lengths[ids]
-        if self.view.spell(ids) == text:
-            return lengths
-        special = self.view.special[ids]
-        starts = np.flatnonzero(~special & np.append(True, special[:-1]))
-        starts = starts[[self.view.spelling[id_].startswith(b" ") for id_ in ids[starts]]]
-        pieces = [self.view.spell(part) for part in np.split(ids, starts)]
-        spaced = b"".join(b"( ?)" + re.escape(piece[1:]) for piece in pieces[1:])
-        match = re.fullmatch(re.escape(pieces[0]) + spaced, text)
-        if match is None:
-            return None
-        lengths[starts] -= np.array([not group for group in match.groups()], dtype=np.int32)
-        return lengths
-
-    def _checked(self, example: EncodedExample) -> EncodedExample | Dropped:
-        too_long = self.max_tokens is not None and len(example.token_ids) > self.max_tokens
-        return Dropped.OVER_CONTEXT if too_long else example
+def _put_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer's post-processor puts before and behind every text."""
+    backend = tokenizer.backend_tokenizer
+    probe = "a"
+    bare = backend.encode(probe, add_special_tokens=False).ids
+    whole = backend.encode(probe, add_special_tokens=True).ids
+    at = next(start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]
 
 
 def check_vocabulary(view: ByteView, embedding_rows: int, model: str) -> None:

@@ -1,21 +1,34 @@
 """The stage EXAMPLES → TOKENS: one dataset a tokenizer."""
 
 import json
-from collections import Counter
-from typing import Any
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
-from alm_pipeline.tokenization.encoding import ByteEncoder, Dropped, EncodedExample
-from storage.columns import join_rows
+from alm_pipeline.tokenization.chat import Conversation
+from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference
+from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _EXAMPLES_A_CALL = 1024
+_SHARDS_WORTH_A_PROOF = 3
+_PARTS_AHEAD = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 def tokens_dataset(examples: Dataset, tokenizer: str, max_tokens: int | None) -> Dataset:
@@ -30,48 +43,147 @@ def tokens_dataset(examples: Dataset, tokenizer: str, max_tokens: int | None) ->
 
 
 def tokenize(examples: Dataset, tokens: Dataset, tokenizer: str, max_tokens: int | None) -> Manifest:
-    """Encode every shard of the examples that is not encoded yet."""
+    """Encode every shard of the examples that is not encoded yet.
+
+    Where kitoken is installed, it encodes the shards after the first: once it gave the same ids as `tokenizers` on a
+    set of adversarial texts and on the first shard. Otherwise one warning says why it does not.
+    """
     if manifest := tokens.manifest():
         return manifest
     source = examples.complete_manifest()
     encoder = ByteEncoder(load_tokenizer(tokenizer), max_tokens)
-    with track(f"tokenize {tokens.label}", source.counts["text_bytes"], "B") as advance:
-        for shard, record in enumerate(source.shards):
-            if not tokens.record(shard):
-                _tokenize_shard(examples, tokens, shard, encoder)
-            advance(record.counts["text_bytes"])
-    return tokens.finish(len(source.shards))
+    missing = [shard for shard in range(len(source.shards)) if not tokens.record(shard)]
+    sizes = [record.counts["text_bytes"] for record in source.shards]
+    done = sum(sizes) - sum(sizes[shard] for shard in missing)
+    with track(f"tokenize {tokens.label}", sum(sizes), "B", done) as advance:
+        run = partial(_tokenize_shards, examples, tokens, encoder, lambda shard: advance(sizes[shard]))
+        # the proof costs a shard's time with the fast engine
+        if len(sizes) >= _SHARDS_WORTH_A_PROOF and missing != [0]:
+            run([shard for shard in missing if shard == 0])
+            encoder.engine = _fast_if_proven(encoder, examples, tokens)
+        run([shard for shard in missing if not tokens.record(shard)])
+    return tokens.finish(len(sizes))
 
 
-def _tokenize_shard(examples: Dataset, tokens: Dataset, shard: int, encoder: ByteEncoder) -> None:
-    table = examples.read_shard(shard)
-    encoded = [
-        example
-        for start in range(0, table.num_rows, _EXAMPLES_A_CALL)
-        for example in _encode_batch(table.slice(start, _EXAMPLES_A_CALL), encoder)
-    ]
-    tokens.write_shard(
-        shard,
-        {"id": table["id"], **_columns(encoded)},
-        counts={"tokens": sum(len(row.token_ids) for row in encoded if isinstance(row, EncodedExample))},
-        dropped=Counter(str(row) for row in encoded if isinstance(row, Dropped)),
-    )
+def _tokenize_shards(
+    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, advance: Callable[[int], None], shards: Sequence[int]
+) -> None:
+    with _Writer(tokens) as writer:
+        batches: list[EncodedBatch] = []
+        for part, batch in _encoded(_parts(examples, shards), encoder):
+            batches.append(batch)
+            if part.last:
+                writer.write(part.shard, part.ids, batches)
+                advance(part.shard)
+                batches = []
 
 
-def _encode_batch(table: pa.Table, encoder: ByteEncoder) -> list[EncodedExample | Dropped]:
-    """A corpus holds texts or conversations throughout, so a batch does."""
-    conversations = table["messages"].to_pylist()
-    if conversations and conversations[0] is not None:
-        return encoder.encode_conversations([json.loads(conversation) for conversation in conversations])
-    return encoder.encode(table["text"].to_pylist())
+@dataclass(frozen=True)
+class _Part:
+    """Some of a shard's examples, one after the other."""
+
+    shard: int
+    last: bool
+    ids: pa.ChunkedArray
+    """of the whole shard"""
+    texts: list[str]
+    conversations: list[Conversation] | None
+    """instead of the texts"""
 
 
-def _columns(encoded: list[EncodedExample | Dropped]) -> dict[str, Any]:
-    nothing = EncodedExample(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8))
-    rows = [row if isinstance(row, EncodedExample) else nothing for row in encoded]
-    return {
-        "token_ids": join_rows([row.token_ids for row in rows], pa.int32()),
-        "byte_lengths": join_rows([row.byte_lengths for row in rows], pa.int32()),
-        "kinds": join_rows([row.kinds for row in rows], pa.uint8()),
-        "dropped": pa.array([str(row) if isinstance(row, Dropped) else None for row in encoded], pa.string()),
-    }
+def _parts(examples: Dataset, shards: Iterable[int]) -> Iterator[_Part]:
+    for shard in shards:
+        table = examples.read_shard(shard, ["id", "text", "messages"])
+        # an empty shard is one empty part
+        for start in range(0, max(1, table.num_rows), _EXAMPLES_A_CALL):
+            part = table.slice(start, _EXAMPLES_A_CALL)
+            last = start + _EXAMPLES_A_CALL >= table.num_rows
+            yield _Part(shard, last, table["id"], part["text"].to_pylist(), _conversations(part["messages"]))
+
+
+def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
+    """A corpus holds texts or conversations throughout, so a part does."""
+    if not len(messages) or not messages[0].is_valid:
+        return None
+    return [json.loads(conversation) for conversation in messages.to_pylist()]
+
+
+def _encoded(parts: Iterable[_Part], encoder: ByteEncoder) -> Iterator[tuple[_Part, EncodedBatch]]:
+    """The parts with their tokens. The next part is encoded while this one's bytes are verified."""
+    for part, bodies in _ahead(partial(_bodies, encoder.engine), parts):
+        if part.conversations is not None:
+            yield part, encoder.encode_conversations(part.conversations)
+        else:
+            yield part, encoder.verify(part.texts, bodies)
+
+
+def _bodies(engine: Engine, part: _Part) -> tuple[_Part, list[list[int]]]:
+    return part, [] if part.conversations is not None else engine.encode(part.texts, special_literals=False)
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The function's results in order; it works on the next ones while the caller uses one."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _PARTS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Writer:
+    """Writes one shard in the background, while the next one is encoded."""
+
+    def __init__(self, tokens: Dataset) -> None:
+        self._tokens, self._pool = tokens, ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def write(self, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
+        self.wait()
+        self._writing = self._pool.submit(self._write, shard, ids, batches)
+
+    def wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+
+    def _write(self, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
+        batch = EncodedBatch.join(batches)
+        dropped = Counter(reason for reason in batch.dropped if reason)
+        self._tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
+
+
+def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset) -> Engine:
+    """The fast engine where it is installed and gives the ids of the first shard, otherwise the encoder's own."""
+    try:
+        encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+        difference = _difference(encoder, examples, tokens)
+    except ImportError:
+        return encoder.standard
+    except ValueError as error:
+        difference = str(error)
+    if difference:
+        _log.warning("%s: encoded with the standard engine, since %s", tokens.label, difference)
+        return encoder.standard
+    return encoder.engine
+
+
+def _difference(encoder: ByteEncoder, examples: Dataset, tokens: Dataset) -> str | None:
+    """What the encoder's engine gives other ids for than `tokenizers`."""
+    for special_literals in (False, True):
+        text = first_difference(encoder.engine, encoder.standard, special_literals=special_literals)
+        if text is not None:
+            return f"{encoder.engine.name} gives other ids for {text[:80]!r}"
+    batch = EncodedBatch.join([batch for _, batch in _encoded(_parts(examples, [0]), encoder)])
+    same = tokens.read_shard(0, ["token_ids"])["token_ids"].combine_chunks().equals(batch.columns()["token_ids"])
+    return None if same else f"{encoder.engine.name} gives other ids for the first shard"

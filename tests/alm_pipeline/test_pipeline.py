@@ -1,6 +1,7 @@
 """The stages together: contexts, trained tokenizers, conversations, and mistakes told early."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -41,7 +42,12 @@ def test_conversations_align_by_content_and_pair_the_end_of_turn(config: AlmConf
     summary = summarise(pipeline)
     assert summary.aligned_share == 1.0
     rows = pl.read_parquet(f"{pipeline.alignments.url}/*.parquet")
-    assert rows["kinds"].list.count_matches(ChunkKind.PAIRED).to_list() == [2] * 40
+    # start of turn, role, end of header and end of turn, of either turn
+    assert rows["kinds"].list.count_matches(ChunkKind.PAIRED).to_list() == [8] * 40
+    answers = rows.explode("byte_lengths", "kinds", "assistant").filter("assistant")
+    sizes = answers.group_by("id").agg(pl.col("byte_lengths").sum())["byte_lengths"].to_list()
+    assert sorted(sizes) == sorted(len(chat[1]["content"]) for chat in chats)
+    assert answers["kinds"].value_counts().sort("kinds")["count"].to_list()[1] == 40  # the ends of turns
 
 
 def test_a_tokenizer_of_another_model_is_told_before_scoring(config: AlmConfig, tmp_path: Path) -> None:
@@ -86,3 +92,42 @@ def test_the_summary_says_everything(config: AlmConfig, tmp_path: Path) -> None:
     stored = sum(file.stat().st_size for dataset in cached for file in Path(dataset.url).glob("*.parquet"))
     assert summary.cache_bytes_a_teacher_token == stored / summary.teacher_tokens
     assert summary_table(summary, {"shard": 1.0}).row_count >= 14
+
+
+def with_normalizer(folder: str, normalizer: dict[str, str], target: Path) -> str:
+    shutil.copytree(folder, target)
+    state = json.loads((target / "tokenizer.json").read_text())
+    (target / "tokenizer.json").write_text(json.dumps({**state, "normalizer": normalizer}))
+    return str(target)
+
+
+def test_both_sides_see_the_text_that_either_tokenizer_means(config: AlmConfig, tmp_path: Path) -> None:
+    lower = with_normalizer(config.student.model, {"type": "Lowercase"}, tmp_path / "lower")
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ["Cafe\u0301 Fox", "fox \u00e9", "The Fox"]))
+    corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),))})
+
+    def texts(student: str, **update: object) -> tuple[list[str], dict[str, int], dict[str, int]]:
+        changed = {"corpus": corpus.model_copy(update=update), "student": StudentConfig(model=student)}
+        pipeline = Pipeline(config.model_copy(update=changed), str(tmp_path / "data"))
+        manifest = pipeline.shard()
+        dropped = pipeline.tokenize("student").dropped
+        return pl.read_parquet(f"{pipeline.examples.url}/*.parquet")["text"].to_list(), manifest.counts, dropped
+
+    plain, counts, dropped = texts(config.student.model)
+    assert (plain, counts["normalised_examples"], dropped) == (["Caf\u00e9 Fox", "fox \u00e9", "The Fox"], 1, {})
+    small, counts, dropped = texts(lower)
+    assert (small, counts["normalised_examples"], dropped) == (["caf\u00e9 fox", "fox \u00e9", "the fox"], 2, {})
+    as_is, counts, dropped = texts(lower, normalize=())
+    assert as_is[0] == "Cafe\u0301 Fox"
+    assert (counts["normalised_examples"], dropped) == (0, {"changed_by_lowercase": 2})
+
+
+def test_a_student_that_wants_nfc_shares_the_teachers_caches(config: AlmConfig, tmp_path: Path) -> None:
+    nfc = with_normalizer(config.student.model, {"type": "NFC"}, tmp_path / "nfc")
+    pipelines = [
+        Pipeline(config.model_copy(update={"student": StudentConfig(model=model)}), str(tmp_path))
+        for model in (config.student.model, nfc)
+    ]
+    assert pipelines[0].scores.name == pipelines[1].scores.name
+    assert pipelines[0].tokens("student").name != pipelines[1].tokens("student").name

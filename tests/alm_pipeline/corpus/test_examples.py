@@ -100,6 +100,50 @@ def test_a_repeated_id_is_named(tmp_path: Path) -> None:
 
 
 def test_the_package_imports_nothing_heavy() -> None:
-    code = "import sys, alm_pipeline.corpus; print({'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules))"
+    code = "import sys, alm_pipeline.corpus; print({'datasets', 'torch', 'reasoning_gym'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+FORMS = ["e\u0301t\u00e9", "\u00e9t\u00e9", "plain \u212b", "Plain"]
+
+
+def test_texts_are_put_into_nfc_and_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(*({"text": text} for text in FORMS)))
+    found, dropped = examples(corpus(path))
+    assert [example.text for example in found] == ["\u00e9t\u00e9", "\u00e9t\u00e9", "plain \u00c5", "Plain"]
+    assert [example.normalised for example in found] == [True, False, True, False]
+    assert not dropped
+    assert [example.text for example in examples(corpus(path, normalize=()))[0]] == FORMS
+
+
+def test_other_forms(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl({"text": "\u00c9\ufb01"}, {"text": "\u0301"}))
+    found, dropped = examples(corpus(path, normalize=("nfkc", "lowercase")))
+    assert [example.text for example in found] == ["\u00e9fi", "\u0301"]
+    found, dropped = examples(corpus(path, normalize=("nfd", "strip_accents")))
+    assert ([example.text for example in found], dropped) == (["E\ufb01"], {"empty": 1})
+    found, dropped = examples(corpus(path, normalize=("nfc", "nfd")))
+    assert ([example.text for example in found], dropped) == (["\u0301"], {"no_form_fits_both_tokenizers": 1})
+    with pytest.raises(UserError, match=r"corpus.normalize: there is no form 'nfx'"):
+        examples(corpus(path, normalize=("nfx",)))
+
+
+def test_conversations_are_normalised(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "e\u0301"}, {"role": "assistant", "content": "a", "name": "e\u0301"}]
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"chat": turns}))
+    found, _ = examples(corpus(tmp_path / "a.jsonl", messages="chat"))
+    assert found[0].messages == [{"role": "user", "content": "\u00e9"}, turns[1]]
+    assert found[0].normalised
+
+
+def test_a_message_that_only_calls_tools_has_an_empty_content(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    turns = [{"role": "user", "content": "one more?"}, call, {"role": "tool", "content": "2"}]
+    empty = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"chat": turns}, {"chat": empty}))
+    found, dropped = examples(corpus(tmp_path / "a.jsonl", messages="chat"))
+    assert [example.messages for example in found] == [[turns[0], {**call, "content": ""}, turns[2]]]
+    assert dropped == {"not_text": 1}

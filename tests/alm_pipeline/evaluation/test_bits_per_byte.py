@@ -18,7 +18,7 @@ from storage.schemas import TokenKind
 def test_only_predicted_content_tokens_count() -> None:
     logprobs = np.array([np.nan, -1.0, -2.0, -9.0, -0.5], dtype=np.float32)
     lengths = np.array([3, 2, 4, 0, 1], dtype=np.int32)
-    kinds = np.array([0, 0, 0, TokenKind.SPECIAL, TokenKind.MIXED], dtype=np.uint8)
+    kinds = np.array([0, 0, 0, TokenKind.END_OF_TEXT, TokenKind.MIXED], dtype=np.uint8)
     assert bits_per_byte(logprobs, lengths, kinds) == pytest.approx(3.0 / math.log(2) / 6)
 
 
@@ -46,7 +46,7 @@ def test_both_sides_are_measured_on_the_same_examples(config: AlmConfig, tmp_pat
         student = Scorer.load(config.student.model, "float32")
         results.append(student_bits_per_byte(pipeline.caches, student, ""))
         results.append(teacher_bits_per_byte(pipeline.caches))
-    assert pipeline.tokens("teacher").complete_manifest().dropped == {"tokens_spell_other_bytes": 80}
+    assert pipeline.tokens("teacher").complete_manifest().dropped == {"holds_the_space_stand_in": 80}
     assert results[2:] == pytest.approx(results[:2], rel=1e-5)
 
 

@@ -138,10 +138,73 @@ def test_boundary_covers_added_white_space(sentencepiece: PreTrainedTokenizerFas
     assert {b"  ", b"\n\n"} <= rows_of(view, view.size)
 
 
-@pytest.mark.parametrize(("decoder", "named"), [(decoders.WordPiece(), "WordPiece"), (None, "none")])
-def test_other_decoders_are_refused(decoder: Any, named: str) -> None:
-    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+def view_with(model: Any, decoder: Any = None, pre_tokenizer: Any = None) -> ByteView:
+    tokenizer = Tokenizer(model)
     if decoder is not None:
         tokenizer.decoder = decoder
-    with pytest.raises(UserError, match=rf"decoder \({named}\).*neither byte-level nor SentencePiece"):
-        byte_view(tokenizer)
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    return byte_view(tokenizer)
+
+
+def test_word_pieces() -> None:
+    model = models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2, "#": 3}, unk_token="[UNK]")
+    view = view_with(model, decoders.WordPiece())
+    assert view.spelling == (b"[UNK]", b"a", b"b", b"#")
+    assert (view.unknown, view.space, view.drops_space) == (0, None, True)
+    # a new word comes behind white space, or behind punctuation
+    assert view.boundary(5).tolist() == [True, True, False, True, False]
+
+
+def test_end_of_word_marks() -> None:
+    view = view_with(models.BPE({"a</w>": 0, "b": 1, "</w>": 2}, [], end_of_word_suffix="</w>"), decoders.BPEDecoder())
+    assert view.spelling == (b"a", b"b", b"")
+    assert view.drops_space
+
+
+def test_without_a_decoder_a_token_is_its_own_text() -> None:
+    view = view_with(models.BPE({"a\u2581": 0, "<0x41>": 1}, []))
+    assert view.spelling == ("a\u2581".encode(), b"<0x41>")
+    assert (view.space, view.unknown, view.drops_space) == (None, None, False)
+
+
+def test_byte_pieces_are_bytes_only_with_byte_fallback() -> None:
+    vocabulary = {"<0x41>": 0, "<unk>": 1}
+    for fallback, spelling in ((False, b"<0x41>"), (True, b"A")):
+        view = view_with(models.BPE(vocabulary, [], byte_fallback=fallback, unk_token="<unk>"), decoders.Metaspace())
+        assert (view.spelling[0], view.unknown, view.space) == (spelling, 1, "\u2581")
+
+
+def test_another_stand_in_for_a_space() -> None:
+    view = view_with(models.BPE({"_a": 0, "\u2581a": 1}, []), decoders.Metaspace(replacement="_"))
+    assert view.spelling == (b" a", "\u2581a".encode())
+    assert view.space == "_"
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.Whitespace()]),
+        pre_tokenizers.Split(" ", "removed"),
+    ],
+)
+def test_pre_tokenizers_that_throw_white_space_away(pre_tokenizer: Any) -> None:
+    assert view_with(models.BPE({"a": 0}, []), decoders.Fuse(), pre_tokenizer).drops_space
+
+
+def test_added_tokens_and_the_white_space_they_take(byte_level: PreTrainedTokenizerFast) -> None:
+    backend = Tokenizer.from_str(byte_level.backend_tokenizer.to_str())
+    backend.add_tokens([AddedToken("<b>", lstrip=True), AddedToken("<r>", rstrip=True)])
+    view = byte_view(backend)
+    assert view.added[backend.token_to_id("<b>")] == (True, False)
+    assert view.added[backend.token_to_id("<r>")] == (False, True)
+    assert view.added[backend.token_to_id("<|im_end|>")] == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "named"), [(decoders.CTC(), "CTC"), (decoders.Sequence([decoders.Replace("a", "b")]), "Replace")]
+)
+def test_other_decoders_are_refused(decoder: Any, named: str) -> None:
+    with pytest.raises(UserError, match=rf"decoder has the step {named}, .*not known exactly"):
+        view_with(models.BPE({"a": 0}, []), decoder)

@@ -1,12 +1,16 @@
 """Examples to tokens, shard by shard."""
 
 import json
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from alm_pipeline.models import load_tokenizer
-from alm_pipeline.tokenization.encoding import ByteEncoder, EncodedExample
+from alm_pipeline.tokenization import stage
+from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.engines import KitokenEngine
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
@@ -33,23 +37,18 @@ def test_rows_are_the_encoders(family: str, tmp_path: Path, request: pytest.Fixt
     for shard, texts in enumerate(SHARDS):
         rows = tokens.read_shard(shard).to_pylist()
         assert [row["id"] for row in rows] == [f"{shard}-{k}" for k in range(len(texts))]
-        for row, encoded in zip(rows, encoder.encode(texts), strict=True):
-            if isinstance(encoded, EncodedExample):
-                assert row["dropped"] is None
-                assert row["token_ids"] == encoded.token_ids.tolist()
-                assert row["byte_lengths"] == encoded.byte_lengths.tolist()
-                assert row["kinds"] == encoded.kinds.tolist()
-            else:
-                assert row["dropped"] == str(encoded)
-                assert row["token_ids"] == row["byte_lengths"] == row["kinds"] == []
+        batch = encoder.encode(texts)
+        columns = {name: column.to_pylist() for name, column in batch.columns().items()}
+        assert [row.pop("id") for row in rows] == [f"{shard}-{k}" for k in range(len(texts))]
+        assert rows == [{name: column[k] for name, column in columns.items()} for k in range(len(texts))]
 
 
 def test_counts(tmp_path: Path, gemma_folder: str) -> None:
     tokens = run(text_examples(tmp_path, SHARDS), gemma_folder, max_tokens=40)
     manifest = tokens.complete_manifest()
     assert manifest.rows == 5
-    assert manifest.dropped == {"over_context": 1, "tokens_spell_other_bytes": 1}
-    assert [record.dropped for record in manifest.shards] == [{"tokens_spell_other_bytes": 1}, {"over_context": 1}]
+    assert manifest.dropped == {"holds_the_space_stand_in": 1, "over_context": 1}
+    assert [record.dropped for record in manifest.shards] == [{"holds_the_space_stand_in": 1}, {"over_context": 1}]
     for shard, record in enumerate(manifest.shards):
         assert record.counts == {"tokens": sum(map(len, tokens.read_shard(shard)["token_ids"].to_pylist()))}
 
@@ -58,12 +57,135 @@ def test_conversations(tmp_path: Path, gemma_folder: str) -> None:
     chats = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
         [{"role": "user", "content": "trimmed "}],
+        [{"role": "user", "content": "a\u2581b"}],
     ]
     tokens = run(conversations(tmp_path, chats), gemma_folder)
-    kept, dropped = tokens.read_shard(0).to_pylist()
+    kept, trimmed, dropped = tokens.read_shard(0).to_pylist()
     assert sum(kept["byte_lengths"]) == len("HiHello")
-    assert dropped["dropped"] == "template_changes_content"
-    assert tokens.complete_manifest().dropped == {"template_changes_content": 1}
+    assert kept["roles"] == ["user", "assistant"]
+    assert set(kept["turns"]) == {-1, 0, 1}
+    assert sum(trimmed["byte_lengths"]) == len("trimmed")
+    assert trimmed["uncovered_bytes"] == [1]
+    assert dropped["dropped"] == "holds_the_space_stand_in"
+    assert tokens.complete_manifest().dropped == {"holds_the_space_stand_in": 1}
+
+
+MANY = [[f"The fox {shard} jumps over {k} dogs <|im_end|>." for k in range(4)] for shard in range(4)]
+
+
+def engines_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The engine of each shard that is written from now on."""
+    used: list[str] = []
+    write = stage._Writer.write
+
+    def spy(self: stage._Writer, shard: int, *arguments: object) -> None:
+        used.append(engine_now[0])
+        write(self, shard, *arguments)  # type: ignore[arg-type]
+
+    engine_now = ["tokenizers"]
+    choose = stage._fast_if_proven
+
+    def chosen(*arguments: object) -> object:
+        engine = choose(*arguments)  # type: ignore[arg-type]
+        engine_now[0] = engine.name
+        return engine
+
+    monkeypatch.setattr(stage._Writer, "write", spy)
+    monkeypatch.setattr(stage, "_fast_if_proven", chosen)
+    return used
+
+
+@pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
+def test_the_fast_engine_takes_over_and_writes_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(family)
+    used = engines_used(monkeypatch)
+    fast = run(text_examples(tmp_path / "fast", MANY), tokenizer)
+    assert used == ["tokenizers", "kitoken", "kitoken", "kitoken"]
+    monkeypatch.setattr(stage, "_SHARDS_WORTH_A_PROOF", 99)
+    standard = run(text_examples(tmp_path / "standard", MANY), tokenizer)
+    assert {name: content for name, (content, _) in shard_files(fast).items()} == {
+        name: content for name, (content, _) in shard_files(standard).items()
+    }
+
+
+class WrongOn(KitokenEngine):
+    """Differs from `tokenizers` on texts with a certain word."""
+
+    word = ""
+
+    def encode(self, texts, *, special_literals):  # type: ignore[no-untyped-def]
+        rows = super().encode(texts, special_literals=special_literals)
+        return [row[::-1] if self.word in text else row for text, row in zip(texts, rows, strict=True)]
+
+
+@pytest.mark.parametrize(("word", "said"), [("\u0e20", "gives other ids for "), ("0 dogs", "for the first shard")])
+def test_an_engine_that_differs_is_not_used(
+    word: str,
+    said: str,
+    tmp_path: Path,
+    llama_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(stage, "KitokenEngine", WrongOn)
+    monkeypatch.setattr(WrongOn, "word", word)
+    used = engines_used(monkeypatch)
+    run(text_examples(tmp_path, MANY), llama_folder)
+    assert used == ["tokenizers"] * 4
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "encoded with the standard engine, since kitoken " in warning.getMessage()
+    assert said in warning.getMessage()
+
+
+def test_without_kitoken_nothing_is_said(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "kitoken", None)
+    used = engines_used(monkeypatch)
+    run(text_examples(tmp_path, MANY), llama_folder)
+    assert used == ["tokenizers"] * 4
+    assert not caplog.records
+
+
+def test_the_engine_is_proven_again_on_resuming(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = run(text_examples(tmp_path, MANY), llama_folder)
+    for name in ("manifest.json", "shard-00003.json"):
+        (Path(tokens.url) / name).unlink()
+    used = engines_used(monkeypatch)
+    run(text_examples(tmp_path, MANY), llama_folder)
+    assert used == ["kitoken"]
+
+
+def test_a_failed_write_is_told(tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    examples = text_examples(tmp_path, SHARDS)
+    monkeypatch.setattr(Dataset, "write_shard", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run(examples, llama_folder)
+
+
+def test_the_next_is_worked_on_while_this_one_is_used() -> None:
+    started: list[int] = []
+    event = threading.Event()
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 1:
+            event.set()
+        return item * 10
+
+    results = stage._ahead(work, range(9))
+    assert next(results) == 0
+    assert event.wait(5)
+    assert max(started) <= stage._PARTS_AHEAD
+    assert list(results) == [10 * item for item in range(1, 9)]
+    assert list(stage._ahead(work, [])) == []
 
 
 def test_no_chat_template(tmp_path: Path, gemma_folder: str) -> None:

@@ -1,0 +1,175 @@
+"""Encoded examples: one as arrays, and a batch of them as the flat columns that a shard is written from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from storage.columns import join_rows, list_array
+from storage.schemas import TokenKind
+
+Ints = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """Bytes of an example's text that no token covers: bytes[k] of them stand before token at[k]."""
+
+    at: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    bytes: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def between(cls, starts: Ints, ends: Ints, total: int) -> "Uncovered":
+        """The gaps between spans of a text of `total` bytes."""
+        gaps = np.append(starts, total) - np.insert(ends, 0, 0)
+        at = np.flatnonzero(gaps)
+        return cls(at, gaps[at])
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One example's tokens; the byte lengths and the uncovered bytes add up to the example's text."""
+
+    token_ids: npt.NDArray[np.int32]
+    byte_lengths: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.uint8]
+    """TokenKind"""
+    turns: npt.NDArray[np.int16]
+    uncovered: Uncovered = field(default_factory=Uncovered)
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """N examples' tokens, one after the other; one that was dropped has none."""
+
+    offsets: Ints
+    """[N + 1]"""
+    token_ids: npt.NDArray[np.int32]
+    byte_lengths: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.uint8]
+    turns: npt.NDArray[np.int16]
+    uncovered: dict[int, Uncovered]
+    """by row; most texts have none"""
+    roles: Sequence[tuple[str, ...]]
+    dropped: Sequence[str | None]
+    """why an example has no tokens"""
+
+    @classmethod
+    def of(cls, rows: Sequence[EncodedExample | str]) -> "EncodedBatch":
+        """The batch of single rows, or of the reasons why there is none."""
+        kept = [row if isinstance(row, EncodedExample) else _NOTHING for row in rows]
+        return cls(
+            offsets=_offsets([len(row.token_ids) for row in kept]),
+            token_ids=_concatenated([row.token_ids for row in kept], np.int32),
+            byte_lengths=_concatenated([row.byte_lengths for row in kept], np.int32),
+            kinds=_concatenated([row.kinds for row in kept], np.uint8),
+            turns=_concatenated([row.turns for row in kept], np.int16),
+            uncovered={index: row.uncovered for index, row in enumerate(kept) if len(row.uncovered.at)},
+            roles=[row.roles for row in kept],
+            dropped=[row if isinstance(row, str) else None for row in rows],
+        )
+
+    @classmethod
+    def join(cls, batches: Sequence["EncodedBatch"]) -> "EncodedBatch":
+        """The batches as one."""
+        first_rows = _offsets([len(batch) for batch in batches])
+        return cls(
+            offsets=_offsets(_concatenated([np.diff(batch.offsets) for batch in batches], np.int64)),
+            token_ids=_concatenated([batch.token_ids for batch in batches], np.int32),
+            byte_lengths=_concatenated([batch.byte_lengths for batch in batches], np.int32),
+            kinds=_concatenated([batch.kinds for batch in batches], np.uint8),
+            turns=_concatenated([batch.turns for batch in batches], np.int16),
+            uncovered={
+                int(first) + row: run
+                for first, batch in zip(first_rows, batches, strict=False)
+                for row, run in batch.uncovered.items()
+            },
+            roles=[roles for batch in batches for roles in batch.roles],
+            dropped=[reason for batch in batches for reason in batch.dropped],
+        )
+
+    def __len__(self) -> int:
+        return len(self.dropped)
+
+    def example(self, row: int) -> EncodedExample | str:
+        """One row, or why there is none."""
+        if reason := self.dropped[row]:
+            return reason
+        span = slice(self.offsets[row], self.offsets[row + 1])
+        arrays = (self.token_ids[span], self.byte_lengths[span], self.kinds[span], self.turns[span])
+        return EncodedExample(*arrays, self.uncovered.get(row, Uncovered()), self.roles[row])
+
+    def columns(self) -> dict[str, Any]:
+        """As a tokens dataset has them, without the ids."""
+        uncovered = [self.uncovered.get(row, Uncovered()) for row in range(len(self))] if self.uncovered else []
+        runs = [(run.at, run.bytes) for run in uncovered] or [(Uncovered().at,) * 2] * len(self)
+        return {
+            "token_ids": list_array(self.token_ids, self.offsets, pa.int32()),
+            "byte_lengths": list_array(self.byte_lengths, self.offsets, pa.int32()),
+            "kinds": list_array(self.kinds, self.offsets, pa.uint8()),
+            "turns": list_array(self.turns, self.offsets, pa.int16()),
+            "roles": pa.array([list(roles) for roles in self.roles], _ROLES),
+            "uncovered_at": join_rows([at for at, _ in runs], pa.int32()),
+            "uncovered_bytes": join_rows([size for _, size in runs], pa.int32()),
+            "dropped": pa.array(self.dropped, pa.string()),
+        }
+
+
+_NOTHING = EncodedExample(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int16))
+_ROLES = pa.list_(pa.field("item", pa.string(), nullable=False))
+
+
+def _offsets(counts: Sequence[int] | Ints) -> Ints:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _concatenated(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+
+
+def surround(batch: EncodedBatch, before: Sequence[int], behind: Sequence[int]) -> EncodedBatch:
+    """The batch without the tokens of dropped rows, and with these special tokens around each other row's.
+
+    The outermost ones begin and end the text; they cover no byte.
+    """
+    kept = np.array([reason is None for reason in batch.dropped], dtype=bool)
+    if kept.all() and not before and not behind:
+        return batch
+    counts = np.diff(batch.offsets)
+    offsets = _offsets(np.where(kept, counts + len(before) + len(behind), 0))
+    starts, ends = offsets[:-1][kept], offsets[1:][kept]
+    edges = [(starts + k, id_, _edge(k, TokenKind.BEGIN_OF_TEXT)) for k, id_ in enumerate(before)]
+    edges += [(ends - 1 - k, id_, _edge(k, TokenKind.END_OF_TEXT)) for k, id_ in enumerate(reversed(behind))]
+    own = np.ones(offsets[-1], dtype=bool)
+    for at, _, _ in edges:
+        own[at] = False
+    body = np.repeat(kept, counts)
+
+    def spread(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        array = np.zeros(len(own), values.dtype)
+        array[own] = values[body]
+        return array
+
+    ids, kinds = spread(batch.token_ids), spread(batch.kinds)
+    for at, id_, kind in edges:
+        ids[at], kinds[at] = id_, kind
+    return replace(
+        batch,
+        offsets=offsets,
+        token_ids=ids,
+        byte_lengths=spread(batch.byte_lengths),
+        kinds=kinds,
+        turns=np.full(len(own), -1, np.int16),
+        uncovered={
+            row: Uncovered(run.at + len(before), run.bytes) for row, run in batch.uncovered.items() if kept[row]
+        },
+    )
+
+
+def _edge(distance: int, kind: TokenKind) -> TokenKind:
+    return TokenKind.TEMPLATE if distance else kind
