@@ -191,23 +191,84 @@ def _description(manifest: Any) -> dict[str, Any]:
 
 
 @app.command()
+def byte_level(
+    source: Annotated[str, typer.Argument(help="a model's or tokenizer's folder, hub name, or demo:NAME")],
+    folder: Annotated[Path, typer.Argument(help="a new folder for it")],
+) -> None:
+    """Make a tokenizer of single bytes: 256 of them, with the source's special tokens and chat template."""
+    from alm_pipeline.transfer.byte_level import write_byte_level
+
+    with _user_errors():
+        tokenizer = write_byte_level(source, folder)
+        _out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them control tokens", markup=False)
+
+
+@app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="the folder of an alignments dataset")],
     shard: Annotated[int, typer.Option(help="which shard")] = 0,
     example: Annotated[str | None, typer.Option(help="an example's id; the shard's first where none is given")] = None,
-    chunks: Annotated[int, typer.Option(help="how many chunks to show")] = 30,
+    chunks: Annotated[int | None, typer.Option(min=1, help="how many to show  [default: 30, 200 in a picture]")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="of all shards: coverage by script, lengths")] = False,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="write a picture, .html or .png")] = None,
 ) -> None:
-    """Show the aligned chunks of one example: its text, the teacher's tokens, the student's tokens."""
-    from alm_pipeline.alignment.inspect import chunk_frame
+    """Show the aligned chunks of one example: its text, the teacher's tokens, the student's tokens.
 
+    Or, with --summary, what the chunks of the whole dataset are like; or, with --picture, draw the example.
+    """
     with _user_errors():
-        frame = chunk_frame(url, shard, example)
-        first = frame.filter(frame["id"] == frame["id"][0])
-        table = Table(
-            "bytes", "text", "teacher's tokens", "student's tokens", "kind", title=f"example {first['id'][0]}"
-        )
-        for row in first.head(chunks).iter_rows(named=True):
-            sides = [" ".join(map(repr, row[side])) for side in ("teacher", "student")]
-            table.add_row(f"{row['start']}-{row['end']}", repr(row["text"]), *sides, row["kind"])
-        _out.print(table, markup=False)
-        _out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
+        if summary:
+            _print_summary(url)
+        if picture:
+            _write_picture(picture, url, shard, example, chunks or 200)
+        if not (summary or picture):
+            _print_chunks(url, shard, example, chunks or 30)
+
+
+def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> None:
+    from alm_pipeline.inspection.frame import chunk_frame
+
+    frame = chunk_frame(url, shard, example)
+    if frame.is_empty():
+        what = f"example {example}" if example else f"shard {shard}"
+        raise UserError(f"{url}: {what} has no chunks (dropped, or empty); --summary lists what was dropped")
+    first = frame.filter(frame["id"] == frame["id"][0])
+    table = Table("bytes", "text", "teacher's tokens", "student's tokens", "kind", title=f"example {first['id'][0]}")
+    for row in first.head(chunks).iter_rows(named=True):
+        sides = [" ".join(map(repr, row[side])) for side in ("teacher", "student")]
+        texts = [escape(text) for text in (repr(row["text"]), *sides)]
+        table.add_row(f"{row['start']}-{row['end']}", *texts, row["kind"])
+    _out.print(table)
+    _out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
+
+
+def _print_summary(url: str) -> None:
+    from alm_pipeline.inspection.summary import summarize
+    from alm_pipeline.inspection.tables import tables
+
+    for title, header, rows in tables(summarize(url)):
+        table = Table(*header, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        _out.print(table)
+
+
+def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks: int) -> None:
+    from alm_pipeline.inspection.drawing import draw
+    from alm_pipeline.inspection.page import page
+    from alm_pipeline.inspection.picture import picture
+
+    if file.suffix not in (".html", ".png"):
+        raise UserError(f"--picture {file}: is neither .html nor .png: write FILE.html or FILE.png")
+    shown = picture(url, example, shard, chunks)
+    try:
+        content = page(shown).encode() if file.suffix == ".html" else draw(shown)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--picture {file}: needs {error.name}: pip install 'alm-pipeline[pictures]', or write FILE.html"
+        ) from error
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
+    _out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)

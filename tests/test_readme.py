@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from alm_pipeline.alignment.inspect import chunk_frame
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.pipeline import Pipeline
 
 README = Path(__file__).parent.parent / "README.md"

@@ -1,154 +1,150 @@
-"""Aligned chunks: the stretches between byte positions at which both tokenizations have a token end.
+"""Aligned chunks: the stretches between byte positions at which both tokenizations have an end.
 
-A merge of two sorted integer arrays, done for a whole shard at once and never across examples. Tokens that cover no
-byte (special and template tokens) stand in chunks of their own, so that the chunks tile both token sequences.
+An *end* of a side is a byte position that is inside none of its tokens, and inside no run of uncovered bytes (bytes of
+the text that no token covers: such a run counts as a token would, but not among a chunk's tokens). A chunk of bytes
+ends at each position that is an end of both sides, and nowhere else. Tokens without bytes inside it belong to it. It
+is CONTENT where every token in it, of either side, is content and has bytes, and no byte is uncovered; else UNPAIRED.
 
-Nearly all tokens cover bytes, so the chunks of bytes are found in whole arrays (`closers`), and the few tokens
-between them (`gaps`) by their index: what stands between two chunks of bytes, within an example, is at most a pair of
-end tokens and one unpaired chunk.
+Tokens without bytes at an end of both sides, the scaffold of templates, stand in chunks of their own between those of
+bytes. Where both sides have a run of tokens of the same turn and role, the two are a PAIRED chunk; all tokens between
+two pairs are one UNPAIRED chunk. Pairs do not cross: where the sides have their common roles in the same order, all of
+them pair, otherwise the nearest (`kernel._next_pair` says which).
+
+So the chunks of an example tile its text and both token sequences, in order, and those of the swapped sides are the
+swapped chunks.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.schemas import ChunkKind, TokenKind
-
-Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ShardTokens:
-    """One side's tokens of a shard: flat arrays, and where each of the N examples begins.
+    """One side's tokens of a shard: flat arrays, and where each of the N examples begins in them."""
 
-    An example without tokens was dropped on that side.
-    """
-
-    offsets: Ints
+    offsets: Int64s
     """[N + 1]"""
-    byte_lengths: Ints
+    byte_lengths: Int32s
     """[tokens]"""
     kinds: npt.NDArray[np.uint8]
     """[tokens] TokenKind"""
+    turns: npt.NDArray[np.int16]
+    """[tokens] the message of each token; -1: none"""
+    uncovered_offsets: Int64s
+    """[N + 1] where each example's uncovered runs begin"""
+    uncovered_at: Int32s
+    """[runs] the token, counted within the example, before which each stands; the number of tokens: behind the last"""
+    uncovered_bytes: Int32s
+    """[runs] more than none"""
+    dropped: Bools
+    """[N] the example was dropped on that side"""
+
+
+@dataclass(frozen=True)
+class AssistantTurns:
+    """Which of each example's messages are an assistant's."""
+
+    offsets: Int64s
+    """[N + 1] where each example's messages begin"""
+    assistant: Bools
+    """[messages]"""
 
 
 @dataclass(frozen=True)
 class ShardChunks:
     """The chunks of a shard; an example dropped on either side has none."""
 
-    offsets: Ints
+    offsets: Int64s
     """[N + 1]"""
-    teacher_tokens: Ints
+    teacher_tokens: Int32s
     """[chunks] tokens of the chunk on the teacher's side"""
-    student_tokens: Ints
-    byte_lengths: Ints
+    student_tokens: Int32s
+    byte_lengths: Int32s
     kinds: npt.NDArray[np.uint8]
     """[chunks] ChunkKind"""
+    assistant: Bools
+    """[chunks] the last token of either side is of an assistant's turn, and its content, mixed, or its end: the words
+    and the end are the assistant's, the header is not"""
 
 
-def align(teacher: ShardTokens, student: ShardTokens) -> ShardChunks:
+_TOKEN_TYPES: dict[str, type[np.generic]] = {
+    "offsets": np.int64,
+    "byte_lengths": np.int32,
+    "kinds": np.uint8,
+    "turns": np.int16,
+    "uncovered_offsets": np.int64,
+    "uncovered_at": np.int32,
+    "uncovered_bytes": np.int32,
+}
+_CHUNK_TYPES = (np.int32, np.int32, np.int32, np.uint8, np.bool_)
+
+
+def align(teacher: ShardTokens, student: ShardTokens, turns: AssistantTurns) -> ShardChunks:
     """The finest chunks of both tokenizations of a shard.
 
-    Both sides must cover the same bytes of each example (AssertionError otherwise: encoding verifies it). A special
-    token right behind content ends a turn or the text; it is paired where the other side has one at the same byte.
+    AssertionError, with the number of the example, where the sides cover different bytes, or a length, kind, turn or
+    uncovered run is out of range.
     """
-    kept = (np.diff(teacher.offsets) > 0) & (np.diff(student.offsets) > 0)
-    sides = [_Side.of(tokens, kept) for tokens in (teacher, student)]
-    assert np.array_equal(sides[0].example_ends, sides[1].example_ends), "the sides cover different bytes"
-    common_at = sides[0].ends_at() & sides[1].ends_at()
-    return _tile(np.flatnonzero(common_at), [_Cut.of(side, common_at) for side in sides], sides[0].example_ends, kept)
+    from alm_pipeline.alignment import kernel  # imports numba, which takes seconds
 
-
-@dataclass(frozen=True)
-class _Side:
-    """One side's tokens of the E kept examples, in bytes from the shard's start."""
-
-    firsts: Ints
-    """[E] the first token of each example"""
-    lengths: npt.NDArray[np.integer]
-    """[tokens]"""
-    kinds: npt.NDArray[np.uint8]
-    """[tokens]"""
-    ends: Ints
-    """[tokens] bytes up to each token's end"""
-    example_ends: Ints
-    """[E]"""
-
-    @classmethod
-    def of(cls, tokens: ShardTokens, kept: Bools) -> "_Side":
-        counts = np.diff(tokens.offsets)
-        mask = slice(None) if kept.all() else np.repeat(kept, counts)
-        lengths, kinds = tokens.byte_lengths[mask], tokens.kinds[mask]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        lasts = np.cumsum(counts[kept]) - 1
-        return cls(lasts + 1 - counts[kept], lengths, kinds, ends, ends[lasts])
-
-    def ends_at(self) -> Bools:
-        """[bytes + 1] where a token ends, and the shard's start."""
-        ends_at = np.zeros(1 + (self.ends[-1] if len(self.ends) else 0), dtype=bool)
-        # a token without bytes ends where another does, or where its example begins
-        ends_at[self.ends] = True
-        ends_at[0] = True
-        return ends_at
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """One side's tokens, cut at the C + 1 byte positions where both sides have a token end (or the shard begins)."""
-
-    counts: Ints
-    """[C] tokens of each chunk of bytes"""
-    foreign: Ints
-    """chunks of bytes with a token that is not content's alone"""
-    gap_places: Ints
-    """[gap tokens] where each stands: the chunks of bytes before it + the examples before its own"""
-    gap_examples: Ints
-    """[gap tokens]"""
-    gap_ends: Bools
-    """[gap tokens] the end tokens: special, and right behind content of the same example"""
-
-    @classmethod
-    def of(cls, side: _Side, common_at: Bools) -> "_Cut":
-        covers, at_common = side.lengths > 0, common_at[side.ends]
-        closers, gaps = np.flatnonzero(covers & at_common), np.flatnonzero(at_common & ~covers)
-        chunks, examples = np.searchsorted(closers, gaps), np.searchsorted(side.firsts, gaps, side="right") - 1
-        counts = np.diff(closers, prepend=-1) - np.bincount(chunks, minlength=len(closers))[: len(closers)]
-        foreign = np.flatnonzero((side.kinds != TokenKind.CONTENT) & (covers | ~at_common))
-        ends = (side.kinds[gaps] == TokenKind.SPECIAL) & covers[gaps - 1] & (gaps != side.firsts[examples])
-        return cls(counts, np.searchsorted(closers, foreign), chunks + examples, examples, ends)
-
-
-def _tile(cuts_at: Ints, cuts: list[_Cut], example_ends: Ints, kept: Bools) -> ShardChunks:
-    """All chunks in order: those of bytes, and between them the gaps'."""
-    paired = np.intersect1d(cuts[0].gap_places[cuts[0].gap_ends], cuts[1].gap_places[cuts[1].gap_ends])
-    # at each place first the pair, then the rest
-    keys = [2 * cut.gap_places + ~(cut.gap_ends & np.isin(cut.gap_places, paired)) for cut in cuts]
-    gaps, first = np.unique(np.concatenate(keys), return_index=True)
-    examples = np.concatenate([cut.gap_examples for cut in cuts])[first]
-    before = gaps // 2 - examples
-    tokens = [
-        np.insert(cut.counts, before, np.bincount(np.searchsorted(gaps, key), minlength=len(gaps)))
-        for cut, key in zip(cuts, keys, strict=True)
-    ]
-    kinds = np.full(len(cuts[0].counts), ChunkKind.CONTENT, dtype=np.uint8)
-    for cut in cuts:
-        # bytes in one chunk with a special token or template text: the likelihood is not the content's alone
-        kinds[cut.foreign] = ChunkKind.UNPAIRED
-    chunks_before = np.searchsorted(cuts_at[1:], example_ends, side="right")
-    gaps_before = np.searchsorted(examples, np.arange(len(example_ends)), side="right")
-    return ShardChunks(
-        offsets=_offsets(chunks_before + gaps_before, kept),
-        teacher_tokens=tokens[0],
-        student_tokens=tokens[1],
-        byte_lengths=np.insert(np.diff(cuts_at), before, 0),
-        kinds=np.insert(kinds, before, np.where(gaps % 2, ChunkKind.UNPAIRED, ChunkKind.PAIRED)),
+    _check_lengths(teacher, student, turns)
+    offsets = np.zeros(len(teacher.dropped) + 1, np.int64)
+    # each chunk has a token or uncovered bytes of its own; memory never written to is never taken
+    most = sum(len(side.byte_lengths) + len(side.uncovered_bytes) for side in (teacher, student))
+    columns: list[Array] = [np.empty(most, type_) for type_ in _CHUNK_TYPES]
+    count = kernel.merge_shard(
+        kernel.Side(*_columns(teacher)),
+        kernel.Side(*_columns(student)),
+        kernel.Turns(_constant(turns.offsets, np.int64), _constant(turns.assistant, np.bool_)),
+        _constant(teacher.dropped | student.dropped, np.bool_),
+        offsets,
+        kernel.Chunks(*columns),
     )
+    assert count >= 0, _complaint(-1 - count, teacher, student)
+    return ShardChunks(offsets, *(column[:count] for column in columns))
 
 
-def _offsets(ends: Ints, kept: Bools) -> Ints:
-    """[N + 1] the chunks before each example, from those up to the end of each kept one."""
-    per_example = np.zeros(len(kept), dtype=np.int64)
-    per_example[kept] = np.diff(ends, prepend=0)
-    return np.concatenate([[0], np.cumsum(per_example)])
+def _check_lengths(teacher: ShardTokens, student: ShardTokens, turns: AssistantTurns) -> None:
+    """Compiled code reads past the end of an array without a word."""
+    examples = len(teacher.dropped)
+    for side in (teacher, student):
+        assert len(side.dropped) + 1 == len(side.offsets) == len(side.uncovered_offsets) == examples + 1
+        assert len(side.byte_lengths) == len(side.kinds) == len(side.turns) == side.offsets[-1]
+        assert len(side.uncovered_at) == len(side.uncovered_bytes) == side.uncovered_offsets[-1]
+    assert len(turns.offsets) == examples + 1
+    assert len(turns.assistant) == turns.offsets[-1]
+
+
+def _columns(tokens: ShardTokens) -> Iterator[Array]:
+    """The columns of `kernel.Side`."""
+    for name, type_ in _TOKEN_TYPES.items():
+        yield _constant(getattr(tokens, name), type_)
+
+
+def _constant(values: Array, type_: type[np.generic]) -> Array:
+    """The array, copied only where it must be; read-only as Arrow's are, for which alone the kernel is compiled."""
+    view = np.ascontiguousarray(values, type_).view()
+    view.flags.writeable = False
+    return view
+
+
+def _complaint(example: int, teacher: ShardTokens, student: ShardTokens) -> str:
+    covered = [_covered(side, example) for side in (teacher, student)]
+    if covered[0] != covered[1]:
+        return f"example {example}: the sides cover different bytes, {covered[0]} and {covered[1]}"
+    return f"example {example}: a length, kind, turn or uncovered run is out of range"
+
+
+def _covered(tokens: ShardTokens, example: int) -> int:
+    token = slice(*tokens.offsets[example : example + 2])
+    run = slice(*tokens.uncovered_offsets[example : example + 2])
+    return int(tokens.byte_lengths[token].sum(dtype=np.int64) + tokens.uncovered_bytes[run].sum(dtype=np.int64))

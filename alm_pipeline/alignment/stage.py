@@ -1,17 +1,21 @@
 """The stage TOKENS × TOKENS → ALIGNMENTS: one dataset a pair of tokens datasets."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from alm_pipeline.alignment.chunks import ShardChunks, ShardTokens, align
+from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
 from alm_pipeline.progress import track
 from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
 from storage.errors import UserError
-from storage.schemas import ChunkKind, Kind
+from storage.schemas import SCHEMAS, ChunkKind, Kind
 
-STAGE_VERSION = 1
-_COLUMNS = ("byte_lengths", "kinds")
+STAGE_VERSION = 2
+_COLUMNS = ("byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes", "dropped")
+_SHARDS_AT_ONCE = 2
 
 
 def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Dataset:
@@ -35,14 +39,18 @@ def align_datasets(teacher: Dataset, student: Dataset, alignments: Dataset) -> M
         return manifest
     _check_same_examples(teacher, student)
     sides = {"teacher": teacher, "student": student}
-    records = list(zip(*(side.complete_manifest().shards for side in sides.values()), strict=True))
-    total = sum(record.counts["tokens"] for pair in records for record in pair)
-    with track("align", total, "tokens") as advance:
-        for shard, pair in enumerate(records):
-            if not alignments.record(shard):
-                _align_shard(sides, alignments, shard)
-            advance(sum(record.counts["tokens"] for record in pair))
-    return alignments.finish(len(records))
+    pairs = zip(*(side.complete_manifest().shards for side in sides.values()), strict=True)
+    tokens = [sum(record.counts["tokens"] for record in pair) for pair in pairs]
+
+    def align_shard(shard: int) -> None:
+        if not alignments.record(shard):
+            _align_shard(sides, alignments, shard)
+
+    # decoding, the merge and compression hold no lock
+    with track("align", sum(tokens), "tokens") as advance, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        for count, _ in zip(tokens, pool.map(align_shard, range(len(tokens))), strict=True):
+            advance(count)
+    return alignments.finish(len(tokens))
 
 
 def _check_same_examples(teacher: Dataset, student: Dataset) -> None:
@@ -57,27 +65,60 @@ def _check_same_examples(teacher: Dataset, student: Dataset) -> None:
 def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> None:
     tables = read_aligned(sides, shard, dict.fromkeys(sides, _COLUMNS))
     teacher, student = (_shard_tokens(tables[name]) for name in sides)
-    chunks = align(teacher, student)
-    content = chunks.byte_lengths[chunks.kinds == ChunkKind.CONTENT]
-    unaligned = int(((np.diff(teacher.offsets) == 0) | (np.diff(student.offsets) == 0)).sum())
+    dropped = teacher.dropped | student.dropped
+    _check_same_roles(tables["teacher"], tables["student"], ~dropped)
+    chunks = align(teacher, student, _assistant_turns(tables["teacher"]))
+    unaligned = int(dropped.sum())
     alignments.write_shard(
         shard,
         {"id": tables["teacher"]["id"], **_columns(chunks)},
-        counts={"chunks": len(chunks.kinds), "aligned_bytes": int(content.sum())},
+        counts=_counts(chunks),
         dropped={"without_tokens_on_a_side": unaligned} if unaligned else {},
     )
 
 
+def _check_same_roles(teacher: pa.Table, student: pa.Table, kept: npt.NDArray[np.bool_]) -> None:
+    roles = [table["roles"].filter(pa.array(kept)) for table in (teacher, student)]
+    assert roles[0].equals(roles[1]), "the sides have other roles for the same messages"
+
+
 def _shard_tokens(table: pa.Table) -> ShardTokens:
-    lengths, offsets = flatten_lists(table["byte_lengths"])
-    kinds, _ = flatten_lists(table["kinds"])
-    return ShardTokens(offsets, lengths, kinds)
+    byte_lengths, offsets = flatten_lists(table["byte_lengths"])
+    uncovered_at, uncovered_offsets = flatten_lists(table["uncovered_at"])
+    return ShardTokens(
+        offsets=offsets,
+        byte_lengths=byte_lengths,
+        kinds=flatten_lists(table["kinds"])[0],
+        turns=flatten_lists(table["turns"])[0],
+        uncovered_offsets=uncovered_offsets,
+        uncovered_at=uncovered_at,
+        uncovered_bytes=flatten_lists(table["uncovered_bytes"])[0],
+        dropped=table["dropped"].is_valid().to_numpy(),
+    )
+
+
+def _assistant_turns(table: pa.Table) -> AssistantTurns:
+    roles, offsets = flatten_lists(table["roles"])
+    return AssistantTurns(offsets, np.asarray(roles == "assistant", np.bool_))
+
+
+def _counts(chunks: ShardChunks) -> dict[str, int]:
+    content = chunks.kinds == ChunkKind.CONTENT
+    aligned, covered = (
+        int(lengths.sum(dtype=np.int64)) for lengths in (chunks.byte_lengths[content], chunks.byte_lengths)
+    )
+    return {
+        "chunks": len(chunks.kinds),
+        "paired": int((chunks.kinds == ChunkKind.PAIRED).sum()),
+        "assistant": int(chunks.assistant.sum()),
+        "aligned_bytes": aligned,
+        "unaligned_bytes": covered - aligned,
+    }
 
 
 def _columns(chunks: ShardChunks) -> dict[str, pa.Array]:
+    """The columns named as the chunks' are."""
+    fields = [field for field in SCHEMAS[Kind.ALIGNMENTS] if field.name != "id"]
     return {
-        "teacher_tokens": list_array(chunks.teacher_tokens, chunks.offsets, pa.int32()),
-        "student_tokens": list_array(chunks.student_tokens, chunks.offsets, pa.int32()),
-        "byte_lengths": list_array(chunks.byte_lengths, chunks.offsets, pa.int32()),
-        "kinds": list_array(chunks.kinds, chunks.offsets, pa.uint8()),
+        field.name: list_array(getattr(chunks, field.name), chunks.offsets, field.type.value_type) for field in fields
     }

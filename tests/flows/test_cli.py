@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.models import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.recipes import RECIPES
 from flows.cli import _forget_student, _value, app
@@ -102,3 +103,11 @@ def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_p
     assert pipeline.student.manifest() is None
     assert pipeline.scores.manifest() is not None
     assert pipeline.distil() == first
+
+
+def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -> None:
+    result = command("byte-level", gemma_folder, str(tmp_path / "bytes"))
+    assert result.exit_code == 0, result.output
+    assert "bytes: 262 tokens, 6 of them control tokens" in result.stdout.replace("\n", "")
+    assert len(load_tokenizer(str(tmp_path / "bytes"))) == 262
+    assert "name a new folder" in error_of("byte-level", gemma_folder, str(tmp_path / "bytes"))

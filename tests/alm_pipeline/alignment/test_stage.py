@@ -1,24 +1,78 @@
 """Two tokens datasets to alignments, shard by shard."""
 
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
-from storage.dataset import Dataset
+from storage.dataset import Dataset, Record
 from storage.errors import UserError
-from storage.schemas import ChunkKind, Kind
-from tests.corpora import conversations, text_examples
+from storage.schemas import SCHEMAS, ChunkKind, Kind, TokenKind
 
-SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog dog"]]
+CONTENT, PAIRED, UNPAIRED = ChunkKind
+START, END = TokenKind.START_OF_TURN, TokenKind.END_OF_TURN
 
 
-def tokens_of(examples: Dataset, tokenizer: str, max_tokens: int | None = None) -> Dataset:
-    tokens = tokens_dataset(examples, tokenizer, max_tokens)
-    tokenize(examples, tokens, tokenizer, max_tokens)
+@dataclass(frozen=True)
+class Row:
+    """An example's tokens on one side."""
+
+    lengths: tuple[int, ...] = ()
+    kinds: tuple[int, ...] | None = None
+    """None: content"""
+    turns: tuple[int, ...] | None = None
+    """None: a plain text's"""
+    roles: tuple[str, ...] = ()
+    uncovered: Mapping[int, int] | None = None
+    """bytes by the token that they stand before"""
+    dropped: str | None = None
+
+    def columns(self) -> dict[str, object]:
+        count, uncovered = len(self.lengths), self.uncovered or {}
+        return {
+            "token_ids": list(range(count)),
+            "byte_lengths": list(self.lengths),
+            "kinds": list(self.kinds or (TokenKind.CONTENT,) * count),
+            "turns": list(self.turns or (-1,) * count),
+            "roles": list(self.roles),
+            "uncovered_at": list(uncovered),
+            "uncovered_bytes": list(uncovered.values()),
+            "dropped": self.dropped,
+        }
+
+
+def tokens_dataset(root: Path, label: str, shards: list[list[Row]], examples: str = "tiny-1") -> Dataset:
+    tokens = Dataset(str(root), Kind.TOKENS, label, {"examples": examples})
+    for shard, rows in enumerate(shards):
+        columns = [{"id": f"{shard}-{k}", **row.columns()} for k, row in enumerate(rows)]
+        table = pa.Table.from_pylist(columns, SCHEMAS[Kind.TOKENS])
+        count = sum(len(row.lengths) for row in rows)
+        tokens.write_shard(shard, dict(zip(table.column_names, table.columns, strict=True)), {"tokens": count})
+    tokens.finish(len(shards))
     return tokens
+
+
+DROPPED = Row(dropped="normalized")
+TEACHER = [[Row((3, 2, 4)), Row((0, 5), (TokenKind.BEGIN_OF_TEXT, 0)), DROPPED], [Row((2,), uncovered={0: 1}), Row()]]
+STUDENT = [[Row((3, 1, 3, 2)), Row((5,)), Row((1,))], [Row((1, 2)), Row()]]
+ROWS = [
+    [
+        ([1, 2], [1, 3], [3, 6], [CONTENT, CONTENT]),
+        ([1, 1], [0, 1], [0, 5], [UNPAIRED, CONTENT]),
+        ([], [], [], []),
+    ],
+    [([0, 1], [1, 1], [1, 2], [UNPAIRED, CONTENT]), ([], [], [], [])],
+]
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> tuple[Dataset, Dataset]:
+    return tokens_dataset(tmp_path, "tiny-llama", TEACHER), tokens_dataset(tmp_path, "tiny-gemma", STUDENT)
 
 
 def run(teacher: Dataset, student: Dataset) -> Dataset:
@@ -27,50 +81,59 @@ def run(teacher: Dataset, student: Dataset) -> Dataset:
     return alignments
 
 
-@pytest.fixture
-def sides(tmp_path: Path, llama_folder: str, gemma_folder: str) -> tuple[Dataset, Dataset]:
-    examples = text_examples(tmp_path, SHARDS)
-    return tokens_of(examples, llama_folder), tokens_of(examples, gemma_folder)
-
-
 def shard_files(dataset: Dataset) -> dict[str, tuple[bytes, int]]:
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in sorted(Path(dataset.url).iterdir())}
 
 
-def test_rows_tile_the_tokens(sides: tuple[Dataset, Dataset]) -> None:
+def test_rows(sides: tuple[Dataset, Dataset]) -> None:
     alignments = run(*sides)
-    for shard, texts in enumerate(SHARDS):
-        teacher, student = (side.read_shard(shard).to_pylist() for side in sides)
-        for row, text, *tokens in zip(alignments.read_shard(shard).to_pylist(), texts, teacher, student, strict=True):
-            assert row["id"] == tokens[0]["id"]
-            if "\u2581" in text:
-                assert row["kinds"] == row["byte_lengths"] == []
-                continue
-            assert sum(row["teacher_tokens"]) == len(tokens[0]["token_ids"])
-            assert sum(row["student_tokens"]) == len(tokens[1]["token_ids"])
-            assert sum(row["byte_lengths"]) == len(text.encode())
+    for shard, expected in enumerate(ROWS):
+        table = alignments.read_shard(shard)
+        assert table.schema.equals(SCHEMAS[Kind.ALIGNMENTS])
+        rows = table.to_pylist()
+        assert [row["id"] for row in rows] == [f"{shard}-{k}" for k in range(len(expected))]
+        columns = ("teacher_tokens", "student_tokens", "byte_lengths", "kinds")
+        assert [tuple(row[name] for name in columns) for row in rows] == expected
+        assert not any(any(row["assistant"]) for row in rows)
 
 
 def test_counts(sides: tuple[Dataset, Dataset]) -> None:
-    alignments = run(*sides)
-    manifest = alignments.complete_manifest()
-    chunks = [sum(map(len, alignments.read_shard(shard)["kinds"].to_pylist())) for shard in range(2)]
-    content = [sum(len(text.encode()) for text in texts if "\u2581" not in text) for texts in SHARDS]
+    manifest = run(*sides).complete_manifest()
+    none = {"assistant": 0, "paired": 0}
     assert [record.counts for record in manifest.shards] == [
-        {"chunks": chunks[shard], "aligned_bytes": content[shard]} for shard in range(2)
+        {"chunks": 4, "aligned_bytes": 14, "unaligned_bytes": 0, **none},
+        {"chunks": 2, "aligned_bytes": 2, "unaligned_bytes": 1, **none},
     ]
     assert manifest.dropped == {"without_tokens_on_a_side": 1}
     assert manifest.rows == 5
 
 
-def test_conversations(tmp_path: Path, llama_folder: str, gemma_folder: str) -> None:
-    chat = [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": "jumps"}]
-    examples = conversations(tmp_path, [chat])
-    alignments = run(tokens_of(examples, llama_folder), tokens_of(examples, gemma_folder))
+CHAT = {"kinds": (START, 0, END, START, 0, END), "turns": (0, 0, 0, 1, 1, 1), "roles": ("user", "assistant")}
+
+
+def test_conversations(tmp_path: Path) -> None:
+    teacher = tokens_dataset(tmp_path, "tiny-llama", [[Row((0, 3, 0, 0, 2, 0), **CHAT)]])
+    student = {"kinds": (0, END, START, 0, 0, END), "turns": (0, 0, 1, 1, 1, 1), "roles": CHAT["roles"]}
+    alignments = run(teacher, tokens_dataset(tmp_path, "tiny-gemma", [[Row((3, 0, 0, 1, 1, 0), **student)]]))
     (row,) = alignments.read_shard(0).to_pylist()
-    assert sum(row["byte_lengths"]) == len("The foxjumps")
-    assert row["kinds"].count(ChunkKind.PAIRED) == 2
-    assert row["kinds"][0] == ChunkKind.UNPAIRED
+    assert row["kinds"] == [UNPAIRED, CONTENT, PAIRED, PAIRED, CONTENT, PAIRED]
+    assert row["assistant"] == [False, False, False, False, True, True]
+    counts = alignments.complete_manifest().counts
+    assert counts == {"chunks": 6, "paired": 3, "assistant": 2, "aligned_bytes": 5, "unaligned_bytes": 0}
+
+
+def test_the_sides_have_the_same_roles(tmp_path: Path) -> None:
+    row = Row((0, 3, 0, 0, 2, 0), **CHAT)
+    other = replace(row, roles=("user", "tool"))
+    with pytest.raises(AssertionError, match="other roles"):
+        run(tokens_dataset(tmp_path, "tiny-llama", [[row]]), tokens_dataset(tmp_path, "tiny-gemma", [[other]]))
+
+
+def test_a_dropped_side_may_have_no_roles(tmp_path: Path) -> None:
+    row = Row((0, 3, 0, 0, 2, 0), **CHAT)
+    teacher = tokens_dataset(tmp_path, "tiny-llama", [[DROPPED, row]])
+    alignments = run(teacher, tokens_dataset(tmp_path, "tiny-gemma", [[row, row]]))
+    assert alignments.read_shard(0)["assistant"].to_pylist() == [[], [False] * 4 + [True] * 2]
 
 
 def test_resume_writes_only_the_shard_without_a_record(sides: tuple[Dataset, Dataset]) -> None:
@@ -87,35 +150,57 @@ def test_resume_writes_only_the_shard_without_a_record(sides: tuple[Dataset, Dat
     assert shard_files(run(*sides)) == after
 
 
+@dataclass(frozen=True)
+class Watched(Dataset):
+    """Tells of each shard that is to be written."""
+
+    before: Callable[[int], None] = lambda shard: None
+
+    def write_shard(self, shard: int, *args: object, **more: object) -> Record:
+        self.before(shard)
+        return super().write_shard(shard, *args, **more)  # type: ignore[arg-type]
+
+
+def test_an_error_leaves_the_shards_before_it(sides: tuple[Dataset, Dataset]) -> None:
+    def before(shard: int) -> None:
+        if shard == 1:
+            raise OSError("disk full")
+
+    alignments = alignments_dataset(*sides, "tiny")
+    failing = Watched(alignments.root, alignments.kind, alignments.label, alignments.identity, before)
+    with pytest.raises(OSError, match="disk full"):
+        align_datasets(*sides, failing)
+    assert alignments.record(0)
+    assert not alignments.record(1)
+    assert alignments.manifest() is None
+    assert align_datasets(*sides, alignments).rows == 5
+
+
 def test_label_names_the_corpus_once(sides: tuple[Dataset, Dataset]) -> None:
     alignments = alignments_dataset(*sides, "tiny")
-    assert alignments.label == "tiny-tiny-llama-to-tiny-gemma"
+    assert alignments.label == "tiny-llama-to-gemma"
     assert alignments.kind == Kind.ALIGNMENTS
     assert alignments.name != alignments_dataset(*reversed(sides), "tiny").name
 
 
-def test_tokens_of_other_examples(tmp_path: Path, sides: tuple[Dataset, Dataset], gemma_folder: str) -> None:
-    other = tokens_of(text_examples(tmp_path, [["The fox jumps."]]), gemma_folder)
+def test_tokens_of_other_examples(tmp_path: Path, sides: tuple[Dataset, Dataset]) -> None:
+    other = tokens_dataset(tmp_path, "tiny-gemma", STUDENT, examples="tiny-2")
     with pytest.raises(UserError, match="tokens of other examples"):
         run(sides[0], other)
 
 
-def test_mixed_up_ids(sides: tuple[Dataset, Dataset]) -> None:
-    teacher, student = sides
-    mixed = replace(student, identity={**student.identity, "max_tokens": 99})
-    for shard in range(2):
-        columns = {name: column[::-1] for name, column in _columns(student, shard).items()}
-        mixed.write_shard(shard, columns, {"tokens": 1})
-    mixed.finish(2)
+def test_mixed_up_ids(tmp_path: Path, sides: tuple[Dataset, Dataset]) -> None:
+    mixed = tokens_dataset(tmp_path, "tiny-mixed", STUDENT[::-1])
     with pytest.raises(UserError, match="shard 0 holds other examples"):
-        run(teacher, mixed)
+        run(sides[0], mixed)
 
 
-def test_an_empty_shard(tmp_path: Path, llama_folder: str, gemma_folder: str) -> None:
-    examples = text_examples(tmp_path, [[], ["dog"], ["a\u2581b"]])
-    manifest = run(tokens_of(examples, llama_folder), tokens_of(examples, gemma_folder)).complete_manifest()
+def test_empty_shards(tmp_path: Path) -> None:
+    shards = [[], [Row((3,))], [DROPPED]]
+    teacher = tokens_dataset(tmp_path, "tiny-llama", shards)
+    manifest = run(teacher, tokens_dataset(tmp_path, "tiny-gemma", shards)).complete_manifest()
     assert [record.rows for record in manifest.shards] == [0, 1, 1]
-    assert [record.counts["chunks"] for record in manifest.shards][::2] == [0, 0]
+    assert [record.counts["chunks"] for record in manifest.shards] == [0, 1, 0]
 
 
 def test_tokens_have_to_be_complete(sides: tuple[Dataset, Dataset]) -> None:
@@ -124,6 +209,9 @@ def test_tokens_have_to_be_complete(sides: tuple[Dataset, Dataset]) -> None:
         run(*sides)
 
 
-def _columns(tokens: Dataset, shard: int) -> dict[str, list[object]]:
-    table = tokens.read_shard(shard)
-    return {name: table[name].to_pylist() for name in table.column_names}
+def test_numba_is_loaded_only_to_align() -> None:
+    modules = "alm_pipeline.alignment.stage, alm_pipeline.alignment.chunks"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {modules}, sys; assert 'numba' not in sys.modules"], check=False
+    )
+    assert done.returncode == 0

@@ -1,0 +1,405 @@
+"""The compiled loop behind `align`: one pass over both sides of a shard, example by example.
+
+Importing numba takes seconds, so this module is imported by the function that runs it. What is compiled is kept on
+disk until this file changes.
+
+`_merge_example` stands at a byte position where both sides have an end. From there `_merge_tokens`, where nearly all
+time goes, writes one chunk of bytes after the other: the side that is behind takes its next token until both are at
+the same byte again. It stops where tokens without bytes follow (`_write_gap` pairs them), and before a chunk with
+bytes that a side does not cover (`_merge_uncovered` writes it). The few values that `_merge_tokens` needs stay in
+registers: with the rest in the same loop it took twice the time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from storage.schemas import ChunkKind, TokenKind
+
+Ints = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+Position = np.uintp
+"""an unsigned index: a signed one is checked for Python's negative indices at every access"""
+
+# Written out: the functions on disk hold these numbers, and only a change of this file makes them anew.
+_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN = 0, 1, 3, 7
+_COMPARED, _PAIRED, _UNPAIRED = 0, 1, 2
+assert (_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN) == (
+    TokenKind.CONTENT,
+    TokenKind.MIXED,
+    TokenKind.BEGIN_OF_TEXT,
+    TokenKind.END_OF_TURN,
+)
+assert (_COMPARED, _PAIRED, _UNPAIRED) == (ChunkKind.CONTENT, ChunkKind.PAIRED, ChunkKind.UNPAIRED)
+
+_KINDS = 256  # room for any kind in the key of a role
+_MAX_BYTES = np.iinfo(np.int32).max
+_0, _1 = Position(0), Position(1)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _compiled(function: Function) -> Function:
+    """Compiled into its callers: a call of its own would count every array's references, which costs conversations a
+    third of their time. Without a way in from Python, compiling takes half as long."""
+    options: Any = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Function = njit(**options)(function)
+    return compiled
+
+
+class Side(NamedTuple):
+    """One side's tokens of N examples: the columns of `ShardTokens`."""
+
+    offsets: Ints
+    byte_lengths: Ints
+    kinds: Ints
+    turns: Ints
+    uncovered_offsets: Ints
+    uncovered_at: Ints
+    uncovered_bytes: Ints
+
+
+class Turns(NamedTuple):
+    """Which messages are an assistant's: the columns of `AssistantTurns`."""
+
+    offsets: Ints
+    assistant: Bools
+
+
+class Chunks(NamedTuple):
+    """Where the chunks are written, as many as there may be at most."""
+
+    teacher_tokens: Ints
+    student_tokens: Ints
+    byte_lengths: Ints
+    kinds: Ints
+    assistant: Bools
+
+
+class _Scaffold(NamedTuple):
+    """One side's kinds and turns, and room for the runs of tokens in a role at one place."""
+
+    kinds: Ints
+    turns: Ints
+    starts: Ints
+    ends: Ints
+    keys: Ints
+    """turn and kind in one number"""
+    first_with: Ints
+    """[keys] the first run with a key since the last pair; -1: none"""
+
+
+@njit(cache=True, nogil=True)
+def merge_shard(teacher: Side, student: Side, turns: Turns, dropped: Bools, offsets: Ints, chunks: Chunks) -> int:
+    """Write the chunks, and `offsets` [N + 1], where each example's begin.
+
+    Returns the number of chunks, or -1 - k where example k's sides disagree or hold what they must not. Nothing is
+    read or written outside the arrays, as long as their lengths agree.
+    """
+    keys = _KINDS * (1 + _longest(turns.offsets))
+    teacher_scaffold, student_scaffold = _scaffold(teacher, keys), _scaffold(student, keys)
+    chunk = 0
+    offsets[0] = 0
+    for example in range(len(dropped)):
+        if not dropped[example]:
+            covered = _covered(teacher, turns, example)
+            if not 0 <= covered <= _MAX_BYTES or covered != _covered(student, turns, example):
+                return -1 - example
+            chunk = _merge_example(example, chunk, teacher, student, teacher_scaffold, student_scaffold, chunks)
+            own = slice(offsets[example], chunk)
+            chunks.assistant[own] = False
+            if turns.offsets[example] < turns.offsets[example + 1]:
+                _mark_assistant(example, chunks.teacher_tokens[own], teacher, turns, chunks.assistant[own])
+                _mark_assistant(example, chunks.student_tokens[own], student, turns, chunks.assistant[own])
+        offsets[example + 1] = chunk
+    return chunk
+
+
+@_compiled
+def _longest(offsets: Ints) -> int:
+    longest = 0
+    for k in range(len(offsets) - 1):
+        longest = max(longest, offsets[k + 1] - offsets[k])
+    return longest
+
+
+@_compiled
+def _scaffold(side: Side, keys: int) -> _Scaffold:
+    most = _longest(side.offsets)
+    starts, ends, run_keys = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    return _Scaffold(side.kinds, side.turns, starts, ends, run_keys, np.full(keys, -1, np.int64))
+
+
+@_compiled
+def _covered(side: Side, turns: Turns, example: int) -> int:
+    """The bytes of an example; -1 where a length, turn or uncovered run is out of range."""
+    start, end = side.offsets[example], side.offsets[example + 1]
+    total, signs = _sum(side.byte_lengths[start:end])
+    messages = turns.offsets[example + 1] - turns.offsets[example]
+    at = 0
+    for run in range(side.uncovered_offsets[example], side.uncovered_offsets[example + 1]):
+        if side.uncovered_at[run] < at or side.uncovered_bytes[run] <= 0:
+            return -1
+        at = side.uncovered_at[run]
+        total += side.uncovered_bytes[run]
+    # a plain text's turns are not worth reading: they would cost a tenth of the whole
+    turns_fit = messages == 0 or _largest(side.turns[start:end]) < messages
+    return total if signs >= 0 and at <= end - start and turns_fit else -1
+
+
+@_compiled
+def _sum(lengths: Ints) -> tuple[int, int]:
+    """The sum, and a number below zero if any is."""
+    total, signs = np.int64(0), np.int32(0)
+    for k in range(len(lengths)):
+        total += lengths[k]
+        signs |= lengths[k]
+    return int(total), int(signs)
+
+
+@_compiled
+def _largest(turns: Ints) -> int:
+    largest = np.int16(-1)
+    for k in range(len(turns)):
+        largest = max(largest, turns[k])
+    return int(largest)
+
+
+@_compiled
+def _merge_example(
+    example: int,
+    chunk: int,
+    teacher: Side,
+    student: Side,
+    teacher_scaffold: _Scaffold,
+    student_scaffold: _Scaffold,
+    chunks: Chunks,
+) -> int:
+    """The number of chunks once the example's are written, from `chunk` on."""
+    t, t_end = Position(teacher.offsets[example]), Position(teacher.offsets[example + 1])
+    s, s_end = Position(student.offsets[example]), Position(student.offsets[example + 1])
+    t_run, t_runs = teacher.uncovered_offsets[example], teacher.uncovered_offsets[example + 1]
+    s_run, s_runs = student.uncovered_offsets[example], student.uncovered_offsets[example + 1]
+    n = Position(chunk)
+    while True:
+        t_stop, s_stop = _stop(teacher, example, t_run), _stop(student, example, s_run)
+        t, s, n = _merge_tokens(
+            teacher.byte_lengths, teacher.kinds, t, t_stop, student.byte_lengths, student.kinds, s, s_stop, n, chunks
+        )
+        t_start, t = t, _without_bytes(teacher.byte_lengths, t, t_stop)
+        s_start, s = s, _without_bytes(student.byte_lengths, s, s_stop)
+        if t_start < t or s_start < s:
+            n = _write_gap(n, teacher_scaffold, t_start, t, student_scaffold, s_start, s, chunks)
+        elif t < t_end or s < s_end or t_run < t_runs or s_run < s_runs:
+            t, t_run, s, s_run = _merge_uncovered(example, n, teacher, t, t_run, student, s, s_run, chunks)
+            n += _1
+        else:
+            return int(np.int64(n))  # int() of an unsigned number is unsigned to numba
+
+
+@_compiled
+def _stop(side: Side, example: int, run: int) -> Position:
+    """The token before which the next uncovered bytes stand; without any, the example's end."""
+    if run < side.uncovered_offsets[example + 1]:
+        return Position(side.offsets[example] + side.uncovered_at[run])
+    return Position(side.offsets[example + 1])
+
+
+@_compiled
+def _merge_tokens(
+    teacher_lengths: Ints,
+    teacher_kinds: Ints,
+    t: Position,
+    t_stop: Position,
+    student_lengths: Ints,
+    student_kinds: Ints,
+    s: Position,
+    s_stop: Position,
+    n: Position,
+    chunks: Chunks,
+) -> tuple[Position, Position, Position]:
+    """Write the chunks of bytes up to the first that does not begin with bytes on both sides, or passes a stop.
+
+    Returns the tokens at which that one begins, and the number of chunks.
+    """
+    teacher_tokens, student_tokens, byte_lengths, kinds, _ = chunks
+    while t < t_stop and s < s_stop and teacher_lengths[t] and student_lengths[s]:
+        t_next, s_next = t + _1, s + _1
+        t_bytes, s_bytes = np.int64(teacher_lengths[t]), np.int64(student_lengths[s])
+        foreign = (teacher_kinds[t] != _CONTENT) | (student_kinds[s] != _CONTENT)
+        while t_bytes != s_bytes:
+            if t_bytes < s_bytes:
+                if t_next == t_stop:
+                    return t, s, n
+                length = np.int64(teacher_lengths[t_next])
+                t_bytes += length
+                foreign |= (teacher_kinds[t_next] != _CONTENT) | (length == 0)
+                t_next += _1
+            else:
+                if s_next == s_stop:
+                    return t, s, n
+                length = np.int64(student_lengths[s_next])
+                s_bytes += length
+                foreign |= (student_kinds[s_next] != _CONTENT) | (length == 0)
+                s_next += _1
+        teacher_tokens[n] = t_next - t
+        student_tokens[n] = s_next - s
+        byte_lengths[n] = t_bytes
+        kinds[n] = _UNPAIRED if foreign else _COMPARED
+        t, s, n = t_next, s_next, n + _1
+    return t, s, n
+
+
+@_compiled
+def _without_bytes(lengths: Ints, token: Position, stop: Position) -> Position:
+    """One past the tokens without bytes from `token` on."""
+    while token < stop and lengths[token] == 0:
+        token += _1
+    return token
+
+
+@_compiled
+def _merge_uncovered(
+    example: int,
+    n: Position,
+    teacher: Side,
+    t: Position,
+    t_run: int,
+    student: Side,
+    s: Position,
+    s_run: int,
+    chunks: Chunks,
+) -> tuple[Position, int, Position, int]:
+    """Write the one chunk of bytes that holds uncovered ones; where both sides are behind it."""
+    t_start, s_start = t, s
+    t_bytes, t, t_run = _take(teacher, example, t, t_run)
+    s_bytes, s, s_run = _take(student, example, s, s_run)
+    while t_bytes != s_bytes:
+        if t_bytes < s_bytes:
+            length, t, t_run = _take(teacher, example, t, t_run)
+            t_bytes += length
+        else:
+            length, s, s_run = _take(student, example, s, s_run)
+            s_bytes += length
+    chunks.teacher_tokens[n] = t - t_start
+    chunks.student_tokens[n] = s - s_start
+    chunks.byte_lengths[n] = t_bytes
+    chunks.kinds[n] = _UNPAIRED
+    return t, t_run, s, s_run
+
+
+@_compiled
+def _take(side: Side, example: int, token: Position, run: int) -> tuple[int, Position, int]:
+    """(bytes, token, run) past the next token, or the next uncovered bytes."""
+    if run < side.uncovered_offsets[example + 1] and token == _stop(side, example, run):
+        return int(side.uncovered_bytes[run]), token, run + 1
+    return int(side.byte_lengths[token]), token + _1, run
+
+
+@_compiled
+def _write_gap(
+    n: Position,
+    teacher: _Scaffold,
+    t: Position,
+    t_end: Position,
+    student: _Scaffold,
+    s: Position,
+    s_end: Position,
+    chunks: Chunks,
+) -> Position:
+    """Write the chunks of the tokens without bytes at one place; the number of chunks then."""
+    t_runs, s_runs = _find_roles(teacher, t, t_end), _find_roles(student, s, s_end)
+    t_run, s_run = _next_pair(teacher, 0, t_runs, student, 0, s_runs)
+    while t_run >= 0:
+        t_from, t_to = Position(teacher.starts[t_run]), Position(teacher.ends[t_run])
+        s_from, s_to = Position(student.starts[s_run]), Position(student.ends[s_run])
+        n = _write(n, t_from - t, s_from - s, _UNPAIRED, chunks)
+        n = _write(n, t_to - t_from, s_to - s_from, _PAIRED, chunks)
+        t, s = t_to, s_to
+        t_run, s_run = _next_pair(teacher, t_run + 1, t_runs, student, s_run + 1, s_runs)
+    return _write(n, t_end - t, s_end - s, _UNPAIRED, chunks)
+
+
+@_compiled
+def _write(n: Position, teacher_tokens: Position, student_tokens: Position, kind: int, chunks: Chunks) -> Position:
+    """Write a chunk without bytes, unless it has no tokens; the number of chunks then."""
+    if teacher_tokens == _0 and student_tokens == _0:
+        return n
+    chunks.teacher_tokens[n] = teacher_tokens
+    chunks.student_tokens[n] = student_tokens
+    chunks.byte_lengths[n] = 0
+    chunks.kinds[n] = kind
+    return n + _1
+
+
+@_compiled
+def _find_roles(side: _Scaffold, token: Position, end: Position) -> int:
+    """Write the runs of equal turn and kind, of those kinds that are roles; how many they are."""
+    count, before = 0, -1
+    while token < end:
+        kind = side.kinds[token]
+        key = (np.int64(side.turns[token]) + 1) * _KINDS + kind if kind >= _BEGIN_OF_TEXT else -1
+        if key >= len(side.first_with):  # a turn in a text without messages
+            key = -1
+        if key >= 0 and key != before:
+            side.starts[count] = token
+            side.keys[count] = key
+            count += 1
+        token += _1
+        if key >= 0:
+            side.ends[count - 1] = token
+        before = key
+    return count
+
+
+@_compiled
+def _next_pair(
+    teacher: _Scaffold, t_start: int, t_end: int, student: _Scaffold, s_start: int, s_end: int
+) -> tuple[int, int]:
+    """The next two runs of the same key, (-1, -1) if there are none: those of which the farther one is the nearest.
+
+    Among equally near ones those whose other run is nearer, and then those of the smaller key, whichever side is
+    called the teacher. No more than twice the runs that are passed over are looked at.
+    """
+    t_found, s_found, ahead = -1, -1, 0
+    while t_found < 0 and (t_start + ahead < t_end or s_start + ahead < s_end):
+        t, s = t_start + ahead, s_start + ahead
+        if t < t_end and teacher.first_with[teacher.keys[t]] < 0:
+            teacher.first_with[teacher.keys[t]] = t
+        if s < s_end and student.first_with[student.keys[s]] < 0:
+            student.first_with[student.keys[s]] = s
+        s_match = student.first_with[teacher.keys[t]] if t < t_end else -1
+        t_match = teacher.first_with[student.keys[s]] if s < s_end else -1
+        if s_match >= 0:
+            t_found, s_found = t, s_match
+        if t_match >= 0 and (
+            s_match < 0 or (t_match - t_start, student.keys[s]) < (s_match - s_start, teacher.keys[t])
+        ):
+            t_found, s_found = t_match, s
+        ahead += 1
+    _forget(teacher, t_start, min(t_start + ahead, t_end))
+    _forget(student, s_start, min(s_start + ahead, s_end))
+    return t_found, s_found
+
+
+@_compiled
+def _forget(roles: _Scaffold, start: int, end: int) -> None:
+    for run in range(start, end):
+        roles.first_with[roles.keys[run]] = -1
+
+
+@_compiled
+def _mark_assistant(example: int, tokens: Ints, side: Side, turns: Turns, marks: Bools) -> None:
+    """Mark those of an example's chunks [C] whose last token on this side is an assistant's word or ends its turn."""
+    start, end = side.offsets[example], side.offsets[example + 1]
+    kinds, token_turns = side.kinds[start:end], side.turns[start:end]
+    assistant = turns.assistant[turns.offsets[example] : turns.offsets[example + 1]]
+    behind = _0
+    for k in range(len(tokens)):
+        behind += Position(tokens[k])
+        if tokens[k] > 0 and token_turns[behind - _1] >= 0 and assistant[token_turns[behind - _1]]:
+            kind = kinds[behind - _1]
+            marks[k] |= (kind == _CONTENT) | (kind == _MIXED) | (kind == _END_OF_TURN)

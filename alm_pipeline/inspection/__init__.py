@@ -1,0 +1,1 @@
+"""Looking at alignments: a frame, a summary, a picture."""

@@ -1,0 +1,95 @@
+"""One row a chunk, with the text and both sides' tokens, as a Polars frame.
+
+Whole arrays throughout: a shard may hold millions of chunks. Strings are slices of the shard's text; Python makes only
+those that are none, each distinct one once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from alm_pipeline.inspection.shards import SIDES, Bytes, Ints, Shard, Tokens, read_shard
+from storage.columns import flatten_lists
+from storage.schemas import ChunkKind
+
+_NAMES = [kind.name.lower() for kind in ChunkKind]
+_KINDS = pl.Series(_NAMES, dtype=pl.Enum(_NAMES))
+
+
+def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.DataFrame:
+    """One row a chunk of a shard of the alignments dataset at `url`, or of one of its examples.
+
+    Columns: `id`, `turn` and `role` (the message's number and role; null in a plain text and between turns), `start`
+    and `end` (bytes of the example's text), `text`, `teacher` and `student` (what each token covers; a token that
+    covers no byte as its id in angle brackets), `kind` (content, paired, unpaired), `assistant`. Bytes that are no
+    whole characters are shown as U+FFFD.
+    Raises UserError when the dataset holds no alignments, or the shard or example is not there.
+    """
+    content = read_shard(url, shard, example)
+    chunks, texts = content.chunks, content.texts
+    starts = chunks.starts - texts.offsets[chunks.examples]
+    turns = content.turns()
+    return pl.DataFrame(
+        {
+            "id": pl.Series(texts.ids, dtype=pl.String).gather(chunks.examples),
+            "turn": pl.from_arrow(pa.array(turns, pa.int16(), mask=turns < 0)),
+            "role": _roles(content, turns),
+            "start": starts,
+            "end": starts + chunks.lengths,
+            "text": pl.from_arrow(_strings(texts.content, chunks.starts, chunks.lengths)),
+            **{side: _token_lists(content, side) for side in SIDES},
+            "kind": _KINDS.gather(chunks.kinds),
+            "assistant": chunks.assistant,
+        }
+    )
+
+
+def _roles(shard: Shard, turns: npt.NDArray[np.int16]) -> pl.Series:
+    roles, offsets = flatten_lists(shard.tables["teacher"]["roles"])
+    places = pa.array(offsets[shard.chunks.examples] + turns, mask=turns < 0)
+    return pl.Series(pl.from_arrow(pa.array(roles, pa.large_string()).take(places)))
+
+
+def _token_lists(shard: Shard, side: str) -> pl.Series:
+    edges = pa.array(shard.chunks.edges(side))
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(edges, _token_texts(shard, shard.sides[side]))))
+
+
+def _token_texts(shard: Shard, tokens: Tokens) -> pa.Array:
+    texts = _strings(shard.texts.content, tokens.starts, tokens.lengths)
+    return _replace(texts, tokens.lengths == 0, tokens.ids, "<{}>".format)
+
+
+def _strings(text: Bytes, starts: Ints, lengths: Ints) -> pa.Array:
+    """text[start : start + length] for each, as strings; U+FFFD for what is no whole character."""
+    ends = starts + lengths
+    # the whole text is UTF-8, so a slice is unless it begins or ends inside a character
+    inside = np.append((text & 0xC0) == 0x80, False)
+    slices = _slices(text, starts, ends)
+    partial = (inside[starts] | inside[ends]) & (lengths > 0)
+    return _replace(slices, partial, slices, lambda part: part.decode(errors="replace")).cast(pa.large_string())
+
+
+def _slices(text: Bytes, starts: Ints, ends: Ints) -> pa.Array:
+    """text[start:end] for each, in order and without overlap: the text itself, with offsets into it."""
+    gaps = np.flatnonzero(starts[1:] != ends[:-1])
+    offsets = np.append(np.insert(starts, gaps + 1, ends[gaps]), ends[-1] if len(ends) else 0)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+    tiles = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts) + len(gaps), buffers)
+    return (
+        tiles.take(pa.array(np.delete(np.arange(len(tiles)), gaps + 1 + np.arange(len(gaps))))) if len(gaps) else tiles
+    )
+
+
+def _replace(texts: pa.Array, where: npt.NDArray[np.bool_], values: Any, show: Callable[[Any], str]) -> pa.Array:
+    """The texts, with the shown values where the mask says so. Each distinct value is shown once."""
+    if not where.any() or not len(texts):
+        return texts
+    distinct = pa.array(values).filter(pa.array(where)).dictionary_encode()
+    shown = pa.array([show(value) for value in distinct.dictionary.to_pylist()]).cast(texts.type)
+    return pc.replace_with_mask(texts, pa.array(where), shown.take(distinct.indices))
