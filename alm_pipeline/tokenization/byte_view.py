@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,16 @@ class ByteView:
     """white space between words, or at the text's edges, is covered by no token"""
     added: dict[int, "Swallows"]
     """added tokens, special ones among them: they cut the text before anything else looks at it"""
+
+    @cached_property
+    def letters(self) -> npt.NDArray[np.uint8]:
+        """All spellings, one after the other."""
+        return np.frombuffer(self.arrow.buffers()[2] or b"", np.uint8)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """[V + 1] where each begins in `letters`."""
+        return np.frombuffer(self.arrow.buffers()[1], np.int64)[: self.size + 1]
 
     @property
     def size(self) -> int:

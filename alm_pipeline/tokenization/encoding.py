@@ -80,26 +80,34 @@ class ByteEncoder:
 
     def _own_tokens(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
         """The texts' tokens, held against their bytes."""
-        lengths = self.view.lengths[ids]
-        spelled = self.view.spell(ids)
-        bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[offsets].tolist()
+        contents = [text.encode() for text in texts]
+        lengths, spelled = self._spelled(ids, offsets, contents)
         unknown = self._rows_with_unknown(ids, offsets)
         dropped: list[str | None] = [None] * len(texts)
         uncovered: dict[int, Uncovered] = {}
-        for row, (text, first) in enumerate(zip(texts, offsets.tolist(), strict=False)):
-            content, spelling = text.encode(), spelled[bounds[row] : bounds[row + 1]]
-            if spelling == content and row not in unknown:
-                continue
-            own = slice(first, offsets[row + 1])
-            if spelling == b" " + content and lengths[first] and not self._cut_out(ids[own]).any():
-                lengths[first] -= 1  # a dummy prefix
-            elif row in unknown or not (spans := self._spans(ids[own], content)):
-                dropped[row] = self._reason(text, unknown=row in unknown)
+        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown}):
+            own = slice(offsets[row], offsets[row + 1])
+            if row in unknown or not (spans := self._spans(ids[own], contents[row])):
+                dropped[row] = self._reason(texts[row], unknown=row in unknown)
             else:
                 lengths[own] = spans.ends - spans.starts
-                uncovered[row] = Uncovered.between(spans.starts, spans.ends, len(content))
+                uncovered[row] = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
         return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
+
+    def _spelled(
+        self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """[tokens] bytes of each, and [texts] whether the tokens spell it, but for a space in front (dummy prefix)."""
+        from alm_pipeline.tokenization.comparing import spell_texts  # imports numba, which takes seconds
+
+        # compiled code reads past an array's end without a word
+        assert not len(ids) or 0 <= ids.min() <= ids.max() < self.view.size, "an id beyond the vocabulary"
+        text_offsets = np.cumsum([0, *map(len, contents)], dtype=np.int64)
+        lengths, spelled = np.empty(len(ids), np.int32), np.empty(len(contents), dtype=bool)
+        text = np.frombuffer(b"".join(contents), np.uint8)
+        spell_texts(ids, offsets, self.view.letters, self.view.starts, text, text_offsets, lengths, spelled)
+        return lengths, spelled
 
     def _spans(self, ids: Ids, content: bytes) -> Spans | None:
         return token_spans(self.view, ids, self._cut_out(ids), content)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import ByteView
+
+_MOST_KITOKENS = 8
 
 
 class Engine(Protocol):
@@ -69,16 +71,18 @@ class KitokenEngine:
     def __init__(self, tokenizer: Tokenizer, view: ByteView, standard: StandardEngine) -> None:
         import kitoken
 
+        # threads that share one get in each other's way, and each takes as much memory as the tokenizer
+        workers = min(os.cpu_count() or 1, _MOST_KITOKENS)
+        definition = tokenizer.to_str().encode()
         try:
-            self._kitoken = kitoken.Kitoken.from_tokenizers(tokenizer.to_str().encode())
+            self._kitokens = [kitoken.Kitoken.from_tokenizers(definition) for _ in range(workers)]
         # its panics are no Exceptions
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ValueError(f"kitoken can't read the tokenizer: {error}") from error
         self._standard = standard
-        self._cores = os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(self._cores)
+        self._threads = ThreadPoolExecutor(workers)
         always = [view.space or "", "" if view.unknown is None else view.spelling[view.unknown].decode()]
         special = [view.spelling[id_].decode() for id_ in np.flatnonzero(view.special).tolist()]
         self._left_out = {True: _Contains(always), False: _Contains([*always, *special])}
@@ -94,10 +98,13 @@ class KitokenEngine:
         return encoded
 
     def _encode(self, texts: Sequence[str], special_literals: bool) -> list[list[int]]:
-        # it runs on one thread, and lets others run meanwhile
-        size = -(-len(texts) // self._cores) or 1
+        size = -(-len(texts) // len(self._kitokens)) or 1
         parts = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
-        return list(chain.from_iterable(self._threads.map(self._kitoken.encode_all, parts, repeat(special_literals))))
+        encoded = [
+            self._threads.submit(own.encode_all, part, special_literals)
+            for own, part in zip(self._kitokens, parts, strict=False)
+        ]
+        return list(chain.from_iterable(part.result() for part in encoded))
 
 
 class _Contains:
