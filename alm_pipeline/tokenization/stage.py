@@ -123,7 +123,8 @@ def _bodies(engine: Engine, part: _Part) -> tuple[_Part, list[list[int]]]:
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The function's results in order; it works on the next ones while the caller uses one."""
-    with ThreadPoolExecutor(1) as pool:
+    # two: while one's ids are made Python's, which takes the interpreter's lock, the other encodes
+    with ThreadPoolExecutor(2) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
