@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
 from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.engines import KitokenEngine, first_difference
 from alm_pipeline.tokenization.rows import EncodedBatch
 from alm_pipeline.transfer.byte_level import byte_level_tokenizer
 from tests.real_tokenizers import REAL_TOKENIZERS, require
@@ -59,6 +60,8 @@ class Sides:
     """the conversion's control tokens, and whether they are special"""
     special: list[str]
     """the source's special tokens"""
+    differs: str | None
+    """an adversarial text for which the fast engine gives other ids"""
 
 
 @cache
@@ -69,7 +72,13 @@ def sides(name: str) -> Sides:
     own, converted = (encode(each, (*TEXTS, LONG)) for each in (tokenizer, conversion))
     control = {token.content: token.special for token in conversion.added_tokens_decoder.values()}
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return Sides(*own, *converted, control, special)
+    return Sides(*own, *converted, control, special, first_difference_of(ByteEncoder(tokenizer)))
+
+
+def first_difference_of(encoder: ByteEncoder) -> str | None:
+    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+    found = (first_difference(fast, encoder.standard, special_literals=literals) for literals in (False, True))
+    return next(filter(None, found), None)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Side, Side]:
@@ -189,3 +198,11 @@ def test_control_tokens_of_the_conversion(name: str) -> None:
     assert {literal for literal, special in control.items() if not special} == UNFLAGGED.get(name, set())
     assert control.items() >= dict.fromkeys(sides(name).special, True).items()
     assert len(control) == len(sides(name).special) + len(UNFLAGGED.get(name, set()))
+
+
+@pytest.mark.parametrize("name", REAL_TOKENIZERS)
+def test_for_whom_the_fast_engine_is_no_match(name: str) -> None:
+    """It is one for all but those with GPT-2's pattern, whose contractions it cuts otherwise behind a line break."""
+    differs = sides(name).differs
+    assert (differs is not None) == (name in ("gpt2", "smollm2"))
+    assert differs is None or "\n'terminator'" in differs

@@ -46,7 +46,7 @@ _PROSE = [
     "$\\frac{1}{2}\\sum_{i=0}^{n} x_i^2 \\le \\alpha\\beta$ ∀x∈ℝ: ⌈x⌉≥x ∧ ¬∅ → ∑∏√∞≠≈",
     "https://user:pw@example.org:8080/a/b%20c?q=1&r=%E6%9D%B1#frag mail@example.com C:\\dir\\file.txt /usr/bin",
     "SGVsbG8gV29ybGQhIFRoaXMgaXMgYmFzZTY0Lg==  deadBEEF0123456789abcdef  550e8400-e29b-41d4-a716-446655440000",
-    "I'm you're he'll they'd we've it's DON'T I'M 'S 's ''s o'clock ’s rock'n'roll",
+    "I'm you're he'll they'd we've it's DON'T I'M 'S 's ''s o'clock ’s rock'n'roll\n'terminator' (\n's 't",
     "...!!??!! --- === *** ___ ,.;:'\"`~ () [] {} <> /\\|@#$%^&*+= “quoted” ‘single’ «g» – — …",
     "3.14159 1,000,000 -273.15°C 10^100 0x1F 1e-9 12:34:56 2024-02-29 ٣٫١٤ १२३ 一二三 ²³¹ ¼",
     " leading", "trailing ", "  two  ", "\n\nlines\n\n", "\tTab\t", " \n \n ", "a \nb\r\nc\rd\n\r\ne",
