@@ -1,7 +1,7 @@
 """The configuration of a run: frozen pydantic models, one a stage.
 
 What a stage's model holds is what its fingerprint covers, so every field here changes the data that the
-stage writes; how fast or where it runs (batch sizes, roots, threads) is in `RunSettings`, outside of every fingerprint.
+stage writes; how fast or where it runs (batch sizes, roots, threads) is outside of every fingerprint.
 """
 
 from pathlib import Path
