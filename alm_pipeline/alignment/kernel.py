@@ -245,9 +245,7 @@ def _merge_tokens(
                 s_bytes += length
                 foreign |= (student_kinds[s_next] != _CONTENT) | (length == 0)
                 s_next += _1
-        teacher_tokens[n] = t_next - t
-        student_tokens[n] = s_next - s
-        byte_lengths[n] = t_bytes
+        teacher_tokens[n], student_tokens[n], byte_lengths[n] = t_next - t, s_next - s, t_bytes
         kinds[n] = _UNPAIRED if foreign else _COMPARED
         t, s, n = t_next, s_next, n + _1
     return t, s, n

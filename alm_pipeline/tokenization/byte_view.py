@@ -15,7 +15,6 @@ against its text.
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from storage.errors import UserError
 
@@ -32,8 +31,6 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _JOINING = ("Fuse", "ByteFallback", "Strip", "WordPiece", "BPEDecoder")
 # normalizers and pre-tokenizers that throw white space away
 _DROPS_SPACE = ("Strip", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
-
-Spell = Callable[[str], bytes]
 
 
 class Swallows(NamedTuple):
@@ -227,20 +224,21 @@ def _unknown(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:
 
 
 def _spell_byte_level(token: str) -> bytes:
-    letters, byte_of = _byte_alphabet()
-    if letters.issuperset(token):
-        return token.translate(byte_of).encode("latin-1")
-    return token.encode()
+    letters, bytes_of_letters = _byte_alphabet()
+    # a whole vocabulary is spelled each time a tokenizer is loaded: faster than letter by letter
+    return token.translate(bytes_of_letters).encode("latin-1") if letters.issuperset(token) else token.encode()
 
 
 @cache
 def _byte_alphabet() -> tuple[frozenset[str], dict[int, int]]:
-    """GPT-2's alphabet, its letters and the byte of each: printable Latin-1 is itself, the others begin at U+0100."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    vocabulary = byte_vocabulary()
+    return frozenset(vocabulary), {ord(letter): byte for letter, byte in vocabulary.items()}
+
+
+@cache
+def byte_vocabulary() -> dict[str, int]:
+    """GPT-2's letter of every byte: printable Latin-1 bytes are their own, the others follow from U+0100 on."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = [ord(letter) for letter in letters if ord(letter) < 256]
     others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {byte: byte for byte in printable} | {256 + k: byte for k, byte in enumerate(others)}
-    return frozenset(map(chr, byte_of)), byte_of
+    return dict(zip(letters, [*printable, *others], strict=True))

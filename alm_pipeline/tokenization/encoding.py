@@ -91,7 +91,8 @@ class ByteEncoder:
                 dropped[row] = self._reason(texts[row], unknown=row in unknown)
             else:
                 lengths[own] = spans.ends - spans.starts
-                uncovered[row] = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
+                gaps = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
+                uncovered |= {row: gaps} if len(gaps.at) else {}
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
         return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
 

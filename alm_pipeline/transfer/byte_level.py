@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.demo_models import publish_folder
 from alm_pipeline.models import load_tokenizer
+from alm_pipeline.tokenization.byte_view import byte_vocabulary
 from storage.errors import UserError
 
 BYTES = 256
@@ -73,14 +74,6 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     )
     converted.chat_template = source.chat_template
     return converted
-
-
-def byte_vocabulary() -> dict[str, int]:
-    """GPT-2's letter of every byte: printable Latin-1 bytes are their own, the others follow from U+0100 on."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    printable = [ord(letter) for letter in letters if ord(letter) < BYTES]
-    others = [byte for byte in range(BYTES) if byte not in printable]
-    return dict(zip(letters, [*printable, *others], strict=True))
 
 
 def _control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.models import load_tokenizer
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
-from alm_pipeline.tokenization.byte_view import byte_view
-from alm_pipeline.transfer.byte_level import BYTES, byte_level_tokenizer, byte_vocabulary, write_byte_level
+from alm_pipeline.tokenization.byte_view import byte_view, byte_vocabulary
+from alm_pipeline.transfer.byte_level import BYTES, byte_level_tokenizer, write_byte_level
 from storage.errors import UserError
 from tests.tiny import CHATML, sentencepiece_tokenizer
 
