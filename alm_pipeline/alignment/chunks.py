@@ -98,9 +98,9 @@ def align(teacher: ShardTokens, student: ShardTokens, turns: AssistantTurns) -> 
 
     _check_lengths(teacher, student, turns)
     offsets = np.zeros(len(teacher.dropped) + 1, np.int64)
-    # each chunk has a token or uncovered bytes of its own; memory never written to is never taken
+    # each chunk has a token or uncovered bytes of its own; memory that is not written to is not taken
     most = sum(len(side.byte_lengths) + len(side.uncovered_bytes) for side in (teacher, student))
-    columns: list[Array] = [np.empty(most, type_) for type_ in _CHUNK_TYPES]
+    columns: list[Array] = [np.zeros(most, type_) for type_ in _CHUNK_TYPES]
     count = kernel.merge_shard(
         kernel.Side(*_columns(teacher)),
         kernel.Side(*_columns(student)),
