@@ -10,6 +10,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -76,20 +77,19 @@ def shards(documents: list[str]) -> list[list[str]]:
     return made
 
 
-def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list[str]) -> tuple[float, float]:
+def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list[str]) -> tuple[float, ...]:
     """The ratios to the bare calls with the standard and the fast engine."""
-    # the machine's speed drifts: bare before and behind
-    before = seconds(lambda: encode(encoders, documents))
-    standard = seconds(lambda: prepare(examples, encoders, fast=False))
-    fast = seconds(lambda: prepare(examples, encoders, fast=True))
-    behind = seconds(lambda: encode(encoders, documents))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"bare {before:.1f} and {behind:.1f} s; prepared {standard:.1f} s, fast {fast:.1f} s; memory {peak:.2f} GB",
-        flush=True,
+    bare, standard, fast = (
+        partial(encode, encoders, documents),
+        partial(prepare, examples, encoders, fast=False),
+        partial(prepare, examples, encoders, fast=True),
     )
-    bare = (before + behind) / 2
-    return standard / bare, fast / bare
+    # the machine's speed drifts: bare before and behind each
+    runs = [seconds(run) for run in (bare, standard, bare, fast, bare)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    told = "bare {:.1f}, prepared {:.1f}, bare {:.1f}, fast {:.1f}, bare {:.1f} s".format(*runs)
+    print(f"{told}; memory {peak:.2f} GB", flush=True)
+    return tuple(2 * runs[k] / (runs[k - 1] + runs[k + 1]) for k in (1, 3))
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -15,6 +15,16 @@ def flatten_lists(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArra
     return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
+def flatten_filled(column: pa.ChunkedArray, offsets: npt.NDArray[np.int64], fill: Any) -> npt.NDArray[Any]:
+    """[offsets[-1]] the values of a list column whose empty rows stand for as many times `fill` as `offsets` says."""
+    values, own = flatten_lists(column)
+    if len(values) == offsets[-1]:
+        return values
+    filled = np.full(offsets[-1], fill, values.dtype)
+    filled[np.repeat(np.diff(own) > 0, np.diff(offsets))] = values
+    return filled
+
+
 def list_rows(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
     """A list column as one array a row."""
     values, offsets = flatten_lists(column)

@@ -76,7 +76,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
                 "byte_lengths", pa.int32()
             ),  # bytes of `text` that each token covers; with the uncovered ones they add up to it
             _list("kinds", pa.uint8()),  # TokenKind
-            _list("turns", pa.int16()),  # the message that each token belongs to; -1: none, as in a plain text
+            _list("turns", pa.int16()),  # the message that each token belongs to; -1: none. Empty for a plain text
             _list("roles", pa.string()),  # of a conversation: its messages' roles
             # bytes of `text` that no token covers: so many stand before the token of that index in the example (the
             # number of tokens: behind the last)
@@ -92,7 +92,8 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("student_tokens", pa.int32()),
             _list("byte_lengths", pa.int32()),
             _list("kinds", pa.uint8()),  # ChunkKind
-            _list("assistant", pa.bool_()),  # the chunk is an assistant's content, or ends an assistant's turn
+            # the chunk is an assistant's content, or ends an assistant's turn. Empty for a plain text
+            _list("assistant", pa.bool_()),
         ]
     ),
     Kind.TEACHER_SCORES: pa.schema(

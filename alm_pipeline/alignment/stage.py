@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
 from alm_pipeline.progress import track
-from storage.columns import flatten_lists, list_array
+from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
 from storage.errors import UserError
 from storage.schemas import SCHEMAS, ChunkKind, Kind
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _COLUMNS = ("byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes", "dropped")
 _SHARDS_AT_ONCE = 2
 
@@ -67,11 +67,12 @@ def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> 
     teacher, student = (_shard_tokens(tables[name]) for name in sides)
     dropped = teacher.dropped | student.dropped
     _check_same_roles(tables["teacher"], tables["student"], ~dropped)
-    chunks = align(teacher, student, _assistant_turns(tables["teacher"]))
+    turns = _assistant_turns(tables["teacher"])
+    chunks = align(teacher, student, turns)
     unaligned = int(dropped.sum())
     alignments.write_shard(
         shard,
-        {"id": tables["teacher"]["id"], **_columns(chunks)},
+        {"id": tables["teacher"]["id"], **_columns(chunks, turns)},
         counts=_counts(chunks),
         dropped={"without_tokens_on_a_side": unaligned} if unaligned else {},
     )
@@ -89,7 +90,7 @@ def _shard_tokens(table: pa.Table) -> ShardTokens:
         offsets=offsets,
         byte_lengths=byte_lengths,
         kinds=flatten_lists(table["kinds"])[0],
-        turns=flatten_lists(table["turns"])[0],
+        turns=flatten_filled(table["turns"], offsets, -1),
         uncovered_offsets=uncovered_offsets,
         uncovered_at=uncovered_at,
         uncovered_bytes=flatten_lists(table["uncovered_bytes"])[0],
@@ -116,9 +117,10 @@ def _counts(chunks: ShardChunks) -> dict[str, int]:
     }
 
 
-def _columns(chunks: ShardChunks) -> dict[str, pa.Array]:
+def _columns(chunks: ShardChunks, turns: AssistantTurns) -> dict[str, pa.Array]:
     """The columns named as the chunks' are."""
-    fields = [field for field in SCHEMAS[Kind.ALIGNMENTS] if field.name != "id"]
-    return {
-        field.name: list_array(getattr(chunks, field.name), chunks.offsets, field.type.value_type) for field in fields
-    }
+    types = {field.name: field.type.value_type for field in SCHEMAS[Kind.ALIGNMENTS] if field.name != "id"}
+    columns = {name: list_array(getattr(chunks, name), chunks.offsets, type_) for name, type_ in types.items()}
+    if not turns.offsets[-1]:
+        columns["assistant"] = list_array(chunks.assistant[:0], np.zeros_like(chunks.offsets), types["assistant"])
+    return columns

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage.columns import flatten_lists
+from storage.columns import flatten_filled, flatten_lists
 from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
@@ -70,7 +70,7 @@ class Chunks:
             starts=_starts(lengths, lengths, offsets, texts.offsets),
             lengths=lengths.astype(np.int64),
             kinds=flatten_lists(alignments["kinds"])[0],
-            assistant=flatten_lists(alignments["assistant"])[0].astype(np.bool_),
+            assistant=flatten_filled(alignments["assistant"], offsets, fill=False).astype(np.bool_),
             tokens={side: flatten_lists(alignments[f"{side}_tokens"])[0].astype(np.int64) for side in SIDES},
         )
 
@@ -97,7 +97,8 @@ class Tokens:
         starts = _starts(lengths, lengths + _uncovered_before(tokens, offsets), offsets, texts.offsets)
         kept = np.isin(np.arange(tokens.num_rows), chunks.examples)
         mask = slice(None) if kept.all() else np.repeat(kept, np.diff(offsets))
-        ids, kinds, turns = (flatten_lists(tokens[name])[0][mask] for name in ("token_ids", "kinds", "turns"))
+        ids, kinds = (flatten_lists(tokens[name])[0][mask] for name in ("token_ids", "kinds"))
+        turns = flatten_filled(tokens["turns"], offsets, -1)[mask]
         return cls(ids, starts[mask], lengths[mask].astype(np.int64), kinds, turns)
 
 

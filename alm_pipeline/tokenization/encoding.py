@@ -1,9 +1,9 @@
 """Encoding of texts and conversations to ids and the bytes that each token covers, verified example by example."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -64,12 +64,10 @@ class ByteEncoder:
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
-        return self.verify(texts, self.engine.encode(texts, special_literals=False))
-
-    def verify(self, texts: Sequence[str], bodies: Sequence[list[int]]) -> EncodedBatch:
-        """The batch of these texts, given what the engine makes of each."""
+        bodies = self.engine.encode(texts, special_literals=False)
         counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
-        ids = np.fromiter(chain.from_iterable(bodies), np.int32, counts.sum())
+        # twice as fast as NumPy's ways from lists to an array
+        ids = np.frombuffer(b"".join(struct.pack(f"={len(body)}i", *body) for body in bodies), np.int32)
         batch = self._own_tokens(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
         too_long = counts + len(self._before) + len(self._behind) > (self.max_tokens or np.inf)
         dropped = [

@@ -1,11 +1,11 @@
 """What turns texts into ids: `tokenizers`, or `kitoken` where it is proven to give the same ids."""
 
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,10 +14,14 @@ from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import ByteView
 
 _MOST_KITOKENS = 8
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
 class Engine(Protocol):
-    """Encodes texts. `special_literals`: a special token's literal in a text is that token, and not text."""
+    """Encodes texts. `special_literals`: a special token's literal in a text is that token, and not text.
+
+    Threads may share one as long as they ask for the same `special_literals`.
+    """
 
     name: str
 
@@ -42,19 +46,25 @@ class StandardEngine:
 
         Special tokens' literals in them are text.
         """
-        first = _encode(self._tokenizer, stretches[:1], False)
-        return first + _encode(self._inside_a_text, stretches[1:], False)
+        start, inside = self._of_stretches
+        return _encode(start, stretches[:1], False) + _encode(inside, stretches[1:], False)
 
     @cached_property
-    def _inside_a_text(self) -> Tokenizer:
-        """The tokenizer without the space that it puts in front of a whole text only."""
+    def _of_stretches(self) -> tuple[Tokenizer, Tokenizer]:
+        """For the start of a text, and for behind it: without the space that is put in front of a whole text only.
+
+        Not the engine's own tokenizer, with which other threads may be reading special tokens' literals otherwise.
+        """
         state = self._tokenizer.to_str()
         inside = state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        return self._tokenizer if inside == state else Tokenizer.from_str(inside)
+        start = Tokenizer.from_str(state)
+        return start, start if inside == state else Tokenizer.from_str(inside)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_literals: bool) -> list[list[int]]:
-    tokenizer.encode_special_tokens = not special_literals
+    # to set it is to wait for the other threads' calls, with the interpreter's lock held
+    if tokenizer.encode_special_tokens == special_literals:
+        tokenizer.encode_special_tokens = not special_literals
     return [row.ids for row in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
@@ -72,17 +82,17 @@ class KitokenEngine:
         import kitoken
 
         # threads that share one get in each other's way, and each takes as much memory as the tokenizer
-        workers = min(os.cpu_count() or 1, _MOST_KITOKENS)
         definition = tokenizer.to_str().encode()
+        self._idle: SimpleQueue[Any] = SimpleQueue()
         try:
-            self._kitokens = [kitoken.Kitoken.from_tokenizers(definition) for _ in range(workers)]
+            for _ in range(min(os.cpu_count() or 1, _MOST_KITOKENS)):
+                self._idle.put(kitoken.Kitoken.from_tokenizers(definition))
         # its panics are no Exceptions
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ValueError(f"kitoken can't read the tokenizer: {error}") from error
         self._standard = standard
-        self._threads = ThreadPoolExecutor(workers)
         always = [view.space or "", "" if view.unknown is None else view.spelling[view.unknown].decode()]
         special = [view.spelling[id_].decode() for id_ in np.flatnonzero(view.special).tolist()]
         self._left_out = {True: _Contains(always), False: _Contains([*always, *special])}
@@ -98,13 +108,12 @@ class KitokenEngine:
         return encoded
 
     def _encode(self, texts: Sequence[str], special_literals: bool) -> list[list[int]]:
-        size = -(-len(texts) // len(self._kitokens)) or 1
-        parts = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
-        encoded = [
-            self._threads.submit(own.encode_all, part, special_literals)
-            for own, part in zip(self._kitokens, parts, strict=False)
-        ]
-        return list(chain.from_iterable(part.result() for part in encoded))
+        own = self._idle.get()
+        try:
+            encoded: list[list[int]] = own.encode_all(list(texts), special_literals)
+            return encoded
+        finally:
+            self._idle.put(own)
 
 
 class _Contains:
@@ -117,6 +126,23 @@ class _Contains:
 
     def __call__(self, text: str) -> bool:
         return any(start in text and any(word in text for word in words) for start, words in self._by_start.items())
+
+
+@contextmanager
+def one_thread_a_call() -> Iterator[None]:
+    """`tokenizers` encodes a batch in the thread that calls it: for a caller with a thread for each core.
+
+    Its own threads wait for the batch's last text, and for the caller to take the ids of each batch.
+    """
+    before = os.environ.get(_PARALLELISM)
+    os.environ[_PARALLELISM] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLELISM]
+        else:
+            os.environ[_PARALLELISM] = before
 
 
 def first_difference(engine: Engine, standard: Engine, *, special_literals: bool) -> str | None:

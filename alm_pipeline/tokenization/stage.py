@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +16,15 @@ from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
 from alm_pipeline.tokenization.chat import Conversation
 from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference
+from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference, one_thread_a_call
 from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind
 
-STAGE_VERSION = 2
-_EXAMPLES_A_CALL = 1024
+STAGE_VERSION = 3
+_EXAMPLES_A_PART = 64
 _SHARDS_WORTH_A_PROOF = 3
-_PARTS_AHEAD = 2
+_PARTS_AT_ONCE = min(os.cpu_count() or 1, 16)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ def tokenize(examples: Dataset, tokens: Dataset, tokenizer: str, max_tokens: int
     missing = [shard for shard in range(len(source.shards)) if not tokens.record(shard)]
     sizes = [record.counts["text_bytes"] for record in source.shards]
     done = sum(sizes) - sum(sizes[shard] for shard in missing)
-    with track(f"tokenize {tokens.label}", sum(sizes), "B", done) as advance:
+    with one_thread_a_call(), track(f"tokenize {tokens.label}", sum(sizes), "B", done) as advance:
         run = partial(_tokenize_shards, examples, tokens, encoder, lambda shard: advance(sizes[shard]))
         # the proof costs a shard's time with the fast engine
         if len(sizes) >= _SHARDS_WORTH_A_PROOF and missing != [0]:
@@ -95,9 +96,9 @@ def _parts(examples: Dataset, shards: Iterable[int]) -> Iterator[_Part]:
     for shard in shards:
         table = examples.read_shard(shard, ["id", "text", "messages"])
         # an empty shard is one empty part
-        for start in range(0, max(1, table.num_rows), _EXAMPLES_A_CALL):
-            part = table.slice(start, _EXAMPLES_A_CALL)
-            last = start + _EXAMPLES_A_CALL >= table.num_rows
+        for start in range(0, max(1, table.num_rows), _EXAMPLES_A_PART):
+            part = table.slice(start, _EXAMPLES_A_PART)
+            last = start + _EXAMPLES_A_PART >= table.num_rows
             yield _Part(shard, last, table["id"], part["text"].to_pylist(), _conversations(part["messages"]))
 
 
@@ -109,26 +110,23 @@ def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
 
 
 def _encoded(parts: Iterable[_Part], encoder: ByteEncoder) -> Iterator[tuple[_Part, EncodedBatch]]:
-    """The parts with their tokens. The next part is encoded while this one's bytes are verified."""
-    for part, bodies in _ahead(partial(_bodies, encoder.engine), parts):
+    """The parts with their tokens, in order."""
+
+    def encode(part: _Part) -> tuple[_Part, EncodedBatch]:
         if part.conversations is not None:
-            yield part, encoder.encode_conversations(part.conversations)
-        else:
-            yield part, encoder.verify(part.texts, bodies)
+            return part, encoder.encode_conversations(part.conversations)
+        return part, encoder.encode(part.texts)
 
-
-def _bodies(engine: Engine, part: _Part) -> tuple[_Part, list[list[int]]]:
-    return part, [] if part.conversations is not None else engine.encode(part.texts, special_literals=False)
+    return _ahead(encode, parts)
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function's results in order; it works on the next ones while the caller uses one."""
-    # two: while one's ids are made Python's, which takes the interpreter's lock, the other encodes
-    with ThreadPoolExecutor(2) as pool:
+    """The function's results in order; a thread for each core works on the next ones while the caller uses one."""
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > _PARTS_AHEAD:
+            if len(waiting) > _PARTS_AT_ONCE:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.columns import flatten_lists, join_rows, list_array, list_rows
+from storage.columns import flatten_filled, flatten_lists, join_rows, list_array, list_rows
 
 _ROWS = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4), max_size=8)
 _CUTS = st.lists(st.integers(0, 8), max_size=3)
@@ -74,3 +74,12 @@ def test_nan_is_a_number_and_no_null() -> None:
 def test_what_does_not_fit_is_refused(values: list[int], offsets: list[int]) -> None:
     with pytest.raises(pa.ArrowInvalid, match="not in range"):
         list_array(np.array(values), np.array(offsets), pa.int32())
+
+
+@settings(derandomize=True, deadline=None)
+@given(_ROWS, _CUTS, st.lists(st.booleans(), min_size=8, max_size=8))
+def test_empty_rows_are_filled(rows: list[list[int]], cuts: list[int], left_out: list[bool]) -> None:
+    expected = [[-1] * len(row) if out else row for row, out in zip(rows, left_out, strict=False)]
+    held = [[] if out else row for row, out in zip(rows, left_out, strict=False)]
+    offsets = np.cumsum([0, *map(len, rows)])
+    assert flatten_filled(_chunked(held, cuts), offsets, -1).tolist() == [value for row in expected for value in row]

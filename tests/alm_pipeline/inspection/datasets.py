@@ -76,7 +76,7 @@ def _token_row(row: Row, side: Side) -> dict[str, object]:
         "token_ids": [id_ for id_, _, _ in side.tokens],
         "byte_lengths": [end - start for _, start, end in side.tokens],
         "kinds": side.kinds or [TokenKind.CONTENT] * len(side.tokens),
-        "turns": side.turns or [-1] * len(side.tokens),
+        "turns": side.turns or [],
         "roles": row.roles,
         "uncovered_at": [at for at, _ in runs],
         "uncovered_bytes": [size for _, size in runs],
@@ -91,7 +91,7 @@ def _chunk_row(row: Row) -> dict[str, object]:
         "student_tokens": [chunk.student for chunk in row.chunks],
         "byte_lengths": [chunk.bytes for chunk in row.chunks],
         "kinds": [chunk.kind for chunk in row.chunks],
-        "assistant": [chunk.assistant for chunk in row.chunks],
+        "assistant": [chunk.assistant for chunk in row.chunks] if any(chunk.assistant for chunk in row.chunks) else [],
     }
 
 

@@ -40,6 +40,7 @@ def test_rows_are_the_encoders(family: str, tmp_path: Path, request: pytest.Fixt
         batch = encoder.encode(texts)
         columns = {name: column.to_pylist() for name, column in batch.columns().items()}
         assert [row.pop("id") for row in rows] == [f"{shard}-{k}" for k in range(len(texts))]
+        assert not any(row["turns"] for row in rows)  # of plain texts
         assert rows == [{name: column[k] for name, column in columns.items()} for k in range(len(texts))]
 
 
@@ -183,7 +184,7 @@ def test_the_next_is_worked_on_while_this_one_is_used() -> None:
     results = stage._ahead(work, range(9))
     assert next(results) == 0
     assert event.wait(5)
-    assert max(started) <= stage._PARTS_AHEAD
+    assert max(started) <= stage._PARTS_AT_ONCE
     assert list(results) == [10 * item for item in range(1, 9)]
     assert list(stage._ahead(work, [])) == []
 
