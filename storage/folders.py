@@ -170,8 +170,8 @@ class StoredFolder:
         )
         for file in files:
             self.upload(file.name)
-        publish(join_url(self.url, "manifest.json"), manifest.to_json())
-        return manifest
+        url = join_url(self.url, "manifest.json")
+        return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, in the store and here; nothing to do where it is not there."""
