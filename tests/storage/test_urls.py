@@ -51,6 +51,7 @@ def test_names_are_sorted_and_direct(root: str) -> None:
 def test_a_file_holds_no_names(root: str) -> None:
     publish(join_url(root, "file"), b"")
     assert list_names(join_url(root, "file")) == []
+    assert file_sizes(join_url(root, "file")) == {}
 
 
 def test_a_linked_folder_is_a_folder(tmp_path: Path) -> None:
