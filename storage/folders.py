@@ -155,10 +155,13 @@ class StoredFolder:
                 self._restore_child(f"{name}/{child}")
 
     def _restore_child(self, child: str) -> None:
+        files = file_sizes(join_url(self.url, child))
+        if not files:  # some object stores go on listing a folder whose files were removed
+            return
         # beside the folder, and moved into it when all is there: a kill leaves no half of it
         partial = self.path / ".restoring"
         shutil.rmtree(partial, ignore_errors=True)
-        for file in file_sizes(join_url(self.url, child)):
+        for file in files:
             download(join_url(self.url, child, file), partial / file)
         (self.path / child).parent.mkdir(parents=True, exist_ok=True)
         partial.replace(self.path / child)

