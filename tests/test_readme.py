@@ -38,8 +38,8 @@ def test_the_snippet_shows_chunks_side_by_side(
     both = pl.col("kind") == "content"
     differing = example.filter(both, pl.col("teacher") != pl.col("student")).head(12)
     # the snippet names the default job's datasets
-    for dataset, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
-        shutil.move(dataset.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")
+    for tokens, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
+        shutil.move(tokens.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")
     code = snippet.replace('"def __repr__"', '"quick brown"')
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
