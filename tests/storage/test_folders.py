@@ -183,9 +183,7 @@ def _checkpoint(step: int, content: str = "x") -> dict[str, str]:
     return {f"checkpoints/checkpoint-{step}/{file}": content for file in ("model.bin", "state.json")}
 
 
-def test_checkpoints_go_to_the_store_and_to_another_machine(
-    remote: str, machine: Callable[[str], None]
-) -> None:
+def test_checkpoints_go_to_the_store_and_to_another_machine(remote: str, machine: Callable[[str], None]) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
     folder.mirror("checkpoints")
@@ -239,9 +237,7 @@ def test_a_broken_restoring_leaves_no_half_checkpoint(
     assert _contents(folder.path) == _checkpoint(1)
 
 
-def test_a_machine_that_is_behind_restores_what_it_lacks(
-    remote: str, machine: Callable[[str], None]
-) -> None:
+def test_a_machine_that_is_behind_restores_what_it_lacks(remote: str, machine: Callable[[str], None]) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
     machine("other")
