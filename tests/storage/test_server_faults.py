@@ -1,4 +1,4 @@
-"""A server that fails, is slow, cuts connections or is killed: a few more tries, then an error; never half an object."""
+"""A server that fails, is slow, cuts connections or is killed: a few tries, then an error; never half of an object."""
 
 import threading
 from collections.abc import Callable, Iterator
