@@ -1,7 +1,8 @@
 """The one module that opens URLs: everything else in this project asks here.
 
 What the user can mend (no permission, no such bucket, a full disk, no credentials) is raised as a UserError that
-names the URL. A lost connection or a busy server keeps its own type: it is worth another try.
+names the URL. A lost connection or a busy server keeps its own type, with a note that names the URL: it is worth
+another try, after those that were made here.
 """
 
 import errno
@@ -53,6 +54,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: the storage driver is not installed: {mend}") from error
     except ValueError as error:
         raise UserError(f"{url}: not a URL that fsspec knows: {error}") from error
+    if _protocol(url) in _S3:
+        fs.retries = _S3_ROUNDS
     # the root of a disk stays '/': an empty path would be the current folder
     return (_LocalDisk(), path.rstrip("/") or "/") if is_local(fs) else (fs, path.rstrip("/"))
 
@@ -62,9 +65,26 @@ def _protocol(url: str) -> str:
     return match[1] if match else "file"
 
 
+_S3 = ("s3", "s3a")
+_S3_CONFIG = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
+_S3_ROUNDS = 3
+
+
 def _options(url: str) -> dict[str, Any]:
+    """What a URL's driver is opened with, besides what the user's fsspec configuration says, which wins.
+
+    S3: a request that is refused, or answered 500, 502, 503 or 504, is sent up to 5 times, after random pauses of up
+    to 1, 2, 4 and 8 s. Where a connection breaks off, or is silent for 20 s, s3fs makes up to 3 rounds of this, and up
+    to 3 of reading a body. So a server that is down is given up after 15 s, one that only listens after 5 minutes (15
+    where it answers HEAD).
+    """
+    protocol = _protocol(url)
     # A listing that is cached would hide the shards that another process has just published.
-    return {"use_listings_cache": False} if _protocol(url) in _EXTRAS else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol in _EXTRAS else {}
+    if protocol in _S3:
+        own = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**_S3_CONFIG, **own}
+    return options
 
 
 def is_local(fs: Any) -> bool:
@@ -188,7 +208,7 @@ def upload(path: Path, url: str) -> None:
 def download(url: str, path: Path) -> bool:
     """Copy a file of any size to a local path, which holds all of it or stays as it was; False where none is there."""
     fs, source = open_filesystem(url)
-    with _naming(url, "read"):
+    with _naming(url, f"copied to {path}"):
         if not fs.exists(source):
             return False
         with _placing(path, Path.replace) as temporary:
@@ -238,20 +258,36 @@ def file_sizes(url: str) -> dict[str, int]:
 
 @contextmanager
 def _naming(url: str, verb: str) -> Iterator[None]:
-    """Turn what the user can mend into a UserError that names the URL."""
+    """Turn what the user can mend into a UserError that names the URL, and note the URL on everything else."""
     try:
         yield
     except Exception as error:
         if not _is_mendable(error):
+            error.add_note(f"{url}: can't be {verb}")
             raise
-        raise UserError(f"{url}: can't be {verb}: {error}") from error
+        raise UserError(f"{url}: can't be {verb}: {error}{_mend(error)}") from error
 
 
-# how drivers report a server that is down or overloaded, and a disk behind a network one that is away
-_PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN)
+def _mend(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "; allow it, or choose another place"
+    mend = "; make room and run it again: what is complete is kept"
+    return mend if isinstance(error, OSError) and error.errno in _FULL else ""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+# how drivers report a server that is down, overloaded or at fault, and a disk behind a network one that is away
+_PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
+
+# what drivers raise without a number
+_MENDABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def _is_mendable(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is None:  # botocore's timeouts are such, too
+        return isinstance(error, _MENDABLE)
     if isinstance(error, OSError):
         return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _PASSING
     # each driver has its own type for missing credentials, alike only in their names

@@ -57,7 +57,7 @@ def corpus_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
     """A tiny Gemma teaches a tiny Llama, a few steps, two or three shards."""
     return AlmConfig(

@@ -86,7 +86,9 @@ class S3Server:
             # without -master.peers=none, a restarted server lists what it can't read for a while
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.peers=none", "-filer", "-s3"),
             *(f"-{service}.port={port}" for service, port in self._ports.items()),
-            *(f"-s3.config={self._folder}/s3.json", "-s3.iam=false", "-s3.port.iceberg=0"),
+            *(f"-s3.config={self._folder}/s3.json", "-s3.iam=false"),
+            # what would take a fixed port, or call home
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
             # from the working folder on: a socket's path holds some hundred characters
             *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),

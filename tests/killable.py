@@ -1,0 +1,184 @@
+"""A process that runs a pipeline's stages and is killed (-9) at a chosen moment.
+
+Loading torch and the models takes seconds, so one process, `Mother`, loads everything and runs all stages once; every
+run that is to be killed is a fork of it. Orders and answers are lines of JSON.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STAGES: dict[str, Callable[[Any], object]] = {
+    "shard": lambda pipeline: pipeline.shard(),
+    "train tokenizer": lambda pipeline: pipeline.train_tokenizer(),
+    "tokenize teacher": lambda pipeline: pipeline.tokenize("teacher"),
+    "tokenize student": lambda pipeline: pipeline.tokenize("student"),
+    "align": lambda pipeline: pipeline.align(),
+    "score": lambda pipeline: pipeline.score(),
+    "distil": lambda pipeline: pipeline.distil(),
+}
+_WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+
+class Mother:
+    """The test's side: `run` has one stage run by a fork, and returns when that has ended, or was killed."""
+
+    def __init__(self, config: str, folder: Path) -> None:
+        with (folder / "killable.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.killable", config, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.loaded = self._answer()
+
+    def run(
+        self,
+        stage: str,
+        root: str,
+        environment: Mapping[str, str],
+        at_event: int | None = None,
+        after_seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """Killed before its n-th writing, or after so many seconds, or not at all.
+
+        Returns `killed`, the `events` it had, the last `event` and the `seconds` that it took.
+        """
+        assert self._process.stdin
+        order = {"stage": stage, "root": root, "environment": dict(environment)}
+        order |= {"at_event": at_event, "after_seconds": after_seconds}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the killable process ended: see killable.log")
+        answer: dict[str, Any] = json.loads(line)
+        if error := answer.pop("error", None):
+            raise RuntimeError(error)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class _Events:
+    """Counts what is written on this machine's disk and by requests; kills the process before the n-th."""
+
+    def __init__(self, folders: Sequence[str], fatal: int | None, report: Callable[[str, int], None]) -> None:
+        self._folders, self._fatal, self._report = folders, fatal, report
+        self.count = 0
+
+    def happens(self, what: str) -> None:
+        self.count += 1
+        if self.count == self._fatal:
+            self._report(what, self.count)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        import aiobotocore.httpsession
+
+        sys.addaudithook(self._on_audit)
+        send = aiobotocore.httpsession.AIOHTTPSession.send
+
+        async def watched(session: Any, request: Any) -> Any:
+            if request.method in ("GET", "HEAD"):
+                return await send(session, request)
+            self.happens(f"before {request.method} {request.url}")
+            answer = await send(session, request)
+            self.happens(f"after {request.method} {request.url}")
+            return answer
+
+        aiobotocore.httpsession.AIOHTTPSession.send = watched
+
+    def _on_audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event in _WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  (a Path here would be audited in turn)
+            if path.startswith(tuple(self._folders)):
+                self.happens(f"{event} {path}")
+
+
+def _child(config: Any, order: dict[str, Any], pipe: int) -> None:
+    from alm_pipeline.pipeline import Pipeline
+
+    def report(what: str, count: int) -> None:
+        os.write(pipe, json.dumps({"event": what, "events": count}).encode())
+
+    os.environ.update(order["environment"])
+    events = _Events([order["root"], order["environment"]["ALM_CACHE"]], order["at_event"], report)
+    pipeline = Pipeline(config, order["root"])
+    events.watch()
+    STAGES[order["stage"]](pipeline)
+    report("the end", events.count)
+
+
+def _fork(config: Any, order: dict[str, Any]) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    start, child = time.monotonic(), os.fork()
+    if not child:
+        status = 1
+        try:
+            _child(config, order, writing)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            os.write(writing, json.dumps({"error": traceback.format_exc()}).encode())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writing)
+    status = _wait(child, start, order["after_seconds"])
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    answer = json.loads(said) if said else {}
+    return {**answer, "killed": os.WIFSIGNALED(status), "seconds": time.monotonic() - start}
+
+
+def _wait(child: int, start: float, seconds: float | None) -> int:
+    if seconds is None:
+        return os.waitpid(child, 0)[1]
+    while time.monotonic() - start < seconds:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def main(config_json: str, folder: str) -> None:
+    """Load everything by running all stages, then do what the orders say."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the stages print is not for the reader of answers
+    import s3fs  # noqa: F401  (loaded before the forks)
+
+    from alm_pipeline.config import AlmConfig
+    from alm_pipeline.pipeline import Pipeline
+
+    config = AlmConfig.model_validate_json(config_json)
+    pipeline, seconds = Pipeline(config, f"{folder}/unbroken"), {}
+    for stage, run in STAGES.items():
+        start = time.monotonic()
+        run(pipeline)
+        seconds[stage] = time.monotonic() - start
+    print(json.dumps(seconds), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(_fork(config, json.loads(line))), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

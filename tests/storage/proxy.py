@@ -1,0 +1,161 @@
+"""An HTTP proxy before the S3 server that does harm: answers errors, is slow, cuts connections."""
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+Fault = Callable[["_Handler"], None]
+
+
+def answer(status: int, code: str) -> Fault:
+    """The server's error, and nothing reaches it."""
+
+    def fault(handler: "_Handler") -> None:
+        handler.read_body()
+        body = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
+        handler.reply(status, [("Content-Type", "application/xml")], body)
+
+    return fault
+
+
+def slow(seconds: float) -> Fault:
+    """The answer comes late."""
+
+    def fault(handler: "_Handler") -> None:
+        body = handler.read_body()
+        time.sleep(seconds)
+        handler.reply(*handler.forward(body))
+
+    return fault
+
+
+def cut_request(handler: "_Handler", then: Callable[[], None] = lambda: None) -> None:
+    """Half of what is sent reaches the server, then both connections break off. `then` is done in between."""
+    body = handler.rfile.read(handler.length // 2)
+    with handler.upstream() as upstream:
+        upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in handler.headers.items():
+            if name.lower() != "expect":
+                upstream.putheader(name, value)
+        upstream.endheaders(body)
+        then()
+    handler.hang_up()
+
+
+def cut_answer(handler: "_Handler") -> None:
+    """The server does what is asked, and the answer breaks off half-way through its body; where it has none, before."""
+    status, headers, body = handler.forward(handler.read_body())
+    if body:
+        handler.reply(status, headers, body, sent=len(body) // 2)
+    handler.hang_up()
+
+
+class Proxy:
+    """Passes on everything, except that the next requests of a method meet the fault that was asked for."""
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target).netloc
+        self.requests: list[str] = []
+        """'METHOD path' of all that came in"""
+        self._faults: list[tuple[str, Fault]] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.proxy = self  # type: ignore[attr-defined]
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def harm(self, method: str, fault: Fault, times: int) -> None:
+        self._faults += [(method, fault)] * times
+
+    def heal(self) -> None:
+        self._faults = []
+
+    def count(self, method: str, name: str) -> int:
+        """The requests so far for an object."""
+        return sum(line.startswith(f"{method} ") and line.endswith(f"/{name}") for line in self.requests)
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        with self._lock:
+            self.requests.append(f"{method} {path.split('?')[0]}")
+            for index, (wanted, _) in enumerate(self._faults):
+                if wanted == method:
+                    return self._faults.pop(index)[1]
+        return None
+
+    @contextmanager
+    def serving(self) -> Iterator["Proxy"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (OSError, http.client.HTTPException):  # the client gave up first, or the server is down
+            self.close_connection = True
+
+    def _serve(self) -> None:
+        fault = self.server.proxy.next_fault(self.command, self.path)
+        if fault:
+            fault(self)
+        else:
+            self.reply(*self.forward(self.read_body()))
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
+
+    @property
+    def length(self) -> int:
+        return int(self.headers.get("Content-Length", 0))
+
+    def read_body(self) -> bytes:
+        return self.rfile.read(self.length)
+
+    @contextmanager
+    def upstream(self) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection(self.server.proxy.target, timeout=30)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """What the server says. All headers go as they are: the signature covers Host, which stays the proxy's."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        with self.upstream() as upstream:
+            upstream.request(self.command, self.path, body, headers)
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
+
+    def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
+        """An answer, or the first `sent` bytes of its body under the headers of the whole."""
+        self.send_response_only(status)
+        kept = [(name, value) for name, value in headers if name.lower() not in ("transfer-encoding", "connection")]
+        if self.command != "HEAD":
+            kept = [(name, value) for name, value in kept if name.lower() != "content-length"]
+            kept.append(("Content-Length", str(len(body))))
+        for name, value in kept:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+
+    def hang_up(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
