@@ -1,8 +1,9 @@
 """Work that only one process may do at a time: on files that are changed in place, such as a training's checkpoints.
 
 On a disk a lock of the operating system, which a killed process gives back at once. On an object store an object that
-its holder changes every few seconds: one that nobody changed for a minute is taken over. A holder that was away for
-longer sees that when it asks (`Lease.check`), before it publishes anything.
+its holder changes every few seconds: one that nobody changed for a minute is taken over, one of a process that ended on
+this machine at once. A holder that was away for longer sees that when it asks (`Lease.check`), before it publishes
+anything.
 """
 
 import fcntl
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from storage.errors import UserError
 from storage.urls import is_local, open_filesystem, overwrite, publish, read_bytes, remove
@@ -86,7 +89,7 @@ class _Beating(Lease):
     GIVEN_UP_AFTER_S = 60.0
 
     def __enter__(self) -> "_Beating":
-        self._holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
+        self._holder = f"{socket.gethostname()} {_machine()} {os.getpid()} {secrets.token_hex(4)}"
         self._beats = 0
         self._acquire()
         self._stop = threading.Event()
@@ -117,7 +120,7 @@ class _Beating(Lease):
     def _is_given_up(self, standing: bytes) -> bool:
         """Wait until the object is gone (False), or was not changed for so long that its holder must be dead (True)."""
         changed = time.monotonic()
-        while time.monotonic() - changed < self.GIVEN_UP_AFTER_S:
+        while time.monotonic() - changed < self.GIVEN_UP_AFTER_S and not _ended_here(_holder(standing)):
             time.sleep(self.BEAT_S / 4)
             found = read_bytes(self.url)
             if found is None:
@@ -139,6 +142,21 @@ class _Beating(Lease):
 
     def _content(self) -> bytes:
         return json.dumps({"holder": self._holder, "beats": self._beats}).encode()
+
+
+def _machine() -> str:
+    """What processes have in common that see the same process numbers, as far as it is known here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return "unknown"
+
+
+def _ended_here(holder: str) -> bool:
+    """Whether it was a process of this machine that is no more."""
+    machine, process = holder.split()[-3:-1] if len(holder.split()) > 3 else ("unknown", "0")
+    return machine == _machine() != "unknown" and not psutil.pid_exists(int(process))
 
 
 def _holder(content: bytes | None) -> str:

@@ -15,7 +15,7 @@ import pytest
 from storage.columns import list_array
 from storage.dataset import Dataset
 from storage.errors import UserError
-from storage.urls import download, file_sizes, list_names, publish, read_bytes, remove, upload
+from storage.urls import download, file_sizes, list_names, overwrite, publish, read_bytes, remove, upload
 from tests.storage.samples import columns, dataset
 
 NOBODY = 65534
@@ -47,7 +47,7 @@ def _upload(url: str) -> None:
 
 def _publish(url: str) -> None:
     with _file_size_limit(64 << 10):
-        publish(url, LARGE)
+        overwrite(url, LARGE)
 
 
 @pytest.mark.parametrize("writing", [_publish, _upload])
@@ -127,7 +127,7 @@ def test_a_read_only_folder_is_told(guarded: Path) -> None:
     guarded.chmod(0o555)
     for name in ("x", "new", "new/deeper"):
         with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; allow it, or choose"):
-            publish(str(guarded / name), b"after")
+            overwrite(str(guarded / name), b"after")
     with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; allow it"):
         remove(str(guarded / "x"))
     assert file_sizes(str(guarded)) == {"x": 6}

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ReadTimeoutError
 from storage import urls
 from storage.dataset import Dataset, Record
 from storage.errors import UserError
-from storage.urls import file_sizes, join_url, publish, read_bytes
+from storage.urls import file_sizes, join_url, overwrite, publish, read_bytes
 from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
 from tests.storage.s3_server import BUCKET, S3Server, client, environment
 from tests.storage.samples import columns, dataset, write
@@ -69,7 +69,7 @@ def test_a_writing_ends_with_the_last_error(proxy: Proxy, s3_server: S3Server, s
     proxy.harm("PUT", answer(503, "ServiceUnavailable"), 2)
     proxy.harm("PUT", fault, 1000)
     with pytest.raises((OSError, BotoCoreError)) as caught:
-        publish(f"{s3_root}/x", CONTENT)
+        overwrite(f"{s3_root}/x", CONTENT)
     assert not isinstance(caught.value, UserError)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be written"]
     # aiohttp, too, sends once more what breaks off on a connection that it kept
@@ -99,7 +99,7 @@ def test_a_silent_server_is_given_up(
     monkeypatch.setitem(urls._S3_CONFIG, "retries", {"mode": "standard", "total_max_attempts": 2})
     proxy.harm(method, slow(0.6), 1000)
     with pytest.raises(ReadTimeoutError) as caught:
-        publish(f"{s3_root}/x", CONTENT) if method == "PUT" else read_bytes(f"{s3_root}/x")
+        overwrite(f"{s3_root}/x", CONTENT) if method == "PUT" else read_bytes(f"{s3_root}/x")
     assert len(caught.value.__notes__) == 1
     assert proxy.count(method, "x") - sent == most
 
@@ -160,11 +160,11 @@ def test_a_server_is_killed_in_the_midst_of_a_body(proxy: Proxy, s3_server: S3Se
     publish(f"{s3_root}/x", b"before")
     proxy.harm("PUT", kill, 1)
     with pytest.raises((OSError, BotoCoreError)) as caught:
-        publish(f"{s3_root}/x", CONTENT)
+        overwrite(f"{s3_root}/x", CONTENT)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be written"]
     s3_server.start()
     assert _stored(s3_server, f"{s3_root}/x") == b"before"
-    publish(f"{s3_root}/x", CONTENT)
+    overwrite(f"{s3_root}/x", CONTENT)
     assert _stored(s3_server, f"{s3_root}/x") == CONTENT
 
 
