@@ -1,7 +1,7 @@
 """A server that fails, is slow, cuts connections or is killed: a few tries, then an error; never half of an object."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import aiohttp
 import botocore.retries.standard
@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ReadTimeoutError
 from storage import urls
 from storage.dataset import Dataset, Record
 from storage.errors import UserError
-from storage.urls import file_sizes, join_url, publish, read_bytes
+from storage.urls import file_sizes, join_url, list_names, publish, read_bytes, remove
 from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
 from tests.storage.s3_server import BUCKET, S3Server, client, environment
 from tests.storage.samples import columns, dataset, write
@@ -87,6 +87,30 @@ def test_a_reading_ends_with_the_last_error(proxy: Proxy, s3_root: str, method: 
     assert not isinstance(caught.value, UserError)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be read"]
     assert proxy.count(method, "x") <= ATTEMPTS * ROUNDS * 2
+
+
+@pytest.mark.parametrize("listing", [list_names, file_sizes])
+@pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_answer])
+def test_a_listing_is_whole_or_fails(
+    proxy: Proxy, s3_root: str, listing: Callable[[str], Collection[str]], fault: Fault
+) -> None:
+    """It is never taken for an empty one."""
+    publish(f"{s3_root}/x", CONTENT)
+    proxy.harm("GET", fault, 2)
+    assert list(listing(s3_root)) == ["x"]
+    proxy.harm("GET", fault, 1000)
+    with pytest.raises((OSError, BotoCoreError)) as caught:
+        listing(s3_root)
+    assert caught.value.__notes__ == [f"{s3_root}: can't be listed"]
+
+
+@pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_answer])
+def test_a_removal_outlasts_a_few_faults(proxy: Proxy, s3_root: str, fault: Fault) -> None:
+    for name in ("folder/x", "folder/y", "kept"):
+        publish(f"{s3_root}/{name}", b"")
+    proxy.harm("POST", fault, 3)
+    remove(f"{s3_root}/folder")
+    assert file_sizes(s3_root) == {"kept": 0}
 
 
 @pytest.mark.parametrize(("method", "most"), [("HEAD", 4), ("GET", 8), ("PUT", 4)])
