@@ -82,8 +82,8 @@ def _options(url: str) -> dict[str, Any]:
     # A listing that is cached would hide the shards that another process has just published.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _EXTRAS else {}
     if protocol in _S3:
-        own = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
-        options["config_kwargs"] = {**_S3_CONFIG, **own}
+        s3, s3a = (fsspec.config.conf.get(name, {}).get("config_kwargs", {}) for name in _S3)
+        options["config_kwargs"] = {**_S3_CONFIG, **s3, **s3a}
     return options
 
 

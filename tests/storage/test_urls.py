@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
@@ -152,6 +153,13 @@ def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch,
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(UserError, match=r"nope://x: not a URL that fsspec knows: Protocol not known: nope"):
         publish("nope://x", b"")
+
+
+def test_the_users_s3_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 77}, "anon": True})
+    fs, _ = open_filesystem("s3://bucket/x")
+    assert fs.anon
+    assert fs.config_kwargs == {**urls._S3_CONFIG, "read_timeout": 77}
 
 
 def test_urls_are_joined() -> None:
