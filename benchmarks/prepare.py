@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest.mock import patch
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
@@ -79,17 +80,39 @@ def shards(documents: list[str]) -> list[list[str]]:
 
 def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list[str]) -> tuple[float, ...]:
     """The ratios to the bare calls with the standard and the fast engine."""
+    writing = Writing()
     bare, standard, fast = (
         partial(encode, encoders, documents),
-        partial(prepare, examples, encoders, fast=False),
+        partial(writing.watch, partial(prepare, examples, encoders, fast=False)),
         partial(prepare, examples, encoders, fast=True),
     )
     # the machine's speed drifts: bare before and behind each
     runs = [seconds(run) for run in (bare, standard, bare, fast, bare)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     told = "bare {:.1f}, prepared {:.1f}, bare {:.1f}, fast {:.1f}, bare {:.1f} s".format(*runs)
-    print(f"{told}; memory {peak:.2f} GB", flush=True)
+    print(f"{told}; writing {writing.share:.1%} of standard's processor time; memory {peak:.2f} GB", flush=True)
     return tuple(2 * runs[k] / (runs[k - 1] + runs[k + 1]) for k in (1, 3))
+
+
+class Writing:
+    """The share of some work's processor time that goes into writing shards."""
+
+    share = 0.0
+
+    def watch(self, work: Callable[[], object]) -> None:
+        spent: list[float] = []
+        write_shard = Dataset.write_shard
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            record = write_shard(*arguments, **named)
+            spent.append(time.thread_time() - started)
+            return record
+
+        started = time.process_time()
+        with patch.object(Dataset, "write_shard", timed):
+            work()
+        self.share = sum(spent) / (time.process_time() - started)
 
 
 def seconds(work: Callable[[], object]) -> float:

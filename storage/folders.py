@@ -6,7 +6,8 @@ uploaded when published, the manifest last.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import field_validator
 from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
 from storage.identity import fingerprint, hash_file
+from storage.lease import Lease, hold
 from storage.schemas import FORMAT_VERSION
 from storage.urls import (
     download,
@@ -91,6 +93,12 @@ class StoredFolder:
                 "delete it and run the stage again"
             )
         return manifest
+
+    @contextmanager
+    def held(self) -> Iterator[Lease]:
+        """Wait until no other process works on the folder, and keep others from it meanwhile."""
+        with hold(join_url(self.url, ".lease")) as lease:
+            yield lease
 
     def fetch(self) -> Path:
         """The local path of a complete folder, downloaded where it is not there yet.
@@ -173,8 +181,8 @@ class StoredFolder:
         )
         for file in files:
             self.upload(file.name)
-        publish(join_url(self.url, "manifest.json"), manifest.to_json())
-        return manifest
+        url = join_url(self.url, "manifest.json")
+        return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, in the store and here; nothing to do where it is not there."""

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,36 +113,85 @@ def read_bytes(url: str) -> bytes | None:
             return None
 
 
-def publish(url: str, content: bytes) -> None:
-    """Write so that a reader sees all of `content` or nothing new, also after a kill.
+def publish(url: str, content: bytes) -> bytes:
+    """Write where nothing is yet, so that a reader sees all of `content` or nothing, also after a kill.
 
-    On a disk: a temporary file in the same folder, flushed, then renamed. On an object store: one PUT.
+    Returns what is there afterwards: `content`, or what was there before, which stays. Of runs that publish at once
+    one wins, and each sees which; on a store without conditional writes the last one does.
+    On a disk: a temporary file in the same folder, flushed, then linked. On an object store: one conditional PUT.
     """
     fs, path = open_filesystem(url)
     with _naming(url, "written"):
+        try:
+            if is_local(fs):
+                _write_file(Path(path), content, _link)
+            else:
+                _create_object(fs, path, content)
+        except Exception:
+            # each driver says in its own way that something is there
+            standing = _content(fs, path)
+            if standing is None:
+                raise
+            return standing
+    return content
+
+
+def _content(fs: Any, path: str) -> bytes | None:
+    """What can be read, None where nothing can."""
+    try:
+        return bytes(fs.cat_file(path))
+    except Exception:
+        return None
+
+
+def _create_object(fs: Any, path: str, content: bytes) -> None:
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except OSError as error:
+        if "NotImplemented" not in str(error.__cause__):
+            raise
+        fs.pipe_file(path, content)  # a store that refuses conditions
+
+
+def overwrite(url: str, content: bytes) -> None:
+    """As `publish`, in place of whatever is there."""
+    fs, path = open_filesystem(url)
+    with _naming(url, "written"):
         if is_local(fs):
-            _write_file(Path(path), content)
+            _write_file(Path(path), content, Path.replace)
         else:
             fs.pipe_file(path, content)
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+def _write_file(path: Path, content: bytes, place: Callable[[Path, Path], object]) -> None:
+    with _placing(path, place) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when all went well and goes away when not."""
+def _placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path]:
+    """A path to write to, which `place` makes `path` when all went well and which goes away when not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
+        place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Make the file appear under its name. Raises FileExistsError where the name is taken."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: here two writers at once may both win
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
 
 
 def upload(path: Path, url: str) -> None:
@@ -150,7 +199,7 @@ def upload(path: Path, url: str) -> None:
     fs, target = open_filesystem(url)
     with _naming(url, "written"):
         if is_local(fs):
-            with _replacing(Path(target)) as temporary:
+            with _placing(Path(target), Path.replace) as temporary:
                 fs.put_file(str(path), str(temporary))
         else:
             fs.put_file(str(path), target)
@@ -162,7 +211,7 @@ def download(url: str, path: Path) -> bool:
     with _naming(url, f"copied to {path}"):
         if not fs.exists(source):
             return False
-        with _replacing(path) as temporary:
+        with _placing(path, Path.replace) as temporary:
             fs.get_file(source, str(temporary))
     return True
 

@@ -1,5 +1,6 @@
-"""The README's Polars snippet runs as it is printed there."""
+"""The README's snippets run as they are printed there."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,15 +13,21 @@ import pytest
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.pipeline import Pipeline
+from storage.schemas import Kind
+from tests.storage.samples import dataset, write
 
 README = Path(__file__).parent.parent / "README.md"
+
+
+def snippets() -> list[str]:
+    """The one on a disk, and the one on S3."""
+    return re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_snippet_shows_chunks_side_by_side(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snippet = re.search(r"<!-- tested: .*? -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert snippet
+    snippet, _ = snippets()
     pipeline = Pipeline(config, str(tmp_path / "alm-data"))
     pipeline.shard()
     for side in ("teacher", "student"):
@@ -31,10 +38,23 @@ def test_the_snippet_shows_chunks_side_by_side(
     both = pl.col("kind") == "content"
     differing = example.filter(both, pl.col("teacher") != pl.col("student")).head(12)
     # the snippet names the default job's datasets
-    for dataset, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
-        shutil.move(dataset.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")
-    code = snippet[1].replace('"def __repr__"', '"quick brown"')
+    for tokens, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
+        shutil.move(tokens.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")
+    code = snippet.replace('"def __repr__"', '"quick brown"')
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert f"shape: ({len(differing)}, 5)" in shown.stdout
     assert all(text.replace("\n", "⏎") in shown.stdout for text in differing["text"])
+
+
+def test_other_programs_read_a_bucket(s3_root: str, tmp_path: Path) -> None:
+    write(dataset(s3_root, Kind.TEACHER_SCORES), 2)
+    _, snippet = snippets()
+    code = snippet.replace("s3://bucket/prefix", s3_root)
+    # `datasets` takes any URL for a hub, when it is to be offline
+    environment = {**os.environ, "AWS_ALLOW_HTTP": "true", "HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"6 . +6 ", shown.stdout)  # DuckDB: six examples, six tokens
+    assert "num_rows: 6" in shown.stdout

@@ -1,6 +1,7 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from alm_pipeline.scoring.stage import Scorer
 from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
+from storage.lease import Lease
 
 STAGE_VERSION = 1
 CHECKPOINTS = "checkpoints"
@@ -58,9 +60,19 @@ def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer
 
 
 def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder) -> FolderManifest:
-    """Train the student on the caches, evaluate it before and after, and save it."""
+    """Train the student on the caches, evaluate it before and after, and save it.
+
+    Where another process is at it, its result is waited for.
+    """
     if manifest := student.manifest():
         return manifest
+    with student.held() as lease:
+        return student.manifest() or _distil(datasets, config, tokenizer, student, lease)
+
+
+def _distil(
+    datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder, lease: Lease
+) -> FolderManifest:
     model, initialisation = initial_student(config, tokenizer)
     scorer = Scorer.of(model, tokenizer)
     before = student_bits_per_byte(datasets, scorer, "evaluate before")
@@ -72,7 +84,7 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
-        lambda: student.mirror(CHECKPOINTS),
+        partial(_keep_checkpoints, student, lease),
     )
     after = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
@@ -84,9 +96,15 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
             "student_after": after,
         },
     }
+    lease.check()
     manifest = student.finish(results)
     student.remove(CHECKPOINTS)
     return manifest
+
+
+def _keep_checkpoints(student: StoredFolder, lease: Lease) -> None:
+    lease.check()
+    student.mirror(CHECKPOINTS)
 
 
 def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel, dict[str, int]]:

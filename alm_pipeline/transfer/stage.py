@@ -37,6 +37,13 @@ def write_tokenizer(
     """Train the tokenizer on the training split, unless it is there."""
     if manifest := folder.manifest():
         return manifest
+    with folder.held():
+        return folder.manifest() or _write_tokenizer(folder, corpus, setting, source)
+
+
+def _write_tokenizer(
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer, source: str
+) -> FolderManifest:
     tokenizer = train_tokenizer(
         _training_texts(corpus, setting.train_bytes), setting.vocab_size, load_tokenizer(source)
     )

@@ -15,7 +15,7 @@ from storage.columns import list_rows
 from storage.dataset import Dataset, list_datasets, open_dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
-from storage.urls import list_names, publish, read_bytes, remove
+from storage.urls import list_names, overwrite, read_bytes, remove
 from tests.storage.samples import NAN, columns, dataset, write
 
 
@@ -298,7 +298,7 @@ def _flip(content: bytes) -> bytes:
 def test_a_damaged_shard_is_refused(root: str, damage: Any, message: str) -> None:
     scores = dataset(root)
     write(scores)
-    publish(scores.shard_url(0), damage(read_bytes(scores.shard_url(0))))
+    overwrite(scores.shard_url(0), damage(read_bytes(scores.shard_url(0))))
     with pytest.raises(UserError, match=rf"shard-00000\.parquet: .*{message}.*delete the shard, its \.json and"):
         scores.read_shard(0)
 
@@ -336,14 +336,14 @@ def test_the_mend_that_messages_name_mends(root: str) -> None:
 def test_a_damaged_record_or_manifest_is_named(root: str, name: str, content: bytes) -> None:
     scores = dataset(root)
     write(scores)
-    publish(_file(scores, name), content)
+    overwrite(_file(scores, name), content)
     with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): delete it"):
         scores.record(0) if name.startswith("shard") else scores.manifest()
 
 
 def test_another_format_is_named_whatever_its_fields(root: str) -> None:
     scores = dataset(root)
-    publish(_file(scores, "manifest.json"), b'{"format_version": 2, "layout": "new"}')
+    overwrite(_file(scores, "manifest.json"), b'{"format_version": 2, "layout": "new"}')
     with pytest.raises(UserError, match=r"manifest\.json: written in format 2, this program reads 1"):
         scores.manifest()
 
@@ -395,7 +395,7 @@ def test_what_is_no_dataset_is_not_opened(root: str) -> None:
 def test_a_moved_dataset_is_refused(root: str) -> None:
     written, other = dataset(root), dataset(root, more=1)
     write(written)
-    publish(_file(other, "manifest.json"), _text(written, "manifest.json").encode())
+    overwrite(_file(other, "manifest.json"), _text(written, "manifest.json").encode())
     for read in (lambda: open_dataset(other.url), other.manifest, other.complete_manifest):
         with pytest.raises(UserError, match=rf"its manifest belongs to teacher_scores/{written.name}"):
             read()
@@ -406,7 +406,7 @@ def test_an_edited_dataset_is_refused(root: str) -> None:
     write(written)
     manifest = json.loads(_text(written, "manifest.json"))
     manifest["identity"]["stage_version"] = 2
-    publish(_file(written, "manifest.json"), json.dumps(manifest).encode())
+    overwrite(_file(written, "manifest.json"), json.dumps(manifest).encode())
     for read in (lambda: open_dataset(written.url), written.manifest):
         with pytest.raises(UserError, match="its manifest belongs to"):
             read()
@@ -424,7 +424,7 @@ def test_complete_and_incomplete_datasets_are_listed(root: str) -> None:
     whole, begun = dataset(root), dataset(root, Kind.EXAMPLES)
     manifest = write(whole)
     begun.write_shard(0, columns(begun.kind), {})
-    publish(f"{root}/examples/notes.txt", b"a stray file")
+    overwrite(f"{root}/examples/notes.txt", b"a stray file")
     assert list_datasets(root) == [(Kind.EXAMPLES, begun.url, None), (Kind.TEACHER_SCORES, whole.url, manifest)]
 
 

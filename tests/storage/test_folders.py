@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from storage import folders
 from storage.errors import UserError
 from storage.folders import StoredFolder, cache_folder
-from storage.urls import file_sizes, join_url, list_names, publish, read_bytes, remove
+from storage.urls import file_sizes, join_url, list_names, overwrite, read_bytes, remove
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(remote: str) -> None:
     assert (folder.fetch() / "model.bin").read_text() == "weights"
 
 
-@pytest.mark.parametrize("change", [lambda url: publish(url, b"tampered"), remove])
+@pytest.mark.parametrize("change", [lambda url: overwrite(url, b"tampered"), remove])
 def test_another_file_than_was_published_is_refused(
     root: str, machine: Callable[[str], None], change: Callable[[str], None]
 ) -> None:
@@ -156,7 +156,7 @@ def test_another_file_than_was_published_is_refused(
 def test_a_manifest_cannot_write_outside_its_folder(root: str, name: str) -> None:
     folder = _published(root)
     manifest = json.loads(read_bytes(f"{folder.url}/manifest.json") or b"")
-    publish(f"{folder.url}/manifest.json", json.dumps(manifest | {"files": {name: "0"}}).encode())
+    overwrite(f"{folder.url}/manifest.json", json.dumps(manifest | {"files": {name: "0"}}).encode())
     with pytest.raises(UserError, match=r"manifest\.json: is damaged \(.*is no file's name\)"):
         folder.fetch()
 
@@ -167,14 +167,14 @@ def test_a_manifest_cannot_write_outside_its_folder(root: str, name: str) -> Non
 )
 def test_a_damaged_manifest_is_named(root: str, content: bytes, message: str) -> None:
     folder = _folder(root)
-    publish(f"{folder.url}/manifest.json", content)
+    overwrite(f"{folder.url}/manifest.json", content)
     with pytest.raises(UserError, match=rf"manifest\.json: {message}"):
         folder.manifest()
 
 
 def test_a_moved_folder_is_refused(root: str) -> None:
     folder, other = _published(root), _folder(root, more=1)
-    publish(f"{other.url}/manifest.json", read_bytes(f"{folder.url}/manifest.json") or b"")
+    overwrite(f"{other.url}/manifest.json", read_bytes(f"{folder.url}/manifest.json") or b"")
     with pytest.raises(UserError, match=rf"belongs to {folder.name}: don't move"):
         other.manifest()
 
@@ -208,7 +208,7 @@ def test_vanished_checkpoints_vanish_from_the_store(remote: str) -> None:
 def test_a_half_uploaded_checkpoint_is_uploaded_again(remote: str) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1, "new"))
-    publish(f"{folder.url}/checkpoints/checkpoint-1/model.bin", b"old")
+    overwrite(f"{folder.url}/checkpoints/checkpoint-1/model.bin", b"old")
     folder.mirror("checkpoints")
     assert {name: read_bytes(f"{folder.url}/{name}") for name in _checkpoint(1)} == dict.fromkeys(
         _checkpoint(1), b"new"

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from storage.urls import (
     list_folders,
     list_names,
     open_filesystem,
+    overwrite,
     publish,
     read_bytes,
     remove,
@@ -30,9 +33,50 @@ from storage.urls import (
 
 def test_what_was_published_is_read(root: str) -> None:
     url = join_url(root, "deep", "er", "file")
-    publish(url, b"first")
-    publish(url, b"second")
+    assert publish(url, b"first") == b"first"
+    assert read_bytes(url) == b"first"
+    overwrite(url, b"second")
     assert read_bytes(url) == b"second"
+
+
+def test_what_is_there_stays_and_is_told(root: str) -> None:
+    publish(join_url(root, "file"), b"first")
+    assert publish(join_url(root, "file"), b"second") == b"first"
+    assert read_bytes(join_url(root, "file")) == b"first"
+    assert list_names(root) == ["file"]
+
+
+def test_one_of_many_writers_wins_and_all_see_which(root: str) -> None:
+    for attempt in range(20):
+        url = join_url(root, f"file-{attempt}")
+        with ThreadPoolExecutor(8) as pool:
+            seen = set(pool.map(partial(publish, url), [b"%d" % k * 1000 for k in range(8)]))
+        assert seen == {read_bytes(url)}
+
+
+def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert publish(str(tmp_path / "file"), b"first") == b"first"
+    assert publish(str(tmp_path / "file"), b"second") == b"first"
+    assert _names(tmp_path) == ["file"]
+
+
+def test_a_store_that_refuses_conditions(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = MemoryFileSystem.pipe_file
+
+    def refuse(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(22, "refused") from Exception(
+                "An error occurred (NotImplemented): A header is not implemented"
+            )
+        pipe(self, path, value, mode)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    assert publish("memory://bucket/file", b"content") == b"content"
+    assert read_bytes("memory://bucket/file") == b"content"
 
 
 def test_nothing_is_read_where_nothing_is(root: str) -> None:
@@ -94,9 +138,19 @@ def test_a_failed_writing_leaves_what_was_there(
     publish(str(tmp_path / "file"), b"before")
     monkeypatch.setattr(*failing, fail)
     with pytest.raises(UserError, match=r"/file: can't be written: .*No space left"):
-        publish(str(tmp_path / "file"), b"after")
+        overwrite(str(tmp_path / "file"), b"after")
     assert _names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"before"
+
+
+def test_a_failed_first_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"/file: can't be written: .*No space left"):
+        publish(str(tmp_path / "file"), b"content")
+    assert _names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

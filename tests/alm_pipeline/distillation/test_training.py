@@ -1,7 +1,10 @@
 """Training: packed rows give each example's own loss, and an interrupted run ends where an unbroken one does."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -83,6 +86,21 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents[0] == contents[1]
     assert {"model.safetensors", "tokenizer.json", "metrics.parquet", "manifest.json"} <= set(contents[0])
     assert pl.read_parquet(unbroken / "metrics.parquet")["step"].to_list() == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Pipeline(config, str(tmp_path)).cache()
+    trained_at: list[float] = []
+
+    def counted(*arguments: Any) -> Any:
+        trained_at.append(time.monotonic())
+        return train_student(*arguments)
+
+    monkeypatch.setattr(stage, "train_student", counted)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).distil(), range(2)))
+    assert both[0] == both[1]
+    assert len(trained_at) == 1
 
 
 def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
