@@ -15,7 +15,7 @@ import pytest
 from storage.columns import list_array
 from storage.dataset import Dataset
 from storage.errors import UserError
-from storage.urls import download, file_sizes, list_names, publish, read_bytes, remove, upload
+from storage.urls import download, file_sizes, list_names, overwrite, publish, read_bytes, remove, upload
 from tests.storage.samples import columns, dataset
 
 NOBODY = 65534
@@ -45,12 +45,21 @@ def _upload(url: str) -> None:
             upload(Path(source.name), url)
 
 
-def _publish(url: str) -> None:
+def _overwrite(url: str) -> None:
     with _file_size_limit(64 << 10):
-        publish(url, LARGE)
+        overwrite(url, LARGE)
 
 
-@pytest.mark.parametrize("writing", [_publish, _upload])
+def test_a_publishing_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        _file_size_limit(64 << 10),
+        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"),
+    ):
+        publish(str(tmp_path / "x"), LARGE)
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writing", [_overwrite, _upload])
 def test_a_writing_that_is_cut_off_leaves_what_was_there(tmp_path: Path, writing: Callable[[str], None]) -> None:
     publish(str(tmp_path / "x"), b"before")
     with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"):
@@ -127,7 +136,9 @@ def test_a_read_only_folder_is_told(guarded: Path) -> None:
     guarded.chmod(0o555)
     for name in ("x", "new", "new/deeper"):
         with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; allow it, or choose"):
-            publish(str(guarded / name), b"after")
+            overwrite(str(guarded / name), b"after")
+    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; allow it"):
+        publish(str(guarded / "new"), b"after")
     with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; allow it"):
         remove(str(guarded / "x"))
     assert file_sizes(str(guarded)) == {"x": 6}

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ReadTimeoutError
 from storage import urls
 from storage.dataset import Dataset, Record
 from storage.errors import UserError
-from storage.urls import file_sizes, join_url, list_names, publish, read_bytes, remove
+from storage.urls import file_sizes, join_url, list_names, overwrite, publish, read_bytes, remove
 from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
 from tests.storage.s3_server import BUCKET, S3Server, client, environment
 from tests.storage.samples import columns, dataset, write
@@ -45,10 +45,16 @@ def _stored(s3_server: S3Server, url: str) -> bytes | None:
         return None
 
 
+Writing = Callable[[str, bytes], object]
+
+
+@pytest.mark.parametrize("writing", [publish, overwrite])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, slow(0.6), cut_request, cut_answer])
-def test_a_writing_outlasts_a_few_faults(proxy: Proxy, s3_server: S3Server, s3_root: str, fault: Fault) -> None:
+def test_a_writing_outlasts_a_few_faults(
+    proxy: Proxy, s3_server: S3Server, s3_root: str, writing: Writing, fault: Fault
+) -> None:
     proxy.harm("PUT", fault, 3)
-    publish(f"{s3_root}/x", CONTENT)
+    writing(f"{s3_root}/x", CONTENT)
     # where only the answer was lost, it is there already, and fewer tries may do
     assert proxy.count("PUT", "x") == 4 or fault not in (BUSY, BROKEN, cut_request)
     assert _stored(s3_server, f"{s3_root}/x") == CONTENT
@@ -63,19 +69,24 @@ def test_a_reading_outlasts_a_few_faults(proxy: Proxy, s3_root: str, method: str
     assert proxy.count(method, "x") == times + 1
 
 
+@pytest.mark.parametrize(("writing", "before"), [(publish, None), (overwrite, b"before")])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_request])
-def test_a_writing_ends_with_the_last_error(proxy: Proxy, s3_server: S3Server, s3_root: str, fault: Fault) -> None:
+def test_a_writing_ends_with_the_last_error(
+    proxy: Proxy, s3_server: S3Server, s3_root: str, writing: Writing, before: bytes | None, fault: Fault
+) -> None:
     """And what was there stays as it was."""
-    publish(f"{s3_root}/x", b"before")
+    if before:
+        publish(f"{s3_root}/x", before)
+    sent = proxy.count("PUT", "x")
     proxy.harm("PUT", answer(503, "ServiceUnavailable"), 2)
     proxy.harm("PUT", fault, 1000)
     with pytest.raises((OSError, BotoCoreError)) as caught:
-        publish(f"{s3_root}/x", CONTENT)
+        writing(f"{s3_root}/x", CONTENT)
     assert not isinstance(caught.value, UserError)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be written"]
     # aiohttp, too, sends once more what breaks off on a connection that it kept
-    assert proxy.count("PUT", "x") - 1 <= ATTEMPTS * ROUNDS * 2
-    assert _stored(s3_server, f"{s3_root}/x") == b"before"
+    assert proxy.count("PUT", "x") - sent <= ATTEMPTS * ROUNDS * 2
+    assert _stored(s3_server, f"{s3_root}/x") == before
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
@@ -124,7 +135,7 @@ def test_a_silent_server_is_given_up(
     monkeypatch.setitem(urls._S3_CONFIG, "retries", {"mode": "standard", "total_max_attempts": 2})
     proxy.harm(method, slow(0.6), 1000)
     with pytest.raises(ReadTimeoutError) as caught:
-        publish(f"{s3_root}/x", CONTENT) if method == "PUT" else read_bytes(f"{s3_root}/x")
+        overwrite(f"{s3_root}/x", CONTENT) if method == "PUT" else read_bytes(f"{s3_root}/x")
     assert len(caught.value.__notes__) == 1
     assert proxy.count(method, "x") - sent == most
 
@@ -185,11 +196,11 @@ def test_a_server_is_killed_in_the_midst_of_a_body(proxy: Proxy, s3_server: S3Se
     publish(f"{s3_root}/x", b"before")
     proxy.harm("PUT", kill, 1)
     with pytest.raises((OSError, BotoCoreError)) as caught:
-        publish(f"{s3_root}/x", CONTENT)
+        overwrite(f"{s3_root}/x", CONTENT)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be written"]
     s3_server.start()
     assert _stored(s3_server, f"{s3_root}/x") == b"before"
-    publish(f"{s3_root}/x", CONTENT)
+    overwrite(f"{s3_root}/x", CONTENT)
     assert _stored(s3_server, f"{s3_root}/x") == CONTENT
 
 
