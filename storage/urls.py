@@ -82,8 +82,8 @@ def _options(url: str) -> dict[str, Any]:
     # A listing that is cached would hide the shards that another process has just published.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _EXTRAS else {}
     if protocol in _S3:
-        own = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
-        options["config_kwargs"] = {**_S3_CONFIG, **own}
+        s3, s3a = (fsspec.config.conf.get(name, {}).get("config_kwargs", {}) for name in _S3)
+        options["config_kwargs"] = {**_S3_CONFIG, **s3, **s3a}
     return options
 
 
@@ -122,18 +122,22 @@ def publish(url: str, content: bytes) -> bytes:
     """
     fs, path = open_filesystem(url)
     with _naming(url, "written"):
-        try:
-            if is_local(fs):
-                _write_file(Path(path), content, _link)
-            else:
-                _create_object(fs, path, content)
-        except Exception:
-            # each driver says in its own way that something is there
-            standing = _content(fs, path)
-            if standing is None:
-                raise
-            return standing
-    return content
+        while True:
+            try:
+                _write_file(Path(path), content, _link) if is_local(fs) else _create_object(fs, path, content)
+                return content
+            except Exception as error:
+                # each driver says in its own way that something is there
+                standing = _content(fs, path)
+                if standing is not None:
+                    return standing
+                if not _is_taken(error):
+                    raise  # otherwise it is gone already, as a lease may be
+
+
+def _is_taken(error: Exception) -> bool:
+    said = str(error.__cause__)
+    return isinstance(error, FileExistsError) or "PreconditionFailed" in said or "ConditionalRequestConflict" in said
 
 
 def _content(fs: Any, path: str) -> bytes | None:

@@ -45,12 +45,21 @@ def _upload(url: str) -> None:
             upload(Path(source.name), url)
 
 
-def _publish(url: str) -> None:
+def _overwrite(url: str) -> None:
     with _file_size_limit(64 << 10):
         overwrite(url, LARGE)
 
 
-@pytest.mark.parametrize("writing", [_publish, _upload])
+def test_a_publishing_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        _file_size_limit(64 << 10),
+        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"),
+    ):
+        publish(str(tmp_path / "x"), LARGE)
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writing", [_overwrite, _upload])
 def test_a_writing_that_is_cut_off_leaves_what_was_there(tmp_path: Path, writing: Callable[[str], None]) -> None:
     publish(str(tmp_path / "x"), b"before")
     with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"):
@@ -128,6 +137,8 @@ def test_a_read_only_folder_is_told(guarded: Path) -> None:
     for name in ("x", "new", "new/deeper"):
         with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; allow it, or choose"):
             overwrite(str(guarded / name), b"after")
+    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; allow it"):
+        publish(str(guarded / "new"), b"after")
     with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; allow it"):
         remove(str(guarded / "x"))
     assert file_sizes(str(guarded)) == {"x": 6}

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
@@ -51,6 +52,18 @@ def test_one_of_many_writers_wins_and_all_see_which(root: str) -> None:
         with ThreadPoolExecutor(8) as pool:
             seen = set(pool.map(partial(publish, url), [b"%d" % k * 1000 for k in range(8)]))
         assert seen == {read_bytes(url)}
+
+
+def test_what_is_gone_again_is_written(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = join_url(root, "file")
+    publish(url, b"first")
+
+    def gone(*_: Any) -> None:
+        remove(url)
+
+    monkeypatch.setattr(urls, "_content", gone)
+    assert publish(url, b"second") == b"second"
+    assert read_bytes(url) == b"second"
 
 
 def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +219,13 @@ def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch,
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(UserError, match=r"nope://x: not a URL that fsspec knows: Protocol not known: nope"):
         publish("nope://x", b"")
+
+
+def test_the_users_s3_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 77}, "anon": True})
+    fs, _ = open_filesystem("s3://bucket/x")
+    assert fs.anon
+    assert fs.config_kwargs == {**urls._S3_CONFIG, "read_timeout": 77}
 
 
 def test_urls_are_joined() -> None:
