@@ -1,6 +1,7 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHECKPOINTS = "checkpoints"
 METRICS = pa.schema(
     [
@@ -67,7 +68,7 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
-        lambda first: BatchStream(datasets, config.objective, config.train, first),
+        partial(BatchStream, datasets, config.objective, config.train),
         scorer.boundary_ids_K,
         config.objective,
         config.train,
