@@ -34,6 +34,8 @@ Ints = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 _UNITS_A_READER = 8
 """from so many on, one unit more or less is no matter"""
+_ROWS_AT_ONCE = 1024
+"""so that what is done for all rows at once makes no step of a training longer than the others"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class RowStream:
         self.parts = parts_a_shard(shards, reader.count)
 
     def blocks(self, start: Position | None = None) -> Generator[Block, None, None]:
-        """From a position on; closing the iterator ends its threads.
+        """From a position on, in slices of the blocks; closing the iterator ends its threads.
 
         Raises what `load` raises, where the rows would come; UserError where there are none, or where the position was
         saved while reading other data.
@@ -117,7 +119,9 @@ class RowStream:
             raise UserError(self.nothing)
         # at the end the first to go are the reading threads, which the shuffling one may be waiting for
         with _threads(1) as shuffling, _threads(self.ahead) as reading:
-            yield from _one_ahead(self._blocks(start or Position(), reading), shuffling)
+            for block in _one_ahead(self._blocks(start or Position(), reading), shuffling):
+                for row in range(0, block.rows.num_rows, _ROWS_AT_ONCE):
+                    yield Block(block.rows.slice(row, _ROWS_AT_ONCE), block.position_at(row))
 
     def _blocks(self, start: Position, reading: ThreadPoolExecutor) -> Iterator[Block]:
         kept, unit_rows, new = None, list(start.unit_rows), list[pa.Table]()
