@@ -22,6 +22,8 @@ from storage.errors import UserError
 from storage.stream import Block, Position, Reader, RowStream
 
 State = dict[str, Any]
+_SHARDS_AHEAD = (2, 8)
+"""at least and at most"""
 
 
 class BatchStream(IterableDataset[dict[str, Tensor]]):
@@ -40,7 +42,8 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         ranks: int = 1,
     ) -> None:
         self.datasets, self.objective, self.train, self.rank, self.ranks = datasets, objective, train, rank, ranks
-        self.shards = len(datasets["scores"].complete_manifest().shards)
+        manifest = datasets["scores"].complete_manifest()
+        self.shards, self.examples = len(manifest.shards), manifest.rows
         self._start: State | None = None
         self._state: State | None = None
 
@@ -83,7 +86,13 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             nothing=f"{self.datasets['examples'].url}: no example to train on (all are held out, dropped, or "
             "without a chunk that counts): use a larger corpus, or a smaller corpus.held_out",
             reader=reader,
+            ahead=self._shards_ahead(),
         )
+
+    def _shards_ahead(self) -> int:
+        """As many as hold a bufferful: of small shards many, or a store far away would be waited for."""
+        fewest, most = _SHARDS_AHEAD
+        return min(most, max(fewest, self.train.shuffle_buffer * self.shards // max(1, self.examples)))
 
     def _batches(
         self, blocks: Iterator[Block], reader: Reader, alone: int
