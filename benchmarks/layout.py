@@ -19,13 +19,13 @@ import torch
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.objective.alm import binary_cross_entropy
-from alm_pipeline.objective.merging import merged_chunks
+from alm_pipeline.objective.merging import AlignedScores, merged_chunks
 from alm_pipeline.recipes import GEMMA3, SMOLLM2
 from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
 from alm_pipeline.tokenization.normalization import NFC, TextNormalizer
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from benchmarks.corpus import mixed_documents
-from storage.columns import flatten_lists, list_array, list_rows
+from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset, encode_parquet
 from storage.urls import read_bytes
 from tests.corpora import text_examples
@@ -137,19 +137,16 @@ def losses(teacher: pa.Table, student: pa.Table, alignments: pa.Table) -> tuple[
 
 def chunk_likelihoods(teacher: pa.Table, student: pa.Table, alignments: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
     """([C], [C]) debiased log-likelihoods of unmerged chunks; merging would follow the rounded scores."""
-    columns = [list_rows(alignments[name]) for name in ("teacher_tokens", "student_tokens", "kinds")]
-    sides = [[list_rows(side[name]) for name in ("logprobs", "boundary_logprobs")] for side in (teacher, student)]
-    found: tuple[list[Floats], list[Floats]] = ([], [])
-    for row in range(alignments.num_rows):
-        teacher_tokens, student_tokens, kinds = (column[row] for column in columns)
-        own = [[values[row] for values in side] for side in sides]
-        settings = {"gamma": None, "debias": True}
-        chunks = merged_chunks(teacher_tokens, student_tokens, kinds, *own[0], **settings)  # type: ignore[arg-type]
-        ends = np.cumsum(np.append(0, np.nan_to_num(own[1][0], nan=0.0)), dtype=np.float64)
-        likelihood = ends[chunks.student_ends] - ends[chunks.student_starts] + own[1][1][chunks.student_ends - 1]
-        found[0].append(chunks.logprobs)
-        found[1].append(likelihood.astype(np.float32))
-    return tuple(torch.from_numpy(np.concatenate(side)).double() for side in found)  # type: ignore[return-value]
+    own, others, kinds = (flatten_lists(alignments[name]) for name in ("teacher_tokens", "student_tokens", "kinds"))
+    (logprobs, tokens), (boundary, _) = (flatten_lists(teacher[name]) for name in ("logprobs", "boundary_logprobs"))
+    scores = AlignedScores(own[1], own[0], others[0], kinds[0], tokens, logprobs, boundary)
+    chunks = merged_chunks(scores, gamma=None, debias=True)
+    (logprobs, tokens), (boundary, _) = (flatten_lists(student[name]) for name in ("logprobs", "boundary_logprobs"))
+    first = np.repeat(tokens[:-1], np.diff(chunks.offsets))
+    sums = np.append(0, np.cumsum(np.nan_to_num(logprobs, nan=0.0), dtype=np.float64))
+    starts, ends = first + chunks.student_starts, first + chunks.student_ends
+    likelihood = sums[ends] - sums[starts] + boundary[ends - 1]
+    return torch.from_numpy(chunks.logprobs).double(), torch.from_numpy(likelihood)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHECKPOINTS = "checkpoints"
 METRICS = pa.schema(
     [
@@ -79,7 +79,7 @@ def _distil(
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
-        lambda first: BatchStream(datasets, config.objective, config.train, first),
+        partial(BatchStream, datasets, config.objective, config.train),
         scorer.boundary_ids_K,
         config.objective,
         config.train,

@@ -19,6 +19,7 @@ from alm_pipeline.models import matmul_precision, quiet_transformers
 from alm_pipeline.objective.batch_loss import batch_loss
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
+from storage.errors import UserError
 
 _LAST_WRITTEN = "trainer_state.json"
 
@@ -66,6 +67,12 @@ class AlmTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The stream's position goes beside the random numbers' states: each rank writes its own of both."""
+        super()._save_rng_state(output_dir)
+        file = Path(output_dir, _stream_file(self.args.process_index))
+        file.write_text(json.dumps(self.stream.state_dict()) + "\n", encoding="utf-8")
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted from `input_ids`, which packed rows do not have
 
@@ -88,7 +95,7 @@ class _Watcher(TrainerCallback):
 
 def train_student(
     model: PreTrainedModel,
-    stream: Callable[[int], BatchStream],
+    stream: Callable[[int, int], BatchStream],
     boundary_ids_K: Tensor,
     objective: ObjectiveConfig,
     config: TrainConfig,
@@ -97,13 +104,17 @@ def train_student(
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
-    `stream(k)` gives the batches from the k-th on.
+    `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position.
     """
     if not config.steps:
         return []
     last = last_checkpoint(checkpoints)
     first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
-    trainer = AlmTrainer(model, _arguments(config, checkpoints), stream(first_step), boundary_ids_K, objective)
+    arguments = _arguments(config, checkpoints)
+    batches = stream(arguments.process_index, arguments.world_size)
+    if last:
+        batches.load_state_dict(_saved_position(last, arguments.process_index))
+    trainer = AlmTrainer(model, arguments, batches, boundary_ids_K, objective)
     model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
@@ -111,6 +122,21 @@ def train_student(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _saved_position(checkpoint: Path, rank: int) -> dict[str, Any]:
+    try:
+        position: dict[str, Any] = json.loads((checkpoint / _stream_file(rank)).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: is not there: go on with as many processes as wrote the checkpoint, "
+            "or delete it to start again"
+        ) from error
+    return position
+
+
+def _stream_file(rank: int) -> str:
+    return f"stream_{rank}.json"
 
 
 def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
@@ -132,7 +158,7 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
         save_total_limit=1,
-        ignore_data_skip=True,  # the stream itself starts at the checkpoint's batch
+        ignore_data_skip=True,  # the stream itself starts at the checkpoint's position
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,

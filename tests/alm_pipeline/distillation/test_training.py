@@ -1,8 +1,11 @@
 """Training: packed rows give each example's own loss, and an interrupted run ends where an unbroken one does."""
 
+import itertools
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig, TrainConfig, TrainedTokenizer
 from alm_pipeline.distillation import stage, trainer
-from alm_pipeline.distillation.stream import BatchStream, CachedExample, make_batch
+from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import last_checkpoint, train_student
 from alm_pipeline.objective.batch_loss import BatchLoss, batch_loss
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
+from storage.errors import UserError
 from tests import tiny
-from tests.alm_pipeline.distillation.test_stream import example
+from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
 
 BOUNDARY = torch.arange(0, 1000, 3)
 
 
-def loss_of(model: PreTrainedModel, rows: list[list[CachedExample]], objective: ObjectiveConfig) -> BatchLoss:
-    batch = make_batch(rows).tensors()
+def loss_of(model: PreTrainedModel, rows: list[list[Example]], objective: ObjectiveConfig) -> BatchLoss:
+    batch = batch_of(rows).tensors()
     ids, positions = batch.pop("token_ids_BS"), batch.pop("position_ids_BS")
     hidden = hidden_states(model, ids, positions).flatten(0, 1)
     numbers = token_and_boundary_logprobs(hidden, ids.flatten().roll(-1), output_head(model), BOUNDARY)
@@ -42,7 +46,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_each_example_alone(make: obj
     packed.loss.backward()
     gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
-    counts = [len(item.chunks.logprobs) for item in examples]
+    counts = [len(item.logprobs) for item in examples]
     alone = [loss_of(model, [[item]], objective).loss for item in examples]
     mean = sum(loss * count for loss, count in zip(alone, counts, strict=True) if count) / sum(counts)
     torch.testing.assert_close(packed.loss, mean)
@@ -161,14 +165,14 @@ def test_a_checkpoint_comes_back_from_an_object_store(
 ) -> None:
     """A run that is killed on one machine goes on from its last checkpoint on another."""
     root = f"memory://{tmp_path.name}"
-    started: list[int] = []
-    original = BatchStream.__init__
+    restored: list[dict[str, object]] = []
+    original = BatchStream.load_state_dict
 
-    def watching(self: BatchStream, datasets: object, objective: object, train: object, first_batch: int = 0) -> None:
-        started.append(first_batch)
-        original(self, datasets, objective, train, first_batch)  # type: ignore[arg-type]
+    def watching(self: BatchStream, state: dict[str, object]) -> None:
+        restored.append(state)
+        original(self, state)
 
-    monkeypatch.setattr(BatchStream, "__init__", watching)
+    monkeypatch.setattr(BatchStream, "load_state_dict", watching)
     monkeypatch.setenv("ALM_CACHE", str(tmp_path / "machine"))
     pipeline = Pipeline(config, root)
     with monkeypatch.context() as patch:
@@ -177,7 +181,9 @@ def test_a_checkpoint_comes_back_from_an_object_store(
             pipeline.run()
     shutil.rmtree(tmp_path / "machine")
     manifest = Pipeline(config, root).run()
-    assert started == [0, 4]
+    stream = BatchStream(pipeline.caches, config.objective, config.train)
+    assert len(list(itertools.islice(iter(stream), 4))) == 4
+    assert restored == [stream.state_dict()]
     unbroken = Pipeline(config, str(tmp_path / "local")).run()
     assert manifest.files["model.safetensors"] == unbroken.files["model.safetensors"]
 
@@ -189,6 +195,19 @@ def _kill_at(step: int) -> object:
             raise Killed
 
     return killing
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(config: AlmConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / "stream_1.json").write_text(json.dumps({}))
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.cache()
+    stream = partial(BatchStream, pipeline.caches, config.objective, config.train)
+    settings = (torch.arange(3), config.objective, config.train, tmp_path, lambda: None)
+    with pytest.raises(UserError, match=r"stream_0\.json: is not there: go on with as many processes"):
+        train_student(tiny.tiny_llama(400), stream, *settings)
 
 
 def test_no_steps_is_the_swap_alone(config: AlmConfig, tmp_path: Path) -> None:
@@ -204,7 +223,7 @@ def test_train_student_reports_every_step(config: AlmConfig, tmp_path: Path) -> 
     model = tiny.tiny_llama(400)
     log = train_student(
         model,
-        lambda first: BatchStream(pipeline.caches, config.objective, config.train, first),
+        partial(BatchStream, pipeline.caches, config.objective, config.train),
         torch.arange(0, 400, 3),
         config.objective,
         config.train,

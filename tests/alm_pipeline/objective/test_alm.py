@@ -1,18 +1,20 @@
 """The objective, held to loops in float64."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alm_pipeline.objective.alm import binary_cross_entropy, binary_kl, chunk_logprobs, log1mexp
-from alm_pipeline.objective.merging import TeacherChunks, merged_chunks
+from alm_pipeline.objective.merging import AlignedScores, merged_chunks
 from storage.schemas import ChunkKind
 
 logprob = st.floats(-200.0, -1e-4)
+gammas = st.sampled_from([None, 0.0, 0.1, 0.5, 1.0])
 
 
 @given(st.lists(st.floats(-700.0, -1e-12), min_size=1, max_size=20))
@@ -125,21 +127,50 @@ def loop_merged(case: dict[str, np.ndarray], gamma: float | None, debias: bool) 
     return found
 
 
-def as_tuples(chunks: TeacherChunks) -> list[tuple[float, int, int]]:
-    return list(
-        zip(chunks.logprobs.tolist(), chunks.student_starts.tolist(), chunks.student_ends.tolist(), strict=True)
+def merged(examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool) -> list[list[tuple[float, ...]]]:
+    """`merged_chunks` of all examples at once, as `loop_merged` tells of each."""
+    columns = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
+    offsets = [
+        np.cumsum([0, *(len(example[name]) for example in examples)], dtype=np.int64) for name in ("kinds", "logprobs")
+    ]
+    chunks = merged_chunks(
+        AlignedScores(chunk_offsets=offsets[0], token_offsets=offsets[1], **columns), gamma=gamma, debias=debias
     )
+    rows = [chunks.logprobs.tolist(), chunks.student_starts.tolist(), chunks.student_ends.tolist()]
+    assert len(rows[0]) == len(rows[1]) == len(rows[2]) == chunks.offsets[-1]
+    found = list(zip(*rows, strict=True))
+    return [found[start:end] for start, end in itertools.pairwise(chunks.offsets.tolist())]
 
 
-@given(case=cases(), gamma=st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]), debias=st.booleans())
-def test_merging_is_the_loop(case: dict[str, np.ndarray], gamma: float | None, debias: bool) -> None:
-    got = as_tuples(merged_chunks(**case, gamma=gamma, debias=debias))
-    expected = loop_merged(case, gamma, debias)
-    assert [row[1:] for row in got] == [row[1:] for row in expected]
-    np.testing.assert_allclose([row[0] for row in got], [row[0] for row in expected], rtol=1e-5)
+@settings(deadline=None)  # the first call compiles
+@given(examples=st.lists(cases(), min_size=1, max_size=4), gamma=gammas, debias=st.booleans())
+def test_merging_is_the_loop(examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool) -> None:
+    for got, example in zip(merged(examples, gamma, debias), examples, strict=True):
+        expected = loop_merged(example, gamma, debias)
+        assert [row[1:] for row in got] == [row[1:] for row in expected]
+        np.testing.assert_allclose([row[0] for row in got], [row[0] for row in expected], rtol=1e-5)
 
 
+def test_an_example_without_chunks_has_none_whatever_its_scores() -> None:
+    """One that the student could not tokenize still has teacher scores."""
+    none = {"teacher_tokens": np.zeros(0, np.int32), "student_tokens": np.zeros(0, np.int32)}
+    dropped = {**none, "kinds": np.zeros(0, np.uint8)}
+    scores = {"logprobs": np.float32([-1, -2]), "boundary_logprobs": np.float32([-1, -1])}
+    one = {"teacher_tokens": np.array([1, 1]), "student_tokens": np.array([1, 2]), "kinds": np.uint8([0, 0])}
+    rows = merged([{**dropped, **scores}, {**one, **scores}], None, False)
+    assert rows == [[], [(-2.0, 1, 3)]]
+
+
+@settings(deadline=None)
+@given(example=cases(), missing=st.booleans())
+def test_other_scores_than_the_chunks_are_refused(example: dict[str, np.ndarray], missing: bool) -> None:
+    for name in ("logprobs", "boundary_logprobs"):
+        example[name] = example[name][:-1] if missing and len(example[name]) else np.append(example[name], -1)
+    with pytest.raises(ValueError, match="example 0 hold other teacher tokens"):
+        merged([example], 0.1, True)
+
+
+@settings(deadline=None)
 @given(case=cases())
 def test_gamma_zero_is_unconstrained(case: dict[str, np.ndarray]) -> None:
-    unconstrained = as_tuples(merged_chunks(**case, gamma=None, debias=True))
-    assert as_tuples(merged_chunks(**case, gamma=0.0, debias=True)) == unconstrained
+    assert merged([case], 0.0, True) == merged([case], None, True)
