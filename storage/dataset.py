@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -59,6 +59,8 @@ class Manifest(Stored):
     bytes: int
     counts: dict[str, int]
     dropped: dict[str, int]
+    provenance: dict[str, Any] = {}
+    """what decides no byte: the run's whole configuration, versions of packages, commit"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Dataset:
     kind: Kind
     label: str
     identity: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -159,6 +162,7 @@ class Dataset:
             bytes=sum(record.bytes for record in records),
             counts=_add([record.counts for record in records]),
             dropped=_add([*(record.dropped for record in records), dropped or {}]),
+            provenance=dict(self.provenance),
         )
         publish(join_url(self.url, "manifest.json"), manifest.to_json())
         return manifest

@@ -7,7 +7,7 @@ uploaded when published, the manifest last.
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,12 @@ class FolderManifest(Stored):
     identity: dict[str, Any]
     files: dict[str, str]
     """SHA-256 by name"""
+    sizes: dict[str, int] = {}
+    """in bytes, by name"""
     results: dict[str, Any]
     """what was measured: held-out bits per byte, counts, ..."""
+    provenance: dict[str, Any] = {}
+    """what decides no byte: the run's whole configuration, versions of packages, commit"""
 
     @field_validator("files")
     @classmethod
@@ -61,6 +65,7 @@ class StoredFolder:
     kind: str
     label: str
     identity: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -166,7 +171,9 @@ class StoredFolder:
             name=self.name,
             identity=dict(self.identity),
             files={file.name: hash_file(file) for file in files},
+            sizes={file.name: file.stat().st_size for file in files},
             results=dict(results),
+            provenance=dict(self.provenance),
         )
         for file in files:
             self.upload(file.name)

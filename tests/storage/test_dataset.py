@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ MANIFEST = """{
  },
  "kind": "teacher_scores",
  "name": "sample-4d28cab317982494",
+ "provenance": {
+  "commit": "c0ffee"
+ },
  "rows": 3,
  "shards": [
   {
@@ -81,7 +85,7 @@ MANIFEST = """{
 
 
 def test_the_files_of_a_dataset(root: str) -> None:
-    scores = dataset(root, corpus="é😀")
+    scores = replace(dataset(root, corpus="é😀"), provenance={"commit": "c0ffee"})
     write(scores)
     shard = read_bytes(scores.shard_url(0)) or b""
     # the shard's bytes depend on the version of Arrow, which signs them
@@ -410,6 +414,23 @@ def test_an_edited_dataset_is_refused(root: str) -> None:
     for read in (lambda: open_dataset(written.url), written.manifest):
         with pytest.raises(UserError, match="its manifest belongs to"):
             read()
+
+
+def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
+    written = dataset(root)
+    told = replace(written, provenance={"commit": "c0ffee"})
+    assert (told, told.name) == (written, written.name)
+    write(told)
+    assert written.complete_manifest().provenance == {"commit": "c0ffee"}
+
+
+def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
+    written = dataset(root)
+    whole = write(written)
+    manifest = json.loads(_text(written, "manifest.json"))
+    del manifest["provenance"]
+    publish(_file(written, "manifest.json"), json.dumps(manifest).encode())
+    assert written.manifest() == whole
 
 
 def test_kind_label_and_identity_name_a_dataset() -> None:

@@ -28,7 +28,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def _folder(root: str, **identity: Any) -> StoredFolder:
-    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity})
+    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity}, {"commit": "c0ffee"})
 
 
 def _write(folder: StoredFolder, files: Mapping[str, str]) -> None:
@@ -61,8 +61,15 @@ MANIFEST = """{
   "stage_version": 1
  },
  "name": "tiny-518422f5b1ab44d6",
+ "provenance": {
+  "commit": "c0ffee"
+ },
  "results": {
   "bits_per_byte": 1.5
+ },
+ "sizes": {
+  "config.json": 2,
+  "model.bin": 7
  }
 }
 """
