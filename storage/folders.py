@@ -4,6 +4,7 @@ On a local root the working folder is the stored one. On an object store it is i
 uploaded when published, the manifest last.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
@@ -41,11 +42,11 @@ class FolderManifest(Stored):
     identity: dict[str, Any]
     files: dict[str, str]
     """SHA-256 by name"""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = Field(default_factory=dict)
     """in bytes, by name"""
     results: dict[str, Any]
     """what was measured: held-out bits per byte, counts, ..."""
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = Field(default_factory=dict)
     """what decides no byte: the run's whole configuration, versions of packages, commit"""
 
     @field_validator("files")
@@ -79,9 +80,7 @@ class StoredFolder:
     @property
     def path(self) -> Path:
         """Where this machine works on it."""
-        fs, path = open_filesystem(self.url)
-        # one folder a root: runs into two roots at once must not work on the same files
-        return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": self.root}) / self.kind / self.name
+        return working_folder(self.root, self.kind, self.name)
 
     @property
     def _is_local(self) -> bool:
@@ -90,10 +89,10 @@ class StoredFolder:
     def manifest(self) -> FolderManifest | None:
         """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
         manifest = load_folder_manifest(self.url)
-        if manifest and manifest.name != self.name:
+        if manifest and (manifest.name, manifest.identity) != (self.name, json.loads(json.dumps(dict(self.identity)))):
             raise UserError(
-                f"{self.url}/manifest.json: belongs to {manifest.name}: don't move folders; "
-                "delete it and run the stage again"
+                f"{self.url}/manifest.json: belongs to {manifest.name}, or was edited: don't move or edit folders; "
+                f"`alm repair {self.url}` makes it again"
             )
         return manifest
 
@@ -109,7 +108,7 @@ class StoredFolder:
             if not self._holds(name, sha256) and not self._downloads(name, sha256):
                 raise UserError(
                     f"{join_url(self.url, name)}: is missing, or not the file that was published: "
-                    "delete the folder's manifest.json and run the stage again"
+                    f"`alm repair {self.url}` makes it again; by hand: delete its manifest.json and run the stage again"
                 )
         return self.path
 
@@ -184,6 +183,13 @@ class StoredFolder:
         """Remove a file or folder, in the store and here; nothing to do where it is not there."""
         remove(join_url(self.url, name))
         remove(str(self.path / name))
+
+
+def working_folder(root: str, kind: str, name: str) -> Path:
+    """Where this machine works on a stored folder: in place on a disk, else in its cache."""
+    fs, path = open_filesystem(join_url(root, kind, name))
+    # one folder a root: runs into two roots at once must not work on the same files
+    return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": root}) / kind / name
 
 
 def load_folder_manifest(url: str) -> FolderManifest | None:

@@ -303,8 +303,30 @@ def test_a_damaged_shard_is_refused(root: str, damage: Any, message: str) -> Non
     scores = dataset(root)
     write(scores)
     publish(scores.shard_url(0), damage(read_bytes(scores.shard_url(0))))
-    with pytest.raises(UserError, match=rf"shard-00000\.parquet: .*{message}.*delete the shard, its \.json and"):
+    with pytest.raises(
+        UserError, match=rf"shard-00000\.parquet: .*{message}.*`alm repair {scores.url}` writes it again"
+    ):
         scores.read_shard(0)
+
+
+def test_a_shard_swapped_with_its_record_is_refused(root: str) -> None:
+    """Another teacher's scores of the same examples: same ids, same size, a record that fits."""
+    scores, other = dataset(root), dataset(root, teacher="other")
+    write(scores)
+    other.write_shard(0, columns(other.kind) | {"logprobs": [[NAN, -2.5], [NAN], []]}, {"tokens": 3})
+    other.finish(1)
+    for name in ("shard-00000.parquet", "shard-00000.json"):
+        publish(_file(scores, name), read_bytes(_file(other, name)) or b"")
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is .*`alm repair"):
+        scores.read_shard(0)
+
+
+def test_a_shard_beyond_the_manifest_is_refused(root: str) -> None:
+    scores = dataset(root)
+    write(scores, 1)
+    scores.write_shard(1, columns(scores.kind), {})
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not of this dataset, which has 1 shards"):
+        scores.read_shard(1)
 
 
 def test_every_single_bit_counts(tmp_path: Path) -> None:
@@ -321,7 +343,7 @@ def test_a_missing_shard_is_named(root: str) -> None:
     scores = dataset(root)
     write(scores)
     remove(scores.shard_url(0))
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: delete"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: `alm repair"):
         scores.read_shard(0)
 
 
@@ -341,7 +363,7 @@ def test_a_damaged_record_or_manifest_is_named(root: str, name: str, content: by
     scores = dataset(root)
     write(scores)
     publish(_file(scores, name), content)
-    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): delete it"):
+    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` mends it"):
         scores.record(0) if name.startswith("shard") else scores.manifest()
 
 

@@ -157,7 +157,7 @@ def test_another_file_than_was_published_is_refused(
     folder = _published(root)
     change(join_url(folder.url, "model.bin"))
     machine("other")
-    with pytest.raises(UserError, match=r"model\.bin: is missing, or not the file that was published: delete"):
+    with pytest.raises(UserError, match=r"model\.bin: is missing, or not the file that was published: `alm repair"):
         folder.fetch()
 
 
@@ -184,8 +184,16 @@ def test_a_damaged_manifest_is_named(root: str, content: bytes, message: str) ->
 def test_a_moved_folder_is_refused(root: str) -> None:
     folder, other = _published(root), _folder(root, more=1)
     publish(f"{other.url}/manifest.json", read_bytes(f"{folder.url}/manifest.json") or b"")
-    with pytest.raises(UserError, match=rf"belongs to {folder.name}: don't move"):
+    with pytest.raises(UserError, match=rf"belongs to {folder.name}, or was edited: don't move"):
         other.manifest()
+
+
+def test_an_edited_folder_is_refused(root: str) -> None:
+    folder = _published(root)
+    manifest = json.loads(read_bytes(f"{folder.url}/manifest.json") or b"")
+    publish(f"{folder.url}/manifest.json", json.dumps(manifest | {"identity": {"stage_version": 2}}).encode())
+    with pytest.raises(UserError, match="or was edited"):
+        folder.manifest()
 
 
 def _checkpoint(step: int, content: str = "x") -> dict[str, str]:
