@@ -112,7 +112,7 @@ class Dataset:
         ):
             raise UserError(
                 f"{self.url}: its manifest belongs to {manifest.kind}/{manifest.name}, or was edited: "
-                f"don't move or edit datasets; `alm repair {self.url}` writes it again"
+                f"don't move or edit datasets; `alm delete {self.url}` and run the stage again"
             )
         return manifest
 

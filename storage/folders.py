@@ -92,7 +92,7 @@ class StoredFolder:
         if manifest and (manifest.name, manifest.identity) != (self.name, json.loads(json.dumps(dict(self.identity)))):
             raise UserError(
                 f"{self.url}/manifest.json: belongs to {manifest.name}, or was edited: don't move or edit folders; "
-                f"`alm repair {self.url}` makes it again"
+                f"`alm delete {self.url}` and run the stage again"
             )
         return manifest
 
