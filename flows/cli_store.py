@@ -145,7 +145,7 @@ def lineage(url: One) -> None:
         if is_root(url):
             raise UserError(f"{url}: is no dataset's folder; `alm list {url}` names them")
         found, keys = _chosen(url)
-    out.print(_tree(found.lineage(keys[0])), highlight=False, soft_wrap=True)
+    out.print(_tree(found.lineage(keys[0])), highlight=False)
 
 
 def _tree(node: "Node", above: str = "", parent: Tree | None = None) -> Tree:

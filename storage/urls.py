@@ -208,7 +208,7 @@ _TIME_KEYS = ("mtime", "LastModified", "last_modified", "created")
 
 
 def _modified(info: Mapping[str, Any]) -> float | None:
-    time = next((info[key] for key in _TIME_KEYS if info.get(key)), None)
+    time = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
     if isinstance(time, datetime):
         return time.timestamp()
     return float(time) if isinstance(time, int | float) else None

@@ -66,6 +66,7 @@ def test_a_listing_tells_sizes_and_times(root: str) -> None:
     ("info", "modified"),
     [
         ({"mtime": 5.5, "created": 9.0}, 5.5),
+        ({"mtime": 0.0, "created": 9.0}, 0.0),
         ({"LastModified": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
         ({"last_modified": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
         ({"mtime": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
