@@ -49,8 +49,9 @@ def _tokenizer(role: str, config: Plain) -> str:
     student = config.get("student", {})
     own = student.get("tokenizer") or student.get("model")
     of_student = own if isinstance(own, str) else "trained"
-    # read as plain `tokens`, they are what a teacher scored
-    return {"teacher_tokens": config.get("teacher", ""), "student_tokens": of_student}.get(role, "")
+    # `tokens` are what a teacher scored; asked for alone, they may be either side's
+    names = {"tokens": config.get("teacher"), "teacher_tokens": config.get("teacher"), "student_tokens": of_student}
+    return str(names.get(role) or "")
 
 
 def _values(settings: Any) -> str:

@@ -166,7 +166,7 @@ def _tree(node: "Node", above: str = "", parent: Tree | None = None) -> Tree:
 
 
 def _role(node: "Node") -> str:
-    return "" if node.role == node.key.split("/")[0] else f"{node.role.replace('_', ' ')}: "
+    return "" if node.role in ("", node.key.split("/")[0]) else f"{node.role.replace('_', ' ')}: "
 
 
 def _state(node: "Node") -> str:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storage.errors import OtherFormatError, UserError
 from storage.identity import fingerprint
 from storage.schemas import FORMAT_VERSION, SCHEMAS, Kind
-from storage.urls import absolute_url, join_url, list_folders, publish, read_bytes
+from storage.urls import absolute_url, join_url, publish, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -290,12 +290,6 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
-
-
-def list_datasets(root: str) -> list[tuple[Kind, str, Manifest | None]]:
-    """What is stored under a root: kind, folder's URL and manifest (None while it is not complete)."""
-    folders = [(kind, name) for kind in Kind for name in list_folders(join_url(root, kind))]
-    return [(kind, url, load_manifest(url)) for kind, name in folders for url in [join_url(root, kind, name)]]
 
 
 def open_dataset(url: str) -> Dataset:

@@ -199,12 +199,6 @@ def load_folder_manifest(url: str) -> FolderManifest | None:
     return None if content is None else parse_stored(FolderManifest, manifest, content)
 
 
-def list_stored_folders(root: str) -> list[tuple[str, str, FolderManifest | None]]:
-    """The tokenizers and students under a root: kind, URL and manifest (None while it is not complete)."""
-    urls = [(kind, join_url(root, kind, name)) for kind in FOLDER_KINDS for name in list_folders(join_url(root, kind))]
-    return [(kind, url, load_folder_manifest(url)) for kind, url in urls]
-
-
 def _is_content(name: str) -> bool:
     return name != "manifest.json" and not name.startswith(".")
 

@@ -103,6 +103,7 @@ class Node:
     """A dataset in a lineage, and what it was made from."""
 
     role: str
+    """as what it was read; empty for the one that was asked for"""
     key: str
     entry: Entry | None
     """None where it is not there any more"""
@@ -163,7 +164,7 @@ class Store:
 
     def lineage(self, key: str) -> Node:
         """What a dataset was made from, down to the examples; what is read through another input stands there only."""
-        return self._node(key.split("/")[0], key, set())
+        return self._node("", key, set())
 
     def _node(self, role: str, key: str, seen: set[str]) -> Node:
         shown_before = key in seen

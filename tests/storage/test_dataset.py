@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.columns import list_rows
-from storage.dataset import Dataset, list_datasets, open_dataset, read_aligned
+from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
 from storage.urls import list_names, publish, read_bytes, remove
@@ -461,15 +461,3 @@ def test_kind_label_and_identity_name_a_dataset() -> None:
     # an identity's own keys cannot stand in for the kind or format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
     assert posing.fingerprint != Dataset("r", Kind.EXAMPLES, "sample", {}).fingerprint
-
-
-def test_complete_and_incomplete_datasets_are_listed(root: str) -> None:
-    whole, begun = dataset(root), dataset(root, Kind.EXAMPLES)
-    manifest = write(whole)
-    begun.write_shard(0, columns(begun.kind), {})
-    publish(f"{root}/examples/notes.txt", b"a stray file")
-    assert list_datasets(root) == [(Kind.EXAMPLES, begun.url, None), (Kind.TEACHER_SCORES, whole.url, manifest)]
-
-
-def test_nothing_is_listed_where_nothing_is(root: str) -> None:
-    assert list_datasets(root) == []

@@ -65,7 +65,7 @@ def test_a_lineage_goes_through_the_nearest_inputs(root: str) -> None:
     made = small_store(root)
     node = Store.open(root).lineage(key(made["student"]))
     assert _shape(node) == (
-        "students",
+        "",
         [
             ("alignments", [("teacher_tokens", ["examples"]), ("student_tokens", ["examples", "tokenizer"])]),
             ("scores", ["tokens"]),
@@ -107,6 +107,12 @@ def test_what_is_not_complete_is_found(root: str) -> None:
     remove(f"{made['scores'].url}/manifest.json")
     entry = Store.open(root).entries[key(made["scores"])]
     assert (entry.state, entry.manifest, entry.provenance) == (State.NOT_COMPLETE, None, {})
+
+
+def test_a_stray_file_is_no_dataset(root: str) -> None:
+    made = small_store(root)
+    publish(f"{root}/examples/notes.txt", b"a stray file")
+    assert set(Store.open(root).entries) == {key(member) for member in made.values()}
 
 
 def test_roots_and_datasets_are_told_apart(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
