@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import stored_config
-from storage.dataset import Dataset
+from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, StoredFolder
 from storage.store import INVALID_MANIFEST, Entry, Store, open_entry
@@ -25,6 +25,8 @@ class Repair:
     left: tuple[Finding, ...]
     refused: str = ""
     """why nothing was done"""
+    changed: bool = False
+    """what was made again has other bytes than its manifest told of: another package's version, another processor"""
 
 
 def repair(store: Store, keys: list[str], checksums: bool = False, config: AlmConfig | None = None) -> Iterator[Repair]:
@@ -38,9 +40,17 @@ def repair(store: Store, keys: list[str], checksums: bool = False, config: AlmCo
         if found := verify_entry(entry, checksums):
             try:
                 _mend(store, entry, found, config)
-                yield Repair(key, tuple(found), tuple(verify(entry.url, checksums)))
+                changed = _checksums(entry) not in (None, _checksums(open_entry(entry.url)))
+                yield Repair(key, tuple(found), tuple(verify(entry.url, checksums)), changed=changed)
             except UserError as error:
                 yield Repair(key, tuple(found), tuple(found), str(error))
+
+
+def _checksums(entry: Entry) -> object:
+    """Of all shards or files, as the manifest tells; None where there is none."""
+    if isinstance(entry.manifest, Manifest):
+        return [record.sha256 for record in entry.manifest.shards]
+    return entry.manifest and entry.manifest.files
 
 
 def _mend(store: Store, entry: Entry, found: list[Finding], config: AlmConfig | None) -> None:

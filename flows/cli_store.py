@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from flows.console import err, out, user_errors
@@ -33,7 +33,8 @@ def list_(root: Root = "alm-data") -> None:
 
     with user_errors():
         entries = list(Store.open(root).entries.values())
-    table = Table("kind", "name", "rows", "MB", "state", "counts")
+    # names are there to be copied: the counts are folded, not they
+    table = Table("kind", Column("name", no_wrap=True, overflow="fold"), "rows", "MB", "state", "counts")
     for entry in entries:
         table.add_row(entry.kind, entry.name, _rows(entry), _mb(entry.bytes), entry.state, escape(_counts(entry)))
     out.print(table)
@@ -49,7 +50,10 @@ def _counts(entry: "Entry") -> str:
     if counts := getattr(entry.manifest, "counts", None):
         return ", ".join(f"{count:,} {what}" for what, count in counts.items())
     results = getattr(entry.manifest, "results", None)
-    return json.dumps(results, ensure_ascii=False).replace('"', "") if results else ""
+    if not results:
+        return ""
+    rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
+    return json.dumps(rounded, ensure_ascii=False).replace('"', "").removeprefix("{").removesuffix("}")
 
 
 def _mb(size: int) -> str:
@@ -91,7 +95,7 @@ def verify(url: Place = "alm-data", checksums: Checksums = False) -> None:
 
 
 def _print_findings(findings: "list[Finding]", mend: str) -> None:
-    table = Table("file", "what is wrong", "mend")
+    table = Table(Column("file", overflow="fold"), "what is wrong", "mend")
     for finding in findings:
         can = "alm repair" if finding.stale or finding.again else "by hand"
         table.add_row(escape(finding.url), escape(finding.problem), can)
@@ -129,7 +133,8 @@ def repair(
         elif item.left:
             _print_findings(list(item.left), f"alm repair {url}")
         else:
-            out.print(f"{item.key}: repaired", highlight=False, markup=False, soft_wrap=True)
+            how = "repaired; its bytes are others than before" if item.changed else "repaired, to the same bytes"
+            out.print(f"{item.key}: {how}", highlight=False, markup=False, soft_wrap=True)
     if not done:
         out.print(f"{len(keys)} datasets and folders: nothing wrong", highlight=False)
     if any(item.left for item in done):
@@ -212,7 +217,7 @@ def prune(
 
 
 def _print_waste(items: "list[Wasted]", going: "list[Wasted]", apply: bool) -> None:
-    table = Table("what", "why", "", "MB", "goes")
+    table = Table(Column("what", overflow="fold"), "why", "", "MB", "goes")
     for item in items:
         goes = "yes" if item in going else f"with --{item.waste}"
         table.add_row(escape(item.url), item.waste, item.what, _mb(item.bytes), goes)

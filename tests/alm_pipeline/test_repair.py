@@ -10,6 +10,7 @@ from alm_pipeline import pipeline as pipeline_module
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.repair import Repair, repair
+from storage import dataset as dataset_module
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
 from storage.store import Store
@@ -85,6 +86,16 @@ def test_only_the_damaged_shard_is_written(config: AlmConfig, root: str, monkeyp
     monkeypatch.setattr(Dataset, "write_shard", watch)
     (done,) = repair_all(root)
     assert (written, done.left) == ([pipeline.scores.shard_url(1)], ())
+
+
+def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(config, root)
+    pipeline.shard()
+    for again, changed in ((dataset_module.encode_parquet, False), (lambda table: b"of another Arrow", True)):
+        remove(pipeline.examples.shard_url(1))
+        monkeypatch.setattr(dataset_module, "encode_parquet", again)
+        (done,) = repair_all(root)
+        assert (done.left, done.changed) == ((), changed)
 
 
 def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path) -> None:
