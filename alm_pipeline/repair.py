@@ -8,7 +8,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import stored_config
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
-from storage.folders import FOLDER_KINDS, StoredFolder
+from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
 from storage.store import INVALID_MANIFEST, Entry, Store, open_entry
 from storage.urls import remove
 from storage.verify import Finding, invalidate, verify, verify_entry
@@ -57,11 +57,19 @@ def _mend(store: Store, entry: Entry, found: list[Finding], config: AlmConfig | 
     if not any(finding.again for finding in found):
         invalidate(found)
         return
+    if _bring_back(entry, found):
+        return
     _check_surroundings(store, entry, found)
     run = _find_stage(store, entry, config)
     invalidate(found)
     run()
     remove(entry.file(INVALID_MANIFEST))
+
+
+def _bring_back(entry: Entry, found: list[Finding]) -> bool:
+    """Whether this machine had a copy of all that is wrong: a student is hours of training, its upload seconds."""
+    names = [finding.url.rsplit("/", 1)[-1] for finding in found if finding.again]
+    return isinstance(entry.manifest, FolderManifest) and upload_again(entry.root, entry.kind, entry.manifest, names)
 
 
 def _check_surroundings(store: Store, entry: Entry, found: list[Finding]) -> None:

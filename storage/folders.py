@@ -7,7 +7,7 @@ uploaded when published, the manifest last.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,21 @@ def working_folder(root: str, kind: str, name: str) -> Path:
     fs, path = open_filesystem(join_url(root, kind, name))
     # one folder a root: runs into two roots at once must not work on the same files
     return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": root}) / kind / name
+
+
+def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collection[str]) -> bool:
+    """Put these files of a published folder into the store once more, from this machine's copy.
+
+    False, and nothing is done, where there is no such copy, or its files are not those that were published.
+    """
+    copy = working_folder(root, kind, manifest.name)
+    url = join_url(root, kind, manifest.name)
+    whole = all((copy / name).is_file() and hash_file(copy / name) == manifest.files[name] for name in names)
+    if is_local(open_filesystem(url)[0]) or not whole:
+        return False
+    for name in names:
+        upload(copy / name, join_url(url, name))
+    return True
 
 
 def load_folder_manifest(url: str) -> FolderManifest | None:

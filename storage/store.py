@@ -79,7 +79,8 @@ class Entry:
     @property
     def modified(self) -> float | None:
         """When its newest file was written, in seconds since 1970; None where that can't be known."""
-        return newest(self.files.values())
+        # an empty folder on a disk has nothing that could still be written to
+        return newest(self.files.values()) if self.files else 0.0
 
     @property
     def provenance(self) -> Mapping[str, Any]:

@@ -109,6 +109,26 @@ def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path)
     assert contents(pipeline.student.url) == whole
 
 
+def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
+    config: AlmConfig, memory: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "cache"))
+    root = "memory://bucket/root"
+    pipeline = Pipeline(config, root)
+    pipeline.run()
+    whole = contents(root)
+    remove(join_url(pipeline.student.url, "model.safetensors"))
+    with monkeypatch.context() as patch:
+        patch.delattr(pipeline_module, "distil")
+        (done,) = repair_all(root)
+    assert (done.left, contents(root)) == ((), whole)
+    # with a copy that is not it, it is distilled again
+    (pipeline.student.path / "model.safetensors").write_bytes(b"other")
+    remove(join_url(pipeline.student.url, "model.safetensors"))
+    (done,) = repair_all(root)
+    assert (done.left, contents(root)) == ((), whole)
+
+
 def refused(root: str, config: AlmConfig | None = None) -> str:
     """The reason; what was there is there."""
     before = contents(root)

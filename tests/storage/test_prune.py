@@ -109,6 +109,17 @@ def test_what_is_not_complete_keeps_everything(root: str) -> None:
     assert len(_found(root, with_incomplete=True)) == len(made)
 
 
+def test_an_empty_folder_goes_as_incomplete(tmp_path: Path) -> None:
+    small_store(str(tmp_path))
+    (tmp_path / "students" / "begun-0123456789abcdef").mkdir()
+    store = Store.open(str(tmp_path))
+    assert blockers(store, before=1.0) == ["students/begun-0123456789abcdef"]
+    assert blockers(store, before=1.0, with_incomplete=True) == []
+    (item,) = find_waste(store, 1.0, with_incomplete=True)
+    discard(item)
+    assert not (tmp_path / "students" / "begun-0123456789abcdef").exists()
+
+
 def test_a_damaged_manifest_keeps_everything(root: str) -> None:
     made = small_store(root)
     publish(f"{made['scores'].url}/manifest.json", b"{")

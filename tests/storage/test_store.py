@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UserError
-from storage.folders import StoredFolder
+from storage.folders import FOLDER_KINDS, StoredFolder
 from storage.identity import combine_hashes
 from storage.schemas import Kind
-from storage.store import Node, State, Store, is_root, named_inputs
+from storage.store import KINDS, Node, State, Store, is_root, named_inputs
 from storage.urls import publish, read_bytes, remove
 from tests.storage.stores import key, member, small_store
 
@@ -107,6 +107,10 @@ def test_what_is_not_complete_is_found(root: str) -> None:
     remove(f"{made['scores'].url}/manifest.json")
     entry = Store.open(root).entries[key(made["scores"])]
     assert (entry.state, entry.manifest, entry.provenance) == (State.NOT_COMPLETE, None, {})
+
+
+def test_every_kind_is_looked_for() -> None:
+    assert sorted(KINDS) == sorted([*Kind, *FOLDER_KINDS])
 
 
 def test_a_stray_file_is_no_dataset(root: str) -> None:

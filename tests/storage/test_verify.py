@@ -209,6 +209,15 @@ def test_a_flipped_bit_of_a_folder_is_found_by_checksums(student: StoredFolder) 
     assert [name for name, _ in _found(student.url, checksums=True)] == ["model.bin"]
 
 
+def test_a_folder_of_before_there_were_sizes_is_verified(student: StoredFolder) -> None:
+    manifest = json.loads(_content(f"{student.url}/manifest.json"))
+    del manifest["sizes"]
+    publish(f"{student.url}/manifest.json", json.dumps(manifest).encode())
+    assert verify(student.url, checksums=True) == []
+    remove(f"{student.url}/model.bin")
+    assert _found(student.url) == [("model.bin", "is missing")]
+
+
 def test_a_strange_file_in_a_folder_is_found(student: StoredFolder) -> None:
     publish(f"{student.url}/mine.txt", b"x")
     assert _found(student.url) == [("mine.txt", "is not in the manifest: move it elsewhere")]
