@@ -74,7 +74,7 @@ class Dataset:
     kind: Kind
     label: str
     identity: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def fingerprint(self) -> str:

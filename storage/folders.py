@@ -66,7 +66,7 @@ class StoredFolder:
     kind: str
     label: str
     identity: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from tests.storage.samples import write
 
 
 def tokenizer(root: str) -> StoredFolder:
-    folder = StoredFolder(root, "tokenizers", "bpe", {"stage_version": 1}, {"commit": "c0ffee"})
+    folder = StoredFolder(root, "tokenizers", "bpe", {"stage_version": 1}, provenance={"commit": "c0ffee"})
     folder.path.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special.json"):
         (folder.path / name).write_text(name)
@@ -48,7 +48,9 @@ def small_store(root: str) -> dict[str, Dataset | StoredFolder]:
         "alignments": alignments.name,
         "scores": scores.name,
     }
-    made = StoredFolder(root, "students", "tiny", {"inputs": inputs, "tokenizer": content(bpe)}, {"commit": "c0ffee"})
+    made = StoredFolder(
+        root, "students", "tiny", {"inputs": inputs, "tokenizer": content(bpe)}, provenance={"commit": "c0ffee"}
+    )
     made.path.mkdir(parents=True)
     # a student holds a copy of its tokenizer
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):

@@ -28,7 +28,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def _folder(root: str, **identity: Any) -> StoredFolder:
-    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity}, {"commit": "c0ffee"})
+    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity}, provenance={"commit": "c0ffee"})
 
 
 def _write(folder: StoredFolder, files: Mapping[str, str]) -> None:

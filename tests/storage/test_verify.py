@@ -32,7 +32,7 @@ def scores(root: str) -> Dataset:
 
 @pytest.fixture
 def student(root: str) -> StoredFolder:
-    folder = StoredFolder(root, "students", "tiny", {"stage_version": 1}, {"configuration": {"steps": 3}})
+    folder = StoredFolder(root, "students", "tiny", {"stage_version": 1}, provenance={"configuration": {"steps": 3}})
     (folder.path / "checkpoints").mkdir(parents=True)
     for name, text in {"model.bin": "weights", "config.json": "{}", "checkpoints/x": "x"}.items():
         (folder.path / name).write_text(text)
