@@ -15,10 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from alm_pipeline.tokenization.normalization import TextForm, text_forms
 from storage.errors import UserError
-from storage.identity import hash_files
+from storage.identity import MODEL_FILES, TOKENIZER_FILES, hash_files
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-MODEL_FILES = ("config.json", "*.safetensors")
 _DEMO = "demo:"
 
 

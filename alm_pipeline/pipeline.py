@@ -10,14 +10,16 @@ Every stage finds what is there and writes what is missing, so each may be calle
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
+from alm_pipeline.provenance import provenance
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
@@ -28,6 +30,7 @@ from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
 
 Side = Literal["teacher", "student"]
+Kept = TypeVar("Kept", Dataset, StoredFolder)
 
 
 class Pipeline:
@@ -35,6 +38,14 @@ class Pipeline:
 
     def __init__(self, config: AlmConfig, root: str) -> None:
         self.config, self.root = config, root
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        return provenance(self.config)
+
+    def _told(self, kept: Kept) -> Kept:
+        """With what its manifest says of this run."""
+        return replace(kept, provenance=self._provenance)
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
@@ -57,7 +68,7 @@ class Pipeline:
 
     @cached_property
     def examples(self) -> Dataset:
-        return examples_dataset(self._corpus, self.root)
+        return self._told(examples_dataset(self._corpus, self.root))
 
     @cached_property
     def trained_tokenizer(self) -> StoredFolder | None:
@@ -65,7 +76,7 @@ class Pipeline:
         setting = self.config.student.tokenizer
         if not isinstance(setting, TrainedTokenizer):
             return None
-        return tokenizer_folder(self._corpus, setting, self.config.student.model, self.root)
+        return self._told(tokenizer_folder(self._corpus, setting, self.config.student.model, self.root))
 
     def tokenizer(self, side: Side) -> str:
         """The name or folder of a side's tokenizer; the student's may have to be trained first."""
@@ -77,18 +88,19 @@ class Pipeline:
         return setting if isinstance(setting, str) else self.config.student.model
 
     def tokens(self, side: Side) -> Dataset:
-        return tokens_dataset(self.examples, self.tokenizer(side), context_length(self._model(side)))
+        return self._told(tokens_dataset(self.examples, self.tokenizer(side), context_length(self._model(side))))
 
     def _model(self, side: Side | str) -> str:
         return self.config.teacher if side == "teacher" else self.config.student.model
 
     @cached_property
     def alignments(self) -> Dataset:
-        return alignments_dataset(self.tokens("teacher"), self.tokens("student"), self.config.corpus.name)
+        sides = self.tokens("teacher"), self.tokens("student")
+        return self._told(alignments_dataset(*sides, self.config.corpus.name))
 
     @cached_property
     def scores(self) -> Dataset:
-        return scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score)
+        return self._told(scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score))
 
     @cached_property
     def caches(self) -> Mapping[str, Dataset]:
@@ -103,7 +115,7 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
-        return student_folder(self.caches, self.config, self.tokenizer("student"))
+        return self._told(student_folder(self.caches, self.config, self.tokenizer("student")))
 
     def shard(self) -> Manifest:
         """Read the corpus, and write its examples in shards."""

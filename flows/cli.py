@@ -1,19 +1,20 @@
 """The command `alm`. Heavy imports happen in the commands, so that `alm --help` answers at once."""
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_store import store
+from flows.console import err as _err
+from flows.console import out as _out
+from flows.console import user_errors as _user_errors
 from storage.errors import UserError
 
 app = typer.Typer(
@@ -29,12 +30,11 @@ storage root and found again, so a run that was interrupted is simply run again.
 
 - `alm run transfer` moves SmolLM2 to a new tokenizer, on this machine, in minutes.
 - `alm show transfer > my.yaml`, edit it, and `alm run my.yaml --storage s3://bucket/prefix` runs your own.
-- `alm describe alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
+- `alm list alm-data` says what is stored, and `alm inspect URL` shows aligned chunks side by side.
+- `alm verify`, `alm repair`, `alm lineage` and `alm prune` keep a store in order.
 """,
 )
-# a file or a pipe has no width to keep to
-_out = Console(width=None if Console().is_terminal else 200)
-_err = Console(stderr=True)
+app.add_typer(store)
 
 
 class Until(StrEnum):
@@ -47,16 +47,6 @@ Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="any field, dotted: train.learning_rate=1e-4 (YAML value)"),
 ]
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """What the user can mend is told without a traceback."""
-    try:
-        yield
-    except UserError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -155,32 +145,17 @@ def show(recipe: Recipe = "transfer") -> None:
 
 
 @app.command()
-def describe(url: Annotated[str, typer.Argument(help="a storage root, or one dataset's folder")] = "alm-data") -> None:
-    """List what is stored under a root, or say what one dataset holds and was made from."""
-    from storage.dataset import list_datasets, load_manifest
-    from storage.folders import FOLDER_KINDS, list_stored_folders, load_folder_manifest
+def describe(url: Annotated[str, typer.Argument(help="one dataset's or student's folder")]) -> None:
+    """Say what one dataset, tokenizer or student holds and was made from: its manifest, as YAML."""
+    from storage.dataset import load_manifest
+    from storage.folders import FOLDER_KINDS, load_folder_manifest
 
     with _user_errors():
         is_folder = PurePosixPath(url).parent.name in FOLDER_KINDS
-        if manifest := load_folder_manifest(url) if is_folder else load_manifest(url):
-            print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
-            return
-        table = Table("kind", "name", "rows", "MB", "counts")
-        for kind, folder, found in list_datasets(url):
-            name = folder.rsplit("/", 1)[-1]
-            if found is None:
-                table.add_row(kind, name, "", "", "not complete")
-            else:
-                counts = ", ".join(f"{count:,} {what}" for what, count in found.counts.items())
-                table.add_row(kind, name, f"{found.rows:,}", f"{found.bytes / 1e6:.2f}", counts)
-        for folder_kind, folder, made in list_stored_folders(url):
-            results = (
-                yaml.safe_dump(made.results, default_flow_style=True, width=1000).strip() if made else "not complete"
-            )
-            table.add_row(folder_kind, folder.rsplit("/", 1)[-1], "", "", results)
-        if not table.rows:
-            raise UserError(f"{url}: holds no datasets; `alm run --storage {url}` writes some")
-        _out.print(table)
+        manifest = load_folder_manifest(url) if is_folder else load_manifest(url)
+        if manifest is None:
+            raise UserError(f"{url}: no complete dataset (it has no manifest.json); `alm list ROOT` says what there is")
+        print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
 
 
 def _description(manifest: Any) -> dict[str, Any]:

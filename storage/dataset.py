@@ -11,17 +11,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import UserError
+from storage.errors import OtherFormatError, UserError
 from storage.identity import fingerprint
 from storage.schemas import FORMAT_VERSION, SCHEMAS, Kind
-from storage.urls import absolute_url, join_url, list_folders, overwrite, publish, read_bytes
+from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,6 +60,8 @@ class Manifest(Stored):
     bytes: int
     counts: dict[str, int]
     dropped: dict[str, int]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """what decides no byte: the run's whole configuration, versions of packages, commit"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Dataset:
     kind: Kind
     label: str
     identity: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def fingerprint(self) -> str:
@@ -110,7 +113,7 @@ class Dataset:
         ):
             raise UserError(
                 f"{self.url}: its manifest belongs to {manifest.kind}/{manifest.name}, or was edited: "
-                "don't move or edit datasets; delete the folder and run the stage again"
+                f"don't move or edit datasets; `alm delete {self.url}` and run the stage again"
             )
         return manifest
 
@@ -170,6 +173,7 @@ class Dataset:
             bytes=sum(record.bytes for record in records),
             counts=_add([record.counts for record in records]),
             dropped=_add([*(record.dropped for record in records), dropped or {}]),
+            provenance=dict(self.provenance),
         )
         url = join_url(self.url, "manifest.json")
         return parse_stored(Manifest, url, publish(url, manifest.to_json()))
@@ -180,24 +184,44 @@ class Dataset:
             raise UserError(f"{self.shard_url(shard)}: not complete (it has no record): run its stage again")
         return record
 
+    def _record_to_hold(self, shard: int) -> Record:
+        """The record that a shard is compared with: of a complete dataset the manifest's own.
+
+        A shard that was swapped for another dataset's together with its record would pass the one beside it.
+        """
+        # kept once it is there: a complete dataset stays as it is, and its readers ask for every shard
+        manifest: Manifest | None = self.__dict__.get("_complete") or self.manifest()
+        if manifest is None:
+            return self._required_record(shard)
+        self.__dict__["_complete"] = manifest
+        if shard >= len(manifest.shards):
+            raise UserError(f"{self.shard_url(shard)}: not of this dataset, which has {len(manifest.shards)} shards")
+        return manifest.shards[shard]
+
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The shard's rows, with all columns or those asked for.
 
         Raises UserError when the shard has no record, or its bytes are not those that the record tells of.
         """
-        record, url = self._required_record(shard), self.shard_url(shard)
+        record, url = self._record_to_hold(shard), self.shard_url(shard)
         content = read_bytes(url)
         if content is None:
-            raise UserError(f"{url}: is missing, though it has a record: {_MEND}")
+            raise UserError(f"{url}: is missing, though it has a record: {_mend(self.url)}")
         if len(content) != record.bytes:
-            raise UserError(f"{url}: is {len(content)} bytes long, its record says {record.bytes}: {_MEND}")
+            raise UserError(f"{url}: is {len(content)} bytes long, its record says {record.bytes}: {_mend(self.url)}")
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise UserError(f"{url}: is damaged (its SHA-256 is not its record's): {_MEND}")
+            raise UserError(
+                f"{url}: is damaged, or another dataset's (its SHA-256 is not its record's): {_mend(self.url)}"
+            )
         return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
 
 
-# with a manifest, the stage would take the dataset for complete and write nothing
-_MEND = "delete the shard, its .json and the dataset's manifest.json, and run the stage again"
+def _mend(url: str) -> str:
+    # with a manifest, the stage would take the dataset for complete and write nothing
+    return (
+        f"`alm repair {url}` writes it again; by hand: delete the shard, its .json and the dataset's manifest.json, "
+        "and run the stage again"
+    )
 
 
 def read_aligned(
@@ -269,7 +293,7 @@ def parse_stored(model: type[Model], url: str, content: bytes) -> Model:
         plain = json.loads(content)
         version = plain.get("format_version", FORMAT_VERSION) if isinstance(plain, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:  # its fields may be others, too
-            raise UserError(
+            raise OtherFormatError(
                 f"{url}: written in format {version}, this program reads {FORMAT_VERSION}: "
                 "use the version that wrote it, or run the stage again under another root"
             )
@@ -278,7 +302,10 @@ def parse_stored(model: type[Model], url: str, content: bytes) -> Model:
         problem = error.errors()[0]["msg"]
     except ValueError as error:
         problem = str(error)
-    raise UserError(f"{url}: is damaged ({problem}): delete it and the folder's manifest.json, and run the stage again")
+    raise UserError(
+        f"{url}: is damaged ({problem}): `alm repair {url.rsplit('/', 1)[0]}` mends it; by hand: delete it and the "
+        "folder's manifest.json, and run the stage again"
+    )
 
 
 def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -288,17 +315,11 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def list_datasets(root: str) -> list[tuple[Kind, str, Manifest | None]]:
-    """What is stored under a root: kind, folder's URL and manifest (None while it is not complete)."""
-    folders = [(kind, name) for kind in Kind for name in list_folders(join_url(root, kind))]
-    return [(kind, url, load_manifest(url)) for kind, name in folders for url in [join_url(root, kind, name)]]
-
-
 def open_dataset(url: str) -> Dataset:
     """A complete dataset by its folder's URL. Raises UserError when it is none, or not the one its name says."""
     manifest = load_manifest(url)
     if manifest is None:
-        raise UserError(f"{url}: no complete dataset (it has no manifest.json); `alm describe ROOT` lists them")
+        raise UserError(f"{url}: no complete dataset (it has no manifest.json); `alm list ROOT` lists them")
     folder = absolute_url(url)
     dataset = Dataset(folder.rsplit("/", 2)[0], manifest.kind, manifest.name.rpartition("-")[0], manifest.identity)
     if dataset.name != manifest.name or dataset.url != folder:

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Commands show the message alone, without a traceback; anything else that escapes is a bug.
     """
+
+
+class OtherFormatError(UserError):
+    """Whole, but written by another version of this program: nothing to repair."""

@@ -4,15 +4,16 @@ On a local root the working folder is the stored one. On an object store it is i
 uploaded when published, the manifest last.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
@@ -43,8 +44,12 @@ class FolderManifest(Stored):
     identity: dict[str, Any]
     files: dict[str, str]
     """SHA-256 by name"""
+    sizes: dict[str, int] = Field(default_factory=dict)
+    """in bytes, by name"""
     results: dict[str, Any]
     """what was measured: held-out bits per byte, counts, ..."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """what decides no byte: the run's whole configuration, versions of packages, commit"""
 
     @field_validator("files")
     @classmethod
@@ -63,6 +68,7 @@ class StoredFolder:
     kind: str
     label: str
     identity: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -76,9 +82,7 @@ class StoredFolder:
     @property
     def path(self) -> Path:
         """Where this machine works on it."""
-        fs, path = open_filesystem(self.url)
-        # one folder a root: runs into two roots at once must not work on the same files
-        return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": self.root}) / self.kind / self.name
+        return working_folder(self.root, self.kind, self.name)
 
     @property
     def _is_local(self) -> bool:
@@ -87,10 +91,10 @@ class StoredFolder:
     def manifest(self) -> FolderManifest | None:
         """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
         manifest = load_folder_manifest(self.url)
-        if manifest and manifest.name != self.name:
+        if manifest and (manifest.name, manifest.identity) != (self.name, json.loads(json.dumps(dict(self.identity)))):
             raise UserError(
-                f"{self.url}/manifest.json: belongs to {manifest.name}: don't move folders; "
-                "delete it and run the stage again"
+                f"{self.url}/manifest.json: belongs to {manifest.name}, or was edited: don't move or edit folders; "
+                f"`alm delete {self.url}` and run the stage again"
             )
         return manifest
 
@@ -112,7 +116,7 @@ class StoredFolder:
             if not self._holds(name, sha256) and not self._downloads(name, sha256):
                 raise UserError(
                     f"{join_url(self.url, name)}: is missing, or not the file that was published: "
-                    "delete the folder's manifest.json and run the stage again"
+                    f"`alm repair {self.url}` makes it again; by hand: delete its manifest.json and run the stage again"
                 )
         return self.path
 
@@ -177,7 +181,9 @@ class StoredFolder:
             name=self.name,
             identity=dict(self.identity),
             files={file.name: hash_file(file) for file in files},
+            sizes={file.name: file.stat().st_size for file in files},
             results=dict(results),
+            provenance=dict(self.provenance),
         )
         for file in files:
             self.upload(file.name)
@@ -190,17 +196,33 @@ class StoredFolder:
         remove(str(self.path / name))
 
 
+def working_folder(root: str, kind: str, name: str) -> Path:
+    """Where this machine works on a stored folder: in place on a disk, else in its cache."""
+    fs, path = open_filesystem(join_url(root, kind, name))
+    # one folder a root: runs into two roots at once must not work on the same files
+    return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": root}) / kind / name
+
+
+def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collection[str]) -> bool:
+    """Put these files of a published folder into the store once more, from this machine's copy.
+
+    False, and nothing is done, where there is no such copy, or its files are not those that were published.
+    """
+    copy = working_folder(root, kind, manifest.name)
+    url = join_url(root, kind, manifest.name)
+    whole = all((copy / name).is_file() and hash_file(copy / name) == manifest.files[name] for name in names)
+    if is_local(open_filesystem(url)[0]) or not whole:
+        return False
+    for name in names:
+        upload(copy / name, join_url(url, name))
+    return True
+
+
 def load_folder_manifest(url: str) -> FolderManifest | None:
     """The manifest of the folder at a URL, or None when it is not complete. Raises UserError when it is damaged."""
     manifest = join_url(url, "manifest.json")
     content = read_bytes(manifest)
     return None if content is None else parse_stored(FolderManifest, manifest, content)
-
-
-def list_stored_folders(root: str) -> list[tuple[str, str, FolderManifest | None]]:
-    """The tokenizers and students under a root: kind, URL and manifest (None while it is not complete)."""
-    urls = [(kind, join_url(root, kind, name)) for kind in FOLDER_KINDS for name in list_folders(join_url(root, kind))]
-    return [(kind, url, load_folder_manifest(url)) for kind, url in urls]
 
 
 def _is_content(name: str) -> bool:

@@ -8,6 +8,11 @@ from typing import Any
 
 from storage.errors import UserError
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""what a tokenizer is known by"""
+MODEL_FILES = ("config.json", "*.safetensors")
+"""what a model is known by"""
+
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """16 hex digits of the SHA-256 of the identity's canonical JSON."""
@@ -29,5 +34,10 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     if not files:
         raise UserError(f"{folder}: holds none of {', '.join(patterns)}")
-    lines = [f"{file.relative_to(folder).as_posix()} {hash_file(file)}" for file in files]
+    return combine_hashes({file.relative_to(folder).as_posix(): hash_file(file) for file in files})
+
+
+def combine_hashes(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over the names and SHA-256s of files, in hex."""
+    lines = [f"{name} {hashes[name]}" for name in sorted(hashes)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -6,11 +6,14 @@ another try, after those that were made here.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -253,11 +256,102 @@ def _list(url: str) -> dict[str, str]:
 
 def file_sizes(url: str) -> dict[str, int]:
     """The sizes in bytes of all files below a folder, by their path from it; none where the folder is not there."""
+    return {name: info.bytes for name, info in list_files(url).items()}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a listing says of a file."""
+
+    bytes: int
+    modified: float | None
+    """seconds since 1970; None where the driver does not say"""
+
+
+def list_files(url: str) -> dict[str, FileInfo]:
+    """All files below a folder, by their path from it, in one listing; none where the folder is not there."""
     fs, path = open_filesystem(url)
     with _naming(url, "listed"):
         found = fs.find(path, detail=True).items()
     # a file is found as itself, and so is an empty folder that an object store goes on listing
-    return {place.removeprefix(f"{path}/"): info["size"] for place, info in found if place != path}
+    return {
+        place.removeprefix(f"{path}/"): FileInfo(info["size"], _modified(info))
+        for place, info in found
+        if place != path
+    }
+
+
+# disk and Google; S3; Azure; memory
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "created")
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    time = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
+    if isinstance(time, datetime):
+        return time.timestamp()
+    return float(time) if isinstance(time, int | float) else None
+
+
+def hash_url(url: str) -> str | None:
+    """SHA-256 of a file's content, of any size, in hex; None where nothing is there."""
+    fs, path = open_filesystem(url)
+    with _naming(url, "read"):
+        try:
+            with fs.open(path, "rb", **({} if is_local(fs) else {"block_size": 16 * 2**20})) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that was sent to S3 in parts and never finished: in no listing, but paid for."""
+
+    url: str
+    id: str
+    bytes: int
+    modified: float | None
+
+
+def interrupted_uploads(url: str) -> list[Upload]:
+    """The unfinished uploads of files below a folder, on S3; elsewhere there are none."""
+    fs, path = open_filesystem(url)
+    if not hasattr(fs, "call_s3"):
+        return []
+    bucket, prefix, _ = fs.split_path(path)
+    with _naming(url, "listed"):
+        found = list(_uploads(fs, bucket, f"{prefix}/" if prefix else ""))
+        return [
+            Upload(
+                f"{_protocol(url)}://{bucket}/{upload['Key']}",
+                upload["UploadId"],
+                _uploaded(fs, bucket, upload),
+                _modified({"created": upload.get("Initiated")}),
+            )
+            for upload in found
+        ]
+
+
+def _uploads(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    page: dict[str, Any] = {"IsTruncated": True}
+    while page.get("IsTruncated"):
+        after = {key: page[f"Next{key}"] for key in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{key}")}
+        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after)
+        yield from page.get("Uploads", [])
+
+
+def _uploaded(fs: Any, bucket: str, upload: Mapping[str, Any]) -> int:
+    # of the first thousand parts: it is for a person to read
+    parts = fs.call_s3("list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return sum(part["Size"] for part in parts.get("Parts", []))
+
+
+def abort_upload(upload: Upload) -> None:
+    """Let the store forget the parts of an unfinished upload."""
+    fs, path = open_filesystem(upload.url)
+    bucket, key, _ = fs.split_path(path)
+    with _naming(upload.url, "removed"):
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)
 
 
 @contextmanager

@@ -47,11 +47,13 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
     [
         (["show", "nonsense"], "no such recipe; there are transfer, maths"),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
-        (["describe", "nothing-here"], "holds no datasets"),
+        (["list", "nothing-here"], "holds no datasets"),
+        (["describe", "nothing-here"], "`alm list ROOT` says what there is"),
         (["inspect", "nothing-here"], "no complete dataset"),
         (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
         (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
         (["describe", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
+        (["list", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], message: str) -> None:
@@ -78,16 +80,16 @@ def test_values_of_settings(text: str, value: object) -> None:
 def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.shard()
-    assert "80 examples" in command("describe", str(tmp_path)).stdout
+    assert "80 examples" in command("list", str(tmp_path)).stdout
     for side in ("teacher", "student"):
         pipeline.tokenize(side)  # type: ignore[arg-type]
     pipeline.align()
-    listing = command("describe", str(tmp_path)).stdout
+    listing = command("list", str(tmp_path)).stdout
     assert "alignments" in listing
     described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
     assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
     pipeline.run()
-    assert "student_after" in command("describe", str(tmp_path)).stdout
+    assert "student_after" in command("list", str(tmp_path)).stdout
     student = yaml.safe_load(command("describe", pipeline.student.url).stdout)
     assert "model.safetensors" in student["files"]
     shown = command("inspect", pipeline.alignments.url, "--chunks", "5")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.columns import list_rows
-from storage.dataset import Dataset, list_datasets, open_dataset, read_aligned
+from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
 from storage.urls import list_names, overwrite, read_bytes, remove
@@ -62,6 +63,9 @@ MANIFEST = """{
  },
  "kind": "teacher_scores",
  "name": "sample-4d28cab317982494",
+ "provenance": {
+  "commit": "c0ffee"
+ },
  "rows": 3,
  "shards": [
   {
@@ -81,7 +85,7 @@ MANIFEST = """{
 
 
 def test_the_files_of_a_dataset(root: str) -> None:
-    scores = dataset(root, corpus="é😀")
+    scores = replace(dataset(root, corpus="é😀"), provenance={"commit": "c0ffee"})
     write(scores)
     shard = read_bytes(scores.shard_url(0)) or b""
     # the shard's bytes depend on the version of Arrow, which signs them
@@ -299,8 +303,30 @@ def test_a_damaged_shard_is_refused(root: str, damage: Any, message: str) -> Non
     scores = dataset(root)
     write(scores)
     overwrite(scores.shard_url(0), damage(read_bytes(scores.shard_url(0))))
-    with pytest.raises(UserError, match=rf"shard-00000\.parquet: .*{message}.*delete the shard, its \.json and"):
+    with pytest.raises(
+        UserError, match=rf"shard-00000\.parquet: .*{message}.*`alm repair {scores.url}` writes it again"
+    ):
         scores.read_shard(0)
+
+
+def test_a_shard_swapped_with_its_record_is_refused(root: str) -> None:
+    """Another teacher's scores of the same examples: same ids, same size, a record that fits."""
+    scores, other = dataset(root), dataset(root, teacher="other")
+    write(scores)
+    other.write_shard(0, columns(other.kind) | {"logprobs": [[NAN, -2.5], [NAN], []]}, {"tokens": 3})
+    other.finish(1)
+    for name in ("shard-00000.parquet", "shard-00000.json"):
+        overwrite(_file(scores, name), read_bytes(_file(other, name)) or b"")
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is .*`alm repair"):
+        scores.read_shard(0)
+
+
+def test_a_shard_beyond_the_manifest_is_refused(root: str) -> None:
+    scores = dataset(root)
+    write(scores, 1)
+    scores.write_shard(1, columns(scores.kind), {})
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not of this dataset, which has 1 shards"):
+        scores.read_shard(1)
 
 
 def test_every_single_bit_counts(tmp_path: Path) -> None:
@@ -317,7 +343,7 @@ def test_a_missing_shard_is_named(root: str) -> None:
     scores = dataset(root)
     write(scores)
     remove(scores.shard_url(0))
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: delete"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: `alm repair"):
         scores.read_shard(0)
 
 
@@ -337,7 +363,7 @@ def test_a_damaged_record_or_manifest_is_named(root: str, name: str, content: by
     scores = dataset(root)
     write(scores)
     overwrite(_file(scores, name), content)
-    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): delete it"):
+    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` mends it"):
         scores.record(0) if name.startswith("shard") else scores.manifest()
 
 
@@ -412,21 +438,26 @@ def test_an_edited_dataset_is_refused(root: str) -> None:
             read()
 
 
+def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
+    written = dataset(root)
+    told = replace(written, provenance={"commit": "c0ffee"})
+    assert (told, told.name) == (written, written.name)
+    write(told)
+    assert written.complete_manifest().provenance == {"commit": "c0ffee"}
+
+
+def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
+    written = dataset(root)
+    whole = write(written)
+    manifest = json.loads(_text(written, "manifest.json"))
+    del manifest["provenance"]
+    overwrite(_file(written, "manifest.json"), json.dumps(manifest).encode())
+    assert written.manifest() == whole
+
+
 def test_kind_label_and_identity_name_a_dataset() -> None:
     kinds = {dataset("r", kind).fingerprint for kind in Kind}
     assert len(kinds) == len(Kind)
     # an identity's own keys cannot stand in for the kind or format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
     assert posing.fingerprint != Dataset("r", Kind.EXAMPLES, "sample", {}).fingerprint
-
-
-def test_complete_and_incomplete_datasets_are_listed(root: str) -> None:
-    whole, begun = dataset(root), dataset(root, Kind.EXAMPLES)
-    manifest = write(whole)
-    begun.write_shard(0, columns(begun.kind), {})
-    overwrite(f"{root}/examples/notes.txt", b"a stray file")
-    assert list_datasets(root) == [(Kind.EXAMPLES, begun.url, None), (Kind.TEACHER_SCORES, whole.url, manifest)]
-
-
-def test_nothing_is_listed_where_nothing_is(root: str) -> None:
-    assert list_datasets(root) == []

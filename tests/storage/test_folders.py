@@ -26,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def _folder(root: str, **identity: Any) -> StoredFolder:
-    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity})
+    return StoredFolder(root, "students", "tiny", {"stage_version": 1, **identity}, provenance={"commit": "c0ffee"})
 
 
 def _write(folder: StoredFolder, files: Mapping[str, str]) -> None:
@@ -59,8 +59,15 @@ MANIFEST = """{
   "stage_version": 1
  },
  "name": "tiny-518422f5b1ab44d6",
+ "provenance": {
+  "commit": "c0ffee"
+ },
  "results": {
   "bits_per_byte": 1.5
+ },
+ "sizes": {
+  "config.json": 2,
+  "model.bin": 7
  }
 }
 """
@@ -148,7 +155,7 @@ def test_another_file_than_was_published_is_refused(
     folder = _published(root)
     change(join_url(folder.url, "model.bin"))
     machine("other")
-    with pytest.raises(UserError, match=r"model\.bin: is missing, or not the file that was published: delete"):
+    with pytest.raises(UserError, match=r"model\.bin: is missing, or not the file that was published: `alm repair"):
         folder.fetch()
 
 
@@ -175,8 +182,16 @@ def test_a_damaged_manifest_is_named(root: str, content: bytes, message: str) ->
 def test_a_moved_folder_is_refused(root: str) -> None:
     folder, other = _published(root), _folder(root, more=1)
     overwrite(f"{other.url}/manifest.json", read_bytes(f"{folder.url}/manifest.json") or b"")
-    with pytest.raises(UserError, match=rf"belongs to {folder.name}: don't move"):
+    with pytest.raises(UserError, match=rf"belongs to {folder.name}, or was edited: don't move"):
         other.manifest()
+
+
+def test_an_edited_folder_is_refused(root: str) -> None:
+    folder = _published(root)
+    manifest = json.loads(read_bytes(f"{folder.url}/manifest.json") or b"")
+    overwrite(f"{folder.url}/manifest.json", json.dumps(manifest | {"identity": {"stage_version": 2}}).encode())
+    with pytest.raises(UserError, match="or was edited"):
+        folder.manifest()
 
 
 def _checkpoint(step: int, content: str = "x") -> dict[str, str]:

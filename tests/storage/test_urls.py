@@ -1,8 +1,11 @@
 """Publishing is all or nothing, and what the user can mend names the URL."""
 
 import errno
+import hashlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from storage.urls import (
     absolute_url,
     download,
     file_sizes,
+    hash_url,
     is_local,
     join_url,
+    list_files,
     list_folders,
     list_names,
     open_filesystem,
@@ -103,6 +108,37 @@ def test_names_are_sorted_and_direct(root: str) -> None:
     assert list_names(root) == list_names(root + "/") == [".hidden", "a", "b", "folder"]
     assert list_folders(root) == ["folder"]
     assert file_sizes(root) == {".hidden": 2, "a": 2, "b": 2, "folder/c": 2}
+
+
+def test_a_listing_tells_sizes_and_times(root: str) -> None:
+    before = time.time()
+    publish(join_url(root, "folder/c"), b"12")
+    listed = list_files(root)
+    assert {name: info.bytes for name, info in listed.items()} == {"folder/c": 2}
+    # a disk's clock ticks coarser than the processor's
+    assert all(info.modified and before - 1 <= info.modified <= time.time() + 1 for info in listed.values())
+
+
+@pytest.mark.parametrize(
+    ("info", "modified"),
+    [
+        ({"mtime": 5.5, "created": 9.0}, 5.5),
+        ({"mtime": 0.0, "created": 9.0}, 0.0),
+        ({"LastModified": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
+        ({"last_modified": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
+        ({"mtime": datetime(1970, 1, 2, tzinfo=UTC)}, 86400.0),
+        ({"size": 3}, None),
+    ],
+)
+def test_each_driver_tells_times_in_its_way(info: dict[str, Any], modified: float | None) -> None:
+    assert urls._modified(info) == modified
+
+
+def test_a_files_hash(root: str) -> None:
+    url = join_url(root, "file")
+    publish(url, b"abc" * 1_000_000)
+    assert hash_url(url) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+    assert hash_url(join_url(root, "none")) is None
 
 
 def test_a_file_holds_no_names(root: str) -> None:
