@@ -190,6 +190,10 @@ class StoredFolder:
         url = join_url(self.url, "manifest.json")
         return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
+    def has(self, name: str) -> bool:
+        """Whether the store holds a file below the folder `name`."""
+        return bool(file_sizes(join_url(self.url, name)))
+
     def remove(self, name: str) -> None:
         """Remove a file or folder, in the store and here; nothing to do where it is not there."""
         remove(join_url(self.url, name))

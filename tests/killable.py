@@ -49,7 +49,7 @@ class Mother:
         at_event: int | None = None,
         after_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Killed before its n-th writing, or after so many seconds, or not at all.
+        """Killed at its n-th writing, or after so many seconds, or not at all.
 
         Returns `killed`, the `events` it had, the last `event` and the `seconds` that it took.
         """
@@ -76,15 +76,16 @@ class Mother:
 
 
 class _Events:
-    """Counts what is written on this machine's disk and by requests; kills the process before the n-th."""
+    """Counts what is written on this machine's disk and by requests; kills the process at the n-th."""
 
     def __init__(self, folders: Sequence[str], fatal: int | None, report: Callable[[str, int], None]) -> None:
         self._folders, self._fatal, self._report = folders, fatal, report
         self.count = 0
 
-    def happens(self, what: str) -> None:
+    def happens(self, what: str, last_act: Callable[[], object] = lambda: None) -> None:
         self.count += 1
         if self.count == self._fatal:
+            last_act()
             self._report(what, self.count)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -109,7 +110,8 @@ class _Events:
         if writes and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  (a Path here would be audited in turn)
             if path.startswith(tuple(self._folders)):
-                self.happens(f"{event} {path}")
+                # a file that is opened is there, and empty, when the kill comes
+                self.happens(f"{event} {path}", lambda: event == "open" and os.open(path, arguments[2], 0o666))
 
 
 def _child(config: Any, order: dict[str, Any], pipe: int) -> None:

@@ -64,10 +64,13 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
 
     Where another process is at it, its result is waited for.
     """
-    if manifest := student.manifest():
+    if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
         return manifest
     with student.held() as lease:
-        return student.manifest() or _distil(datasets, config, tokenizer, student, lease)
+        if manifest := student.manifest():
+            student.remove(CHECKPOINTS)  # a kill came between the manifest and this
+            return manifest
+        return _distil(datasets, config, tokenizer, student, lease)
 
 
 def _distil(

@@ -232,3 +232,13 @@ def test_train_student_reports_every_step(config: AlmConfig, tmp_path: Path) -> 
     )
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "kl", "alm", "sft", "chunks", "tokens", "learning_rate"} <= set(log[0])
+
+
+def test_checkpoints_that_a_kill_left_beside_the_manifest_go(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    manifest = pipeline.run()
+    left = Path(pipeline.student.url) / "checkpoints" / "checkpoint-6" / "model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    assert Pipeline(config, str(tmp_path)).distil() == manifest
+    assert not pipeline.student.has("checkpoints")
