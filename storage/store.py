@@ -17,7 +17,16 @@ from storage.errors import OtherFormatError, UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, load_folder_manifest
 from storage.identity import MODEL_FILES, TOKENIZER_FILES, combine_hashes
 from storage.schemas import Kind
-from storage.urls import FileInfo, absolute_url, join_url, list_files, list_folders, read_bytes
+from storage.urls import (
+    FileInfo,
+    absolute_url,
+    is_local,
+    join_url,
+    list_files,
+    list_folders,
+    open_filesystem,
+    read_bytes,
+)
 
 KINDS = ("examples", "tokenizers", "tokens", "alignments", "teacher_scores", "students")
 """the folders under a root, each after those that it is made from"""
@@ -199,8 +208,11 @@ def _entries(root: str, kind: str) -> Iterator[Entry]:
         name, _, file = path.partition("/")
         if name in files:
             files[name][file] = info
+    # some object stores go on listing a folder whose files were removed
+    on_disk = is_local(open_filesystem(root)[0])
     for name in names:
-        yield _entry(root, kind, name, files[name])
+        if files[name] or on_disk:
+            yield _entry(root, kind, name, files[name])
 
 
 def open_entry(url: str) -> Entry:
