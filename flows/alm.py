@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.overrides import OVERRIDES, override
 from alm_pipeline.recipes import recipe as find_recipe
+from flows.storage_block import storage_root
 from storage.errors import UserError
 
 Returned = TypeVar("Returned")
@@ -44,7 +45,7 @@ def _pipeline(config: AlmConfig, storage: str) -> Any:
     # torch and transformers are imported by the tasks that run, not by whoever deploys or looks at the flow
     from alm_pipeline.pipeline import Pipeline
 
-    return Pipeline(config, storage)
+    return Pipeline(config, storage_root(storage))
 
 
 def _timed(stage: Callable[[], object]) -> float:
@@ -141,7 +142,8 @@ def alm(
     Args:
         recipe: A complete configuration by name (transfer, maths), for when `config` is not given.
         config: A complete configuration.
-        storage: Where datasets and students go: a folder or any fsspec URL (s3://bucket/prefix).
+        storage: Where datasets and students go: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME, a
+            Prefect block RemoteFileSystem, which holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the student.
         corpus: URL of Parquet, JSONL or text files, taken whole, instead of the configuration's corpus.
         teacher: A folder, a hub name, or demo:NAME.

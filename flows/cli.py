@@ -53,7 +53,9 @@ Setting = Annotated[
 def run(
     context: typer.Context,
     recipe: Recipe = "transfer",
-    storage: Annotated[str, typer.Option(help="a folder or any fsspec URL (s3://bucket/prefix)")] = "alm-data",
+    storage: Annotated[
+        str, typer.Option(help="a folder, any fsspec URL (s3://bucket/prefix), or block:NAME")
+    ] = "alm-data",
     until: Annotated[Until, typer.Option(help="scores: stop once the caches are complete")] = Until.STUDENT,
     corpus: Annotated[str | None, typer.Option(help="URL of files (Parquet, JSONL, text), taken whole")] = None,
     teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
@@ -119,8 +121,9 @@ def _value(text: str) -> Any:
 
 def _forget_student(config: Any, storage: str) -> None:
     from alm_pipeline.pipeline import Pipeline
+    from flows.storage_block import storage_root
 
-    student = Pipeline(config, storage).student
+    student = Pipeline(config, storage_root(storage)).student
     if student.manifest():
         student.remove("manifest.json")
 

@@ -68,6 +68,11 @@ def _protocol(url: str) -> str:
     return match[1] if match else "file"
 
 
+def configure(url: str, settings: Mapping[str, Any]) -> None:
+    """Let this process open URLs of the same protocol with these settings of its driver: endpoint, credentials, …"""
+    fsspec.config.conf.setdefault(_protocol(url), {}).update(settings)
+
+
 _S3 = ("s3", "s3a")
 _S3_CONFIG = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 5}}
 _S3_ROUNDS = 3

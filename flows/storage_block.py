@@ -1,0 +1,32 @@
+"""A storage root whose credentials are in a Prefect block: `block:NAME`, or `block:NAME/prefix` below its base path.
+
+The block is a `RemoteFileSystem`; its settings go to fsspec, in every process that works on the root, and neither into
+a parameter nor into a manifest.
+"""
+
+from prefect.filesystems import RemoteFileSystem
+
+from storage.errors import UserError
+from storage.urls import configure, join_url
+
+_PREFIX = "block:"
+
+
+def storage_root(storage: str) -> str:
+    """The URL that a flow's `storage` stands for: itself, or a block's base path, once its settings are in use.
+
+    Raises UserError where there is no such block.
+    """
+    if not storage.startswith(_PREFIX):
+        return storage
+    name, _, prefix = storage.removeprefix(_PREFIX).partition("/")
+    try:
+        block = RemoteFileSystem.load(name)
+    except ValueError as error:
+        raise UserError(
+            f"{storage}: there is no block remote-file-system/{name}: make it in Prefect's UI, or in Python by "
+            f"RemoteFileSystem(basepath=…, settings=…).save({name!r})"
+        ) from error
+    assert isinstance(block, RemoteFileSystem)
+    configure(block.basepath, block.settings)
+    return join_url(block.basepath, prefix) if prefix else block.basepath.rstrip("/")
