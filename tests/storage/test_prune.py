@@ -14,6 +14,7 @@ from storage.folders import StoredFolder
 from storage.prune import Waste, Wasted, blockers, delete, discard, find_waste
 from storage.store import Store
 from storage.urls import file_sizes, interrupted_uploads, list_names, overwrite, remove
+from tests.storage.s3_server import BUCKET, S3Server, client
 from tests.storage.stores import key, small_store
 
 EVER, NEVER = 1e12, 0.0
@@ -210,3 +211,14 @@ def test_interrupted_uploads_are_found_and_aborted(monkeypatch: pytest.MonkeyPat
 
 def test_a_disk_and_memory_have_no_interrupted_uploads(root: str) -> None:
     assert interrupted_uploads(root) == []
+
+
+def test_a_real_servers_interrupted_upload_is_found_and_aborted(s3_server: S3Server, s3_root: str) -> None:
+    made, s3 = small_store(s3_root), client(s3_server.endpoint)
+    target = {"Bucket": BUCKET, "Key": f"{made['scores'].url}/shard-00009.parquet".removeprefix(f"s3://{BUCKET}/")}
+    upload = s3.create_multipart_upload(**target)["UploadId"]
+    s3.upload_part(**target, UploadId=upload, PartNumber=1, Body=bytes(1000))
+    (found,) = [item for item in find_waste(Store.open(s3_root), EVER) if item.waste is Waste.TEMPORARY]
+    assert (found.url, found.bytes) == (f"{made['scores'].url}/shard-00009.parquet", 1000)
+    discard(found)
+    assert interrupted_uploads(s3_root) == []
