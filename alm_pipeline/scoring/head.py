@@ -147,14 +147,16 @@ def _logprobs(
         shrink_N = (before_N - highest_N).exp()
         is_boundary_P = torch.zeros_like(weights_NP[0]).index_fill_(0, _within(boundary_ids_K, rows), 1.0)
         total_N = total_N * shrink_N + weights_NP.sum(-1)
-        boundary_N = boundary_N * shrink_N + torch.mv(weights_NP, is_boundary_P)
+        # no matrix product: where those round to bfloat16, a sum of all but everything came out above everything
+        boundary_N = boundary_N * shrink_N + weights_NP.mul_(is_boundary_P).sum(-1)
     assert highest_N is not None
     total_N, boundary_N = highest_N + total_N.log(), boundary_N.log() - total_N.log()
     # where every boundary token's weight is too small for float32 beside the highest, sum them among themselves
     lost = boundary_N < _LEAST_LOG
     if lost.any():
         boundary_N[lost] = _boundary_alone(hidden_NH[lost], head, boundary_ids_K) - total_N[lost]
-    return target_N - total_N, boundary_N, total_N
+    # their sums are rounded in other orders, and the objective has no logarithm of a chance above one
+    return (target_N - total_N).clamp_(max=0), boundary_N.clamp_(max=0), total_N
 
 
 def _boundary_alone(hidden_NH: Tensor, head: Head, boundary_ids_K: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 BATCH_TOKENS = 4096
 Floats = npt.NDArray[np.float32]
 Scores = tuple[Floats, Floats]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from alm_pipeline.models import matmul_precision
 from alm_pipeline.scoring import head as head_module
 from alm_pipeline.scoring.head import Head, output_head, token_and_boundary_logprobs
 from storage.errors import UserError
@@ -108,3 +109,19 @@ def test_a_head_that_is_not_linear_is_refused() -> None:
     model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
     with pytest.raises(UserError, match="no linear layer"):
         output_head(model)
+
+
+def test_what_is_boundary_and_what_is_not_make_one() -> None:
+    """Also where matrix products round to bfloat16; nothing is likelier than certain."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(rows, 64, generator=generator) for rows in (200, 5000))
+    targets, ids = torch.zeros(200, dtype=torch.int64), torch.arange(5000)
+    head = Head(weight / 4, None, 1.0, None)
+    with matmul_precision("medium"):
+        chances = [
+            token_and_boundary_logprobs(hidden, targets, head, part)[1]
+            for part in (ids, ids[:-1], ids[:2000], ids[2000:])
+        ]
+    assert all((part <= 0).all() for part in chances)
+    torch.testing.assert_close(chances[0], torch.zeros(200), rtol=0, atol=1e-6)
+    torch.testing.assert_close(chances[2].exp() + chances[3].exp(), torch.ones(200), rtol=0, atol=1e-6)
