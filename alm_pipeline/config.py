@@ -99,7 +99,7 @@ class ScoreConfig(Frozen):
         ge=4,
         le=23,
         description="scores are float32 rounded to so many bits, so that they compress: 15 take 5.0 bytes a token and "
-        "move the ALM loss by under 1e-6 of it, 10 (float16's) 3.9 bytes and as little, 7 (bfloat16's) 2.9 bytes and up "
+        "move the ALM loss by under 1e-6 of it, 10 (float16's) 3.9 bytes and as little, 7 (bfloat16's) 2.9 and up "
         "to 2e-5; 23 rounds nothing and takes 6.6",
     )
 
