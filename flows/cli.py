@@ -12,9 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.cli_store import store
-from flows.console import err as _err
-from flows.console import out as _out
-from flows.console import user_errors as _user_errors
+from flows.console import err, out, user_errors
 from storage.errors import UserError
 
 app = typer.Typer(
@@ -80,16 +78,16 @@ def run(
     from alm_pipeline.report import Summary, summary_table
     from flows.alm import alm
 
-    with _user_errors():
+    with user_errors():
         chosen = {**context.params, "settings": _settings(settings)}
         config = override(_configuration(recipe), **{name: chosen[name] for name in OVERRIDES})
         if again:
             _forget_student(config, storage)
         _log_lines()
-        with progress_bars(_err):
+        with progress_bars(err):
             result = alm(config=config, storage=storage, until=until.value)
         seconds = result.pop("seconds")
-        _out.print(summary_table(Summary.model_validate(result), seconds))
+        out.print(summary_table(Summary.model_validate(result), seconds))
 
 
 def _configuration(name: str) -> Any:
@@ -122,17 +120,18 @@ def _value(text: str) -> Any:
 def _forget_student(config: Any, storage: str) -> None:
     from alm_pipeline.pipeline import Pipeline
     from flows.storage_block import storage_root
+    from storage.schemas import MANIFEST
 
     student = Pipeline(config, storage_root(storage)).student
     if student.manifest():
-        student.remove("manifest.json")
+        student.remove(MANIFEST)
 
 
 def _log_lines() -> None:
     """Stages say what they do on stderr; on a terminal their bars do, and only warnings are lines."""
     logger = logging.getLogger("alm_pipeline")
     logger.propagate = False
-    logger.setLevel("WARNING" if _err.is_terminal else "INFO")
+    logger.setLevel("WARNING" if err.is_terminal else "INFO")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
@@ -141,7 +140,7 @@ def _log_lines() -> None:
 @app.command()
 def show(recipe: Recipe = "transfer") -> None:
     """Print a recipe as YAML: a complete configuration to edit and run."""
-    with _user_errors():
+    with user_errors():
         print(
             yaml.safe_dump(_configuration(recipe).model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
         )
@@ -153,7 +152,7 @@ def describe(url: Annotated[str, typer.Argument(help="one dataset's or student's
     from storage.dataset import load_manifest
     from storage.folders import FOLDER_KINDS, load_folder_manifest
 
-    with _user_errors():
+    with user_errors():
         is_folder = PurePosixPath(url).parent.name in FOLDER_KINDS
         manifest = load_folder_manifest(url) if is_folder else load_manifest(url)
         if manifest is None:
@@ -176,9 +175,9 @@ def byte_level(
     """Make a tokenizer of single bytes: 256 of them, with the source's special tokens and chat template."""
     from alm_pipeline.transfer.byte_level import write_byte_level
 
-    with _user_errors():
+    with user_errors():
         tokenizer = write_byte_level(source, folder)
-        _out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them control tokens", markup=False)
+        out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them control tokens", markup=False)
 
 
 @app.command()
@@ -194,7 +193,7 @@ def inspect(
 
     Or, with --summary, what the chunks of the whole dataset are like; or, with --picture, draw the example.
     """
-    with _user_errors():
+    with user_errors():
         if summary:
             _print_summary(url)
         if picture:
@@ -216,8 +215,8 @@ def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> Non
         sides = [" ".join(map(repr, row[side])) for side in ("teacher", "student")]
         texts = [escape(text) for text in (repr(row["text"]), *sides)]
         table.add_row(f"{row['start']}-{row['end']}", *texts, row["kind"])
-    _out.print(table)
-    _out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
+    out.print(table)
+    out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
 
 
 def _print_summary(url: str) -> None:
@@ -228,7 +227,7 @@ def _print_summary(url: str) -> None:
         table = Table(*header, title=title, title_justify="left")
         for row in rows:
             table.add_row(*map(escape, row))
-        _out.print(table)
+        out.print(table)
 
 
 def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks: int) -> None:
@@ -249,4 +248,4 @@ def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks
         file.write_bytes(content)
     except OSError as error:
         raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
-    _out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)
+    out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)

@@ -75,6 +75,16 @@ def _chosen(url: str) -> tuple["Store", list[str]]:
     return found, [f"{kind}/{name}"]
 
 
+def _chosen_one(url: str) -> tuple["Store", str]:
+    """A root stands for all that is in it, which lineage and deletion are not for."""
+    from storage.store import is_root
+
+    if is_root(url):
+        raise UserError(f"{url}: is no dataset's folder; `alm list {url}` names them, `alm prune` tells what can go")
+    found, keys = _chosen(url)
+    return found, keys[0]
+
+
 @store.command()
 def verify(url: Place = "alm-data", checksums: Checksums = False) -> None:
     """Check that what is stored is what was written. Exits with 1 where something is wrong.
@@ -145,12 +155,8 @@ def repair(
 def lineage(url: One) -> None:
     """Print what a student or dataset was made from, down to the corpus, as a tree."""
     with user_errors():
-        from storage.store import is_root
-
-        if is_root(url):
-            raise UserError(f"{url}: is no dataset's folder; `alm list {url}` names them")
-        found, keys = _chosen(url)
-    out.print(_tree(found.lineage(keys[0])), highlight=False)
+        found, key = _chosen_one(url)
+    out.print(_tree(found.lineage(key)), highlight=False)
 
 
 def _tree(node: "Node", above: str = "", parent: Tree | None = None) -> Tree:
@@ -237,12 +243,6 @@ def delete(
     from storage.prune import delete as delete_one
 
     with user_errors():
-        from storage.store import is_root
-
-        if is_root(url):
-            raise UserError(
-                f"{url}: is no dataset's folder; `alm list {url}` names them, `alm prune` tells what can go"
-            )
-        found, keys = _chosen(url)
-        freed = delete_one(found, keys[0], force)
-    out.print(f"{keys[0]}: deleted, {_mb(freed)} MB freed", highlight=False, markup=False, soft_wrap=True)
+        found, key = _chosen_one(url)
+        freed = delete_one(found, key, force)
+    out.print(f"{key}: deleted, {_mb(freed)} MB freed", highlight=False, markup=False, soft_wrap=True)

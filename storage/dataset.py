@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import OtherFormatError, UserError
-from storage.identity import fingerprint
-from storage.schemas import FORMAT_VERSION, SCHEMAS, Kind
+from storage.identity import plain, stored_name
+from storage.schemas import FORMAT_VERSION, MANIFEST, SCHEMAS, Kind
 from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,12 +78,8 @@ class Dataset:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
-    def fingerprint(self) -> str:
-        return fingerprint({"kind": self.kind, "format": FORMAT_VERSION, "identity": dict(self.identity)})
-
-    @property
     def name(self) -> str:
-        return f"{self.label}-{self.fingerprint}"
+        return stored_name(self.kind, self.label, self.identity)
 
     @property
     def url(self) -> str:
@@ -106,22 +102,13 @@ class Dataset:
         Raises UserError when it is damaged, of another format or another dataset's.
         """
         manifest = load_manifest(self.url)
-        if manifest and (manifest.kind, manifest.name, manifest.identity) != (
-            self.kind,
-            self.name,
-            self._plain_identity,
-        ):
+        own = (self.kind, self.name, plain(self.identity))
+        if manifest and (manifest.kind, manifest.name, manifest.identity) != own:
             raise UserError(
                 f"{self.url}: its manifest belongs to {manifest.kind}/{manifest.name}, or was edited: "
                 f"don't move or edit datasets; `alm delete {self.url}` and run the stage again"
             )
         return manifest
-
-    @property
-    def _plain_identity(self) -> dict[str, Any]:
-        """The identity as it comes back from JSON: with lists for tuples."""
-        plain: dict[str, Any] = json.loads(json.dumps(dict(self.identity)))
-        return plain
 
     def complete_manifest(self) -> Manifest:
         manifest = self.manifest()
@@ -167,7 +154,7 @@ class Dataset:
             format_version=FORMAT_VERSION,
             kind=self.kind,
             name=self.name,
-            identity=self._plain_identity,
+            identity=plain(self.identity),
             shards=tuple(records),
             rows=sum(record.rows for record in records),
             bytes=sum(record.bytes for record in records),
@@ -175,7 +162,7 @@ class Dataset:
             dropped=_add([*(record.dropped for record in records), dropped or {}]),
             provenance=dict(self.provenance),
         )
-        url = join_url(self.url, "manifest.json")
+        url = join_url(self.url, MANIFEST)
         return parse_stored(Manifest, url, publish(url, manifest.to_json()))
 
     def _required_record(self, shard: int) -> Record:
@@ -283,8 +270,8 @@ def load_manifest(url: str) -> Manifest | None:
 
     Raises UserError when the manifest is damaged or of another format.
     """
-    content = read_bytes(join_url(url, "manifest.json"))
-    return None if content is None else parse_stored(Manifest, join_url(url, "manifest.json"), content)
+    content = read_bytes(join_url(url, MANIFEST))
+    return None if content is None else parse_stored(Manifest, join_url(url, MANIFEST), content)
 
 
 def parse_stored(model: type[Model], url: str, content: bytes) -> Model:

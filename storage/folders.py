@@ -4,11 +4,10 @@ On a local root the working folder is the stored one. On an object store it is i
 uploaded when published, the manifest last.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from pydantic import Field, field_validator
 
 from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
-from storage.identity import fingerprint, hash_file
+from storage.identity import fingerprint, hash_file, plain, stored_name
 from storage.lease import Lease, hold
-from storage.schemas import FORMAT_VERSION
+from storage.schemas import FORMAT_VERSION, MANIFEST
 from storage.urls import (
     download,
     file_sizes,
@@ -72,8 +71,7 @@ class StoredFolder:
 
     @property
     def name(self) -> str:
-        identity = {"kind": self.kind, "format": FORMAT_VERSION, "identity": dict(self.identity)}
-        return f"{self.label}-{fingerprint(identity)}"
+        return stored_name(self.kind, self.label, self.identity)
 
     @property
     def url(self) -> str:
@@ -91,18 +89,16 @@ class StoredFolder:
     def manifest(self) -> FolderManifest | None:
         """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
         manifest = load_folder_manifest(self.url)
-        if manifest and (manifest.name, manifest.identity) != (self.name, json.loads(json.dumps(dict(self.identity)))):
+        if manifest and (manifest.name, manifest.identity) != (self.name, plain(self.identity)):
             raise UserError(
                 f"{self.url}/manifest.json: belongs to {manifest.name}, or was edited: don't move or edit folders; "
                 f"`alm delete {self.url}` and run the stage again"
             )
         return manifest
 
-    @contextmanager
-    def held(self) -> Iterator[Lease]:
+    def held(self) -> AbstractContextManager[Lease]:
         """Wait until no other process works on the folder, and keep others from it meanwhile."""
-        with hold(join_url(self.url, ".lease")) as lease:
-            yield lease
+        return hold(join_url(self.url, ".lease"))
 
     def fetch(self) -> Path:
         """The local path of a complete folder, downloaded where it is not there yet.
@@ -187,7 +183,7 @@ class StoredFolder:
         )
         for file in files:
             self.upload(file.name)
-        url = join_url(self.url, "manifest.json")
+        url = join_url(self.url, MANIFEST)
         return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
     def has(self, name: str) -> bool:
@@ -224,13 +220,13 @@ def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collecti
 
 def load_folder_manifest(url: str) -> FolderManifest | None:
     """The manifest of the folder at a URL, or None when it is not complete. Raises UserError when it is damaged."""
-    manifest = join_url(url, "manifest.json")
+    manifest = join_url(url, MANIFEST)
     content = read_bytes(manifest)
     return None if content is None else parse_stored(FolderManifest, manifest, content)
 
 
 def _is_content(name: str) -> bool:
-    return name != "manifest.json" and not name.startswith(".")
+    return name != MANIFEST and not name.startswith(".")
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import UserError
+from storage.schemas import FORMAT_VERSION
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """what a tokenizer is known by"""
@@ -18,6 +19,17 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """16 hex digits of the SHA-256 of the identity's canonical JSON."""
     canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def stored_name(kind: str, label: str, identity: Mapping[str, Any]) -> str:
+    """A stored folder's name: the label and the fingerprint, so two configurations never share a folder."""
+    return f"{label}-{fingerprint({'kind': kind, 'format': FORMAT_VERSION, 'identity': dict(identity)})}"
+
+
+def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As a manifest gives it back: what was a tuple is a list."""
+    result: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+    return result
 
 
 def hash_file(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 On a disk a lock of the operating system, which a killed process gives back at once. On an object store an object that
 its holder changes every few seconds: one that nobody changed for a minute is taken over, one of a process that ended on
-this machine at once. A holder that was away for longer sees that when it asks (`Lease.check`), before it publishes
-anything.
+this machine after a beat. A holder that was away for longer sees that when it asks (`Lease.check`), before it
+publishes anything.
 """
 
 import fcntl
@@ -28,18 +28,13 @@ _log = logging.getLogger(__name__)
 
 
 class Lease:
-    """What is held, as long as `check` raises nothing."""
+    """What is held, as long as `check` raises nothing. A disk's lock can't be lost."""
 
     def __init__(self, url: str) -> None:
-        self.url, self._lost = url, False
+        self.url = url
 
     def check(self) -> None:
         """Raises UserError when another process took the lease over."""
-        if self._lost:
-            raise UserError(
-                f"{self.url}: taken over by another process, since this one gave no sign of life for over "
-                f"{_Beating.GIVEN_UP_AFTER_S:.0f} s: run it again, and it waits for the other one's result"
-            )
 
 
 @contextmanager
@@ -100,8 +95,18 @@ class _Beating(Lease):
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
-        if not self._lost:
+        if self._is_ours():
             remove(self.url)
+
+    def check(self) -> None:
+        if not self._is_ours():
+            raise UserError(
+                f"{self.url}: taken over by another process, since this one gave no sign of life for over "
+                f"{self.GIVEN_UP_AFTER_S:.0f} s: run it again, and it waits for the other one's result"
+            )
+
+    def _is_ours(self) -> bool:
+        return _holder(read_bytes(self.url)) == self._holder
 
     def _acquire(self) -> None:
         standing = publish(self.url, self._content())
@@ -132,8 +137,7 @@ class _Beating(Lease):
     def _beat(self) -> None:
         while not self._stop.wait(self.BEAT_S):
             try:
-                if _holder(read_bytes(self.url)) != self._holder:
-                    self._lost = True
+                if not self._is_ours():
                     return
                 self._beats += 1
                 overwrite(self.url, self._content())

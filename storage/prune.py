@@ -12,6 +12,7 @@ from enum import StrEnum
 from storage.dataset import Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, working_folder
+from storage.schemas import MANIFEST
 from storage.store import INVALID_MANIFEST, Entry, State, Store, newest
 from storage.urls import (
     Upload,
@@ -23,7 +24,6 @@ from storage.urls import (
     open_filesystem,
     remove,
 )
-from storage.verify import MANIFEST
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
 _RESTORING = ".restoring/"

@@ -9,6 +9,8 @@ from enum import IntEnum, StrEnum
 import pyarrow as pa
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+"""the file that makes a dataset or folder complete, written last"""
 
 
 class Kind(StrEnum):

@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from storage.dataset import Dataset, Manifest, load_manifest
+from storage.dataset import Manifest, load_manifest
 from storage.errors import OtherFormatError, UserError
-from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, load_folder_manifest
-from storage.identity import MODEL_FILES, TOKENIZER_FILES, combine_hashes
+from storage.folders import FOLDER_KINDS, FolderManifest, load_folder_manifest
+from storage.identity import MODEL_FILES, TOKENIZER_FILES, combine_hashes, stored_name
 from storage.schemas import Kind
 from storage.urls import (
     FileInfo,
@@ -233,18 +233,11 @@ def _entry(root: str, kind: str, name: str, files: Mapping[str, FileInfo]) -> En
         return Entry(root, kind, name, files, State.NOT_COMPLETE, problem="it has no manifest")
     if manifest.name != name or (isinstance(manifest, Manifest) and manifest.kind != kind):
         return Entry(root, kind, name, files, State.FOREIGN, problem=f"it is of {manifest.name}")
-    if _name(root, kind, manifest) != name:
+    if stored_name(kind, manifest.name.rpartition("-")[0], manifest.identity) != name:
         return Entry(
             root, kind, name, files, State.EDITED, problem="its identity is not the one that its name stands for"
         )
     return Entry(root, kind, name, files, State.COMPLETE, manifest)
-
-
-def _name(root: str, kind: str, manifest: Manifest | FolderManifest) -> str:
-    label = manifest.name.rpartition("-")[0]
-    if isinstance(manifest, Manifest):
-        return Dataset(root, manifest.kind, label, manifest.identity).name
-    return StoredFolder(root, kind, label, manifest.identity).name
 
 
 def is_root(url: str) -> bool:

@@ -12,10 +12,10 @@ from typing import TypeVar
 from storage.dataset import Manifest, Record, parse_stored
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest
+from storage.schemas import MANIFEST
 from storage.store import INVALID_MANIFEST, Entry, State, open_entry
 from storage.urls import FileInfo, hash_url, join_url, publish, read_bytes, remove
 
-MANIFEST = "manifest.json"
 _SHARD_FILE = re.compile(r"shard-(\d{5,})\.(parquet|json)")
 _READERS = 8
 

@@ -73,6 +73,11 @@ class AlmTrainer(Trainer):
         file = Path(output_dir, _stream_file(self.args.process_index))
         file.write_text(json.dumps(self.stream.state_dict()) + "\n", encoding="utf-8")
 
+    def load_finished(self, checkpoint: str) -> None:
+        """The weights and log of the last step's checkpoint: `train` would go one step on from there."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, _LAST_WRITTEN)))
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted from `input_ids`, which packed rows do not have
 
@@ -119,7 +124,10 @@ def train_student(
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
         with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            if first_step < config.steps:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            else:
+                trainer.load_finished(str(last))
     model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

@@ -456,8 +456,8 @@ def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
 
 
 def test_kind_label_and_identity_name_a_dataset() -> None:
-    kinds = {dataset("r", kind).fingerprint for kind in Kind}
+    kinds = {dataset("r", kind).name for kind in Kind}
     assert len(kinds) == len(Kind)
     # an identity's own keys cannot stand in for the kind or format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
-    assert posing.fingerprint != Dataset("r", Kind.EXAMPLES, "sample", {}).fingerprint
+    assert posing.name != Dataset("r", Kind.EXAMPLES, "sample", {}).name

@@ -80,16 +80,38 @@ def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: 
     return pipeline.student.path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
 ) -> None:
     unbroken = trained(config, tmp_path / "unbroken", None, monkeypatch)
     resumed = trained(config, tmp_path / "resumed", kill_after, monkeypatch)
-    contents = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in (unbroken, resumed)]
-    assert contents[0] == contents[1]
-    assert {"model.safetensors", "tokenizer.json", "metrics.parquet", "manifest.json"} <= set(contents[0])
+    assert contents(unbroken) == contents(resumed)
+    assert {"model.safetensors", "tokenizer.json", "metrics.parquet", "manifest.json"} <= set(contents(unbroken))
     assert pl.read_parquet(unbroken / "metrics.parquet")["step"].to_list() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 30])  # a rate that has not fallen to 0 would show a step too many
+def test_a_run_that_was_killed_after_its_last_step_is_not_trained_on(
+    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup_steps: int
+) -> None:
+    train = config.train.model_copy(update={"warmup_steps": warmup_steps})
+    config = config.model_copy(update={"train": train})
+    unbroken = trained(config, tmp_path / "unbroken", None, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_student", _killed)
+        with pytest.raises(Killed):
+            Pipeline(config, str(tmp_path / "resumed")).run()
+    resumed = trained(config, tmp_path / "resumed", None, monkeypatch)
+    assert contents(unbroken) == contents(resumed)
+
+
+def _killed(*_: Any) -> None:
+    raise Killed
 
 
 def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
