@@ -18,7 +18,7 @@ import torch
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.objective.alm import binary_cross_entropy
+from alm_pipeline.objective.divergences import binary_cross_entropy
 from alm_pipeline.objective.merging import AlignedScores, merged_chunks
 from alm_pipeline.recipes import GEMMA3, SMOLLM2
 from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alm_pipeline.config import ObjectiveConfig
+from alm_pipeline.objective.chunk_ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.merging import AlignedScores, TeacherChunks, merged_chunks
-from storage.columns import flatten_lists, list_array
+from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
+from storage.schemas import ChunkKind
 
 COLUMNS = {
     "examples": ("split",),
@@ -19,6 +21,7 @@ COLUMNS = {
     "alignments": ("teacher_tokens", "student_tokens", "kinds"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
+_TEACHER = {"teacher_tokens": ("token_ids",)}
 
 
 class Examples(NamedTuple):
@@ -28,47 +31,135 @@ class Examples(NamedTuple):
     """[tokens] the student's"""
     token_offsets: npt.NDArray[np.int64]
     """[E + 1]"""
+    learned: npt.NDArray[np.bool_]
+    """[tokens] counts for the student's own likelihood; empty where all do"""
     chunks: TeacherChunks
 
     @classmethod
     def of(cls, rows: pa.Table) -> "Examples":
         """The arrays of `example_rows`."""
         (logprobs, offsets), *places = (flatten_lists(rows[name]) for name in ("logprobs", "starts", "ends"))
-        return cls(
-            *flatten_lists(rows["token_ids"]), TeacherChunks(offsets, logprobs, *(values for values, _ in places))
+        counts = (rows[name].to_numpy() for name in ("aligned", "used"))
+        learned = flatten_lists(rows["learned"])[0] if "learned" in rows.column_names else np.zeros(0, np.bool_)
+        chunks = TeacherChunks(offsets, *counts, logprobs, *(values for values, _ in places))  # type: ignore[call-arg]
+        return cls(*flatten_lists(rows["token_ids"]), learned, chunks)
+
+
+class TeacherTokens(NamedTuple):
+    """What a teacher in memory needs of the same examples."""
+
+    ids: npt.NDArray[np.int32]
+    """[teacher tokens]"""
+    offsets: npt.NDArray[np.int64]
+    """[E + 1]"""
+    teacher_ends: npt.NDArray[np.int32]
+    """[aligned chunks, not merged] one past each one's last token, counted within its example"""
+    student_ends: npt.NDArray[np.int32]
+    aligned_offsets: npt.NDArray[np.int64]
+    """[E + 1] where each example's aligned chunks begin"""
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "TeacherTokens":
+        (teacher, offsets), (student, _) = (
+            flatten_lists(rows[name]) for name in ("aligned_teacher_ends", "aligned_student_ends")
         )
+        return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, offsets)
 
 
-def read_examples(datasets: Mapping[str, Dataset], shard: int, split: str, objective: ObjectiveConfig) -> pa.Table:
-    """The examples of one shard and split that have a chunk to learn from. `datasets` has the keys of COLUMNS."""
-    tables = read_aligned(datasets, shard, COLUMNS)
-    chunks = _merge(tables["alignments"], tables["scores"], objective)
-    ids, token_offsets = flatten_lists(tables["student_tokens"]["token_ids"])
-    rows = example_rows(Examples(ids, token_offsets, chunks))
+def read_examples(
+    datasets: Mapping[str, Dataset], shard: int, split: str, objective: ObjectiveConfig, ends: ChunkEnds | None = None
+) -> pa.Table:
+    """The examples of one shard and split that have a chunk to learn from. `datasets` has the keys of COLUMNS.
+
+    `ends` is where chunks may end, for chunkings that look at tokens; those, and terms that need the teacher in memory,
+    need the dataset `teacher_tokens` too.
+    """
+    tables = read_aligned(datasets, shard, _wanted(objective, ends))
+    aligned = _aligned(tables, objective)
+    sides = _sides(tables, aligned)
+    closes = ends.closes(sides["teacher_tokens"], sides["student_tokens"], aligned.kinds) if ends else None
+    gamma = objective.gamma if objective.chunking == "boundary" else None
+    chunks = merged_chunks(aligned, debias=objective.debias, gamma=gamma, closes=closes)
+    rows = example_rows(Examples(*sides["student_tokens"][:2], _learned(aligned, sides, objective), chunks))
+    if objective.is_live:
+        rows = _with_teacher(rows, sides, aligned.kinds)
     chosen = pc.equal(tables["examples"]["split"], split).to_numpy()
     return rows.take(np.flatnonzero(chosen & (np.diff(chunks.offsets) > 0)))
 
 
-def _merge(alignments: pa.Table, scores: pa.Table, objective: ObjectiveConfig) -> TeacherChunks:
-    teacher, student, kinds = (flatten_lists(alignments[name]) for name in COLUMNS["alignments"])
-    logprobs, boundary = (flatten_lists(scores[name]) for name in COLUMNS["scores"])
-    aligned = AlignedScores(teacher[1], teacher[0], student[0], kinds[0], logprobs[1], logprobs[0], boundary[0])
-    gamma = objective.gamma if objective.chunking == "boundary" else None
-    return merged_chunks(aligned, gamma=gamma, debias=objective.debias)
+def _wanted(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[str, tuple[str, ...]]:
+    wanted = COLUMNS | _TEACHER if ends or objective.is_live else dict(COLUMNS)
+    if objective.assistant_only:
+        wanted["alignments"] = (*COLUMNS["alignments"], "assistant")
+    return wanted
+
+
+def _aligned(tables: Mapping[str, pa.Table], objective: ObjectiveConfig) -> AlignedScores:
+    """What is not to be learned is as if it had no counterpart."""
+    teacher, student, kinds = (flatten_lists(tables["alignments"][name]) for name in COLUMNS["alignments"])
+    logprobs, boundary = (flatten_lists(tables["scores"][name]) for name in COLUMNS["scores"])
+    counted = kinds[0]
+    if objective.assistant_only:
+        assistant = flatten_filled(tables["alignments"]["assistant"], teacher[1], fill=True)
+        counted = np.where(assistant, counted, np.uint8(ChunkKind.UNPAIRED))
+    return AlignedScores(teacher[1], teacher[0], student[0], counted, logprobs[1], logprobs[0], boundary[0])
+
+
+def _sides(tables: Mapping[str, pa.Table], aligned: AlignedScores) -> dict[str, SideTokens]:
+    """Of the tokens that were read."""
+    counts = {"teacher_tokens": aligned.teacher_tokens, "student_tokens": aligned.student_tokens}
+    return {
+        name: SideTokens(*flatten_lists(tables[name]["token_ids"]), of_chunk, aligned.chunk_offsets)
+        for name, of_chunk in counts.items()
+        if name in tables
+    }
+
+
+def _learned(
+    aligned: AlignedScores, sides: Mapping[str, SideTokens], objective: ObjectiveConfig
+) -> npt.NDArray[np.bool_]:
+    """[student tokens] those of chunks that count, where not all tokens do; empty otherwise."""
+    if not objective.assistant_only:
+        return np.zeros(0, np.bool_)
+    student = sides["student_tokens"]
+    learned = np.zeros(len(student.ids), np.bool_)
+    ends, counts = student.ends(), student.of_chunk
+    # every token of an aligned example is in a chunk, one after the other
+    places = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+    learned[places] = np.repeat(aligned.kinds != ChunkKind.UNPAIRED, counts)
+    return learned
 
 
 def example_rows(examples: Examples) -> pa.Table:
-    """A row an example: `token_ids`, and its chunks' `logprobs`, `starts` and `ends`."""
-    chunks = examples.chunks
+    """A row an example: `token_ids`; its chunks' `logprobs`, `starts` and `ends`; how many are `aligned` and `used`.
 
-    def column(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.ListArray:
-        return list_array(values, offsets, pa.from_numpy_dtype(values.dtype))
+    Where not all tokens count for the student's own likelihood, `learned` says which.
+    """
+    chunks, tokens = examples.chunks, examples.token_offsets
+    columns = {
+        "token_ids": _column(examples.token_ids, tokens),
+        "logprobs": _column(chunks.logprobs, chunks.offsets),
+        "starts": _column(chunks.student_starts, chunks.offsets),
+        "ends": _column(chunks.student_ends, chunks.offsets),
+        "aligned": pa.array(chunks.aligned),
+        "used": pa.array(chunks.used),
+    }
+    if len(examples.learned):
+        columns["learned"] = list_array(examples.learned, tokens, pa.bool_())
+    return pa.table(columns)
 
-    return pa.table(
-        {
-            "token_ids": column(examples.token_ids, examples.token_offsets),
-            "logprobs": column(chunks.logprobs, chunks.offsets),
-            "starts": column(chunks.student_starts, chunks.offsets),
-            "ends": column(chunks.student_ends, chunks.offsets),
-        }
-    )
+
+def _with_teacher(rows: pa.Table, sides: Mapping[str, SideTokens], kinds: npt.NDArray[np.uint8]) -> pa.Table:
+    """With the columns that `TeacherTokens` reads."""
+    teacher, student = sides["teacher_tokens"], sides["student_tokens"]
+    paired = kinds != ChunkKind.UNPAIRED
+    offsets = np.concatenate([[0], np.cumsum(paired)])[teacher.chunk_offsets]
+    rows = rows.append_column("teacher_ids", _column(teacher.ids, teacher.offsets))
+    for name, side in (("aligned_teacher_ends", teacher), ("aligned_student_ends", student)):
+        within = side.ends() - np.repeat(side.offsets[:-1], np.diff(side.chunk_offsets))
+        rows = rows.append_column(name, _column(within[paired].astype(np.int32), offsets))
+    return rows
+
+
+def _column(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.ListArray:
+    return list_array(values, offsets, pa.from_numpy_dtype(values.dtype))

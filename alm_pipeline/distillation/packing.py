@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alm_pipeline.distillation.examples import Examples
+from alm_pipeline.distillation.examples import Examples, TeacherTokens
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -57,15 +57,34 @@ class Batch:
     position_ids_BS: Tensor
     """begin again at 0 with each example"""
     predicted_N: Tensor
-    """the token has a predecessor in its example, and is no padding"""
+    """the token counts for the student's own likelihood: it has a predecessor in its example, and is no padding"""
     chunk_of_token_N: Tensor
     """−1 where the token is in no chunk that counts"""
     last_token_C: Tensor
     """positions among the N"""
     teacher_logprobs_C: Tensor
+    aligned: Tensor
+    """the number of aligned chunks before merging"""
+    used: Tensor
+    """how many of those are in a chunk that counts"""
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.__dict__)
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The same examples as the teacher reads them, in rows of its own, and where both sides' chunks end.
+
+    Shapes: T positions a row of the teacher, M = B·T positions, A aligned chunks, not merged.
+    """
+
+    teacher_token_ids_BT: Tensor
+    teacher_position_ids_BT: Tensor
+    example_of_token_N: Tensor
+    """of the batch, in the order of rows; −1: padding"""
+    example_of_teacher_token_M: Tensor
+    aligned_token_A: Tensor
+    """positions among the N: the last token of each aligned chunk"""
+    aligned_teacher_token_A: Tensor
+    """among the M"""
 
 
 def next_group(lengths: Ints, place: Place, batch_tokens: int, row_tokens: int) -> tuple[Group, Place] | None:
@@ -105,4 +124,74 @@ def make_batch(examples: Examples, group: Group) -> Batch:
     )
     fill_batch(examples, group, width, flat)
     ids, positions, *rest = map(torch.from_numpy, flat)
-    return Batch(ids.view(height, width), positions.view(height, width), *rest)
+    counts = (torch.tensor(int(of[group.examples].sum())) for of in (examples.chunks.aligned, examples.chunks.used))
+    return Batch(ids.view(height, width), positions.view(height, width), *rest, *counts)
+
+
+def make_teacher_batch(examples: Examples, teacher: TeacherTokens, group: Group) -> TeacherBatch:
+    """What the teacher needs of a batch that `make_batch` made of the same group."""
+    own, others = (
+        _Layout.of(np.diff(offsets)[group.examples], group.rows)
+        for offsets in (examples.token_offsets, teacher.offsets)
+    )
+    ids = np.zeros(others.size, np.int64)
+    ids[others.places] = teacher.ids[_ranges(teacher.offsets, group.examples)]
+    chunks = _ranges(teacher.aligned_offsets, group.examples)
+    counts = np.diff(teacher.aligned_offsets)[group.examples]
+    ends = (
+        np.repeat(layout.starts, counts) + side[chunks] - 1
+        for layout, side in ((own, teacher.student_ends), (others, teacher.teacher_ends))
+    )
+    flat = (ids.reshape(others.shape), others.positions().reshape(others.shape), own.examples(), others.examples())
+    return TeacherBatch(*map(torch.from_numpy, (*flat, *ends)))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a batch's examples stand, in rows one after the other."""
+
+    shape: tuple[int, int]
+    starts: Ints
+    """[E] each example's first position"""
+    lengths: Ints
+    """[E]"""
+
+    @classmethod
+    def of(cls, lengths: Ints, rows: Ints) -> "_Layout":
+        height, width = int(rows[-1]) + 1, int(np.bincount(rows, lengths).max())
+        before = np.cumsum(lengths) - lengths
+        first_of_row = before[np.searchsorted(rows, rows)]
+        return cls((height, width), rows * width + before - first_of_row, lengths)
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def places(self) -> Ints:
+        """[tokens] the position of each."""
+        return np.repeat(self.starts, self.lengths) + _counted(self.lengths)
+
+    def examples(self) -> Ints:
+        """[positions] the example that stands there, −1 where none does."""
+        found = np.full(self.size, -1)
+        found[self.places] = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return found
+
+    def positions(self) -> Ints:
+        """[positions] counted within each example, going on into the padding behind a row's last."""
+        at = np.arange(self.size)
+        last_start = np.zeros(self.size, np.int64)
+        last_start[self.starts] = self.starts
+        return at - np.maximum.accumulate(last_start)
+
+
+def _ranges(offsets: Ints, chosen: Ints) -> Ints:
+    """The indices of the values of chosen rows, one row after the other."""
+    lengths = np.diff(offsets)[chosen]
+    return np.repeat(offsets[:-1][chosen], lengths) + _counted(lengths)
+
+
+def _counted(lengths: Ints) -> Ints:
+    """0, 1, … for each length, one after the other."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

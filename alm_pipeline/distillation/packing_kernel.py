@@ -45,7 +45,7 @@ def find_group(lengths: Ints, start: int, alone: int, height: int, row_tokens: i
 @njit(cache=True, nogil=True)
 def fill_batch(examples: Examples, group: Group, width: int, batch: FlatBatch) -> None:
     """Write a batch of rows of `width` positions into its arrays, which are as `make_batch` makes them."""
-    chunks = examples.chunks
+    chunks, all_learned = examples.chunks, len(examples.learned) == 0
     written, at = 0, 0
     for k in range(len(group.examples)):
         example, row = group.examples[k], group.rows[k]
@@ -56,7 +56,7 @@ def fill_batch(examples: Examples, group: Group, width: int, batch: FlatBatch) -
         for token in range(length):
             batch.token_ids[at + token] = examples.token_ids[first + token]
             batch.position_ids[at + token] = token
-            batch.predicted[at + token] = token > 0
+            batch.predicted[at + token] = token > 0 and (all_learned or examples.learned[first + token])
         for chunk in range(chunks.offsets[example], chunks.offsets[example + 1]):
             for token in range(chunks.student_starts[chunk], chunks.student_ends[chunk]):
                 batch.chunk_of_token[at + token] = written

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, Term
+from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import train_student
 from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
@@ -20,28 +22,42 @@ from alm_pipeline.models import (
     quiet_transformers,
     tokenizer_identity,
 )
+from alm_pipeline.objective.chunk_ends import ChunkEnds, SpaceEnds
 from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 CHECKPOINTS = "checkpoints"
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
         ("loss", pa.float64()),
-        ("alm", pa.float64()),
+        *((term, pa.float64()) for term in get_args(Term)),
         ("kl", pa.float64()),
-        ("sft", pa.float64()),
+        *((f"{term}_weight", pa.float64()) for term in get_args(Term)),
         ("chunks", pa.int64()),
         ("tokens", pa.int64()),
+        ("aligned_chunk_tokens", pa.float64()),
+        ("chunk_tokens", pa.float64()),
+        ("used_share", pa.float64()),
+        ("teacher_chunk_probability", pa.float64()),
+        ("student_chunk_probability", pa.float64()),
+        ("boundary_probability", pa.float64()),
         ("grad_norm", pa.float64()),
         ("learning_rate", pa.float64()),
     ]
 )
-"""The columns of `metrics.parquet`, a row a step; `BatchLoss` says what the losses are."""
+"""The columns of `metrics.parquet`, a row a step.
+
+`loss` is the terms with their weights (null: not asked for), `kl` the mean divergence of chunks, zero where the student
+gives each the teacher's likelihood. `chunks` and `tokens` count; `aligned_chunk_tokens` and `chunk_tokens` are student
+tokens a chunk before and after merging; `used_share` is of the aligned chunks those in a chunk that counts; the
+probabilities are means over chunks, the last of a boundary token after the chunk by the student.
+"""
 
 
 def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str) -> StoredFolder:
@@ -82,12 +98,13 @@ def _distil(
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
-        partial(BatchStream, datasets, config.objective, config.train),
+        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer)),
         scorer.boundary_ids_K,
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
         partial(_keep_checkpoints, student, lease),
+        _live_teacher(config),
     )
     after = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
@@ -103,6 +120,20 @@ def _distil(
     manifest = student.finish(results)
     student.remove(CHECKPOINTS)
     return manifest
+
+
+def chunk_ends(config: AlmConfig, tokenizer: str) -> ChunkEnds | None:
+    """Where chunks may end, for a chunking that looks at tokens. `tokenizer` is the student's."""
+    if config.objective.chunking != "space":
+        return None
+    views = [byte_view(load_tokenizer(name).backend_tokenizer) for name in (config.teacher, tokenizer)]
+    return SpaceEnds(*(view.boundary(view.size) for view in views))
+
+
+def _live_teacher(config: AlmConfig) -> LiveTeacher | None:
+    if not config.objective.is_live:
+        return None
+    return LiveTeacher(load_model(config.teacher, config.score.dtype, trust_remote_code=config.trust_remote_code))
 
 
 def _keep_checkpoints(student: StoredFolder, lease: Lease) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
-from alm_pipeline.distillation.examples import Examples, read_examples
-from alm_pipeline.distillation.packing import Place, make_batch, next_group
+from alm_pipeline.distillation.examples import Examples, TeacherTokens, read_examples
+from alm_pipeline.distillation.packing import Group, Place, make_batch, make_teacher_batch, next_group
+from alm_pipeline.objective.chunk_ends import ChunkEnds
 from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.stream import Block, Position, Reader, RowStream
@@ -29,8 +30,9 @@ _SHARDS_AHEAD = (2, 8)
 class BatchStream(IterableDataset[dict[str, Tensor]]):
     """Endless batches of the training split for one of several ranks, epoch after epoch, each in its own order.
 
-    In an epoch every example goes to one rank and one worker of it. `datasets` has the keys of `examples.COLUMNS`.
-    Iterating raises UserError when the training split holds no chunk to learn from.
+    In an epoch every example goes to one rank and one worker of it. `datasets` and `ends` are as in `read_examples`.
+    A batch has the fields of `Batch`, and where a term of the objective needs the teacher in memory those of
+    `TeacherBatch`. Iterating raises UserError when the training split holds no chunk to learn from.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         train: TrainConfig,
         rank: int = 0,
         ranks: int = 1,
+        *,
+        ends: ChunkEnds | None = None,
     ) -> None:
         self.datasets, self.objective, self.train, self.rank, self.ranks = datasets, objective, train, rank, ranks
+        self.ends = ends
         manifest = datasets["scores"].complete_manifest()
         self.shards, self.examples = len(manifest.shards), manifest.rows
         self._start: State | None = None
@@ -79,7 +84,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
     def rows(self, reader: Reader) -> RowStream:
         """The examples of a reader, as `read_examples` gives them."""
         return RowStream(
-            partial(read_examples, self.datasets, split="train", objective=self.objective),
+            partial(read_examples, self.datasets, split="train", objective=self.objective, ends=self.ends),
             self.shards,
             seed=self.train.seed,
             buffer=self.train.shuffle_buffer,
@@ -105,7 +110,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             while found := next_group(lengths, place, self.train.batch_tokens, self.train.row_tokens):
                 group, place = found
                 position = window.position_at(place.example)
-                yield make_batch(window.examples, group).tensors(), _state(reader, position, place)
+                yield window.batch(group), _state(reader, position, place)
 
 
 class _Window:
@@ -114,7 +119,9 @@ class _Window:
     def __init__(self, blocks: tuple[Block, ...] = ()) -> None:
         self.blocks = blocks
         if blocks:
-            self.examples = Examples.of(pa.concat_tables([block.rows for block in blocks]))
+            rows = pa.concat_tables([block.rows for block in blocks])
+            self.examples = Examples.of(rows)
+            self.teacher = TeacherTokens.of(rows) if "teacher_ids" in rows.column_names else None
             self.lengths = self.examples.token_offsets[1:] - self.examples.token_offsets[:-1]
 
     def followed_by(self, block: Block, done: int) -> "_Window":
@@ -125,6 +132,11 @@ class _Window:
                 left.append(Block(each.rows.slice(done), each.position_at(done)))
             done = max(0, done - each.rows.num_rows)
         return _Window((*left, block))
+
+    def batch(self, group: Group) -> dict[str, Tensor]:
+        """The fields of `Batch`, and where the teacher is needed those of `TeacherBatch`."""
+        batch: dict[str, Tensor] = vars(make_batch(self.examples, group))
+        return batch | vars(make_teacher_batch(self.examples, self.teacher, group)) if self.teacher else batch
 
     def position_at(self, example: int) -> Position:
         """Before an example of the window, or behind its last."""

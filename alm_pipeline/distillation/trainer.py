@@ -1,9 +1,10 @@
 """Training a student on cached teacher scores: `transformers.Trainer` with the ALM objective and the cached stream."""
 
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from alm_pipeline.config import ObjectiveConfig, TrainConfig
+from alm_pipeline.config import ObjectiveConfig, Term, TrainConfig
+from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
+from alm_pipeline.distillation.losses import attach_projections, detach_projections, micro_batch_losses
 from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.models import matmul_precision, quiet_transformers
-from alm_pipeline.objective.batch_loss import batch_loss
+from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.progress import Advance, track
-from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import output_head
 from storage.errors import UserError
 
 _LAST_WRITTEN = "trainer_state.json"
@@ -34,35 +39,48 @@ class AlmTrainer(Trainer):
         stream: BatchStream,
         boundary_ids_K: Tensor,
         objective: ObjectiveConfig,
+        teacher: LiveTeacher | None = None,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=stream)
+        self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
         self.stream: BatchStream = stream
         self.objective: ObjectiveConfig = objective
+        self.teacher: LiveTeacher | None = teacher
         self.boundary_ids_K = boundary_ids_K.to(model.device)
+        self.last_layer = last_layer(model.base_model)
         self.watched: dict[str, float] = {}
+        self._watch = StepWatch(self.accelerator)
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.stream, batch_size=None)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        """The objective of one batch; what is watched goes to the next log entry."""
-        hidden_BSH = hidden_states(model, inputs["token_ids_BS"], inputs["position_ids_BS"])
-        targets_N = inputs["token_ids_BS"].flatten().roll(-1)
-        with torch.autocast(hidden_BSH.device.type, enabled=False):
-            token_N, boundary_N = token_and_boundary_logprobs(
-                hidden_BSH.flatten(0, 1).to(model.dtype), targets_N, output_head(model), self.boundary_ids_K
-            )
-        rest = {name: value for name, value in inputs.items() if not name.endswith("_BS")}
-        result = batch_loss(token_N, boundary_N, **rest, objective=self.objective)
-        self.watched = {
-            "alm": float(result.alm),
-            "kl": float(result.kl),
-            "sft": float(result.sft),
-            "chunks": len(inputs["last_token_C"]),
-            "tokens": int(inputs["predicted_N"].sum()),
-        }
-        return result.loss
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """A step's micro-batches, and what their losses are means over."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        held = [(len(batch["last_token_C"]), batch["predicted_N"].sum(), batch["aligned"]) for batch in batches]
+        own = torch.tensor(held, device=device).sum(0)
+        chunks, tokens, aligned = self.accelerator.reduce(own, "sum")
+        return batches, Counts(chunks, tokens, aligned)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The weighted terms of a micro-batch; what is watched goes to the next log entry."""
+        losses = micro_batch_losses(
+            model, inputs, self.boundary_ids_K, self.objective, num_items_in_batch, self.teacher
+        )
+        weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
+        if self.objective.balance == "gradmag":
+            weights = gradmag(losses.terms, weights, self.last_layer)
+        loss = torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
+        self._watch.add(losses, weights, inputs)
+        # devices' gradients are averaged, and each one's loss is its part of the sum
+        devices: int = self.accelerator.num_processes
+        return loss * devices
+
+    def finish_step(self) -> None:
+        self.watched = self._watch.told()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
@@ -90,6 +108,7 @@ class _Watcher(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.finish_step()
         seconds, self.last = time.monotonic() - self.last, time.monotonic()
         rate = self.trainer.watched["tokens"] / seconds
         self.advance(1, f"KL {self.trainer.watched['kl']:.1e}, {rate:,.0f} tokens/s")
@@ -106,20 +125,24 @@ def train_student(
     config: TrainConfig,
     checkpoints: Path,
     on_checkpoint: Callable[[], None],
+    teacher: LiveTeacher | None = None,
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
-    `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position.
+    `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position. `teacher` is there where a term of
+    the objective needs it.
     """
     if not config.steps:
         return []
+    if teacher:
+        attach_projections(model, projections(output_head(model).width, teacher.width, objective, config.seed))
     last = last_checkpoint(checkpoints)
     first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
     arguments = _arguments(config, checkpoints)
     batches = stream(arguments.process_index, arguments.world_size)
     if last:
         batches.load_state_dict(_saved_position(last, arguments.process_index))
-    trainer = AlmTrainer(model, arguments, batches, boundary_ids_K, objective)
+    trainer = AlmTrainer(model, arguments, batches, boundary_ids_K, objective, teacher)
     model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
@@ -129,6 +152,7 @@ def train_student(
             else:
                 trainer.load_finished(str(last))
     model.eval()
+    detach_projections(model)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -156,6 +180,7 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         adam_beta1=0.9,
         adam_beta2=0.95,
         max_grad_norm=config.max_grad_norm,
+        gradient_accumulation_steps=config.accumulation,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
         bf16=config.dtype == "bfloat16",

@@ -4,20 +4,10 @@ Shapes: N positions of a batch, C chunks of a batch. A chunk's log-likelihood is
 log-probabilities, debiased by the log-probability that a boundary token comes after its last token.
 """
 
-import torch
 from torch import Tensor
 
-_EPSILON = 1e-6
-_LOG_HALF = -0.6931471805599453
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 − eˣ) for x < 0, stable at both ends (Mächler 2012)."""
-    # each branch sees only arguments it is finite for, or its gradient would poison the other's
-    near_zero = x > _LOG_HALF
-    small = torch.where(near_zero, x, torch.full_like(x, _LOG_HALF))
-    large = torch.where(near_zero, torch.full_like(x, _LOG_HALF), x)
-    return torch.where(near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+from alm_pipeline.config import Divergence
+from alm_pipeline.objective.divergences import DIVERGENCES
 
 
 def chunk_logprobs(
@@ -32,20 +22,39 @@ def chunk_logprobs(
 
     `boundary_logprobs_N[i]` is for what comes after token i, `token_logprobs_N[i]` is of token i itself.
     """
-    counted = chunk_of_token_N >= 0
-    sums_C = token_logprobs_N.new_zeros(len(last_token_C))
-    sums_C = sums_C.index_add(0, chunk_of_token_N[counted], token_logprobs_N[counted])
+    # what is in no chunk goes into one more sum, without a selection that the processor would have to wait for
+    inside_N, chunks = chunk_of_token_N >= 0, len(last_token_C)
+    sums_C = token_logprobs_N.new_zeros(chunks + 1)
+    sums_C = sums_C.index_add(
+        0, chunk_of_token_N.where(inside_N, chunks), token_logprobs_N.where(inside_N, token_logprobs_N.new_zeros(()))
+    )[:-1]
     return sums_C + boundary_logprobs_N[last_token_C] if debias else sums_C
 
 
-def binary_cross_entropy(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """[C] −[eᵃ b + (1 − eᵃ) log(1 − eᵇ)], a = C_T/τ − ε, b = C_S/τ − ε: `binary_ce`."""
-    a, b = teacher_C / temperature - _EPSILON, student_C / temperature - _EPSILON
-    return -(a.exp() * b - torch.expm1(a) * log1mexp(b))
+def alm_loss(
+    teacher_logprobs_C: Tensor,
+    student_logprobs_C: Tensor,
+    *,
+    divergence: Divergence = "binary_ce",
+    temperature: float = 100.0,
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """The divergence summed over chunks, divided by `count`: the chunks of the global batch (None: these C).
+
+    Zero, with zero gradients, where there is no chunk.
+    """
+    values_C = DIVERGENCES[divergence](teacher_logprobs_C, student_logprobs_C, temperature)
+    return values_C.sum() / _at_least_one(len(values_C) if count is None else count)
 
 
-def binary_kl(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """[C] the Kullback-Leibler divergence whose gradient `binary_cross_entropy` has; zero where both agree."""
-    return binary_cross_entropy(teacher_C, student_C, temperature) - binary_cross_entropy(
-        teacher_C, teacher_C, temperature
-    )
+def sft_loss(token_logprobs_N: Tensor, predicted_N: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """The negative log-likelihood in nats of the tokens that are predicted, divided by their `count` (None: their own).
+
+    What is not predicted may be NaN.
+    """
+    total = -token_logprobs_N.where(predicted_N, token_logprobs_N.new_zeros(())).sum()
+    return total / _at_least_one(predicted_N.sum() if count is None else count)
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(1.0, count)

@@ -1,28 +1,45 @@
-"""The loss of one batch: the ALM term, the SFT term and what is worth watching, from one pass of the head."""
+"""The losses of one batch that need the student alone, and what is worth watching, from one pass of its head.
+
+Shapes: N positions of a batch, C chunks of a batch.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from alm_pipeline.config import ObjectiveConfig
-from alm_pipeline.objective.alm import binary_cross_entropy, binary_kl, chunk_logprobs
+from alm_pipeline.config import ObjectiveConfig, Term
+from alm_pipeline.objective.alm import alm_loss, chunk_logprobs, sft_loss
+from alm_pipeline.objective.divergences import binary_kl
 
 
 @dataclass(frozen=True)
-class BatchLoss:
-    """Scalars; `loss` is the one to differentiate, the others are detached."""
+class Counts:
+    """What losses are means over: the global batch, that is all micro-batches of a step on all devices."""
 
-    loss: Tensor
-    alm: Tensor
-    """mean over chunks of `binary_ce`"""
-    kl: Tensor
-    """mean over chunks of the divergence: zero where the student gives each chunk the teacher's likelihood"""
-    sft: Tensor
-    """mean negative log-likelihood a token, in nats"""
+    chunks: Tensor
+    tokens: Tensor
+    """predicted ones of the student"""
+    aligned: Tensor
+    """chunks before merging"""
+
+    @classmethod
+    def of(cls, chunks: int, predicted_N: Tensor, aligned: Tensor) -> "Counts":
+        """A batch's own."""
+        return cls(torch.tensor(chunks, device=predicted_N.device), predicted_N.sum(), aligned)
 
 
-def batch_loss(
+@dataclass(frozen=True)
+class BatchLosses:
+    """Scalars; those of a step's micro-batches add up to the step's."""
+
+    terms: dict[Term, Tensor]
+    """to be weighted, added and differentiated"""
+    watched: dict[str, Tensor]
+    """by column of `metrics.parquet`, detached"""
+
+
+def batch_losses(
     next_token_logprobs_N: Tensor,
     boundary_logprobs_N: Tensor,
     predicted_N: Tensor,
@@ -30,15 +47,32 @@ def batch_loss(
     last_token_C: Tensor,
     teacher_logprobs_C: Tensor,
     objective: ObjectiveConfig,
-) -> BatchLoss:
-    """From the student's two numbers a position: position i's are of token i + 1, and of a boundary after token i."""
+    counts: Counts,
+) -> BatchLosses:
+    """ALM and SFT from the student's two numbers a position.
+
+    Position i's are of token i + 1, and of a boundary after token i. Both terms are there whether or not the objective
+    weights them: they cost nothing beside the head.
+    """
     token_logprobs_N = next_token_logprobs_N.roll(1)
     student_C = chunk_logprobs(
         token_logprobs_N, boundary_logprobs_N, chunk_of_token_N, last_token_C, debias=objective.debias
     )
-    alm = binary_cross_entropy(teacher_logprobs_C, student_C, objective.temperature).mean()
-    sft = -token_logprobs_N[predicted_N].mean()
+    alm = alm_loss(
+        teacher_logprobs_C,
+        student_C,
+        divergence=objective.divergence,
+        temperature=objective.temperature,
+        count=counts.chunks,
+    )
+    sft = sft_loss(token_logprobs_N, predicted_N, counts.tokens)
     with torch.no_grad():
-        kl = binary_kl(teacher_logprobs_C, student_C, objective.temperature).mean()
-    loss = objective.alm_weight * alm + objective.sft_weight * sft
-    return BatchLoss(loss, alm.detach(), kl, sft.detach())
+        means = {
+            "kl": binary_kl(teacher_logprobs_C, student_C, objective.temperature),
+            "teacher_chunk_probability": teacher_logprobs_C.exp(),
+            "student_chunk_probability": student_C.exp(),
+            "boundary_probability": boundary_logprobs_N[last_token_C].exp(),
+        }
+        watched = {name: values_C.sum() / counts.chunks.clamp(min=1) for name, values_C in means.items()}
+        in_chunks = (chunk_of_token_N >= 0).sum()
+    return BatchLosses({"alm": alm, "sft": sft}, watched | {"tokens_in_chunks": in_chunks})

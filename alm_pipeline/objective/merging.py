@@ -15,7 +15,7 @@ _TYPES = (np.int64, np.int32, np.int32, np.uint8, np.int64, np.float32, np.float
 class AlignedScores(NamedTuple):
     """The alignments and teacher's scores of N examples: flat arrays, and where each example begins in them."""
 
-    chunk_offsets: Ints
+    chunk_offsets: npt.NDArray[np.int64]
     """[N + 1]"""
     teacher_tokens: Ints
     """[chunks] tokens of each chunk; they add up to the example's"""
@@ -34,6 +34,10 @@ class TeacherChunks(NamedTuple):
 
     offsets: npt.NDArray[np.int64]
     """[N + 1] where each example's chunks begin"""
+    aligned: npt.NDArray[np.int32]
+    """[N] the example's chunks before merging, without the unpaired"""
+    used: npt.NDArray[np.int32]
+    """[N] how many of those are in a chunk that counts"""
     logprobs: Floats
     """[C] log-likelihoods, debiased where asked"""
     student_starts: npt.NDArray[np.int32]
@@ -42,25 +46,33 @@ class TeacherChunks(NamedTuple):
     """[C] one past the last"""
 
 
-def merged_chunks(scores: AlignedScores, *, gamma: float | None, debias: bool) -> TeacherChunks:
+def merged_chunks(
+    scores: AlignedScores,
+    *,
+    debias: bool,
+    gamma: float | None = None,
+    closes: npt.NDArray[np.bool_] | None = None,
+) -> TeacherChunks:
     """The chunks of each example after merging.
 
     With γ, a chunk is merged with its successors until the teacher's probability of a boundary token after it
-    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. A group that never closes is kept; an unpaired chunk ends the
-    group before it. Without γ (None) no chunk is merged. Left out are unpaired chunks, and chunks with a token that has
-    no prediction: NaN on the teacher's side, the first of the sequence on the student's. Raises ValueError where an
-    example has other teacher tokens in its chunks than in its scores.
+    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}; with `closes` ([chunks]) until one closes its group. A group
+    that never closes is kept; an unpaired chunk ends the group before it. Without both (None) no chunk is merged.
+    Left out are unpaired chunks, and chunks with a token that has no prediction: NaN on the teacher's side, the first
+    of the sequence on the student's. Raises ValueError where an example has other teacher tokens in its chunks than in
+    its scores.
     """
     from alm_pipeline.objective.merging_kernel import merge_shard  # numba takes seconds to import
 
-    most = len(scores.kinds)
+    most, examples = len(scores.kinds), len(scores.chunk_offsets) - 1
     starts, ends = np.empty((2, most), np.int32)
-    room = TeacherChunks(np.zeros(len(scores.chunk_offsets), np.int64), np.empty(most, np.float32), starts, ends)
-    # without γ every chunk closes its group
+    aligned, used = np.zeros((2, examples), np.int32)
+    room = TeacherChunks(np.zeros(examples + 1, np.int64), aligned, used, np.empty(most, np.float32), starts, ends)
     threshold = -math.inf if gamma is None or gamma <= 0 else math.log(gamma)
+    closing = np.zeros(0, np.bool_) if closes is None else np.ascontiguousarray(closes, np.bool_)
     # whatever a caller has: each combination of types would be compiled anew
     arrays = [np.ascontiguousarray(array, type_) for array, type_ in zip(scores, _TYPES, strict=True)]
-    count = merge_shard(AlignedScores(*arrays), threshold, gamma is None, debias, room)
+    count = merge_shard(AlignedScores(*arrays), threshold, gamma is None, closing, debias, room)
     if count < 0:
         raise ValueError(f"the chunks of example {-1 - count} hold other teacher tokens than its scores")
-    return TeacherChunks(room.offsets, room.logprobs[:count], starts[:count], ends[:count])
+    return room._replace(logprobs=room.logprobs[:count], student_starts=starts[:count], student_ends=ends[:count])

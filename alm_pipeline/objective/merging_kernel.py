@@ -5,10 +5,13 @@ disk until this file changes.
 """
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from alm_pipeline.objective.merging import AlignedScores, TeacherChunks
 from storage.schemas import ChunkKind
+
+Bools = npt.NDArray[np.bool_]
 
 # written out: the functions on disk hold this number, and only a change of this file makes them anew
 _UNPAIRED = 2
@@ -16,17 +19,20 @@ assert _UNPAIRED == ChunkKind.UNPAIRED
 
 
 @njit(cache=True, nogil=True)
-def merge_shard(scores: AlignedScores, threshold: float, alone: bool, debias: bool, merged: TeacherChunks) -> int:
+def merge_shard(
+    scores: AlignedScores, threshold: float, alone: bool, closes: Bools, debias: bool, merged: TeacherChunks
+) -> int:
     """Write the chunks that count; a group closes where the boundary's score exceeds a threshold.
 
-    With `alone`, every chunk is a group. Returns the number of chunks, or -1 - k where the teacher tokens of example
-    k's chunks are not those of its scores.
+    With `closes`, where not empty, it closes where that says; else, with `alone`, every chunk is a group. Returns the
+    number of chunks, or -1 - k where the teacher tokens of example k's chunks are not those of its scores.
     """
     written = 0
     for example in range(len(scores.chunk_offsets) - 1):
         first_chunk, end_chunk = scores.chunk_offsets[example], scores.chunk_offsets[example + 1]
         first, end = scores.token_offsets[example], scores.token_offsets[example + 1]
         token, student, start = first, np.int64(0), np.int64(-1)  # -1: no group is open
+        grouped = 0
         likelihood = np.float64(0)
         for chunk in range(first_chunk, end_chunk):
             stop, student_stop = token + scores.teacher_tokens[chunk], student + scores.student_tokens[chunk]
@@ -34,17 +40,20 @@ def merge_shard(scores: AlignedScores, threshold: float, alone: bool, debias: bo
                 return -1 - example
             if scores.kinds[chunk] != _UNPAIRED:
                 if start < 0:
-                    start, likelihood = student, np.float64(0)
+                    start, likelihood, grouped = student, np.float64(0), 0
+                grouped += 1
+                merged.aligned[example] += 1
                 for k in range(token, stop):
                     likelihood += scores.logprobs[k]
                 boundary = scores.boundary_logprobs[max(stop - 1, first)]
                 is_last = chunk + 1 == end_chunk or scores.kinds[chunk + 1] == _UNPAIRED
-                if alone or is_last or boundary > threshold:
+                if is_last or (closes[chunk] if len(closes) else alone or boundary > threshold):
                     if debias:
                         likelihood += boundary
                     if np.isfinite(likelihood) and start > 0:
                         merged.logprobs[written] = likelihood
                         merged.student_starts[written], merged.student_ends[written] = start, student_stop
+                        merged.used[example] += grouped
                         written += 1
                     start = np.int64(-1)
             token, student = stop, student_stop

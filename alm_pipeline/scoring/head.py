@@ -32,6 +32,10 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def width(self) -> int:
+        return int(self.weight_VH.shape[1])
+
     def logits(self, hidden_NH: Tensor, rows: slice = slice(None)) -> Tensor:
         """[N, rows] in float32 or better."""
         bias = None if self.bias_V is None else self.bias_V[rows]

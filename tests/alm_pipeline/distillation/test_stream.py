@@ -58,7 +58,8 @@ def joined(examples: list[Example]) -> Examples:
         np.concatenate([getattr(item, name) for item in examples])
         for name in ("token_ids", "logprobs", "starts", "ends")
     )
-    return Examples(ids, tokens, TeacherChunks(chunks, *columns))
+    counts = np.diff(chunks).astype(np.int32)
+    return Examples(ids, tokens, np.zeros(0, np.bool_), TeacherChunks(chunks, counts, counts, *columns))
 
 
 def batch_of(rows: list[list[Example]]) -> Batch:

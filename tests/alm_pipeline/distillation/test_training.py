@@ -15,13 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from alm_pipeline.config import AlmConfig, ObjectiveConfig, TrainConfig, TrainedTokenizer
+from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
 from alm_pipeline.distillation import stage, trainer
+from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import last_checkpoint, train_student
-from alm_pipeline.objective.batch_loss import BatchLoss, batch_loss
+from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
@@ -29,27 +29,27 @@ from tests.alm_pipeline.distillation.test_stream import Example, batch_of, examp
 BOUNDARY = torch.arange(0, 1000, 3)
 
 
-def loss_of(model: PreTrainedModel, rows: list[list[Example]], objective: ObjectiveConfig) -> BatchLoss:
-    batch = batch_of(rows).tensors()
-    ids, positions = batch.pop("token_ids_BS"), batch.pop("position_ids_BS")
-    hidden = hidden_states(model, ids, positions).flatten(0, 1)
-    numbers = token_and_boundary_logprobs(hidden, ids.flatten().roll(-1), output_head(model), BOUNDARY)
-    return batch_loss(*numbers, **batch, objective=objective)
+def losses_of(
+    model: PreTrainedModel, rows: list[list[Example]], objective: ObjectiveConfig
+) -> dict[Term, torch.Tensor]:
+    batch = vars(batch_of(rows))
+    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], batch["aligned"])
+    return micro_batch_losses(model, batch, BOUNDARY, objective, counts).terms
 
 
 @pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gemma])
 def test_packed_rows_give_the_loss_and_gradients_of_each_example_alone(make: object) -> None:
     model = make(1000)  # type: ignore[operator]
-    objective = ObjectiveConfig(temperature=3.0, sft_weight=0.0)
+    objective = ObjectiveConfig(temperature=3.0)
     examples = [example(length, 77) for length in (20, 9, 33, 14)]
-    packed = loss_of(model, [[examples[0], examples[1]], [examples[2]], [examples[3]]], objective)
-    packed.loss.backward()
+    packed = losses_of(model, [[examples[0], examples[1]], [examples[2]], [examples[3]]], objective)["alm"]
+    packed.backward()
     gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
     counts = [len(item.logprobs) for item in examples]
-    alone = [loss_of(model, [[item]], objective).loss for item in examples]
+    alone = [losses_of(model, [[item]], objective)["alm"] for item in examples]
     mean = sum(loss * count for loss, count in zip(alone, counts, strict=True) if count) / sum(counts)
-    torch.testing.assert_close(packed.loss, mean)
+    torch.testing.assert_close(packed, mean)
     mean.backward()
     for name, value in model.named_parameters():
         torch.testing.assert_close(value.grad, gradients[name], rtol=1e-3, atol=1e-6)
@@ -60,7 +60,7 @@ def test_sft_is_the_models_own_cross_entropy() -> None:
     item = example(30, 1)
     ids = torch.from_numpy(item.token_ids.astype(np.int64))[None]
     expected = model(input_ids=ids, labels=ids).loss
-    torch.testing.assert_close(loss_of(model, [[item]], ObjectiveConfig()).sft, expected.detach())
+    torch.testing.assert_close(losses_of(model, [[item]], ObjectiveConfig())["sft"], expected)
 
 
 class Killed(Exception):
@@ -211,9 +211,11 @@ def test_a_checkpoint_comes_back_from_an_object_store(
 
 
 def _kill_at(step: int) -> object:
-    def killing(self: object, args: object, state: object, control: object, **rest: object) -> None:
-        self.advance(1)  # type: ignore[attr-defined]
-        if state.global_step == step:  # type: ignore[attr-defined]
+    original = trainer._Watcher.on_step_end
+
+    def killing(self: Any, args: Any, state: Any, control: Any, **rest: object) -> None:
+        original(self, args, state, control, **rest)
+        if state.global_step == step:
             raise Killed
 
     return killing

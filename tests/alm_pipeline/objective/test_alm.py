@@ -1,65 +1,15 @@
-"""The objective, held to loops in float64."""
+"""Chunk likelihoods and the two losses of the student alone, held to loops in float64."""
 
-import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alm_pipeline.objective.alm import binary_cross_entropy, binary_kl, chunk_logprobs, log1mexp
-from alm_pipeline.objective.merging import AlignedScores, merged_chunks
-from storage.schemas import ChunkKind
-
-logprob = st.floats(-200.0, -1e-4)
-gammas = st.sampled_from([None, 0.0, 0.1, 0.5, 1.0])
-
-
-@given(st.lists(st.floats(-700.0, -1e-12), min_size=1, max_size=20))
-def test_log1mexp(values: list[float]) -> None:
-    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    result = log1mexp(x)
-    for value, got in zip(values, result.tolist(), strict=True):
-        expected = math.log(-math.expm1(value)) if value > -0.5 else math.log1p(-math.exp(value))
-        assert got == pytest.approx(expected, rel=1e-9, abs=1e-300)
-    (gradient,) = torch.autograd.grad(result.sum(), x)
-    assert torch.isfinite(gradient).all()
-
-
-def loop_binary_ce(teacher: float, student: float, temperature: float) -> float:
-    a, b = teacher / temperature - 1e-6, student / temperature - 1e-6
-    return -(math.exp(a) * b + -math.expm1(a) * math.log(-math.expm1(b)))
-
-
-@given(teacher=logprob, student=logprob, temperature=st.sampled_from([1.0, 5.0, 100.0]))
-def test_binary_cross_entropy_and_kl(teacher: float, student: float, temperature: float) -> None:
-    sides = torch.tensor([[teacher], [student]], dtype=torch.float64)
-    expected = loop_binary_ce(teacher, student, temperature)
-    assert binary_cross_entropy(sides[0], sides[1], temperature).item() == pytest.approx(expected, rel=1e-9)
-    kl = binary_kl(sides[0], sides[1], temperature).item()
-    entropy = loop_binary_ce(teacher, teacher, temperature)
-    assert kl == pytest.approx(expected - entropy, rel=1e-6, abs=1e-12)
-    assert kl >= -1e-12
-
-
-def test_the_divergence_is_zero_and_flat_where_both_agree() -> None:
-    teacher = torch.tensor([-0.01, -3.0, -150.0], dtype=torch.float64)
-    student = teacher.clone().requires_grad_()
-    assert binary_kl(teacher, student, 5.0).abs().max() < 1e-15
-    (gradient,) = torch.autograd.grad(binary_cross_entropy(teacher, student, 5.0).sum(), student)
-    assert gradient.abs().max() < 1e-9
-
-
-def test_likelihoods_of_zero_and_one_stay_finite_in_float32() -> None:
-    extremes = torch.tensor([0.0, -1e-8, -1.0, -1e4])
-    for teacher in extremes:
-        student = extremes.clone().requires_grad_()
-        loss = binary_cross_entropy(teacher.expand(4), student, 1.0).sum()
-        (gradient,) = torch.autograd.grad(loss, student)
-        assert torch.isfinite(loss)
-        assert torch.isfinite(gradient).all()
+from alm_pipeline.config import ObjectiveConfig
+from alm_pipeline.objective.alm import alm_loss, chunk_logprobs, sft_loss
+from alm_pipeline.objective.batch_loss import Counts, batch_losses
 
 
 def test_chunk_logprobs_are_segment_sums() -> None:
@@ -71,106 +21,122 @@ def test_chunk_logprobs_are_segment_sums() -> None:
     torch.testing.assert_close(debiased, torch.tensor([-3.3, -3.4]))
 
 
-def test_a_token_of_no_chunk_may_be_nan() -> None:
-    tokens, boundary = torch.tensor([math.nan, -1.0]), torch.tensor([-0.1, -0.2])
-    result = chunk_logprobs(tokens, boundary, torch.tensor([-1, 0]), torch.tensor([1]), debias=False)
+def test_a_token_of_no_chunk_may_be_nan_and_has_no_gradient() -> None:
+    tokens = torch.tensor([math.nan, -1.0, -math.inf], requires_grad=True)
+    result = chunk_logprobs(tokens, torch.zeros(3), torch.tensor([-1, 0, -1]), torch.tensor([1]), debias=True)
     assert result.tolist() == [-1.0]
+    result.sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.tolist() == [0.0, 1.0, 0.0]
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> dict[str, np.ndarray]:
-    kinds = draw(st.lists(st.sampled_from(list(ChunkKind)), min_size=1, max_size=12))
-    least = [0 if kind == ChunkKind.UNPAIRED else 1 for kind in kinds]
-    teacher, student = ([draw(st.integers(low, 3)) for low in least] for _ in range(2))
-    tokens = sum(teacher)
-    logprobs = np.array(draw(st.lists(logprob, min_size=tokens, max_size=tokens)), dtype=np.float32)
-    if tokens:
-        logprobs[0] = np.nan
-    boundary = np.array(draw(st.lists(st.floats(-6, 0), min_size=tokens, max_size=tokens)), dtype=np.float32)
+def batches(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """Positions of which some are in chunks: runs of them, with gaps."""
+    positions = draw(st.integers(1, 20))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    chunk_of, last, at = [-1], [], 1
+    while at < positions:
+        length = draw(st.integers(1, 3))
+        counted = draw(st.booleans())
+        chunk_of += [len(last) if counted else -1] * min(length, positions - at)
+        at = len(chunk_of)
+        last += [at - 1] if counted else []
+    numbers = -5 * torch.rand(3, positions, generator=generator, dtype=torch.float64)
     return {
-        "teacher_tokens": np.array(teacher, dtype=np.int64),
-        "student_tokens": np.array(student, dtype=np.int64),
-        "kinds": np.array(kinds, dtype=np.uint8),
-        "logprobs": logprobs,
-        "boundary_logprobs": boundary,
+        "next_token_logprobs_N": numbers[0],
+        "boundary_logprobs_N": numbers[1],
+        "predicted_N": torch.tensor([draw(st.booleans()) for _ in range(positions)]),
+        "chunk_of_token_N": torch.tensor(chunk_of),
+        "last_token_C": torch.tensor(last, dtype=torch.int64),
+        "teacher_logprobs_C": -8 * torch.rand(len(last), generator=generator, dtype=torch.float64) - 0.01,
     }
 
 
-def loop_merged(case: dict[str, np.ndarray], gamma: float | None, debias: bool) -> list[tuple[float, int, int]]:
-    """The oracle: chunk by chunk, token by token."""
-    found: list[tuple[float, int, int]] = []
-    group: list[int] = []
-    teacher = student = 0
-    spans = []
-    for n_teacher, n_student in zip(case["teacher_tokens"], case["student_tokens"], strict=True):
-        spans.append((teacher, teacher + n_teacher, student, student + n_student))
-        teacher, student = teacher + n_teacher, student + n_student
-
-    def close() -> None:
-        if group:
-            tokens = [float(case["logprobs"][i]) for k in group for i in range(spans[k][0], spans[k][1])]
-            last = spans[group[-1]][1] - 1
-            value = math.fsum(tokens) + (float(case["boundary_logprobs"][last]) if debias else 0.0)
-            start, end = spans[group[0]][2], spans[group[-1]][3]
-            if not math.isnan(value) and start > 0:
-                found.append((value, start, end))
-        group.clear()
-
-    for k, kind in enumerate(case["kinds"]):
-        if kind == ChunkKind.UNPAIRED:
-            close()
-            continue
-        group.append(k)
-        if gamma is None or math.exp(case["boundary_logprobs"][spans[k][1] - 1]) > gamma:
-            close()
-    close()
-    return found
+def loop_losses(batch: dict[str, torch.Tensor], tau: float) -> tuple[float, float, float]:
+    """The oracle: (alm, kl, sft), chunk by chunk."""
+    epsilon, values, kls = 1e-6, [], []
+    for chunk, last in enumerate(batch["last_token_C"].tolist()):
+        student = float(batch["boundary_logprobs_N"][last])
+        for token, of in enumerate(batch["chunk_of_token_N"].tolist()):
+            if of == chunk:
+                student += float(batch["next_token_logprobs_N"][token - 1])
+        a, b = (float(side) / tau - epsilon for side in (batch["teacher_logprobs_C"][chunk], student))
+        p, q = math.exp(a), math.exp(b)
+        values.append(-(p * b + (1 - p) * math.log(1 - q)))
+        kls.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    predicted = [k for k, counts in enumerate(batch["predicted_N"].tolist()) if counts]
+    sft = [-float(batch["next_token_logprobs_N"][k - 1]) for k in predicted]
+    means = [math.fsum(numbers) / max(1, len(numbers)) for numbers in (values, kls, sft)]
+    return means[0], means[1], means[2]
 
 
-def merged(examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool) -> list[list[tuple[float, ...]]]:
-    """`merged_chunks` of all examples at once, as `loop_merged` tells of each."""
-    columns = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
-    offsets = [
-        np.cumsum([0, *(len(example[name]) for example in examples)], dtype=np.int64) for name in ("kinds", "logprobs")
-    ]
-    chunks = merged_chunks(
-        AlignedScores(chunk_offsets=offsets[0], token_offsets=offsets[1], **columns), gamma=gamma, debias=debias
+@settings(deadline=None)
+@given(batch=batches(), tau=st.sampled_from([1.0, 5.0, 100.0]))
+def test_a_batchs_losses_are_the_loop(batch: dict[str, torch.Tensor], tau: float) -> None:
+    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], torch.tensor(1))
+    losses = batch_losses(**batch, objective=ObjectiveConfig(temperature=tau), counts=counts)
+    alm, kl, sft = loop_losses(batch, tau)
+    assert losses.terms["alm"].item() == pytest.approx(alm, rel=1e-9)
+    assert losses.watched["kl"].item() == pytest.approx(kl, rel=1e-6, abs=1e-12)
+    assert losses.terms["sft"].item() == pytest.approx(sft, rel=1e-9)
+    inside = sum(of >= 0 for of in batch["chunk_of_token_N"].tolist())
+    assert losses.watched["tokens_in_chunks"] == inside
+
+
+@settings(deadline=None)
+@given(batch=batches())
+def test_gradients_of_a_batchs_losses(batch: dict[str, torch.Tensor]) -> None:
+    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], torch.tensor(1))
+    rest = {name: value for name, value in batch.items() if "logprobs_N" not in name}
+
+    def both(tokens: torch.Tensor, boundary: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        terms = batch_losses(tokens, boundary, **rest, objective=ObjectiveConfig(temperature=5.0), counts=counts).terms
+        return terms["alm"], terms["sft"]
+
+    numbers = [batch[name].clone().requires_grad_() for name in ("next_token_logprobs_N", "boundary_logprobs_N")]
+    assert torch.autograd.gradcheck(both, numbers)
+
+
+def test_a_batch_without_chunks_or_predictions_has_zero_losses() -> None:
+    tokens = torch.tensor([-1.0, -2.0], requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    student = chunk_logprobs(tokens, tokens, torch.tensor([-1, -1]), nothing, debias=True)
+    total = alm_loss(torch.zeros(0), student) + sft_loss(tokens, torch.tensor([False, False]))
+    assert total.item() == 0
+    total.backward()
+    assert tokens.grad is not None
+    assert tokens.grad.tolist() == [0.0, 0.0]
+
+
+@given(shares=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_micro_batches_add_up_to_the_global_mean(shares: list[int]) -> None:
+    generator = torch.Generator().manual_seed(len(shares))
+    teacher, student = -3 * torch.rand(2, sum(shares), generator=generator, dtype=torch.float64) - 0.1
+    whole = alm_loss(teacher, student)
+    parts = zip(teacher.split(shares), student.split(shares), strict=True)
+    added = torch.stack([alm_loss(*part, count=torch.tensor(sum(shares))) for part in parts]).sum()
+    torch.testing.assert_close(added, whole)
+    tokens = torch.stack([sft_loss(part, part < 0, count=sum(shares)) for part in student.split(shares)]).sum()
+    torch.testing.assert_close(tokens, sft_loss(student, student < 0))
+
+
+def test_one_token_chunks_of_one_tokenizer_are_the_token_level_binary_loss() -> None:
+    """A byte-identical pair of tokenizers, no debiasing, unconstrained: token by token."""
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.log_softmax(torch.randn(2, 6, 9, generator=generator, dtype=torch.float64), -1)
+    ids = torch.tensor([3, 1, 4, 1, 5, 2])
+    next_teacher, next_student = (side.gather(-1, ids.roll(-1)[:, None])[:, 0] for side in (teacher, student))
+    batch = {
+        "chunk_of_token_N": torch.tensor([-1, 0, 1, 2, 3, 4]),
+        "last_token_C": torch.arange(1, 6),
+        "predicted_N": torch.arange(6) > 0,
+    }
+    objective = ObjectiveConfig(temperature=1.0, debias=False)
+    counts = Counts.of(5, batch["predicted_N"], torch.tensor(5))
+    losses = batch_losses(
+        next_student, next_student, **batch, teacher_logprobs_C=next_teacher[:-1], objective=objective, counts=counts
     )
-    rows = [chunks.logprobs.tolist(), chunks.student_starts.tolist(), chunks.student_ends.tolist()]
-    assert len(rows[0]) == len(rows[1]) == len(rows[2]) == chunks.offsets[-1]
-    found = list(zip(*rows, strict=True))
-    return [found[start:end] for start, end in itertools.pairwise(chunks.offsets.tolist())]
-
-
-@settings(deadline=None)  # the first call compiles
-@given(examples=st.lists(cases(), min_size=1, max_size=4), gamma=gammas, debias=st.booleans())
-def test_merging_is_the_loop(examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool) -> None:
-    for got, example in zip(merged(examples, gamma, debias), examples, strict=True):
-        expected = loop_merged(example, gamma, debias)
-        assert [row[1:] for row in got] == [row[1:] for row in expected]
-        np.testing.assert_allclose([row[0] for row in got], [row[0] for row in expected], rtol=1e-5)
-
-
-def test_an_example_without_chunks_has_none_whatever_its_scores() -> None:
-    """One that the student could not tokenize still has teacher scores."""
-    none = {"teacher_tokens": np.zeros(0, np.int32), "student_tokens": np.zeros(0, np.int32)}
-    dropped = {**none, "kinds": np.zeros(0, np.uint8)}
-    scores = {"logprobs": np.float32([-1, -2]), "boundary_logprobs": np.float32([-1, -1])}
-    one = {"teacher_tokens": np.array([1, 1]), "student_tokens": np.array([1, 2]), "kinds": np.uint8([0, 0])}
-    rows = merged([{**dropped, **scores}, {**one, **scores}], None, False)
-    assert rows == [[], [(-2.0, 1, 3)]]
-
-
-@settings(deadline=None)
-@given(example=cases(), missing=st.booleans())
-def test_other_scores_than_the_chunks_are_refused(example: dict[str, np.ndarray], missing: bool) -> None:
-    for name in ("logprobs", "boundary_logprobs"):
-        example[name] = example[name][:-1] if missing and len(example[name]) else np.append(example[name], -1)
-    with pytest.raises(ValueError, match="example 0 hold other teacher tokens"):
-        merged([example], 0.1, True)
-
-
-@settings(deadline=None)
-@given(case=cases())
-def test_gamma_zero_is_unconstrained(case: dict[str, np.ndarray]) -> None:
-    assert merged([case], 0.0, True) == merged([case], None, True)
+    p, q = (side[:-1].exp() * math.exp(-1e-6) for side in (next_teacher, next_student))
+    expected = -(p * q.log() + (1 - p) * (1 - q).log()).mean()
+    torch.testing.assert_close(losses.terms["alm"], expected)

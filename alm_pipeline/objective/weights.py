@@ -1,0 +1,42 @@
+"""How a step's terms are weighted: by fixed numbers or ramps, or by the inverse of their gradients."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alm_pipeline.config import ObjectiveConfig, Ramp, Term
+
+_EPSILON = 1e-8
+
+
+def weights_at(objective: ObjectiveConfig, step: int) -> dict[Term, float]:
+    """The configured weights of the step after so many."""
+    return {term: weight.at(step) if isinstance(weight, Ramp) else weight for term, weight in objective.terms.items()}
+
+
+def gradmag(
+    terms: Mapping[Term, Tensor], weights: Mapping[Term, float | Tensor], parameters: Sequence[nn.Parameter]
+) -> dict[Term, Tensor]:
+    """GradMag (arXiv 2503.20083): each weight divided by its term's gradient norm, scaled to sum to 1.
+
+    `parameters` are those of the last transformer layer. The result is detached. It is of this micro-batch: with
+    gradient accumulation each has its own. On several devices the norms are averaged, so that all have the same.
+    """
+    chosen = [term for term, weight in weights.items() if weight]
+    norms = torch.stack([_gradient_norm(terms[term], parameters) for term in chosen])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(norms)
+    inverse = norms.new_tensor([float(weights[term]) for term in chosen]) / (norms + _EPSILON)
+    return dict(zip(chosen, inverse / inverse.sum(), strict=True))
+
+
+def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
+
+
+def last_layer(model: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters of a model's last transformer layer: of the last module of its longest list of modules."""
+    longest = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
+    return [parameter for parameter in longest[-1].parameters() if parameter.requires_grad]
