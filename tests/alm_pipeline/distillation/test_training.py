@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
+from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
 from alm_pipeline.distillation import stage, trainer
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.stream import BatchStream
@@ -112,6 +114,91 @@ def test_a_run_that_was_killed_after_its_last_step_is_not_trained_on(
 
 def _killed(*_: Any) -> None:
     raise Killed
+
+
+def log_of(config: AlmConfig, stream: Any, folder: Path, **changes: Any) -> tuple[pl.DataFrame, PreTrainedModel]:
+    """Its steps, and what they made of the model."""
+    model = AutoModelForCausalLM.from_pretrained(config.student.model)
+    train = config.train.model_copy(update=changes)
+    log = train_student(model, lambda *_: stream, BOUNDARY[:50], config.objective, train, folder, lambda: None)
+    return pl.DataFrame(log), model
+
+
+class Given(IterableDataset[dict[str, torch.Tensor]]):
+    """A stream of these batches."""
+
+    def __init__(self, rows: list[list[list[Example]]]) -> None:
+        self.batches = [vars(batch_of(batch)) for batch in rows]
+        for batch in self.batches:
+            batch["token_ids_BS"] %= 300
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("divergence", ["binary_ce", "k3"])
+def test_accumulation_changes_nothing_but_rounding(config: AlmConfig, tmp_path: Path, divergence: str) -> None:
+    """The same examples in one batch, and in three of other numbers of chunks: the mean is over all chunks."""
+    objective = ObjectiveConfig.model_validate({"terms": {"alm": 1, "sft": 0.5}, "divergence": divergence})
+    config = config.model_copy(update={"objective": objective})
+    steps = [[[[example(n, seed)], [example(4 * n, seed)], [example(12, seed)]] for n in (5, 15)] for seed in (1, 2)]
+    whole = Given([rows for step in steps for rows in step])
+    parts = Given([[row] for step in steps for rows in step for row in rows])
+    assert len({len(batch["last_token_C"]) for batch in parts.batches}) > 2
+    one, model = log_of(config, whole, tmp_path / "whole", steps=4, max_grad_norm=0.0)
+    other, same = log_of(config, parts, tmp_path / "parts", steps=4, max_grad_norm=0.0, accumulation=3)
+    columns = ["loss", "alm", "sft", "kl", "chunks", "tokens", "chunk_tokens", "used_share", "grad_norm"]
+    np.testing.assert_allclose(other.select(columns), one.select(columns), rtol=1e-4)
+    for value, again in zip(model.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(again, value, rtol=0, atol=2e-5)
+
+
+def test_gradmag_weights_sum_to_one_and_are_told(config: AlmConfig, tmp_path: Path) -> None:
+    objective = ObjectiveConfig(terms={"alm": 1.0, "sft": 1.0}, balance="gradmag")
+    config = config.model_copy(update={"objective": objective})
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.cache()
+    log, _ = log_of(config, BatchStream(pipeline.caches, objective, config.train), tmp_path / "checkpoints")
+    np.testing.assert_allclose(log["alm_weight"] + log["sft_weight"], 1.0, rtol=1e-5)
+    assert log["alm_weight"].n_unique() > 1
+    np.testing.assert_allclose(log["loss"], log["alm_weight"] * log["alm"] + log["sft_weight"] * log["sft"], rtol=1e-5)
+
+
+def test_a_space_chunking_has_longer_chunks_than_the_finest(config: AlmConfig, tmp_path: Path) -> None:
+    tokens = {}
+    for chunking in ("unconstrained", "space"):
+        objective = ObjectiveConfig.model_validate({"chunking": chunking})
+        pipeline = Pipeline(config.model_copy(update={"objective": objective}), str(tmp_path))
+        pipeline.run()
+        log = pl.read_parquet(pipeline.student.path / "metrics.parquet")
+        tokens[chunking] = log["chunk_tokens"].mean()
+        assert (log["aligned_chunk_tokens"] <= log["chunk_tokens"] + 1e-6).all() or chunking == "unconstrained"
+    assert tokens["space"] > 1.5 * tokens["unconstrained"]
+
+
+def test_only_the_assistants_turns_are_learned(config: AlmConfig, tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    chats = [
+        [{"role": "user", "content": f"How much is {k} + 1?"}, {"role": "assistant", "content": f"It is {k + 1}."}]
+        for k in range(40)
+    ]
+    file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),)), "messages": "messages"})
+    pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
+    pipeline.cache()
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    objective = ObjectiveConfig(assistant_only=True, chunking="unconstrained")
+    for batch in itertools.islice(iter(BatchStream(pipeline.caches, objective, config.train)), 3):
+        ids = batch["token_ids_BS"].flatten()
+        for of in (batch["predicted_N"], batch["chunk_of_token_N"] >= 0):
+            spelled = tokenizer.decode(ids[of])
+            answers = spelled.split("<|im_end|>")
+            assert len(answers) > 2
+            assert all(answer.startswith("It is ") for answer in answers[:-1])
+            assert not answers[-1]
 
 
 def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
