@@ -45,7 +45,9 @@ def compare(shape: str, dtype: str, rounds: int) -> None:
     print(f"{positions:,} × {vocabulary:,} ({shape}), {dtype}")
     for name, unit in (("bytes", 1e6), ("seconds", 1.0)):
         ratios = [pieces[name] / dense[name] for dense, pieces in measured]
-        dense_value, pieces_value = (median(side[name] for side in sides) / unit for sides in zip(*measured, strict=True))
+        dense_value, pieces_value = (
+            median(side[name] for side in sides) / unit for sides in zip(*measured, strict=True)
+        )
         print(
             f"  {name:8} dense {dense_value:8,.2f}  pieces {pieces_value:8,.2f}"
             f"  ratio: median {median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}",
