@@ -43,13 +43,13 @@ def compare(shape: str, dtype: str, rounds: int) -> None:
     measured = [(measured_apart("dense", shape, dtype), measured_apart("pieces", shape, dtype)) for _ in range(rounds)]
     positions, vocabulary, _ = SHAPES[shape]
     print(f"{positions:,} × {vocabulary:,} ({shape}), {dtype}")
-    for name, unit in (("bytes", 1e6), ("seconds", 1.0)):
+    for name, unit in (("bytes", 1e6), ("seconds", 1.0), ("cpu_seconds", 1.0)):
         ratios = [pieces[name] / dense[name] for dense, pieces in measured]
         dense_value, pieces_value = (
             median(side[name] for side in sides) / unit for sides in zip(*measured, strict=True)
         )
         print(
-            f"  {name:8} dense {dense_value:8,.2f}  pieces {pieces_value:8,.2f}"
+            f"  {name:11} dense {dense_value:8,.2f}  pieces {pieces_value:8,.2f}"
             f"  ratio: median {median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}",
             flush=True,
         )
@@ -57,7 +57,8 @@ def compare(shape: str, dtype: str, rounds: int) -> None:
 
 def measured_apart(method: str, shape: str, dtype: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.head", "--measure", method, "--shape", shape, "--dtype", dtype]
-    result: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    result: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    print(f"  {shape} {dtype} {method}: {result}", file=sys.stderr, flush=True)
     return result
 
 
@@ -66,12 +67,13 @@ def measure(method: str, shape: str, dtype: str) -> dict[str, float]:
     positions, vocabulary, width = SHAPES[shape]
     once(method, *inputs(64, 1024, width, dtype))  # starts the threads
     case = inputs(positions, vocabulary, width, dtype)
-    before, started = resident_bytes(), time.perf_counter()
+    before, started, cpu_started = resident_bytes(), time.perf_counter(), time.process_time()
     once(method, *case)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     weight = case[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "bytes": peak - before - weight.numel() * weight.element_size()}
+    gradient = weight.numel() * weight.element_size()
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "bytes": peak - before - gradient}
 
 
 def resident_bytes() -> int:
