@@ -99,13 +99,14 @@ def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None, rows: 
     layer, config = _trained_copy(model.get_output_embeddings()), model.config.get_text_config()
     if layer is None:
         raise UserError(f"{model.config.model_type}: names no output layer, so it gives no next-token probabilities")
-    rows = min(rows or config.vocab_size, getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
+    limits = [limit for limit in (rows, getattr(config, "unpadded_vocab_size", None)) if limit]
+    rows = min(limits, default=None)
     scale, softcap = _scale(config), _first(config, _CAPS)
     parameters = {name: _cast(value, dtype) for name, value in layer.named_parameters()}
     # not isinstance: a quantized layer is a Linear, too, and its weight is packed
     if type(layer).forward is nn.Linear.forward:
         return Head(parameters["weight"], parameters.get("bias"), scale, softcap, rows)
-    return LayerHead(layer, parameters, rows, scale, softcap)
+    return LayerHead(layer, parameters, rows or config.vocab_size, scale, softcap)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -171,8 +172,7 @@ def _difference_from_own_logits(model: PreTrainedModel) -> tuple[float, float]:
         got_NV, own_NV = head.logits(hidden_NH), model(input_ids=ids_BS, use_cache=False).logits[0].float()
     except (AttributeError, TypeError, RuntimeError, ValueError):
         return float("inf"), 0.0  # it takes other inputs, or gives other outputs, than a causal language model
-    if got_NV.shape[-1] > own_NV.shape[-1]:
+    if got_NV.shape != own_NV.shape:
         return float("inf"), 0.0
-    own_NV = own_NV[:, : got_NV.shape[-1]]
     share = 1e-3 if torch.finfo(head.dtype).bits > 16 else 2e-2
     return float((got_NV - own_NV).abs().max()), share * float(own_NV.abs().max())
