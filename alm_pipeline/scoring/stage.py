@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models import embedding_rows, load_model, load_tokenizer, matmul_precision, model_identity
 from alm_pipeline.progress import Advance, track
-from alm_pipeline.scoring.head import Head, hidden_states, output_head, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
 from storage.columns import join_rows, list_rows
@@ -93,7 +93,7 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, boundary: npt.NDArray[np.bool_]) -> None:
         self.model = model
         # the head's sums in float32: rounded to bfloat16, logits of 20 are off by 0.06
-        self.head: Head = output_head(model, torch.float32 if model.device.type == "cpu" else None)
+        self.head = output_head(model, torch.float32 if model.device.type == "cpu" else None)
         self.boundary_ids_K = torch.from_numpy(np.flatnonzero(boundary)).to(model.device)
 
     @classmethod
@@ -132,7 +132,7 @@ class Scorer:
     def _logprobs(self, ids_BT: Tensor) -> tuple[Floats, Floats]:
         """([B, T], [B, T]): at position i the log-probability of token i + 1, and of a boundary token after token i."""
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        hidden_BTH = hidden_states(self.model, ids_BT, positions_BT).to(self.head.weight_VH.dtype)
+        hidden_BTH = hidden_states(self.model, ids_BT, positions_BT)
         next_BT = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))
         with matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest"):
             token_N, boundary_N = token_and_boundary_logprobs(

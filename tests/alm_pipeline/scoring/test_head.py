@@ -1,16 +1,19 @@
 """The head in pieces, held to a dense float64 log-softmax."""
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from alm_pipeline.models import matmul_precision
 from alm_pipeline.scoring import head as head_module
-from alm_pipeline.scoring.head import Head, output_head, token_and_boundary_logprobs
-from storage.errors import UserError
-from tests import tiny
+from alm_pipeline.scoring.head import Head, LayerHead, NextToken, next_token, token_and_boundary_logprobs
+from tests.alm_pipeline.scoring.oracle import looped, random_case
 
 
 def dense_logprobs(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,19 +25,6 @@ def dense_logprobs(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor
         logits = head.softcap * torch.tanh(logits / head.softcap)
     logprobs = torch.log_softmax(logits, -1)
     return logprobs.gather(-1, targets[:, None]).squeeze(-1), logprobs[:, boundary].logsumexp(-1)
-
-
-def random_case(
-    positions: int, vocabulary: int, *, bias: bool = False, scale: float = 1.0, softcap: float | None = None
-) -> tuple[Tensor, Tensor, Head, Tensor]:
-    generator = torch.Generator().manual_seed(positions * 1000 + vocabulary)
-    random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    targets = torch.randint(vocabulary, (positions,), generator=generator)
-    boundary = torch.randperm(vocabulary, generator=generator)[: max(1, vocabulary // 3)].sort().values
-    head = Head(
-        random(vocabulary, 6).requires_grad_(), random(vocabulary).requires_grad_() if bias else None, scale, softcap
-    )
-    return random(positions, 6).requires_grad_(), targets, head, boundary
 
 
 @pytest.fixture(params=[7, 64, 2**24])
@@ -60,9 +50,99 @@ def test_values_and_gradients_are_those_of_a_dense_log_softmax(options: dict[str
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+def as_layer(head: Head) -> LayerHead:
+    """The same numbers by the path for layers that are not linear."""
+    layer = torch.nn.Linear(*head.weight_VH.T.shape, bias=head.bias_V is not None, device="meta")
+    parameters = {"weight": head.weight_VH, **({} if head.bias_V is None else {"bias": head.bias_V})}
+    return LayerHead(layer, parameters, head.vocabulary, head.scale, head.softcap)
+
+
+def numbers_and_gradients(function: Callable[[], NextToken], leaves: list[Tensor]) -> list[Tensor]:
+    numbers = function()
+    parts = [part for part in numbers[:3] if part is not None]
+    generator = torch.Generator().manual_seed(5)
+    weights = [torch.randn(len(part), dtype=torch.float64, generator=generator) for part in parts]
+    # an impossible outcome has no gradient, and would make the sum infinite
+    loss = sum(
+        (torch.where(part > -torch.inf, part, 0) * weight).sum() for part, weight in zip(parts, weights, strict=True)
+    )
+    return [*parts, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("through", [lambda head: head, as_layer], ids=["pieces", "layer"])
+@given(
+    positions=st.integers(0, 6),
+    vocabulary=st.integers(1, 9),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    softcap=st.sampled_from([None, 2.0]),
+    padding=st.integers(0, 4),
+    boundary=st.integers(0, 9),
+    piece=st.integers(1, 40),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_number_and_gradient_is_that_of_loops(
+    through: Callable[[Head], Head | LayerHead],
+    positions: int,
+    vocabulary: int,
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    padding: int,
+    boundary: int,
+    piece: int,
+) -> None:
+    rows = max(1, vocabulary - padding)
+    hidden, targets, head, ids = random_case(
+        positions, vocabulary, bias=bias, scale=scale, softcap=softcap, rows=rows, boundary=min(boundary, vocabulary)
+    )
+    leaves = [hidden, head.weight_VH, *([head.bias_V] if head.bias_V is not None else [])]
+    expected = numbers_and_gradients(lambda: looped(hidden, targets, head, ids), leaves)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_PIECE_ELEMENTS", "_LAYER_PIECE_ELEMENTS"):
+            patch.setattr(head_module, name, piece)
+        got = numbers_and_gradients(lambda: next_token(hidden, targets, through(head), ids, entropy=True), leaves)
+    for expected_part, part in zip(expected, got, strict=True):
+        torch.testing.assert_close(part, expected_part, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("piece_elements")
+@pytest.mark.parametrize("through", [lambda head: head, as_layer], ids=["pieces", "layer"])
+@pytest.mark.parametrize("top", [1, 4, 99])
+def test_the_likeliest_tokens(top: int, through: Callable[[Head], Head | LayerHead]) -> None:
+    hidden, targets, head, ids = random_case(11, 13, rows=12)
+    expected, got = looped(hidden, targets, head, ids, top), next_token(hidden, targets, through(head), ids, top=top)
+    torch.testing.assert_close(got.top_logprobs_NR, expected.top_logprobs_NR)
+    torch.testing.assert_close(got.top_ids_NR, expected.top_ids_NR)
+    assert not got.top_logprobs_NR.requires_grad
+    assert got.entropy_N is None
+
+
+def test_equal_logits_share_their_chance() -> None:
+    hidden, weight = torch.ones(3, 2, requires_grad=True), torch.ones(8, 2, requires_grad=True)
+    numbers = next_token(hidden, torch.arange(3), Head(weight), torch.arange(4), entropy=True, top=2)
+    torch.testing.assert_close(numbers.target_logprobs_N.exp(), torch.full((3,), 1 / 8))
+    torch.testing.assert_close(numbers.boundary_logprobs_N.exp(), torch.full((3,), 1 / 2))
+    torch.testing.assert_close(numbers.entropy_N.exp(), torch.full((3,), 8.0))
+    sum(part.sum() for part in numbers[:3]).backward()
+    torch.testing.assert_close(hidden.grad, torch.zeros(3, 2), rtol=0, atol=1e-6)
+
+
+def test_padding_has_no_chance_and_no_gradient() -> None:
+    hidden, _, head, _ = random_case(5, 20, rows=15, bias=True)
+    targets, boundary = torch.tensor([0, 14, 15, 19, 3]), torch.arange(15, 20)
+    for padded in (head, as_layer(head)):
+        token, share = token_and_boundary_logprobs(hidden, targets, padded, boundary)
+        assert (token > -torch.inf).tolist() == [True, True, False, False, True]
+        assert (share == -torch.inf).all()
+        for leaf in torch.autograd.grad(token[:2].sum() + share.sum(), [head.weight_VH, head.bias_V]):
+            assert torch.isfinite(leaf).all()
+            assert not leaf[15:].any()
+
+
 def test_gradcheck() -> None:
     hidden, targets, head, boundary = random_case(4, 5, softcap=4.0)
-    function = lambda h, w: token_and_boundary_logprobs(h, targets, Head(w, None, 1.5, 4.0), boundary)  # noqa: E731
+    function = lambda h, w: next_token(h, targets, Head(w, None, 1.5, 4.0), boundary, entropy=True)[:3]  # noqa: E731
     assert torch.autograd.gradcheck(function, (hidden, head.weight_VH))
 
 
@@ -81,6 +161,23 @@ def test_extreme_logits_stay_finite(scale: float, sign: float) -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
+@given(scale=st.sampled_from([1.0, 30.0, 1e4]), boundary=st.sampled_from([[0, 2], [0], [0, 1, 2, 3], [3]]))
+def test_gradients_of_extreme_logits_are_those_of_float64(scale: float, boundary: list[int]) -> None:
+    """Also where the boundary set is hopeless, and where it is certain."""
+    generator = torch.Generator().manual_seed(int(scale))
+    hidden, weight = (torch.randn(4, 4, generator=generator).requires_grad_() for _ in range(2))
+    head, targets, ids = Head(weight, None, scale), torch.arange(4), torch.tensor(boundary)
+    exact = Head(weight.detach().double().requires_grad_(), None, scale)
+    exact_hidden = hidden.detach().double().requires_grad_()
+    expected = numbers_and_gradients(lambda: looped(exact_hidden, targets, exact, ids), [exact_hidden, exact.weight_VH])
+    got = numbers_and_gradients(lambda: next_token(hidden, targets, head, ids, entropy=True), [hidden, weight])
+    for expected_part, part in zip(expected, got, strict=True):
+        assert torch.isfinite(part).all()
+        # logits of 1e4 are themselves off by 1e-3 in float32, and so is a chance, relatively
+        tolerance = 1e-6 * max(scale, 10)
+        torch.testing.assert_close(part.double(), expected_part, rtol=tolerance, atol=tolerance * max(scale, 1.0))
+
+
 def test_bfloat16_weights_are_summed_in_float32() -> None:
     hidden, targets, head, boundary = random_case(50, 300)
     rounded = Head(head.weight_VH.detach().bfloat16())
@@ -92,23 +189,32 @@ def test_bfloat16_weights_are_summed_in_float32() -> None:
     torch.testing.assert_close(share.double(), expected[1], rtol=0, atol=0.1)
 
 
-def test_the_head_of_a_model_with_soft_capping() -> None:
-    assert output_head(tiny.tiny_gemma(50)).softcap == 5.0
+def test_bfloat16_gradients_are_within_a_hundredth_of_their_length() -> None:
+    hidden, targets, head, boundary = random_case(50, 300)
+    rounded = Head(head.weight_VH.detach().bfloat16().requires_grad_())
+    leaves = [hidden.detach().bfloat16().requires_grad_(), rounded.weight_VH]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = dense_logprobs(exact[0], targets, Head(exact[1]), boundary)
+    got = token_and_boundary_logprobs(leaves[0], targets, rounded, boundary)
+    for exact_grad, grad in zip(
+        torch.autograd.grad(torch.stack(expected).sum(), exact),
+        torch.autograd.grad(torch.stack(got).sum(), leaves),
+        strict=True,
+    ):
+        assert grad.dtype == torch.bfloat16
+        assert torch.linalg.vector_norm(grad.double() - exact_grad) < 0.01 * torch.linalg.vector_norm(exact_grad)
 
 
-def test_the_head_gives_the_logits_of_the_model() -> None:
-    for model in (tiny.tiny_llama(50), tiny.tiny_gemma(50)):
-        ids = torch.arange(10)[None]
-        with torch.no_grad():
-            hidden = model.base_model(input_ids=ids).last_hidden_state
-            torch.testing.assert_close(output_head(model).logits(hidden), model(input_ids=ids).logits)
-
-
-def test_a_head_that_is_not_linear_is_refused() -> None:
-    model = tiny.tiny_llama(50)
-    model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
-    with pytest.raises(UserError, match="no linear layer"):
-        output_head(model)
+def test_nothing_is_kept_once_the_numbers_are_gone() -> None:
+    hidden, targets, head, boundary = random_case(4, 9)
+    numbers = next_token(hidden, targets, head, boundary, entropy=True, top=2)
+    kept = weakref.ref(numbers.boundary_logprobs_N.grad_fn)
+    gc.disable()
+    try:
+        del numbers
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_boundary_and_what_is_not_make_one() -> None:

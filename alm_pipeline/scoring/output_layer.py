@@ -1,0 +1,178 @@
+"""What turns a model's hidden states into logits, taken out of the model so that it can be computed in pieces.
+
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece. After the last layer, models scale their
+logits and cap them, and pad their vocabularies. transformers has no one place that says so: what is known is written
+down here, and `check_output_head` refuses a model whose own logits come out otherwise.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from storage.errors import UserError
+
+# the names that configurations use: Cohere, Falcon-H1, Muse; Granite and MiniCPM, Inkling; Gemma, RecurrentGemma, xLSTM
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+# the same name, the other way round
+_MULTIPLIED_BY_DIVISOR = ("hyperclovax", "hyperclovax_vision_v2")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer's logits: softcap · tanh(scale · (h Wᵀ + b) / softcap)."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    rows: int | None = None
+    """the tokens that exist; rows from here on are padding, and impossible (None: all exist)"""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight_VH.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        return min(self.weight_VH.shape[0], self.rows or self.weight_VH.shape[0])
+
+    def logits(self, hidden_NH: Tensor, rows: slice | None = None) -> Tensor:
+        """[N, rows] in float32 or better; all that exist by default."""
+        rows = rows or slice(self.vocabulary)
+        bias = None if self.bias_V is None else self.bias_V[rows]
+        logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
+        return _scaled_and_capped(logits_NP, self.scale, self.softcap)
+
+    def pieces(self, length: int) -> Iterator[slice]:
+        """The vocabulary in slices of so many rows."""
+        rows = self.vocabulary
+        return (slice(start, min(start + length, rows)) for start in range(0, rows, length))
+
+
+@dataclass(frozen=True)
+class LayerHead:
+    """Any layer's logits, scaled and capped likewise: one with adapters, a quantized one, several in a row."""
+
+    layer: nn.Module
+    parameters: dict[str, Tensor]
+    vocabulary: int
+    """the tokens that exist: what the layer gives beyond is impossible"""
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        floating = (value.dtype for value in self.parameters.values() if value.is_floating_point())
+        return next(floating, torch.float32)
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, vocabulary] in float32 or better."""
+        logits_NV: Tensor = torch.func.functional_call(self.layer, self.parameters, (hidden_NH,))
+        return _scaled_and_capped(logits_NV[:, : self.vocabulary], self.scale, self.softcap)
+
+
+def _scaled_and_capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    logits = at_least_float32(logits)
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None, rows: int | None = None) -> Head | LayerHead:
+    """The model's head, computed in `dtype` (the model's own where None), with only the first `rows` tokens possible.
+
+    `rows` is the tokenizer's highest id + 1; None means every row of the layer. Raises UserError when the model names
+    no output layer.
+    """
+    model = _without_adapters_shell(model)
+    layer, config = _trained_copy(model.get_output_embeddings()), model.config.get_text_config()
+    if layer is None:
+        raise UserError(f"{model.config.model_type}: names no output layer, so it gives no next-token probabilities")
+    limits = [limit for limit in (rows, getattr(config, "unpadded_vocab_size", None)) if limit]
+    rows = min(limits, default=None)
+    scale, softcap = _scale(config), _first(config, _CAPS)
+    parameters = {name: _cast(value, dtype) for name, value in layer.named_parameters()}
+    # not isinstance: a quantized layer is a Linear, too, and its weight is packed
+    if type(layer).forward is nn.Linear.forward:
+        return Head(parameters["weight"], parameters.get("bias"), scale, softcap, rows)
+    return LayerHead(layer, parameters, rows or config.vocab_size, scale, softcap)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _without_adapters_shell(model: Any) -> Any:
+    """The transformers model in peft's, its adapters still in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _trained_copy(layer: Any) -> Any:
+    """The layer that answers where peft trains a whole copy (`modules_to_save`); any other layer as it is."""
+    copies, active = getattr(layer, "modules_to_save", None), list(getattr(layer, "active_adapters", []))
+    if not isinstance(copies, nn.ModuleDict) or getattr(layer, "disable_adapters", True) or len(active) != 1:
+        return layer
+    return dict(copies).get(active[0], layer)
+
+
+def _scale(config: Any) -> float:
+    times, divisor = _first(config, _MULTIPLIERS) or 1.0, _first(config, _DIVISORS) or 1.0
+    return times * divisor if config.model_type in _MULTIPLIED_BY_DIVISOR else times / divisor
+
+
+def _first(config: Any, names: tuple[str, ...]) -> float | None:
+    return next((float(value) for name in names if (value := getattr(config, name, None))), None)
+
+
+def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
+    """[B, S, H] what the head takes; positions that start again at 0 begin a new example in the row."""
+    model = _without_adapters_shell(model)
+    # some name a part that they don't have (Llama 4's text model), and then are their own base
+    base: Any = getattr(model, "model", model) if model.base_model is model else model.base_model
+    output = base(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def check_output_head(model: PreTrainedModel) -> None:
+    """Raises UserError when the head gives other logits than the model itself, on a few tokens.
+
+    Within 2 % of the largest logit in bfloat16 and float16, 0.1 % in float32: roundings differ, and a scale or a cap
+    that is missed shows well above. Call it once a model is loaded.
+    """
+    training = model.training
+    model.eval()
+    try:
+        difference, tolerance = _difference_from_own_logits(model)
+    finally:
+        model.train(training)
+    if not difference <= tolerance:
+        raise UserError(
+            f"{model.config.model_type}: its logits are not those of its output layer on its last hidden states, "
+            "so this architecture can't be scored or trained yet"
+        )
+
+
+def _difference_from_own_logits(model: PreTrainedModel) -> tuple[float, float]:
+    """(largest difference, tolerance)."""
+    head, ids_BS = output_head(model), torch.arange(8, device=model.device)[None]
+    try:
+        hidden_NH = hidden_states(model, ids_BS, ids_BS)[0].to(head.dtype)
+        got_NV, own_NV = head.logits(hidden_NH), model(input_ids=ids_BS, use_cache=False).logits[0].float()
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        return float("inf"), 0.0  # it takes other inputs, or gives other outputs, than a causal language model
+    if got_NV.shape != own_NV.shape:
+        return float("inf"), 0.0
+    share = 1e-3 if torch.finfo(head.dtype).bits > 16 else 2e-2
+    return float((got_NV - own_NV).abs().max()), share * float(own_NV.abs().max())
