@@ -20,7 +20,7 @@ from alm_pipeline.models import (
     quiet_transformers,
     tokenizer_identity,
 )
-from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
