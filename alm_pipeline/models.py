@@ -18,6 +18,8 @@ from storage.errors import UserError
 from storage.identity import MODEL_FILES, TOKENIZER_FILES, hash_files
 
 _DEMO = "demo:"
+# what configurations call the most tokens: most models, GPT-2 and its like, MPT
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def model_folder(name: str) -> Path:
@@ -68,23 +70,49 @@ def _tokenizer_file(name: str) -> Path:
     return file
 
 
-def load_model(name: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on the GPU where there is one."""
+def load_model(
+    name: str,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on `device`, by default the GPU where there is one.
+
+    With a `device_map`, in the parts and at the places that accelerate makes of it.
+    """
+    place = _device(device)
     folder = model_folder(name)
     try:
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, device_map=device_map
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
-    model.to(default_device())  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    if device_map is None:
+        model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
     model.eval()
     return model
 
 
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device's kind
+        raise UserError(f"{name}: no such device on this machine ({_first_line(error)})") from error
+
+
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def all_devices() -> tuple[str, ...]:
+    """Every GPU, or the processor where there is none."""
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
 
 
 @contextlib.contextmanager
@@ -131,7 +159,8 @@ def vocabulary_rows(name: str) -> int:
 
 def context_length(name: str) -> int | None:
     """The most tokens the model takes, or None where its configuration does not say."""
-    length = _config(name).get("max_position_embeddings")
+    config = _config(name)
+    length = next((config[key] for key in _LENGTHS if config.get(key)), None)
     return int(length) if length else None
 
 

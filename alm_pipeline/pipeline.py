@@ -49,10 +49,10 @@ class Pipeline:
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        lengths = [length for side in ("teacher", "student") if (length := context_length(self._model(side)))]
         # a token covers at least one byte, so what has no more bytes than the context has tokens always fits;
-        # a few are left for the special tokens around it
-        most = min([self.config.corpus.max_bytes, *(length - 8 for length in lengths)])
+        # a few are left for the special tokens around it. The teacher scores what is longer in windows
+        length = context_length(self.config.student.model)
+        most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
         return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     def _forms(self) -> tuple[str, ...]:
@@ -88,7 +88,11 @@ class Pipeline:
         return setting if isinstance(setting, str) else self.config.student.model
 
     def tokens(self, side: Side) -> Dataset:
-        return self._told(tokens_dataset(self.examples, self.tokenizer(side), context_length(self._model(side))))
+        return self._told(tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side)))
+
+    def _max_tokens(self, side: Side) -> int | None:
+        """The student's context; the teacher scores what is longer than its own in windows."""
+        return None if side == "teacher" else context_length(self.config.student.model)
 
     def _model(self, side: Side | str) -> str:
         return self.config.teacher if side == "teacher" else self.config.student.model
@@ -136,7 +140,7 @@ class Pipeline:
         if self.tokenizer(side) == self._model(side):
             view = byte_view(load_tokenizer(self.tokenizer(side)).backend_tokenizer)
             check_vocabulary(view, vocabulary_rows(self._model(side)), self._model(side))
-        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), context_length(self._model(side)))
+        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), self._max_tokens(side))
 
     def align(self) -> Manifest:
         """Align both tokenizations."""

@@ -30,7 +30,7 @@ from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.recipes import recipe
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
-from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.scoring.vocabulary import Vocabulary
 
 Batch = dict[str, Tensor]
 OBJECTIVE = ObjectiveConfig(temperature=5.0)
@@ -78,20 +78,20 @@ class Run:
 
     def __init__(self, config: AlmConfig, live: bool) -> None:
         self.student, _ = initial_student(config, config.student.model)
-        self.boundary_ids_K = Scorer.of(self.student, config.student.model).boundary_ids_K
+        self.vocabulary = Vocabulary.of(self.student, config.student.model)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
-        self.teacher, self.teacher_boundary_ids_K = None, None
+        self.teacher = None
         if live:
             model = load_model(config.teacher, "bfloat16")
-            self.teacher = LiveTeacher(model)
-            self.teacher_boundary_ids_K = Scorer.of(model, config.teacher).boundary_ids_K
+            self.teacher_vocabulary = Vocabulary.of(model, config.teacher)
+            self.teacher = LiveTeacher(model, self.teacher_vocabulary.rows)
 
     def step(self, batch: Batch) -> float:
         if self.teacher:
             batch = {**batch, "teacher_logprobs_C": self.likelihoods(batch)}
         with torch.autocast("cpu", torch.bfloat16), matmul_precision("medium"):
             counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], batch["aligned"])
-            losses = micro_batch_losses(self.student, batch, self.boundary_ids_K, OBJECTIVE, counts)
+            losses = micro_batch_losses(self.student, batch, self.vocabulary, OBJECTIVE, counts)
         losses.terms["alm"].backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
@@ -102,12 +102,11 @@ class Run:
     def likelihoods(self, batch: Batch) -> Tensor:
         """[C] of the batch's chunks, by the teacher's forward pass."""
         assert self.teacher is not None
-        assert self.teacher_boundary_ids_K is not None
         ids = batch["teacher_token_ids_BT"]
         with matmul_precision("medium"):
             hidden = self.teacher.hidden(ids, batch["teacher_position_ids_BT"])
             tokens, boundary = token_and_boundary_logprobs(
-                hidden, ids.flatten().roll(-1), self.teacher.head, self.teacher_boundary_ids_K
+                hidden, ids.flatten().roll(-1), self.teacher.head, self.teacher_vocabulary.boundary_ids_K
             )
         return chunk_logprobs(tokens.float().roll(1), boundary.float(), *teacher_chunks(batch), debias=True)
 

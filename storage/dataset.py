@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import OtherFormatError, UserError
 from storage.identity import plain, stored_name
-from storage.schemas import FORMAT_VERSION, MANIFEST, SCHEMAS, Kind
+from storage.schemas import FORMAT_VERSION, MANIFEST, Kind, schema_of
 from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -125,9 +125,9 @@ class Dataset:
     ) -> Record:
         """Publish a shard and then its record, unless another run was first; the record that is there then.
 
-        The columns are those of the kind's schema.
+        The columns are those of the kind's schema, with optional ones or without.
         """
-        table = pa.table(dict(columns), schema=SCHEMAS[self.kind])
+        table = pa.table(dict(columns), schema=schema_of(self.kind, columns))
         content = self._publish_shard(shard, table)
         record = Record(
             rows=table.num_rows,

@@ -4,6 +4,7 @@ Plain strings and lists of numbers only, so that Polars, DuckDB, pandas and `dat
 project. Row k of shard s is the same example in every dataset that descends from the same examples.
 """
 
+from collections.abc import Collection
 from enum import IntEnum, StrEnum
 
 import pyarrow as pa
@@ -108,3 +109,18 @@ SCHEMAS: dict[Kind, pa.Schema] = {
         ]
     ),
 }
+
+OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
+    Kind.TEACHER_SCORES: (
+        # after each token its k likeliest successors, likeliest first; token after token, k is len / tokens
+        _list("top_ids", pa.int32()),
+        _list("top_logprobs", pa.float32()),
+    ),
+}
+"""Columns behind a kind's own that a stage writes when asked for; a dataset's identity says whether it was."""
+
+
+def schema_of(kind: Kind, columns: Collection[str]) -> pa.Schema:
+    """The schema of a shard of these columns: the kind's own, and which of the optional ones are among them."""
+    asked = [field for field in OPTIONAL.get(kind, ()) if field.name in columns]
+    return pa.schema([*SCHEMAS[kind], *asked])

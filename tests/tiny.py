@@ -8,10 +8,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 TEXTS = [
@@ -113,6 +117,19 @@ def tiny_gemma(vocab_size: int) -> PreTrainedModel:
             final_logit_softcapping=5.0,
         )
     )
+
+
+def tiny_gpt2(vocab_size: int) -> PreTrainedModel:
+    """With learnt positions: none is wrong by a constant and goes unseen."""
+    torch.manual_seed(2)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2)
+    )
+
+
+def tiny_qwen(vocab_size: int) -> PreTrainedModel:
+    torch.manual_seed(3)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, **_SIZES, initializer_range=0.2))
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:

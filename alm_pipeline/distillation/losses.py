@@ -15,6 +15,7 @@ from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.objective.batch_loss import BatchLosses, Counts, batch_losses
 from alm_pipeline.objective.latents import latents_loss
 from alm_pipeline.scoring.head import hidden_states, output_head, token_and_boundary_logprobs
+from alm_pipeline.scoring.vocabulary import Vocabulary
 
 _FROM_SCORES = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logprobs_C")
 
@@ -22,18 +23,18 @@ _FROM_SCORES = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logp
 def micro_batch_losses(
     model: PreTrainedModel,
     batch: Mapping[str, Tensor],
-    boundary_ids_K: Tensor,
+    vocabulary: Vocabulary,
     objective: ObjectiveConfig,
     counts: Counts,
     teacher: LiveTeacher | None = None,
 ) -> BatchLosses:
-    """Every term of the objective for a batch of `BatchStream`. The model needs a linear output head."""
+    """Every term of the objective for a batch of `BatchStream`; `vocabulary` is the student's."""
     hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
     with torch.autocast(hidden_BSH.device.type, enabled=False):
         hidden_NH = hidden_BSH.flatten(0, 1).to(model.dtype)
-        numbers = token_and_boundary_logprobs(
-            hidden_NH, batch["token_ids_BS"].flatten().roll(-1), output_head(model), boundary_ids_K
-        )
+        head, next_ids_N = output_head(model, rows=vocabulary.rows), batch["token_ids_BS"].flatten().roll(-1)
+        boundary_ids_K = vocabulary.boundary_ids_K.to(hidden_NH.device)
+        numbers = token_and_boundary_logprobs(hidden_NH, next_ids_N, head, boundary_ids_K)
         named: dict[str, Any] = {name: batch[name] for name in _FROM_SCORES}
         losses = batch_losses(*numbers, **named, objective=objective, counts=counts)
         if teacher:

@@ -23,7 +23,8 @@ from alm_pipeline.models import (
     tokenizer_identity,
 )
 from alm_pipeline.objective.chunk_ends import ChunkEnds, SpaceEnds
-from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.transfer.fvt import transfer_vocabulary
 from storage.dataset import Dataset
@@ -93,13 +94,12 @@ def _distil(
     datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder, lease: Lease
 ) -> FolderManifest:
     model, initialisation = initial_student(config, tokenizer)
-    scorer = Scorer.of(model, tokenizer)
-    before = student_bits_per_byte(datasets, scorer, "evaluate before")
+    before = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate before")
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
         partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer)),
-        scorer.boundary_ids_K,
+        Vocabulary.of(model, tokenizer),
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
@@ -133,7 +133,8 @@ def chunk_ends(config: AlmConfig, tokenizer: str) -> ChunkEnds | None:
 def _live_teacher(config: AlmConfig) -> LiveTeacher | None:
     if not config.objective.is_live:
         return None
-    return LiveTeacher(load_model(config.teacher, config.score.dtype, trust_remote_code=config.trust_remote_code))
+    model = load_model(config.teacher, config.score.dtype, trust_remote_code=config.trust_remote_code)
+    return LiveTeacher(model, Vocabulary.of(model, config.teacher).rows)
 
 
 def _keep_checkpoints(student: StoredFolder, lease: Lease) -> None:

@@ -23,21 +23,21 @@ from alm_pipeline.models import matmul_precision, quiet_transformers
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.progress import Advance, track
-from alm_pipeline.scoring.head import output_head
+from alm_pipeline.scoring.vocabulary import Vocabulary
 from storage.errors import UserError
 
 _LAST_WRITTEN = "trainer_state.json"
 
 
 class AlmTrainer(Trainer):
-    """Trains on batches of `BatchStream`; the model needs a linear output head."""
+    """Trains on batches of `BatchStream`."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         arguments: TrainingArguments,
         stream: BatchStream,
-        boundary_ids_K: Tensor,
+        vocabulary: Vocabulary,
         objective: ObjectiveConfig,
         teacher: LiveTeacher | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class AlmTrainer(Trainer):
         self.stream: BatchStream = stream
         self.objective: ObjectiveConfig = objective
         self.teacher: LiveTeacher | None = teacher
-        self.boundary_ids_K = boundary_ids_K.to(model.device)
+        self.vocabulary = vocabulary
         self.last_layer = last_layer(model.base_model)
         self.watched: dict[str, float] = {}
         self._watch = StepWatch(self.accelerator)
@@ -67,9 +67,7 @@ class AlmTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The weighted terms of a micro-batch; what is watched goes to the next log entry."""
-        losses = micro_batch_losses(
-            model, inputs, self.boundary_ids_K, self.objective, num_items_in_batch, self.teacher
-        )
+        losses = micro_batch_losses(model, inputs, self.vocabulary, self.objective, num_items_in_batch, self.teacher)
         weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
         if self.objective.balance == "gradmag":
             weights = gradmag(losses.terms, weights, self.last_layer)
@@ -120,7 +118,7 @@ class _Watcher(TrainerCallback):
 def train_student(
     model: PreTrainedModel,
     stream: Callable[[int, int], BatchStream],
-    boundary_ids_K: Tensor,
+    vocabulary: Vocabulary,
     objective: ObjectiveConfig,
     config: TrainConfig,
     checkpoints: Path,
@@ -135,14 +133,14 @@ def train_student(
     if not config.steps:
         return []
     if teacher:
-        attach_projections(model, projections(output_head(model).width, teacher.width, objective, config.seed))
+        attach_projections(model, projections(teacher.model, model, objective, config.seed))
     last = last_checkpoint(checkpoints)
     first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
     arguments = _arguments(config, checkpoints)
     batches = stream(arguments.process_index, arguments.world_size)
     if last:
         batches.load_state_dict(_saved_position(last, arguments.process_index))
-    trainer = AlmTrainer(model, arguments, batches, boundary_ids_K, objective, teacher)
+    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher)
     model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.progress import track
-from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.scoring.scorer import Scorer
 from storage.columns import list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError

@@ -131,3 +131,22 @@ def test_a_student_that_wants_nfc_shares_the_teachers_caches(config: AlmConfig, 
     ]
     assert pipelines[0].scores.name == pipelines[1].scores.name
     assert pipelines[0].tokens("student").name != pipelines[1].tokens("student").name
+
+
+def test_the_teachers_context_limits_nothing(config: AlmConfig, tmp_path: Path) -> None:
+    """Neither are texts cut to it nor conversations dropped: it scores in windows."""
+    model = tiny.tiny_llama(400)
+    model.config.max_position_embeddings = 24
+    teacher = tiny.save(tmp_path / "short", model, tiny.byte_level_tokenizer())
+    file = tmp_path / "chats.jsonl"
+    chats = [[{"role": "user", "content": f"Say {k}: " + tiny.TEXTS[2]}] for k in range(4)]
+    file.write_text("\n".join(json.dumps({"messages": chat, "text": chat[0]["content"]}) for chat in chats))
+    for messages in (None, "messages"):
+        corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),)), "messages": messages})
+        changed = config.model_copy(update={"corpus": corpus, "teacher": teacher})
+        pipeline = Pipeline(changed, str(tmp_path / "data"))
+        pipeline.cache()
+        assert pipeline.tokens("teacher").complete_manifest().dropped == {}
+        scores = pl.read_parquet(f"{pipeline.scores.url}/shard-*.parquet")
+        assert (scores["logprobs"].list.len() > 24).all()
+        assert scores.explode("logprobs")["logprobs"].is_nan().sum() == len(scores)

@@ -21,12 +21,12 @@ from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.packing import Group, make_batch, make_teacher_batch
 from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.models import load_model, load_tokenizer
+from alm_pipeline.models import load_model
 from alm_pipeline.objective.alm import chunk_logprobs
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.scoring.vocabulary import Vocabulary
 from tests.alm_pipeline.distillation.test_stream import example, joined
 from tests.alm_pipeline.distillation.test_training import Killed, _kill_at, contents
 
@@ -111,8 +111,7 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
     config = pipeline.config
     stream = BatchStream(pipeline.caches, config.objective, config.train)
     teacher = LiveTeacher(load_model(config.teacher, "float32"))
-    view = byte_view(load_tokenizer(config.teacher).backend_tokenizer)
-    boundary = torch.from_numpy(np.flatnonzero(view.boundary(teacher.head.weight_VH.shape[0])))
+    boundary = Vocabulary.of(teacher.model, config.teacher).boundary_ids_K
     student, compared = load_model(config.student.model, "float32"), 0
     for batch in itertools.islice(iter(stream), 2):
         live_C = live_chunk_logprobs(batch, teacher, boundary)
@@ -125,7 +124,9 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
             counts = Counts.of(len(cached_C), batch["predicted_N"], batch["aligned"])
             objective = ObjectiveConfig(temperature=5.0)
             given_C = {**batch, "teacher_logprobs_C": teacher_C}
-            loss = micro_batch_losses(student, given_C, torch.arange(0, 400, 3), objective, counts).terms["alm"]
+            loss = micro_batch_losses(student, given_C, Vocabulary(torch.arange(0, 400, 3)), objective, counts).terms[
+                "alm"
+            ]
             loss.backward()
             results.append((loss, torch.cat([value.grad.flatten() for value in student.parameters()])))
         torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=0)

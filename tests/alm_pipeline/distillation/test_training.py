@@ -24,11 +24,13 @@ from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import last_checkpoint, train_student
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.scoring.vocabulary import Vocabulary
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
 
-BOUNDARY = torch.arange(0, 1000, 3)
+VOCABULARY = Vocabulary(torch.arange(0, 1000, 3))
+SMALL = Vocabulary(torch.arange(0, 300, 3))
 
 
 def losses_of(
@@ -36,7 +38,7 @@ def losses_of(
 ) -> dict[Term, torch.Tensor]:
     batch = vars(batch_of(rows))
     counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], batch["aligned"])
-    return micro_batch_losses(model, batch, BOUNDARY, objective, counts).terms
+    return micro_batch_losses(model, batch, VOCABULARY, objective, counts).terms
 
 
 @pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gemma])
@@ -120,7 +122,7 @@ def log_of(config: AlmConfig, stream: Any, folder: Path, **changes: Any) -> tupl
     """Its steps, and what they made of the model."""
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     train = config.train.model_copy(update=changes)
-    log = train_student(model, lambda *_: stream, BOUNDARY[:50], config.objective, train, folder, lambda: None)
+    log = train_student(model, lambda *_: stream, SMALL, config.objective, train, folder, lambda: None)
     return pl.DataFrame(log), model
 
 
@@ -316,7 +318,7 @@ def test_a_checkpoint_of_other_ranks_is_refused(config: AlmConfig, tmp_path: Pat
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.cache()
     stream = partial(BatchStream, pipeline.caches, config.objective, config.train)
-    settings = (torch.arange(3), config.objective, config.train, tmp_path, lambda: None)
+    settings = (SMALL, config.objective, config.train, tmp_path, lambda: None)
     with pytest.raises(UserError, match=r"stream_0\.json: is not there: go on with as many processes"):
         train_student(tiny.tiny_llama(400), stream, *settings)
 
@@ -335,7 +337,7 @@ def test_train_student_reports_every_step(config: AlmConfig, tmp_path: Path) -> 
     log = train_student(
         model,
         partial(BatchStream, pipeline.caches, config.objective, config.train),
-        torch.arange(0, 400, 3),
+        SMALL,
         config.objective,
         config.train,
         tmp_path / "checkpoints",

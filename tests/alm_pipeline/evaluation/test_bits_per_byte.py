@@ -10,7 +10,7 @@ import pytest
 from alm_pipeline.config import AlmConfig, FilesSource
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte, student_bits_per_byte, teacher_bits_per_byte
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.scoring.stage import Scorer
+from alm_pipeline.scoring.scorer import Scorer
 from storage.errors import UserError
 from storage.schemas import TokenKind
 

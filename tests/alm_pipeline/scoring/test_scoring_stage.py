@@ -1,59 +1,159 @@
-"""Teacher scores: what they are, and that batching does not change them."""
+"""The stage: shards of scores, whatever device makes them, resumed and counted."""
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alm_pipeline.config import ScoreConfig
 from alm_pipeline.scoring import stage
-from alm_pipeline.scoring.stage import Scorer, _batches, round_mantissa
-from storage.errors import UserError
+from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
+from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
+from storage.columns import list_rows
+from storage.dataset import Dataset
 from tests import tiny
+from tests.corpora import text_examples
+
+SHARDS = [
+    [f"{text} {k}" * (1 + k % 3) for k, text in enumerate(tiny.TEXTS)],
+    [],
+    ["The fox.", "a"],
+    ["dog " * 40, "x = 1\n\n"],
+    ["The lazy dog jumps."],
+]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma"])
-def scorer(request: pytest.FixtureRequest) -> Scorer:
-    folder = request.getfixturevalue(f"{request.param}_folder")
-    return Scorer.load(folder, "float32")
+@pytest.fixture
+def tokens(tmp_path: Path, gemma_folder: str) -> Dataset:
+    examples = text_examples(tmp_path, SHARDS)
+    made = tokens_dataset(examples, gemma_folder, None)
+    tokenize(examples, made, gemma_folder, None)
+    return made
 
 
-def examples(scorer: Scorer, count: int = 9) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    vocabulary = scorer.head.weight_VH.shape[0]
-    lengths = [1, 0, *generator.integers(2, 60, count - 2)]
-    return [generator.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
+def run(tokens: Dataset, root: Path, teacher: str, **settings: Any) -> Dataset:
+    """Scores under a root of their own: the same datasets, with other settings of what decides no byte."""
+    config = ScoreConfig.model_validate({"dtype": "float32", **settings})
+    named = scores_dataset(tokens, teacher, config)
+    made = Dataset(str(root), named.kind, named.label, named.identity)
+    score(tokens, made, teacher, config)
+    return made
 
 
-def test_scores_are_those_of_the_models_own_log_softmax(scorer: Scorer) -> None:
-    ids = examples(scorer)[4]
-    with torch.no_grad():
-        logits = scorer.model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double()
-    expected = torch.log_softmax(logits, -1)
-    logprobs, boundary = scorer.score([ids])[0]
-    assert np.isnan(logprobs[0])
-    next_tokens = expected[:-1].gather(-1, torch.from_numpy(ids[1:].astype(np.int64))[:, None]).squeeze(-1)
-    np.testing.assert_allclose(logprobs[1:], next_tokens.numpy(), atol=1e-4)
-    mask = expected[:, scorer.boundary_ids_K].logsumexp(-1)
-    np.testing.assert_allclose(boundary, mask.numpy(), atol=1e-4)
+def contents(dataset: Dataset) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(Path(dataset.url).iterdir())}
 
 
-def test_padding_and_batch_composition_do_not_change_a_score(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = examples(scorer)
-    together = scorer.score(batch)
-    monkeypatch.setattr(stage, "BATCH_TOKENS", 1)
-    for row, alone in zip(together, scorer.score(batch), strict=True):
-        np.testing.assert_allclose(row[0], alone[0], atol=1e-4)
-        np.testing.assert_allclose(row[1], alone[1], atol=1e-4)
-    assert [len(row[0]) for row in together] == [len(example) for example in batch]
+def test_several_devices_write_the_same_bytes(tokens: Dataset, tmp_path: Path, gemma_folder: str) -> None:
+    one = run(tokens, tmp_path / "one", gemma_folder)
+    for count in (2, 3, 8):  # 8: more than shards
+        several = run(tokens, tmp_path / str(count), gemma_folder, devices=["cpu"] * count)
+        assert several.name == one.name
+        assert contents(several) == contents(one)
 
 
-def test_batches_hold_every_example_once_within_the_budget() -> None:
-    lengths = [5, 0, 4096, 9000, 17, 17, 3000, 1]
-    batches = list(_batches(lengths))
-    assert sorted(index for batch in batches for index in batch) == [0, 2, 3, 4, 5, 6, 7]
-    for batch in batches:
-        assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= stage.BATCH_TOKENS
+def test_a_resumed_run_scores_what_is_missing(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = contents(run(tokens, tmp_path / "whole", gemma_folder))
+    scored: list[int] = []
+    once = stage._score_shard
+
+    def fail_at_last(tokens: Dataset, scores: Dataset, shard: int, *rest: Any) -> None:
+        scored.append(shard)
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        once(tokens, scores, shard, *rest)
+
+    monkeypatch.setattr(stage, "_score_shard", fail_at_last)
+    with pytest.raises(KeyboardInterrupt):
+        run(tokens, tmp_path / "broken", gemma_folder)
+    assert contents(run(tokens, tmp_path / "broken", gemma_folder)) == unbroken
+    assert scored == [0, 1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failing_device_stops_the_others(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is told, whichever it is."""
+    scorers: list[Scorer] = []
+    load, failed = Scorer.load, threading.Event()
+
+    def load_and_keep(*args: Any, **settings: Any) -> Scorer:
+        scorer = load(*args, **settings)
+        monkeypatch.setattr(scorer, "score", broken if len(scorers) == failing else partial(behind, scorer.score))
+        scorers.append(scorer)
+        return scorer
+
+    def broken(*_: Any, **__: Any) -> None:
+        failed.set()
+        raise RuntimeError("unspecified launch failure")
+
+    def behind(score: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        assert failed.wait(60)
+        return score(*args, **settings)
+
+    monkeypatch.setattr(Scorer, "load", load_and_keep)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        run(tokens, tmp_path / "failing", gemma_folder, devices=["cpu", "cpu"])
+
+
+def test_progress_is_in_tokens_a_second(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "alm_pipeline")
+    run(tokens, tmp_path / "scores", gemma_folder)
+    total = tokens.complete_manifest().counts["tokens"]
+    lines = [record.message for record in caplog.records if record.message.startswith("score ")]
+    assert f": {total:,} tokens in " in lines[-1]
+    assert lines[-1].endswith(" tokens/s")
+
+
+def test_what_decides_the_scores_decides_their_name(tokens: Dataset, gemma_folder: str) -> None:
+    def name(**settings: Any) -> str:
+        return scores_dataset(tokens, gemma_folder, ScoreConfig.model_validate(settings)).name
+
+    plain = name()
+    assert {name(batch_tokens=7), name(devices=["cpu", "cpu"]), name(device_map="auto"), name(top_k=0)} == {plain}
+    others = [name(window=100), name(window=100, context=10), name(context=10), name(top_k=1), name(dtype="float32")]
+    assert len({plain, *others}) == 6
+
+
+def test_the_likeliest_tokens_are_columns_where_asked_for(tokens: Dataset, tmp_path: Path, gemma_folder: str) -> None:
+    made = run(tokens, tmp_path, gemma_folder, top_k=3, mantissa_bits=10)
+    frame = pl.read_parquet(f"{made.url}/shard-*.parquet")
+    assert frame.columns == ["id", "logprobs", "boundary_logprobs", "top_ids", "top_logprobs"]
+    assert (frame["top_ids"].list.len() == 3 * frame["logprobs"].list.len()).all()
+    # as a row a token, without this project
+    likely = frame.select(pl.col("top_logprobs").explode().reshape((-1, 3))).to_series()
+    assert len(likely) == made.complete_manifest().counts["tokens"]
+    assert (likely.arr.get(0) >= likely.arr.get(1)).all()
+    values = frame["top_logprobs"].explode().drop_nulls().to_numpy()
+    np.testing.assert_array_equal(round_mantissa(values, 10), values)
+    plain = run(tokens, tmp_path, gemma_folder, mantissa_bits=10)
+    assert pl.read_parquet(f"{plain.url}/shard-*.parquet").equals(frame.select("id", "logprobs", "boundary_logprobs"))
+
+
+def test_long_examples_are_scored_in_windows_behind_their_begin(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str
+) -> None:
+    found = list_rows(run(tokens, tmp_path, gemma_folder, window=24, mantissa_bits=23).read_shard(3)["logprobs"])
+    ids = list_rows(tokens.read_shard(3, ["token_ids"])["token_ids"])
+    assert len(ids[0]) > 24
+    scorer = Scorer.load(gemma_folder, ScoreConfig(dtype="float32", window=24))
+    for row, expected in zip(found, scorer.score(ids, begins=[True, True]), strict=True):
+        np.testing.assert_array_equal(row, expected.logprobs)
+    assert not np.array_equal(found[0], scorer.score(ids)[0].logprobs, equal_nan=True)
 
 
 @given(st.lists(st.floats(-(2.0**99), 0, width=32), min_size=1), st.integers(4, 23))
@@ -66,10 +166,3 @@ def test_rounding_keeps_the_promised_precision(numbers: list[float], bits: int) 
     np.testing.assert_array_equal(rounded[~np.isfinite(values)], values[~np.isfinite(values)])
     np.testing.assert_array_equal(round_mantissa(rounded, bits), rounded)
     assert not (rounded[normal].view(np.uint32) & ((1 << (23 - bits)) - 1)).any()
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: object) -> None:
-    tokenizer = tiny.byte_level_tokenizer()
-    folder = tiny.save(tmp_path / "small", tiny.tiny_llama(len(tokenizer) - 7), tokenizer)  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"highest id is .* embedding has .* rows"):
-        Scorer.load(folder, "float32")

@@ -1,0 +1,211 @@
+"""A model that scores tokens: log-probabilities of each token, and of a boundary token after it.
+
+Shapes: B rows of a batch, T tokens of a row with padding, N positions that are wanted of it, H hidden width, K the
+likeliest tokens. Only wanted positions reach the head: no padding, and of a window's context just the last one.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alm_pipeline.config import ScoreConfig
+from alm_pipeline.models import load_model, matmul_precision
+from alm_pipeline.progress import Advance
+from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
+from alm_pipeline.scoring.head import Head, LayerHead, check_output_head, next_token, output_head
+from alm_pipeline.scoring.output_layer import input_device
+from alm_pipeline.scoring.vocabulary import Vocabulary
+from alm_pipeline.scoring.windows import Ids, Row, Windows
+from storage.errors import UserError
+
+Floats = npt.NDArray[np.float32]
+_GROUP_BATCHES = 64
+"""batches' worth of examples that are sorted by length together"""
+_PROBE_TOKENS = 8
+# a processor's precision of matrix products is the whole process's: no two replicas at once
+_processor = threading.Lock()
+
+
+class Scores(NamedTuple):
+    """The scores of an example of T tokens."""
+
+    logprobs: Floats
+    """[T]; NaN for the first token, which has no prediction"""
+    boundary_logprobs: Floats
+    """[T] of a boundary token after each"""
+    top_ids: Ids
+    """[T, K] the likeliest tokens after each, likeliest first"""
+    top_logprobs: Floats
+    """[T, K]"""
+
+    @classmethod
+    def empty(cls, tokens: int, top_k: int) -> "Scores":
+        floats = np.full(tokens, np.nan, np.float32), np.empty(tokens, np.float32)
+        return cls(*floats, np.empty((tokens, top_k), np.int32), np.empty((tokens, top_k), np.float32))
+
+
+class Scorer:
+    """A model that gives every token its log-probability, and the one of a boundary token after it."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, config: ScoreConfig | None = None) -> None:
+        config = config or ScoreConfig()
+        self.model, self.top_k, self.budget = model.eval(), config.top_k, Budget(config.batch_tokens)
+        self.windows = Windows.of(_context_length(model), config.window, config.context)
+        self.head = _head(model, vocabulary.rows)
+        self.boundary_ids_K = vocabulary.boundary_ids_K.to(self.device)
+        check_output_head(model, self.head, self._hidden_states)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are computed; the rest of the model may lie elsewhere."""
+        return self.head.device
+
+    @classmethod
+    def load(
+        cls, name: str, config: ScoreConfig | str, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> "Scorer":
+        """A model by name, on that device or as `config.device_map` says; a dtype is enough of a configuration."""
+        config = ScoreConfig.model_validate({"dtype": config}) if isinstance(config, str) else config
+        model = load_model(
+            name, config.dtype, trust_remote_code=trust_remote_code, device=device, device_map=config.device_map
+        )
+        return cls.of(model, name, config)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: str, config: ScoreConfig | None = None) -> "Scorer":
+        """Raises UserError when the tokenizer is not the model's, or its logits are not those of its output layer."""
+        return cls(model, Vocabulary.of(model, tokenizer), config)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        examples: Sequence[Ids],
+        advance: Advance | None = None,
+        *,
+        begins: Sequence[bool] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[Scores]:
+        """The scores of each example.
+
+        `begins` says of each whether its first token begins a text, which windows then have in front; `names` are for
+        errors. Raises UserError where memory does not suffice for a row alone.
+        """
+        scores = [Scores.empty(len(example), self.top_k) for example in examples]
+        for group in groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
+            rows = [row for k in group for row in self.windows.rows(k, examples[k], bool(begins and begins[k]))]
+            for batch, parts in self._batches(sorted(rows, key=lambda row: -len(row.ids)), names):
+                _put(scores, batch, parts)
+                if advance:
+                    advance(sum(row.scored for row in batch))
+        return scores
+
+    def _batches(self, rows: list[Row], names: Sequence[str] | None) -> Iterator[tuple[list[Row], Scores]]:
+        """The rows, longest first, in batches; each with the scores of its tokens, one row after another."""
+        done = 0
+        while done < len(rows):
+            batch = rows[done : done + self.budget.rows(len(rows[done].ids))]
+            parts = self._score_or_nothing(batch)
+            if parts is not None:
+                yield batch, parts
+                done += len(batch)
+            elif len(batch) > 1:
+                self.budget.halve(batch)
+            else:
+                raise UserError(_too_long(batch[0], names))
+
+    def _score_or_nothing(self, batch: Sequence[Row]) -> Scores | None:
+        """None where memory does not suffice."""
+        try:
+            return self._score_batch(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # here, outside of `except`, nothing holds what was allocated any more
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _score_batch(self, batch: Sequence[Row]) -> Scores:
+        ids_BT = torch.zeros(len(batch), len(batch[0].ids), dtype=torch.int64)
+        wanted_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        for k, row in enumerate(batch):
+            ids_BT[k, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
+            wanted_BT[k, max(0, row.skipped - 1) : len(row.ids)] = True
+        next_N = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))[wanted_BT]
+        # as indices: a mask on the GPU would make the processor wait for it
+        wanted_N = wanted_BT.flatten().nonzero().squeeze(-1).to(self.device)
+        with self._on_device():
+            hidden_NH = self._hidden_states(ids_BT).flatten(0, 1)[wanted_N]
+            with self._head_precision():
+                return self._head_scores(hidden_NH, next_N.to(self.device))
+
+    def _hidden_states(self, ids_BT: Tensor) -> Tensor:
+        """[B, T, H] where and as the head takes them. No mask, no positions: rows are padded on the right."""
+        ids_BT = ids_BT.to(input_device(self.model))
+        hidden_BTH: Tensor = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH.to(self.device, self.head.dtype)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        if self.device.type == "cuda":
+            return torch.cuda.device(self.device)  # compiled kernels run on the thread's current one
+        return _processor if self.device.type == "cpu" else contextlib.nullcontext()
+
+    def _head_precision(self) -> contextlib.AbstractContextManager[None]:
+        if self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest")
+
+    def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> Scores:
+        found = next_token(hidden_NH, next_N, self.head, self.boundary_ids_K, top=self.top_k)
+        token, boundary = (each.float().cpu().numpy() for each in found[:2])
+        if found.top_ids_NR is None or found.top_logprobs_NR is None:
+            return Scores(token, boundary, *Scores.empty(len(token), 0)[2:])
+        return Scores(
+            token, boundary, found.top_ids_NR.int().cpu().numpy(), found.top_logprobs_NR.float().cpu().numpy()
+        )
+
+
+def _too_long(row: Row, names: Sequence[str] | None) -> str:
+    name = f"example {names[row.example]}" if names else "an example"
+    return (
+        f"{name}: out of memory with {len(row.ids)} tokens of it alone: set a smaller score.window, a smaller "
+        "score.dtype, or score.device_map to auto, which spreads the teacher over GPUs and memory"
+    )
+
+
+def _put(scores: list[Scores], batch: Sequence[Row], parts: Scores) -> None:
+    """A batch's scores, position after position, to their examples' tokens."""
+    at = 0
+    for row in batch:
+        # a window has its last token of context among its positions, for the first prediction
+        before = min(1, row.skipped)
+        tokens, end = slice(row.first, row.first + row.scored), at + before + row.scored
+        target = scores[row.example]
+        predicted = slice(tokens.start + 1 - before, tokens.stop)
+        target.logprobs[predicted] = parts.logprobs[at : end - 1]
+        for values, found in zip(target[1:], parts[1:], strict=True):
+            values[tokens] = found[at + before : end]
+        at = end
+
+
+def _head(model: PreTrainedModel, rows: int | None) -> Head | LayerHead:
+    """The model's head, where it is or, where it was left on the disk, in the processor's memory."""
+    layer: Any = model.get_output_embeddings()
+    on_disk = isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "meta"
+    with align_module_device(layer) if on_disk else contextlib.nullcontext():
+        on_processor = isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "cpu"
+        # the head's sums in float32: rounded to bfloat16, logits of 20 are off by 0.06
+        return output_head(model, torch.float32 if on_processor else None, rows)
+
+
+def _context_length(model: PreTrainedModel) -> int | None:
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
