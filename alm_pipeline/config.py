@@ -107,7 +107,7 @@ class ScoreConfig(Frozen):
 class ObjectiveConfig(Frozen):
     """The ALM objective (arXiv 2503.20083) and what stands beside it."""
 
-    chunking: Literal["boundary", "unconstrained"] = "boundary"
+    chunking: Literal["boundary", "unconstrained", "pair_bias"] = "boundary"
     gamma: float = Field(0.1, ge=0, le=1, description="a chunk ends where the teacher's P(boundary) exceeds it")
     debias: bool = Field(True, description="multiply a chunk's likelihood by P(boundary) after it")
     temperature: float = Field(100.0, gt=0)
