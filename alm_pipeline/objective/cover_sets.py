@@ -7,6 +7,7 @@ and count as not covered.
 """
 
 import json
+import logging
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +19,9 @@ from tokenizers import Tokenizer
 
 from alm_pipeline.progress import Advance
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view, steps
-from alm_pipeline.tokenization.engines import StandardEngine
+from alm_pipeline.tokenization.engines import Engine, KitokenEngine, StandardEngine
 
+_log = logging.getLogger(__name__)
 _BATCH = 1 << 16
 """texts encoded at once"""
 
@@ -63,6 +65,9 @@ class _Cut(NamedTuple):
     first: int
     last: int
 
+    def candidates(self) -> int:
+        return self.last - self.first
+
 
 class _Candidate(NamedTuple):
     """A token that does not occur, and may exclude an extension after a token."""
@@ -79,7 +84,6 @@ class CoverSets:
 
     def __init__(self, tokenizer: Tokenizer, occurs: npt.NDArray[np.bool_]) -> None:
         self.view: ByteView = byte_view(tokenizer)
-        self._engine = StandardEngine(_within_text(tokenizer))
         texts = {id_: text for id_, text in enumerate(map(_decoded, self.view.spelling)) if text}
         usable = [id_ for id_ in texts if not self.view.special[id_]]
         self._tokens = sorted((id_ for id_ in usable if occurs[id_]), key=self.view.spelling.__getitem__)
@@ -89,12 +93,28 @@ class CoverSets:
         for id_ in usable:
             if not occurs[id_]:
                 self._others[self.view.spelling[id_]].append(id_)
+        within_text = _within_text(tokenizer)
+        self._engine: Engine = StandardEngine(within_text)
+        self._engine = self._fast_if_same(within_text, self._engine)
+
+    def _fast_if_same(self, tokenizer: Tokenizer, standard: StandardEngine) -> Engine:
+        """The fast engine where it is installed and gives the same ids for a batch of candidates from all over."""
+        try:
+            fast = KitokenEngine(tokenizer, self.view, standard)
+        except (ImportError, ValueError):
+            return standard
+        tokens = np.random.default_rng(0).permutation(np.array(self._tokens, np.int64)).tolist()
+        probe = self._texts_of(next(_batches(self._cuts(tokens), _Cut.candidates), []))
+        if fast.encode(probe, special_literals=False) == standard.encode(probe, special_literals=False):
+            return fast
+        _log.warning("cover sets are found with the standard engine, since %s gives other ids", fast.name)
+        return standard
 
     def of(self, ids: Sequence[int], extensions: Extensions, advance: Advance) -> Covers:
         """The cover sets of these tokens by tokens that occur. `advance` is told of the tokens that are done."""
         found: list[tuple[int, int, int]] = []
         done = 0
-        for cuts in _batches(self._cuts(ids), lambda cut: cut.last - cut.first):
+        for cuts in _batches(self._cuts(ids), _Cut.candidates):
             found += self._valid(cuts, extensions)
             advance(cuts[-1].number - done)
             done = cuts[-1].number
@@ -114,13 +134,15 @@ class CoverSets:
 
     def _valid(self, cuts: Sequence[_Cut], extensions: Extensions) -> Iterator[tuple[int, int, int]]:
         """(number of the token, extension, token that excludes it)"""
-        texts = [cut.before + text for cut in cuts for text in self._texts[cut.first : cut.last]]
-        rows = iter(self._encode(texts))
+        rows = iter(self._encode(self._texts_of(cuts)))
         for cut, before in zip(cuts, self._encode([cut.before for cut in cuts]), strict=True):
             for place in range(cut.first, cut.last):
                 if next(rows) == [*before, self._tokens[place]]:
                     extension = extensions.number(self._spellings[place][cut.overlap :])
                     yield cut.number, extension, self._tokens[place]
+
+    def _texts_of(self, cuts: Sequence[_Cut]) -> list[str]:
+        return [cut.before + text for cut in cuts for text in self._texts[cut.first : cut.last]]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._engine.encode(texts, special_literals=False)
