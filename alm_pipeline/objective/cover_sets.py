@@ -11,6 +11,7 @@ import logging
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -151,11 +152,15 @@ class CoverSets:
         """Those of these (token, extension) that a token excludes which does not occur."""
         candidates = (candidate for id_, extension in asked for candidate in self._others_over(id_, extension))
         for batch in _batches(candidates, lambda _: 1):
-            befores = self._encode([candidate.before for candidate in batch])
+            befores = self._encode_once([candidate.before for candidate in batch])
             rows = self._encode([each.before + self.view.spelling[each.other].decode() for each in batch])
-            for candidate, before, row in zip(batch, befores, rows, strict=True):
-                if row == [*before, candidate.other]:
+            for candidate, row in zip(batch, rows, strict=True):
+                if row == [*befores[candidate.before], candidate.other]:
                     yield candidate.id_, candidate.extension
+
+    def _encode_once(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        unique = list(dict.fromkeys(texts))
+        return dict(zip(unique, self._encode(unique), strict=True))
 
     def _others_over(self, id_: int, extension: bytes) -> Iterator[_Candidate]:
         for at, before in _starts(self.view.spelling[id_]):
@@ -170,11 +175,11 @@ def _decoded(spelling: bytes) -> str | None:
         return None
 
 
-def _starts(spelling: bytes) -> Iterator[tuple[int, str]]:
+@lru_cache(1 << 16)
+def _starts(spelling: bytes) -> list[tuple[int, str]]:
     """Where a token that covers the end of this one may begin, and the text before."""
-    for at in range(len(spelling)):
-        if (before := _decoded(spelling[:at])) is not None:
-            yield at, before
+    befores = ((at, _decoded(spelling[:at])) for at in range(len(spelling)))
+    return [(at, before) for at, before in befores if before is not None]
 
 
 def _batches(items: Iterable[Item], texts: Callable[[Item], int]) -> Iterator[list[Item]]:
