@@ -19,6 +19,7 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
+from alm_pipeline.objective.stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
@@ -30,6 +31,7 @@ from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
 
 Side = Literal["teacher", "student"]
+_SIDES: tuple[Side, Side] = ("teacher", "student")
 Kept = TypeVar("Kept", Dataset, StoredFolder)
 
 
@@ -103,6 +105,13 @@ class Pipeline:
         return self._told(alignments_dataset(*sides, self.config.corpus.name))
 
     @cached_property
+    def stored_pair_biases(self) -> StoredFolder | None:
+        """The biases of the pairs of tokens at chunks' ends, or None where the chunking asks for none."""
+        if self.config.objective.chunking != "pair_bias":
+            return None
+        return self._told(pair_bias_folder(self.alignments, self.tokenizer("teacher"), self.tokenizer("student")))
+
+    @cached_property
     def scores(self) -> Dataset:
         return self._told(scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score))
 
@@ -146,6 +155,14 @@ class Pipeline:
         """Align both tokenizations."""
         return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments)
 
+    def pair_biases(self) -> FolderManifest | None:
+        """Compute the tokenization bias of the pairs of tokens at chunks' ends, if the chunking asks for it."""
+        if not self.stored_pair_biases:
+            return None
+        tokens = {f"{side}_tokens": self.tokens(side) for side in _SIDES}
+        names = (self.tokenizer(side) for side in _SIDES)
+        return write_pair_biases(self.stored_pair_biases, {**tokens, "alignments": self.alignments}, *names)
+
     def score(self) -> Manifest:
         """Let the teacher score its tokens."""
         remote_code = self.config.trust_remote_code
@@ -164,6 +181,7 @@ class Pipeline:
         self.tokenize("teacher")
         self.tokenize("student")
         self.align()
+        self.pair_biases()
         self.score()
 
     def run(self) -> FolderManifest:

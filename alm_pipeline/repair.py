@@ -116,6 +116,7 @@ def stage_of(pipeline: Pipeline, key: str) -> Stage | None:
             (lambda: pipeline.tokens("student"), lambda: pipeline.tokenize("student")),
         ],
         "alignments": [(lambda: pipeline.alignments, pipeline.align)],
+        "pair_biases": [(lambda: pipeline.stored_pair_biases, pipeline.pair_biases)],
         "teacher_scores": [(lambda: pipeline.scores, pipeline.score)],
         "students": [(lambda: pipeline.student, pipeline.distil)],
     }

@@ -1,4 +1,4 @@
-"""Folders of files in the store (tokenizers, students): worked on locally, complete once they have a manifest.
+"""Folders of files in the store (tokenizers, students, …): worked on locally, complete once they have a manifest.
 
 On a local root the working folder is the stored one. On an object store it is in this machine's cache; its files are
 uploaded when published, the manifest last.
@@ -32,7 +32,7 @@ from storage.urls import (
     upload,
 )
 
-FOLDER_KINDS = ("tokenizers", "students")
+FOLDER_KINDS = ("tokenizers", "pair_biases", "students")
 
 
 class FolderManifest(Stored):

@@ -28,7 +28,7 @@ from storage.urls import (
     read_bytes,
 )
 
-KINDS = ("examples", "tokenizers", "tokens", "alignments", "teacher_scores", "students")
+KINDS = ("examples", "tokenizers", "tokens", "alignments", "pair_biases", "teacher_scores", "students")
 """the folders under a root, each after those that it is made from"""
 
 INVALID_MANIFEST = ".manifest.invalid.json"
@@ -40,6 +40,7 @@ _ROLES = {
     "teacher_tokens": Kind.TOKENS,
     "student_tokens": Kind.TOKENS,
     "alignments": Kind.ALIGNMENTS,
+    "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
 }
 # a finished student holds a copy of its tokenizer: of students, only the model tells who was made from them
@@ -144,7 +145,7 @@ class Store:
             combine_hashes(hashes): entry.key
             for entry in self.entries.values()
             if isinstance(entry.manifest, FolderManifest)
-            and (hashes := _matching(entry.manifest.files, _KNOWN_BY[entry.kind]))
+            and (hashes := _matching(entry.manifest.files, _KNOWN_BY.get(entry.kind, ())))
         }
 
     def inputs(self, key: str) -> dict[str, str]:
