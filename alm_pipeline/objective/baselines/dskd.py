@@ -48,22 +48,16 @@ def dskd_loss(
     temperature: float = 2.0,
     count: int | Tensor | None = None,
 ) -> Tensor:
-    """Scalar: the sum of the three terms below, by `count` (None: the student positions compared).
+    """Scalar: the sum of both spaces' terms, by `count` (None: the student positions compared).
 
     Attention between the positions of one example aligns the two sides: each student position gets a mixture of the
-    teacher's hidden states in the student's width, each teacher position one of the student's in the teacher's.
-
-    - student space: cross-entropy of the next token under the student's head, held fixed, on the mixture;
-    - student space: KL(head on the mixture ‖ student) where the mixture's likeliest token is the next one, the left
-      side held fixed;
-    - teacher space: KL(teacher ‖ teacher's head on the mixture), summed over the teacher's positions.
-
-    Embeddings are those of `token_ids_N` and of the teacher's tokens, as the models' input layers give them; no
-    gradient goes into them. Examples without a predicted token on either side are left out.
+    teacher's hidden states in the student's width, each teacher position one of the student's in the teacher's. From
+    those mixtures the heads predict, and are compared with what the models themselves predict. Embeddings are the
+    input layers' outputs for each token; no gradient goes into them. Examples that predict no token on one of the
+    sides are left out.
     """
-    positions_P, positions_K, *sizes = _compared(
-        teacher_predicted_M, predicted_N, example_of_teacher_token_M, example_of_token_N
-    )
+    examples = example_of_teacher_token_M, example_of_token_N
+    positions_P, positions_K, *sizes = _compared(teacher_predicted_M, predicted_N, *examples)
     teacher_PJ, student_KH = teacher_hidden_MJ.detach()[positions_P], hidden_NH[positions_K]
     mixed_KH, mixed_PJ = _mixtures(
         projections,
@@ -129,7 +123,10 @@ def _scaled(tensor: Tensor) -> Tensor:
 
 
 def _in_student_space(head: Head, mixed_KH: Tensor, hidden_KH: Tensor, targets_K: Tensor, temperature: float) -> Tensor:
-    """Both terms, from what the student's head makes of the mixtures and of the student's own hidden states."""
+    """Σ over student positions of −log q(next token) + [argmax q is the next token] · KL(q ‖ p_S).
+
+    q is what the student's head, held fixed, makes of the mixture; in the divergence q is fixed, too.
+    """
 
     def term(
         mixed_KH: Tensor, hidden_KH: Tensor, targets_K: Tensor, weight_VH: Tensor, bias_V: Tensor | None
@@ -145,6 +142,7 @@ def _in_student_space(head: Head, mixed_KH: Tensor, hidden_KH: Tensor, targets_K
 
 
 def _in_teacher_space(head: Head, teacher_PJ: Tensor, mixed_PJ: Tensor, temperature: float) -> Tensor:
+    """Σ over teacher positions of KL(p_T ‖ what the teacher's head makes of the mixture)."""
     head = frozen(head)
 
     def term(teacher_PJ: Tensor, mixed_PJ: Tensor) -> Tensor:
