@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alm_pipeline.objective.baselines.pieces import frozen, sum_in_pieces, with_weights
+from alm_pipeline.objective.baselines.pieces import frozen, sum_in_pieces, with_weights, without_autocast
 from alm_pipeline.objective.baselines.predicting import divided, predicting_positions, shared_examples
 from alm_pipeline.scoring.head import Head
 
@@ -59,12 +59,10 @@ def dskd_loss(
     examples = example_of_teacher_token_M, example_of_token_N
     positions_P, positions_K, *sizes = _compared(teacher_predicted_M, predicted_N, *examples)
     teacher_PJ, student_KH = teacher_hidden_MJ.detach()[positions_P], hidden_NH[positions_K]
-    mixed_KH, mixed_PJ = _mixtures(
-        projections,
-        _Side(teacher_PJ, *_input_and_target(teacher_embeddings_MJ, positions_P)),
-        _Side(student_KH, *_input_and_target(embeddings_NH, positions_K)),
-        *sizes,
-    )
+    teacher = _Side(teacher_PJ, *_input_and_target(teacher_embeddings_MJ, positions_P))
+    student = _Side(student_KH, *_input_and_target(embeddings_NH, positions_K))
+    with without_autocast(student_KH):
+        mixed_KH, mixed_PJ = _mixtures(projections, teacher, student, *sizes)
     total = _in_student_space(head_student, mixed_KH, student_KH, token_ids_N[positions_K + 1], temperature)
     total = total + _in_teacher_space(head_teacher, teacher_PJ, mixed_PJ, temperature)
     return divided(total, count, len(positions_K))

@@ -29,13 +29,20 @@ def sum_in_pieces(
     """Scalar: the sum of a term over pieces of the positions, differentiable once in each tensor.
 
     `by_position` all have the positions as their first dimension; `vocabulary` is the most logits that the term makes a
-    position. The term may use no other tensor that wants a gradient.
+    position. The term may use no other tensor that wants a gradient, and runs without autocast: hidden states have to
+    be of their head's dtype.
     """
     length = max(1, _PIECE_ELEMENTS // vocabulary)
-    total: Tensor = _SumInPieces.apply(  # type: ignore[no-untyped-call]
-        term, length, len(by_position), torch.is_grad_enabled(), *by_position, *shared
-    )
+    with without_autocast(by_position[0]):
+        total: Tensor = _SumInPieces.apply(  # type: ignore[no-untyped-call]
+            term, length, len(by_position), torch.is_grad_enabled(), *by_position, *shared
+        )
     return total
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context for what has to be as exact as its tensors; autocast would also keep a weight's copy for each piece."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def with_weights(head: Head, weight_VH: Tensor, bias_V: Tensor | None) -> Head:

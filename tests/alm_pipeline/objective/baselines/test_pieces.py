@@ -105,3 +105,13 @@ def test_nothing_is_differentiated_without_need() -> None:
     assert total == 12
     total = sum_in_pieces(square, [rows], [shared, None], 1)
     assert torch.autograd.grad(total, rows)[0].tolist() == [[4, 4]] * 3
+
+
+@pytest.mark.parametrize("baseline", ["uld", "mined", "dskd"])
+def test_autocast_around_the_loss_changes_nothing(baseline: str) -> None:
+    torch.manual_seed(0)
+    loss = one_example_losses()[baseline]
+    hidden, head = torch.randn(POSITIONS, WIDTH), Head(torch.randn(VOCABULARY, WIDTH))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = loss(hidden, head)
+    assert under_autocast == loss(hidden, head)
