@@ -19,7 +19,7 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
-from alm_pipeline.objective.stage import pair_bias_folder, write_pair_biases
+from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
@@ -128,7 +128,7 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
-        return self._told(student_folder(self.caches, self.config, self.tokenizer("student")))
+        return self._told(student_folder(self.caches, self.config, self.tokenizer("student"), self.stored_pair_biases))
 
     def shard(self) -> Manifest:
         """Read the corpus, and write its examples in shards."""
@@ -172,7 +172,7 @@ class Pipeline:
 
     def distil(self) -> FolderManifest:
         """Train, evaluate and save the student."""
-        return distil(self.caches, self.config, self.tokenizer("student"), self.student)
+        return distil(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
 
     def cache(self) -> None:
         """Every stage up to the teacher's scores."""

@@ -90,7 +90,7 @@ class Run:
         if self.teacher:
             batch = {**batch, "teacher_logprobs_C": self.likelihoods(batch)}
         with torch.autocast("cpu", torch.bfloat16), matmul_precision("medium"):
-            counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], batch["aligned"])
+            counts = Counts.of(batch)
             losses = micro_batch_losses(self.student, batch, self.vocabulary, OBJECTIVE, counts)
         losses.terms["alm"].backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -104,7 +104,7 @@ class Run:
         assert self.teacher is not None
         ids = batch["teacher_token_ids_BT"]
         with matmul_precision("medium"):
-            hidden = self.teacher.hidden(ids, batch["teacher_position_ids_BT"])
+            hidden = self.teacher.hidden(batch)
             tokens, boundary = token_and_boundary_logprobs(
                 hidden, ids.flatten().roll(-1), self.teacher.head, self.teacher_vocabulary.boundary_ids_K
             )

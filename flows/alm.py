@@ -79,6 +79,12 @@ def align(config: AlmConfig, storage: str) -> float:
     return _timed(_pipeline(config, storage).align)
 
 
+@stage_task("pair-biases")
+def pair_biases(config: AlmConfig, storage: str) -> float:
+    """Measure the tokenization bias of token pairs, for the chunking that asks for it."""
+    return _timed(_pipeline(config, storage).pair_biases)
+
+
 @stage_task("score")
 def score(config: AlmConfig, storage: str) -> float:
     """Let the teacher score its tokens."""
@@ -177,5 +183,7 @@ def _cache(config: AlmConfig, storage: str) -> dict[str, float]:
     sides = {side: tokenize.submit(config, storage, side) for side in ("teacher", "student")}
     seconds |= {f"tokenize {side}": future.result() for side, future in sides.items()}
     seconds["align"] = align(config, storage)
+    if config.objective.chunking == "pair_bias":
+        seconds["pair biases"] = pair_biases(config, storage)
     seconds["score"] = score(config, storage)
     return seconds

@@ -40,9 +40,8 @@ class Examples(NamedTuple):
         """The arrays of `example_rows`."""
         (logprobs, offsets), *places = (flatten_lists(rows[name]) for name in ("logprobs", "starts", "ends"))
         counts = (rows[name].to_numpy() for name in ("aligned", "used"))
-        learned = flatten_lists(rows["learned"])[0] if "learned" in rows.column_names else np.zeros(0, np.bool_)
         chunks = TeacherChunks(offsets, *counts, logprobs, *(values for values, _ in places))  # type: ignore[call-arg]
-        return cls(*flatten_lists(rows["token_ids"]), learned, chunks)
+        return cls(*flatten_lists(rows["token_ids"]), _learned_column(rows, "learned"), chunks)
 
 
 class TeacherTokens(NamedTuple):
@@ -55,15 +54,20 @@ class TeacherTokens(NamedTuple):
     teacher_ends: npt.NDArray[np.int32]
     """[aligned chunks, not merged] one past each one's last token, counted within its example"""
     student_ends: npt.NDArray[np.int32]
+    single: npt.NDArray[np.bool_]
+    """[aligned chunks] of one token on either side"""
     aligned_offsets: npt.NDArray[np.int64]
     """[E + 1] where each example's aligned chunks begin"""
+    learned: npt.NDArray[np.bool_]
+    """[teacher tokens] as `Examples.learned`"""
 
     @classmethod
     def of(cls, rows: pa.Table) -> "TeacherTokens":
-        (teacher, offsets), (student, _) = (
-            flatten_lists(rows[name]) for name in ("aligned_teacher_ends", "aligned_student_ends")
+        (teacher, offsets), (student, _), (single, _) = (
+            flatten_lists(rows[name]) for name in ("aligned_teacher_ends", "aligned_student_ends", "single")
         )
-        return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, offsets)
+        learned = _learned_column(rows, "teacher_learned")
+        return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, single, offsets, learned)
 
 
 def read_examples(
@@ -80,9 +84,10 @@ def read_examples(
     closes = ends.closes(sides["teacher_tokens"], sides["student_tokens"], aligned.kinds) if ends else None
     gamma = objective.gamma if objective.chunking == "boundary" else None
     chunks = merged_chunks(aligned, debias=objective.debias, gamma=gamma, closes=closes)
-    rows = example_rows(Examples(*sides["student_tokens"][:2], _learned(aligned, sides, objective), chunks))
+    student = sides["student_tokens"]
+    rows = example_rows(Examples(*student[:2], _learned(student, aligned.kinds, objective), chunks))
     if objective.is_live:
-        rows = _with_teacher(rows, sides, aligned.kinds)
+        rows = _with_teacher(rows, sides, aligned.kinds, objective)
     chosen = pc.equal(tables["examples"]["split"], split).to_numpy()
     return rows.take(np.flatnonzero(chosen & (np.diff(chunks.offsets) > 0)))
 
@@ -115,19 +120,20 @@ def _sides(tables: Mapping[str, pa.Table], aligned: AlignedScores) -> dict[str, 
     }
 
 
-def _learned(
-    aligned: AlignedScores, sides: Mapping[str, SideTokens], objective: ObjectiveConfig
-) -> npt.NDArray[np.bool_]:
-    """[student tokens] those of chunks that count, where not all tokens do; empty otherwise."""
+def _learned(side: SideTokens, kinds: npt.NDArray[np.uint8], objective: ObjectiveConfig) -> npt.NDArray[np.bool_]:
+    """[tokens] those of chunks that count, where not all tokens do; empty otherwise."""
     if not objective.assistant_only:
         return np.zeros(0, np.bool_)
-    student = sides["student_tokens"]
-    learned = np.zeros(len(student.ids), np.bool_)
-    ends, counts = student.ends(), student.of_chunk
+    learned = np.zeros(len(side.ids), np.bool_)
+    counts = side.of_chunk
     # every token of an aligned example is in a chunk, one after the other
-    places = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
-    learned[places] = np.repeat(aligned.kinds != ChunkKind.UNPAIRED, counts)
+    places = np.repeat(side.ends() - np.cumsum(counts), counts) + np.arange(counts.sum())
+    learned[places] = np.repeat(kinds != ChunkKind.UNPAIRED, counts)
     return learned
+
+
+def _learned_column(rows: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    return flatten_lists(rows[name])[0] if name in rows.column_names else np.zeros(0, np.bool_)
 
 
 def example_rows(examples: Examples) -> pa.Table:
@@ -149,16 +155,29 @@ def example_rows(examples: Examples) -> pa.Table:
     return pa.table(columns)
 
 
-def _with_teacher(rows: pa.Table, sides: Mapping[str, SideTokens], kinds: npt.NDArray[np.uint8]) -> pa.Table:
+def _with_teacher(
+    rows: pa.Table, sides: Mapping[str, SideTokens], kinds: npt.NDArray[np.uint8], objective: ObjectiveConfig
+) -> pa.Table:
     """With the columns that `TeacherTokens` reads."""
     teacher, student = sides["teacher_tokens"], sides["student_tokens"]
     paired = kinds != ChunkKind.UNPAIRED
     offsets = np.concatenate([[0], np.cumsum(paired)])[teacher.chunk_offsets]
-    rows = rows.append_column("teacher_ids", _column(teacher.ids, teacher.offsets))
-    for name, side in (("aligned_teacher_ends", teacher), ("aligned_student_ends", student)):
-        within = side.ends() - np.repeat(side.offsets[:-1], np.diff(side.chunk_offsets))
-        rows = rows.append_column(name, _column(within[paired].astype(np.int32), offsets))
+    columns = {
+        "teacher_ids": _column(teacher.ids, teacher.offsets),
+        "aligned_teacher_ends": _column(_within_example(teacher)[paired], offsets),
+        "aligned_student_ends": _column(_within_example(student)[paired], offsets),
+        "single": list_array(((teacher.of_chunk == 1) & (student.of_chunk == 1))[paired], offsets, pa.bool_()),
+    }
+    if objective.assistant_only:
+        columns["teacher_learned"] = list_array(_learned(teacher, kinds, objective), teacher.offsets, pa.bool_())
+    for name, column in columns.items():
+        rows = rows.append_column(name, column)
     return rows
+
+
+def _within_example(side: SideTokens) -> npt.NDArray[np.int32]:
+    """[chunks] one past each chunk's last token, counted within its example."""
+    return (side.ends() - np.repeat(side.offsets[:-1], np.diff(side.chunk_offsets))).astype(np.int32)
 
 
 def _column(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.ListArray:

@@ -3,26 +3,31 @@
 Shapes: M positions of the teacher's rows, J its hidden width.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ObjectiveConfig
+from alm_pipeline.objective.baselines.dskd import DskdProjections
 from alm_pipeline.scoring.head import hidden_states, output_head
 
 
 class LiveTeacher:
     """A frozen model and its head."""
 
-    def __init__(self, model: PreTrainedModel, rows: int | None = None) -> None:
-        """`rows` are the tokenizer's (None: all of the head's)."""
+    def __init__(self, model: PreTrainedModel, rows: int | None = None, mapping_V: Tensor | None = None) -> None:
+        """`rows` are the tokenizer's (None: all of the head's); `mapping_V` is of `mined_mapping`, for that term."""
         self.model = model.eval().requires_grad_(False)
         self.head = output_head(model, rows=rows)
+        self.mapping_V = None if mapping_V is None else mapping_V.to(self.head.device)
 
     @torch.no_grad()
-    def hidden(self, token_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-        """[M, J]"""
-        return hidden_states(self.model, token_ids_BT, position_ids_BT).flatten(0, 1)
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[M, J] of its rows of a batch, in its own precision."""
+        ids_BT, positions_BT = batch["teacher_token_ids_BT"], batch["teacher_position_ids_BT"]
+        return hidden_states(self.model, ids_BT, positions_BT).flatten(0, 1).to(self.head.dtype)
 
 
 def projections(
@@ -35,4 +40,6 @@ def projections(
         torch.manual_seed(seed)
         if "latents" in objective.terms and student_width != teacher_width:
             found["latents"] = nn.Linear(student_width, teacher_width)
+        if "dskd" in objective.terms:
+            found["dskd"] = DskdProjections(teacher_width, student_width)
     return found

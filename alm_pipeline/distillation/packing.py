@@ -78,6 +78,7 @@ class TeacherBatch:
 
     teacher_token_ids_BT: Tensor
     teacher_position_ids_BT: Tensor
+    teacher_predicted_M: Tensor
     example_of_token_N: Tensor
     """of the batch, in the order of rows; −1: padding"""
     example_of_teacher_token_M: Tensor
@@ -85,6 +86,8 @@ class TeacherBatch:
     """positions among the N: the last token of each aligned chunk"""
     aligned_teacher_token_A: Tensor
     """among the M"""
+    single_A: Tensor
+    """the chunk is of one token on either side"""
 
 
 def next_group(lengths: Ints, place: Place, batch_tokens: int, row_tokens: int) -> tuple[Group, Place] | None:
@@ -134,16 +137,20 @@ def make_teacher_batch(examples: Examples, teacher: TeacherTokens, group: Group)
         _Layout.of(np.diff(offsets)[group.examples], group.rows)
         for offsets in (examples.token_offsets, teacher.offsets)
     )
-    ids = np.zeros(others.size, np.int64)
-    ids[others.places] = teacher.ids[_ranges(teacher.offsets, group.examples)]
+    tokens = _ranges(teacher.offsets, group.examples)
+    ids, predicted = np.zeros(others.size, np.int64), np.zeros(others.size, np.bool_)
+    ids[others.places] = teacher.ids[tokens]
+    predicted[others.places] = teacher.learned[tokens] if len(teacher.learned) else True
+    predicted[others.starts] = False
     chunks = _ranges(teacher.aligned_offsets, group.examples)
     counts = np.diff(teacher.aligned_offsets)[group.examples]
     ends = (
         np.repeat(layout.starts, counts) + side[chunks] - 1
         for layout, side in ((own, teacher.student_ends), (others, teacher.teacher_ends))
     )
-    flat = (ids.reshape(others.shape), others.positions().reshape(others.shape), own.examples(), others.examples())
-    return TeacherBatch(*map(torch.from_numpy, (*flat, *ends)))
+    rows = (ids.reshape(others.shape), others.positions().reshape(others.shape), predicted)
+    arrays = (*rows, own.examples(), others.examples(), *ends, teacher.single[chunks])
+    return TeacherBatch(*map(torch.from_numpy, arrays))
 
 
 @dataclass(frozen=True)

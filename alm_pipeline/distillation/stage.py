@@ -7,6 +7,8 @@ from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, Term
@@ -22,11 +24,13 @@ from alm_pipeline.models import (
     quiet_transformers,
     tokenizer_identity,
 )
-from alm_pipeline.objective.chunk_ends import ChunkEnds, SpaceEnds
+from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
+from alm_pipeline.objective.chunk_ends import ChunkEnds, PairBiasEnds, SpaceEnds
+from alm_pipeline.objective.pair_bias_stage import read_pair_biases
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
-from alm_pipeline.tokenization.byte_view import byte_view
-from alm_pipeline.transfer.fvt import transfer_vocabulary
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.transfer.fvt import special_counterparts, transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
@@ -61,11 +65,14 @@ probabilities are means over chunks, the last of a boundary token after the chun
 """
 
 
-def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str) -> StoredFolder:
+def student_folder(
+    datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None = None
+) -> StoredFolder:
     """The student that these caches and this configuration make, whether or not it is there yet."""
+    inputs = {name: dataset.name for name, dataset in datasets.items()}
     identity = {
         "stage_version": STAGE_VERSION,
-        "inputs": {name: dataset.name for name, dataset in datasets.items()},
+        "inputs": inputs | ({"pair_biases": pair_biases.name} if pair_biases else {}),
         "model": model_identity(config.student.model),
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
@@ -76,10 +83,17 @@ def student_folder(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer
     return StoredFolder(datasets["scores"].root, "students", name, identity)
 
 
-def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder) -> FolderManifest:
+def distil(
+    datasets: Mapping[str, Dataset],
+    config: AlmConfig,
+    tokenizer: str,
+    student: StoredFolder,
+    pair_biases: StoredFolder | None = None,
+) -> FolderManifest:
     """Train the student on the caches, evaluate it before and after, and save it.
 
-    Where another process is at it, its result is waited for.
+    `pair_biases` is there for the chunking that asks for them. Where another process is at it, its result is waited
+    for.
     """
     if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
         return manifest
@@ -87,24 +101,29 @@ def distil(datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, s
         if manifest := student.manifest():
             student.remove(CHECKPOINTS)  # a kill came between the manifest and this
             return manifest
-        return _distil(datasets, config, tokenizer, student, lease)
+        return _distil(datasets, config, tokenizer, student, lease, pair_biases)
 
 
 def _distil(
-    datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, student: StoredFolder, lease: Lease
+    datasets: Mapping[str, Dataset],
+    config: AlmConfig,
+    tokenizer: str,
+    student: StoredFolder,
+    lease: Lease,
+    pair_biases: StoredFolder | None,
 ) -> FolderManifest:
     model, initialisation = initial_student(config, tokenizer)
     before = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate before")
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
-        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer)),
+        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer, pair_biases)),
         Vocabulary.of(model, tokenizer),
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
         partial(_keep_checkpoints, student, lease),
-        _live_teacher(config),
+        _live_teacher(config, tokenizer),
     )
     after = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate after")
     save_student(model, tokenizer, log, student.path)
@@ -122,19 +141,32 @@ def _distil(
     return manifest
 
 
-def chunk_ends(config: AlmConfig, tokenizer: str) -> ChunkEnds | None:
+def chunk_ends(config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None) -> ChunkEnds | None:
     """Where chunks may end, for a chunking that looks at tokens. `tokenizer` is the student's."""
+    if pair_biases:
+        return PairBiasEnds(read_pair_biases(pair_biases), config.objective.gamma)
     if config.objective.chunking != "space":
         return None
-    views = [byte_view(load_tokenizer(name).backend_tokenizer) for name in (config.teacher, tokenizer)]
-    return SpaceEnds(*(view.boundary(view.size) for view in views))
+    return SpaceEnds(*(view.boundary(view.size) for view in _views(config.teacher, tokenizer)))
 
 
-def _live_teacher(config: AlmConfig) -> LiveTeacher | None:
+def _views(*tokenizers: str) -> list[ByteView]:
+    return [byte_view(load_tokenizer(name).backend_tokenizer) for name in tokenizers]
+
+
+def _live_teacher(config: AlmConfig, tokenizer: str) -> LiveTeacher | None:
     if not config.objective.is_live:
         return None
     model = load_model(config.teacher, config.score.dtype, trust_remote_code=config.trust_remote_code)
-    return LiveTeacher(model, Vocabulary.of(model, config.teacher).rows)
+    mapping_V = _mapping(config.teacher, tokenizer) if "mined" in config.objective.terms else None
+    return LiveTeacher(model, Vocabulary.of(model, config.teacher).rows, mapping_V)
+
+
+def _mapping(teacher: str, student: str) -> Tensor:
+    """The teacher's token for each of the student's, for MinED: minutes where vocabularies are large and differ."""
+    specials = special_counterparts(load_tokenizer(teacher), load_tokenizer(student))
+    teacher_view, student_view = _views(teacher, student)
+    return torch.from_numpy(mined_mapping(teacher_view, student_view, specials))
 
 
 def _keep_checkpoints(student: StoredFolder, lease: Lease) -> None:

@@ -58,10 +58,8 @@ class AlmTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """A step's micro-batches, and what their losses are means over."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        held = [(len(batch["last_token_C"]), batch["predicted_N"].sum(), batch["aligned"]) for batch in batches]
-        own = torch.tensor(held, device=device).sum(0)
-        chunks, tokens, aligned = self.accelerator.reduce(own, "sum")
-        return batches, Counts(chunks, tokens, aligned)
+        counts = Counts.of(*batches)
+        return batches, counts.on_all_devices(lambda own: self.accelerator.reduce(own.to(device), "sum"))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -3,6 +3,7 @@
 Shapes: N positions of a batch, C chunks of a batch.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,24 @@ class Counts:
     """predicted ones of the student"""
     aligned: Tensor
     """chunks before merging"""
+    single: Tensor
+    """those of one token on either side; 0 where the batch does not say which"""
 
     @classmethod
-    def of(cls, chunks: int, predicted_N: Tensor, aligned: Tensor) -> "Counts":
-        """A batch's own."""
-        return cls(torch.tensor(chunks, device=predicted_N.device), predicted_N.sum(), aligned)
+    def of(cls, *batches: Mapping[str, Tensor]) -> "Counts":
+        """Of all these batches of `BatchStream`."""
+        return cls(*torch.stack([_held(batch) for batch in batches]).sum(0))
+
+    def on_all_devices(self, add: Callable[[Tensor], Tensor]) -> "Counts":
+        """`add` gives a tensor's sum over the devices."""
+        return Counts(*add(torch.stack([self.chunks, self.tokens, self.aligned, self.single])))
+
+
+def _held(batch: Mapping[str, Tensor]) -> Tensor:
+    tokens = batch["predicted_N"].sum()
+    single = batch["single_A"].sum() if "single_A" in batch else torch.zeros_like(tokens)
+    chunks = torch.full_like(tokens, len(batch["last_token_C"]))
+    return torch.stack([chunks, tokens, batch["aligned"].to(tokens), single])
 
 
 @dataclass(frozen=True)

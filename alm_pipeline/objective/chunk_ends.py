@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from alm_pipeline.objective.pair_bias import PairBiases
 from storage.schemas import ChunkKind
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -34,6 +35,10 @@ class SideTokens(NamedTuple):
         ends += np.repeat(self.offsets[:-1] - before, np.diff(self.chunk_offsets))
         return ends
 
+    def last(self) -> npt.NDArray[np.int32]:
+        """[chunks] each chunk's last token; of a chunk without tokens any."""
+        return self.ids[self.ends() - 1] if len(self.ids) else self.ids
+
 
 class ChunkEnds(Protocol):
     """Says where chunks may end."""
@@ -56,6 +61,19 @@ class SpaceEnds:
     def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
         both = self.teacher_boundary_V[_following(teacher)] & self.student_boundary_V[_following(student)]
         closing: Bools = both | (kinds == ChunkKind.PAIRED)
+        return closing
+
+
+@dataclass(frozen=True)
+class PairBiasEnds:
+    """Chunks end where the pair of last tokens has a bias of at most γ in both directions; and at paired ones."""
+
+    biases: PairBiases
+    gamma: float
+
+    def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
+        unbiased = self.biases.at_most(self.gamma, teacher.last(), student.last())
+        closing: Bools = unbiased | (kinds == ChunkKind.PAIRED)
         return closing
 
 

@@ -34,11 +34,12 @@ def map_vocabulary(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
     """The source pieces of every target id."""
     source_view, target_view = byte_view(source.backend_tokenizer), byte_view(target.backend_tokenizer)
     cutter = _Cutter(source, source_view)
-    specials = _special_counterparts(source, target)
+    specials = special_counterparts(source, target)
     pieces = []
     for id_, spelling in enumerate(target_view.spelling):
         special = target_view.special[id_]
-        pieces.append(specials.get(id_, ()) if special else cutter.cut(spelling))
+        own = (specials[id_],) if id_ in specials else ()
+        pieces.append(own if special else cutter.cut(spelling))
     return VocabularyMap(tuple(pieces))
 
 
@@ -72,14 +73,14 @@ class _Cutter:
         return tuple(ids)
 
 
-def _special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, tuple[int]]:
+def special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
     """Target id → source id: the same literal, otherwise the same role."""
     known = source.get_vocab()
-    pairs = {id_: (known[token],) for token, id_ in target.get_added_vocab().items() if token in known}
+    pairs = {id_: known[token] for token, id_ in target.get_added_vocab().items() if token in known}
     for role in ROLES:
         ours, theirs = getattr(target, f"{role}_id"), getattr(source, f"{role}_id")
         if ours is not None and theirs is not None:
-            pairs.setdefault(ours, (theirs,))
+            pairs.setdefault(ours, theirs)
     return pairs
 
 

@@ -2,7 +2,7 @@
 to the student's vocabulary by the minimum edit distance between tokens (`mined_mapping`).
 
 Shapes: N student positions of a batch, M teacher positions, H and J their hidden widths, V and W their vocabularies,
-C aligned chunks, K those compared, L student tokens that have a teacher token.
+K compared chunks, L student tokens that have a teacher token.
 """
 
 from functools import partial
@@ -20,46 +20,30 @@ def mined_loss(
     hidden_NH: Tensor,
     head_teacher: Head,
     head_student: Head,
-    chunk_of_teacher_token_M: Tensor,
-    chunk_of_token_N: Tensor,
-    last_teacher_token_C: Tensor,
-    last_token_C: Tensor,
+    last_teacher_token_K: Tensor,
+    last_token_K: Tensor,
     mapping_V: Tensor,
     *,
     temperature: float = 1.0,
-    one_to_one: bool = True,
     count: int | Tensor | None = None,
 ) -> Tensor:
     """Scalar: Σ of KL(mapped p_T ‖ p_S) after the last token of chunks, by `count` (None: the chunks compared).
 
-    After a chunk's last token both sides have read the same bytes. As in FuseLLM and in the baselines of DSKD (arXiv
-    2406.17328) and of ALM (arXiv 2503.20083), only chunks of one teacher token and one student token are compared;
-    with `one_to_one` off, all are. At the student's other tokens those works put the observed token in the teacher's
-    place: that is cross-entropy, and left to the SFT term.
+    After a chunk's last token both sides have read the same bytes. FuseLLM and the baselines of DSKD (arXiv 2406.17328)
+    and of ALM (arXiv 2503.20083) compare chunks of one teacher token and one student token. At the student's other
+    tokens those works put the observed token in the teacher's place: that is cross-entropy, and left to the SFT term.
 
     The mapped distribution gives student token v the teacher's logit of `mapping_V[v]`, and nothing where that is −1 or
     no row of the teacher's head; its softmax makes it add up to one. Both are softened by the temperature.
     """
-    if one_to_one:
-        chosen_K = _one_to_one(chunk_of_teacher_token_M, chunk_of_token_N, len(last_token_C))
-        last_teacher_token_C, last_token_C = last_teacher_token_C[chosen_K], last_token_C[chosen_K]
     columns_L, teacher_columns_L = _columns(mapping_V, len(head_teacher.weight_VH), len(head_student.weight_VH))
     total = sum_in_pieces(
         partial(_divergence, head_teacher, head_student, teacher_columns_L, columns_L, temperature),
-        [teacher_hidden_MJ.detach()[last_teacher_token_C], hidden_NH[last_token_C]],
+        [teacher_hidden_MJ.detach()[last_teacher_token_K], hidden_NH[last_token_K]],
         [head_student.weight_VH, head_student.bias_V],
         max(len(head_teacher.weight_VH), len(head_student.weight_VH)),
     )
-    return divided(total, count, len(last_token_C))
-
-
-def _one_to_one(chunk_of_teacher_token_M: Tensor, chunk_of_token_N: Tensor, chunks: int) -> Tensor:
-    """[K] the chunks of one token on either side."""
-    sizes = [
-        torch.bincount(chunk_of_token[chunk_of_token >= 0], minlength=chunks)
-        for chunk_of_token in (chunk_of_teacher_token_M, chunk_of_token_N)
-    ]
-    return torch.nonzero((sizes[0] == 1) & (sizes[1] == 1)).squeeze(-1)
+    return divided(total, count, len(last_token_K))
 
 
 def _columns(mapping_V: Tensor, teacher_rows: int, student_rows: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ Longs = npt.NDArray[np.int64]
 
 
 def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapping[int, int] | None = None) -> Longs:
-    """[V] the teacher id for each student id, −1 where there is none (Wan et al. 2024, arXiv 2401.10491, section 3.2).
+    """[V] the teacher id for each student id, −1 where there is none (Wan et al. 2024, arXiv 2401.10491).
 
     An ordinary token takes the ordinary teacher token of the least Levenshtein distance between their bytes, the same
     bytes first, the lowest id of several. A special token takes what `specials` (student id → teacher id) says,

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig, ObjectiveConfig
+from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term
 from alm_pipeline.distillation import trainer
 from alm_pipeline.distillation.examples import TeacherTokens
 from alm_pipeline.distillation.live_teacher import LiveTeacher
@@ -50,11 +51,19 @@ def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]
     ]
     offsets = [np.cumsum([0, *of]) for of in (map(len, ids), counts)]
     flat = [np.concatenate([pair[side] for pair in ends]) for side in (0, 1)]
-    teacher = TeacherTokens(np.concatenate(ids), offsets[0], *flat, offsets[1])
+    single, learned = generator.random(sum(counts)) < 0.5, generator.random(sum(map(len, ids))) < 0.5
+    teacher = TeacherTokens(np.concatenate(ids), offsets[0], *flat, single, offsets[1], learned)
     group = Group(np.arange(len(lengths)), np.repeat(np.arange(len(shape)), list(map(len, shape))))
     examples = joined(own)
     batch, made = make_batch(examples, group), make_teacher_batch(examples, teacher, group)
     assert_holds(made, batch.token_ids_BS, ids, own, ends, group)
+    assert made.single_A.tolist() == single.tolist()
+    of_token = made.example_of_teacher_token_M
+    expected = [
+        [bool(counted) and k > 0 for k, counted in enumerate(part)] for part in np.split(learned, offsets[0][1:-1])
+    ]
+    assert [made.teacher_predicted_M[of_token == k].tolist() for k in range(len(ids))] == expected
+    assert not made.teacher_predicted_M[of_token < 0].any()
 
 
 def assert_holds(made: Any, token_ids_BS: Tensor, ids: Any, own: Any, ends: Any, group: Group) -> None:
@@ -83,7 +92,7 @@ def live_chunk_logprobs(batch: dict[str, Tensor], teacher: LiveTeacher, boundary
     """[C] the likelihoods of the batch's chunks by a teacher that reads it now."""
     ids = batch["teacher_token_ids_BT"]
     with torch.no_grad():
-        hidden = teacher.hidden(ids, batch["teacher_position_ids_BT"])
+        hidden = teacher.hidden(batch)
         tokens, boundary = token_and_boundary_logprobs(hidden, ids.flatten().roll(-1), teacher.head, boundary_ids_K)
     place = dict(zip(batch["aligned_token_A"].tolist(), batch["aligned_teacher_token_A"].tolist(), strict=True))
     chunk_of, last = torch.full((ids.numel(),), -1), []
@@ -121,7 +130,7 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
         results = []
         for teacher_C in (cached_C, live_C):
             student.zero_grad()
-            counts = Counts.of(len(cached_C), batch["predicted_N"], batch["aligned"])
+            counts = Counts.of(batch)
             objective = ObjectiveConfig(temperature=5.0)
             given_C = {**batch, "teacher_logprobs_C": teacher_C}
             loss = micro_batch_losses(student, given_C, Vocabulary(torch.arange(0, 400, 3)), objective, counts).terms[
@@ -135,31 +144,61 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
     assert compared > 20
 
 
+LIVE: list[Term] = ["latents", "uld", "mined", "dskd"]
+
+
+def with_terms(pipeline: Pipeline, root: Path, terms: dict[Term, float], **train: Any) -> Pipeline:
+    config = pipeline.config
+    objective, training = ObjectiveConfig(terms=terms, temperature=5.0), config.train.model_copy(update=train)
+    return Pipeline(config.model_copy(update={"objective": objective, "train": training}), str(root))
+
+
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
-def test_a_student_learns_a_live_teachers_latents(pipeline: Pipeline, tmp_path: Path) -> None:
-    """Of other widths: through a projection that is no part of the student."""
-    train = pipeline.config.train.model_copy(update={"steps": 40, "learning_rate": 3e-3})
-    config = pipeline.config.model_copy(update={"train": train})
-    learned = Pipeline(config, str(tmp_path))
+@pytest.mark.parametrize("term", LIVE)
+def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, term: Term) -> None:
+    """Of other widths and vocabularies: what projects is no part of the student."""
+    learned = with_terms(pipeline, tmp_path, {"alm": 1.0, term: 0.5}, steps=40, learning_rate=3e-3)
     learned.distil()
     metrics = pl.read_parquet(learned.student.path / "metrics.parquet")
-    assert metrics["latents"].tail(5).mean() < 0.8 * metrics["latents"].head(5).mean()
-    np.testing.assert_allclose(metrics["loss"], metrics["alm"] + 0.5 * metrics["latents"], rtol=1e-5)
+    assert metrics[term].tail(5).mean() < 0.9 * metrics[term].head(5).mean()
+    np.testing.assert_allclose(metrics["loss"], metrics["alm"] + 0.5 * metrics[term], rtol=1e-5)
     assert metrics["alm_weight"].unique().to_list() == [1.0]
-    assert metrics["uld"].null_count() == metrics.height
+    others = [other for other in LIVE if other != term]
+    assert all(metrics[other].null_count() == metrics.height for other in others)
     AutoModelForCausalLM.from_pretrained(learned.student.path)
-    assert not any("projections" in name for name in load_model(str(learned.student.path), "float32").state_dict())
+    assert not any("projections" in name for name in load_file(learned.student.path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
-def test_a_run_with_a_projection_is_resumed_to_the_bit(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("term", ["latents", "dskd"])
+def test_a_run_with_projections_is_resumed_to_the_bit(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: Term
 ) -> None:
-    unbroken = Pipeline(pipeline.config, str(tmp_path / "unbroken"))
+    unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (tmp_path / "one", tmp_path))
     unbroken.run()
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Watcher, "on_step_end", _kill_at(4))
         with pytest.raises(Killed):
-            pipeline.distil()
-    pipeline.distil()
-    assert contents(unbroken.student.path) == contents(pipeline.student.path)
+            killed.distil()
+    killed.distil()
+    assert contents(unbroken.student.path) == contents(killed.student.path)
+
+
+@pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
+def test_packed_and_accumulated_batches_have_the_same_live_losses(pipeline: Pipeline) -> None:
+    """The terms of a batch's examples, one at a time, add up to the batch's; latents and DSKD scale by the batch."""
+    objective = ObjectiveConfig(terms={"uld": 1.0, "mined": 1.0})
+    stream = BatchStream(pipeline.caches, objective, pipeline.config.train.model_copy(update={"row_tokens": 90}))
+    student, teacher = (
+        load_model(name, "float32") for name in (pipeline.config.student.model, pipeline.config.teacher)
+    )
+    live = LiveTeacher(teacher, mapping_V=torch.arange(300))
+    batches = list(itertools.islice(iter(stream), 3))
+    counts, small = Counts.of(*batches), Vocabulary(torch.arange(0, 300, 3))
+    assert len({Counts.of(batch).single.item() for batch in batches}) > 1
+    parts = [micro_batch_losses(student, batch, small, objective, counts, live).terms for batch in batches]
+    alone = [micro_batch_losses(student, batch, small, objective, Counts.of(batch), live).terms for batch in batches]
+    for term, count in (("uld", "tokens"), ("mined", "single")):
+        weights = [getattr(Counts.of(batch), count) for batch in batches]
+        mean = sum(terms[term] * weight for terms, weight in zip(alone, weights, strict=True)) / sum(weights)
+        torch.testing.assert_close(sum(terms[term] for terms in parts), mean)

@@ -37,7 +37,7 @@ def losses_of(
     model: PreTrainedModel, rows: list[list[Example]], objective: ObjectiveConfig
 ) -> dict[Term, torch.Tensor]:
     batch = vars(batch_of(rows))
-    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], batch["aligned"])
+    counts = Counts.of(batch)
     return micro_batch_losses(model, batch, VOCABULARY, objective, counts).terms
 
 
@@ -169,16 +169,17 @@ def test_gradmag_weights_sum_to_one_and_are_told(config: AlmConfig, tmp_path: Pa
     np.testing.assert_allclose(log["loss"], log["alm_weight"] * log["alm"] + log["sft_weight"] * log["sft"], rtol=1e-5)
 
 
-def test_a_space_chunking_has_longer_chunks_than_the_finest(config: AlmConfig, tmp_path: Path) -> None:
+def test_chunkings_that_look_at_tokens_have_longer_chunks_than_the_finest(config: AlmConfig, tmp_path: Path) -> None:
     tokens = {}
-    for chunking in ("unconstrained", "space"):
-        objective = ObjectiveConfig.model_validate({"chunking": chunking})
+    for chunking in ("unconstrained", "space", "pair_bias"):
+        objective = ObjectiveConfig.model_validate({"chunking": chunking, "gamma": 0.0})
         pipeline = Pipeline(config.model_copy(update={"objective": objective}), str(tmp_path))
         pipeline.run()
         log = pl.read_parquet(pipeline.student.path / "metrics.parquet")
         tokens[chunking] = log["chunk_tokens"].mean()
         assert (log["aligned_chunk_tokens"] <= log["chunk_tokens"] + 1e-6).all() or chunking == "unconstrained"
     assert tokens["space"] > 1.5 * tokens["unconstrained"]
+    assert tokens["pair_bias"] > tokens["unconstrained"]
 
 
 def test_only_the_assistants_turns_are_learned(config: AlmConfig, tmp_path: Path) -> None:

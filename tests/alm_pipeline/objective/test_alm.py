@@ -74,7 +74,7 @@ def loop_losses(batch: dict[str, torch.Tensor], tau: float) -> tuple[float, floa
 @settings(deadline=None)
 @given(batch=batches(), tau=st.sampled_from([1.0, 5.0, 100.0]))
 def test_a_batchs_losses_are_the_loop(batch: dict[str, torch.Tensor], tau: float) -> None:
-    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], torch.tensor(1))
+    counts = Counts.of({**batch, "aligned": torch.tensor(1)})
     losses = batch_losses(**batch, objective=ObjectiveConfig(temperature=tau), counts=counts)
     alm, kl, sft = loop_losses(batch, tau)
     assert losses.terms["alm"].item() == pytest.approx(alm, rel=1e-9)
@@ -87,7 +87,7 @@ def test_a_batchs_losses_are_the_loop(batch: dict[str, torch.Tensor], tau: float
 @settings(deadline=None)
 @given(batch=batches())
 def test_gradients_of_a_batchs_losses(batch: dict[str, torch.Tensor]) -> None:
-    counts = Counts.of(len(batch["last_token_C"]), batch["predicted_N"], torch.tensor(1))
+    counts = Counts.of({**batch, "aligned": torch.tensor(1)})
     rest = {name: value for name, value in batch.items() if "logprobs_N" not in name}
 
     def both(tokens: torch.Tensor, boundary: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -133,7 +133,7 @@ def test_one_token_chunks_of_one_tokenizer_are_the_token_level_binary_loss() -> 
         "predicted_N": torch.arange(6) > 0,
     }
     objective = ObjectiveConfig(temperature=1.0, debias=False)
-    counts = Counts.of(5, batch["predicted_N"], torch.tensor(5))
+    counts = Counts.of({**batch, "aligned": torch.tensor(5)})
     losses = batch_losses(
         next_student, next_student, **batch, teacher_logprobs_C=next_teacher[:-1], objective=objective, counts=counts
     )

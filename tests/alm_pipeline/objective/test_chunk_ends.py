@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alm_pipeline.objective.chunk_ends import SideTokens, SpaceEnds
+from alm_pipeline.objective.chunk_ends import PairBiasEnds, SideTokens, SpaceEnds
+from alm_pipeline.objective.pair_bias import PairBiases
 from storage.schemas import ChunkKind
 
 TEACHER_BOUNDARY, STUDENT_BOUNDARY = np.arange(7) % 2 == 0, np.arange(5) < 2
@@ -32,10 +33,23 @@ def side(chunks: list[list[list[int]]], dropped: int) -> SideTokens:
     return SideTokens(np.array(list(itertools.chain(*ids)), np.int32), offsets, of_chunk, chunk_offsets)
 
 
+Chunks = list[list[int]]
+
+
+@given(examples=examples(), dropped=st.integers(0, 2), seed=st.integers(0, 9))
+def test_pair_bias_ends_are_the_loop(examples: list[tuple[Chunks, Chunks, list[int]]], dropped: int, seed: int) -> None:
+    kinds = np.array([kind for *_, of in examples for kind in of], np.uint8)
+    teacher, student = side([one for one, *_ in examples], dropped), side([other for _, other, _ in examples], 0)
+    pairs = np.array(list(itertools.product(range(7), range(5))), np.int32)
+    towards = np.random.default_rng(seed).random((2, len(pairs))).astype(np.float32)
+    got = PairBiasEnds(PairBiases(*pairs.T, *towards), 0.5).closes(teacher, student, kinds)
+    lasts = [(one[-1], other[-1]) for left, right, _ in examples for one, other in zip(left, right, strict=True)]
+    within = [bool((towards[:, 5 * one + other] <= 0.5).all()) for one, other in lasts]
+    assert got.tolist() == [ends or kind == ChunkKind.PAIRED for ends, kind in zip(within, kinds, strict=True)]
+
+
 @given(examples=examples(), dropped=st.integers(0, 2))
-def test_space_ends_are_the_loop(
-    examples: list[tuple[list[list[int]], list[list[int]], list[int]]], dropped: int
-) -> None:
+def test_space_ends_are_the_loop(examples: list[tuple[Chunks, Chunks, list[int]]], dropped: int) -> None:
     kinds = np.array([kind for *_, of in examples for kind in of], np.uint8)
     teacher, student = side([one for one, *_ in examples], dropped), side([other for _, other, _ in examples], 0)
     got = SpaceEnds(TEACHER_BOUNDARY, STUDENT_BOUNDARY).closes(teacher, student, kinds)

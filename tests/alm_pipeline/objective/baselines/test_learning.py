@@ -35,8 +35,7 @@ def test_the_loss_of_a_tiny_student_falls(baseline: str) -> None:
         if baseline == "uld":
             return uld_loss(teacher_hidden, hidden, *heads, *places)
         if baseline == "mined":
-            chunks = teacher_example, example, teacher_last, last
-            return mined_loss(teacher_hidden, hidden, *heads, *chunks, mapping, one_to_one=False)
+            return mined_loss(teacher_hidden, hidden, *heads, teacher_last, last, mapping)
         embeddings = teacher.get_input_embeddings()(teacher_ids)[0], student.get_input_embeddings()(ids)[0]
         return dskd_loss(projections, teacher_hidden, hidden, *embeddings, *heads, ids[0], *places)
 

@@ -23,10 +23,12 @@ MAPPING = [3, -1, 0, 3, 8, -1, 5]
 LONG_MAPPING = [3, -1, 0, 3, 9, -1, 5, 2, 1]
 
 
-def mined(teacher: Side, student: Side, mapping: list[int], **settings: float) -> Tensor:
+def mined(teacher: Side, student: Side, mapping: list[int], one_to_one: bool = True, **settings: float) -> Tensor:
+    sizes = zip(*(torch.bincount(side.chunk[side.chunk >= 0]) for side in (teacher, student)), strict=True)
+    kept = torch.tensor([not one_to_one or size == (1, 1) for size in sizes], dtype=torch.bool)
     return mined_loss(
-        teacher.hidden, student.hidden, teacher.head, student.head, teacher.chunk, student.chunk, teacher.last,
-        student.last, torch.tensor(mapping), **settings,
+        teacher.hidden, student.hidden, teacher.head, student.head, teacher.last[kept], student.last[kept],
+        torch.tensor(mapping), **settings,
     )  # fmt: skip
 
 

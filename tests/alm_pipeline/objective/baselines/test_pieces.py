@@ -51,7 +51,7 @@ def one_example_losses() -> dict[str, Callable[[Tensor, Head], Tensor]]:
     return {
         "uld": lambda hidden, head: uld_loss(teacher, hidden, head_teacher, head, predicted, predicted, none, none),
         "mined": lambda hidden, head: mined_loss(
-            teacher, hidden, head_teacher, head, places, places, places, places, torch.arange(VOCABULARY)
+            teacher, hidden, head_teacher, head, places, places, torch.arange(VOCABULARY)
         ),
         "dskd": lambda hidden, head: dskd_loss(
             projections, teacher, hidden, teacher, teacher, head_teacher, head, places, predicted, predicted, none, none

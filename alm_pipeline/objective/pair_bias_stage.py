@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alm_pipeline.models import load_tokenizer, tokenizer_identity
-from alm_pipeline.objective.pair_bias import Ints, PairBiases, Pairs, pair_biases
+from alm_pipeline.objective.chunk_ends import SideTokens
+from alm_pipeline.objective.pair_bias import PairBiases, Pairs, pair_biases
 from alm_pipeline.progress import track
 from storage.columns import flatten_lists
 from storage.dataset import Dataset, read_aligned
@@ -62,18 +63,11 @@ def chunk_end_pairs(datasets: Mapping[str, Dataset]) -> Pairs:
 
 def _shard_pairs(tables: Mapping[str, pa.Table]) -> Pairs:
     content = flatten_lists(tables["alignments"]["kinds"])[0] == ChunkKind.CONTENT
-    return Pairs.of(*(_last_tokens(tables, side)[content] for side in ("teacher_tokens", "student_tokens")))
-
-
-def _last_tokens(tables: Mapping[str, pa.Table], side: str) -> Ints:
-    """[chunks] the last token of each chunk; of a chunk without tokens any."""
-    ids, token_offsets = flatten_lists(tables[side]["token_ids"])
-    counts, chunk_offsets = flatten_lists(tables["alignments"][side])
-    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    # an example that the other side dropped has tokens, but no chunks
-    moved = np.repeat(token_offsets[:-1] - ends[chunk_offsets[:-1]], np.diff(chunk_offsets))
-    last: Ints = ids[ends[1:] + moved - 1]
-    return last
+    sides = (
+        SideTokens(*flatten_lists(tables[side]["token_ids"]), *flatten_lists(tables["alignments"][side]))
+        for side in ("teacher_tokens", "student_tokens")
+    )
+    return Pairs.of(*(side.last()[content] for side in sides))
 
 
 def pair_bias_folder(alignments: Dataset, teacher_tokenizer: str, student_tokenizer: str) -> StoredFolder:
