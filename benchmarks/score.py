@@ -2,13 +2,15 @@
 
 The limit is what no scoring of these tokens can do without: the bare forward pass on the same batches, without the
 model's head, and the matrix product with the head's weight, piece by piece into the same memory; no softmax. Timed in
-turn in one run, the limit before and behind each scoring. Documents are mixed text and code of many lengths. Beside
-the ratio: the share of padding in the batches, and the forward pass's and the head's parts of the limit.
+turn in one run, the limit before and behind each scoring. Documents are mixed text and code of many lengths. The
+product comes twice: with logits in the model's precision, and with logits in float32, as scores need them (rounded to
+bfloat16, logits of 20 are off by 0.06). Beside the ratios: the share of padding in the batches.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.models import load_tokenizer, matmul_precision
 from alm_pipeline.scoring.scorer import Scorer
 from benchmarks.corpus import mixed_documents
 
@@ -37,15 +39,19 @@ def main() -> None:
     runs = [limit.run, lambda: scorer.score(examples), limit.run]
     for run in runs[:2]:
         run()  # allocates, and chooses kernels
-    limit.forward = limit.head = 0.0
-    rounds = [[clocks(run) for run in runs] for _ in range(options.rounds)]
-    for before, scoring, behind in rounds:
-        print(f"limit {before[0]:.2f} and {behind[0]:.2f} s, scoring {scoring[0]:.2f} s", flush=True)
-    print(f"of the limit's time, the forward pass takes {limit.forward / (limit.forward + limit.head):.0%}")
-    print(f"{real / median(scoring[0] for _, scoring, _ in rounds):,.0f} tokens/s")
-    for k, clock in enumerate(("speed", "speed, by processor time")):
-        ratios = [(before[k] + behind[k]) / 2 / scoring[k] for before, scoring, behind in rounds]
-        print(f"of the limit's {clock}: median {median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    rounds = []
+    for _ in range(options.rounds):
+        limit.clear()
+        _, scoring, _ = (clocks(run) for run in runs)
+        rounds.append([limit.forward / 2, limit.head / 2, limit.exact_head / 2, scoring])
+        told = "forward {:.2f} s, product {:.2f} s, in float32 {:.2f} s; scoring {:.2f} s"
+        print(told.format(*(seconds[0] for seconds in rounds[-1])), flush=True)
+    print(f"{real / median(scoring[0] for *_, scoring in rounds):,.0f} tokens/s")
+    for name, head in (("in the model's precision", 1), ("in float32", 2)):
+        for k, clock in enumerate(("speed", "speed by processor time")):
+            ratios = [(seconds[0][k] + seconds[head][k]) / seconds[3][k] for seconds in rounds]
+            told = f"median {median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"of the limit's {clock}, logits {name}: {told}")
 
 
 def arguments() -> argparse.Namespace:
@@ -71,11 +77,15 @@ class Limit:
     """The forward pass and the head's matrix product on batches as the scorer makes them."""
 
     def __init__(self, scorer: Scorer, examples: Sequence[Ids]) -> None:
-        self.scorer, self.forward, self.head = scorer, 0.0, 0.0
+        self.scorer = scorer
+        self.clear()
         self.weight_VH: Tensor = scorer.model.get_output_embeddings().weight
-        self.logits_NV = torch.empty(
-            PIECE_POSITIONS, len(self.weight_VH), dtype=self.weight_VH.dtype, device=self.weight_VH.device
-        )
+        exact_VH = self.weight_VH.float()
+        self.products = [
+            (weight_VH, torch.empty(PIECE_POSITIONS, len(weight_VH), dtype=weight_VH.dtype, device=weight_VH.device))
+            for weight_VH in (self.weight_VH, exact_VH)
+        ]
+        """each weight with room for its logits"""
         self.batches: list[tuple[Tensor, int]] = []
         """with the tokens that are no padding"""
         rest = sorted(examples, key=len, reverse=True)
@@ -84,21 +94,27 @@ class Limit:
             self.batches.append((padded(rest[:rows]).to(self.weight_VH.device), sum(map(len, rest[:rows]))))
             rest = rest[rows:]
 
+    def clear(self) -> None:
+        self.forward, self.head, self.exact_head = np.zeros((3, 2))
+        """seconds, and the processor's, since then"""
+
     @torch.inference_mode()
     def run(self) -> None:
         for batch_BT, tokens in self.batches:
-            started = time.perf_counter()
-            hidden_BTH = self.scorer.model.base_model(input_ids=batch_BT, use_cache=False).last_hidden_state
-            finish()
-            middle = time.perf_counter()
-            self.multiply(hidden_BTH.flatten(0, 1)[:tokens])  # as many as are no padding
-            finish()
-            self.forward += middle - started
-            self.head += time.perf_counter() - middle
+            hidden: list[Tensor] = []
+            self.forward += clocks(partial(self.keep_hidden_states, batch_BT, hidden))
+            hidden_NH = hidden[0].flatten(0, 1)[:tokens]  # as many as are no padding
+            self.head += clocks(partial(multiply, hidden_NH, *self.products[0]))
+            with matmul_precision("medium" if self.weight_VH.dtype == torch.bfloat16 else "highest"):
+                self.exact_head += clocks(partial(multiply, hidden_NH.float(), *self.products[1]))
 
-    def multiply(self, hidden_NH: Tensor) -> None:
-        for piece_NH in hidden_NH.split(PIECE_POSITIONS):
-            torch.mm(piece_NH, self.weight_VH.T, out=self.logits_NV[: len(piece_NH)])
+    def keep_hidden_states(self, ids_BT: Tensor, kept: list[Tensor]) -> None:
+        kept.append(self.scorer.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
+
+
+def multiply(hidden_NH: Tensor, weight_VH: Tensor, logits_NV: Tensor) -> None:
+    for piece_NH in hidden_NH.split(PIECE_POSITIONS):
+        torch.mm(piece_NH, weight_VH.T, out=logits_NV[: len(piece_NH)])
 
 
 def padded(rows: Sequence[Ids]) -> Tensor:
@@ -108,12 +124,12 @@ def padded(rows: Sequence[Ids]) -> Tensor:
     return ids_BT
 
 
-def clocks(run: Callable[[], object]) -> tuple[float, float]:
+def clocks(run: Callable[[], object]) -> npt.NDArray[np.float64]:
     """Seconds, and the processor's seconds, from which a busy machine takes nothing."""
     started = time.perf_counter(), time.process_time()
     run()
     finish()
-    return time.perf_counter() - started[0], time.process_time() - started[1]
+    return np.array([time.perf_counter() - started[0], time.process_time() - started[1]])
 
 
 def finish() -> None:
