@@ -1,16 +1,18 @@
 """The output head without a dense log-softmax: a few numbers a position, in pieces of the vocabulary.
 
-Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, L positions whose boundary
-tokens are all but impossible, R ranks. From a position's hidden state come the log-probability of the observed next
-token, that of the next token being a boundary token and, when asked, the entropy and the likeliest tokens. Logits
-exist for one piece of the vocabulary at a time, in float32; their maxima and sums are carried from piece to piece (the
-online softmax of Milakov and Gimelshein 2018), and the backward pass computes the logits again. Pieces of the
-vocabulary, not of positions: each row of the weight is then read once, which is what a large vocabulary costs. A layer
-that is not linear can only be asked for all rows: it goes position by position.
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, R ranks. From a position's
+hidden state come the log-probability of the observed next token, that of the next token being a boundary token and,
+when asked, the entropy and the likeliest tokens. Logits exist for one piece of the vocabulary at a time, in float32;
+their maxima and sums are carried from piece to piece (the online softmax of Milakov and Gimelshein 2018), and the
+backward pass computes the logits again. Pieces of the vocabulary, not of positions: each row of the weight is then read
+once, which is what a large vocabulary costs. A piece holds boundary tokens only, or none: the sums of both groups are
+kept apart, and so none is lost beside the other. A layer that is not linear can only be asked for all rows: it goes
+position by position.
 
 Nothing waits for the device within a piece, so that a GPU is never idle between them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,7 +45,6 @@ __all__ = [
 _PIECE_ELEMENTS = 2**22
 # larger: every piece of positions gives a gradient of the whole layer
 _LAYER_PIECE_ELEMENTS = 2**25
-_LEAST_LOG = -60.0
 
 
 class NextToken(NamedTuple):
@@ -106,12 +107,18 @@ class _LinearNumbers(torch.autograd.Function):
         entropy: bool,
         top: int,
     ) -> tuple[Tensor | None, ...]:
-        sums = _Sums(hidden_NH, targets_N, head, boundary_ids_K, entropy, top)
-        for rows in head.pieces(_rows_per_piece(hidden_NH)):
-            sums.add(head.logits(hidden_NH, rows), rows)
-        numbers, state = sums.numbers(hidden_NH, head)
+        order = _Order.of(head, boundary_ids_K)
+        boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
+        chosen = _Chosen(hidden_NH, order.places_V[targets_N], top)
+        for rows in order.pieces(len(hidden_NH)):
+            logits_NP = head.logits(hidden_NH, order.ids_V[rows])
+            chosen.look(logits_NP, rows)
+            (boundary if rows.start < order.boundary else others).add(logits_NP)
+        numbers = _numbers(boundary, others, chosen, order)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
-        ctx.head, ctx.targets_N, ctx.state = head, targets_N, state
+        # copies: an output that its own backward pass holds on to is never freed
+        kept = [None if number is None else number.clone() for number in numbers[1:3]]
+        ctx.head, ctx.order, ctx.places_N, ctx.state = head, order, chosen.places_N, (boundary, others, *kept)
         ctx.mark_non_differentiable(*(tensor for tensor in numbers[3:] if tensor is not None))
         return tuple(numbers)
 
@@ -120,176 +127,191 @@ class _LinearNumbers(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V = ctx.saved_tensors
         grad_hidden_NH = torch.zeros_like(at_least_float32(hidden_NH)) if ctx.needs_input_grad[0] else None
-        grad_weight_VH = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
-        grad_bias_V = torch.empty_like(bias_V) if ctx.needs_input_grad[2] else None
-        slopes = _Slopes.of(ctx.state, ctx.targets_N, *grads[:3])
-        for rows in ctx.head.pieces(_rows_per_piece(hidden_NH)):
-            grad_NP = slopes.gradient(ctx.head, ctx.head.logits(hidden_NH, rows), rows)
+        # of padding zero
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        grad_bias_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+        slopes = _slopes(*ctx.state, *grads[:3])
+        for rows in ctx.order.pieces(len(hidden_NH)):
+            ids_P = ctx.order.ids_V[rows]
+            logits_NP = ctx.head.logits(hidden_NH, ids_P)
+            grad_NP = slopes[rows.start >= ctx.order.boundary].gradient(
+                logits_NP, ctx.head, ctx.places_N, rows, grads[0]
+            )
             if grad_bias_V is not None:
-                grad_bias_V[rows] = grad_NP.sum(0).to(bias_V.dtype)
+                grad_bias_V[ids_P] = grad_NP.sum(0).to(bias_V.dtype)
             grad_NP = grad_NP.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
-                grad_hidden_NH += grad_NP @ weight_VH[rows]
+                grad_hidden_NH += grad_NP @ weight_VH[ids_P]
             if grad_weight_VH is not None:
-                torch.mm(grad_NP.T, hidden_NH, out=grad_weight_VH[rows])
-        for grad in (grad_weight_VH, grad_bias_V):
-            if grad is not None:
-                grad[ctx.head.vocabulary :] = 0
+                grad_weight_VH[ids_P] = grad_NP.T @ hidden_NH
         grad_hidden = None if grad_hidden_NH is None else grad_hidden_NH.to(hidden_NH.dtype)
         return grad_hidden, grad_weight_VH, grad_bias_V, None, None, None, None, None
 
 
-def _rows_per_piece(hidden_NH: Tensor) -> int:
-    return max(1, _PIECE_ELEMENTS // max(1, len(hidden_NH)))
-
-
 @dataclass(frozen=True)
-class _State:
-    """What the backward pass needs: p = exp(logit − highest) / exp(log_total)."""
+class _Order:
+    """The vocabulary with the boundary tokens in front, so that a piece of it holds only such, or none."""
+
+    ids_V: Tensor
+    """the tokens that exist, in that order"""
+    places_V: Tensor
+    """where each row of the head stands in it; −1: padding"""
+    boundary: int
+    """so many are boundary tokens"""
+
+    @classmethod
+    def of(cls, head: Head, boundary_ids_K: Tensor) -> "_Order":
+        places_V = torch.full(head.weight_VH.shape[:1], -1, device=head.device)
+        is_boundary_V = places_V.index_fill(0, boundary_ids_K, 1)[: head.vocabulary]
+        ids_V = is_boundary_V.argsort(descending=True, stable=True)
+        places_V[ids_V] = torch.arange(len(ids_V), device=head.device)
+        return cls(ids_V, places_V, int((is_boundary_V > 0).sum()))
+
+    def pieces(self, positions: int) -> Iterator[slice]:
+        """Ranges of places, so small that the logits of a piece are few."""
+        length = max(1, _PIECE_ELEMENTS // max(1, positions))
+        for first, end in ((0, self.boundary), (self.boundary, len(self.ids_V))):
+            for start in range(first, end, length):
+                yield slice(start, min(start + length, end))
+
+
+@dataclass
+class _Sums:
+    """Maximum and sums over the pieces of one group that were seen so far; a token's weight is exp(logit − highest)."""
 
     highest_N: Tensor
-    log_total_N: Tensor
-    boundary_N: Tensor
-    entropy_N: Tensor | None
-    is_boundary_V: Tensor
-    lost: tuple[Tensor, Tensor] | None
-    """[L] positions whose boundary tokens are too unlikely beside the highest, [L] log Σ exp(logit) of those alone"""
+    total_N: Tensor
+    """of the weights"""
+    spread_N: Tensor | None
+    """of weight · log(weight), for entropies"""
 
-
-class _Sums:
-    """Maxima and sums over the pieces seen so far; a token's weight is exp(logit − highest)."""
-
-    def __init__(
-        self, hidden_NH: Tensor, targets_N: Tensor, head: Head, boundary_ids_K: Tensor, entropy: bool, top: int
-    ) -> None:
-        dtype = torch.promote_types(head.dtype, torch.float32)
-        zeros_N = torch.zeros(len(hidden_NH), dtype=dtype, device=hidden_NH.device)
-        self.targets_N, self.top = targets_N, top
-        self.is_boundary_V = zeros_N.new_zeros(head.weight_VH.shape[0]).index_fill_(0, boundary_ids_K, 1.0)
-        self.target_N = torch.full_like(zeros_N, -torch.inf)
+    @classmethod
+    def none(cls, hidden_NH: Tensor, entropy: bool) -> "_Sums":
+        zeros_N = at_least_float32(hidden_NH.new_zeros(len(hidden_NH)))
         # not −∞, whose differences are no numbers
-        self.highest_N = torch.full_like(zeros_N, torch.finfo(dtype).min)
-        self.total_N, self.boundary_N, self.spread_N = zeros_N, zeros_N, zeros_N if entropy else None
-        self.top_NR, self.top_ids_NR = zeros_N.new_empty(len(zeros_N), 0), targets_N.new_empty(len(zeros_N), 0)
+        lowest_N = torch.full_like(zeros_N, torch.finfo(zeros_N.dtype).min)
+        return cls(lowest_N, zeros_N, zeros_N if entropy else None)
 
-    def add(self, logits_NP: Tensor, rows: slice) -> None:
+    def add(self, logits_NP: Tensor) -> None:
         """Overwrites the logits."""
-        inside_N, places_N = _places(self.targets_N, rows)
-        found_N = logits_NP.gather(-1, places_N[:, None]).squeeze(-1)
-        self.target_N = torch.where(inside_N, found_N, self.target_N)
-        if self.top:
-            self._rank(logits_NP, rows.start)
         rise_N = self.highest_N - (highest_N := torch.maximum(self.highest_N, logits_NP.amax(-1)))
         weights_NP, shrink_N = logits_NP.sub_(highest_N[:, None]).exp_(), rise_N.exp()
         if self.spread_N is not None:
             moved_N = (self.spread_N + rise_N * self.total_N) * shrink_N
             self.spread_N = moved_N + torch.xlogy(weights_NP, weights_NP).sum(-1)
         self.highest_N, self.total_N = highest_N, self.total_N * shrink_N + weights_NP.sum(-1)
-        # no matrix product: where those round to bfloat16, a sum of all but everything came out above everything
-        self.boundary_N = self.boundary_N * shrink_N + weights_NP.mul_(self.is_boundary_V[rows]).sum(-1)
 
-    def _rank(self, logits_NP: Tensor, first_row: int) -> None:
-        piece_NR, ids_NR = logits_NP.topk(min(self.top, logits_NP.shape[-1]), -1)
-        both_NR, both_ids_NR = (
-            torch.cat([self.top_NR, piece_NR], -1),
-            torch.cat([self.top_ids_NR, ids_NR + first_row], -1),
-        )
-        self.top_NR, order_NR = both_NR.topk(min(self.top, both_NR.shape[-1]), -1)
-        self.top_ids_NR = both_ids_NR.gather(-1, order_NR)
-
-    def numbers(self, hidden_NH: Tensor, head: Head) -> tuple[NextToken, _State]:
-        """From the sums over all pieces."""
-        log_total_N = self.total_N.log()
-        boundary_N, lost = self.boundary_N.log() - log_total_N, None
-        # where every boundary token's weight is too small for float32 beside the highest, sum them among themselves
-        if (lost_N := boundary_N < _LEAST_LOG).any():
-            lost_L = lost_N.nonzero().squeeze(-1)
-            alone_L = _boundary_alone(hidden_NH[lost_L], head, self.is_boundary_V)
-            boundary_N[lost_L] = alone_L - self.highest_N[lost_L] - log_total_N[lost_L]
-            lost = lost_L, alone_L
-        # their sums are rounded in other orders, and the objective has no logarithm of a chance above one
-        boundary_N, target_N = boundary_N.clamp_(max=0), (self.target_N - self.highest_N - log_total_N).clamp_(max=0)
-        entropy_N = None if self.spread_N is None else (log_total_N - self.spread_N / self.total_N).clamp_(min=0)
-        ranked_NR = self.top_NR - (self.highest_N + log_total_N)[:, None] if self.top else None
-        # copies: an output that its own backward pass holds on to is never freed
-        kept_N, kept_entropy_N = boundary_N.clone(), None if entropy_N is None else entropy_N.clone()
-        state = _State(self.highest_N, log_total_N, kept_N, kept_entropy_N, self.is_boundary_V > 0, lost)
-        return NextToken(target_N, boundary_N, entropy_N, ranked_NR, self.top_ids_NR if self.top else None), state
+    def entropy(self) -> Tensor:
+        """[N] of the group alone; 0 where nothing is in it."""
+        assert self.spread_N is not None
+        return (self.total_N.log() - self.spread_N / self.total_N).where(self.total_N > 0, 0)
 
 
-def _boundary_alone(hidden_LH: Tensor, head: Head, is_boundary_V: Tensor) -> Tensor:
-    """[L] log Σ exp(logit) over the boundary tokens."""
+class _Chosen:
+    """The logits of the targets, and the highest ones, from the pieces that were seen so far."""
+
+    def __init__(self, hidden_NH: Tensor, places_N: Tensor, top: int) -> None:
+        self.places_N, self.top = places_N, top
+        empty_N = at_least_float32(hidden_NH.new_empty(len(hidden_NH)))
+        self.target_N = torch.full_like(empty_N, -torch.inf)
+        self.top_NR, self.top_places_NR = empty_N.new_empty(len(empty_N), 0), places_N.new_empty(len(empty_N), 0)
+
+    def look(self, logits_NP: Tensor, rows: slice) -> None:
+        inside_N, within_N = _within(self.places_N, rows)
+        self.target_N = torch.where(inside_N, logits_NP.gather(-1, within_N[:, None]).squeeze(-1), self.target_N)
+        if self.top:
+            piece_NR, places_NR = logits_NP.topk(min(self.top, logits_NP.shape[-1]), -1)
+            both_NR = torch.cat([self.top_NR, piece_NR], -1)
+            both_places_NR = torch.cat([self.top_places_NR, places_NR + rows.start], -1)
+            self.top_NR, order_NR = both_NR.topk(min(self.top, both_NR.shape[-1]), -1)
+            self.top_places_NR = both_places_NR.gather(-1, order_NR)
+
+
+def _within(places_N: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Which places lie in the piece, and where in it (anywhere, for those that don't)."""
+    inside_N = (places_N >= rows.start) & (places_N < rows.stop)
+    return inside_N, (places_N - rows.start).clamp(0, rows.stop - rows.start - 1)
+
+
+def _numbers(boundary: _Sums, others: _Sums, chosen: _Chosen, order: _Order) -> NextToken:
+    # differences of maxima come first: two sums as logarithms, both large, would differ by their rounding
+    lead_N = (others.highest_N - boundary.highest_N) + (others.total_N.log() - boundary.total_N.log())
+    boundary_N = -torch.nn.functional.softplus(lead_N)
+    highest_N = torch.maximum(boundary.highest_N, others.highest_N)
+    total_N = sum(sums.total_N * (sums.highest_N - highest_N).exp() for sums in (boundary, others))
+    log_total_N = torch.as_tensor(total_N).log()
+    # the target's logit is among the sums, which are rounded, and the objective has no logarithm above zero
+    target_N = (chosen.target_N - highest_N - log_total_N).clamp_(max=0)
+    entropy_N = None if boundary.spread_N is None else _entropy(boundary, others, boundary_N)
+    if not chosen.top:
+        return NextToken(target_N, boundary_N, entropy_N, None, None)
+    ranked_NR = chosen.top_NR - highest_N[:, None] - log_total_N[:, None]
+    return NextToken(target_N, boundary_N, entropy_N, ranked_NR, order.ids_V[chosen.top_places_NR])
+
+
+def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
+    """[N] of which group it is, and within the groups."""
+    chances = boundary_N.exp(), -torch.expm1(boundary_N)
     parts = [
-        head.logits(hidden_LH, rows).masked_fill_(is_boundary_V[rows] == 0, -torch.inf).logsumexp(-1)
-        for rows in head.pieces(_rows_per_piece(hidden_LH))
+        chance_N * sums.entropy() - torch.xlogy(chance_N, chance_N)
+        for sums, chance_N in zip((boundary, others), chances, strict=True)
     ]
-    alone_L: Tensor = torch.stack(parts).logsumexp(0)
-    return alone_L
-
-
-def _places(targets_N: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Which targets lie in the piece, and where in it (anywhere, for those that don't)."""
-    inside_N = (targets_N >= rows.start) & (targets_N < rows.stop)
-    return inside_N, (targets_N - rows.start).clamp(0, rows.stop - rows.start - 1)
+    return parts[0] + parts[1]
 
 
 @dataclass(frozen=True)
-class _Slopes:
-    """The gradient of a logit z with weight w = exp(z − highest), up to scale and cap.
+class _Slope:
+    """The gradient of a logit of one group, up to scale and cap: its weight times a number, or two for the entropy."""
 
-    With p = w / total: g_target (onehot − p) + g_boundary (p of the boundary tokens over their sum, − p)
-    − g_entropy p (log p + entropy). So w is multiplied by one number for boundary tokens, by another for the others.
-    """
-
-    state: _State
-    targets_N: Tensor
-    grad_target_N: Tensor
-    grad_boundary_N: Tensor
-    boundary_N: Tensor
-    other_N: Tensor
+    highest_N: Tensor
+    level_N: Tensor
     spread_N: Tensor | None
 
-    @classmethod
-    def of(
-        cls, state: _State, targets_N: Tensor, grad_target_N: Tensor, grad_boundary_N: Tensor, grad_entropy_N: Tensor
-    ) -> "_Slopes":
-        # what is impossible stays so
-        grad_boundary_N = grad_boundary_N.masked_fill(state.boundary_N == -torch.inf, 0)
-        other_N = -(grad_target_N + grad_boundary_N)
-        boundary_N = grad_boundary_N * torch.expm1(-state.boundary_N) - grad_target_N
-        if state.lost is not None:
-            boundary_N[state.lost[0]] = other_N[state.lost[0]]
-        spread_N, share_N = None, (-state.log_total_N).exp()
-        if state.entropy_N is not None:
-            spread_N = -grad_entropy_N * share_N
-            level_N = grad_entropy_N * (state.entropy_N - state.log_total_N)
-            other_N, boundary_N = other_N - level_N, boundary_N - level_N
-        return cls(state, targets_N, grad_target_N, grad_boundary_N, boundary_N * share_N, other_N * share_N, spread_N)
-
-    def gradient(self, head: Head, logits_NP: Tensor, rows: slice) -> Tensor:
+    def gradient(self, logits_NP: Tensor, head: Head, places_N: Tensor, rows: slice, grad_target_N: Tensor) -> Tensor:
         """[N, P] of the layer's own outputs. Overwrites the logits."""
-        slope_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
-        lost_LP = self._lost(logits_NP, rows)
-        grad_NP = logits_NP.sub_(self.state.highest_N[:, None]).exp_()
+        cap_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
+        grad_NP = logits_NP.sub_(self.highest_N[:, None]).exp_()
         spread_NP = None if self.spread_N is None else torch.xlogy(grad_NP, grad_NP).mul_(self.spread_N[:, None])
-        grad_NP.mul_(torch.where(self.state.is_boundary_V[rows], self.boundary_N[:, None], self.other_N[:, None]))
+        grad_NP.mul_(self.level_N[:, None])
         if spread_NP is not None:
             grad_NP.add_(spread_NP)
-        if lost_LP is not None and self.state.lost is not None:
-            grad_NP.index_add_(0, self.state.lost[0], lost_LP)
-        inside_N, places_N = _places(self.targets_N, rows)
-        grad_NP.scatter_add_(-1, places_N[:, None], (self.grad_target_N * inside_N)[:, None])
-        grad_NP = grad_NP if slope_NP is None else grad_NP.mul_(slope_NP)
+        inside_N, within_N = _within(places_N, rows)
+        grad_NP.scatter_add_(-1, within_N[:, None], (grad_target_N * inside_N)[:, None])
+        grad_NP = grad_NP if cap_NP is None else grad_NP.mul_(cap_NP)
         return grad_NP if head.scale == 1.0 else grad_NP.mul_(head.scale)
 
-    def _lost(self, logits_NP: Tensor, rows: slice) -> Tensor | None:
-        """[L, P] what the boundary tokens get where their weights are too small."""
-        if self.state.lost is None:
-            return None
-        lost_L, alone_L = self.state.lost
-        shares_LP = (logits_NP[lost_L] - alone_L[:, None]).exp_()
-        chosen_LP = self.state.is_boundary_V[rows] & (alone_L > -torch.inf)[:, None]
-        return torch.where(chosen_LP, shares_LP, 0).mul_(self.grad_boundary_N[lost_L][:, None])
+
+def _slopes(
+    boundary: _Sums,
+    others: _Sums,
+    boundary_N: Tensor,
+    entropy_N: Tensor | None,
+    grad_target_N: Tensor,
+    grad_boundary_N: Tensor,
+    grad_entropy_N: Tensor,
+) -> tuple[_Slope, _Slope]:
+    """Of boundary tokens, and of the others.
+
+    With P the group's chance and p = P · weight / total: g_target (onehot − p), g_boundary (p / P − p) for boundary
+    tokens and −g_boundary p for the others, −g_entropy p (log p + entropy).
+    """
+    # what is impossible stays so
+    grad_boundary_N = grad_boundary_N.masked_fill(boundary_N == -torch.inf, 0)
+    chance_N, rest_N = boundary_N.exp(), -torch.expm1(boundary_N)
+    level_N = grad_boundary_N * rest_N - grad_target_N * chance_N
+    other_N = -(grad_target_N + grad_boundary_N) * rest_N
+    parts = ((boundary, chance_N, level_N), (others, rest_N, other_N))
+    first, second = (_slope(*part, entropy_N, grad_entropy_N) for part in parts)
+    return first, second
+
+
+def _slope(sums: _Sums, chance_N: Tensor, level_N: Tensor, entropy_N: Tensor | None, grad_entropy_N: Tensor) -> _Slope:
+    spread_N = None
+    if entropy_N is not None:
+        levels_N = torch.xlogy(chance_N, chance_N) + chance_N * (entropy_N - sums.total_N.log())
+        level_N = level_N - grad_entropy_N * levels_N
+        spread_N = -grad_entropy_N * chance_N / sums.total_N
+    return _Slope(sums.highest_N, level_N / sums.total_N, spread_N)
 
 
 def _layer_numbers(
@@ -310,7 +332,7 @@ def _dense_numbers(
     hidden_NH: Tensor, targets_N: Tensor, head: LayerHead, boundary_ids_K: Tensor, entropy: bool, top: int
 ) -> NextToken:
     logprobs_NV = head.logits(hidden_NH).log_softmax(-1)
-    inside_N, places_N = _places(targets_N, slice(0, head.vocabulary))
+    inside_N, places_N = _within(targets_N, slice(0, head.vocabulary))
     found_N = logprobs_NV.gather(-1, places_N[:, None]).squeeze(-1)
     target_N = torch.where(inside_N, found_N, -torch.inf)
     boundary_N = logprobs_NV.index_select(-1, boundary_ids_K).logsumexp(-1).clamp(max=0)

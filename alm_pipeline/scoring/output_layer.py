@@ -5,7 +5,7 @@ logits and cap them, and pad their vocabularies. transformers has no one place t
 down here, and `check_output_head` refuses a model whose own logits come out otherwise.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,12 @@ class Head:
     def vocabulary(self) -> int:
         return min(self.weight_VH.shape[0], self.rows or self.weight_VH.shape[0])
 
-    def logits(self, hidden_NH: Tensor, rows: slice | None = None) -> Tensor:
-        """[N, rows] in float32 or better; all that exist by default."""
-        rows = rows or slice(self.vocabulary)
+    def logits(self, hidden_NH: Tensor, ids_P: Tensor | None = None) -> Tensor:
+        """[N, P] in float32 or better; all that exist by default."""
+        rows = slice(self.vocabulary) if ids_P is None else ids_P
         bias = None if self.bias_V is None else self.bias_V[rows]
         logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
         return _scaled_and_capped(logits_NP, self.scale, self.softcap)
-
-    def pieces(self, length: int) -> Iterator[slice]:
-        """The vocabulary in slices of so many rows."""
-        rows = self.vocabulary
-        return (slice(start, min(start + length, rows)) for start in range(0, rows, length))
 
 
 @dataclass(frozen=True)
