@@ -61,6 +61,8 @@ def _values(settings: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {part}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -39,13 +39,17 @@ def stage_task(name: str) -> Callable[[Callable[..., Returned]], Any]:
     return task(name=name, cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)
 
 
-@lru_cache(maxsize=1)
 def _pipeline(config: AlmConfig, storage: str) -> Any:
     """One for all tasks of a process: what the corpus and models are is hashed once."""
+    return _pipeline_of(config.model_dump_json(), storage)
+
+
+@lru_cache(maxsize=1)
+def _pipeline_of(config_json: str, storage: str) -> Any:
     # torch and transformers are imported by the tasks that run, not by whoever deploys or looks at the flow
     from alm_pipeline.pipeline import Pipeline
 
-    return Pipeline(config, storage_root(storage))
+    return Pipeline(AlmConfig.model_validate_json(config_json), storage_root(storage))
 
 
 def _timed(stage: Callable[[], object]) -> float:

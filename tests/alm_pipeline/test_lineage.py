@@ -32,7 +32,8 @@ def test_the_names_of_models_and_tokenizers_are_told(config: AlmConfig, tmp_path
         f"special tokens of: {config.student.model}",
     ]
     scores = told(store.lineage(f"teacher_scores/{pipeline.scores.name}"))
-    assert scores[""] == [f"teacher: {config.teacher}, dtype float32, mantissa_bits 15"]
+    settings = "batch_tokens 4096, dtype float32, mantissa_bits 15, top_k 0"
+    assert scores[""] == [f"teacher: {config.teacher}, {settings}"]
     assert scores["tokens"] == [f"tokenizer: {config.teacher}"]
     # by itself, a tokens dataset may be either side's
     assert told(store.lineage(f"tokens/{pipeline.tokens('teacher').name}"))[""] == []
