@@ -205,13 +205,34 @@ class TrainConfig(Frozen):
     accumulation: int = Field(1, gt=0, description="batches a step on each device, one after the other")
     row_tokens: int = Field(2048, gt=0, description="length of a packed row; a longer example gets a row alone")
     learning_rate: float = Field(1e-5, gt=0)
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="of parameters whose names match a pattern, such as {'*embed_tokens*': 1e-4}; the first one counts",
+    )
     warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["linear", "cosine", "wsd"] = Field(
+        "linear",
+        description="of the rate after the warm-up: down to 0 in a straight line or half a cosine; wsd keeps it, and "
+        "goes down in a straight line over the last `decay_steps`",
+    )
+    decay_steps: int | None = Field(None, gt=0, description="of the schedule wsd; a tenth of the steps by default")
+    freeze: tuple[str, ...] = Field((), description="patterns of parameters that stay as they are: '*.mlp.*'")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 weights")
     seed: int = 0
     checkpoint_steps: int = Field(100, gt=0)
     shuffle_buffer: int = Field(10_000, ge=1, description="examples")
+
+    @model_validator(mode="after")
+    def _decays_in_time(self) -> Self:
+        if self.decay_steps and self.schedule != "wsd":
+            raise ValueError(f"decay_steps is of the schedule wsd, and this is {self.schedule}: leave one of them out")
+        if self.warmup_steps + (self.decay_steps or 0) > max(self.steps, self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are more than steps {self.steps}"
+            )
+        return self
 
 
 class AlmConfig(Frozen):

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from alm_pipeline.config import ObjectiveConfig, Term, TrainConfig
 from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections, micro_batch_losses
+from alm_pipeline.distillation.parameters import freeze, parameter_groups
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.models import matmul_precision, quiet_transformers
@@ -40,8 +41,10 @@ class AlmTrainer(Trainer):
         vocabulary: Vocabulary,
         objective: ObjectiveConfig,
         teacher: LiveTeacher | None = None,
+        learning_rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=stream)
+        self.learning_rates = learning_rates or {}
         self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
         self.stream: BatchStream = stream
         self.objective: ObjectiveConfig = objective
@@ -51,6 +54,17 @@ class AlmTrainer(Trainer):
         self.watched: dict[str, float] = {}
         self._watch = StepWatch(self.accelerator)
         self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """With the rates of `learning_rates`."""
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            decayed = self.get_decay_parameter_names(trained)
+            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.learning_rates)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = kind(groups, **settings)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.stream, batch_size=None)
@@ -138,7 +152,8 @@ def train_student(
     batches = stream(arguments.process_index, arguments.world_size)
     if last:
         batches.load_state_dict(_saved_position(last, arguments.process_index))
-    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher)
+    freeze(model, config.freeze)
+    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher, config.learning_rates)
     model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
@@ -177,7 +192,8 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         adam_beta2=0.95,
         max_grad_norm=config.max_grad_norm,
         gradient_accumulation_steps=config.accumulation,
-        lr_scheduler_type="linear",
+        lr_scheduler_type={"wsd": "warmup_stable_decay"}.get(config.schedule, config.schedule),
+        lr_scheduler_kwargs=_schedule_settings(config),
         warmup_steps=config.warmup_steps,
         bf16=config.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
@@ -192,6 +208,13 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def _schedule_settings(config: TrainConfig) -> dict[str, Any]:
+    if config.schedule != "wsd":
+        return {}
+    steps = config.decay_steps or max(1, min(config.steps // 10, config.steps - config.warmup_steps))
+    return {"num_decay_steps": steps, "decay_type": "linear"}
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

@@ -1,0 +1,51 @@
+"""Which parameters of a student are trained, and at which rate: by patterns of their names (as in `fnmatch`)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from storage.errors import UserError
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave parameters whose names match as they are. Raises UserError where a pattern matches none, or all do."""
+    names = [name for name, _ in model.named_parameters()]
+    _check_patterns(patterns, names, "train.freeze")
+    for name, parameter in model.named_parameters():
+        if _first_match(name, patterns) is not None:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("train.freeze: every parameter matches, so nothing would be trained: freeze fewer")
+
+
+def parameter_groups(
+    model: nn.Module, decayed: Iterable[str], weight_decay: float, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: by rate (None of a pattern: the optimizer's own) and by whether they decay.
+
+    `decayed` are the names of parameters with weight decay. The first pattern that matches a name gives its rate.
+    Raises UserError where a pattern matches no trained parameter.
+    """
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    _check_patterns(tuple(rates), list(trained), "train.learning_rates")
+    decays, groups = set(decayed), dict[tuple[str | None, bool], dict[str, Any]]()
+    for name, value in trained.items():
+        pattern, decay = _first_match(name, tuple(rates)), name in decays
+        group = {"params": [], "weight_decay": weight_decay if decay else 0.0}
+        own_rate = {} if pattern is None else {"lr": rates[pattern]}
+        groups.setdefault((pattern, decay), group | own_rate)["params"].append(value)
+    return list(groups.values())
+
+
+def _first_match(name: str, patterns: Sequence[str]) -> str | None:
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str], setting: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"{setting}: {pattern} matches no parameter; there are {', '.join([*names[:3], '…', *names[-2:]])}"
+            )
