@@ -76,8 +76,10 @@ def read_examples(
     """The examples of one shard and split that have a chunk to learn from. `datasets` has the keys of COLUMNS.
 
     `ends` is where chunks may end, for chunkings that look at tokens; those, and terms that need the teacher in memory,
-    need the dataset `teacher_tokens` too.
+    need the dataset `teacher_tokens` too. Raises ValueError where the chunking needs `ends` and there are none.
     """
+    if objective.chunking in ("space", "pair_bias") and ends is None:
+        raise ValueError(f"the chunking {objective.chunking} needs to be told where chunks may end: `stage.chunk_ends`")
     tables = read_aligned(datasets, shard, _wanted(objective, ends))
     aligned = _aligned(tables, objective)
     sides = _sides(tables, aligned)

@@ -72,6 +72,8 @@ class AlmTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """A step's micro-batches, and what their losses are means over."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:  # of a stream that ends
+            return [], None
         counts = Counts.of(*batches)
         return batches, counts.on_all_devices(lambda own: self.accelerator.reduce(own.to(device), "sum"))
 

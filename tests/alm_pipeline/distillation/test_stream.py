@@ -195,6 +195,13 @@ def test_the_stream_goes_on_from_any_state(stream: BatchStream) -> None:
             assert same(batches(later, 5), whole[at + 1 : at + 6])
 
 
+@pytest.mark.parametrize("chunking", ["space", "pair_bias"])
+def test_a_chunking_by_tokens_is_never_the_finest_unnoticed(stream: BatchStream, chunking: str) -> None:
+    objective = stream.objective.model_copy(update={"chunking": chunking})
+    with pytest.raises(ValueError, match=f"the chunking {chunking} needs to be told where chunks may end"):
+        next(iter(BatchStream(stream.datasets, objective, stream.train)))
+
+
 def test_a_stream_begins_where_it_was_told_to_each_time(stream: BatchStream) -> None:
     fresh = again(stream)
     first = fresh.state_dict()
