@@ -113,19 +113,20 @@ def _distil(
     pair_biases: StoredFolder | None,
 ) -> FolderManifest:
     model, initialisation = initial_student(config, tokenizer)
-    before = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate before")
+    vocabulary = Vocabulary.of(model, tokenizer)
+    before = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate before")
     student.restore(CHECKPOINTS)
     log = train_student(
         model,
         partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer, pair_biases)),
-        Vocabulary.of(model, tokenizer),
+        vocabulary,
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
         partial(_keep_checkpoints, student, lease),
         _live_teacher(config, tokenizer),
     )
-    after = student_bits_per_byte(datasets, Scorer.of(model, tokenizer), "evaluate after")
+    after = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate after")
     save_student(model, tokenizer, log, student.path)
     results = {
         "initialisation": initialisation,
