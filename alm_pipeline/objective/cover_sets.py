@@ -7,7 +7,6 @@ and count as not covered.
 """
 
 import json
-import logging
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +19,8 @@ from tokenizers import Tokenizer
 
 from alm_pipeline.progress import Advance
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view, steps
-from alm_pipeline.tokenization.engines import Engine, KitokenEngine, StandardEngine
+from alm_pipeline.tokenization.engines import StandardEngine
 
-_log = logging.getLogger(__name__)
 _BATCH = 1 << 16
 """texts encoded at once"""
 
@@ -94,22 +92,8 @@ class CoverSets:
         for id_ in usable:
             if not occurs[id_]:
                 self._others[self.view.spelling[id_]].append(id_)
-        within_text = _within_text(tokenizer)
-        self._engine: Engine = StandardEngine(within_text)
-        self._engine = self._fast_if_same(within_text, self._engine)
-
-    def _fast_if_same(self, tokenizer: Tokenizer, standard: StandardEngine) -> Engine:
-        """The fast engine where it is installed and gives the same ids for a batch of candidates from all over."""
-        try:
-            fast = KitokenEngine(tokenizer, self.view, standard)
-        except (ImportError, ValueError):
-            return standard
-        tokens = np.random.default_rng(0).permutation(np.array(self._tokens, np.int64)).tolist()
-        probe = self._texts_of(next(_batches(self._cuts(tokens), _Cut.candidates), []))
-        if fast.encode(probe, special_literals=False) == standard.encode(probe, special_literals=False):
-            return fast
-        _log.warning("cover sets are found with the standard engine, since %s gives other ids", fast.name)
-        return standard
+        # not the fast engine: it takes tokens for words that the merges never reach, which is what is asked here
+        self._engine = StandardEngine(_within_text(tokenizer))
 
     def of(self, ids: Sequence[int], extensions: Extensions, advance: Advance) -> Covers:
         """The cover sets of these tokens by tokens that occur. `advance` is told of the tokens that are done."""

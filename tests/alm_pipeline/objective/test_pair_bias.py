@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -168,6 +168,7 @@ def test_what_occurs_only_elsewhere_counts_as_by_the_definition(
 
 
 @given(st.lists(st.text("ab ", min_size=2, max_size=4), max_size=5), st.lists(st.text("ab ", min_size=2), max_size=3))
+@example(["a b"], [" b", "a b"])  # a token that no text is encoded to
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_small_vocabularies_as_by_the_definition(words: list[str], others: list[str]) -> None:
     teacher, student = words_tokenizer(words), words_tokenizer([other[:4] for other in others])
