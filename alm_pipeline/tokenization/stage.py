@@ -21,7 +21,7 @@ from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _EXAMPLES_A_PART = 64
 _SHARDS_WORTH_A_PROOF = 3
 _PARTS_AT_ONCE = min(os.cpu_count() or 1, 16)

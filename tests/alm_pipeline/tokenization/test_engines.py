@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
@@ -75,3 +76,22 @@ def test_stretches_are_encoded_as_inside_a_text(sentencepiece: PreTrainedTokeniz
     whole = standard.encode(["The fox<bos>  jumps<bos>"], special_literals=True)[0]
     first, second, last = standard.encode_stretches(["The fox", "  jumps", ""])
     assert [*first, bos, *second, bos, *last] == whole
+
+
+def test_a_token_that_no_merge_reaches_is_not_taken_for_its_word() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ("\u0120", "b"),
+        ("a", "\u0120"),
+        ("a\u0120", "b"),
+    ]  # of `a b` the first merge leaves nothing for the last
+    vocabulary = [*alphabet, *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    standard = StandardEngine(tokenizer)
+    fast = KitokenEngine(tokenizer, byte_view(tokenizer), standard)
+    texts = ["a b", "xa b", "a bb a", "ab", " b"]
+    expected = standard.encode(texts, special_literals=False)
+    assert expected[0] == [vocabulary.index("a"), vocabulary.index("\u0120b")]
+    assert fast.encode(texts, special_literals=False) == expected
