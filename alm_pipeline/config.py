@@ -234,6 +234,10 @@ class TrainConfig(Frozen):
             )
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the student."""
+        return self.model_dump(mode="json", exclude={"checkpoint_steps"})
+
 
 class AlmConfig(Frozen):
     """Everything that decides what a run writes."""

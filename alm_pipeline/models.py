@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,7 +159,11 @@ def vocabulary_rows(name: str) -> int:
 
 def context_length(name: str) -> int | None:
     """The most tokens the model takes, or None where its configuration does not say."""
-    config = _config(name)
+    return length_in(_config(name))
+
+
+def length_in(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model of this configuration takes, or None where it does not say."""
     length = next((config[key] for key in _LENGTHS if config.get(key)), None)
     return int(length) if length else None
 

@@ -21,6 +21,17 @@ def conversations(root: Path, chats: list[list[dict[str, Any]]], name: str = "ch
     return _write(root, name, [[("".join(m["content"] for m in chat), json.dumps(chat)) for chat in chats]])
 
 
+def write_chats(file: Path, answer: str = "{}.") -> str:
+    """Forty sums, asked and answered, as a JSONL file; returns its path."""
+    asked = [f"How much is {k} + 1?" for k in range(40)]
+    chats = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer.format(k + 1)}]
+        for k, question in enumerate(asked)
+    ]
+    file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    return str(file)
+
+
 def _write(root: Path, name: str, shards: list[list[tuple[str, str | None]]]) -> Dataset:
     examples = Dataset(str(root), Kind.EXAMPLES, name, {"rows": fingerprint({"rows": shards})})
     for shard, rows in enumerate(shards):

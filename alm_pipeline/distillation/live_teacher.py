@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.objective.baselines.dskd import DskdProjections
-from alm_pipeline.scoring.head import hidden_states, output_head
+from alm_pipeline.scoring.output_layer import hidden_states, output_head
 
 
 class LiveTeacher:

@@ -18,7 +18,8 @@ from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.uld import uld_loss
 from alm_pipeline.objective.batch_loss import BatchLosses, Counts, batch_losses
 from alm_pipeline.objective.latents import latents_loss
-from alm_pipeline.scoring.head import Head, LayerHead, hidden_states, output_head, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import token_and_boundary_logprobs
+from alm_pipeline.scoring.output_layer import Head, LayerHead, hidden_states, output_head
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from storage.errors import UserError
 
@@ -44,7 +45,10 @@ def micro_batch_losses(
         losses = batch_losses(*numbers, **named, objective=objective, counts=counts)
         if teacher:
             sides = _Sides(model, teacher, hidden_NH, teacher.hidden(batch), head, batch)
-            losses.terms.update({term: sides.loss(term, counts) for term in objective.terms if term in LIVE_TERMS})
+            live: dict[Term, Tensor] = {
+                term: sides.loss(term, counts) for term in objective.terms if term in LIVE_TERMS
+            }
+            return BatchLosses(losses.terms | live, losses.watched)
     return losses
 
 

@@ -2,26 +2,22 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import AlmConfig, Term
+from alm_pipeline.config import AlmConfig
 from alm_pipeline.distillation.live_teacher import LiveTeacher
+from alm_pipeline.distillation.result import save_student
 from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.distillation.trainer import train_student
+from alm_pipeline.distillation.training import train_student
 from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
 from alm_pipeline.models import (
     label,
     load_model,
     load_tokenizer,
     model_identity,
-    quiet_transformers,
     tokenizer_identity,
 )
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
@@ -37,32 +33,6 @@ from storage.lease import Lease
 
 STAGE_VERSION = 3
 CHECKPOINTS = "checkpoints"
-METRICS = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("loss", pa.float64()),
-        *((term, pa.float64()) for term in get_args(Term)),
-        ("kl", pa.float64()),
-        *((f"{term}_weight", pa.float64()) for term in get_args(Term)),
-        ("chunks", pa.int64()),
-        ("tokens", pa.int64()),
-        ("aligned_chunk_tokens", pa.float64()),
-        ("chunk_tokens", pa.float64()),
-        ("used_share", pa.float64()),
-        ("teacher_chunk_probability", pa.float64()),
-        ("student_chunk_probability", pa.float64()),
-        ("boundary_probability", pa.float64()),
-        ("grad_norm", pa.float64()),
-        ("learning_rate", pa.float64()),
-    ]
-)
-"""The columns of `metrics.parquet`, a row a step.
-
-`loss` is the terms with their weights (null: not asked for), `kl` the mean divergence of chunks, zero where the student
-gives each the teacher's likelihood. `chunks` and `tokens` count; `aligned_chunk_tokens` and `chunk_tokens` are student
-tokens a chunk before and after merging; `used_share` is of the aligned chunks those in a chunk that counts; the
-probabilities are means over chunks, the last of a boundary token after the chunk by the student.
-"""
 
 
 def student_folder(
@@ -77,7 +47,7 @@ def student_folder(
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
         "objective": config.objective.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "train": config.train.identity(),
     }
     name = f"{label(config.student.model)}-from-{label(config.teacher)}-on-{config.corpus.name}"
     return StoredFolder(datasets["scores"].root, "students", name, identity)
@@ -182,12 +152,3 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
     return model, transfer_vocabulary(model, source, target, config.train.seed).counts()
-
-
-def save_student(model: PreTrainedModel, tokenizer: str, log: list[dict[str, float]], folder: Path) -> None:
-    """A model folder that plain transformers load, and `metrics.parquet` with a row a step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        model.save_pretrained(folder)
-        load_tokenizer(tokenizer).save_pretrained(folder)
-    pq.write_table(pa.Table.from_pylist(log, METRICS), folder / "metrics.parquet")

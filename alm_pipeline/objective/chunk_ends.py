@@ -4,13 +4,15 @@ The chunking by the teacher's boundary probability needs no token and is in `mer
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.objective.pair_bias import PairBiases
 from storage.schemas import ChunkKind
+
+if TYPE_CHECKING:  # it imports transformers, which readers of the caches do without
+    from alm_pipeline.objective.pair_bias import PairBiases
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -68,7 +70,7 @@ class SpaceEnds:
 class PairBiasEnds:
     """Chunks end where the pair of last tokens has a bias of at most γ in both directions; and at paired ones."""
 
-    biases: PairBiases
+    biases: "PairBiases"
     gamma: float
 
     def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:

@@ -31,8 +31,7 @@ def merge_shard(
     for example in range(len(scores.chunk_offsets) - 1):
         first_chunk, end_chunk = scores.chunk_offsets[example], scores.chunk_offsets[example + 1]
         first, end = scores.token_offsets[example], scores.token_offsets[example + 1]
-        token, student, start = first, np.int64(0), np.int64(-1)  # -1: no group is open
-        grouped = 0
+        token, student, start, grouped = first, np.int64(0), np.int64(-1), 0  # start -1: no group is open
         likelihood = np.float64(0)
         for chunk in range(first_chunk, end_chunk):
             stop, student_stop = token + scores.teacher_tokens[chunk], student + scores.student_tokens[chunk]

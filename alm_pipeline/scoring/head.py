@@ -21,25 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alm_pipeline.scoring.output_layer import (
-    Head,
-    LayerHead,
-    at_least_float32,
-    check_output_head,
-    hidden_states,
-    output_head,
-)
-
-__all__ = [
-    "Head",
-    "LayerHead",
-    "NextToken",
-    "check_output_head",
-    "hidden_states",
-    "next_token",
-    "output_head",
-    "token_and_boundary_logprobs",
-]
+from alm_pipeline.scoring.output_layer import Head, LayerHead, at_least_float32
 
 # small enough for a processor's cache, and for an allocator to use the same memory again
 _PIECE_ELEMENTS = 2**22

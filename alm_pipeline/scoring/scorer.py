@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import load_model, matmul_precision
+from alm_pipeline.models import length_in, load_model, matmul_precision
 from alm_pipeline.progress import Advance
 from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
-from alm_pipeline.scoring.head import Head, LayerHead, check_output_head, next_token, output_head
-from alm_pipeline.scoring.output_layer import input_device
+from alm_pipeline.scoring.head import next_token
+from alm_pipeline.scoring.output_layer import Head, LayerHead, check_output_head, input_device, output_head
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.scoring.windows import Ids, Row, Windows
 from storage.errors import UserError
@@ -58,7 +58,7 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, config: ScoreConfig | None = None) -> None:
         config = config or ScoreConfig()
         self.model, self.top_k, self.budget = model.eval(), config.top_k, Budget(config.batch_tokens)
-        self.windows = Windows.of(_context_length(model), config.window, config.context)
+        self.windows = Windows.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
         self.boundary_ids_K = vocabulary.boundary_ids_K.to(self.device)
         check_output_head(model, self.head, self._hidden_states)
@@ -70,10 +70,9 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, name: str, config: ScoreConfig | str, *, device: str | None = None, trust_remote_code: bool = False
+        cls, name: str, config: ScoreConfig, *, device: str | None = None, trust_remote_code: bool = False
     ) -> "Scorer":
-        """A model by name, on that device or as `config.device_map` says; a dtype is enough of a configuration."""
-        config = ScoreConfig.model_validate({"dtype": config}) if isinstance(config, str) else config
+        """A model by name, on that device or as `config.device_map` says."""
         model = load_model(
             name, config.dtype, trust_remote_code=trust_remote_code, device=device, device_map=config.device_map
         )
@@ -204,8 +203,3 @@ def _head(model: PreTrainedModel, rows: int | None) -> Head | LayerHead:
         on_processor = isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "cpu"
         # the head's sums in float32: rounded to bfloat16, logits of 20 are off by 0.06
         return output_head(model, torch.float32 if on_processor else None, rows)
-
-
-def _context_length(model: PreTrainedModel) -> int | None:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None

@@ -75,7 +75,7 @@ class KitokenEngine:
 
     It is known to read otherwise than `tokenizers`: special tokens' literals that are to be text, the literal of the
     unknown token, U+2581 in a text, and tokens that the merges never reach, which it takes for the words that they
-    spell (Gemma 3 has four, such as ` yyyy`). Texts that hold them are left to the standard engine.
+    spell (Gemma 3 has some, such as ` yyyy`). Texts that hold them are left to the standard engine.
     Raises ValueError where it can't read the tokenizer, or reads many tokens otherwise; ImportError where it is not
     installed.
     """

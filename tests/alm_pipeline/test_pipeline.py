@@ -13,6 +13,7 @@ from alm_pipeline.report import summarise, summary_table
 from storage.errors import UserError
 from storage.schemas import ChunkKind
 from tests import tiny
+from tests.corpora import write_chats
 
 
 def test_examples_are_cut_to_the_smallest_context(config: AlmConfig, tmp_path: Path) -> None:
@@ -30,13 +31,8 @@ def test_examples_are_cut_to_the_smallest_context(config: AlmConfig, tmp_path: P
 
 
 def test_conversations_align_by_content_and_pair_the_end_of_turn(config: AlmConfig, tmp_path: Path) -> None:
-    file = tmp_path / "chats.jsonl"
-    chats = [
-        [{"role": "user", "content": f"How much is {k} + 1?"}, {"role": "assistant", "content": f"{k + 1}."}]
-        for k in range(40)
-    ]
-    file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
-    corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),)), "messages": "messages"})
+    source = FilesSource(urls=(write_chats(tmp_path / "chats.jsonl"),))
+    corpus = config.corpus.model_copy(update={"source": source, "messages": "messages"})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
     pipeline.run()
     summary = summarise(pipeline)
@@ -46,7 +42,7 @@ def test_conversations_align_by_content_and_pair_the_end_of_turn(config: AlmConf
     assert rows["kinds"].list.count_matches(ChunkKind.PAIRED).to_list() == [8] * 40
     answers = rows.explode("byte_lengths", "kinds", "assistant").filter("assistant")
     sizes = answers.group_by("id").agg(pl.col("byte_lengths").sum())["byte_lengths"].to_list()
-    assert sorted(sizes) == sorted(len(chat[1]["content"]) for chat in chats)
+    assert sorted(sizes) == sorted(len(f"{k + 1}.") for k in range(40))
     assert answers["kinds"].value_counts().sort("kinds")["count"].to_list()[1] == 40  # the ends of turns
 
 

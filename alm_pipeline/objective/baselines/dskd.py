@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from alm_pipeline.objective.baselines.pieces import frozen, sum_in_pieces, with_weights, without_autocast
 from alm_pipeline.objective.baselines.predicting import divided, predicting_positions, shared_examples
-from alm_pipeline.scoring.head import Head
+from alm_pipeline.scoring.output_layer import Head
 
 
 class DskdProjections(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alm_pipeline.objective.baselines.pieces import sum_in_pieces, with_weights
 from alm_pipeline.objective.baselines.predicting import divided
-from alm_pipeline.scoring.head import Head
+from alm_pipeline.scoring.output_layer import Head
 
 
 def mined_loss(

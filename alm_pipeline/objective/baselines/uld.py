@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from alm_pipeline.objective.baselines.pieces import sum_in_pieces, with_weights
 from alm_pipeline.objective.baselines.predicting import divided, pair_by_rank, predicting_positions
-from alm_pipeline.scoring.head import Head
+from alm_pipeline.scoring.output_layer import Head
 
 
 def uld_loss(

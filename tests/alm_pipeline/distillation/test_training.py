@@ -19,15 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
 from alm_pipeline.distillation import stage, trainer
+from alm_pipeline.distillation.checkpoints import last_checkpoint
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.distillation.trainer import last_checkpoint, train_student
+from alm_pipeline.distillation.training import train_student
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
+from tests.corpora import write_chats
 
 VOCABULARY = Vocabulary(torch.arange(0, 1000, 3))
 SMALL = Vocabulary(torch.arange(0, 300, 3))
@@ -177,19 +179,13 @@ def test_chunkings_that_look_at_tokens_have_longer_chunks_than_the_finest(config
         pipeline.run()
         log = pl.read_parquet(pipeline.student.path / "metrics.parquet")
         tokens[chunking] = log["chunk_tokens"].mean()
-        assert (log["aligned_chunk_tokens"] <= log["chunk_tokens"] + 1e-6).all() or chunking == "unconstrained"
     assert tokens["space"] > 1.5 * tokens["unconstrained"]
     assert tokens["pair_bias"] > tokens["unconstrained"]
 
 
 def test_only_the_assistants_turns_are_learned(config: AlmConfig, tmp_path: Path) -> None:
-    file = tmp_path / "chats.jsonl"
-    chats = [
-        [{"role": "user", "content": f"How much is {k} + 1?"}, {"role": "assistant", "content": f"It is {k + 1}."}]
-        for k in range(40)
-    ]
-    file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
-    corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),)), "messages": "messages"})
+    source = FilesSource(urls=(write_chats(tmp_path / "chats.jsonl", answer="It is {}."),))
+    corpus = config.corpus.model_copy(update={"source": source, "messages": "messages"})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
     pipeline.cache()
     tokenizer = AutoTokenizer.from_pretrained(config.student.model)

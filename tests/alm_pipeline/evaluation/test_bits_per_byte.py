@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alm_pipeline.config import AlmConfig, FilesSource
+from alm_pipeline.config import AlmConfig, FilesSource, ScoreConfig
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte, student_bits_per_byte, teacher_bits_per_byte
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer
@@ -27,7 +27,7 @@ def test_cached_scores_give_what_the_model_gives(config: AlmConfig, tmp_path: Pa
     pipeline.cache()
     # the teacher as a student of itself
     caches = {**pipeline.caches, "student_tokens": pipeline.tokens("teacher")}
-    live = student_bits_per_byte(caches, Scorer.load(config.teacher, "float32"), "")
+    live = student_bits_per_byte(caches, Scorer.load(config.teacher, ScoreConfig(dtype="float32")), "")
     assert live == pytest.approx(teacher_bits_per_byte(caches), rel=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_both_sides_are_measured_on_the_same_examples(config: AlmConfig, tmp_pat
         corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),))})
         pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
         pipeline.cache()
-        student = Scorer.load(config.student.model, "float32")
+        student = Scorer.load(config.student.model, ScoreConfig(dtype="float32"))
         results.append(student_bits_per_byte(pipeline.caches, student, ""))
         results.append(teacher_bits_per_byte(pipeline.caches))
     assert pipeline.tokens("teacher").complete_manifest().dropped == {"holds_the_space_stand_in": 80}

@@ -73,7 +73,6 @@ def test_likelihoods_of_zero_and_one_stay_finite_in_float32(name: Divergence, te
     student = EXTREMES.repeat(len(EXTREMES)).requires_grad_()
     values = DIVERGENCES[name](teacher, student, temperature)
     (gradient,) = torch.autograd.grad(values.sum(), student)
-    assert torch.isfinite(values[: -len(EXTREMES)]).all()
     assert torch.isfinite(values).all()
     assert torch.isfinite(gradient).all()
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from alm_pipeline.models import matmul_precision
 from alm_pipeline.scoring import head as head_module
-from alm_pipeline.scoring.head import Head, LayerHead, NextToken, next_token, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import NextToken, next_token, token_and_boundary_logprobs
+from alm_pipeline.scoring.output_layer import Head, LayerHead
 from tests.alm_pipeline.scoring.oracle import looped, random_case
 
 

@@ -8,14 +8,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from alm_pipeline.scoring.head import (
-    Head,
-    LayerHead,
-    check_output_head,
-    hidden_states,
-    output_head,
-    token_and_boundary_logprobs,
-)
+from alm_pipeline.scoring.head import token_and_boundary_logprobs
+from alm_pipeline.scoring.output_layer import Head, LayerHead, check_output_head, hidden_states, output_head
 from storage.errors import UserError
 from tests import tiny
 

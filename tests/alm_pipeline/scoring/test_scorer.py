@@ -243,14 +243,14 @@ def test_a_model_spread_by_accelerate_scores_the_same(on_disk: list[str], tmp_pa
     parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
     places = {part: "disk" if part in on_disk else "cpu" for part in parts}
     spread = Scorer.of(load_model(folder, "float32", device_map=places), folder)
-    expected = Scorer.load(folder, "float32").score(random_examples(30, 7))
+    expected = Scorer.load(folder, ScoreConfig(dtype="float32")).score(random_examples(30, 7))
     for row, other in zip(spread.score(random_examples(30, 7)), expected, strict=True):
         assert_scores(row, other, 0)
 
 
 def test_a_device_that_is_not_there_is_told(llama_folder: str) -> None:
     with pytest.raises(UserError, match="cuda:99: no such device"):
-        Scorer.load(llama_folder, "float32", device="cuda:99")
+        Scorer.load(llama_folder, ScoreConfig(dtype="float32"), device="cuda:99")
 
 
 def test_a_model_that_does_more_than_its_head_is_refused() -> None:
@@ -268,7 +268,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer = tiny.byte_level_tokenizer()
     folder = tiny.save(tmp_path / "small", tiny.tiny_llama(len(tokenizer) - 7), tokenizer)
     with pytest.raises(UserError, match=r"highest id is .* embedding has .* rows"):
-        Scorer.load(folder, "float32")
+        Scorer.load(folder, ScoreConfig(dtype="float32"))
 
 
 def test_a_budget_is_kept_by_all_but_a_single_row() -> None:
