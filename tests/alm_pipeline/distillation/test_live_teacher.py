@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term
-from alm_pipeline.distillation import trainer
+from alm_pipeline.distillation import training
 from alm_pipeline.distillation.examples import TeacherTokens
 from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
@@ -177,7 +177,7 @@ def test_a_run_with_projections_is_resumed_to_the_bit(
     unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (tmp_path / "one", tmp_path))
     unbroken.run()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Watcher, "on_step_end", _kill_at(4))
+        patch.setattr(training._Watcher, "on_step_end", _kill_at(4))
         with pytest.raises(Killed):
             killed.distil()
     killed.distil()

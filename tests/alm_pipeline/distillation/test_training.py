@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
-from alm_pipeline.distillation import stage, trainer
+from alm_pipeline.distillation import stage, training
 from alm_pipeline.distillation.checkpoints import last_checkpoint
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.stream import BatchStream
@@ -78,7 +78,7 @@ def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: 
     pipeline = Pipeline(config, str(root))
     if kill_after is not None:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer._Watcher, "on_step_end", _kill_at(kill_after))
+            patch.setattr(training._Watcher, "on_step_end", _kill_at(kill_after))
             with pytest.raises(Killed):
                 pipeline.run()
     pipeline = Pipeline(config, str(root))
@@ -284,7 +284,7 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     monkeypatch.setenv("ALM_CACHE", str(tmp_path / "machine"))
     pipeline = Pipeline(config, root)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Watcher, "on_step_end", _kill_at(5))
+        patch.setattr(training._Watcher, "on_step_end", _kill_at(5))
         with pytest.raises(Killed):
             pipeline.run()
     shutil.rmtree(tmp_path / "machine")
@@ -297,7 +297,7 @@ def test_a_checkpoint_comes_back_from_an_object_store(
 
 
 def _kill_at(step: int) -> object:
-    original = trainer._Watcher.on_step_end
+    original = training._Watcher.on_step_end
 
     def killing(self: Any, args: Any, state: Any, control: Any, **rest: object) -> None:
         original(self, args, state, control, **rest)
