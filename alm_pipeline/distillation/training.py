@@ -72,6 +72,8 @@ def train_student(
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             else:
                 trainer.load_finished(str(last))
+    # its forward pass has accelerate's autocast around it until then
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     detach_projections(model)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
