@@ -28,8 +28,8 @@ from typing import IO
 import psutil
 
 from alm_pipeline.config import AlmConfig, load_config
-from alm_pipeline.distillation.processes import joined, this_process
-from alm_pipeline.progress import logger
+from alm_pipeline.distillation.processes import free_gpu_memory, joined, this_process
+from alm_pipeline.progress import logger, say
 from storage.errors import UserError
 from storage.urls import configuration_as_environment
 
@@ -44,6 +44,7 @@ def distil_in_processes(config: AlmConfig, root: str, count: int) -> None:
     They are in this process's group, say what they do in its log, and end with it, however it ends. Raises UserError
     with the text of theirs, and RuntimeError when one of them fails otherwise, or is killed.
     """
+    free_gpu_memory()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
         file.write_text(config.model_dump_json(), encoding="utf-8")
@@ -92,11 +93,11 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 def _logged(lines: IO[str]) -> list[str]:
-    """Every line to the log, until the child ends; returns the last ones."""
+    """Every line to whoever looks, until the child ends; returns the last ones."""
     last = collections.deque[str](maxlen=_KEPT_LINES)
     for line in lines:
         last.append(line.rstrip())
-        logger.info("%s", last[-1])
+        say(last[-1])
     return list(last)
 
 
@@ -160,9 +161,16 @@ def _write_down(error: Exception) -> None:
 
 def _end_with(parent: int) -> None:
     """End this process once the parent is no more: one that is killed can't do it itself."""
-    while psutil.pid_exists(parent):
+    while _is_alive(parent):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

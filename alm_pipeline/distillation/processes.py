@@ -4,6 +4,7 @@
 lease, evaluates, writes checkpoints and the student. The others wait for it, without using a GPU.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -120,3 +121,10 @@ def wait_for_all() -> None:
     """Until every process has called it."""
     if this_process().count > 1:
         torch.distributed.all_gather_object([None] * this_process().count, None)
+
+
+def free_gpu_memory() -> None:
+    """What this process keeps without need, such as a scored teacher's: others are about to use the GPU."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

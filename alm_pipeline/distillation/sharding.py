@@ -5,12 +5,14 @@ root's, gathered while the student's forward pass computes the losses and until 
 sees its whole weight in both directions, tied or not. Sums over processes are in float32, whatever layers compute in.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alm_pipeline.objective.weights import layers
@@ -37,6 +39,21 @@ def _from_first(values: Tensor, device: torch.device) -> Tensor:
     sent = values.to(device)
     torch.distributed.broadcast(sent, src=0)
     return sent.to(values.device)
+
+
+@contextmanager
+def stays_gathered(model: nn.Module) -> Iterator[None]:
+    """Gradients taken while inside, before the backward pass, leave what is gathered as it is."""
+    steps = (
+        (model.set_is_last_backward, model.set_reshard_after_backward, model.set_requires_gradient_sync)
+        if isinstance(model, FSDPModule)
+        else ()
+    )
+    for step in steps:
+        step(False)
+    yield
+    for step in steps:
+        step(True)
 
 
 @torch.no_grad()

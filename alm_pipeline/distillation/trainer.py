@@ -21,7 +21,7 @@ from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.parameters import parameter_groups
 from alm_pipeline.distillation.processes import gathered_by_first, this_process
-from alm_pipeline.distillation.sharding import gather, save_whole_states, shard, whole_tensor
+from alm_pipeline.distillation.sharding import gather, save_whole_states, shard, stays_gathered, whole_tensor
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.objective.batch_loss import Counts
@@ -107,7 +107,8 @@ class AlmTrainer(Trainer):
         weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
         if self.objective.balance == "gradmag":
             # found anew: a sharded layer's weights are whole only now
-            weights = gradmag(losses.terms, weights, last_layer(self.model))
+            with stays_gathered(self.model):
+                weights = gradmag(losses.terms, weights, last_layer(self.model))
         self._watch.add(losses, weights, batch)
         return torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
 
