@@ -36,6 +36,8 @@ class AlmTrainer(Trainer):
     So a step is the same for any number of processes, and so is the stream's position behind it.
     """
 
+    model: Any
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -96,10 +98,11 @@ class AlmTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The weighted terms of a micro-batch; what is watched goes to the next log entry."""
+        # devices' gradients are averaged, and each one's loss is its part of the sum
+        devices: int = self.accelerator.num_processes
         with calls_go_to(self.model, self._loss):
             loss: Tensor = model(inputs, num_items_in_batch)
-        # devices' gradients are averaged, and each one's loss is its part of the sum
-        return loss * self.accelerator.num_processes
+        return loss * devices
 
     def _loss(self, batch: dict[str, Tensor], counts: Counts) -> Tensor:
         with self.accelerator.autocast():
@@ -119,7 +122,7 @@ class AlmTrainer(Trainer):
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return whole_tensor(super()._get_grad_norm(model, grad_norm))
+        return whole_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if not self.sharded:  # its parts go there one by one
@@ -149,7 +152,7 @@ class AlmTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.sharded and not self.args.should_save:
+        if self.sharded and self.optimizer and not self.args.should_save:
             self.optimizer.state_dict()  # for the first, which asks all for their parts
         super()._save_optimizer_and_scheduler(output_dir)
 

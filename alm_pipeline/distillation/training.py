@@ -61,36 +61,40 @@ def train_student(
         return []
     if teacher:
         attach_projections(model, projections(teacher.model, model, objective, config.seed))
-    last = last_checkpoint(checkpoints) if this_process().is_first else None
-    last = told_by_first(last)
+    last = _agreed_checkpoint(checkpoints)
     batches = stream()
     if last:
         batches.load_state_dict(saved_position(last))
     freeze(model, config.freeze)
-    with _trainer(model, config, checkpoints, batches, vocabulary, objective, teacher) as trainer:
+    given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
+    with _trainer(model, config, checkpoints, **given, learning_rates=config.learning_rates) as trainer:
         _train(trainer, config, last, on_checkpoint if this_process().is_first else lambda: None)
     model.eval()
     detach_projections(model)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def _agreed_checkpoint(checkpoints: Path) -> Path | None:
+    """The first process's last one, in this one's folder."""
+    last = last_checkpoint(checkpoints) if this_process().is_first else None
+    name = told_by_first(last.name if last else None)
+    return checkpoints / name if name else None
+
+
 @contextmanager
-def _trainer(model: PreTrainedModel, config: TrainConfig, checkpoints: Path, *given: Any) -> Iterator[AlmTrainer]:
+def _trainer(model: PreTrainedModel, config: TrainConfig, checkpoints: Path, **given: Any) -> Iterator[AlmTrainer]:
     """At the end the model is whole in the first process, on its device."""
     arguments = _arguments(config, checkpoints)
-    sharded = config.sharding == "fsdp" and this_process().count > 1
-    trained, device = model, model.device
-    if sharded:
-        model.cpu()
-        trained = copy.deepcopy(model) if this_process().is_first else model
-    whole = model if this_process().is_first else None
+    if config.sharding == "none" or this_process().count == 1:
+        with computing_as(model, config):
+            yield AlmTrainer(model, arguments, **given)
+        return
+    device, whole = model.device, model.cpu() if this_process().is_first else None
+    trained = copy.deepcopy(model) if whole else model.cpu()
     with computing_as(trained, config):
-        trainer = AlmTrainer(
-            trained, arguments, *given, config.learning_rates, sharded=sharded, whole=whole if sharded else None
-        )
-        yield trainer
-    if sharded:
-        model.to(device)
+        yield AlmTrainer(trained, arguments, sharded=True, whole=whole, **given)
+    if whole:
+        whole.to(device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
 
 
 def _train(trainer: AlmTrainer, config: TrainConfig, last: Path | None, on_checkpoint: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ def folder(config: AlmConfig, untied_folder: str, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("together")
     root = str(folder / "data")
     content = config.model_dump(mode="json")
-    content["train"] |= {"steps": 4, "accumulation": 2, "checkpoint_steps": 2}
+    content["train"] |= {"steps": 4, "accumulation": 4, "checkpoint_steps": 2}
     orders = []
     for name, changes in CASES.items():
         model = untied_folder if name in ("untied", "latents alone") else config.student.model
