@@ -35,7 +35,9 @@ from storage.urls import configuration_as_environment
 
 _PARENT, _ERRORS = "ALM_PARENT", "ALM_ERRORS"
 _GRACE_S = 10.0
-_KEPT_LINES = 30
+_KEPT_LINES = 60
+_KILLED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+) ")
+"""in torchrun's last words"""
 
 
 def distil_in_processes(config: AlmConfig, root: str, count: int) -> None:
@@ -102,20 +104,21 @@ def _logged(lines: IO[str]) -> list[str]:
 
 
 def _error(folder: Path, code: int, last_lines: list[str]) -> Exception:
-    """What went wrong first, as the processes wrote it down, or as torchrun tells of one that was killed."""
+    """What went wrong first, as torchrun tells of a process that was killed, or as the processes wrote it down."""
     written = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
-    if written:
-        first = min(written, key=lambda error: error["time"])
-        kind = UserError if first["is_users"] else RuntimeError
-        return kind(first["text"])
+    first = min(written, key=lambda error: error["time"], default=None)
+    if first and first["is_users"]:
+        return UserError(first["text"])
     told = "\n".join(last_lines)
-    if killed := re.search(r"rank\s*: (\d+) .*?exitcode\s*: -(\d+) ", told, re.DOTALL):
-        name = signal.Signals(int(killed[2])).name
+    # the others' errors are that they can't reach it, or that torchrun ended them
+    killed = [found for found in _KILLED.findall(told) if int(found[1]) != signal.SIGTERM]
+    if killed:
+        rank, number = killed[-1]
         return RuntimeError(
-            f"training process {killed[1]} was killed ({name}), which ended the others: out of memory, or by hand? "
-            "Run it again: it goes on from the last checkpoint"
+            f"training process {rank} was killed ({signal.Signals(int(number)).name}), which ended the others: out of "
+            "memory, or by hand? Run it again: it goes on from the last checkpoint"
         )
-    return RuntimeError(f"the training processes failed (exit code {code}):\n{told}")
+    return RuntimeError(first["text"] if first else f"the training processes failed (exit code {code}):\n{told}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The pipeline starts the processes that train, hears of their end, and ends them with itself."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -101,6 +102,31 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
     parent.communicate()
 
 
-def test_an_error_that_nobody_wrote_down_comes_with_the_last_lines(tmp_path: Path) -> None:
-    assert "exit code 3" in str(_error(tmp_path, 3, ["what happened", "before"]))
-    assert "what happened\nbefore" in str(_error(tmp_path, 3, ["what happened", "before"]))
+TOLD = """
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 11)
+[2]:
+  rank      : 2 (local_rank: 2)
+  exitcode  : -15 (pid: 13)
+Root Cause (first observed failure):
+[1]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 12)
+"""
+
+
+def written(folder: Path, rank: int, **content: object) -> None:
+    (folder / f"error-{rank}.json").write_text(json.dumps(content))
+
+
+def test_the_error_that_came_first_is_told(tmp_path: Path) -> None:
+    assert str(_error(tmp_path, 3, ["what", "happened"])).endswith("(exit code 3):\nwhat\nhappened")
+    written(tmp_path, 0, time=2.0, is_users=False, text="process 0 can't reach process 1")
+    written(tmp_path, 1, time=1.0, is_users=False, text="process 1 is out of memory")
+    assert str(_error(tmp_path, 1, [])) == "process 1 is out of memory"
+    assert "training process 1 was killed (SIGKILL)" in str(_error(tmp_path, 1, TOLD.splitlines()))
+    written(tmp_path, 2, time=0.0, is_users=True, text="train.freeze: matches nothing")
+    error = _error(tmp_path, 1, TOLD.splitlines())
+    assert isinstance(error, UserError)
+    assert str(error) == "train.freeze: matches nothing"
