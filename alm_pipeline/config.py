@@ -215,8 +215,10 @@ class TrainConfig(Frozen):
     """How the student is trained."""
 
     steps: int = Field(1000, ge=0)
-    batch_tokens: int = Field(16_384, gt=0, description="student tokens a batch on each device, padding included")
-    accumulation: int = Field(1, gt=0, description="batches a step on each device, one after the other")
+    batch_tokens: int = Field(16_384, gt=0, description="student tokens a batch, padding included")
+    accumulation: int = Field(
+        1, gt=0, description="batches a step: one after the other, or shared equally by several processes"
+    )
     row_tokens: int = Field(2048, gt=0, description="length of a packed row; a longer example gets a row alone")
     learning_rate: float = Field(1e-5, gt=0)
     learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -240,6 +242,24 @@ class TrainConfig(Frozen):
     seed: int = 0
     checkpoint_steps: int = Field(100, gt=0)
     shuffle_buffer: int = Field(10_000, ge=1, description="examples")
+    processes: int | None = Field(
+        None,
+        gt=0,
+        description="on this machine, each with a GPU, sharing the batches of a step; by default as many as there are "
+        "GPUs and as divide `accumulation`",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp splits weights, gradients and the optimizer's state between the processes (FSDP2)"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep the layers' inputs alone, and compute the rest again for the gradients: less memory"
+    )
+    compile: bool = Field(False, description="torch.compile each layer")
+    attention: str | None = Field(
+        None,
+        description="as transformers calls it: sdpa, eager, flash_attention_2, flex_attention, …; by default the "
+        "model's own",
+    )
 
     @model_validator(mode="after")
     def _decays_in_time(self) -> Self:
@@ -252,8 +272,12 @@ class TrainConfig(Frozen):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the student."""
-        return self.model_dump(mode="json", exclude={"checkpoint_steps"})
+        """What decides the student.
+
+        How its step is computed moves it by no more than rounding (sums in another order).
+        """
+        computing = {"processes", "sharding", "activation_checkpointing", "compile", "attention"}
+        return self.model_dump(mode="json", exclude={"checkpoint_steps", *computing})
 
 
 class AlmConfig(Frozen):

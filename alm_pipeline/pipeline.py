@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
+from alm_pipeline.distillation.launch import distil_in_processes
+from alm_pipeline.distillation.processes import processes_here, this_process
 from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
 from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
@@ -171,7 +173,11 @@ class Pipeline:
         )
 
     def distil(self) -> FolderManifest:
-        """Train, evaluate and save the student."""
+        """Train, evaluate and save the student, in several processes where the configuration has it."""
+        if this_process().count == 1 and not self.student.manifest():
+            count = processes_here(self.config.train)
+            if count > 1:
+                distil_in_processes(self.config, self.root, count)
         return distil(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
 
     def cache(self) -> None:

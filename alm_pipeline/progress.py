@@ -56,6 +56,14 @@ def progress_bars(console: Console) -> Iterator[None]:
             _bars = None
 
 
+def say(line: str) -> None:
+    """A line for whoever looks: above the bars, or in the log."""
+    if _bars:
+        _bars.console.print(line, markup=False, highlight=False)
+    else:
+        logger.info("%s", line)
+
+
 @contextlib.contextmanager
 def track(description: str, total: float | None, unit: str, already: float = 0.0) -> Iterator[Advance]:
     """Track a stage of so many units; the value is called with the units done since the last call.

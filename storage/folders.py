@@ -154,6 +154,12 @@ class StoredFolder:
             if not (self.path / name / child).exists():
                 self._restore_child(f"{name}/{child}")
 
+    def restore_anew(self, name: str) -> None:
+        """Make the folder `name` here what it is in the store, whatever is here; nothing on a local root."""
+        if not self._is_local:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            self.restore(name)
+
     def _restore_child(self, child: str) -> None:
         files = file_sizes(join_url(self.url, child))
         if not files:  # some object stores go on listing a folder whose files were removed

@@ -7,6 +7,7 @@ another try, after those that were made here.
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -71,6 +72,11 @@ def _protocol(url: str) -> str:
 def configure(url: str, settings: Mapping[str, Any]) -> None:
     """Let this process open URLs of the same protocol with these settings of its driver: endpoint, credentials, …"""
     fsspec.config.conf.setdefault(_protocol(url), {}).update(settings)
+
+
+def configuration_as_environment() -> dict[str, str]:
+    """The variables that give a new process the settings of this one's drivers."""
+    return {f"FSSPEC_{protocol.upper()}": json.dumps(settings) for protocol, settings in fsspec.config.conf.items()}
 
 
 _S3 = ("s3", "s3a")

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UserError
-
 STATE = "trainer_state.json"
 """what the trainer writes last"""
+STREAM = "stream.json"
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
@@ -29,16 +28,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def saved_position(checkpoint: Path, rank: int) -> dict[str, Any]:
-    try:
-        position: dict[str, Any] = json.loads((checkpoint / stream_file(rank)).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: is not there: go on with as many processes as wrote the checkpoint, "
-            "or delete it to start again"
-        ) from error
+def saved_position(checkpoint: Path) -> dict[str, Any]:
+    """Where the stream's batches go on, for any number of processes."""
+    position: dict[str, Any] = json.loads((checkpoint / STREAM).read_text(encoding="utf-8"))
     return position
-
-
-def stream_file(rank: int) -> str:
-    return f"stream_{rank}.json"

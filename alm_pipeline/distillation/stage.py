@@ -1,6 +1,6 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.distillation.live_teacher import LiveTeacher
+from alm_pipeline.distillation.processes import this_process, told_by_first, wait_for_all
 from alm_pipeline.distillation.result import save_student
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.training import train_student
@@ -62,16 +63,50 @@ def distil(
 ) -> FolderManifest:
     """Train the student on the caches, evaluate it before and after, and save it.
 
-    `pair_biases` is there for the chunking that asks for them. Where another process is at it, its result is waited
-    for.
+    `pair_biases` is there for the chunking that asks for them. Where another run is at it, its result is waited for.
+    Of several processes that train together, all call this: the first one does all but its part of the training alone.
     """
+    if not this_process().is_first:
+        return _help(datasets, config, tokenizer, student, pair_biases)
     if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
-        return manifest
+        return told_by_first(manifest)
     with student.held() as lease:
         if manifest := student.manifest():
             student.remove(CHECKPOINTS)  # a kill came between the manifest and this
-            return manifest
-        return _distil(datasets, config, tokenizer, student, lease, pair_biases)
+            return told_by_first(manifest)
+        told_by_first(None)
+        return told_by_first(_distil(datasets, config, tokenizer, student, lease, pair_biases))
+
+
+def _help(
+    datasets: Mapping[str, Dataset],
+    config: AlmConfig,
+    tokenizer: str,
+    student: StoredFolder,
+    pair_biases: StoredFolder | None,
+) -> FolderManifest:
+    """Take part in the first process's training, if there is one; returns what it has."""
+    manifest: FolderManifest | None = told_by_first(None)
+    if manifest is None:
+        model, _ = initial_student(config, tokenizer)
+        _share_checkpoints(student)
+        _train(model, datasets, config, tokenizer, student, lambda: None, pair_biases)
+        manifest = told_by_first(None)
+    assert manifest
+    return manifest
+
+
+def _share_checkpoints(student: StoredFolder) -> None:
+    """Let all machines have the checkpoints that the first process goes on from."""
+    process = this_process()
+    if process.is_first:
+        student.restore(CHECKPOINTS)
+        if process.is_on_many_machines:
+            student.mirror(CHECKPOINTS)
+    wait_for_all()
+    if process.leads_another_machine:
+        student.restore_anew(CHECKPOINTS)  # what is there may be an earlier run's
+    wait_for_all()
 
 
 def _distil(
@@ -85,17 +120,8 @@ def _distil(
     model, initialisation = initial_student(config, tokenizer)
     vocabulary = Vocabulary.of(model, tokenizer)
     before = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate before")
-    student.restore(CHECKPOINTS)
-    log = train_student(
-        model,
-        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer, pair_biases)),
-        vocabulary,
-        config.objective,
-        config.train,
-        student.path / CHECKPOINTS,
-        partial(_keep_checkpoints, student, lease),
-        _live_teacher(config, tokenizer),
-    )
+    _share_checkpoints(student)
+    log = _train(model, datasets, config, tokenizer, student, partial(_keep_checkpoints, student, lease), pair_biases)
     after = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate after")
     save_student(model, tokenizer, log, student.path)
     results = {
@@ -110,6 +136,27 @@ def _distil(
     manifest = student.finish(results)
     student.remove(CHECKPOINTS)
     return manifest
+
+
+def _train(
+    model: PreTrainedModel,
+    datasets: Mapping[str, Dataset],
+    config: AlmConfig,
+    tokenizer: str,
+    student: StoredFolder,
+    on_checkpoint: Callable[[], None],
+    pair_biases: StoredFolder | None,
+) -> list[dict[str, float]]:
+    return train_student(
+        model,
+        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer, pair_biases)),
+        Vocabulary.of(model, tokenizer),
+        config.objective,
+        config.train,
+        student.path / CHECKPOINTS,
+        on_checkpoint,
+        _live_teacher(config, tokenizer),
+    )
 
 
 def chunk_ends(config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None) -> ChunkEnds | None:

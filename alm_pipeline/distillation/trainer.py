@@ -2,7 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.distillation.checkpoints import STATE, stream_file
+from alm_pipeline.distillation.checkpoints import STATE, STREAM
+from alm_pipeline.distillation.computing import calls_go_to
 from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.parameters import parameter_groups
+from alm_pipeline.distillation.processes import gathered_by_first, this_process
+from alm_pipeline.distillation.sharding import gather, save_whole_states, shard, stays_gathered, whole_tensor
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.objective.batch_loss import Counts
@@ -25,7 +30,13 @@ from alm_pipeline.scoring.vocabulary import Vocabulary
 
 
 class AlmTrainer(Trainer):
-    """Trains on batches of `BatchStream`."""
+    """Trains on batches of `BatchStream`.
+
+    Several processes share a step's batches equally: of all that the stream gives, each takes those that are its turn.
+    So a step is the same for any number of processes, and so is the stream's position behind it.
+    """
+
+    model: Any
 
     def __init__(
         self,
@@ -36,7 +47,12 @@ class AlmTrainer(Trainer):
         objective: ObjectiveConfig,
         teacher: LiveTeacher | None = None,
         learning_rates: Mapping[str, float] | None = None,
+        *,
+        sharded: bool = False,
+        whole: PreTrainedModel | None = None,
     ) -> None:
+        """`sharded` splits the model between the processes; `whole`, in the first, is where it is put together."""
+        self.sharded, self.whole = sharded, whole
         super().__init__(model=model, args=arguments, train_dataset=stream)
         self.learning_rates = learning_rates or {}
         self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
@@ -44,7 +60,6 @@ class AlmTrainer(Trainer):
         self.objective: ObjectiveConfig = objective
         self.teacher: LiveTeacher | None = teacher
         self.vocabulary = vocabulary
-        self.last_layer = last_layer(model.base_model)
         self.watched: dict[str, float] = {}
         self._watch = StepWatch(self.accelerator)
         self.remove_callback(PrinterCallback)
@@ -53,10 +68,16 @@ class AlmTrainer(Trainer):
         """With the rates of `learning_rates`."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
+            if self.sharded:
+                # here the checkpoint's weights are loaded, and the optimizer's state is not there yet
+                shard(trained, self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
+                trained._is_accelerate_prepared = True  # accelerate would put it into DDP
             decayed = self.get_decay_parameter_names(trained)
             groups = parameter_groups(trained, decayed, self.args.weight_decay, self.learning_rates)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = kind(groups, **settings)
+            if self.sharded:
+                save_whole_states(self.optimizer)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
@@ -65,8 +86,10 @@ class AlmTrainer(Trainer):
         return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """A step's micro-batches, and what their losses are means over."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        """This process's micro-batches of a step, and what the losses of all are means over."""
+        process = this_process()
+        step = list(itertools.islice(epoch_iterator, num_batches * process.count))
+        batches = step[process.rank :: process.count]
         if not batches:  # of a stream that ends
             return [], None
         counts = Counts.of(*batches)
@@ -76,15 +99,22 @@ class AlmTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The weighted terms of a micro-batch; what is watched goes to the next log entry."""
-        losses = micro_batch_losses(model, inputs, self.vocabulary, self.objective, num_items_in_batch, self.teacher)
-        weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
-        if self.objective.balance == "gradmag":
-            weights = gradmag(losses.terms, weights, self.last_layer)
-        loss = torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
-        self._watch.add(losses, weights, inputs)
         # devices' gradients are averaged, and each one's loss is its part of the sum
         devices: int = self.accelerator.num_processes
+        with calls_go_to(self.model, self._loss):
+            loss: Tensor = model(inputs, num_items_in_batch)
         return loss * devices
+
+    def _loss(self, batch: dict[str, Tensor], counts: Counts) -> Tensor:
+        with self.accelerator.autocast():
+            losses = micro_batch_losses(self.model, batch, self.vocabulary, self.objective, counts, self.teacher)
+        weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
+        if self.objective.balance == "gradmag":
+            # found anew: a sharded layer's weights are whole only now
+            with stays_gathered(self.model):
+                weights = gradmag(losses.terms, weights, last_layer(self.model))
+        self._watch.add(losses, weights, batch)
+        return torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
 
     def finish_step(self) -> None:
         self.watched = self._watch.told()
@@ -92,15 +122,57 @@ class AlmTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return whole_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.sharded:  # its parts go there one by one
+            super()._move_model_to_device(model, device)
+
+    def put_together(self) -> None:
+        """Copy a sharded model's weights into `whole`; all processes have to call it."""
+        if self.sharded:
+            gather(self.model, self.whole)
+
+    @contextmanager
+    def whole_student(self) -> Iterator[None]:
+        """`self.model` is whole in the first process while inside; all have to enter."""
+        if not self.sharded:
+            yield
+            return
+        self.put_together()
+        trained = self.model
+        self.model = self.whole or trained
+        try:
+            yield
+        finally:
+            self.model = trained
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self.whole_student():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharded and self.optimizer and not self.args.should_save:
+            self.optimizer.state_dict()  # for the first, which asks all for their parts
+        super()._save_optimizer_and_scheduler(output_dir)
+
     def _save_rng_state(self, output_dir: str) -> None:
-        """The stream's position goes beside the random numbers' states: each rank writes its own of both."""
-        super()._save_rng_state(output_dir)
-        file = Path(output_dir, stream_file(self.args.process_index))
-        file.write_text(json.dumps(self.stream.state_dict()) + "\n", encoding="utf-8")
+        """The first process writes all processes' random states, and the stream's position beside them.
+
+        So they are there before what marks the checkpoint whole, and on the machine that uploads it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        own[STREAM] = (json.dumps(self.stream.state_dict()) + "\n").encode()
+        for files in gathered_by_first(own):
+            for name, content in files.items():
+                Path(output_dir, name).write_bytes(content)
 
     def load_finished(self, checkpoint: str) -> None:
         """The weights and log of the last step's checkpoint: `train` would go one step on from there."""
-        self._load_from_checkpoint(checkpoint)
+        self._load_from_checkpoint(checkpoint, self.whole)
         self.state = TrainerState.load_from_json(str(Path(checkpoint, STATE)))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -1,7 +1,9 @@
 """A student's training from the first or the last checkpointed step to the end."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.distillation.adapters import attach_adapters
 from alm_pipeline.distillation.checkpoints import last_checkpoint, saved_position
+from alm_pipeline.distillation.computing import attending_with, computing_as
 from alm_pipeline.distillation.isolation import check_isolation
 from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections
 from alm_pipeline.distillation.parameters import freeze
+from alm_pipeline.distillation.processes import batches_each, this_process, told_by_first
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trainer import AlmTrainer
 from alm_pipeline.models import matmul_precision, quiet_transformers
@@ -41,7 +45,7 @@ class _Watcher(TrainerCallback):
 
 def train_student(
     model: PreTrainedModel,
-    stream: Callable[[int, int], BatchStream],
+    stream: Callable[[], BatchStream],
     vocabulary: Vocabulary,
     objective: ObjectiveConfig,
     config: TrainConfig,
@@ -51,44 +55,82 @@ def train_student(
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
-    `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position. `teacher` is there where a term of
-    the objective needs it.
+    `stream` gives the batches; a checkpoint holds their position. `teacher` is there where a term of the objective
+    needs it. Several processes call it together, each with the same; `on_checkpoint` is the first one's, and with
+    sharding only the first one's model is trained in place, and the others' are of no use afterwards.
     """
     if not config.steps:
         return []
-    for side in (model, teacher.model) if teacher else (model,):
-        if config.row_tokens > 1:
-            check_isolation(side, getattr(torch, config.dtype))
+    if config.row_tokens > 1:
+        _check_isolation(model, config, teacher)
     adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
     if teacher:
         attach_projections(model, projections(teacher.model, model, objective, config.seed))
-    last = last_checkpoint(checkpoints)
-    first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
-    arguments = _arguments(config, checkpoints)
-    batches = stream(arguments.process_index, arguments.world_size)
+    last = _agreed_checkpoint(checkpoints)
+    batches = stream()
     if last:
-        batches.load_state_dict(saved_position(last, arguments.process_index))
+        batches.load_state_dict(saved_position(last))
     freeze(model, config.freeze)
-    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher, config.learning_rates)
-    model.train()
+    given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
+    with _trainer(model, config, checkpoints, **given, learning_rates=config.learning_rates) as trainer:
+        _train(trainer, config, last, on_checkpoint if this_process().is_first else lambda: None)
+    # its forward pass has accelerate's autocast around it until then
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.eval()
+    detach_projections(model)
+    if adapters and this_process().is_first:  # only there the student is whole
+        adapters.merge_and_unload()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _agreed_checkpoint(checkpoints: Path) -> Path | None:
+    """The first process's last one, in this one's folder."""
+    last = last_checkpoint(checkpoints) if this_process().is_first else None
+    name = told_by_first(last.name if last else None)
+    return checkpoints / name if name else None
+
+
+def _check_isolation(model: PreTrainedModel, config: TrainConfig, teacher: LiveTeacher | None) -> None:
+    """Of both models' packed rows, with the attentions that they are trained with."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    with attending_with(model, config.attention):
+        check_isolation(model, dtype)
+    if teacher:
+        check_isolation(teacher.model, dtype)
+
+
+@contextmanager
+def _trainer(model: PreTrainedModel, config: TrainConfig, checkpoints: Path, **given: Any) -> Iterator[AlmTrainer]:
+    """At the end the model is whole in the first process, on its device."""
+    arguments = _arguments(config, checkpoints)
+    if config.sharding == "none" or this_process().count == 1:
+        with computing_as(model, config):
+            yield AlmTrainer(model, arguments, **given)
+        return
+    device, whole = model.device, model.cpu() if this_process().is_first else None
+    trained = copy.deepcopy(model) if whole else model.cpu()
+    with computing_as(trained, config):
+        yield AlmTrainer(trained, arguments, sharded=True, whole=whole, **given)
+    if whole:
+        whole.to(device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+
+
+def _train(trainer: AlmTrainer, config: TrainConfig, last: Path | None, on_checkpoint: Callable[[], None]) -> None:
+    """To the end, from the last checkpoint on."""
+    first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
+    trainer.model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
         with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
             if first_step < config.steps:
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
+                trainer.put_together()
             else:
                 trainer.load_finished(str(last))
-    # its forward pass has accelerate's autocast around it until then
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    model.eval()
-    detach_projections(model)
-    if adapters:
-        adapters.merge_and_unload()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.steps,
         learning_rate=config.learning_rate,
@@ -96,7 +138,7 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         adam_beta1=0.9,
         adam_beta2=0.95,
         max_grad_norm=config.max_grad_norm,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=batches_each(config),
         lr_scheduler_type={"wsd": "warmup_stable_decay"}.get(config.schedule, config.schedule),
         lr_scheduler_kwargs=_schedule_settings(config),
         warmup_steps=config.warmup_steps,
@@ -112,7 +154,11 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
+        ddp_find_unused_parameters=True,  # some terms leave the head or the last norm out
     )
+    # with several GPUs in sight, the trainer would copy the model to all of them in this one process
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _schedule_settings(config: TrainConfig) -> dict[str, Any]:

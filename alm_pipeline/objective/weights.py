@@ -21,16 +21,14 @@ def gradmag(
 ) -> dict[Term, Tensor]:
     """GradMag (arXiv 2503.20083): each weight divided by its term's gradient norm, scaled to sum to 1.
 
-    `parameters` are those of the last transformer layer. The result is detached. It is of this micro-batch: with
-    gradient accumulation each has its own. On several devices the norms are averaged, so that all have the same.
-    Raises UserError where there is none.
+    `parameters` are those of the last transformer layer. The result is detached. It is of this micro-batch: each of a
+    step's has its own, so that it makes no difference which process has which. Raises UserError where no parameter is
+    given.
     """
     if not parameters:
         raise UserError("objective.balance: gradmag looks at the last layer, and nothing of it is trained: take fixed")
     chosen = [term for term, weight in weights.items() if weight]
     norms = torch.stack([_gradient_norm(terms[term], parameters) for term in chosen])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(norms)
     inverse = norms.new_tensor([float(weights[term]) for term in chosen]) / (norms + _EPSILON)
     return dict(zip(chosen, inverse / inverse.sum(), strict=True))
 
@@ -40,7 +38,11 @@ def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
 
 
+def layers(model: nn.Module) -> nn.ModuleList:
+    """A model's transformer layers: its longest list of modules."""
+    return max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
+
+
 def last_layer(model: nn.Module) -> list[nn.Parameter]:
-    """The trained parameters of a model's last transformer layer: of the last module of its longest list of modules."""
-    longest = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
-    return [parameter for parameter in longest[-1].parameters() if parameter.requires_grad]
+    """The trained parameters of a model's last transformer layer."""
+    return [parameter for parameter in layers(model)[-1].parameters() if parameter.requires_grad]

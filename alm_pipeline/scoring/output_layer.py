@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from storage.errors import UserError
 
@@ -143,8 +144,13 @@ def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS:
     model = _without_adapters_shell(model)
     # some name a part that they don't have (Llama 4's text model), and then are their own base
     base: Any = getattr(model, "model", model) if model.base_model is model else model.base_model
+    shape = token_ids_BS.shape
+    if is_flash_attention_requested(model.config):
+        # it looks at the positions of a single row only; of several it takes each for one example
+        token_ids_BS, position_ids_BS = token_ids_BS.reshape(1, -1), position_ids_BS.reshape(1, -1)
     output = base(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    hidden: Tensor = output.last_hidden_state
+    return hidden.view(*shape, -1)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

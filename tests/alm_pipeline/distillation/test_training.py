@@ -1,7 +1,6 @@
 """Training: packed rows give each example's own loss, and an interrupted run ends where an unbroken one does."""
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from alm_pipeline.distillation.training import train_student
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.vocabulary import Vocabulary
-from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
 from tests.corpora import write_chats
@@ -106,7 +104,7 @@ def log_of(config: AlmConfig, stream: Any, folder: Path, **changes: Any) -> tupl
     """Its steps, and what they made of the model."""
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     train = config.train.model_copy(update=changes)
-    log = train_student(model, lambda *_: stream, SMALL, config.objective, train, folder, lambda: None)
+    log = train_student(model, lambda: stream, SMALL, config.objective, train, folder, lambda: None)
     return pl.DataFrame(log), model
 
 
@@ -287,19 +285,6 @@ def _kill_at(step: int) -> object:
             raise Killed
 
     return killing
-
-
-def test_a_checkpoint_of_other_ranks_is_refused(config: AlmConfig, tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint-2"
-    folder.mkdir()
-    (folder / "trainer_state.json").write_text("{}")
-    (folder / "stream_1.json").write_text(json.dumps({}))
-    pipeline = Pipeline(config, str(tmp_path))
-    pipeline.cache()
-    stream = partial(BatchStream, pipeline.caches, config.objective, config.train)
-    settings = (SMALL, config.objective, config.train, tmp_path, lambda: None)
-    with pytest.raises(UserError, match=r"stream_0\.json: is not there: go on with as many processes"):
-        train_student(tiny.tiny_llama(400), stream, *settings)
 
 
 def test_no_steps_is_the_swap_alone(config: AlmConfig, tmp_path: Path) -> None:
