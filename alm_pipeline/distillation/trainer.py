@@ -3,25 +3,31 @@
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.distillation.checkpoints import STATE, stream_file
+from alm_pipeline.distillation.averages import Averages
+from alm_pipeline.distillation.checkpoints import STATE, UNFINISHED, checkpoint_name, finish_checkpoint, stream_file
+from alm_pipeline.distillation.divergence import all_finite, stopped_message, went_wrong
+from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.parameters import parameter_groups
-from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.stream import BatchStream, State
 from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.scoring.vocabulary import Vocabulary
+from storage.errors import UserError
 
 
 class AlmTrainer(Trainer):
@@ -36,9 +42,17 @@ class AlmTrainer(Trainer):
         objective: ObjectiveConfig,
         teacher: LiveTeacher | None = None,
         learning_rates: Mapping[str, float] | None = None,
+        *,
+        evaluations: Evaluations | None = None,
+        ema: float | None = None,
+        diverged_at: float | None = None,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=stream)
         self.learning_rates = learning_rates or {}
+        self.evaluations, self.ema, self.diverged_at = evaluations, ema, diverged_at
+        self.student: PreTrainedModel = model
+        self.averages: Averages | None = None
+        self._before_step: State = {}
         self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
         self.stream: BatchStream = stream
         self.objective: ObjectiveConfig = objective
@@ -65,6 +79,7 @@ class AlmTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """A step's micro-batches, and what their losses are means over."""
+        self._before_step = self.stream.state_dict()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:  # of a stream that ends
             return [], None
@@ -85,11 +100,59 @@ class AlmTrainer(Trainer):
         devices: int = self.accelerator.num_processes
         return loss * devices
 
+    def begin_averages(self, checkpoint: Path | None) -> None:
+        """Those of the checkpoint, whose weights the model has by now."""
+        if self.ema:
+            self.averages = Averages(self.student, self.ema)
+            if checkpoint:
+                self.averages.load(checkpoint)
+
     def finish_step(self) -> None:
         self.watched = self._watch.told()
+        if self.averages:
+            self.averages.update(self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Raises UserError where the step went wrong: before it is evaluated, or saved."""
+        if "loss" in logs and (wrong := went_wrong(logs, self.state.log_history, self.diverged_at)):
+            own = self.stream.example_ids(self._before_step, self.args.gradient_accumulation_steps)
+            raise UserError(stopped_message(self.state.global_step, wrong, gather_object(own)))
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Evaluate the averages, or where there are none the weights; a better student is saved, the last one too."""
+        assert self.evaluations
+        with self.averages.in_place() if self.averages else nullcontext():
+            scores = self.evaluations.run(self.student, self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= self.evaluations.says_stop
+        self.control.should_save |= self.evaluations.is_best or self.evaluations.says_stop
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial), UNFINISHED))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Whole, or not at all. Raises UserError instead of saving what is no number."""
+        if not all_finite(self.student):
+            raise UserError(
+                f"step {self.state.global_step}: weights are infinite or no numbers, so they are not saved: "
+                "lower train.learning_rate"
+            )
+        folder = Path(self._get_output_dir(trial), checkpoint_name(self.state.global_step))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.averages:
+                self.averages.save(folder)
+            if self.evaluations:
+                self.evaluations.save(folder)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            finish_checkpoint(folder, folder.parent.parent)
+        self.accelerator.wait_for_everyone()
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The stream's position goes beside the random numbers' states: each rank writes its own of both."""
@@ -97,10 +160,17 @@ class AlmTrainer(Trainer):
         file = Path(output_dir, stream_file(self.args.process_index))
         file.write_text(json.dumps(self.stream.state_dict()) + "\n", encoding="utf-8")
 
-    def load_finished(self, checkpoint: str) -> None:
-        """The weights and log of the last step's checkpoint: `train` would go one step on from there."""
-        self._load_from_checkpoint(checkpoint)
-        self.state = TrainerState.load_from_json(str(Path(checkpoint, STATE)))
+    def load_finished(self, checkpoint: Path) -> None:
+        """The log of the last step's checkpoint: `train` would go one step on from there."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+
+    def settle(self, checkpoint: Path | None) -> None:
+        """Give the model the weights that become the student: a checkpoint's, or those of the last step."""
+        if checkpoint:
+            self._load_from_checkpoint(str(checkpoint))
+            self.begin_averages(checkpoint)
+        if self.averages:
+            self.averages.swap()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted from `input_ids`, which packed rows do not have

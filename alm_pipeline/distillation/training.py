@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
-from alm_pipeline.distillation.checkpoints import last_checkpoint, saved_position
+from alm_pipeline.distillation.checkpoints import checkpoint_name, last_checkpoint, saved_position, step_of
+from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections
 from alm_pipeline.distillation.parameters import freeze
@@ -37,6 +38,20 @@ class _Watcher(TrainerCallback):
         self.on_checkpoint()
 
 
+class _Milestones(TrainerCallback):
+    """Begins the averages, and asks for evaluations when they are due."""
+
+    def __init__(self, trainer: AlmTrainer, last: Path | None) -> None:
+        self.trainer, self.last = trainer, last
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin_averages(self.last)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        evaluations = self.trainer.evaluations
+        control.should_evaluate = bool(evaluations and evaluations.is_due(state.global_step, args.max_steps))
+
+
 def train_student(
     model: PreTrainedModel,
     stream: Callable[[int, int], BatchStream],
@@ -46,35 +61,53 @@ def train_student(
     checkpoints: Path,
     on_checkpoint: Callable[[], None],
     teacher: LiveTeacher | None = None,
+    evaluations: Evaluations | None = None,
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
     `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position. `teacher` is there where a term of
-    the objective needs it.
+    the objective needs it, `evaluations` where the student is to be evaluated. Raises UserError where a loss or
+    gradient is infinite, no number, or above `config.diverged_at`.
     """
+    last = last_checkpoint(checkpoints)
+    if evaluations:
+        evaluations.load(last) if last else evaluations.begin(model)
     if not config.steps:
         return []
     if teacher:
         attach_projections(model, projections(teacher.model, model, objective, config.seed))
-    last = last_checkpoint(checkpoints)
-    first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
+    first_step = step_of(last) if last else 0
     arguments = _arguments(config, checkpoints)
     batches = stream(arguments.process_index, arguments.world_size)
     if last:
         batches.load_state_dict(saved_position(last, arguments.process_index))
     freeze(model, config.freeze)
-    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher, config.learning_rates)
+    watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
+    trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher, config.learning_rates, **watching)
     model.train()
     with track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
+        trainer.add_callback(_Milestones(trainer, last))
         with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
-            if first_step < config.steps:
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-            else:
-                trainer.load_finished(str(last))
+            _train(trainer, checkpoints, last)
     model.eval()
     detach_projections(model)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _train(trainer: AlmTrainer, checkpoints: Path, last: Path | None) -> None:
+    """From a checkpoint on, to the weights that become the student."""
+    evaluations = trainer.evaluations
+    stopped = bool(evaluations and evaluations.says_stop)
+    if last and (stopped or step_of(last) == trainer.args.max_steps):
+        trainer.load_finished(last)
+        weights_of = None
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        weights_of = trainer.state.global_step
+    step = trainer.state.global_step
+    chosen = evaluations.chosen_step(step) if evaluations else step
+    trainer.settle(None if chosen == weights_of else checkpoints / checkpoint_name(chosen))
 
 
 def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
@@ -97,7 +130,6 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=1,
         ignore_data_skip=True,  # the stream itself starts at the checkpoint's position
         remove_unused_columns=False,
         report_to=[],
