@@ -130,6 +130,8 @@ class Evaluator:
 @contextlib.contextmanager
 def _without_trace(model: PreTrainedModel) -> Iterator[None]:
     was_training, device = model.training, model.device
+    # accelerate's autocast, put around the model's own: the head's probe and samples would be in bfloat16
+    prepared = vars(model).pop("forward", None)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), matmul_precision("highest"), torch.no_grad():
         model.eval()
@@ -137,6 +139,8 @@ def _without_trace(model: PreTrainedModel) -> Iterator[None]:
             yield
         finally:
             model.train(was_training)
+            if prepared:
+                vars(model)["forward"] = prepared
 
 
 def _spelled(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
