@@ -240,7 +240,18 @@ class TrainConfig(Frozen):
     max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 weights")
     seed: int = 0
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the student is a moving average of the weights, which keeps this share a step (after t steps at "
+        "most (1 + t) / (10 + t)): 0.999",
+    )
     checkpoint_steps: int = Field(100, gt=0)
+    keep_checkpoints: int = Field(1, gt=0, description="the newest so many")
+    diverged_at: float | None = Field(
+        None, gt=1, description="stop where the loss is so many times its mean over the last 100 steps; null: never"
+    )
     shuffle_buffer: int = Field(10_000, ge=1, description="examples")
     processes: int | None = Field(
         None,
@@ -277,7 +288,32 @@ class TrainConfig(Frozen):
         How its step is computed moves it by no more than rounding (sums in another order).
         """
         computing = {"processes", "sharding", "activation_checkpointing", "compile", "attention"}
-        return self.model_dump(mode="json", exclude={"checkpoint_steps", *computing})
+        watching = {"checkpoint_steps", "keep_checkpoints", "diverged_at"}
+        return self.model_dump(mode="json", exclude=computing | watching)
+
+
+HeldOutScore = Literal["bits_per_byte", "alm", "kl"]
+
+
+class EvaluationConfig(Frozen):
+    """How the student is evaluated on held-out examples: before, while and after it is trained."""
+
+    steps: int = Field(100, gt=0, description="from one evaluation to the next")
+    max_examples: int | None = Field(200, gt=0, description="drawn once from all that are held out; null: all of them")
+    samples: int = Field(3, ge=0, description="held-out beginnings that the student goes on from, greedily")
+    sample_tokens: int = Field(32, gt=0, description="at most")
+    score: HeldOutScore = Field("bits_per_byte", description="the student with the lowest is the best")
+    patience: int | None = Field(
+        None, gt=0, description="stop after so many evaluations in a row without an improvement; null: never"
+    )
+    least_improvement: float = Field(0.0, ge=0, description="of the best score so far; less counts as none")
+    student: Literal["last", "best"] = Field("last", description="which step's weights become the student")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the student: nothing where evaluations only watch."""
+        if self.patience is None and self.student == "last":
+            return {}
+        return self.model_dump(mode="json", exclude={"samples", "sample_tokens"})
 
 
 class AlmConfig(Frozen):
@@ -289,6 +325,7 @@ class AlmConfig(Frozen):
     score: ScoreConfig = ScoreConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     trust_remote_code: bool = False
 
 

@@ -132,18 +132,17 @@ class StoredFolder:
         for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file)):
             upload(file, join_url(self.url, file.relative_to(self.path).as_posix()))
 
-    def mirror(self, name: str) -> None:
-        """Make the folder `name` in the store what it is here: upload what is new, then remove what is gone.
+    def mirror(self, name: str, children: Collection[str]) -> None:
+        """Make these, in this order, the sub-folders that the store's folder `name` has: upload new ones, then remove.
 
-        Sub-folders are whole or not there: one that an earlier run left half uploaded is uploaded again.
+        They are whole or not there: one that an earlier run left half uploaded is uploaded again.
         """
         if self._is_local:
             return
-        here = {child.name for child in (self.path / name).glob("*")}
-        for child in sorted(here):
+        for child in children:
             if file_sizes(join_url(self.url, name, child)) != _file_sizes(self.path / name / child):
                 self.upload(f"{name}/{child}")
-        for child in sorted(set(list_folders(join_url(self.url, name))) - here):
+        for child in sorted(set(list_folders(join_url(self.url, name))) - set(children)):
             remove(join_url(self.url, name, child))
 
     def restore(self, name: str) -> None:

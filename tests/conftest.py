@@ -19,7 +19,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfig, StudentConfig, TrainConfig
+from alm_pipeline.config import (
+    AlmConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    FilesSource,
+    ScoreConfig,
+    StudentConfig,
+    TrainConfig,
+)
 from tests import tiny
 from tests.storage.s3_server import BUCKET, S3Server, environment, weed_binary
 
@@ -68,6 +76,7 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
         student=StudentConfig(model=llama_folder),
         score=ScoreConfig(dtype="float32"),
         train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
+        evaluation=EvaluationConfig(samples=1, sample_tokens=4),
     )
 
 

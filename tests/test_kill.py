@@ -29,8 +29,10 @@ def mother(folder: Path, config: AlmConfig) -> Iterator[Mother]:
     """Has made an unbroken run in `folder`/unbroken: every stage, a handful of shards."""
     corpus = config.corpus.model_copy(update={"shard_bytes": 2048})
     student = config.student.model_copy(update={"tokenizer": TrainedTokenizer(vocab_size=320)})
-    train = config.train.model_copy(update={"steps": 4})
-    every_stage = config.model_copy(update={"corpus": corpus, "student": student, "train": train})
+    train = config.train.model_copy(update={"steps": 4, "ema": 0.9, "keep_checkpoints": 2})
+    evaluation = config.evaluation.model_copy(update={"steps": 1, "patience": 3, "student": "best"})
+    changes = {"corpus": corpus, "student": student, "train": train, "evaluation": evaluation}
+    every_stage = config.model_copy(update=changes)
     started = Mother(every_stage.model_dump_json(), folder)
     yield started
     started.close()

@@ -71,12 +71,19 @@ class TeacherTokens(NamedTuple):
 
 
 def read_examples(
-    datasets: Mapping[str, Dataset], shard: int, split: str, objective: ObjectiveConfig, ends: ChunkEnds | None = None
+    datasets: Mapping[str, Dataset],
+    shard: int,
+    split: str,
+    objective: ObjectiveConfig,
+    ends: ChunkEnds | None = None,
+    *,
+    with_ids: bool = False,
 ) -> pa.Table:
     """The examples of one shard and split that have a chunk to learn from. `datasets` has the keys of COLUMNS.
 
-    `ends` is where chunks may end, for chunkings that look at tokens; those, and terms that need the teacher in memory,
-    need the dataset `teacher_tokens` too. Raises ValueError where the chunking needs `ends` and there are none.
+    The column `id` is there where asked for. `ends` is where chunks may end, for chunkings that look at tokens; those,
+    and terms that need the teacher in memory, need the dataset `teacher_tokens` too. Raises ValueError where the
+    chunking needs `ends` and there are none.
     """
     if objective.chunking in ("space", "pair_bias") and ends is None:
         raise ValueError(f"the chunking {objective.chunking} needs to be told where chunks may end: `stage.chunk_ends`")
@@ -90,6 +97,8 @@ def read_examples(
     rows = example_rows(Examples(*student[:2], _learned(student, aligned.kinds, objective), chunks))
     if objective.is_live:
         rows = _with_teacher(rows, sides, aligned.kinds, objective)
+    if with_ids:
+        rows = rows.append_column("id", tables["examples"]["id"])
     chosen = pc.equal(tables["examples"]["split"], split).to_numpy()
     return rows.take(np.flatnonzero(chosen & (np.diff(chunks.offsets) > 0)))
 

@@ -110,6 +110,18 @@ def next_group(lengths: Ints, place: Place, batch_tokens: int, row_tokens: int) 
     return Group(place.example + order, rows[order]), Place(end)
 
 
+def all_groups(lengths: Ints, batch_tokens: int, row_tokens: int) -> list[Group]:
+    """All examples of these lengths in batches; the last holds what is left."""
+    # rows full of nothing behind the last example close its batch
+    rows = max(1, batch_tokens // row_tokens)
+    padded, place, groups = np.concatenate([lengths, np.full(rows + 1, row_tokens)]), Place(), list[Group]()
+    while place.example < len(lengths) and (found := next_group(padded, place, batch_tokens, row_tokens)):
+        group, place = found
+        real = group.examples < len(lengths)
+        groups.append(Group(group.examples[real], group.rows[real]))
+    return groups
+
+
 def make_batch(examples: Examples, group: Group) -> Batch:
     """The tensors of packed examples."""
     from alm_pipeline.distillation.packing_kernel import fill_batch

@@ -94,13 +94,13 @@ def _on_cpu(value: Any) -> Any:
 def _with_sharded_states(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = {
-        index: {name: _like(parameters[index], value) for name, value in state.items()}
+        index: {name: part_like(parameters[index], value) for name, value in state.items()}
         for index, state in content["state"].items()
     }
     return content | {"state": states}
 
 
-def _like(parameter: Any, value: Any) -> Any:
+def part_like(parameter: Any, value: Any) -> Any:
     """The process's part of what belongs to a sharded parameter; a number of steps as it is."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
         return value

@@ -1,6 +1,6 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -8,12 +8,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.distillation.checkpoints import CheckpointKeeper, checkpoint_names
+from alm_pipeline.distillation.evaluations import Evaluations
+from alm_pipeline.distillation.evaluator import Evaluator
 from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.processes import this_process, told_by_first, wait_for_all
 from alm_pipeline.distillation.result import save_student
 from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.training import train_student
-from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
+from alm_pipeline.evaluation.bits_per_byte import teacher_bits_per_byte
 from alm_pipeline.models import (
     label,
     load_model,
@@ -24,7 +27,6 @@ from alm_pipeline.models import (
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.objective.chunk_ends import ChunkEnds, PairBiasEnds, SpaceEnds
 from alm_pipeline.objective.pair_bias_stage import read_pair_biases
-from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from alm_pipeline.transfer.fvt import special_counterparts, transfer_vocabulary
@@ -50,6 +52,8 @@ def student_folder(
         "objective": config.objective.model_dump(mode="json"),
         "train": config.train.identity(),
     }
+    if choosing := config.evaluation.identity():
+        identity["evaluation"] = choosing
     name = f"{label(config.student.model)}-from-{label(config.teacher)}-on-{config.corpus.name}"
     return StoredFolder(datasets["scores"].root, "students", name, identity)
 
@@ -90,7 +94,8 @@ def _help(
     if manifest is None:
         model, _ = initial_student(config, tokenizer)
         _share_checkpoints(student)
-        _train(model, datasets, config, tokenizer, student, lambda: None, pair_biases)
+        evaluations = Evaluations(None, config.evaluation)
+        _train(model, datasets, config, tokenizer, student, chunk_ends(config, tokenizer, pair_biases), evaluations)
         manifest = told_by_first(None)
     assert manifest
     return manifest
@@ -102,7 +107,7 @@ def _share_checkpoints(student: StoredFolder) -> None:
     if process.is_first:
         student.restore(CHECKPOINTS)
         if process.is_on_many_machines:
-            student.mirror(CHECKPOINTS)
+            student.mirror(CHECKPOINTS, checkpoint_names(student.path / CHECKPOINTS))
     wait_for_all()
     if process.leads_another_machine:
         student.restore_anew(CHECKPOINTS)  # what is there may be an earlier run's
@@ -118,17 +123,20 @@ def _distil(
     pair_biases: StoredFolder | None,
 ) -> FolderManifest:
     model, initialisation = initial_student(config, tokenizer)
+    ends = chunk_ends(config, tokenizer, pair_biases)
     vocabulary = Vocabulary.of(model, tokenizer)
-    before = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate before")
+    evaluations = Evaluations(Evaluator(datasets, config, vocabulary, tokenizer, ends), config.evaluation)
     _share_checkpoints(student)
-    log = _train(model, datasets, config, tokenizer, student, partial(_keep_checkpoints, student, lease), pair_biases)
-    after = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate after")
-    save_student(model, tokenizer, log, student.path)
+    with _keeper(student, lease, config, evaluations) as keeper:
+        log = _train(model, datasets, config, tokenizer, student, ends, evaluations, keeper.keep)
+        after = evaluations.after(model)
+        save_student(model, tokenizer, log, student.path)
+        evaluations.write(student.path)
     results = {
         "initialisation": initialisation,
         "held_out_bits_per_byte": {
             "teacher": teacher_bits_per_byte(datasets),
-            "student_before": before,
+            "student_before": evaluations.before,
             "student_after": after,
         },
     }
@@ -144,18 +152,20 @@ def _train(
     config: AlmConfig,
     tokenizer: str,
     student: StoredFolder,
-    on_checkpoint: Callable[[], None],
-    pair_biases: StoredFolder | None,
+    ends: ChunkEnds | None,
+    evaluations: Evaluations,
+    on_checkpoint: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     return train_student(
         model,
-        partial(BatchStream, datasets, config.objective, config.train, ends=chunk_ends(config, tokenizer, pair_biases)),
+        partial(BatchStream, datasets, config.objective, config.train, ends=ends),
         Vocabulary.of(model, tokenizer),
         config.objective,
         config.train,
         student.path / CHECKPOINTS,
         on_checkpoint,
         _live_teacher(config, tokenizer),
+        evaluations,
     )
 
 
@@ -187,9 +197,15 @@ def _mapping(teacher: str, student: str) -> Tensor:
     return torch.from_numpy(mined_mapping(teacher_view, student_view, specials))
 
 
-def _keep_checkpoints(student: StoredFolder, lease: Lease) -> None:
-    lease.check()
-    student.mirror(CHECKPOINTS)
+def _keeper(student: StoredFolder, lease: Lease, config: AlmConfig, evaluations: Evaluations) -> CheckpointKeeper:
+    def upload(names: Collection[str]) -> None:
+        lease.check()
+        student.mirror(CHECKPOINTS, names)
+
+    def best_step() -> int | None:
+        return evaluations.best_step if config.evaluation.student == "best" else None
+
+    return CheckpointKeeper(student.path / CHECKPOINTS, config.train.keep_checkpoints, best_step, upload)
 
 
 def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel, dict[str, int]]:

@@ -4,6 +4,7 @@ Torch's plain `DataLoader` and `torchdata`'s `StatefulDataLoader` take a `BatchS
 state of every worker's stream. Training does without workers: reading and merging have threads, and hold no lock.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -69,22 +70,33 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         reader = self.reader()
         start = self._start or _state(reader, Position(), Place())
+        self._check_reader(start, reader)
+        with closing(self.rows(reader).blocks(_position(start))) as blocks:
+            for window, group, state in self._groups(blocks, reader, start["alone"]):
+                batch = window.batch(group)
+                self._state = state
+                yield batch
+
+    def example_ids(self, start: State, batches: int) -> list[str]:
+        """The ids of the examples of so many batches behind a state. They are read again: batches don't carry them."""
+        reader = self.reader()
+        with closing(self.rows(reader, with_ids=True).blocks(_position(start))) as blocks:
+            groups = itertools.islice(self._groups(blocks, reader, start["alone"]), batches)
+            return [name for window, group, _ in groups for name in window.ids(group)]
+
+    def _check_reader(self, start: State, reader: Reader) -> None:
         if start["reader"] != asdict(reader):
             saved = Reader(**start["reader"])
             raise UserError(
                 f"the stream's position was saved for reader {saved.index} of {saved.count}, and this is reader "
                 f"{reader.index} of {reader.count}: go on with as many ranks and loader workers, or start again"
             )
-        position = Position(start["epoch"], tuple(start["unit_rows"]), start["row"])
-        with closing(self.rows(reader).blocks(position)) as blocks:
-            for batch, state in self._batches(blocks, reader, start["alone"]):
-                self._state = state
-                yield batch
 
-    def rows(self, reader: Reader) -> RowStream:
+    def rows(self, reader: Reader, *, with_ids: bool = False) -> RowStream:
         """The examples of a reader, as `read_examples` gives them."""
+        read = partial(read_examples, self.datasets, objective=self.objective, ends=self.ends, with_ids=with_ids)
         return RowStream(
-            partial(read_examples, self.datasets, split="train", objective=self.objective, ends=self.ends),
+            partial(read, split="train"),
             self.shards,
             seed=self.train.seed,
             buffer=self.train.shuffle_buffer,
@@ -99,10 +111,8 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         fewest, most = _SHARDS_AHEAD
         return min(most, max(fewest, self.train.shuffle_buffer * self.shards // max(1, self.examples)))
 
-    def _batches(
-        self, blocks: Iterator[Block], reader: Reader, alone: int
-    ) -> Iterator[tuple[dict[str, Tensor], State]]:
-        """Each with the state behind it."""
+    def _groups(self, blocks: Iterator[Block], reader: Reader, alone: int) -> Iterator[tuple["_Window", Group, State]]:
+        """The examples of each batch, and the state behind it."""
         window, place = _Window(), Place(0, alone)
         for block in blocks:
             window, place = window.followed_by(block, place.example), place._replace(example=0)
@@ -110,7 +120,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             while found := next_group(lengths, place, self.train.batch_tokens, self.train.row_tokens):
                 group, place = found
                 position = window.position_at(place.example)
-                yield window.batch(group), _state(reader, position, place)
+                yield window, group, _state(reader, position, place)
 
 
 class _Window:
@@ -138,6 +148,12 @@ class _Window:
         batch: dict[str, Tensor] = vars(make_batch(self.examples, group))
         return batch | vars(make_teacher_batch(self.examples, self.teacher, group)) if self.teacher else batch
 
+    def ids(self, group: Group) -> list[str]:
+        """Of examples that were read with them."""
+        rows = pa.concat_tables([block.rows for block in self.blocks])
+        names: list[str] = rows["id"].take(group.examples).to_pylist()
+        return names
+
     def position_at(self, example: int) -> Position:
         """Before an example of the window, or behind its last."""
         for block in self.blocks[:-1]:
@@ -145,6 +161,10 @@ class _Window:
                 return block.position_at(example)
             example -= block.rows.num_rows
         return self.blocks[-1].position_at(example)
+
+
+def _position(state: State) -> Position:
+    return Position(state["epoch"], tuple(state["unit_rows"]), state["row"])
 
 
 def _state(reader: Reader, position: Position, place: Place) -> State:

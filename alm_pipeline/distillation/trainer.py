@@ -4,7 +4,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,22 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.distillation.checkpoints import STATE, STREAM
+from alm_pipeline.distillation.averages import Averages
+from alm_pipeline.distillation.checkpoints import STATE, STREAM, UNFINISHED, checkpoint_name, finish_checkpoint
 from alm_pipeline.distillation.computing import calls_go_to
+from alm_pipeline.distillation.divergence import all_finite, stopped_message, went_wrong
+from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.parameters import parameter_groups
-from alm_pipeline.distillation.processes import gathered_by_first, this_process
+from alm_pipeline.distillation.processes import gathered_by_first, this_process, wait_for_all
 from alm_pipeline.distillation.sharding import gather, save_whole_states, shard, stays_gathered, whole_tensor
-from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.stream import BatchStream, State
 from alm_pipeline.distillation.watching import StepWatch
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.scoring.vocabulary import Vocabulary
+from storage.errors import UserError
 
 
 class AlmTrainer(Trainer):
@@ -48,6 +52,9 @@ class AlmTrainer(Trainer):
         teacher: LiveTeacher | None = None,
         learning_rates: Mapping[str, float] | None = None,
         *,
+        evaluations: Evaluations | None = None,
+        ema: float | None = None,
+        diverged_at: float | None = None,
         sharded: bool = False,
         whole: PreTrainedModel | None = None,
     ) -> None:
@@ -55,6 +62,9 @@ class AlmTrainer(Trainer):
         self.sharded, self.whole = sharded, whole
         super().__init__(model=model, args=arguments, train_dataset=stream)
         self.learning_rates = learning_rates or {}
+        self.evaluations, self.ema, self.diverged_at = evaluations, ema, diverged_at
+        self.averages: Averages | None = None
+        self._before_step: State = {}
         self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
         self.stream: BatchStream = stream
         self.objective: ObjectiveConfig = objective
@@ -87,6 +97,7 @@ class AlmTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """This process's micro-batches of a step, and what the losses of all are means over."""
+        self._before_step = self.stream.state_dict()
         process = this_process()
         step = list(itertools.islice(epoch_iterator, num_batches * process.count))
         batches = step[process.rank :: process.count]
@@ -116,10 +127,24 @@ class AlmTrainer(Trainer):
         self._watch.add(losses, weights, batch)
         return torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
 
+    def begin_averages(self, checkpoint: Path | None) -> None:
+        """Those of the checkpoint, whose weights the model has by now."""
+        if self.ema:
+            self.averages = Averages(self.model, self.ema)
+            if checkpoint:
+                self.averages.load(checkpoint)
+
     def finish_step(self) -> None:
         self.watched = self._watch.told()
+        if self.averages:
+            self.averages.update(self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Raises UserError where the step went wrong: before it is evaluated, or saved."""
+        if "loss" in logs and (wrong := went_wrong(logs, self.state.log_history, self.diverged_at)):
+            batches = self.args.gradient_accumulation_steps * this_process().count
+            examples = self.stream.example_ids(self._before_step, batches)
+            raise UserError(stopped_message(self.state.global_step, wrong, examples))
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -136,7 +161,7 @@ class AlmTrainer(Trainer):
 
     @contextmanager
     def whole_student(self) -> Iterator[None]:
-        """`self.model` is whole in the first process while inside; all have to enter."""
+        """`self.model` is whole in the first process while inside, and on the processor; all have to enter."""
         if not self.sharded:
             yield
             return
@@ -157,6 +182,45 @@ class AlmTrainer(Trainer):
             self.optimizer.state_dict()  # for the first, which asks all for their parts
         super()._save_optimizer_and_scheduler(output_dir)
 
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Evaluate the averages, or where there are none the weights; a better student is saved, the last one too."""
+        assert self.evaluations
+        with self.averages.in_place() if self.averages else nullcontext(), self.whole_student():
+            if self.whole:
+                self.whole.to(self.args.device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+            scores = self.evaluations.run(self.model, self.state.global_step)
+            if self.whole:
+                self.whole.cpu()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= self.evaluations.says_stop
+        self.control.should_save |= self.evaluations.is_best or self.evaluations.says_stop
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial), UNFINISHED))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Whole, or not at all. Raises UserError instead of saving what is no number."""
+        if not all_finite(self.model):
+            raise UserError(
+                f"step {self.state.global_step}: weights are infinite or no numbers, so they are not saved: "
+                "lower train.learning_rate"
+            )
+        folder = Path(self._get_output_dir(trial), checkpoint_name(self.state.global_step))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.evaluations:
+                self.evaluations.save(folder)
+        if self.averages:
+            self.averages.save(folder)
+        super()._save_checkpoint(model, trial)
+        wait_for_all()
+        if self.args.should_save:
+            finish_checkpoint(folder, folder.parent.parent)
+        wait_for_all()
+
     def _save_rng_state(self, output_dir: str) -> None:
         """The first process writes all processes' random states, and the stream's position beside them.
 
@@ -170,10 +234,23 @@ class AlmTrainer(Trainer):
             for name, content in files.items():
                 Path(output_dir, name).write_bytes(content)
 
-    def load_finished(self, checkpoint: str) -> None:
-        """The weights and log of the last step's checkpoint: `train` would go one step on from there."""
-        self._load_from_checkpoint(checkpoint, self.whole)
-        self.state = TrainerState.load_from_json(str(Path(checkpoint, STATE)))
+    def load_finished(self, checkpoint: Path) -> None:
+        """The log of the last step's checkpoint: `train` would go one step on from there."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+
+    def settle(self, checkpoint: Path | None) -> None:
+        """Give the first process's model the weights that become the student: a checkpoint's, or the last step's."""
+        if checkpoint is None:
+            if self.averages:
+                self.averages.swap()
+            self.put_together()
+        elif this_process().is_first:
+            student = self.whole or self.model
+            self._load_from_checkpoint(str(checkpoint), student)
+            if self.ema:
+                averages = Averages(student, self.ema)
+                averages.load(checkpoint)
+                averages.swap()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted from `input_ids`, which packed rows do not have

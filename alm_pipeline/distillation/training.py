@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.distillation.adapters import attach_adapters
-from alm_pipeline.distillation.checkpoints import last_checkpoint, saved_position
+from alm_pipeline.distillation.checkpoints import checkpoint_name, last_checkpoint, saved_position, step_of
 from alm_pipeline.distillation.computing import attending_with, computing_as
+from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.isolation import check_isolation
 from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections
@@ -43,6 +44,20 @@ class _Watcher(TrainerCallback):
         self.on_checkpoint()
 
 
+class _Milestones(TrainerCallback):
+    """Begins the averages, and asks for evaluations when they are due."""
+
+    def __init__(self, trainer: AlmTrainer, last: Path | None) -> None:
+        self.trainer, self.last = trainer, last
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin_averages(self.last)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        evaluations = self.trainer.evaluations
+        control.should_evaluate = bool(evaluations and evaluations.is_due(state.global_step, args.max_steps))
+
+
 def train_student(
     model: PreTrainedModel,
     stream: Callable[[], BatchStream],
@@ -52,13 +67,18 @@ def train_student(
     checkpoints: Path,
     on_checkpoint: Callable[[], None],
     teacher: LiveTeacher | None = None,
+    evaluations: Evaluations | None = None,
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
     `stream` gives the batches; a checkpoint holds their position. `teacher` is there where a term of the objective
-    needs it. Several processes call it together, each with the same; `on_checkpoint` is the first one's, and with
-    sharding only the first one's model is trained in place, and the others' are of no use afterwards.
+    needs it, `evaluations` where the student is to be evaluated. Several processes call it together, each with the
+    same; `on_checkpoint` is the first one's, whose model is the one that is trained in place: the others' are of no use
+    afterwards. Raises UserError where a loss or gradient is infinite, no number, or above `config.diverged_at`.
     """
+    last = _agreed_checkpoint(checkpoints)
+    if evaluations:
+        evaluations.load(last) if last else evaluations.begin(model)
     if not config.steps:
         return []
     if config.row_tokens > 1:
@@ -66,14 +86,15 @@ def train_student(
     adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
     if teacher:
         attach_projections(model, projections(teacher.model, model, objective, config.seed))
-    last = _agreed_checkpoint(checkpoints)
     batches = stream()
     if last:
         batches.load_state_dict(saved_position(last))
     freeze(model, config.freeze)
     given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
-    with _trainer(model, config, checkpoints, **given, learning_rates=config.learning_rates) as trainer:
-        _train(trainer, config, last, on_checkpoint if this_process().is_first else lambda: None)
+    watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
+    rates = {"learning_rates": config.learning_rates}
+    with _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer:
+        _train(trainer, checkpoints, last, on_checkpoint if this_process().is_first else lambda: None)
     # its forward pass has accelerate's autocast around it until then
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
@@ -115,18 +136,29 @@ def _trainer(model: PreTrainedModel, config: TrainConfig, checkpoints: Path, **g
         whole.to(device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
 
 
-def _train(trainer: AlmTrainer, config: TrainConfig, last: Path | None, on_checkpoint: Callable[[], None]) -> None:
-    """To the end, from the last checkpoint on."""
-    first_step = int(last.name.rsplit("-", 1)[-1]) if last else 0
+def _train(trainer: AlmTrainer, checkpoints: Path, last: Path | None, on_checkpoint: Callable[[], None]) -> None:
+    """From a checkpoint on, to the weights that become the student."""
     trainer.model.train()
-    with track("distil", config.steps, "steps", already=first_step) as advance:
+    already = step_of(last) if last else 0
+    with track("distil", trainer.args.max_steps, "steps", already=already) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
-        with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
-            if first_step < config.steps:
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-                trainer.put_together()
-            else:
-                trainer.load_finished(str(last))
+        trainer.add_callback(_Milestones(trainer, last))
+        with quiet_transformers(), matmul_precision("medium" if trainer.args.bf16 else "highest"):
+            _train_to_the_end(trainer, checkpoints, last)
+
+
+def _train_to_the_end(trainer: AlmTrainer, checkpoints: Path, last: Path | None) -> None:
+    evaluations = trainer.evaluations
+    stopped = bool(evaluations and evaluations.says_stop)
+    if last and (stopped or step_of(last) == trainer.args.max_steps):
+        trainer.load_finished(last)
+        weights_of = None
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        weights_of = trainer.state.global_step
+    step = trainer.state.global_step
+    chosen = evaluations.chosen_step(step) if evaluations else step
+    trainer.settle(None if chosen == weights_of else checkpoints / checkpoint_name(chosen))
 
 
 def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
@@ -149,7 +181,6 @@ def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=1,
         ignore_data_skip=True,  # the stream itself starts at the checkpoint's position
         remove_unused_columns=False,
         report_to=[],

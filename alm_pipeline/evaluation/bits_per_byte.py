@@ -5,18 +5,19 @@ without a begin-of-text token has none. Teacher and student are measured on the 
 tokenize.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.progress import track
 from alm_pipeline.scoring.scorer import Scorer
-from storage.columns import list_rows
-from storage.dataset import Dataset, read_aligned
-from storage.errors import UserError
+from storage.dataset import Dataset
 from storage.schemas import TokenKind
 
 
@@ -34,8 +35,9 @@ def teacher_bits_per_byte(caches: Mapping[str, Dataset]) -> float:
 
     `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out.
     """
-    logprobs = _held_out(caches, "scores", "logprobs")
-    return bits_per_byte(np.concatenate(logprobs), *_bytes_and_kinds(caches, "teacher_tokens"))
+    held_out = HeldOut.of(caches)
+    logprobs: list[npt.NDArray[Any]] = held_out.column(caches, "scores", "logprobs")
+    return bits_per_byte(np.concatenate(logprobs), *_bytes_and_kinds(caches, held_out, "teacher_tokens"))
 
 
 def student_bits_per_byte(caches: Mapping[str, Dataset], student: Scorer, title: str) -> float:
@@ -43,29 +45,33 @@ def student_bits_per_byte(caches: Mapping[str, Dataset], student: Scorer, title:
 
     Raises UserError when nothing is held out.
     """
-    ids = _held_out(caches, "student_tokens", "token_ids")
-    with track(title, sum(map(len, ids)), "tokens") as advance:
-        scores = student.score(ids, advance)
-    return bits_per_byte(np.concatenate([row[0] for row in scores]), *_bytes_and_kinds(caches, "student_tokens"))
+    return HeldOutTokens.of(caches, HeldOut.of(caches)).bits_per_byte(student, title)
 
 
-def _bytes_and_kinds(caches: Mapping[str, Dataset], tokens: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    lengths, kinds = (np.concatenate(_held_out(caches, tokens, column)) for column in ("byte_lengths", "kinds"))
+@dataclass(frozen=True)
+class HeldOutTokens:
+    """Held-out examples as a student reads them, in memory: to be scored again and again."""
+
+    ids: list[npt.NDArray[Any]]
+    byte_lengths: npt.NDArray[Any]
+    """of the tokens of one example after the other, as `kinds`"""
+    kinds: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, caches: Mapping[str, Dataset], held_out: HeldOut) -> "HeldOutTokens":
+        ids = held_out.column(caches, "student_tokens", "token_ids")
+        return cls(ids, *_bytes_and_kinds(caches, held_out, "student_tokens"))
+
+    def bits_per_byte(self, student: Scorer, title: str | None = None) -> float:
+        """`title` is what the progress is called; none is shown without."""
+        shown = track(title, sum(map(len, self.ids)), "tokens") if title else contextlib.nullcontext()
+        with shown as advance:
+            scores = student.score(self.ids, advance)
+        return bits_per_byte(np.concatenate([row.logprobs for row in scores]), self.byte_lengths, self.kinds)
+
+
+def _bytes_and_kinds(
+    caches: Mapping[str, Dataset], held_out: HeldOut, tokens: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    lengths, kinds = (np.concatenate(held_out.column(caches, tokens, column)) for column in ("byte_lengths", "kinds"))
     return lengths, kinds
-
-
-def _held_out(caches: Mapping[str, Dataset], name: str, column: str) -> list[npt.NDArray[Any]]:
-    """One dataset's column for every held-out example that both sides could tokenize."""
-    wanted = {"examples": ("split",), "alignments": ("kinds",), name: (column,)}
-    found: list[npt.NDArray[Any]] = []
-    for shard in range(len(caches["alignments"].complete_manifest().shards)):
-        tables = read_aligned(caches, shard, wanted)
-        splits, chunks = tables["examples"]["split"].to_pylist(), list_rows(tables["alignments"]["kinds"])
-        values = list_rows(tables[name][column])
-        found += [values[row] for row, split in enumerate(splits) if split == "held_out" and len(chunks[row])]
-    if not found:
-        raise UserError(
-            f"{caches['examples'].url}: no example is held out, so nothing can be evaluated: "
-            "raise corpus.held_out, or use a larger corpus"
-        )
-    return found

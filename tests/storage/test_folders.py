@@ -43,6 +43,11 @@ def _published(root: str) -> StoredFolder:
     return folder
 
 
+def _mirror(folder: StoredFolder) -> None:
+    """All checkpoints that are here."""
+    folder.mirror("checkpoints", sorted(child.name for child in (folder.path / "checkpoints").glob("*")))
+
+
 def _contents(folder: Path) -> dict[str, str]:
     return {
         file.relative_to(folder).as_posix(): file.read_text() for file in sorted(folder.rglob("*")) if file.is_file()
@@ -201,10 +206,10 @@ def _checkpoint(step: int, content: str = "x") -> dict[str, str]:
 def test_checkpoints_go_to_the_store_and_to_another_machine(remote: str, machine: Callable[[str], None]) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     folder.remove("checkpoints/checkpoint-1")
     _write(folder, _checkpoint(2, "yy"))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     assert file_sizes(folder.url) == dict.fromkeys(_checkpoint(2), 2)
     machine("other")
     folder.restore("checkpoints")
@@ -214,9 +219,17 @@ def test_checkpoints_go_to_the_store_and_to_another_machine(remote: str, machine
 def test_vanished_checkpoints_vanish_from_the_store(remote: str) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1) | _checkpoint(2))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     (folder.path / "checkpoints" / "checkpoint-1").rename(folder.path / "elsewhere")
-    folder.mirror("checkpoints")
+    _mirror(folder)
+    assert file_sizes(folder.url) == dict.fromkeys(_checkpoint(2), 1)
+
+
+def test_only_the_checkpoints_that_are_named_are_mirrored(remote: str) -> None:
+    """Others may be half written."""
+    folder = _folder(remote)
+    _write(folder, _checkpoint(1) | _checkpoint(2))
+    folder.mirror("checkpoints", ["checkpoint-2"])
     assert file_sizes(folder.url) == dict.fromkeys(_checkpoint(2), 1)
 
 
@@ -224,7 +237,7 @@ def test_a_half_uploaded_checkpoint_is_uploaded_again(remote: str) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1, "new"))
     overwrite(f"{folder.url}/checkpoints/checkpoint-1/model.bin", b"old")
-    folder.mirror("checkpoints")
+    _mirror(folder)
     assert {name: read_bytes(f"{folder.url}/{name}") for name in _checkpoint(1)} == dict.fromkeys(
         _checkpoint(1), b"new"
     )
@@ -235,7 +248,7 @@ def test_a_broken_restoring_leaves_no_half_checkpoint(
 ) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     machine("other")
 
     def fail(url: str, path: Path) -> None:
@@ -257,7 +270,7 @@ def test_a_machine_that_is_behind_restores_what_it_lacks(remote: str, machine: C
     _write(folder, _checkpoint(1))
     machine("other")
     _write(folder, _checkpoint(2))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     machine("first")
     folder.restore("checkpoints")
     assert _contents(folder.path) == _checkpoint(1) | _checkpoint(2)
@@ -267,7 +280,7 @@ def test_a_folder_that_is_listed_without_files_is_not_restored(remote: str, mach
     """As SeaweedFS lists one whose files were removed."""
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
-    folder.mirror("checkpoints")
+    _mirror(folder)
     folder.remove("checkpoints/checkpoint-1")
     machine("other")
     folder.restore("checkpoints")
@@ -277,7 +290,7 @@ def test_a_folder_that_is_listed_without_files_is_not_restored(remote: str, mach
 def test_restoring_nothing_and_mirroring_nothing_do_nothing(root: str, memory: MemoryFileSystem) -> None:
     folder = _folder(root)
     folder.restore("checkpoints")
-    folder.mirror("checkpoints")
+    _mirror(folder)
     assert file_sizes(root) == {}
     assert not folder.path.exists()
 
