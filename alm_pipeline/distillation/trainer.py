@@ -18,7 +18,7 @@ from alm_pipeline.distillation.live_teacher import LiveTeacher
 from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.parameters import parameter_groups
 from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.distillation.watching import StepWatch
+from alm_pipeline.distillation.watching import StepWatch, Stopwatch
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.scoring.vocabulary import Vocabulary
@@ -47,6 +47,7 @@ class AlmTrainer(Trainer):
         self.last_layer = last_layer(model.base_model)
         self.watched: dict[str, float] = {}
         self._watch = StepWatch(self.accelerator)
+        self._stopwatch = Stopwatch(self.accelerator.device)
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -65,6 +66,7 @@ class AlmTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """A step's micro-batches, and what their losses are means over."""
+        self._stopwatch.start()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:  # of a stream that ends
             return [], None
@@ -86,7 +88,9 @@ class AlmTrainer(Trainer):
         return loss * devices
 
     def finish_step(self) -> None:
-        self.watched = self._watch.told()
+        """Gather what was watched. It waits for the device, so the step's time is that of all its work."""
+        watched = self._watch.told()
+        self.watched = watched | self._stopwatch.told(watched["tokens"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)

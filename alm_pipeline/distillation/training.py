@@ -1,7 +1,7 @@
 """A student's training from the first or the last checkpointed step to the end."""
 
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections
 from alm_pipeline.distillation.parameters import freeze
 from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.trackers import RunLog
 from alm_pipeline.distillation.trainer import AlmTrainer
+from alm_pipeline.distillation.watching import StepNote
 from alm_pipeline.models import matmul_precision, quiet_transformers
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.vocabulary import Vocabulary
@@ -25,13 +27,21 @@ class _Watcher(TrainerCallback):
 
     def __init__(self, trainer: AlmTrainer, advance: Advance, on_checkpoint: Callable[[], None]) -> None:
         self.trainer, self.advance, self.on_checkpoint = trainer, advance, on_checkpoint
-        self.last = time.monotonic()
+        self.note = StepNote()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.finish_step()
-        seconds, self.last = time.monotonic() - self.last, time.monotonic()
-        rate = self.trainer.watched["tokens"] / seconds
-        self.advance(1, f"KL {self.trainer.watched['kl']:.1e}, {rate:,.0f} tokens/s")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.advance(1, self.note.of(logs))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.on_checkpoint()
@@ -46,11 +56,12 @@ def train_student(
     checkpoints: Path,
     on_checkpoint: Callable[[], None],
     teacher: LiveTeacher | None = None,
+    run_log: RunLog | None = None,
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
     `stream(rank, ranks)` gives a rank's batches; a checkpoint holds their position. `teacher` is there where a term of
-    the objective needs it.
+    the objective needs it. `run_log` has the trackers that the metrics go to, besides what is returned.
     """
     if not config.steps:
         return []
@@ -65,7 +76,8 @@ def train_student(
     freeze(model, config.freeze)
     trainer = AlmTrainer(model, arguments, batches, vocabulary, objective, teacher, config.learning_rates)
     model.train()
-    with track("distil", config.steps, "steps", already=first_step) as advance:
+    logged = run_log.attached(trainer, first_step) if run_log else contextlib.nullcontext()
+    with logged, track("distil", config.steps, "steps", already=first_step) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
         with quiet_transformers(), matmul_precision("medium" if config.dtype == "bfloat16" else "highest"):
             if first_step < config.steps:
