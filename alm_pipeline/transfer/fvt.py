@@ -10,21 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.models import embedding_rows
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from storage.errors import UserError
-
-_IDS_OF_TEXTS = (
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
-    "sequence_bias",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-"""what a generation configuration says in a tokenizer's ids, besides its roles"""
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -137,29 +127,15 @@ def compose_rows(source: Tensor, mapping: VocabularyMap, seed: int) -> Tensor:
 def _carry_special_ids(
     model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast
 ) -> None:
-    """Rewrite the special ids of the configurations: the same token's new id, or the target's of that role.
-
-    Generation ends at the target's end-of-text token too; what else it has of the source's ids goes.
-    """
+    """Rewrite the special ids of the configurations: the same token's new id, or the target's of that role."""
     for config in filter(None, (model.config, model.generation_config)):
         for role in ("bos", "eos", "pad"):
             field = f"{role}_token_id"
             current = getattr(config, field, None)
             ids = current if isinstance(current, list) else [current]
             carried = [_counterpart(id_, role, source, target) for id_ in ids if id_ is not None]
-            found = list(dict.fromkeys(id_ for id_ in carried if id_ is not None))
+            found = [id_ for id_ in carried if id_ is not None]
             setattr(config, field, found if isinstance(current, list) else next(iter(found), None))
-    if generation := model.generation_config:
-        _end_generation(generation, target)
-
-
-def _end_generation(generation: GenerationConfig, target: PreTrainedTokenizerFast) -> None:
-    ids = generation.eos_token_id
-    ends = [*(ids if isinstance(ids, list) else [ids]), target.eos_token_id]
-    known = list(dict.fromkeys(id_ for id_ in ends if id_ is not None))
-    generation.eos_token_id = known if len(known) > 1 else next(iter(known), None)
-    for field in _IDS_OF_TEXTS:
-        setattr(generation, field, None)
 
 
 def _counterpart(id_: int, role: str, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> int | None:
