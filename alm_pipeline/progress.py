@@ -44,7 +44,7 @@ def progress_bars(console: Console) -> Iterator[None]:
         return
     columns = (
         TextColumn("{task.description:<28}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         _RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
