@@ -239,6 +239,9 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 weights")
+    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = Field(
+        "source", description="of the student's weights as stored; source: as those that it was made from"
+    )
     seed: int = 0
     ema: float | None = Field(
         None,
@@ -316,6 +319,26 @@ class EvaluationConfig(Frozen):
         return self.model_dump(mode="json", exclude={"samples", "sample_tokens"})
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+class LogConfig(Frozen):
+    """Where training's metrics go besides the student's folder; decides nothing of the student."""
+
+    report_to: tuple[Tracker, ...] = Field(
+        (), description="each needs its extra: pip install 'alm-pipeline[tensorboard]'"
+    )
+    project: str = Field("alm-pipeline", min_length=1, description="of wandb and trackio; mlflow's experiment")
+    run_name: str | None = Field(None, description="by default the student's folder's name; what is resumed goes by it")
+
+
+class PublishConfig(Frozen):
+    """The hub's repository that the finished student goes to; decides nothing of the student."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="user/name, or organisation/name")
+    private: bool = Field(True, description="where the repository is not there yet and has to be made")
+
+
 class AlmConfig(Frozen):
     """Everything that decides what a run writes."""
 
@@ -326,6 +349,8 @@ class AlmConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    log: LogConfig = LogConfig()
+    publish: PublishConfig | None = Field(None, description="push the finished student to the Hugging Face hub")
     trust_remote_code: bool = False
 
 

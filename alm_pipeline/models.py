@@ -34,7 +34,7 @@ def model_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "README.md"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: no such folder, and not to be had from the model hub ({_first_line(error)})"
@@ -155,6 +155,13 @@ def tokenizer_identity(name: str) -> str:
 def vocabulary_rows(name: str) -> int:
     """The rows of the model's embedding, as its configuration says."""
     return int(_config(name)["vocab_size"])
+
+
+def weights_dtype(name: str) -> str:
+    """What the model's weights are stored in; float32 where that is untold, or neither bfloat16 nor float16."""
+    config = _config(name)
+    dtype = str(config.get("dtype") or config.get("torch_dtype"))
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def context_length(name: str) -> int | None:

@@ -23,6 +23,7 @@ from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
 from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
+from alm_pipeline.publishing import push
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
@@ -180,6 +181,11 @@ class Pipeline:
                 distil_in_processes(self.config, self.root, count)
         return distil(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
 
+    def publish(self) -> str | None:
+        """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""
+        setting = self.config.publish
+        return push(self.student, setting.repo, setting.private) if setting else None
+
     def cache(self) -> None:
         """Every stage up to the teacher's scores."""
         self.shard()
@@ -193,4 +199,6 @@ class Pipeline:
     def run(self) -> FolderManifest:
         """Every stage."""
         self.cache()
-        return self.distil()
+        manifest = self.distil()
+        self.publish()
+        return manifest

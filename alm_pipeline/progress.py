@@ -7,10 +7,11 @@ lines go to the logger `alm_pipeline`, which Prefect, pytest or a script collect
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -43,12 +44,12 @@ def progress_bars(console: Console) -> Iterator[None]:
         return
     columns = (
         TextColumn("{task.description:<28}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         _RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
+    with _Bars(*columns, console=console) as bars:
         _bars = bars
         try:
             yield
@@ -62,6 +63,16 @@ def say(line: str) -> None:
         _bars.console.print(line, markup=False, highlight=False)
     else:
         logger.info("%s", line)
+
+
+class _Bars(Progress):
+    """A line a stage, and below them what the running ones tell: beside its bar, a narrow terminal would cut it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields.get("note") and not task.finished:
+                yield Text(f"  {task.fields['note']}", style="cyan", no_wrap=True, overflow="ellipsis")
 
 
 @contextlib.contextmanager
@@ -80,7 +91,7 @@ def _bar(bars: Progress, description: str, total: float | None, unit: str, alrea
     task = bars.add_task(description, total=total, completed=already, unit=unit, already=already)  # type: ignore[arg-type]
 
     def advance(units: float, note: str = "") -> None:
-        bars.update(task, advance=units, description=f"{description} {note}".rstrip())
+        bars.update(task, advance=units, note=note)
 
     yield advance
     done = bars.tasks[bars.task_ids.index(task)].completed
@@ -100,7 +111,8 @@ def _lines(description: str, total: float | None, unit: str, already: float) -> 
             last = time.monotonic()
             amount = f"{done:,.0f} of {total:,.0f}" if total else f"{done:,.0f}"
             rate = _rate(done - already, last - start, unit)
-            logger.info("%s: %s %s, %s", description, amount, unit, ", ".join(filter(None, [rate, note])))
+            left = _left(total, done, already, last - start)
+            logger.info("%s: %s %s, %s", description, amount, unit, ", ".join(filter(None, [rate, left, note])))
 
     yield advance
     seconds = time.monotonic() - start
@@ -111,6 +123,13 @@ def _lines(description: str, total: float | None, unit: str, already: float) -> 
 def _rate(units: float, seconds: float, unit: str) -> str:
     rate = units / max(seconds, 1e-9)
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
+
+
+def _left(total: float | None, done: float, already: float, seconds: float) -> str:
+    if not total or done <= already:
+        return ""
+    left = max(0.0, total - done) * seconds / (done - already)
+    return f"{timedelta(seconds=round(left))} left"
 
 
 class _RateColumn(ProgressColumn):

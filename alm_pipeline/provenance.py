@@ -24,7 +24,7 @@ _SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|password|c
 
 def provenance(config: AlmConfig) -> dict[str, Any]:
     """What a manifest says of a run of this configuration: that itself, the packages' versions and the commit."""
-    return {"configuration": _without_secrets(config.model_dump(mode="json")), "versions": _versions(), **_commit()}
+    return {"configuration": without_secrets(config.model_dump(mode="json")), "versions": _versions(), **_commit()}
 
 
 def stored_config(kept: dict[str, Any], origin: str) -> AlmConfig:
@@ -40,11 +40,12 @@ def stored_config(kept: dict[str, Any], origin: str) -> AlmConfig:
     return parse_config(kept["configuration"], f"{origin}: its manifest")
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
+    """A configuration's plain values, without passwords and signatures in URLs."""
     if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items()}
+        return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_secrets(item) for item in value]
+        return [without_secrets(item) for item in value]
     if isinstance(value, str) and "://" in value:
         return _SECRET_PARAMETER.sub(rf"\1{LEFT_OUT}", _LOGIN.sub(f"{LEFT_OUT}@", value))
     return value

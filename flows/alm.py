@@ -101,6 +101,12 @@ def distil(config: AlmConfig, storage: str) -> float:
     return _timed(_pipeline(config, storage).distil)
 
 
+@stage_task("publish")
+def publish(config: AlmConfig, storage: str) -> float:
+    """Push the student to the hub."""
+    return _timed(_pipeline(config, storage).publish)
+
+
 @task(name="report", cache_policy=NO_CACHE)
 def report(config: AlmConfig, storage: str, seconds: dict[str, float], with_student: bool) -> dict[str, Any]:
     """The run's summary, as a table artifact and as the flow's result."""
@@ -170,6 +176,8 @@ def alm(
     seconds = _cache(chosen, storage)
     if until == "student":
         seconds["distil"] = distil(chosen, storage)
+        if chosen.publish:
+            seconds["publish"] = publish(chosen, storage)
     result: dict[str, Any] = report(chosen, storage, seconds, until == "student")
     return result
 

@@ -44,8 +44,11 @@ def unbroken(mother: Mother, folder: Path) -> dict[str, bytes | None]:
 
 
 def _files(root: str) -> dict[str, bytes | None]:
-    """What is to be seen; a kill may leave temporary files on a disk, which are hidden."""
-    names = [name for name in file_sizes(root) if not name.rsplit("/", 1)[-1].startswith(".")]
+    """What is to be seen; a kill may leave temporary files on a disk, which are hidden.
+
+    Without times of training, which are not the same twice.
+    """
+    names = [name for name in file_sizes(root) if not name.rsplit("/", 1)[-1].startswith(".") and "/runs/" not in name]
     return {name: read_bytes(join_url(root, name)) for name in names}
 
 

@@ -100,13 +100,6 @@ class Evaluations:
         """The step whose weights become the student."""
         return (self.best_step or last) if self.config.student == "best" else last
 
-    def after(self, model: PreTrainedModel) -> float:
-        """Bits per byte over all that is held out, of the student that came out; in the first process."""
-        step = self.chosen_step(self.rows[-1]["step"])
-        scores = next(row for row in self.rows if row["step"] == step)
-        assert self.evaluator
-        return self.evaluator.over_all(model, scores, "evaluate after")
-
     def save(self, checkpoint: Path) -> None:
         content = json.dumps({"before": self.before, "rows": self.rows}, ensure_ascii=False)
         (checkpoint / _FILE).write_text(content, encoding="utf-8")

@@ -1,6 +1,7 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,25 +9,30 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.curves import PICTURE, draw_curves, read_run
 from alm_pipeline.distillation.checkpoints import CheckpointKeeper, checkpoint_names
 from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.evaluator import Evaluator
 from alm_pipeline.distillation.live_teacher import LiveTeacher
+from alm_pipeline.distillation.model_card import Distilled, write_card
 from alm_pipeline.distillation.processes import this_process, told_by_first, wait_for_all
-from alm_pipeline.distillation.result import save_student
+from alm_pipeline.distillation.result import round_weights, save_speed, save_student
 from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.trackers import RunLog, hyperparameters
 from alm_pipeline.distillation.training import train_student
-from alm_pipeline.evaluation.bits_per_byte import teacher_bits_per_byte
+from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
 from alm_pipeline.models import (
     label,
     load_model,
     load_tokenizer,
     model_identity,
     tokenizer_identity,
+    weights_dtype,
 )
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.objective.chunk_ends import ChunkEnds, PairBiasEnds, SpaceEnds
 from alm_pipeline.objective.pair_bias_stage import read_pair_biases
+from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from alm_pipeline.transfer.fvt import special_counterparts, transfer_vocabulary
@@ -34,8 +40,10 @@ from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 CHECKPOINTS = "checkpoints"
+RUNS = "runs"
+"""what is not the same twice: the speed of the steps, and what TensorBoard reads"""
 
 
 def student_folder(
@@ -122,15 +130,20 @@ def _distil(
     lease: Lease,
     pair_biases: StoredFolder | None,
 ) -> FolderManifest:
+    run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config))
+    run_log.check()
     model, initialisation = initial_student(config, tokenizer)
     ends = chunk_ends(config, tokenizer, pair_biases)
     vocabulary = Vocabulary.of(model, tokenizer)
     evaluations = Evaluations(Evaluator(datasets, config, vocabulary, tokenizer, ends), config.evaluation)
     _share_checkpoints(student)
     with _keeper(student, lease, config, evaluations) as keeper:
-        log = _train(model, datasets, config, tokenizer, student, ends, evaluations, keeper.keep)
-        after = evaluations.after(model)
-        save_student(model, tokenizer, log, student.path)
+        log = _train(model, datasets, config, tokenizer, student, ends, evaluations, keeper.keep, run_log)
+        dtype = weights_dtype(config.student.model) if config.train.save_dtype == "source" else config.train.save_dtype
+        round_weights(model, dtype)
+        after = student_bits_per_byte(datasets, Scorer(model, vocabulary), "evaluate after")
+        save_student(model, tokenizer, log, student.path, dtype)
+        save_speed(log, student.path / RUNS)
         evaluations.write(student.path)
     results = {
         "initialisation": initialisation,
@@ -140,7 +153,9 @@ def _distil(
             "student_after": after,
         },
     }
+    _tell(Distilled(config, datasets, student, results))
     lease.check()
+    student.upload(RUNS)
     manifest = student.finish(results)
     student.remove(CHECKPOINTS)
     return manifest
@@ -155,6 +170,7 @@ def _train(
     ends: ChunkEnds | None,
     evaluations: Evaluations,
     on_checkpoint: Callable[[], None] = lambda: None,
+    run_log: RunLog | None = None,
 ) -> list[dict[str, float]]:
     return train_student(
         model,
@@ -166,7 +182,17 @@ def _train(
         on_checkpoint,
         _live_teacher(config, tokenizer),
         evaluations,
+        run_log,
     )
+
+
+def _tell(told: Distilled) -> None:
+    """The picture and the card, of the files that are there."""
+    run = read_run(str(told.student.path), told.results["held_out_bits_per_byte"])
+    # speeds are not the same twice, and the student's files are
+    picture = draw_curves([replace(run, name=told.student.name, speed={})])
+    (told.student.path / PICTURE).write_bytes(picture)
+    write_card(told)
 
 
 def chunk_ends(config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None) -> ChunkEnds | None:

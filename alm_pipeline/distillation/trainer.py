@@ -26,7 +26,7 @@ from alm_pipeline.distillation.parameters import parameter_groups
 from alm_pipeline.distillation.processes import gathered_by_first, this_process, wait_for_all
 from alm_pipeline.distillation.sharding import gather, save_whole_states, shard, stays_gathered, whole_tensor
 from alm_pipeline.distillation.stream import BatchStream, State
-from alm_pipeline.distillation.watching import StepWatch
+from alm_pipeline.distillation.watching import StepWatch, Stopwatch
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.weights import gradmag, last_layer, weights_at
 from alm_pipeline.scoring.vocabulary import Vocabulary
@@ -72,6 +72,7 @@ class AlmTrainer(Trainer):
         self.vocabulary = vocabulary
         self.watched: dict[str, float] = {}
         self._watch = StepWatch(self.accelerator)
+        self._stopwatch = Stopwatch(self.accelerator.device)
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -97,6 +98,7 @@ class AlmTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """This process's micro-batches of a step, and what the losses of all are means over."""
+        self._stopwatch.start()
         self._before_step = self.stream.state_dict()
         process = this_process()
         step = list(itertools.islice(epoch_iterator, num_batches * process.count))
@@ -135,7 +137,9 @@ class AlmTrainer(Trainer):
                 self.averages.load(checkpoint)
 
     def finish_step(self) -> None:
-        self.watched = self._watch.told()
+        """Gather what was watched. It waits for the device, so the step's time is that of all its work."""
+        watched = self._watch.told()
+        self.watched = watched | self._stopwatch.told(watched["tokens"])
         if self.averages:
             self.averages.update(self.state.global_step)
 

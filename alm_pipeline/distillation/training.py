@@ -1,8 +1,8 @@
 """A student's training from the first or the last checkpointed step to the end."""
 
+import contextlib
 import copy
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from alm_pipeline.distillation.losses import attach_projections, detach_projecti
 from alm_pipeline.distillation.parameters import freeze
 from alm_pipeline.distillation.processes import batches_each, this_process, told_by_first
 from alm_pipeline.distillation.stream import BatchStream
+from alm_pipeline.distillation.trackers import RunLog
 from alm_pipeline.distillation.trainer import AlmTrainer
+from alm_pipeline.distillation.watching import StepNote
 from alm_pipeline.models import matmul_precision, quiet_transformers
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.vocabulary import Vocabulary
@@ -32,13 +34,21 @@ class _Watcher(TrainerCallback):
 
     def __init__(self, trainer: AlmTrainer, advance: Advance, on_checkpoint: Callable[[], None]) -> None:
         self.trainer, self.advance, self.on_checkpoint = trainer, advance, on_checkpoint
-        self.last = time.monotonic()
+        self.note = StepNote()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.finish_step()
-        seconds, self.last = time.monotonic() - self.last, time.monotonic()
-        rate = self.trainer.watched["tokens"] / seconds
-        self.advance(1, f"KL {self.trainer.watched['kl']:.1e}, {rate:,.0f} tokens/s")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.advance(1, self.note.of(logs))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.on_checkpoint()
@@ -68,11 +78,13 @@ def train_student(
     on_checkpoint: Callable[[], None],
     teacher: LiveTeacher | None = None,
     evaluations: Evaluations | None = None,
+    run_log: RunLog | None = None,
 ) -> list[dict[str, float]]:
     """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
 
     `stream` gives the batches; a checkpoint holds their position. `teacher` is there where a term of the objective
-    needs it, `evaluations` where the student is to be evaluated. Several processes call it together, each with the
+    needs it, `evaluations` where the student is to be evaluated; `run_log` has the trackers that the metrics go to,
+    besides what is returned. Several processes call it together, each with the
     same; `on_checkpoint` is the first one's, whose model is the one that is trained in place: the others' are of no use
     afterwards. Raises UserError where a loss or gradient is infinite, no number, or above `config.diverged_at`.
     """
@@ -93,7 +105,10 @@ def train_student(
     given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
     watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
     rates = {"learning_rates": config.learning_rates}
-    with _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer:
+    with (
+        _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer,
+        run_log.attached(trainer, step_of(last) if last else 0) if run_log else contextlib.nullcontext(),
+    ):
         _train(trainer, checkpoints, last, on_checkpoint if this_process().is_first else lambda: None)
     # its forward pass has accelerate's autocast around it until then
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

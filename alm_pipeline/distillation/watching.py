@@ -1,8 +1,11 @@
 """What a training step is watched for: gathered from its micro-batches on all devices, told once a step."""
 
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -35,6 +38,49 @@ class StepWatch:
         added: Tensor = self._accelerator.reduce(torch.stack(rows).sum(0), "sum")
         self._micro_batches = []
         return columns(dict(zip(names, added.tolist(), strict=True)), len(rows) * self._accelerator.num_processes)
+
+
+class Stopwatch:
+    """The time of a step's own work, its wait for data among it, without the evaluations and checkpoints between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._started = device, time.monotonic()
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def told(self, tokens: float) -> dict[str, float]:
+        """The step by column of `speed.parquet`; `tokens` are the student's, on all devices."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "memory_bytes": memory_bytes(self._device),
+        }
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that tensors took on a GPU so far; elsewhere what this process has in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+class StepNote:
+    """What is worth seeing of a step while training goes on, its speed over the last steps."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float]] = deque(maxlen=20)
+
+    def of(self, logged: Mapping[str, float]) -> str:
+        """In a line; `logged` is a step by column."""
+        self._steps.append((logged["tokens"], logged["seconds"]))
+        tokens, seconds = (sum(parts) for parts in zip(*self._steps, strict=True))
+        memory = logged["memory_bytes"] / 2**30
+        return (
+            f"loss {logged['loss']:.3g}, KL {logged['kl']:.2e}, lr {logged['learning_rate']:.2e}, "
+            f"{tokens / seconds:,.0f} tokens/s, {memory:.1f} GiB"
+        )
 
 
 def columns(sums: Mapping[str, float], micro_batches: int) -> dict[str, float]:

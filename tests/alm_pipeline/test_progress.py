@@ -40,3 +40,23 @@ def test_a_finished_bar_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_bars_where_there_is_no_terminal() -> None:
     with progress_bars(Console(file=io.StringIO())):
         assert progress._bars is None
+
+
+def test_what_a_stage_tells_stands_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80)
+    with progress_bars(console), track("distil", 40, "steps") as advance:
+        advance(1, "loss 0.5, KL 0.1, lr 1e-4, 1,234 tokens/s, 3.1 GiB")
+        assert progress._bars is not None
+        progress._bars.refresh()
+        assert "loss 0.5, KL 0.1, lr 1e-4, 1,234 tokens/s, 3.1 GiB" in file.getvalue()  # whole on 80 columns
+    assert progress._bars is None
+
+
+def test_lines_tell_how_long_it_takes_yet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "alm_pipeline"), track("score", 400, "tokens", already=200) as advance:
+        for _ in range(3):
+            advance(50)
+    assert ", 0:00:18 left" in caplog.records[0].getMessage()

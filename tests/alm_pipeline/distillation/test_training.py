@@ -67,7 +67,7 @@ def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}  # not runs/
 
 
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
