@@ -143,6 +143,7 @@ def slow_sparsemax(values: list[float]) -> list[float]:
     return [max(value - high, 0.0) for value in values]
 
 
+@settings(deadline=None)  # compiles at first
 @given(hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
 def test_sparsemax_is_the_projection_on_the_simplex(values: np.ndarray) -> None:
     found = np.maximum(values - sparsemax_threshold(values), 0)
@@ -170,7 +171,7 @@ def slow_focus(new: list[bytes], shared: list[bytes]) -> list[dict[int, float]]:
     return result
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)  # compiles at first
 @given(*[st.lists(st.binary(min_size=1, max_size=9) | st.text("ab", min_size=1).map(str.encode), min_size=1)] * 2)
 def test_focus_is_the_sparsemax_of_the_spellings_likeness(new: list[bytes], shared: list[bytes]) -> None:
     rows = focus(new, shared)
