@@ -80,14 +80,42 @@ class TrainedTokenizer(Frozen):
     train_bytes: int = Field(16 * 2**20, ge=1024, description="text to train on, whatever the corpus's `sample`")
 
 
+Method = Literal["fvt", "mean", "random", "focus", "omp"]
+SpecialTokens = Literal["auto", "source", "target"]
+
+
 class StudentConfig(Frozen):
     """The student: a model with its own tokenizer, or one that a new tokenizer is put on."""
 
     model: str = Field(description="a folder, a hub name, or demo:NAME")
     tokenizer: str | TrainedTokenizer | None = Field(
-        None,
-        description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it with FVT",
+        None, description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it"
     )
+    initialisation: Method = Field(
+        "fvt",
+        description="of a new tokenizer's embeddings, where they are not copied: fvt, the mean of the pieces; mean, of "
+        "all; random, from the distribution of all; focus, by similar spellings; omp, as the donor sees it",
+    )
+    donor: str | None = Field(
+        None, description="of omp: the model whose tokenizer it is; by default the model beside the tokenizer"
+    )
+    omp_terms: int = Field(8, ge=1, description="of omp: how many shared tokens make up a new one")
+    special_tokens: SpecialTokens = Field(
+        "auto",
+        description="of a new tokenizer: source puts the model's own special tokens and chat template on it; auto does "
+        "where the tokenizer lacks a begin-of-text token or a chat template that the model has",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.donor and self.initialisation != "omp":
+            raise ValueError(f"donor is of the initialisation omp, and this is {self.initialisation}: leave one out")
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            if self.special_tokens == "target":
+                raise ValueError("a tokenizer that is trained has the model's special tokens: leave special_tokens out")
+            if self.initialisation == "omp" and not self.donor:
+                raise ValueError("initialisation omp: no model has the tokenizer yet that is to be trained: use focus")
+        return self
 
 
 class ScoreConfig(Frozen):

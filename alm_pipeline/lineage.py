@@ -35,7 +35,9 @@ def _named(role: str, kind: str, config: Plain) -> list[str]:
         case "tokens":
             return [f"tokenizer: {name}"] if (name := _tokenizer(role, config)) else []
         case "tokenizers":
-            return [f"trained: {_values(student.get('tokenizer'))}", f"special tokens of: {student.get('model')}"]
+            vocabulary = student.get("tokenizer")
+            how = "vocabulary of" if isinstance(vocabulary, str) else "trained"
+            return [f"{how}: {_values(vocabulary)}", f"special tokens of: {student.get('model')}"]
         case "teacher_scores":
             return [f"teacher: {config.get('teacher')}, {_values(score)}"]
         case "students":

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from alm_pipeline.tokenization.normalization import TextForm, text_forms
+from alm_pipeline.tokenization.normalization import NFC, TextForm, text_forms
 from storage.errors import UserError
 from storage.identity import MODEL_FILES, TOKENIZER_FILES, hash_files
 
@@ -58,6 +58,12 @@ def tokenizer_forms(name: str) -> tuple[TextForm, ...]:
     """What the tokenizer's normalizer makes of texts, without loading the tokenizer."""
     state = json.loads(_tokenizer_file(name).read_text(encoding="utf-8"))
     return text_forms(state["normalizer"], state["decoder"])
+
+
+def common_forms(names: Iterable[str]) -> tuple[str, ...]:
+    """The forms that all these tokenizers leave as they are: NFC, and what else each makes of texts."""
+    forms = [form for name in names for form in tokenizer_forms(name)]
+    return tuple(dict.fromkeys(form.serialized for form in [NFC, *forms]))
 
 
 def _tokenizer_file(name: str) -> Path:

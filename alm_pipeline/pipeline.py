@@ -20,16 +20,17 @@ from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.launch import distil_in_processes
 from alm_pipeline.distillation.processes import processes_here, this_process
 from alm_pipeline.distillation.stage import distil, student_folder
-from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
+from alm_pipeline.models import common_forms, context_length, load_tokenizer, vocabulary_rows
 from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
 from alm_pipeline.publishing import push
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
-from alm_pipeline.tokenization.normalization import NFC
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
-from alm_pipeline.transfer.stage import tokenizer_folder, write_tokenizer
+from alm_pipeline.transfer.initialisation import Initialisation
+from alm_pipeline.transfer.special_tokens import keeps_source
+from alm_pipeline.transfer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
 
@@ -68,27 +69,30 @@ class Pipeline:
         # a tokenizer that is trained here takes texts as they are
         own = self.config.student.tokenizer or self.config.student.model
         names = [self.config.teacher, *([own] if isinstance(own, str) else [])]
-        forms = [form for name in names for form in tokenizer_forms(name)]
-        return tuple(dict.fromkeys(form.serialized for form in [NFC, *forms]))
+        return common_forms(names)
 
     @cached_property
     def examples(self) -> Dataset:
         return self._told(examples_dataset(self._corpus, self.root))
 
     @cached_property
-    def trained_tokenizer(self) -> StoredFolder | None:
-        """The tokenizer that the run trains, or None where the configuration names one."""
-        setting = self.config.student.tokenizer
-        if not isinstance(setting, TrainedTokenizer):
+    def made_tokenizer(self) -> StoredFolder | None:
+        """The tokenizer that the run makes: trained, or with the model's special tokens; None for one as it is."""
+        setting, model = self.config.student.tokenizer, self.config.student.model
+        if isinstance(setting, TrainedTokenizer):
+            return self._told(tokenizer_folder(self._corpus, setting, model, self.root))
+        if setting is None:
             return None
-        return self._told(tokenizer_folder(self._corpus, setting, self.config.student.model, self.root))
+        sides = load_tokenizer(model), load_tokenizer(setting)
+        exchanges = keeps_source(*sides, self.config.student.special_tokens)
+        return self._told(exchanged_folder(setting, model, self.root)) if exchanges else None
 
     def tokenizer(self, side: Side) -> str:
-        """The name or folder of a side's tokenizer; the student's may have to be trained first."""
+        """The name or folder of a side's tokenizer; the student's may have to be made first."""
         if side == "teacher":
             return self.config.teacher
-        if self.trained_tokenizer:
-            return str(self.trained_tokenizer.fetch())
+        if self.made_tokenizer:
+            return str(self.made_tokenizer.fetch())
         setting = self.config.student.tokenizer
         return setting if isinstance(setting, str) else self.config.student.model
 
@@ -138,11 +142,17 @@ class Pipeline:
         return write_examples(self.examples, self._corpus)
 
     def train_tokenizer(self) -> FolderManifest | None:
-        """Train the student's new tokenizer, if the configuration asks for one."""
-        setting = self.config.student.tokenizer
-        if not isinstance(setting, TrainedTokenizer) or not self.trained_tokenizer:
+        """Make the student's new tokenizer, if the configuration asks for one that is not there.
+
+        Raises UserError when its embeddings could not be made: better now than after scoring.
+        """
+        Initialisation.of(self.config.student)
+        setting, model = self.config.student.tokenizer, self.config.student.model
+        if not self.made_tokenizer or setting is None:
             return None
-        return write_tokenizer(self.trained_tokenizer, self._corpus, setting, self.config.student.model)
+        if isinstance(setting, TrainedTokenizer):
+            return write_tokenizer(self.made_tokenizer, self._corpus, setting, model)
+        return write_exchanged(self.made_tokenizer, setting, model)
 
     def tokenize(self, side: Side) -> Manifest:
         """Encode the examples with one side's tokenizer.

@@ -110,7 +110,7 @@ def stage_of(pipeline: Pipeline, key: str) -> Stage | None:
     """The stage of a pipeline that writes `kind/name`, or None where none does."""
     makers: dict[str, list[tuple[Callable[[], Dataset | StoredFolder | None], Stage]]] = {
         "examples": [(lambda: pipeline.examples, pipeline.shard)],
-        "tokenizers": [(lambda: pipeline.trained_tokenizer, pipeline.train_tokenizer)],
+        "tokenizers": [(lambda: pipeline.made_tokenizer, pipeline.train_tokenizer)],
         "tokens": [
             (lambda: pipeline.tokens("teacher"), lambda: pipeline.tokenize("teacher")),
             (lambda: pipeline.tokens("student"), lambda: pipeline.tokenize("student")),

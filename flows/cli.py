@@ -183,6 +183,90 @@ def byte_level(
         out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them control tokens", markup=False)
 
 
+class Method(StrEnum):
+    FVT = "fvt"
+    MEAN = "mean"
+    RANDOM = "random"
+    FOCUS = "focus"
+    OMP = "omp"
+
+
+class SpecialTokens(StrEnum):
+    AUTO = "auto"
+    SOURCE = "source"
+    TARGET = "target"
+
+
+@app.command()
+def transfer(
+    model: Annotated[str, typer.Argument(help="a folder, a hub name, or demo:NAME")],
+    tokenizer: Annotated[str, typer.Argument(help="the new one: a folder, a hub name, or demo:NAME")],
+    folder: Annotated[Path, typer.Argument(help="a new folder for the model with it")],
+    initialisation: Annotated[Method, typer.Option(help="of embeddings that are not copied")] = Method.FVT,
+    special_tokens: Annotated[SpecialTokens, typer.Option(help="the model's own, or the tokenizer's")] = (
+        SpecialTokens.AUTO
+    ),
+    donor: Annotated[str | None, typer.Option(help="of omp: the model that has this tokenizer")] = None,
+    omp_terms: Annotated[int, typer.Option(min=1, help="of omp: shared tokens a new one")] = 8,
+    seed: Annotated[int, typer.Option(help="of drawn embeddings")] = 0,
+    corpus: Annotated[str | None, typer.Option(help="URL of texts: compare both models on them")] = None,
+    text: Annotated[str, typer.Option(help="of the corpus: a column, or a template of columns")] = "text",
+    examples: Annotated[int, typer.Option(min=1, help="of the corpus: how many")] = 200,
+) -> None:
+    """Put a tokenizer on a model without training (zero steps), and say how its embeddings were made.
+
+    With --corpus it also prints the bits per byte of both models on those texts.
+    """
+    from alm_pipeline.progress import progress_bars
+    from alm_pipeline.transfer.zero_step import transfer
+
+    with user_errors(), progress_bars(err):
+        counts = transfer(
+            model,
+            tokenizer,
+            folder,
+            initialisation=initialisation.value,
+            special_tokens=special_tokens.value,
+            donor=donor,
+            omp_terms=omp_terms,
+            seed=seed,
+        )
+        made = ", ".join(f"{count:,} {how}" for how, count in counts.items())
+        out.print(f"{folder}: new embeddings: {made}", markup=False, highlight=False, soft_wrap=True)
+        if corpus:
+            _compare([model, str(folder)], corpus, text, examples)
+
+
+def _compare(models: list[str], corpus: str, text: str, examples: int) -> None:
+    from alm_pipeline.config import CorpusConfig, FilesSource
+    from alm_pipeline.evaluation.texts import compare_models
+
+    source = FilesSource(urls=(corpus,))
+    found = compare_models(models, CorpusConfig(name="texts", source=source, text=text, max_examples=examples))
+    table = Table("model", "bits per byte", title=f"{found.texts:,} texts, {found.text_bytes:,} bytes")
+    for name, bits in zip(models, found.bits_per_byte, strict=True):
+        table.add_row(name, f"{bits:.4f}")
+    out.print(table)
+    for reason, count in found.left_out.items():
+        out.print(f"left out, {reason}: {count:,}", markup=False)
+
+
+@app.command()
+def apply_transfer(
+    base: Annotated[str, typer.Argument(help="the base model: a folder, a hub name, or demo:NAME")],
+    transferred: Annotated[str, typer.Argument(help="the base model in the new tokenizer")],
+    fine_tune: Annotated[str, typer.Argument(help="a fine-tune of the base model")],
+    folder: Annotated[Path, typer.Argument(help="a new folder for the fine-tune in the new tokenizer")],
+    scale: Annotated[float, typer.Option(help="of what the transfer changed (lambda)")] = 1.0,
+) -> None:
+    """Move a fine-tune to the tokenizer that its base was transferred to, by task arithmetic."""
+    from alm_pipeline.transfer.task_arithmetic import apply_transfer
+
+    with user_errors():
+        apply_transfer(base, transferred, fine_tune, folder, scale=scale)
+        out.print(f"{folder}: {fine_tune} in the tokenizer of {transferred}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="the folder of an alignments dataset")],

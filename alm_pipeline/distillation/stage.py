@@ -35,7 +35,9 @@ from alm_pipeline.objective.pair_bias_stage import read_pair_biases
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
-from alm_pipeline.transfer.fvt import special_counterparts, transfer_vocabulary
+from alm_pipeline.transfer.fvt import special_counterparts
+from alm_pipeline.transfer.initialisation import Initialisation
+from alm_pipeline.transfer.swap import swap_tokenizer
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
@@ -57,6 +59,7 @@ def student_folder(
         "model": model_identity(config.student.model),
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
+        **({"initialisation": Initialisation.of(config.student).identity()} if config.student.tokenizer else {}),
         "objective": config.objective.model_dump(mode="json"),
         "train": config.train.identity(),
     }
@@ -240,4 +243,5 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
     if tokenizer == config.student.model:
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
-    return model, transfer_vocabulary(model, source, target, config.train.seed).counts()
+    initialisation = Initialisation.of(config.student, trust_remote_code=config.trust_remote_code)
+    return model, swap_tokenizer(model, source, target, initialisation, config.train.seed).counts()

@@ -61,8 +61,8 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     backend = Tokenizer(models.BPE(byte_vocabulary(), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens(_control_tokens(source))
-    backend.post_processor = _same_frame(source.backend_tokenizer.post_processor, backend)
+    backend.add_tokens(_checked(control_tokens(source), source.name_or_path))
+    backend.post_processor = same_frame(source.backend_tokenizer.post_processor, backend)
     converted = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=source.model_max_length,
@@ -76,21 +76,25 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     return converted
 
 
-def _control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:
-    texts = list(_template_texts(source))
+def control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:
+    """Its special tokens, and those bracketed names among its other added tokens that its chat template writes."""
+    texts = list(template_texts(source))
     added = [token for _, token in sorted(source.added_tokens_decoder.items())]
     # `normalized` and the flags that swallow white space are dropped: a literal is matched as it is
-    control = [
+    return [
         AddedToken(token.content, single_word=token.single_word, special=token.special, normalized=False)
         for token in added
         if token.special or (_BRACKETED.fullmatch(token.content) and any(token.content in text for text in texts))
     ]
+
+
+def _checked(control: list[AddedToken], name: str) -> list[AddedToken]:
     if clash := byte_vocabulary().keys() & {token.content for token in control}:
-        raise UserError(f"{source.name_or_path}: its special token {min(clash)!r} stands for a byte in a byte alphabet")
+        raise UserError(f"{name}: its special token {min(clash)!r} stands for a byte in a byte alphabet")
     return control
 
 
-def _template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
+def template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
     """The chat templates, and what they write: some put their tokens together, as in '<|' + role + '|>'."""
     templates = source.chat_template
     if not templates:
@@ -101,7 +105,7 @@ def _template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
             yield str(source.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
 
 
-def _same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> processors.TemplateProcessing:
+def same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> processors.TemplateProcessing:
     """What the source's post-processor puts around a text and around a pair, with the target's ids."""
     single, pair = _frame(source, target, 1), _frame(source, target, 2)
     literals = sorted({piece.rpartition(":")[0] for piece in [*single, *pair]} - {"$A", "$B"})
@@ -111,12 +115,15 @@ def _same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> p
 
 
 def _frame(source: processors.PostProcessor | None, target: Tokenizer, texts: int) -> list[str]:
-    """The pieces of a template, as in ["<bos>:0", "$A:0"]: seen on one-byte texts, whatever kind the processor is."""
+    """The pieces of a template, as in ["<bos>:0", "$A:0"]: seen on short texts, whatever kind the processor is."""
     if source is None:
         return ["$A:0", "$B:1"][:texts]
     plain = (target.encode("0", add_special_tokens=False) for _ in range(texts))
     framed = source.process(next(plain), next(plain, None))
-    return [
-        f"{token if text is None else ('$A', '$B')[text]}:{type_id}"
-        for token, text, type_id in zip(framed.tokens, framed.sequence_ids, framed.type_ids, strict=True)
-    ]
+    pieces: list[str] = []
+    for token, text, type_id in zip(framed.tokens, framed.sequence_ids, framed.type_ids, strict=True):
+        piece = f"{token if text is None else ('$A', '$B')[text]}:{type_id}"
+        # a text may be more than a token: SentencePiece puts a space in front
+        if text is None or pieces[-1:] != [piece]:
+            pieces.append(piece)
+    return pieces

@@ -1,33 +1,55 @@
-"""Fast vocabulary transfer (FVT): the initial embeddings of a new vocabulary (Gee et al. 2022).
+"""Fast vocabulary transfer (FVT): the source tokens that a new vocabulary is made of (Gee et al. 2022).
 
 A special token takes its counterpart's row, a token of the same bytes is copied, any other is the mean of the
-pieces that the source tokenizer cuts its bytes into, and what is left is drawn from the distribution of the source's
-rows.
+pieces that the source tokenizer cuts its bytes into.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models import embedding_rows
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.chat import ChatTemplate
+from alm_pipeline.transfer.composition import Composition, Fill
 from storage.errors import UserError
+from storage.schemas import TokenKind
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_CHAT_ROLES = (
+    TokenKind.BEGIN_OF_TEXT,
+    TokenKind.START_OF_TURN,
+    TokenKind.END_OF_HEADER,
+    TokenKind.END_OF_TURN,
+    TokenKind.END_OF_TEXT,
+)
 
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """Which source rows make up each target row; no rows means a draw."""
+    """What the source tokenizer knows of each of V target tokens."""
 
     pieces: tuple[tuple[int, ...], ...]
+    """[V] the source tokens that spell it, or its counterpart; none where there is nothing"""
+    source: ByteView
+    target: ByteView
 
-    def counts(self) -> dict[str, int]:
-        """How many rows are copied, composed of several, and drawn."""
-        return dict(Counter({0: "drawn", 1: "copied"}.get(len(ids), "composed") for ids in self.pieces))
+    @property
+    def copied(self) -> npt.NDArray[np.bool_]:
+        """[V] one source token is the same, in bytes or, of special tokens, in literal or role."""
+        return np.fromiter((len(ids) == 1 for ids in self.pieces), bool, len(self.pieces))
+
+    def means(self) -> Composition:
+        """FVT: the mean of the pieces; a draw where there is none."""
+        return Composition.of(
+            self.pieces, [(1 / len(ids),) * len(ids) if ids else () for ids in self.pieces], self.copied
+        )
+
+    def copies(self, fill: Fill) -> Composition:
+        """What is the same is copied, the rest filled."""
+        ids = [ids if len(ids) == 1 else () for ids in self.pieces]
+        return Composition.of(ids, [(1.0,) * len(own) for own in ids], self.copied, fill)
 
 
 def map_vocabulary(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> VocabularyMap:
@@ -40,7 +62,7 @@ def map_vocabulary(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
         special = target_view.special[id_]
         own = (specials[id_],) if id_ in specials else ()
         pieces.append(own if special else cutter.cut(spelling))
-    return VocabularyMap(tuple(pieces))
+    return VocabularyMap(tuple(pieces), source_view, target_view)
 
 
 class _Cutter:
@@ -48,7 +70,7 @@ class _Cutter:
 
     def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
         self.backend, self.view = source.backend_tokenizer, view
-        self.ids = {view.spelling[id_]: id_ for id_ in reversed(range(view.size)) if not view.special[id_]}
+        self.ids = spellings(view)
         self.longest = max(map(len, self.ids), default=0)
 
     def cut(self, spelling: bytes) -> tuple[int, ...]:
@@ -73,72 +95,41 @@ class _Cutter:
         return tuple(ids)
 
 
+def spellings(view: ByteView) -> dict[bytes, int]:
+    """Bytes → the lowest id of those that are no special token."""
+    return {view.spelling[id_]: id_ for id_ in reversed(range(view.size)) if not view.special[id_]}
+
+
 def special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
-    """Target id → source id: the same literal, otherwise the same role."""
+    """Target id → source id: the same literal, otherwise the same role in the chat template, or in the tokenizer."""
     known = source.get_vocab()
     pairs = {id_: known[token] for token, id_ in target.get_added_vocab().items() if token in known}
+    theirs = chat_tokens(source)
+    for kind, id_ in chat_tokens(target).items():
+        if kind in theirs:
+            pairs.setdefault(id_, theirs[kind])
     for role in ROLES:
-        ours, theirs = getattr(target, f"{role}_id"), getattr(source, f"{role}_id")
-        if ours is not None and theirs is not None:
-            pairs.setdefault(ours, theirs)
+        ours, own = getattr(target, f"{role}_id"), getattr(source, f"{role}_id")
+        if ours is not None and own is not None:
+            pairs.setdefault(ours, own)
     return pairs
 
 
-def transfer_vocabulary(
-    model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, seed: int = 0
-) -> VocabularyMap:
-    """Put the target tokenizer on the model, in place: embeddings, head, vocabulary size and special ids.
-
-    Raises UserError when the source tokenizer has tokens that the model's embedding lacks.
-    """
-    mapping = map_vocabulary(source, target)
-    rows = embedding_rows(model)
-    if max((id_ for ids in mapping.pieces for id_ in ids), default=0) >= rows:
-        raise UserError(f"{source.name_or_path}: this tokenizer has ids beyond the model's {rows} embedding rows")
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    layers = [model.get_input_embeddings(), *([] if tied else [model.get_output_embeddings()])]
-    made = [
-        {name: compose_rows(value.detach(), mapping, seed) for name, value in layer.named_parameters(recurse=False)}
-        for layer in layers
-    ]
-    model.resize_token_embeddings(len(mapping.pieces), mean_resizing=False)
-    layers = [model.get_input_embeddings(), *([] if tied else [model.get_output_embeddings()])]
-    for layer, values in zip(layers, made, strict=True):
-        for name, value in values.items():
-            layer.get_parameter(name).data.copy_(value)
-    _carry_special_ids(model, source, target)
-    return mapping
-
-
-def compose_rows(source: Tensor, mapping: VocabularyMap, seed: int) -> Tensor:
-    """[target rows, ...] means of source rows; draws come from N(mean, std) of the source's rows."""
-    flat = [id_ for ids in mapping.pieces for id_ in ids]
-    lengths = torch.tensor([len(ids) for ids in mapping.pieces])
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    rows = source[torch.tensor(flat, dtype=torch.int64)].double()
-    sums = torch.zeros(len(lengths), *source.shape[1:], dtype=torch.float64).index_add_(0, owner, rows)
-    means = sums / lengths.clamp(min=1).reshape(-1, *[1] * (source.dim() - 1))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(means.shape, generator=generator, dtype=torch.float64) * source.double().std(0)
-    missing = (lengths == 0).reshape(-1, *[1] * (source.dim() - 1))
-    return torch.where(missing, drawn + source.double().mean(0), means).to(source.dtype)
-
-
-def _carry_special_ids(
-    model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast
-) -> None:
-    """Rewrite the special ids of the configurations: the same token's new id, or the target's of that role."""
-    for config in filter(None, (model.config, model.generation_config)):
-        for role in ("bos", "eos", "pad"):
-            field = f"{role}_token_id"
-            current = getattr(config, field, None)
-            ids = current if isinstance(current, list) else [current]
-            carried = [_counterpart(id_, role, source, target) for id_ in ids if id_ is not None]
-            found = [id_ for id_ in carried if id_ is not None]
-            setattr(config, field, found if isinstance(current, list) else next(iter(found), None))
-
-
-def _counterpart(id_: int, role: str, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> int | None:
-    token = source.convert_ids_to_tokens(id_)
-    vocabulary = target.get_vocab()
-    return vocabulary[token] if token in vocabulary else getattr(target, f"{role}_token_id")
+def chat_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[TokenKind, int]:
+    """The special tokens with a role in the chat template, by role; a role that takes other text is left out."""
+    try:
+        rendering = ChatTemplate(tokenizer).render(
+            [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+        )
+    except UserError:  # no template, or one that takes no such conversation
+        return {}
+    if rendering is None:
+        return {}
+    text, starts = rendering.text.encode(), [0, *rendering.ends[:-1].tolist()]
+    added = tokenizer.get_added_vocab()
+    found: dict[TokenKind, int] = {}
+    for start, end, kind in zip(starts, rendering.ends.tolist(), rendering.kinds.tolist(), strict=True):
+        literal = text[start:end].decode()
+        if kind in _CHAT_ROLES and literal in added:
+            found.setdefault(TokenKind(kind), added[literal])
+    return found

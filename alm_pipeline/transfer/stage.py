@@ -1,4 +1,4 @@
-"""The stage that trains a tokenizer on the corpus."""
+"""The stage that makes the student's tokenizer: trained on the corpus, or with the source's special tokens."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.stage import corpus_identity
-from alm_pipeline.models import load_tokenizer, tokenizer_identity
+from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
 from alm_pipeline.tokenization.chat import joined_contents
+from alm_pipeline.transfer.special_tokens import with_special_tokens
 from alm_pipeline.transfer.train_tokenizer import train_tokenizer
 from storage.folders import FolderManifest, StoredFolder
 
@@ -24,6 +25,28 @@ def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer, source: st
         "source_tokenizer": tokenizer_identity(source),
     }
     return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity)
+
+
+def exchanged_folder(tokenizer: str, source: str, root: str) -> StoredFolder:
+    """The tokenizer with the source's special tokens, whether or not it is there yet."""
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "tokenizer": tokenizer_identity(tokenizer),
+        "source_tokenizer": tokenizer_identity(source),
+    }
+    return StoredFolder(root, "tokenizers", f"{label(tokenizer)}-as-{label(source)}", identity)
+
+
+def write_exchanged(folder: StoredFolder, tokenizer: str, source: str) -> FolderManifest:
+    """Put the source's special tokens on the tokenizer, unless it is there."""
+    if manifest := folder.manifest():
+        return manifest
+    with folder.held():
+        if manifest := folder.manifest():
+            return manifest
+        made = with_special_tokens(load_tokenizer(source), load_tokenizer(tokenizer))
+        made.save_pretrained(folder.path)
+        return folder.finish({"tokens": len(made)})
 
 
 def _whole(corpus: CorpusConfig) -> CorpusConfig:

@@ -48,13 +48,13 @@ def cached(config: AlmConfig, root: str) -> Pipeline:
 
 def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmConfig, root: str) -> None:
     pipeline = cached(config, root)
-    assert pipeline.trained_tokenizer
+    assert pipeline.made_tokenizer
     assert repair_all(root) == []
     whole = contents(root)
     remove(pipeline.examples.shard_url(1))
     flip(pipeline.tokens("student").shard_url(0))
     overwrite(pipeline.alignments.record_url(1), b"{")
-    remove(join_url(pipeline.trained_tokenizer.url, "tokenizer.json"))
+    remove(join_url(pipeline.made_tokenizer.url, "tokenizer.json"))
     # its configuration is that of what was made from it
     remove(join_url(pipeline.tokens("teacher").url, "manifest.json"))
     # the score's shards stay: it costs the most
@@ -178,7 +178,7 @@ def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmCon
 
 def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = cached(config, str(tmp_path))
-    tokenizer = pipeline.trained_tokenizer
+    tokenizer = pipeline.made_tokenizer
     assert isinstance(tokenizer, StoredFolder)
     remove(join_url(tokenizer.url, "tokenizer.json"))
     overwrite(join_url(tokenizer.url, "mine.txt"), b"x")

@@ -1,0 +1,97 @@
+"""What a model keeps when it gets a new tokenizer: how it begins texts, ends its turns and generates.
+
+The chat template goes with the tokenizer (`special_tokens` says whose). Here the configurations follow it: ids that
+they name become the same token's new id, or that of the target's token in the same role.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from alm_pipeline.transfer.byte_level import control_tokens, template_texts
+from alm_pipeline.transfer.fvt import chat_tokens
+
+logger = logging.getLogger(__name__)
+
+_ROLES = ("bos", "eos", "pad")
+_OTHER_IDS = (
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+)
+"""settings of a generation that name ids of the source's and have no counterpart"""
+
+
+def carry_over(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+    """Rewrite the ids that `model.config` and `model.generation_config` name, in place.
+
+    A role without an id stays without one. Settings that name other ids are dropped, with a warning; so is told that a
+    chat template is lost.
+    """
+    new_ids = _NewIds(source, target)
+    configs = [model.config, model.config.get_text_config(), model.generation_config]
+    for config in {id(config): config for config in configs if config is not None}.values():
+        for role in _ROLES:
+            current = getattr(config, f"{role}_token_id", None)
+            if current is not None:
+                ids = new_ids.of(current if isinstance(current, list) else [current], role)
+                setattr(config, f"{role}_token_id", ids if isinstance(current, list) else next(iter(ids), None))
+    _drop_others(model)
+    if source.chat_template and not target.chat_template:
+        logger.warning(
+            "%s: the tokenizer has no chat template, and the model had one: special_tokens source keeps it",
+            target.name_or_path,
+        )
+
+
+def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+    """Give the target the source's chat template and roles, in place, where it has the tokens that they name.
+
+    A template that writes other tokens stays behind, with a warning.
+    """
+    vocabulary = target.get_vocab()
+    for role, token in source.special_tokens_map.items():
+        if isinstance(token, str) and token in vocabulary:
+            setattr(target, role, token)
+    if not source.chat_template:
+        return
+    texts = list(template_texts(source))
+    lacking = {token.content for token in control_tokens(source)} - vocabulary.keys()
+    if written := sorted(token for token in lacking if any(token in text for text in texts)):
+        logger.warning("%s: its chat template writes %s, which the tokenizer lacks", source.name_or_path, written[0])
+    else:
+        target.chat_template = source.chat_template
+
+
+class _NewIds:
+    """The target's ids for the source's special ones."""
+
+    def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+        self.source, self.target, self.vocabulary = source, target, target.get_vocab()
+        ours, theirs = chat_tokens(target), chat_tokens(source)
+        self.by_chat = {theirs[kind]: id_ for kind, id_ in ours.items() if kind in theirs}
+
+    def of(self, ids: Iterable[int], role: str) -> list[int]:
+        """Each once; none where the target has nothing in this role."""
+        found = (self._of(id_, role) for id_ in ids)
+        return list(dict.fromkeys(id_ for id_ in found if id_ is not None))
+
+    def _of(self, id_: int, role: str) -> int | None:
+        own: int | None = getattr(self.target, f"{role}_token_id")
+        # out of a role, the same literal: a padding token that also ends turns must not end texts as padding
+        token = self.source.convert_ids_to_tokens(id_) if id_ < len(self.source) else None
+        if token in self.vocabulary:
+            return self.vocabulary[token]
+        return self.by_chat.get(id_, own) if role == "eos" else own
+
+
+def _drop_others(model: PreTrainedModel) -> None:
+    for name in _OTHER_IDS:
+        if getattr(model.generation_config, name, None) is not None:
+            logger.warning("generation_config.%s names ids of the old tokenizer: dropped", name)
+            setattr(model.generation_config, name, None)

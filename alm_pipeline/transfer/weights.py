@@ -1,0 +1,92 @@
+"""The tensors of a model's folder, one at a time: what is not asked for stays on the disk."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alm_pipeline.models import model_folder
+from storage.errors import UserError
+
+SHARD_BYTES = 2**30
+_INDEX = "model.safetensors.index.json"
+
+
+class Weights:
+    """A model's tensors by name; a context manager.
+
+    Raises UserError where the folder has none as safetensors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self._stack = name, ExitStack()
+        self._files: dict[str, Any] = {}
+        files = sorted(model_folder(name).glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{name}: holds no safetensors: load and save it with transformers (save_pretrained) first")
+        for file in files:
+            opened = self._stack.enter_context(safe_open(file, framework="pt"))
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, as it is stored."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def write_weights(folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], Tensor], dtype: torch.dtype) -> None:
+    """Write tensors as transformers does, in files of a GiB: never more than one file's are in memory.
+
+    `sizes` has the number of values of each by name, in the order in which they are made by `tensor`.
+    """
+    shards = _shards(sizes, dtype.itemsize)
+    files: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        save_file(
+            {name: tensor(name).to(dtype).contiguous() for name in names}, folder / file, metadata={"format": "pt"}
+        )
+        files |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values()) * dtype.itemsize}, "weight_map": files}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _shards(sizes: Mapping[str, int], itemsize: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size * itemsize > SHARD_BYTES:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size * itemsize
+    return shards
+
+
+def some(names: Iterable[str]) -> str:
+    """A few names for an error."""
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
