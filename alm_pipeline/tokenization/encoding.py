@@ -60,7 +60,7 @@ class ByteEncoder:
         self._forms = [(form.name, TextNormalizer([form])) for form in forms_of(backend)]
         self._added = np.zeros(self.view.size, dtype=bool)
         self._added[list(self.view.added)] = True
-        self._before, self._behind = _put_around(tokenizer)
+        self._before, self._behind = put_around(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
@@ -176,7 +176,7 @@ class ByteEncoder:
         )
 
 
-def _put_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+def put_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer's post-processor puts before and behind every text."""
     backend = tokenizer.backend_tokenizer
     probe = "a"
