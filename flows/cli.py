@@ -11,6 +11,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_models import models
 from flows.cli_store import store
 from flows.cli_student import student_commands
 from flows.console import err, out, user_errors
@@ -31,11 +32,13 @@ storage root and found again, so a run that was interrupted is simply run again.
 - `alm show transfer > my.yaml`, edit it, and `alm run my.yaml --storage s3://bucket/prefix` runs your own.
 - `alm list alm-data` says what is stored, and `alm inspect URL` shows aligned chunks side by side.
 - `alm curves URL` draws how a student was trained, and `alm push URL USER/NAME` publishes it.
+- `alm generate MODEL PROMPT` and `alm evaluate MODEL` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` keep a store in order.
 """,
 )
 app.add_typer(student_commands)
 app.add_typer(store)
+app.add_typer(models)
 
 
 class Until(StrEnum):

@@ -201,6 +201,18 @@ class StoredFolder:
         remove(str(self.path / name))
 
 
+def stored_folder(url: str) -> StoredFolder:
+    """The complete folder at a URL (<root>/students/<name>), whoever wrote it.
+
+    Raises UserError when there is none, or its manifest is damaged or another's.
+    """
+    manifest = load_folder_manifest(url)
+    if manifest is None:
+        raise UserError(f"{url}: no complete folder (it has no manifest.json); `alm list ROOT` says what there is")
+    root, kind, name = url.rstrip("/").rsplit("/", 2)
+    return StoredFolder(root, kind, name.rpartition("-")[0], manifest.identity)
+
+
 def working_folder(root: str, kind: str, name: str) -> Path:
     """Where this machine works on a stored folder: in place on a disk, else in its cache."""
     fs, path = open_filesystem(join_url(root, kind, name))

@@ -1,4 +1,4 @@
-"""The loops of docs/objective.md run as they are printed there, on tiny models."""
+"""The code of docs/ runs as it is printed there, on tiny models."""
 
 import re
 import subprocess
@@ -37,3 +37,14 @@ def test_the_loop_runs_and_learns(name: str, config: AlmConfig, tmp_path: Path) 
         assert sum(losses[-3:]) < sum(losses[:3])
     else:
         AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+
+
+def test_the_ensemble_of_the_docs_generates_and_scores(llama_folder: str, gemma_folder: str) -> None:
+    text = (DOCS.parent / "ensembles.md").read_text()
+    (code,) = re.findall(r"<!-- tested: ensemble -->\n```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace("demo:smollm2-135m-instruct", llama_folder).replace("demo:gemma-3-270m", gemma_folder)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    written, bits = shown.stdout.rsplit("\n", 2)[:2]
+    assert "Natalia sold 48 clips" in written
+    assert float(bits) > 0

@@ -72,7 +72,7 @@ def _reachable(files: Iterable[Path]) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("part", ["scoring", "distillation", "objective"])
+@pytest.mark.parametrize("part", ["scoring", "distillation", "objective", "ensemble"])
 def test_what_runs_on_a_gpu_worker_needs_neither_polars_nor_prefect(part: str) -> None:
     reachable = _reachable((ROOT / "alm_pipeline" / part).glob("*.py"))
     assert [file for file in reachable if {"polars", "prefect"} & set(_imports(file))] == []

@@ -141,16 +141,20 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
 
 def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
     """[B, S, H] what the head takes; positions that start again at 0 begin a new example in the row."""
-    model = _without_adapters_shell(model)
-    # some name a part that they don't have (Llama 4's text model), and then are their own base
-    base: Any = getattr(model, "model", model) if model.base_model is model else model.base_model
     shape = token_ids_BS.shape
     if is_flash_attention_requested(model.config):
         # it looks at the positions of a single row only; of several it takes each for one example
         token_ids_BS, position_ids_BS = token_ids_BS.reshape(1, -1), position_ids_BS.reshape(1, -1)
-    output = base(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
+    output = headless(model)(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden.view(*shape, -1)
+
+
+def headless(model: PreTrainedModel) -> Any:
+    """The part of the model that gives the hidden states which its head takes."""
+    model = _without_adapters_shell(model)
+    # some name a part that they don't have (Llama 4's text model), and then are their own base
+    return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

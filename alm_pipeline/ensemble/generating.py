@@ -1,0 +1,83 @@
+"""Text from a model or an ensemble, as it comes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.generation.streamers import BaseStreamer
+
+from alm_pipeline.ensemble.loading import load
+from alm_pipeline.ensemble.model import EnsembleModel
+from storage.errors import UserError
+
+
+class TextStream(BaseStreamer):
+    """Gives `write` the text of one row's new tokens, whole characters at a time.
+
+    Bytes of a character that is never completed are no text, and are left out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, write: Callable[[str], Any]) -> None:
+        self._backend, self._write = tokenizer.backend_tokenizer, write
+        self._stream, self._is_prompt = DecodeStream(skip_special_tokens=True), True
+
+    def put(self, value: Tensor) -> None:
+        """The prompt [1, S] first, then each new token [1]."""
+        if self._is_prompt:
+            # some decoders write a first token otherwise than a later one
+            self._stream = DecodeStream(value[0].tolist(), skip_special_tokens=True)
+            self._is_prompt = False
+            return
+        for id_ in value.tolist():
+            if text := self._stream.step(self._backend, id_):
+                self._write(text)
+
+    def end(self) -> None:
+        """Nothing is held back but what is no character."""
+
+
+def generate_text(
+    name: str,
+    prompt: str,
+    write: Callable[[str], Any],
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    chat: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> None:
+    """Continue the prompt with the model or ensemble of that name; greedily at temperature 0.
+
+    With `chat` the prompt is what a user says, in the tokenizer's chat template. Raises UserError where there is no
+    such model, or no template.
+    """
+    model, tokenizer = load(name, dtype, device)
+    inputs = _inputs(model, tokenizer, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    if seed is not None:
+        torch.manual_seed(seed)
+    model.generate(  # type: ignore[operator]
+        **inputs, **sampling, max_new_tokens=max_tokens, streamer=TextStream(tokenizer, write)
+    )
+
+
+def _chat(tokenizer: PreTrainedTokenizerFast, name: str, prompt: str) -> str:
+    if not tokenizer.chat_template:
+        raise UserError(f"{name}: its tokenizer has no chat template: leave --chat out")
+    messages = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool
+) -> dict[str, Tensor]:
+    if isinstance(model, EnsembleModel):
+        return dict(model.encode([text], add_special_tokens=special))
+    ids = torch.tensor([tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids], device=model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,134 @@
+"""Models and ensembles in lm-evaluation-harness (`lm_eval`), whose own class for transformers' models does the work.
+
+Importing this module registers the model `alm` there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval import simple_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from alm_pipeline.ensemble.loading import load
+from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.ensemble.scoring import score_rows
+from alm_pipeline.scoring.windows import Row
+from storage.errors import UserError
+
+# lm_eval's: the texts (None where they are parts of a longer one), and the ids of context and continuation
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+@register_model("alm")
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """A model or an ensemble, by name or in memory; further arguments are those of lm_eval's `hf`."""
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        model = pretrained
+        if isinstance(model, str):
+            model, tokenizer = load(model, dtype, device)
+        elif isinstance(model, EnsembleModel):
+            tokenizer = model.tokenizer
+        if isinstance(model, EnsembleModel) and str(settings.get("batch_size", 1)).startswith("auto"):
+            raise UserError("batch_size: an ensemble's is not found out by itself: give a number of rows")
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **settings)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **settings: Any
+    ) -> list[int]:
+        """A text's ids, those that all members can read."""
+        ids = super().tok_encode(string, add_special_tokens, **settings)
+        ids = self.model.readable(ids) if isinstance(self.model, EnsembleModel) else ids
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """[B, T] ids and mask, as `tok_encode` gives them."""
+        if not isinstance(self.model, EnsembleModel):
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)  # type: ignore[no-any-return]
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        return padded["input_ids"], padded["attention_mask"]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation, whether greedy generation gives it) of each request."""
+        if not isinstance(self.model, EnsembleModel):
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
+        rows = [self._row(k, context, continuation) for k, (_, context, continuation) in enumerate(requests)]
+        longest = max((len(row.ids) for row in rows), default=0)
+        scores = score_rows(self.model, rows, longest * (override_bs or self.batch_size))
+        answers = [(float(score.logprobs.sum()), bool(score.likeliest.all())) for score in scores]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _row(self, example: int, context: list[int], continuation: list[int]) -> Row:
+        """Cut on the left where it is too long, as HFLM does; the last token is predicted, and not read."""
+        ids = np.array((context + continuation)[-(self.max_length + 1) :], np.int32)
+        return Row(example, ids, 0, max(1, len(ids) - len(continuation)))
+
+
+def evaluate(
+    name: str,
+    tasks: Sequence[str],
+    *,
+    task_folder: Path | None = None,
+    few_shot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    chat: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """lm_eval's results for a model or ensemble; `task_folder` has YAML tasks of one's own, `limit` examples a task.
+
+    Raises UserError for a task that there is not, or whose data can't be had, with what lm_eval says.
+    """
+    manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(
+            f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder names a folder of yours"
+        )
+    try:
+        loaded = manager.load(list(tasks))
+    except Exception as error:  # whatever `datasets` and the hub's client raise
+        raise UserError(f"lm_eval can't load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
+    del loaded
+    model = HarnessModel(name, dtype=dtype, device=device, batch_size=batch_size)
+    results: dict[str, Any] = simple_evaluate(
+        model,
+        tasks=list(tasks),
+        task_manager=manager,
+        num_fewshot=few_shot,
+        limit=limit,
+        apply_chat_template=chat,
+        log_samples=False,
+    )
+    return results
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """lm_eval's own table."""
+    return str(make_table(results))

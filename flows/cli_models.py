@@ -1,0 +1,96 @@
+"""The commands that use a finished model, or an ensemble of several."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import out, user_errors
+from storage.errors import UserError
+
+models = typer.Typer()
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a folder, a hub name, demo:NAME, or an ensemble's YAML file or folder")
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; an ensemble's file says its own")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda:1, …; the GPU where there is one")]
+
+
+@models.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="the text to continue")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="new tokens at most")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="for sampling the same text again")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="the prompt is a user's message: use the chat template")] = False,
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """Print what a model or an ensemble makes of a prompt, as it comes."""
+    with user_errors():
+        _check_dtype(dtype)
+        from alm_pipeline.ensemble.generating import generate_text
+
+        generate_text(
+            model,
+            prompt,
+            lambda text: typer.echo(text, nl=False),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            chat=chat,
+            dtype=dtype,
+            device=device,
+        )
+        typer.echo()
+
+
+@models.command()
+def evaluate(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="lm_eval's tasks, with commas between them")],
+    task_folder: Annotated[Path | None, typer.Option(help="a folder of YAML tasks of your own")] = None,
+    few_shot: Annotated[int | None, typer.Option(min=0, help="examples in the prompt; the task's own number")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many examples of each task; all")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="rows at once")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="prompts in the tokenizer's chat template")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write lm_eval's results there, too")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
+    with user_errors():
+        _check_dtype(dtype)
+        harness = _harness()
+        results = harness.evaluate(
+            model,
+            [task.strip() for task in tasks.split(",")],
+            task_folder=task_folder,
+            few_shot=few_shot,
+            limit=limit,
+            batch_size=batch_size,
+            chat=chat,
+            dtype=dtype,
+            device=device,
+        )
+        out.print(harness.results_table(results), markup=False, highlight=False)
+        if output:
+            output.write_text(json.dumps(results["results"], indent=2, default=str), encoding="utf-8")
+
+
+def _harness() -> Any:
+    try:
+        from alm_pipeline.ensemble import harness
+    except ModuleNotFoundError as error:
+        raise UserError(f"`alm evaluate` needs {error.name}: pip install 'alm-pipeline[eval]'") from error
+    return harness
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {dtype}: is none of float32, bfloat16 and float16")
