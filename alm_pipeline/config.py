@@ -80,14 +80,37 @@ class TrainedTokenizer(Frozen):
     train_bytes: int = Field(16 * 2**20, ge=1024, description="text to train on, whatever the corpus's `sample`")
 
 
+BYTES = "bytes"
+"""the name of the byte-level tokenizer that is made of the student's own"""
+
+
 class StudentConfig(Frozen):
     """The student: a model with its own tokenizer, or one that a new tokenizer is put on."""
 
     model: str = Field(description="a folder, a hub name, or demo:NAME")
     tokenizer: str | TrainedTokenizer | None = Field(
         None,
-        description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it with FVT",
+        description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it with FVT; "
+        "`bytes` is the 256 bytes and the model's special tokens, with a head of its own (a folder of that name: "
+        "./bytes)",
     )
+    ngram_embeddings: bool = Field(
+        False,
+        description="with tokenizer bytes: at each byte, the frozen embedding of the longest of the model's former "
+        "tokens that ends there is added; the student's folder then carries a file of code",
+    )
+
+    @model_validator(mode="after")
+    def _has_bytes_for_ngrams(self) -> Self:
+        if self.ngram_embeddings and not self.is_byte_level:
+            raise ValueError(
+                f"ngram_embeddings is of the tokenizer `bytes`, and this is {self.tokenizer}: leave one out"
+            )
+        return self
+
+    @property
+    def is_byte_level(self) -> bool:
+        return self.tokenizer == BYTES
 
 
 class ScoreConfig(Frozen):

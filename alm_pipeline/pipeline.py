@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
+from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.stage import distil, student_folder
 from alm_pipeline.models import context_length, load_tokenizer, tokenizer_forms, vocabulary_rows
@@ -62,9 +62,9 @@ class Pipeline:
         setting = self.config.corpus.normalize
         if setting != "auto":
             return setting
-        # a tokenizer that is trained here takes texts as they are
+        # a tokenizer that is made here takes texts as they are
         own = self.config.student.tokenizer or self.config.student.model
-        names = [self.config.teacher, *([own] if isinstance(own, str) else [])]
+        names = [self.config.teacher, *([own] if isinstance(own, str) and own != BYTES else [])]
         forms = [form for name in names for form in tokenizer_forms(name)]
         return tuple(dict.fromkeys(form.serialized for form in [NFC, *forms]))
 
@@ -74,14 +74,14 @@ class Pipeline:
 
     @cached_property
     def trained_tokenizer(self) -> StoredFolder | None:
-        """The tokenizer that the run trains, or None where the configuration names one."""
+        """The tokenizer that the run trains, or makes of bytes; None where the configuration names one."""
         setting = self.config.student.tokenizer
-        if not isinstance(setting, TrainedTokenizer):
+        if setting is None or (isinstance(setting, str) and setting != BYTES):
             return None
         return self._told(tokenizer_folder(self._corpus, setting, self.config.student.model, self.root))
 
     def tokenizer(self, side: Side) -> str:
-        """The name or folder of a side's tokenizer; the student's may have to be trained first."""
+        """The name or folder of a side's tokenizer; the student's may have to be made first."""
         if side == "teacher":
             return self.config.teacher
         if self.trained_tokenizer:
@@ -135,9 +135,9 @@ class Pipeline:
         return write_examples(self.examples, self._corpus)
 
     def train_tokenizer(self) -> FolderManifest | None:
-        """Train the student's new tokenizer, if the configuration asks for one."""
+        """Make the student's new tokenizer, by training or of bytes, if the configuration asks for one."""
         setting = self.config.student.tokenizer
-        if not isinstance(setting, TrainedTokenizer) or not self.trained_tokenizer:
+        if setting is None or not self.trained_tokenizer:
             return None
         return write_tokenizer(self.trained_tokenizer, self._corpus, setting, self.config.student.model)
 

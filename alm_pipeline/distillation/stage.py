@@ -26,6 +26,7 @@ from alm_pipeline.objective.pair_bias_stage import read_pair_biases
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.transfer.byte_model import put_on_bytes
 from alm_pipeline.transfer.fvt import special_counterparts, transfer_vocabulary
 from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
@@ -39,13 +40,14 @@ def student_folder(
     datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None = None
 ) -> StoredFolder:
     """The student that these caches and this configuration make, whether or not it is there yet."""
-    inputs = {name: dataset.name for name, dataset in datasets.items()}
+    inputs, student = {name: dataset.name for name, dataset in datasets.items()}, config.student
     identity = {
         "stage_version": STAGE_VERSION,
         "inputs": inputs | ({"pair_biases": pair_biases.name} if pair_biases else {}),
         "model": model_identity(config.student.model),
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
+        **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
         "objective": config.objective.model_dump(mode="json"),
         "train": config.train.identity(),
     }
@@ -151,4 +153,7 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
     if tokenizer == config.student.model:
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
+    if config.student.is_byte_level:
+        ngrams, seed = config.student.ngram_embeddings, config.train.seed
+        return model, put_on_bytes(model, source, target, ngram_embeddings=ngrams, seed=seed)
     return model, transfer_vocabulary(model, source, target, config.train.seed).counts()

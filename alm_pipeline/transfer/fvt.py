@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.models import embedding_rows
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from storage.errors import UserError
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -48,12 +48,12 @@ class _Cutter:
 
     def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
         self.backend, self.view = source.backend_tokenizer, view
-        self.ids = {view.spelling[id_]: id_ for id_ in reversed(range(view.size)) if not view.special[id_]}
+        self.ids = tokens_by_spelling(self.backend, view)
         self.longest = max(map(len, self.ids), default=0)
 
     def cut(self, spelling: bytes) -> tuple[int, ...]:
         if spelling in self.ids:
-            return (self.ids[spelling],) if spelling else ()
+            return (self.ids[spelling],)
         try:
             ids = self.backend.encode(spelling.decode(), add_special_tokens=False).ids
         except UnicodeDecodeError:  # a part of a character
