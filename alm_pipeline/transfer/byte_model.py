@@ -57,7 +57,7 @@ def untie(model: PreTrainedModel) -> None:
     """Give the head its own copy of the embedding's rows, where it has the same ones. In place."""
     head = model.get_output_embeddings()
     model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
 
@@ -97,7 +97,7 @@ def _attach(model: PreTrainedModel, ngrams: NgramRows) -> None:
     extended.ngrams.to(model.device)
 
 
-def carried_classes(model: PreTrainedModel) -> tuple[type, type]:
+def carried_classes(model: PreTrainedModel) -> tuple[Any, Any]:
     """The classes of the configuration and the model in the file that the model's folder carries."""
     name = Path(carried.__file__).stem
     text = Path(carried.__file__).read_text(encoding="utf-8")
@@ -108,10 +108,9 @@ def carried_classes(model: PreTrainedModel) -> tuple[type, type]:
         folder = Path(scratch) / f"ngram_bytes_{type(model).__name__}"
         folder.mkdir()
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-        config_class, model_class = (
-            get_class_from_dynamic_module(f"{name}.{which}", folder)
-            for which in ("NgramBytesConfig", "NgramBytesForCausalLM")
-        )
+        names = (f"{name}.NgramBytesConfig", f"{name}.NgramBytesForCausalLM")
+        classes: list[Any] = [get_class_from_dynamic_module(which, folder) for which in names]
+    config_class, model_class = classes
     # so that save_pretrained puts the file into the folder, and its classes into config.json
     config_class.register_for_auto_class()
     model_class.register_for_auto_class("AutoModelForCausalLM")

@@ -48,17 +48,12 @@ class Ngrams(nn.Module):
     tokens: Tensor
 
     def __init__(self, embedding: nn.Module, tokens: int, states: int) -> None:
-        """Empty ones; `embedding` is the model's own, whose scale (as Gemma's) the looked up ones take too."""
+        """Empty ones; `embedding` is the model's own."""
         super().__init__()
         self.register_buffer("bases", torch.zeros(states, dtype=torch.int32))
         self.register_buffer("parents", torch.full((states,), -1, dtype=torch.int32))
         self.register_buffer("tokens", torch.zeros(states, dtype=torch.int32))
-        own: Tensor = embedding.weight  # type: ignore[assignment]
-        self.embedding = copy.deepcopy(embedding)
-        self.embedding.padding_idx = None
-        # no parameter: transformers makes every parameter that it loads a trained one
-        del self.embedding.weight
-        self.embedding.register_buffer("weight", torch.zeros(tokens + 1, own.shape[1], dtype=own.dtype))
+        self.embedding = _frozen(embedding, tokens + 1)
 
     def forward(self, ids_BS: Tensor, ordinary_BS: Tensor, starts_BS: Tensor) -> Tensor:
         """[B, S, H]; `ordinary` are bytes that are looked at, `starts` are the first of an example."""
@@ -88,6 +83,16 @@ class Ngrams(nn.Module):
         return self.tokens.index_select(0, states_N)
 
 
+def _frozen(embedding: Any, rows: int) -> Any:
+    """Rows of zeros that are not trained, in a module that scales them as the model's own embedding does (Gemma's)."""
+    frozen, own = copy.deepcopy(embedding), embedding.weight
+    frozen.padding_idx = None
+    # no parameter: transformers makes every parameter that it loads a trained one
+    del frozen.weight
+    frozen.register_buffer("weight", torch.zeros(rows, own.shape[1], dtype=own.dtype))
+    return frozen
+
+
 def _runs(ordinary_BS: Tensor, starts_BS: Tensor) -> Tensor:
     """[B, S] bytes that end at each place and belong together; 0 where no byte stands."""
     places_S = torch.arange(ordinary_BS.shape[1], device=ordinary_BS.device)
@@ -112,9 +117,9 @@ class NgramBytesForCausalLM(Architecture):
         self._ddp_params_and_buffers_to_ignore = [f"ngrams.{name}" for name, _ in self.ngrams.named_buffers()]
         self.base_model.register_forward_pre_hook(self._embed, with_kwargs=True)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """With the ids before those that are new on the cache: of each beam its own."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         given, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if given is not None and cache is not None:
             behind = input_ids.shape[1] - given.shape[1]

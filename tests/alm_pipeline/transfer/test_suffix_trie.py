@@ -54,7 +54,7 @@ def test_every_suffix_tried_finds_the_same(data: st.DataObject, letters: st.Sear
     pieces = st.one_of(letters.map(lambda letter: [letter]), st.just([SPECIAL]))
     if spellings:
         pieces = pieces | st.sampled_from(spellings).map(list)
-    text = sum(data.draw(st.lists(pieces, min_size=1, max_size=60)), [])
+    text = [letter for piece in data.draw(st.lists(pieces, min_size=1, max_size=60)) for letter in piece]
     assert longest(filled(spellings), [text]) == [tried(spellings, text)]
 
 
