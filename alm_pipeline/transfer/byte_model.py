@@ -55,11 +55,11 @@ def put_on_bytes(
 
 def untie(model: PreTrainedModel) -> None:
     """Give the head its own copy of the embedding's rows, where it has the same ones. In place."""
-    head = model.get_output_embeddings()
+    head, own = model.get_output_embeddings(), model.get_input_embeddings().weight
     model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
-    if head.weight is model.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    if head.weight is own:
+        head.weight = nn.Parameter(torch.clone(own.detach()))
 
 
 def _ngram_rows(model: PreTrainedModel, source: PreTrainedTokenizerFast) -> NgramRows:
