@@ -82,6 +82,8 @@ class TrainedTokenizer(Frozen):
 
 Method = Literal["fvt", "mean", "random", "focus", "omp"]
 SpecialTokens = Literal["auto", "source", "target"]
+BYTES = "bytes"
+"""the name of the byte-level tokenizer that is made of the student's own"""
 
 
 class StudentConfig(Frozen):
@@ -89,7 +91,10 @@ class StudentConfig(Frozen):
 
     model: str = Field(description="a folder, a hub name, or demo:NAME")
     tokenizer: str | TrainedTokenizer | None = Field(
-        None, description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it"
+        None,
+        description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it; "
+        "`bytes` is the 256 bytes and the model's special tokens, with a head of its own (a folder of that name: "
+        "./bytes)",
     )
     initialisation: Method = Field(
         "fvt",
@@ -106,16 +111,32 @@ class StudentConfig(Frozen):
         "where the tokenizer lacks a begin-of-text token or a chat template that the model has",
     )
 
+    ngram_embeddings: bool = Field(
+        False,
+        description="with tokenizer bytes: at each byte, the frozen embedding of the longest of the model's former "
+        "tokens that ends there is added; the student's folder then carries a file of code",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.donor and self.initialisation != "omp":
             raise ValueError(f"donor is of the initialisation omp, and this is {self.initialisation}: leave one out")
-        if isinstance(self.tokenizer, TrainedTokenizer):
+        if isinstance(self.tokenizer, TrainedTokenizer) or self.is_byte_level:
             if self.special_tokens == "target":
-                raise ValueError("a tokenizer that is trained has the model's special tokens: leave special_tokens out")
+                raise ValueError(
+                    "a tokenizer that is made here has the model's special tokens: leave special_tokens out"
+                )
             if self.initialisation == "omp" and not self.donor:
-                raise ValueError("initialisation omp: no model has the tokenizer yet that is to be trained: use focus")
+                raise ValueError("initialisation omp: no model has a tokenizer yet that is made here: use focus")
+        if self.ngram_embeddings and not self.is_byte_level:
+            raise ValueError(
+                f"ngram_embeddings is of the tokenizer `bytes`, and this is {self.tokenizer}: leave one out"
+            )
         return self
+
+    @property
+    def is_byte_level(self) -> bool:
+        return self.tokenizer == BYTES
 
 
 class ScoreConfig(Frozen):

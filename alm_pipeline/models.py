@@ -96,6 +96,11 @@ def load_model(
                 folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, device_map=device_map
             )
     except (OSError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name}: carries code of its own, as a student with n-gram embeddings does: if you trust it, set "
+                "trust_remote_code to true"
+            ) from error
         raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device

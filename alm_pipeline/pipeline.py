@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.config import AlmConfig, CorpusConfig, TrainedTokenizer
+from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from alm_pipeline.distillation.launch import distil_in_processes
 from alm_pipeline.distillation.processes import processes_here, this_process
@@ -66,9 +66,9 @@ class Pipeline:
         setting = self.config.corpus.normalize
         if setting != "auto":
             return setting
-        # a tokenizer that is trained here takes texts as they are
+        # a tokenizer that is made here takes texts as they are
         own = self.config.student.tokenizer or self.config.student.model
-        names = [self.config.teacher, *([own] if isinstance(own, str) else [])]
+        names = [self.config.teacher, *([own] if isinstance(own, str) and own != BYTES else [])]
         return common_forms(names)
 
     @cached_property
@@ -77,9 +77,9 @@ class Pipeline:
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
-        """The tokenizer that the run makes: trained, or with the model's special tokens; None for one as it is."""
+        """The tokenizer that the run makes: trained, of bytes, or with the model's special tokens; None: as it is."""
         setting, model = self.config.student.tokenizer, self.config.student.model
-        if isinstance(setting, TrainedTokenizer):
+        if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return self._told(tokenizer_folder(self._corpus, setting, model, self.root))
         if setting is None:
             return None
@@ -150,7 +150,7 @@ class Pipeline:
         setting, model = self.config.student.tokenizer, self.config.student.model
         if not self.made_tokenizer or setting is None:
             return None
-        if isinstance(setting, TrainedTokenizer):
+        if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return write_tokenizer(self.made_tokenizer, self._corpus, setting, model)
         return write_exchanged(self.made_tokenizer, setting, model)
 

@@ -4,6 +4,7 @@ import sysconfig
 from collections.abc import Callable
 
 from alm_pipeline.config import (
+    BYTES,
     AlmConfig,
     CorpusConfig,
     FilesSource,
@@ -38,6 +39,18 @@ def maths() -> AlmConfig:
         student=StudentConfig(model=SMOLLM2),
         objective=ObjectiveConfig(temperature=5.0),
         train=demo_training(steps=40),
+    )
+
+
+def byte_level() -> AlmConfig:
+    """SmolLM2-135M to bytes with n-gram embeddings, taught by itself: ALM, SFT and hidden states, by GradMag."""
+    return AlmConfig(
+        corpus=python_source(),
+        teacher=SMOLLM2,
+        student=StudentConfig(model=SMOLLM2, tokenizer=BYTES, ngram_embeddings=True),
+        objective=ObjectiveConfig(terms={"alm": 1.0, "sft": 1.0, "latents": 1.0}, balance="gradmag", temperature=5.0),
+        # a row holds the longest example, a byte a token
+        train=demo_training(steps=48).model_copy(update={"batch_tokens": 1536, "row_tokens": 1536}),
     )
 
 
@@ -80,7 +93,7 @@ def demo_training(steps: int) -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], AlmConfig]] = {"transfer": transfer, "maths": maths}
+RECIPES: dict[str, Callable[[], AlmConfig]] = {"transfer": transfer, "maths": maths, "bytes": byte_level}
 
 
 def recipe(name: str) -> AlmConfig:

@@ -66,7 +66,7 @@ def shard(config: AlmConfig, storage: str) -> float:
 
 @stage_task("train-tokenizer")
 def train_tokenizer(config: AlmConfig, storage: str) -> float:
-    """Train the student's new tokenizer, if there is one to train."""
+    """Make the student's new tokenizer, by training or of bytes, if the configuration asks for one."""
     return _timed(_pipeline(config, storage).train_tokenizer)
 
 
@@ -156,7 +156,7 @@ def alm(
     """Distil a student from a teacher, whatever their tokenizers.
 
     Args:
-        recipe: A complete configuration by name (transfer, maths), for when `config` is not given.
+        recipe: A complete configuration by name (transfer, maths, bytes), for when `config` is not given.
         config: A complete configuration.
         storage: Where datasets and students go: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME, a
             Prefect block RemoteFileSystem, which holds the credentials.
@@ -164,7 +164,7 @@ def alm(
         corpus: URL of Parquet, JSONL or text files, taken whole, instead of the configuration's corpus.
         teacher: A folder, a hub name, or demo:NAME.
         student: A folder, a hub name, or demo:NAME.
-        tokenizer: The tokenizer to put on the student: a folder or a hub name.
+        tokenizer: The tokenizer to put on the student: a folder, a hub name, or bytes.
         steps: Training steps.
         learning_rate: The peak learning rate.
         gamma: A chunk ends where the teacher's probability of a boundary token exceeds this.

@@ -46,7 +46,7 @@ class Until(StrEnum):
     STUDENT = "student"
 
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, or a YAML or JSON file")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, bytes, or a YAML or JSON file")]
 Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="any field, dotted: train.learning_rate=1e-4 (YAML value)"),
@@ -64,7 +64,7 @@ def run(
     corpus: Annotated[str | None, typer.Option(help="URL of files (Parquet, JSONL, text), taken whole")] = None,
     teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
     student: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="put on the student: a folder or a hub name")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="put on the student: a folder, a hub name, or bytes")] = None,
     steps: Annotated[int | None, typer.Option(help="training steps")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="the peak learning rate")] = None,
     gamma: Annotated[float | None, typer.Option(help="a chunk ends where P(boundary) exceeds this")] = None,

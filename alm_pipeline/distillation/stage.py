@@ -35,6 +35,7 @@ from alm_pipeline.objective.pair_bias_stage import read_pair_biases
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.transfer.byte_model import put_on_bytes
 from alm_pipeline.transfer.fvt import special_counterparts
 from alm_pipeline.transfer.initialisation import Initialisation
 from alm_pipeline.transfer.swap import swap_tokenizer
@@ -52,7 +53,7 @@ def student_folder(
     datasets: Mapping[str, Dataset], config: AlmConfig, tokenizer: str, pair_biases: StoredFolder | None = None
 ) -> StoredFolder:
     """The student that these caches and this configuration make, whether or not it is there yet."""
-    inputs = {name: dataset.name for name, dataset in datasets.items()}
+    inputs, student = {name: dataset.name for name, dataset in datasets.items()}, config.student
     identity = {
         "stage_version": STAGE_VERSION,
         "inputs": inputs | ({"pair_biases": pair_biases.name} if pair_biases else {}),
@@ -60,6 +61,7 @@ def student_folder(
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
         **({"initialisation": Initialisation.of(config.student).identity()} if config.student.tokenizer else {}),
+        **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
         "objective": config.objective.model_dump(mode="json"),
         "train": config.train.identity(),
     }
@@ -244,4 +246,7 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
     initialisation = Initialisation.of(config.student, trust_remote_code=config.trust_remote_code)
+    if config.student.is_byte_level:
+        ngrams, seed = config.student.ngram_embeddings, config.train.seed
+        return model, put_on_bytes(model, source, target, initialisation, ngram_embeddings=ngrams, seed=seed)
     return model, swap_tokenizer(model, source, target, initialisation, config.train.seed).counts()

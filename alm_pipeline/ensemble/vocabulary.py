@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view
-from alm_pipeline.transfer.fvt import special_counterparts
+from alm_pipeline.transfer.fvt import role_counterparts, special_counterparts
 from storage.errors import UserError
 
 Longs = npt.NDArray[np.int64]
@@ -62,7 +62,9 @@ class _Side:
 
 
 def _same_role(lead: _Side, member: _Side) -> Iterable[tuple[int, int]]:
-    pairs = special_counterparts(member.tokenizer, lead.tokenizer).items()
+    """Begin and end of text go by the tokenizers' word, the rest by what chat templates do with them."""
+    sides = member.tokenizer, lead.tokenizer
+    pairs = [*role_counterparts(*sides).items(), *special_counterparts(*sides).items()]
     return [(ours, theirs) for ours, theirs in pairs if lead.view.special[ours] and member.view.special[theirs]]
 
 

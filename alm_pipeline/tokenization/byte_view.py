@@ -125,6 +125,19 @@ def byte_view(tokenizer: Tokenizer) -> ByteView:
     )
 
 
+def tokens_by_spelling(tokenizer: Tokenizer, view: ByteView) -> dict[bytes, int]:
+    """The token of each spelling, special ones left out; of several the lowest id.
+
+    A byte fallback's token (`<0x41>`) comes last: where there is a token `A`, the fallback's is never used.
+    """
+    own = np.flatnonzero(~view.special & (view.lengths > 0)).tolist()
+    fallback = {
+        id_ for id_ in own if view.lengths[id_] == 1 and _BYTE_TOKEN.fullmatch(tokenizer.id_to_token(id_) or "")
+    }
+    ordered = [*(id_ for id_ in own if id_ not in fallback), *sorted(fallback)]
+    return {view.spelling[id_]: id_ for id_ in reversed(ordered)}
+
+
 def _settings(model: models.Model) -> dict[str, Any]:
     """What the model says beside its vocabulary, which for the others would take seconds to serialize."""
     if isinstance(model, models.Unigram):

@@ -4,13 +4,14 @@ A special token takes its counterpart's row, a token of the same bytes is copied
 pieces that the source tokenizer cuts its bytes into.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.tokenization.chat import ChatTemplate
 from alm_pipeline.transfer.composition import Composition, Fill
 from storage.errors import UserError
@@ -70,12 +71,12 @@ class _Cutter:
 
     def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
         self.backend, self.view = source.backend_tokenizer, view
-        self.ids = spellings(view)
+        self.ids = tokens_by_spelling(self.backend, view)
         self.longest = max(map(len, self.ids), default=0)
 
     def cut(self, spelling: bytes) -> tuple[int, ...]:
         if spelling in self.ids:
-            return (self.ids[spelling],) if spelling else ()
+            return (self.ids[spelling],)
         try:
             ids = self.backend.encode(spelling.decode(), add_special_tokens=False).ids
         except UnicodeDecodeError:  # a part of a character
@@ -95,24 +96,33 @@ class _Cutter:
         return tuple(ids)
 
 
-def spellings(view: ByteView) -> dict[bytes, int]:
-    """Bytes → the lowest id of those that are no special token."""
-    return {view.spelling[id_]: id_ for id_ in reversed(range(view.size)) if not view.special[id_]}
-
-
 def special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
     """Target id → source id: the same literal, otherwise the same role in the chat template, or in the tokenizer."""
-    known = source.get_vocab()
-    pairs = {id_: known[token] for token, id_ in target.get_added_vocab().items() if token in known}
     theirs = chat_tokens(source)
-    for kind, id_ in chat_tokens(target).items():
-        if kind in theirs:
-            pairs.setdefault(id_, theirs[kind])
-    for role in ROLES:
-        ours, own = getattr(target, f"{role}_id"), getattr(source, f"{role}_id")
-        if ours is not None and own is not None:
-            pairs.setdefault(ours, own)
-    return pairs
+    chat = [(id_, theirs[kind]) for kind, id_ in chat_tokens(target).items() if kind in theirs]
+    return _first_pairs([*_same_literals(source, target), *chat, *_same_roles(source, target)])
+
+
+def role_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
+    """Target id → source id: the same literal, otherwise the same role in the tokenizer, whatever chat templates do."""
+    return _first_pairs([*_same_literals(source, target), *_same_roles(source, target)])
+
+
+def _same_literals(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
+    known = source.get_vocab()
+    return [(id_, known[token]) for token, id_ in target.get_added_vocab().items() if token in known]
+
+
+def _same_roles(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
+    pairs = [(getattr(target, f"{role}_id"), getattr(source, f"{role}_id")) for role in ROLES]
+    return [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+
+
+def _first_pairs(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for ours, theirs in pairs:
+        found.setdefault(ours, theirs)
+    return found
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[TokenKind, int]:

@@ -23,11 +23,11 @@ from alm_pipeline.models import (
     tokenizer_identity,
     weights_dtype,
 )
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.tokenization.encoding import check_vocabulary
 from alm_pipeline.transfer.composition import Composition
 from alm_pipeline.transfer.focus import focus
-from alm_pipeline.transfer.fvt import VocabularyMap, spellings
+from alm_pipeline.transfer.fvt import VocabularyMap
 from alm_pipeline.transfer.omp import omp
 from storage.errors import UserError
 
@@ -164,7 +164,8 @@ class Donor(NamedTuple):
 
 def _donor_ids(tokenizer: PreTrainedTokenizerFast, target: ByteView) -> Ints:
     """The same token's id: of special ones by literal, of others by bytes."""
-    ordinary, special = spellings(byte_view(tokenizer.backend_tokenizer)), tokenizer.get_added_vocab()
+    backend, special = tokenizer.backend_tokenizer, tokenizer.get_added_vocab()
+    ordinary = tokens_by_spelling(backend, byte_view(backend))
     found = [
         special.get(spelling.decode(), -1) if target.special[id_] else ordinary.get(spelling, -1) if spelling else -1
         for id_, spelling in enumerate(target.spelling)

@@ -1,4 +1,4 @@
-"""The stage that makes the student's tokenizer: trained on the corpus, or with the source's special tokens."""
+"""The stage that makes the student's tokenizer: trained, of bytes, or with the source's special tokens."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from alm_pipeline.corpus.stage import corpus_identity
 from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
 from alm_pipeline.tokenization.chat import joined_contents
+from alm_pipeline.transfer.byte_level import byte_level_tokenizer
 from alm_pipeline.transfer.special_tokens import with_special_tokens
 from alm_pipeline.transfer.train_tokenizer import train_tokenizer
 from storage.folders import FolderManifest, StoredFolder
@@ -16,15 +17,13 @@ from storage.folders import FolderManifest, StoredFolder
 STAGE_VERSION = 1
 
 
-def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer, source: str, root: str) -> StoredFolder:
-    """The tokenizer trained on this corpus, whether or not it is there yet."""
-    identity = {
-        "stage_version": STAGE_VERSION,
-        "corpus": corpus_identity(_whole(corpus)),
-        "setting": setting.model_dump(mode="json"),
-        "source_tokenizer": tokenizer_identity(source),
-    }
-    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity)
+def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str, root: str) -> StoredFolder:
+    """The tokenizer trained on this corpus, or of bytes, whether or not it is there yet."""
+    identity = {"stage_version": STAGE_VERSION, "source_tokenizer": tokenizer_identity(source)}
+    if isinstance(setting, str):
+        return StoredFolder(root, "tokenizers", f"{label(source)}-{setting}", {**identity, "setting": setting})
+    trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
+    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
 
 
 def exchanged_folder(tokenizer: str, source: str, root: str) -> StoredFolder:
@@ -55,9 +54,9 @@ def _whole(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer, source: str
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
 ) -> FolderManifest:
-    """Train the tokenizer on the training split, unless it is there."""
+    """Train the tokenizer on the training split, or make it of bytes, unless it is there."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():
@@ -65,11 +64,13 @@ def write_tokenizer(
 
 
 def _write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer, source: str
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
 ) -> FolderManifest:
-    tokenizer = train_tokenizer(
-        _training_texts(corpus, setting.train_bytes), setting.vocab_size, load_tokenizer(source)
-    )
+    if isinstance(setting, str):
+        tokenizer = byte_level_tokenizer(load_tokenizer(source))
+    else:
+        texts = _training_texts(corpus, setting.train_bytes)
+        tokenizer = train_tokenizer(texts, setting.vocab_size, load_tokenizer(source))
     tokenizer.save_pretrained(folder.path)
     return folder.finish({"tokens": len(tokenizer)})
 
