@@ -197,6 +197,20 @@ class ObjectiveConfig(Frozen):
         return not LIVE_TERMS.isdisjoint(self.terms)
 
 
+class LoraConfig(Frozen):
+    """Adapters of a low rank on linear layers, trained with the embeddings while everything else stays as it is."""
+
+    rank: int = Field(64, gt=0)
+    alpha: float = Field(64, gt=0, description="what an adapter adds is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into an adapter")
+    targets: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        description="patterns of the names of linear layers that get an adapter, such as '*.self_attn.*'; the output "
+        "layer gets none: it is trained itself",
+    )
+
+
 class TrainConfig(Frozen):
     """How the student is trained."""
 
@@ -217,6 +231,9 @@ class TrainConfig(Frozen):
     )
     decay_steps: int | None = Field(None, gt=0, description="of the schedule wsd; a tenth of the steps by default")
     freeze: tuple[str, ...] = Field((), description="patterns of parameters that stay as they are: '*.mlp.*'")
+    lora: LoraConfig | None = Field(
+        None, description="train adapters and the embeddings; by default everything is trained. {} takes the defaults"
+    )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 weights")

@@ -236,7 +236,7 @@ def plain_batch(rows: list[list[PlainExample]]) -> dict[str, npt.NDArray[Any]]:
         at = 0
         for example in row:
             end = at + len(example.ids)
-            ids[number, at:end], positions[number, at:] = example.ids, np.arange(width - at)
+            ids[number, at:end], positions[number, at:end] = example.ids, np.arange(end - at)
             lengths = example.ends - example.starts
             within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             numbers = np.repeat(np.arange(chunks, chunks + len(lengths)), lengths)

@@ -55,7 +55,7 @@ class Batch:
 
     token_ids_BS: Tensor
     position_ids_BS: Tensor
-    """begin again at 0 with each example"""
+    """begin again at 0 with each example; 0 in padding, so that none is beyond what a model has learned"""
     predicted_N: Tensor
     """the token counts for the student's own likelihood: it has a predecessor in its example, and is no padding"""
     chunk_of_token_N: Tensor
@@ -186,11 +186,10 @@ class _Layout:
         return found
 
     def positions(self) -> Ints:
-        """[positions] counted within each example, going on into the padding behind a row's last."""
-        at = np.arange(self.size)
-        last_start = np.zeros(self.size, np.int64)
-        last_start[self.starts] = self.starts
-        return at - np.maximum.accumulate(last_start)
+        """[positions] counted within each example, 0 where none stands."""
+        found = np.zeros(self.size, np.int64)
+        found[self.places] = _counted(self.lengths)
+        return found
 
 
 def _ranges(offsets: Ints, chosen: Ints) -> Ints:

@@ -64,7 +64,3 @@ def fill_batch(examples: Examples, group: Group, width: int, batch: FlatBatch) -
             batch.teacher_logprobs[written] = chunks.logprobs[chunk]
             written += 1
         at += length
-        if k + 1 == len(group.examples) or group.rows[k + 1] != row:
-            # padding goes on counting after the last example: nothing attends to it
-            for column in range((row + 1) * width - at):
-                batch.position_ids[at + column] = length + column

@@ -12,9 +12,9 @@ from storage.errors import UserError
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Leave parameters whose names match as they are. Raises UserError where a pattern matches none, or all do."""
     names = [name for name, _ in model.named_parameters()]
-    _check_patterns(patterns, names, "train.freeze")
+    check_patterns(patterns, names, "train.freeze")
     for name, parameter in model.named_parameters():
-        if _first_match(name, patterns) is not None:
+        if first_match(name, patterns) is not None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("train.freeze: every parameter matches, so nothing would be trained: freeze fewer")
@@ -29,23 +29,25 @@ def parameter_groups(
     Raises UserError where a pattern matches no trained parameter.
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    _check_patterns(tuple(rates), list(trained), "train.learning_rates")
+    check_patterns(tuple(rates), list(trained), "train.learning_rates")
     decays, groups = set(decayed), dict[tuple[str | None, bool], dict[str, Any]]()
     for name, value in trained.items():
-        pattern, decay = _first_match(name, tuple(rates)), name in decays
+        pattern, decay = first_match(name, tuple(rates)), name in decays
         group = {"params": [], "weight_decay": weight_decay if decay else 0.0}
         own_rate = {} if pattern is None else {"lr": rates[pattern]}
         groups.setdefault((pattern, decay), group | own_rate)["params"].append(value)
     return list(groups.values())
 
 
-def _first_match(name: str, patterns: Sequence[str]) -> str | None:
+def first_match(name: str, patterns: Sequence[str]) -> str | None:
+    """The first pattern that matches, or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
-def _check_patterns(patterns: Sequence[str], names: Sequence[str], setting: str) -> None:
+def check_patterns(patterns: Sequence[str], names: Sequence[str], setting: str, kind: str = "parameter") -> None:
+    """Raises UserError where a pattern matches no name."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(
-                f"{setting}: {pattern} matches no parameter; there are {', '.join([*names[:3], '…', *names[-2:]])}"
+                f"{setting}: {pattern} matches no {kind}; there are {', '.join([*names[:3], '…', *names[-2:]])}"
             )

@@ -61,7 +61,8 @@ class AlmTrainer(Trainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(self.stream, batch_size=None)
+        # a generator of its own: a loader draws a number as it begins, and a resumed run begins once more
+        return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """A step's micro-batches, and what their losses are means over."""

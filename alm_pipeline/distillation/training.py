@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
+from alm_pipeline.distillation.adapters import attach_adapters
 from alm_pipeline.distillation.checkpoints import last_checkpoint, saved_position
+from alm_pipeline.distillation.isolation import check_isolation
 from alm_pipeline.distillation.live_teacher import LiveTeacher, projections
 from alm_pipeline.distillation.losses import attach_projections, detach_projections
 from alm_pipeline.distillation.parameters import freeze
@@ -54,6 +56,10 @@ def train_student(
     """
     if not config.steps:
         return []
+    for side in (model, teacher.model) if teacher else (model,):
+        if config.row_tokens > 1:
+            check_isolation(side, getattr(torch, config.dtype))
+    adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
     if teacher:
         attach_projections(model, projections(teacher.model, model, objective, config.seed))
     last = last_checkpoint(checkpoints)
@@ -72,8 +78,12 @@ def train_student(
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             else:
                 trainer.load_finished(str(last))
+    # its forward pass has accelerate's autocast around it until then
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     detach_projections(model)
+    if adapters:
+        adapters.merge_and_unload()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alm_pipeline.config import ObjectiveConfig, Ramp, Term
+from storage.errors import UserError
 
 _EPSILON = 1e-8
 
@@ -22,7 +23,10 @@ def gradmag(
 
     `parameters` are those of the last transformer layer. The result is detached. It is of this micro-batch: with
     gradient accumulation each has its own. On several devices the norms are averaged, so that all have the same.
+    Raises UserError where there is none.
     """
+    if not parameters:
+        raise UserError("objective.balance: gradmag looks at the last layer, and nothing of it is trained: take fixed")
     chosen = [term for term, weight in weights.items() if weight]
     norms = torch.stack([_gradient_norm(terms[term], parameters) for term in chosen])
     if torch.distributed.is_available() and torch.distributed.is_initialized():

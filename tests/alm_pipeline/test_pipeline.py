@@ -146,3 +146,9 @@ def test_the_teachers_context_limits_nothing(config: AlmConfig, tmp_path: Path) 
         scores = pl.read_parquet(f"{pipeline.scores.url}/shard-*.parquet")
         assert (scores["logprobs"].list.len() > 24).all()
         assert scores.explode("logprobs")["logprobs"].is_nan().sum() == len(scores)
+
+
+def test_a_student_trained_in_bfloat16_is_evaluated_and_saved(config: AlmConfig, tmp_path: Path) -> None:
+    train = config.train.model_copy(update={"dtype": "bfloat16", "steps": 2})
+    pipeline = Pipeline(config.model_copy(update={"train": train}), str(tmp_path))
+    assert pipeline.run().results["held_out_bits_per_byte"]["student_after"] > 0

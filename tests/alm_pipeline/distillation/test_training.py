@@ -43,24 +43,6 @@ def losses_of(
     return micro_batch_losses(model, batch, VOCABULARY, objective, counts).terms
 
 
-@pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gemma])
-def test_packed_rows_give_the_loss_and_gradients_of_each_example_alone(make: object) -> None:
-    model = make(1000)  # type: ignore[operator]
-    objective = ObjectiveConfig(temperature=3.0)
-    examples = [example(length, 77) for length in (20, 9, 33, 14)]
-    packed = losses_of(model, [[examples[0], examples[1]], [examples[2]], [examples[3]]], objective)["alm"]
-    packed.backward()
-    gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
-    model.zero_grad()
-    counts = [len(item.logprobs) for item in examples]
-    alone = [losses_of(model, [[item]], objective)["alm"] for item in examples]
-    mean = sum(loss * count for loss, count in zip(alone, counts, strict=True) if count) / sum(counts)
-    torch.testing.assert_close(packed, mean)
-    mean.backward()
-    for name, value in model.named_parameters():
-        torch.testing.assert_close(value.grad, gradients[name], rtol=1e-3, atol=1e-6)
-
-
 def test_sft_is_the_models_own_cross_entropy() -> None:
     model = tiny.tiny_llama(1000)
     item = example(30, 1)
