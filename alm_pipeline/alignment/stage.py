@@ -57,7 +57,8 @@ def align_datasets(
 
 def _align_shards(teacher: Dataset, student: Dataset, alignments: Dataset, shards: Sequence[int]) -> None:
     sides = {"teacher": teacher, "student": student}
-    missing = alignments.missing(shards)
+    if not (missing := alignments.missing(shards)):
+        return
     records = (side.required_records(missing) for side in sides.values())
     tokens = [sum(record.counts["tokens"] for record in pair) for pair in zip(*records, strict=True)]
     # decoding, the merge and compression hold no lock

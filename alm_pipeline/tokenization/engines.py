@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
@@ -14,6 +14,10 @@ from tokenizers import Tokenizer
 from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import ByteView
+
+# here and not where it is used: first imported in a thread that ends, kitoken 0.11.1 crashes (SIGSEGV) in later threads
+with suppress(ImportError):
+    import kitoken  # noqa: F401
 
 _MOST_KITOKENS = 8
 _MOST_MISREAD = 100
