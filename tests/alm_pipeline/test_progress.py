@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from alm_pipeline import progress
-from alm_pipeline.progress import progress_bars, track
+from alm_pipeline.progress import observed, progress_bars, track
 
 
 def test_a_line_at_the_end_and_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,14 @@ def test_a_finished_bar_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_bars_where_there_is_no_terminal() -> None:
     with progress_bars(Console(file=io.StringIO())):
         assert progress._bars is None
+
+
+def test_an_observer_is_told_of_what_is_done() -> None:
+    told: list[tuple[object, ...]] = []
+    with observed(lambda *what: told.append(what)), track("score", 9, "tokens", already=2) as advance:
+        advance(3)
+        advance(4)
+    assert told == [("score", 5, 9, "tokens"), ("score", 9, 9, "tokens")]
+    with track("score", 9, "tokens") as advance:
+        advance(1)
+    assert len(told) == 2
