@@ -7,9 +7,11 @@
     print(student.results)
 
 Every stage finds what is there and writes what is missing, so each may be called at any time, after those before it.
+`tokenize`, `align` and `score` also take `shards`, so that several processes share the work: each shard needs only the
+same shard of the stage before, and a last call without `shards` writes the manifest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -25,8 +27,6 @@ from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_
 from alm_pipeline.provenance import provenance
 from alm_pipeline.publishing import push
 from alm_pipeline.scoring.stage import score, scores_dataset
-from alm_pipeline.tokenization.byte_view import byte_view
-from alm_pipeline.tokenization.encoding import check_vocabulary
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.transfer.initialisation import Initialisation
 from alm_pipeline.transfer.special_tokens import keeps_source
@@ -154,19 +154,18 @@ class Pipeline:
             return write_tokenizer(self.made_tokenizer, self._corpus, setting, model)
         return write_exchanged(self.made_tokenizer, setting, model)
 
-    def tokenize(self, side: Side) -> Manifest:
-        """Encode the examples with one side's tokenizer.
+    def tokenize(self, side: Side, shards: Sequence[int] | None = None) -> Manifest | None:
+        """Encode the examples with one side's tokenizer, or these shards of them.
 
         Raises UserError when the tokenizer has ids that its model has no embedding for: better now than after scoring.
         """
-        if self.tokenizer(side) == self._model(side):
-            view = byte_view(load_tokenizer(self.tokenizer(side)).backend_tokenizer)
-            check_vocabulary(view, vocabulary_rows(self._model(side)), self._model(side))
-        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), self._max_tokens(side))
+        name = self.tokenizer(side)
+        rows = vocabulary_rows(name) if name == self._model(side) else None
+        return tokenize(self.examples, self.tokens(side), name, self._max_tokens(side), shards, rows)
 
-    def align(self) -> Manifest:
-        """Align both tokenizations."""
-        return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments)
+    def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
+        """Align both tokenizations, or these shards of them."""
+        return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, shards)
 
     def pair_biases(self) -> FolderManifest | None:
         """Compute the tokenization bias of the pairs of tokens at chunks' ends, if the chunking asks for it."""
@@ -176,11 +175,15 @@ class Pipeline:
         names = (self.tokenizer(side) for side in _SIDES)
         return write_pair_biases(self.stored_pair_biases, {**tokens, "alignments": self.alignments}, *names)
 
-    def score(self) -> Manifest:
-        """Let the teacher score its tokens."""
-        remote_code = self.config.trust_remote_code
+    def score(self, shards: Sequence[int] | None = None) -> Manifest | None:
+        """Let the teacher score its tokens, or these shards of them."""
         return score(
-            self.tokens("teacher"), self.scores, self.config.teacher, self.config.score, trust_remote_code=remote_code
+            self.tokens("teacher"),
+            self.scores,
+            self.config.teacher,
+            self.config.score,
+            shards,
+            trust_remote_code=self.config.trust_remote_code,
         )
 
     def distil(self) -> FolderManifest:

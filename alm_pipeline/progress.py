@@ -30,9 +30,16 @@ class Advance(Protocol):
     def __call__(self, units: float, note: str = "") -> None: ...
 
 
+class Observer(Protocol):
+    """Called, besides, with what is tracked and the units that are done of it."""
+
+    def __call__(self, description: str, done: float, total: float | None, unit: str) -> None: ...
+
+
 logger = logging.getLogger("alm_pipeline")
 _SECONDS_A_LINE = 10.0
 _bars: Progress | None = None
+_observer: Observer | None = None
 
 
 @contextlib.contextmanager
@@ -76,6 +83,17 @@ class _Bars(Progress):
 
 
 @contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Let the observer know, too, how far what is tracked inside is."""
+    global _observer
+    _observer = observer
+    try:
+        yield
+    finally:
+        _observer = None
+
+
+@contextlib.contextmanager
 def track(description: str, total: float | None, unit: str, already: float = 0.0) -> Iterator[Advance]:
     """Track a stage of so many units; the value is called with the units done since the last call.
 
@@ -83,7 +101,19 @@ def track(description: str, total: float | None, unit: str, already: float = 0.0
     """
     shown = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
     with shown as advance:
-        yield advance
+        yield _observing(advance, _observer, description, total, unit, already) if _observer else advance
+
+
+def _observing(
+    advance: Advance, observer: Observer, description: str, total: float | None, unit: str, done: float
+) -> Advance:
+    def advance_both(units: float, note: str = "") -> None:
+        nonlocal done
+        done += units
+        advance(units, note)
+        observer(description, done, total, unit)
+
+    return advance_both
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ a flipped bit may decode to other numbers, and hashing takes a fraction of decod
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +24,10 @@ from storage.identity import plain, stored_name
 from storage.schemas import FORMAT_VERSION, MANIFEST, Kind, schema_of
 from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 
+_RECORDS_AT_ONCE = 16
+
 Model = TypeVar("Model", bound=BaseModel)
+Read = TypeVar("Read")
 
 
 class Stored(BaseModel):
@@ -96,6 +100,20 @@ class Dataset:
         content = read_bytes(self.record_url(shard))
         return None if content is None else parse_stored(Record, self.record_url(shard), content)
 
+    def missing(self, shards: Iterable[int]) -> list[int]:
+        """Of these shards, those that are not complete."""
+        shards = list(shards)
+        return [shard for shard, record in zip(shards, self._read(self.record, shards), strict=True) if record is None]
+
+    def required_records(self, shards: Iterable[int]) -> list[Record]:
+        """The records of these shards. Raises UserError where one is not complete."""
+        return self._read(self._required_record, shards)
+
+    def _read(self, read: Callable[[int], Read], shards: Iterable[int]) -> list[Read]:
+        # a store takes its time to answer, and there may be thousands of shards
+        with ThreadPoolExecutor(_RECORDS_AT_ONCE) as pool:
+            return list(pool.map(read, shards))
+
     def manifest(self) -> Manifest | None:
         """The manifest, or None when the dataset is not complete.
 
@@ -149,7 +167,7 @@ class Dataset:
 
     def finish(self, shards: int, dropped: Mapping[str, int] | None = None) -> Manifest:
         """Publish the manifest of a dataset of so many shards; `dropped` adds what no single shard lost."""
-        records = [self._required_record(shard) for shard in range(shards)]
+        records = self.required_records(range(shards))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             kind=self.kind,

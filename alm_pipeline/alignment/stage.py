@@ -1,6 +1,8 @@
 """The stage TOKENS × TOKENS → ALIGNMENTS: one dataset a pair of tokens datasets."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,27 +32,39 @@ def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Datas
     )
 
 
-def align_datasets(teacher: Dataset, student: Dataset, alignments: Dataset) -> Manifest:
+def align_datasets(
+    teacher: Dataset, student: Dataset, alignments: Dataset, shards: Sequence[int] | None = None
+) -> Manifest | None:
     """Align every shard that is not aligned yet.
 
-    Raises UserError when the two are not tokens of the same examples.
+    With `shards`, these alone, for which the same shards of both sides' tokens have to be there and no others: then
+    the last call is one without, which finds all of them there and writes the manifest. Returns None where there is
+    none yet.
+
+    Raises UserError when the two are not tokens of the same examples, or not there.
     """
     if manifest := alignments.manifest():
         return manifest
     _check_same_examples(teacher, student)
+    if shards is not None:
+        _align_shards(teacher, student, alignments, shards)
+        return None
+    count, others = (len(side.complete_manifest().shards) for side in (teacher, student))
+    assert count == others, "tokens of the same examples have as many shards"
+    _align_shards(teacher, student, alignments, range(count))
+    return alignments.finish(count)
+
+
+def _align_shards(teacher: Dataset, student: Dataset, alignments: Dataset, shards: Sequence[int]) -> None:
     sides = {"teacher": teacher, "student": student}
-    pairs = zip(*(side.complete_manifest().shards for side in sides.values()), strict=True)
-    tokens = [sum(record.counts["tokens"] for record in pair) for pair in pairs]
-
-    def align_shard(shard: int) -> None:
-        if not alignments.record(shard):
-            _align_shard(sides, alignments, shard)
-
+    if not (missing := alignments.missing(shards)):
+        return
+    records = (side.required_records(missing) for side in sides.values())
+    tokens = [sum(record.counts["tokens"] for record in pair) for pair in zip(*records, strict=True)]
     # decoding, the merge and compression hold no lock
     with track("align", sum(tokens), "tokens") as advance, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-        for count, _ in zip(tokens, pool.map(align_shard, range(len(tokens))), strict=True):
+        for count, _ in zip(tokens, pool.map(partial(_align_shard, sides, alignments), missing), strict=True):
             advance(count)
-    return alignments.finish(len(tokens))
 
 
 def _check_same_examples(teacher: Dataset, student: Dataset) -> None:

@@ -5,7 +5,7 @@ them alone, so what is written does not depend on how many there are.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 from typing import Any
@@ -38,16 +38,42 @@ def scores_dataset(tokens: Dataset, teacher: str, config: ScoreConfig) -> Datase
 
 
 def score(
-    tokens: Dataset, scores: Dataset, teacher: str, config: ScoreConfig, *, trust_remote_code: bool = False
-) -> Manifest:
-    """Score every shard that is not scored yet."""
+    tokens: Dataset,
+    scores: Dataset,
+    teacher: str,
+    config: ScoreConfig,
+    shards: Sequence[int] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Manifest | None:
+    """Score every shard that is not scored yet.
+
+    With `shards`, these alone, of which the tokens have to be there and no others: then the last call is one without,
+    which finds all of them there and writes the manifest. Returns None where there is none yet.
+    """
     if manifest := scores.manifest():
         return manifest
-    sizes = [record.counts["tokens"] for record in tokens.complete_manifest().shards]
-    missing = [shard for shard in range(len(sizes)) if not scores.record(shard)]
-    done = sum(sizes) - sum(sizes[shard] for shard in missing)
-    scorers = _scorers(teacher, config, len(missing), trust_remote_code)
-    with track(f"score {tokens.label}", sum(sizes), "tokens", done) as advance:
+    chosen = range(len(tokens.complete_manifest().shards)) if shards is None else shards
+    if missing := scores.missing(chosen):
+        records = tokens.required_records(chosen)
+        sizes = {shard: record.counts["tokens"] for shard, record in zip(chosen, records, strict=True)}
+        scorers = _scorers(teacher, config, len(missing), trust_remote_code)
+        _score_missing(tokens, scores, scorers, config, sizes, missing)
+    return scores.finish(len(chosen)) if shards is None else None
+
+
+def _score_missing(
+    tokens: Dataset,
+    scores: Dataset,
+    scorers: Sequence[Scorer],
+    config: ScoreConfig,
+    sizes: Mapping[int, int],
+    missing: Sequence[int],
+) -> None:
+    """`sizes` are the tokens of all shards that are asked for."""
+    total = sum(sizes.values())
+    done = total - sum(sizes[shard] for shard in missing)
+    with track(f"score {tokens.label}", total, "tokens", done) as advance:
 
         def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
             if scores.record(shard):  # another run was first
@@ -56,7 +82,6 @@ def score(
                 _score_shard(tokens, scores, shard, scorer, config, advance)
 
         _share(scorers, missing, score_next, advance)
-    return scores.finish(len(sizes))
 
 
 def _scorers(teacher: str, config: ScoreConfig, shards: int, trust_remote_code: bool) -> list[Scorer]:

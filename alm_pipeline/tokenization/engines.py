@@ -2,21 +2,30 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import ByteView
+
+# here and not where it is used: first imported in a thread that ends, kitoken 0.11.1 crashes (SIGSEGV) in later threads
+with suppress(ImportError):
+    import kitoken  # noqa: F401
 
 _MOST_KITOKENS = 8
 _MOST_MISREAD = 100
 """tokens: texts with one of them are looked for in every text"""
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
+_parallelism_before: str | None = None
+_callers = 0
+_callers_lock = Lock()
 
 
 class Engine(Protocol):
@@ -89,7 +98,7 @@ class KitokenEngine:
         definition = tokenizer.to_str().encode()
         self._idle: SimpleQueue[Any] = SimpleQueue()
         try:
-            for _ in range(min(os.cpu_count() or 1, _MOST_KITOKENS)):
+            for _ in range(min(threads_at_once(), _MOST_KITOKENS)):
                 self._idle.put(kitoken.Kitoken.from_tokenizers(definition))
         # its panics are no Exceptions
         except BaseException as error:
@@ -151,15 +160,20 @@ def one_thread_a_call() -> Iterator[None]:
 
     Its own threads wait for the batch's last text, and for the caller to take the ids of each batch.
     """
-    before = os.environ.get(_PARALLELISM)
-    os.environ[_PARALLELISM] = "false"
+    global _callers, _parallelism_before
+    with _callers_lock:
+        if not _callers:
+            _parallelism_before = os.environ.get(_PARALLELISM)
+        _callers += 1
+        os.environ[_PARALLELISM] = "false"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_PARALLELISM]
-        else:
-            os.environ[_PARALLELISM] = before
+        with _callers_lock:
+            _callers -= 1
+            if not _callers:
+                os.environ.pop(_PARALLELISM)
+                os.environ.update({} if _parallelism_before is None else {_PARALLELISM: _parallelism_before})
 
 
 def first_difference(engine: Engine, standard: Engine, *, special_literals: bool) -> str | None:

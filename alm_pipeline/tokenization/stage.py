@@ -2,29 +2,31 @@
 
 import json
 import logging
-import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import pyarrow as pa
 
 from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
+from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.chat import Conversation
-from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.encoding import ByteEncoder, check_vocabulary
 from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference, one_thread_a_call
 from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
+from storage.errors import UserError
 from storage.schemas import Kind
 
 STAGE_VERSION = 4
 _EXAMPLES_A_PART = 64
 _SHARDS_WORTH_A_PROOF = 3
-_PARTS_AT_ONCE = min(os.cpu_count() or 1, 16)
+_MOST_PARTS_AT_ONCE = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,27 +45,71 @@ def tokens_dataset(examples: Dataset, tokenizer: str, max_tokens: int | None) ->
     return Dataset(examples.root, Kind.TOKENS, f"{examples.label}-{label(tokenizer)}", identity)
 
 
-def tokenize(examples: Dataset, tokens: Dataset, tokenizer: str, max_tokens: int | None) -> Manifest:
+def tokenize(
+    examples: Dataset,
+    tokens: Dataset,
+    tokenizer: str,
+    max_tokens: int | None,
+    shards: Sequence[int] | None = None,
+    embedding_rows: int | None = None,
+) -> Manifest | None:
     """Encode every shard of the examples that is not encoded yet.
 
+    With `shards`, these alone, so that several processes share a dataset's: then the last call is one without, which
+    finds all of them there and writes the manifest. Returns None where there is none yet.
+
     Where kitoken is installed, it encodes the shards after the first: once it gave the same ids as `tokenizers` on a
-    set of adversarial texts and on the first shard. Otherwise one warning says why it does not.
+    set of adversarial texts and on the first shard, or, of `shards`, on the first that this process encodes of the
+    dataset. Otherwise one warning says why it does not.
+
+    Raises UserError when the tokenizer has ids beyond `embedding_rows`, its model's, or a shard is not the examples'.
     """
     if manifest := tokens.manifest():
         return manifest
-    source = examples.complete_manifest()
-    encoder = ByteEncoder(load_tokenizer(tokenizer), max_tokens)
-    missing = [shard for shard in range(len(source.shards)) if not tokens.record(shard)]
-    sizes = [record.counts["text_bytes"] for record in source.shards]
-    done = sum(sizes) - sum(sizes[shard] for shard in missing)
-    with one_thread_a_call(), track(f"tokenize {tokens.label}", sum(sizes), "B", done) as advance:
-        run = partial(_tokenize_shards, examples, tokens, encoder, lambda shard: advance(sizes[shard]))
-        # the proof costs a shard's time with the fast engine
-        if len(sizes) >= _SHARDS_WORTH_A_PROOF and missing != [0]:
-            run([shard for shard in missing if shard == 0])
-            encoder.engine = _fast_if_proven(encoder, examples, tokens)
-        run([shard for shard in missing if not tokens.record(shard)])
+    sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
+    chosen = range(len(sizes)) if shards is None else shards
+    if other := [shard for shard in chosen if not 0 <= shard < len(sizes)]:
+        raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for those that it has")
+    if missing := tokens.missing(chosen):
+        encoding = _Encoding() if shards is None else _shared_encoding(tokens.name)
+        encoder = encoding.encoder or ByteEncoder(load_tokenizer(tokenizer), max_tokens)
+        if embedding_rows is not None:
+            check_vocabulary(encoder.view, embedding_rows, tokenizer)
+        with _encoding_shards(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing) as run:
+            # the proof costs a shard's time with the fast engine; who encodes some shards will encode others, too
+            worth = len(sizes) >= _SHARDS_WORTH_A_PROOF and (shards is not None or len(missing) > 1 or missing[0] > 0)
+            if worth and not encoding.encoder:
+                run([shard for shard in missing if shard == chosen[0]])
+                encoder.engine = _fast_if_proven(encoder, examples, tokens, chosen[0])
+            encoding.encoder = encoder
+            run(tokens.missing(missing))
+    if shards is not None:
+        return None
+    _shared_encoding.cache_clear()
     return tokens.finish(len(sizes))
+
+
+@dataclass
+class _Encoding:
+    encoder: ByteEncoder | None = None
+    """None until its engine is chosen: to prove one, special tokens' literals are read in both ways"""
+
+
+@lru_cache(maxsize=2)
+def _shared_encoding(tokens: str) -> _Encoding:
+    """Of the dataset of that name, for all groups of shards that this process encodes, also at once."""
+    return _Encoding()
+
+
+@contextmanager
+def _encoding_shards(
+    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, sizes: Mapping[int, int], missing: Sequence[int]
+) -> Iterator[Callable[[Sequence[int]], None]]:
+    """What encodes shards and shows how far it is; `sizes` in bytes are of all shards that are asked for."""
+    total = sum(sizes.values())
+    done = total - sum(sizes[shard] for shard in missing)
+    with one_thread_a_call(), track(f"tokenize {tokens.label}", total, "B", done) as advance:
+        yield partial(_tokenize_shards, examples, tokens, encoder, lambda shard: advance(sizes[shard]))
 
 
 def _tokenize_shards(
@@ -122,11 +168,12 @@ def _encoded(parts: Iterable[_Part], encoder: ByteEncoder) -> Iterator[tuple[_Pa
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The function's results in order; a thread for each core works on the next ones while the caller uses one."""
-    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+    at_once = min(threads_at_once(), _MOST_PARTS_AT_ONCE)
+    with ThreadPoolExecutor(at_once) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > _PARTS_AT_ONCE:
+            if len(waiting) > at_once:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -162,11 +209,11 @@ class _Writer:
         self._tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
 
 
-def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset) -> Engine:
-    """The fast engine where it is installed and gives the ids of the first shard, otherwise the encoder's own."""
+def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> Engine:
+    """The fast engine where it is installed and gives the ids of this shard, otherwise the encoder's own."""
     try:
         encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
-        difference = _difference(encoder, examples, tokens)
+        difference = _difference(encoder, examples, tokens, shard)
     except ImportError:
         return encoder.standard
     except ValueError as error:
@@ -177,12 +224,12 @@ def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset) ->
     return encoder.engine
 
 
-def _difference(encoder: ByteEncoder, examples: Dataset, tokens: Dataset) -> str | None:
+def _difference(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> str | None:
     """What the encoder's engine gives other ids for than `tokenizers`."""
     for special_literals in (False, True):
         text = first_difference(encoder.engine, encoder.standard, special_literals=special_literals)
         if text is not None:
             return f"{encoder.engine.name} gives other ids for {text[:80]!r}"
-    batch = EncodedBatch.join([batch for _, batch in _encoded(_parts(examples, [0]), encoder)])
-    same = tokens.read_shard(0, ["token_ids"])["token_ids"].combine_chunks().equals(batch.columns()["token_ids"])
-    return None if same else f"{encoder.engine.name} gives other ids for the first shard"
+    batch = EncodedBatch.join([batch for _, batch in _encoded(_parts(examples, [shard]), encoder)])
+    same = tokens.read_shard(shard, ["token_ids"])["token_ids"].combine_chunks().equals(batch.columns()["token_ids"])
+    return None if same else f"{encoder.engine.name} gives other ids for shard {shard}"

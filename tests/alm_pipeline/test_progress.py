@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from alm_pipeline import progress
-from alm_pipeline.progress import progress_bars, track
+from alm_pipeline.progress import observed, progress_bars, track
 
 
 def test_a_line_at_the_end_and_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +60,14 @@ def test_lines_tell_how_long_it_takes_yet(caplog: pytest.LogCaptureFixture, monk
         for _ in range(3):
             advance(50)
     assert ", 0:00:18 left" in caplog.records[0].getMessage()
+
+
+def test_an_observer_is_told_of_what_is_done() -> None:
+    told: list[tuple[object, ...]] = []
+    with observed(lambda *what: told.append(what)), track("score", 9, "tokens", already=2) as advance:
+        advance(3)
+        advance(4)
+    assert told == [("score", 5, 9, "tokens"), ("score", 9, 9, "tokens")]
+    with track("score", 9, "tokens") as advance:
+        advance(1)
+    assert len(told) == 2

@@ -1,5 +1,6 @@
 """Two tokens datasets to alignments, shard by shard."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -215,3 +216,28 @@ def test_numba_is_loaded_only_to_align() -> None:
         [sys.executable, "-c", f"import {modules}, sys; assert 'numba' not in sys.modules"], check=False
     )
     assert done.returncode == 0
+
+
+def test_groups_of_shards_are_written_as_all_at_once(sides: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    whole = files(run(*sides))
+    moved = [replace(side, root=str(tmp_path / "parts")) for side in sides]
+    for side, own in zip(sides, moved, strict=True):
+        shutil.copytree(side.url, own.url)
+        (Path(own.url) / "manifest.json").unlink()
+    alignments = alignments_dataset(moved[0], moved[1], "tiny")
+    (Path(moved[1].url) / "shard-00000.json").unlink()
+    assert align_datasets(moved[0], moved[1], alignments, [1]) is None
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: not complete"):
+        align_datasets(moved[0], moved[1], alignments, [0, 1])
+    with pytest.raises(UserError, match="not complete"):
+        align_datasets(moved[0], moved[1], alignments)
+    for side, own in zip(sides, moved, strict=True):
+        shutil.copytree(side.url, own.url, dirs_exist_ok=True)
+    align_datasets(moved[0], moved[1], alignments, [1, 0])
+    assert alignments.manifest() is None
+    align_datasets(moved[0], moved[1], alignments)
+    assert files(alignments) == whole
+
+
+def files(dataset: Dataset) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in Path(dataset.url).iterdir()}

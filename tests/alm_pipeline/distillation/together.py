@@ -47,8 +47,9 @@ def train(content: dict[str, Any], root: str, folder: Path) -> None:
 
 
 def _keep_middle(folder: Path) -> None:
-    if (made := folder / "checkpoints" / MIDDLE).exists():
-        shutil.copytree(made, folder / MIDDLE)
+    made, kept = folder / "checkpoints" / MIDDLE, folder / MIDDLE
+    if made.exists() and not kept.exists():
+        shutil.copytree(made, kept)
 
 
 def main(orders: str) -> None:

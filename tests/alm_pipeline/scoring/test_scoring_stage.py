@@ -1,8 +1,10 @@
 """The stage: shards of scores, whatever device makes them, resumed and counted."""
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.columns import list_rows
 from storage.dataset import Dataset
+from storage.errors import UserError
 from tests import tiny
 from tests.corpora import text_examples
 
@@ -59,6 +62,27 @@ def test_several_devices_write_the_same_bytes(tokens: Dataset, tmp_path: Path, g
         several = run(tokens, tmp_path / str(count), gemma_folder, devices=["cpu"] * count)
         assert several.name == one.name
         assert contents(several) == contents(one)
+
+
+def test_groups_of_shards_are_written_as_all_at_once(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(run(tokens, tmp_path / "whole", gemma_folder))
+    config = ScoreConfig(dtype="float32")
+    scores = replace(scores_dataset(tokens, gemma_folder, config), root=str(tmp_path / "parts"))
+    unfinished = replace(tokens, root=str(tmp_path / "unfinished"))
+    shutil.copytree(tokens.url, unfinished.url)
+    for name in ("manifest.json", "shard-00003.json"):
+        (Path(unfinished.url) / name).unlink()
+    for group in ([4, 1], [], [0, 2]):
+        assert score(unfinished, scores, gemma_folder, config, group) is None
+    with pytest.raises(UserError, match=r"shard-00003\.parquet: not complete"):
+        score(unfinished, scores, gemma_folder, config, [3])
+    score(tokens, scores, gemma_folder, config, [3, 4])
+    monkeypatch.setattr(stage, "_scorers", None)  # nothing is missing: no teacher is loaded
+    assert scores.manifest() is None
+    assert score(tokens, scores, gemma_folder, config) == scores.manifest()
+    assert contents(scores) == whole
 
 
 def test_a_resumed_run_scores_what_is_missing(

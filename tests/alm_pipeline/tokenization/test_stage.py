@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,62 @@ def test_the_fast_engine_takes_over_and_writes_the_same(
     }
 
 
+def run_groups(examples: Dataset, tokenizer: str, groups: list[list[int]]) -> Dataset:
+    tokens = tokens_dataset(examples, tokenizer, None)
+    with ThreadPoolExecutor(3) as pool:  # also at once
+        done = pool.map(lambda group: tokenize(examples, tokens, tokenizer, None, group), groups)
+        assert list(done) == [None] * len(groups)
+    assert tokens.manifest() is None
+    tokenize(examples, tokens, tokenizer, None)
+    return tokens
+
+
+def contents(dataset: Dataset) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in shard_files(dataset).items()}
+
+
+@pytest.mark.parametrize("groups", [[[0, 1, 2, 3]], [[3], [1], [0], [2]], [[2, 3], [0, 1]], [[1, 2], [], [3, 0]]])
+def test_groups_of_shards_are_written_as_all_at_once(
+    groups: list[list[int]], tmp_path: Path, gemma_folder: str
+) -> None:
+    whole = run(text_examples(tmp_path / "whole", MANY), gemma_folder)
+    parts = run_groups(text_examples(tmp_path / "parts", MANY), gemma_folder, groups)
+    assert contents(parts) == contents(whole)
+
+
+def test_a_process_proves_the_engine_once_for_its_groups(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = engines_used(monkeypatch)
+    examples = text_examples(tmp_path, MANY)
+    tokens = tokens_dataset(examples, llama_folder, None)
+    for group in ([2], [3, 1]):
+        tokenize(examples, tokens, llama_folder, None, group)
+    assert used == ["tokenizers", "kitoken", "kitoken"]
+    tokenize(examples, tokens, llama_folder, None)
+    assert tokens.complete_manifest().rows == 16
+
+
+def test_where_nothing_is_missing_no_tokenizer_is_loaded(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = text_examples(tmp_path, MANY)
+    tokens = tokens_dataset(examples, llama_folder, None)
+    tokenize(examples, tokens, llama_folder, None, [3, 2, 1, 0])
+    monkeypatch.setattr(stage, "load_tokenizer", None)
+    assert tokenize(examples, tokens, llama_folder, None, [1]) is None
+    manifest = tokenize(examples, tokens, llama_folder, None)
+    assert manifest is not None
+    assert tokenize(examples, tokens, llama_folder, None, [1]) == manifest
+
+
+def test_shards_that_are_not_there_are_refused(tmp_path: Path, llama_folder: str) -> None:
+    examples = text_examples(tmp_path, SHARDS)
+    for shard in (2, -1):
+        with pytest.raises(UserError, match=f"has 2 shards, and no shard {shard}"):
+            tokenize(examples, tokens_dataset(examples, llama_folder, None), llama_folder, None, [0, shard])
+
+
 class WrongOn(KitokenEngine):
     """Differs from `tokenizers` on texts with a certain word."""
 
@@ -121,7 +178,7 @@ class WrongOn(KitokenEngine):
         return [row[::-1] if self.word in text else row for text, row in zip(texts, rows, strict=True)]
 
 
-@pytest.mark.parametrize(("word", "said"), [("\u0e20", "gives other ids for "), ("0 dogs", "for the first shard")])
+@pytest.mark.parametrize(("word", "said"), [("\u0e20", "gives other ids for "), ("0 dogs", "for shard 0")])
 def test_an_engine_that_differs_is_not_used(
     word: str,
     said: str,
@@ -171,7 +228,8 @@ def test_a_failed_write_is_told(tmp_path: Path, llama_folder: str, monkeypatch: 
         run(examples, llama_folder)
 
 
-def test_the_next_is_worked_on_while_this_one_is_used() -> None:
+def test_the_next_is_worked_on_while_this_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     started: list[int] = []
     event = threading.Event()
 
@@ -184,7 +242,7 @@ def test_the_next_is_worked_on_while_this_one_is_used() -> None:
     results = stage._ahead(work, range(9))
     assert next(results) == 0
     assert event.wait(5)
-    assert max(started) <= stage._PARTS_AT_ONCE
+    assert max(started) <= 2
     assert list(results) == [10 * item for item in range(1, 9)]
     assert list(stage._ahead(work, [])) == []
 

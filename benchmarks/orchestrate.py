@@ -1,0 +1,160 @@
+"""What Prefect costs: `python -m benchmarks.orchestrate [--shards 10 100] [--shard-megabytes 4] [--rounds 3]`.
+
+On a server of its own, on this machine. Three questions, each answered within one run:
+
+- the wall time of preparation (shards, two tokenizations, alignment) by the flow's tasks over the same stages called
+  directly, in this process and in turn, on threads;
+- the same by two processes over one, each with one thread;
+- task runs, wall time and the server's memory for 10,000 shards, whose stages sleep.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
+from alm_pipeline.models import load_tokenizer
+from alm_pipeline.pipeline import Pipeline
+from benchmarks.corpus import mixed_documents
+from flows.groups import Job, plan, run_jobs
+from flows.run import Run
+from flows.runners import Runner, task_runner
+from tests import tiny
+from tests.flows.loopback import Loopback
+from tests.real_tokenizers import tokenizer_folder
+
+SLEEPING_SHARDS = 10_000
+
+
+def main() -> None:
+    options = arguments()
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder, "prefect")) as loopback:
+        for shards in options.shards:
+            config = configuration(Path(folder, str(shards)), shards, options)
+            direct, by_flow = [], []
+            for _ in range(options.rounds):
+                direct.append(timed(lambda root, config=config: directly(config, root)))
+                by_flow.append(timed(lambda root, config=config: prepared(config, root, "threads", 2)))
+            cost = min(by_flow) / min(direct) - 1
+            print(
+                f"{shards} shards: directly {min(direct):.1f} s, by the flow {min(by_flow):.1f} s: {cost:+.1%}",
+                flush=True,
+            )
+        one, two = speed_up(config)
+        print(f"{shards} shards: one process {one:.1f} s, two {two:.1f} s: {one / two:.2f} times as fast", flush=True)
+        print(sleeping_shards(loopback, options.sleep))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--shard-megabytes", type=float, default=4)
+    parser.add_argument("--teacher", default="gemma3")
+    parser.add_argument("--student", default="llama3")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sleep", type=float, default=0.01, help="seconds a shard and stage")
+    return parser.parse_args()
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Loopback]:
+    folder.mkdir()
+    loopback = Loopback(folder)
+    loopback.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: loopback.url}):
+            yield loopback
+    finally:
+        loopback.close()
+
+
+def configuration(folder: Path, shards: int, options: argparse.Namespace) -> AlmConfig:
+    """A corpus of about so many shards, and tiny models with real tokenizers."""
+    folder.mkdir()
+    documents = mixed_documents(shards * options.shard_megabytes)
+    (folder / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents), encoding="utf-8")
+    source = FilesSource(urls=(str(folder / "corpus.jsonl"),))
+    size = int(options.shard_megabytes * 1e6)
+    return AlmConfig(
+        corpus=CorpusConfig(name="mixed", source=source, max_bytes=16_384, shard_bytes=size),
+        teacher=model(folder / "teacher", options.teacher),
+        student=StudentConfig(model=model(folder / "student", options.student)),
+    )
+
+
+def model(folder: Path, name: str) -> str:
+    tokenizer = load_tokenizer(str(tokenizer_folder(name)))
+    made = tiny.tiny_llama(len(tokenizer))
+    made.config.max_position_embeddings = 2**17  # texts are not cut to it
+    return tiny.save(folder, made, tokenizer)
+
+
+def timed(work: Callable[[str], object]) -> float:
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        work(root)
+        return time.perf_counter() - start
+
+
+def directly(config: AlmConfig, root: str) -> None:
+    pipeline = Pipeline(config, root)
+    pipeline.shard()
+    pipeline.tokenize("teacher")
+    pipeline.tokenize("student")
+    pipeline.align()
+
+
+@flow(persist_result=False)
+def prepared(config: AlmConfig, root: str, runner: Runner, workers: int) -> None:
+    run = Run(Pipeline(config, root), root, {})
+    run.prepare(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20, pool=None)
+
+
+def speed_up(config: AlmConfig) -> tuple[float, float]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    seconds = [timed(lambda root, count=count: prepared(config, root, "processes", count)) for count in (1, 2)]
+    del os.environ["OMP_NUM_THREADS"]
+    return seconds[0], seconds[1]
+
+
+@task(name="sleep", cache_policy=NO_CACHE)
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@flow(persist_result=False)
+def sleeping(jobs: list[Any], seconds: float) -> None:
+    with task_runner("threads", 8, None) as runner:
+
+        def submit(job: Job) -> Any:
+            return runner.submit(sleep, {"seconds": seconds * len(job.shards)})
+
+        run_jobs(jobs, submit, lambda _: 16, lambda *_: None)
+
+
+def sleeping_shards(loopback: Loopback, seconds: float) -> str:
+    stages = ("tokenize teacher", "tokenize student", "align")
+    shards = range(SLEEPING_SHARDS)
+    jobs = plan(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
+    start = time.perf_counter()
+    sleeping(jobs, seconds)
+    took = time.perf_counter() - start
+    ideal = seconds * len(shards) * len(stages) / 8
+    memory = psutil.Process(loopback.server_pid).memory_info().rss / 2**20
+    told = f"{len(jobs)} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
+    return f"{len(shards):,} shards: {told}"
+
+
+if __name__ == "__main__":
+    main()

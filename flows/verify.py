@@ -1,0 +1,30 @@
+"""The flow `verify`: whether a store holds what was written, with what is wrong as a table."""
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.storage_block import storage_root
+from storage.errors import UserError
+
+
+@flow(name="verify", flow_run_name="verify {storage}", persist_result=False)
+def verify(storage: str = "alm-data", checksums: bool = False) -> int:
+    """Check every dataset, tokenizer and student under a root. Returns how many were checked.
+
+    Fails where something is wrong; `alm repair` makes that again.
+
+    Args:
+        storage: A folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
+        checksums: Read everything, instead of comparing sizes.
+    """
+    from storage.store import Store
+    from storage.verify import verify_entry
+
+    entries = Store.open(storage_root(storage)).entries.values()
+    findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]
+    rows = [{"file": finding.url, "what is wrong": finding.problem} for finding in findings]
+    create_table_artifact(rows, key="alm-verify", description=f"{len(entries)} datasets and folders of {storage}")
+    if findings:
+        first = f"{findings[0].url}: {findings[0].problem}"
+        raise UserError(f"{storage}: {len(findings)} files are wrong, {first}; `alm repair {storage}` makes them again")
+    return len(entries)

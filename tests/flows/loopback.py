@@ -1,0 +1,155 @@
+"""A real Prefect server and real workers on this machine, which tests start, kill and start again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
+
+ROOT = Path(__file__).parents[2]
+PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+
+
+class Loopback:
+    """A server with a database in `folder`, and the workers that poll it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.url, self.folder = f"http://127.0.0.1:{self.port}/api", folder
+        self._server: subprocess.Popen[bytes] | None = None
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(self.folder),
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self.folder}/prefect.db",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def _start(self, log: str, *command: str) -> "subprocess.Popen[bytes]":
+        # in a group of its own, which can be killed as a whole; SIGINT as on a terminal
+        with (self.folder / f"{log}.log").open("a") as file:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        self._server = self._start(
+            "server", *PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)
+        )
+        wait_for("the server's answer", self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    @property
+    def server_pid(self) -> int:
+        assert self._server
+        return self._server.pid
+
+    def restart(self) -> None:
+        """Kill the server, and start it again on the same port."""
+        assert self._server
+        kill(self._server)
+        self.start()
+
+    def worker(self, pool: str) -> "subprocess.Popen[bytes]":
+        worker = self._start(f"worker-{pool}", *PREFECT, "worker", "start", "--pool", pool, "--type", "process")
+        self._workers.append(worker)
+        return worker
+
+    def kill(self, worker: "subprocess.Popen[bytes]") -> None:
+        """With -9, together with the runs that it works on."""
+        kill(worker)
+        self._workers.remove(worker)
+
+    def kill_workers(self) -> None:
+        for worker in list(self._workers):
+            self.kill(worker)
+
+    def close(self) -> None:
+        self.kill_workers()
+        if self._server:
+            kill(self._server)
+
+    def forget(self, run: Any) -> None:
+        """Of a run whose worker was killed: mark it crashed, as the heartbeat automation does after a while."""
+        with self.client() as client:
+            client.set_flow_run_state(run, Crashed(message="killed"))
+
+    def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def client(self) -> SyncPrefectClient:
+        with temporary_settings({PREFECT_API_URL: self.url}):
+            return get_client(sync_client=True)
+
+    def run(self, deployment: str, **parameters: Any) -> Any:
+        """Ask for a run of a deployment; returns its id."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def state(self, run: Any) -> Any:
+        with self.client() as client:
+            return client.read_flow_run(run).state
+
+    def finished(self, run: Any) -> Any:
+        """The run's last state."""
+        wait_for("the run's end", lambda: (state := self.state(run)) is not None and state.is_final())
+        return self.state(run)
+
+    def runs(self) -> list[Any]:
+        with self.client() as client:
+            return client.read_flow_runs()
+
+    def logs(self) -> str:
+        """What the server and the workers said, for a failed test."""
+        return "\n".join(file.read_text(errors="replace")[-4000:] for file in sorted(self.folder.glob("*.log")))
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """With -9, and all that it has started."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family)
+
+
+def wait_for(what: str, happens: Callable[[], bool], seconds: float = 600, between: float = 0.3) -> None:
+    """Raises TimeoutError when it does not happen."""
+    deadline = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(between)

@@ -1,0 +1,48 @@
+"""Store and network errors and too little memory are tried again; what a user has to mend is not."""
+
+import errno
+
+import aiohttp
+import botocore.exceptions
+import httpx
+import pytest
+import torch
+
+from flows.retrying import is_worth_retrying
+from storage.errors import OtherFormatError, UserError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("by peer"),
+        TimeoutError("timed out"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        aiohttp.ClientPayloadError("not completed"),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:1"),
+        httpx.ConnectError("refused"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_worth_another_try(error: Exception) -> None:
+    assert is_worth_retrying(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("mend this"),
+        OtherFormatError("of another version"),
+        FileNotFoundError("gone"),
+        PermissionError("no"),
+        ValueError("bad"),
+        KeyError("field"),
+        AssertionError(),
+        RuntimeError("shapes can't be multiplied"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_not_worth_another_try(error: Exception) -> None:
+    assert not is_worth_retrying(error)

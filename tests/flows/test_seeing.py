@@ -1,0 +1,50 @@
+"""Progress artifacts, as they stand on the server."""
+
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from flows import seeing
+from flows.seeing import ProgressArtifacts
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+def artifacts(prefix: str) -> list[Any]:
+    with get_client(sync_client=True) as client:
+        return [artifact for artifact in client.read_artifacts() if (artifact.key or "").startswith(prefix)]
+
+
+def test_one_artifact_a_stage_follows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeing, "_SECONDS_AN_UPDATE", 0.0)
+
+    @flow
+    def showing() -> None:
+        progress = ProgressArtifacts()
+        for done in (1, 2, 4):
+            progress.show("tokenize Teacher/1", done, 4, "B")
+        progress.show("without total", 10, None, "B")
+        progress.show("a third", 1, 3, "tokens")
+
+    showing()
+    (whole,) = artifacts("progress-tokenize-teacher-1")
+    assert (whole.type, whole.data) == ("progress", 100.0)
+    assert whole.description.startswith("tokenize Teacher/1: 4 of 4 B, ")
+    assert [artifact.data for artifact in artifacts("progress-a-third")] == [pytest.approx(100 / 3)]
+    assert artifacts("progress-without-total") == []
+
+
+def test_a_server_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError("restarting")
+
+    monkeypatch.setattr(seeing, "create_progress_artifact", fail)
+
+    @flow
+    def showing() -> None:
+        ProgressArtifacts().show("score", 4, 4, "tokens")
+
+    showing()
+    assert "its progress can't be shown for now: ConnectionError('restarting')" in caplog.text

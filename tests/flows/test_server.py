@@ -1,0 +1,164 @@
+"""A real server and real workers on this machine: deployments by name, a GPU pool, kills, cancellations, restarts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.pipeline import Pipeline
+from tests.flows.loopback import Loopback, wait_for
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """All deployments on two pools without workers."""
+    server = Loopback(tmp_path_factory.mktemp("prefect"))
+    server.start()
+    try:
+        for pool in ("alm", "gpu"):
+            assert server.cli("work-pool", "create", pool, "--type", "process", "--overwrite").returncode == 0
+        deployed = server.cli("deploy", "--all")
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def _workers(loopback: Loopback) -> Iterator[None]:
+    """Each test starts its own."""
+    yield
+    loopback.kill_workers()
+
+
+@pytest.fixture(scope="module")
+def many(config: AlmConfig) -> AlmConfig:
+    """Some twenty shards, and training that takes a while."""
+    corpus = config.corpus.model_copy(update={"shard_bytes": 1024, "max_bytes": 100})
+    train = config.train.model_copy(update={"steps": 30, "checkpoint_steps": 3})
+    return config.model_copy(update={"corpus": corpus, "train": train})
+
+
+@pytest.fixture(scope="module")
+def unbroken(many: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("unbroken")
+    Pipeline(many, str(root)).run()
+    return files(root)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    names = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    return {str(file.relative_to(root)): file.read_bytes() for file in names}
+
+
+def differing(root: Path, unbroken: dict[str, bytes]) -> set[str]:
+    found = files(root)
+    return {name for name in found.keys() | unbroken if found.get(name) != unbroken.get(name)}
+
+
+def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
+    return {"config": config.model_dump(mode="json"), "storage": str(root), "group_bytes": 3000}
+
+
+def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
+    with loopback.client() as client:
+        deployments = {deployment.name: deployment for deployment in client.read_deployments()}
+    assert set(deployments) == {"distill", "cache", "score", "distil", "verify"}
+    assert all(
+        each.description and each.tags and each.work_pool_name in ("alm", "gpu") for each in deployments.values()
+    )
+    form = deployments["distill"].parameter_openapi_schema
+    assert "peak learning rate" in str(form["properties"]["learning_rate"])
+    assert "text bytes a shard" in str(form["definitions"]["CorpusConfig"])  # nested fields are described
+
+
+def test_a_misspelt_parameter_is_refused_with_its_name(loopback: Loopback) -> None:
+    refused = loopback.cli("deployment", "run", "alm/distill", "-p", "stepz=3")
+    assert refused.returncode == 1
+    assert "stepz" in refused.stdout + refused.stderr
+
+
+def test_scoring_and_training_run_on_the_gpu_pool(
+    loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    for pool in ("alm", "gpu"):
+        loopback.worker(pool)
+    run = loopback.run("alm/distill", **parameters(many, tmp_path), gpu_pool="gpu")
+    state = loopback.finished(run)
+    assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
+    on_gpu = [each for each in loopback.runs() if each.work_pool_name == "gpu"]
+    assert {each.parameters["only"] for each in on_gpu} == {"score", "distil"}
+    assert all(each.state.is_completed() and each.parent_task_run_id for each in on_gpu)
+    assert differing(tmp_path, unbroken) == set()
+
+
+def test_a_cancelled_run_of_the_pool_is_passed_on_both_ways(
+    loopback: Loopback, many: AlmConfig, tmp_path: Path
+) -> None:
+    Pipeline(many, str(tmp_path)).cache()
+    loopback.worker("alm")  # and nobody works on the pool
+    run = loopback.run("alm/distill", **parameters(many, tmp_path), gpu_pool="gpu")
+    child = _child_of(loopback, run)
+    assert loopback.cli("flow-run", "cancel", str(child.id)).returncode == 0
+    assert loopback.finished(run).is_cancelled(), loopback.logs()
+
+    run = loopback.run("alm/distill", **parameters(many, tmp_path), gpu_pool="gpu")
+    child = _child_of(loopback, run)
+    assert loopback.cli("flow-run", "cancel", str(run)).returncode == 0
+    assert loopback.finished(run).is_cancelled()
+    assert loopback.finished(child.id).is_cancelled()
+
+
+def _child_of(loopback: Loopback, run: Any) -> Any:
+    found: list[Any] = []
+
+    def there() -> bool:
+        scheduled = [each for each in loopback.runs() if each.work_pool_name == "gpu" and not each.state.is_final()]
+        found[:] = scheduled
+        return bool(scheduled) or loopback.state(run).is_final()
+
+    wait_for("a run on the pool", there)
+    assert found, f"{loopback.state(run)}\n{loopback.logs()}"
+    return found[0]
+
+
+def test_killed_and_cancelled_runs_are_run_again(
+    loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    """With -9, worker and all, while it tokenizes and while it scores; cancelled while it trains."""
+    for stage in ("tokens/*/shard-*.json", "teacher_scores/*/shard-*.json"):
+        worker = loopback.worker("alm")
+        run = loopback.run("alm/distill", **parameters(many, tmp_path))
+        wait_for(stage, lambda stage=stage: any(tmp_path.glob(stage)), between=0.005)
+        loopback.kill(worker)
+        loopback.forget(run)
+    worker = loopback.worker("alm")
+    run = loopback.run("alm/distill", **parameters(many, tmp_path))
+    wait_for("a checkpoint", lambda: any(tmp_path.glob("students/*/checkpoints/checkpoint-*")), between=0.005)
+    training = psutil.Process(worker.pid).children(recursive=True)
+    assert loopback.cli("flow-run", "cancel", str(run)).returncode == 0
+    _, alive = psutil.wait_procs(training, timeout=60)
+    assert alive == []
+    assert loopback.finished(run).is_cancelled()
+    run = loopback.run("alm/distill", **parameters(many, tmp_path))
+    state = loopback.finished(run)
+    assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
+    assert differing(tmp_path, unbroken) == set()
+
+
+def test_two_runs_at_once_and_a_server_that_is_restarted(
+    loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    loopback.worker("alm")
+    runs = [loopback.run(name, **parameters(many, tmp_path)) for name in ("alm/distill", "alm/cache")]
+    wait_for("the first tokens", lambda: any(tmp_path.glob("tokens/*/shard-*.json")), between=0.005)
+    loopback.restart()
+    for run in runs:
+        state = loopback.finished(run)
+        assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
+    assert differing(tmp_path, unbroken) == set()
