@@ -80,6 +80,16 @@ def log_of(folder: Path) -> pl.DataFrame:
     return pl.DataFrame(json.loads((folder / "log.json").read_text()))
 
 
+def start_of(folder: Path, case: str) -> str:
+    """The model that the case's training begins with."""
+    orders = json.loads((folder / "orders.json").read_text())
+    return str(next(content["student"]["model"] for content, _, made, _ in orders if f"/{case}/" in made))
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return float(torch.stack([(one[name].float() - value.float()).norm() for name, value in other.items()]).norm())
+
+
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_what_one_trains(folder: Path, case: str, sharding: str) -> None:
@@ -88,8 +98,13 @@ def test_two_processes_train_what_one_trains(folder: Path, case: str, sharding: 
     np.testing.assert_allclose(log_of(both).select(COLUMNS), log_of(alone).select(COLUMNS), rtol=tolerance)
     expected, found = weights_of(alone), weights_of(both)
     assert expected.keys() == found.keys()
+    if case == "bfloat16":
+        # Adam takes the sign of a gradient that is nothing but rounding for a whole step: as a share of what moved
+        initial = load_file(Path(start_of(folder, case)) / "model.safetensors")
+        assert distance(found, expected) < 0.1 * distance(expected, initial)
+        return
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3 if case == "bfloat16" else 3e-5)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
