@@ -23,7 +23,8 @@ def test_curves_of_one_and_of_several_students(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.png"
         result = CliRunner().invoke(app, ["curves", *urls[:number], "--picture", str(file)])
         assert result.exit_code == 0, result.output
-        assert Image.open(file).format == "PNG"
+        with Image.open(file) as picture:
+            assert picture.format == "PNG"
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 
 

@@ -44,15 +44,17 @@ def test_the_student_loads_and_generates_until_its_tokenizers_end(
     assert tokenizer.backend_tokenizer.to_str() == sentencepiece.backend_tokenizer.to_str()
     assert tokenizer.chat_template == sentencepiece.chat_template
     generation, roles = model.generation_config, tokenizer
-    assert generation.eos_token_id == model.config.eos_token_id == roles.eos_token_id
+    # the source ends with what ends its turns, and so does the student
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert generation.eos_token_id == model.config.eos_token_id == end
     assert generation.bos_token_id == model.config.bos_token_id == roles.bos_token_id
     assert generation.pad_token_id == roles.pad_token_id
     inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
     length = inputs["input_ids"].shape[1] + 3
-    ending = LogitsProcessorList([Always(tokenizer.eos_token_id, length)])
+    ending = LogitsProcessorList([Always(end, length)])
     made = model.generate(**inputs, max_new_tokens=20, do_sample=False, logits_processor=ending)
     assert made.shape[1] == length + 1
-    assert made[0, -1] == tokenizer.eos_token_id
+    assert made[0, -1] == end
 
 
 def test_a_source_without_ends_gets_its_tokenizers(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
