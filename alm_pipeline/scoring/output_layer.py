@@ -141,11 +141,11 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
 
 def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
     """[B, S, H] what the head takes; positions that start again at 0 begin a new example in the row."""
-    shape = token_ids_BS.shape
-    if is_flash_attention_requested(model.config):
+    base, shape = headless(model), token_ids_BS.shape
+    if is_flash_attention_requested(base.config):
         # it looks at the positions of a single row only; of several it takes each for one example
         token_ids_BS, position_ids_BS = token_ids_BS.reshape(1, -1), position_ids_BS.reshape(1, -1)
-    output = headless(model)(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
+    output = base(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden.view(*shape, -1)
 

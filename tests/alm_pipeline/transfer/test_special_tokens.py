@@ -32,7 +32,8 @@ def check(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, fold
     assert len(set(now.values())) == len(now) == max(now.values()) + 1
     for text in ADVERSARIAL_TEXTS:
         plain = {"add_special_tokens": False, "split_special_tokens": True}
-        assert made(text, **plain).input_ids == target(text, **plain).input_ids
+        if not any(token in text for token in gone):  # which are ordinary text now
+            assert made(text, **plain).input_ids == target(text, **plain).input_ids
         bodies = [tokenizer(text, add_special_tokens=False).tokens() for tokenizer in (source, made)]
         framed = [tokenizer(text).tokens() for tokenizer in (source, made)]
         added = [len(whole) - len(body) for whole, body in zip(framed, bodies, strict=True)]
