@@ -365,7 +365,8 @@ class EvaluationConfig(Frozen):
         """What decides the student: nothing where evaluations only watch."""
         if self.patience is None and self.student == "last":
             return {}
-        return self.model_dump(mode="json", exclude={"samples", "sample_tokens"})
+        unused = set() if self.patience else {"least_improvement"}
+        return self.model_dump(mode="json", exclude={"samples", "sample_tokens"} | unused)
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]

@@ -97,7 +97,11 @@ class Pipeline:
         return setting if isinstance(setting, str) else self.config.student.model
 
     def tokens(self, side: Side) -> Dataset:
-        return self._told(tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side)))
+        # kept, and so given to processes that share the work: they must not look at a tokenizer of their own
+        kept: dict[Side, Dataset] = self.__dict__.setdefault("_tokens", {})
+        if side not in kept:
+            kept[side] = self._told(tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side)))
+        return kept[side]
 
     def _max_tokens(self, side: Side) -> int | None:
         """The student's context; the teacher scores what is longer than its own in windows."""

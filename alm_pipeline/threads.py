@@ -8,4 +8,5 @@ def threads_at_once() -> int:
 
     Of several processes on a machine each is given its share so, as torchrun, Dask and Ray do.
     """
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    given = (os.environ.get("OMP_NUM_THREADS") or "").split(",")[0]  # a number for each level of nesting
+    return int(given or len(os.sched_getaffinity(0)))

@@ -23,7 +23,7 @@ _TRIED = 20_000
 
 def spellings(name: str) -> list[bytes]:
     backend = load_tokenizer(str(tokenizer_folder(name))).backend_tokenizer
-    return sorted(spelling for spelling in tokens_by_spelling(backend, byte_view(backend)) if len(spelling) <= LONGEST)
+    return sorted(spelling for spelling in tokens_by_spelling(byte_view(backend)) if len(spelling) <= LONGEST)
 
 
 def filled(vocabulary: list[bytes]) -> Ngrams:

@@ -16,7 +16,7 @@ from alm_pipeline.overrides import OVERRIDES, override
 from alm_pipeline.recipes import recipe as find_recipe
 from flows import stages
 from flows.pool import GpuPool, PoolRunCancelled
-from flows.run import Run
+from flows.run import DISTIL, SCORE, Run
 from flows.runners import Runner, task_runner
 from flows.storage_block import storage_root
 from storage.errors import UserError
@@ -107,6 +107,8 @@ def alm(
     root = storage_root(storage)
     # a pool's machine, or a run in another folder, looks at the same place
     place = storage if root != storage else absolute_url(storage)
+    if address:  # a cluster's workers run in folders of their own
+        root = absolute_url(root)
     run = Run(
         _pipeline_of(chosen.model_dump_json(), root),
         storage,
@@ -116,6 +118,9 @@ def alm(
         return {"seconds": {"score": stages.score(run.pipeline, storage, shards)}}
     try:
         with GpuPool(gpu_pool, gpu_runs) if gpu_pool else nullcontext() as pool:
+            if pool:
+                for deployment in (SCORE, *([DISTIL] if until == "student" else [])):
+                    pool.check(deployment)
             if not only:
                 run.prepare(task_runner(runner, workers, address), workers, group_bytes, pool)
                 run.score()

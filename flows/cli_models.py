@@ -15,6 +15,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="a folder, a hub name, demo:NAME, or an ensemble's YAML file or folder")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; an ensemble's file says its own")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the code that the model's folder carries")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda:1, …; the GPU where there is one")]
 
 
@@ -29,6 +30,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="the prompt is a user's message: use the chat template")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Print what a model or an ensemble makes of a prompt, as it comes."""
     with user_errors():
@@ -46,6 +48,7 @@ def generate(
             chat=chat,
             dtype=dtype,
             device=device,
+            trust_remote_code=trust_remote_code,
         )
         typer.echo()
 
@@ -62,6 +65,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write lm_eval's results there, too")] = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
     with user_errors():
@@ -77,6 +81,7 @@ def evaluate(
             chat=chat,
             dtype=dtype,
             device=device,
+            trust_remote_code=trust_remote_code,
         )
         out.print(harness.results_table(results), markup=False, highlight=False)
         if output:

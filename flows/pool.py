@@ -7,8 +7,9 @@ from threading import Event
 from typing import Any, Self
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -82,10 +83,23 @@ class GpuPool:
 
     def _finished(self, id_: UUID) -> FlowRun:
         with get_client(sync_client=True) as client:
-            while not ((run := client.read_flow_run(id_)).state and run.state.is_final()):
+            while True:
+                run = _looked_up(client, id_)
+                if run and run.state and run.state.is_final():
+                    return run
                 if self._leaving.wait(_SECONDS_A_LOOK):
                     raise PoolRunCancelled("this flow run ends")
-        return run
+
+
+def _looked_up(client: SyncPrefectClient, id_: UUID) -> FlowRun | None:
+    """None while the server does not answer: the run goes on without it."""
+    try:
+        return client.read_flow_run(id_)
+    except httpx.HTTPError as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+            raise
+        get_run_logger().warning("%s: can't be asked about for now: %r", id_, error)
+        return None
 
 
 def _cancel(id_: UUID) -> None:

@@ -7,9 +7,21 @@ from prefect.tasks import exponential_backoff
 from storage.errors import UserError
 
 # of these packages every error is one of the network or of a server; what else they raise are OSErrors, too
-_NETWORK = {"aiobotocore", "aiohttp", "azure", "botocore", "google", "httpcore", "httpx", "requests", "urllib3"}
-# another process or machine died, as of too little memory
-_DIED = {"BrokenProcessPool", "KilledWorker", "OutOfMemoryError", "WorkerCrashedError"}
+_NETWORK = {
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "google",
+    "httpcore",
+    "httpx",
+    "httpx2",
+    "requests",
+    "urllib3",
+}
+_MEMORY = {"OutOfMemoryError"}
+# what a server answers to what has to be mended
+_REFUSALS = {400, 401, 403, 404, 410}
 _NEVER = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 RETRYING: dict[str, Any] = {
@@ -23,12 +35,12 @@ RETRYING: dict[str, Any] = {
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Whether the same might go well a little later."""
-    if isinstance(error, _NEVER):
+    if isinstance(error, _NEVER) or getattr(getattr(error, "response", None), "status_code", None) in _REFUSALS:
         return False
     if isinstance(error, OSError | MemoryError | EOFError):
         return True
     kinds = type(error).__mro__
-    return any(kind.__module__.split(".")[0] in _NETWORK or kind.__name__ in _DIED for kind in kinds)
+    return any(kind.__module__.split(".")[0] in _NETWORK or kind.__name__ in _MEMORY for kind in kinds)
 
 
 def _failed_for_now(state: Any) -> bool:

@@ -12,11 +12,13 @@ from flows import stages
 from flows.groups import Future, Job, plan, run_jobs
 from flows.pool import GpuPool
 from flows.seeing import ProgressArtifacts
+from storage.errors import UserError
 
 if TYPE_CHECKING:
     from alm_pipeline.pipeline import Pipeline
 
 SCORE, DISTIL = "alm/score", "alm/distil"
+_OTHER = "its machines have other model files, or another version of this project"
 _TASKS_A_WORKER = 2
 """in flight: one that it works on, and one that waits for it"""
 
@@ -35,8 +37,6 @@ class Run:
         """Everything up to the alignments; where there is a pool, its runs score meanwhile."""
         self._do("shard", stages.shard)
         self._do("train tokenizer", stages.train_tokenizer)
-        if pool:
-            pool.check(SCORE)
         if jobs := self._missing_jobs(group_bytes, pool):
             self._run_jobs(jobs, runner, workers, pool)
         self._do("manifests", stages.publish_manifests)
@@ -50,8 +50,9 @@ class Run:
     def distil(self, pool: GpuPool | None) -> None:
         """Train the student, here or on the pool, and publish it from there where the configuration asks for it."""
         if pool:
-            pool.check(DISTIL)
             self.seconds["distil"] = pool.submit(DISTIL, {**self.parameters, "only": "distil"}).result()
+            if not self.pipeline.student.manifest():
+                raise UserError(f"{self.pipeline.student.url}: the pool's run completed without writing it: {_OTHER}")
         else:
             self._do("distil", stages.distil)
             if self.pipeline.config.publish:
@@ -99,6 +100,9 @@ class Run:
             if not all(job.on_pool for job in jobs):
                 stack.enter_context(runner)  # which may start a cluster
             run_jobs(jobs, submit, at_once, on_done)
+        scored = [shard for job in jobs if job.on_pool for shard in job.shards]
+        if left := self.pipeline.scores.missing(scored):
+            raise UserError(f"{self.pipeline.scores.url}: the pool's runs completed without shard {left[0]}: {_OTHER}")
 
     def _submit(self, job: Job, runner: TaskRunner[Any]) -> Future:
         task, given = stages.align_shards, {}

@@ -1,7 +1,9 @@
 """Where groups of shards are worked on: threads of this process, processes, Dask or Ray, by name."""
 
 import importlib
+import multiprocessing
 import os
+import threading
 from types import ModuleType
 from typing import Any, Literal
 
@@ -47,6 +49,14 @@ def task_runner(runner: Runner, workers: int, address: str | None) -> TaskRunner
 def _share_cores(threads: int) -> None:
     """Run first in each process of a pool: as many threads as leave the others theirs."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A flow's process that is killed leaves its workers waiting for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _extra(module: str, extra: str) -> ModuleType:

@@ -9,9 +9,9 @@ from typing import Any
 from storage.errors import UserError
 from storage.schemas import FORMAT_VERSION
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """what a tokenizer is known by"""
-MODEL_FILES = ("config.json", "*.safetensors")
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.py")
 """what a model is known by"""
 
 

@@ -46,6 +46,8 @@ def align_datasets(
     if manifest := alignments.manifest():
         return manifest
     _check_same_examples(teacher, student)
+    if (teacher.name, student.name) != (alignments.identity["teacher_tokens"], alignments.identity["student_tokens"]):
+        raise UserError(f"{alignments.url}: is of other tokens than {teacher.name} and {student.name}")
     if shards is not None:
         _align_shards(teacher, student, alignments, shards)
         return None

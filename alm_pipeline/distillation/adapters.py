@@ -34,7 +34,7 @@ def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> An
         target_modules=list(layers),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = peft.LoraModel(model, settings, "default")
     for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):

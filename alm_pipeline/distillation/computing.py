@@ -36,8 +36,13 @@ def computing_as(model: PreTrainedModel, config: TrainConfig) -> Iterator[None]:
             stack.enter_context(_activation_checkpointing(model))
         if config.compile:
             for layer in layers(model):
-                stack.enter_context(calls_go_to(layer, torch.compile(layer.forward)))
+                stack.enter_context(calls_go_to(layer, torch.compile(_forward_of(layer))))
         yield
+
+
+def _forward_of(layer: nn.Module) -> Callable[..., Any]:
+    # looked up at the call: sharding changes the layer's class, and only the last class's forward checkpoints
+    return lambda *args, **named: type(layer).forward(layer, *args, **named)
 
 
 @contextmanager

@@ -133,7 +133,9 @@ def _without_trace(model: PreTrainedModel) -> Iterator[None]:
     # accelerate's autocast, put around the model's own: the head's probe and samples would be in bfloat16
     prepared = vars(model).pop("forward", None)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), matmul_precision("highest"), torch.no_grad():
+    # compiled layers would be compiled anew for other lengths and caches, until the compiler gives up on them
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, torch.random.fork_rng(devices), matmul_precision("highest"), torch.no_grad():
         model.eval()
         try:
             yield

@@ -36,7 +36,7 @@ def projections(
     """What is trained beside the student to bring its hidden states to the teacher's width; no part of the student."""
     found = nn.ModuleDict()
     teacher_width, student_width = (model.config.get_text_config().hidden_size for model in (teacher, student))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if "latents" in objective.terms and student_width != teacher_width:
             found["latents"] = nn.Linear(student_width, teacher_width)

@@ -31,7 +31,8 @@ _SNIPPET = """```python
 from transformers import AutoModelForCausalLM, {tokenizer}
 
 name = "{name}"
-model, tokenizer = AutoModelForCausalLM.from_pretrained(name), {tokenizer}.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name{trusted})
+tokenizer = {tokenizer}.from_pretrained(name)
 inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 ```"""
@@ -49,7 +50,7 @@ class Distilled:
 
 def write_card(told: Distilled) -> None:
     """Write the card into the student's folder, beside the model and tokenizer that are there."""
-    sections = [_title(told), _use(told.student.path), _scores(told), _data(told), _settings(told), _lineage(told)]
+    sections = [_title(told), _use(told), _scores(told), _data(told), _settings(told), _lineage(told)]
     content = f"---\n{_metadata(told.config).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
     (told.student.path / CARD).write_text(content, encoding="utf-8")
 
@@ -114,11 +115,14 @@ def _tokenizer(config: AlmConfig) -> str:
     setting = config.student.tokenizer
     if isinstance(setting, TrainedTokenizer):
         return f" with a new tokenizer, a byte-level BPE of {setting.vocab_size:,} tokens trained on the corpus"
+    if config.student.is_byte_level:
+        return " with a tokenizer of the 256 bytes"
     return f" with the tokenizer of `{_public(setting)}`" if setting else ""
 
 
-def _use(folder: Path) -> str:
-    return "## Use\n\n" + _SNIPPET.format(tokenizer=_tokenizer_class(folder), name=HERE)
+def _use(told: Distilled) -> str:
+    trusted = ", trust_remote_code=True" if told.config.student.ngram_embeddings else ""
+    return "## Use\n\n" + _SNIPPET.format(tokenizer=_tokenizer_class(told.student.path), name=HERE, trusted=trusted)
 
 
 def _tokenizer_class(folder: Path) -> str:
@@ -166,6 +170,8 @@ def _data(told: Distilled) -> str:
 def _settings(told: Distilled) -> str:
     config = told.config
     parts = {"objective": config.objective.model_dump(mode="json"), "train": config.train.identity()}
+    if chosen := config.evaluation.identity():
+        parts["evaluation"] = chosen
     values = _plain({**parts, "score": config.score.identity()})
     shown = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return f"## Settings\n\n```yaml\n{shown}```"

@@ -56,9 +56,11 @@ def round_weights(model: PreTrainedModel, dtype: str) -> None:
 
     Raises UserError where it does not hold them.
     """
-    for name, weight in model.named_parameters():
-        weight.data = weight.data.to(getattr(torch, dtype)).to(weight.dtype)
-        if dtype == "float16" and not weight.data.isfinite().all():
+    for name, weight in model.state_dict().items():  # buffers that are stored among them
+        if not weight.is_floating_point():
+            continue
+        weight.copy_(weight.to(getattr(torch, dtype)))
+        if dtype == "float16" and not weight.isfinite().all():
             raise UserError(f"train.save_dtype: {name} has weights beyond float16: bfloat16 holds them")
 
 

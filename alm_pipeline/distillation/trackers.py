@@ -90,7 +90,8 @@ class RunLog:
 def hyperparameters(config: AlmConfig) -> dict[str, Any]:
     """What decides the student, by dotted name, without passwords and signatures."""
     whole = config.model_dump(mode="json", include={"corpus", "teacher", "student", "score", "objective"})
-    return dict(_flat({**without_secrets(whole), "train": config.train.identity()}))
+    chosen = {"evaluation": config.evaluation.identity()} if config.evaluation.identity() else {}
+    return dict(_flat({**without_secrets(whole), "train": config.train.identity(), **chosen}))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

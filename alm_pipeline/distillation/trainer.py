@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from alm_pipeline.config import ObjectiveConfig, Term
 from alm_pipeline.distillation.averages import Averages
 from alm_pipeline.distillation.checkpoints import STATE, STREAM, UNFINISHED, checkpoint_name, finish_checkpoint
-from alm_pipeline.distillation.computing import calls_go_to
+from alm_pipeline.distillation.computing import attending_with, calls_go_to
 from alm_pipeline.distillation.divergence import all_finite, stopped_message, went_wrong
 from alm_pipeline.distillation.evaluations import Evaluations
 from alm_pipeline.distillation.live_teacher import LiveTeacher
@@ -54,12 +54,14 @@ class AlmTrainer(Trainer):
         *,
         evaluations: Evaluations | None = None,
         ema: float | None = None,
+        own_attention: str | None = None,
         diverged_at: float | None = None,
         sharded: bool = False,
         whole: PreTrainedModel | None = None,
     ) -> None:
         """`sharded` splits the model between the processes; `whole`, in the first, is where it is put together."""
         self.sharded, self.whole = sharded, whole
+        self.own_attention, self._batches_done = own_attention, 0
         super().__init__(model=model, args=arguments, train_dataset=stream)
         self.learning_rates = learning_rates or {}
         self.evaluations, self.ema, self.diverged_at = evaluations, ema, diverged_at
@@ -99,7 +101,7 @@ class AlmTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """This process's micro-batches of a step, and what the losses of all are means over."""
         self._stopwatch.start()
-        self._before_step = self.stream.state_dict()
+        self._before_step, self._batches_done = self.stream.state_dict(), 0
         process = this_process()
         step = list(itertools.islice(epoch_iterator, num_batches * process.count))
         batches = step[process.rank :: process.count]
@@ -119,6 +121,7 @@ class AlmTrainer(Trainer):
         return loss * devices
 
     def _loss(self, batch: dict[str, Tensor], counts: Counts) -> Tensor:
+        self._seed_batch()
         with self.accelerator.autocast():
             losses = micro_batch_losses(self.model, batch, self.vocabulary, self.objective, counts, self.teacher)
         weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
@@ -128,6 +131,13 @@ class AlmTrainer(Trainer):
                 weights = gradmag(losses.terms, weights, last_layer(self.model))
         self._watch.add(losses, weights, batch)
         return torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
+
+    def _seed_batch(self) -> None:
+        """Dropout goes with the batch's place in the training, so that it matters not which process has it."""
+        process, each = this_process(), self.args.gradient_accumulation_steps
+        place = (self.state.global_step * each + self._batches_done) * process.count + process.rank
+        torch.manual_seed(self.args.seed * 1_000_003 + place)
+        self._batches_done += 1
 
     def begin_averages(self, checkpoint: Path | None) -> None:
         """Those of the checkpoint, whose weights the model has by now."""
@@ -181,6 +191,15 @@ class AlmTrainer(Trainer):
         with self.whole_student():
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """In the names and shapes that the model has here: `_load_from_checkpoint` reads no others."""
+        self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
+        if other := sorted(missing | set(load_result.unexpected_keys)):
+            raise UserError(f"the checkpoint is not of this student, by {other[0]}: delete checkpoints/ to start again")
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.sharded and self.optimizer and not self.args.should_save:
             self.optimizer.state_dict()  # for the first, which asks all for their parts
@@ -189,7 +208,11 @@ class AlmTrainer(Trainer):
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Evaluate the averages, or where there are none the weights; a better student is saved, the last one too."""
         assert self.evaluations
-        with self.averages.in_place() if self.averages else nullcontext(), self.whole_student():
+        with (
+            self.averages.in_place() if self.averages else nullcontext(),
+            self.whole_student(),
+            attending_with(self.model, self.own_attention),  # flash attention takes no float32
+        ):
             if self.whole:
                 self.whole.to(self.args.device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
             scores = self.evaluations.run(self.model, self.state.global_step)

@@ -104,6 +104,7 @@ def train_student(
     freeze(model, config.freeze)
     given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
     watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
+    watching["own_attention"] = model.config._attn_implementation
     rates = {"learning_rates": config.learning_rates}
     with (
         _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer,

@@ -22,6 +22,7 @@ class MemberConfig(Frozen):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="its share; 0 leaves it out")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = Field(None, description="cpu, cuda:1, …; null is the GPU where there is one")
+    trust_remote_code: bool = Field(False, description="run the code that the model's folder carries")
 
 
 class EnsembleConfig(Frozen):

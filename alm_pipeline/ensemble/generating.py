@@ -51,13 +51,14 @@ def generate_text(
     chat: bool = False,
     dtype: str = "float32",
     device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Continue the prompt with the model or ensemble of that name; greedily at temperature 0.
 
     With `chat` the prompt is what a user says, in the tokenizer's chat template. Raises UserError where there is no
     such model, or no template.
     """
-    model, tokenizer = load(name, dtype, device)
+    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code)
     inputs = _inputs(model, tokenizer, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:

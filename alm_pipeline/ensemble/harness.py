@@ -36,11 +36,12 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerFast | None = None,
         dtype: str = "float32",
         device: str | None = None,
+        trust_remote_code: bool = False,
         **settings: Any,
     ) -> None:
         model = pretrained
         if isinstance(model, str):
-            model, tokenizer = load(model, dtype, device)
+            model, tokenizer = load(model, dtype, device, trust_remote_code=trust_remote_code)
         elif isinstance(model, EnsembleModel):
             tokenizer = model.tokenizer
         if isinstance(model, EnsembleModel) and str(settings.get("batch_size", 1)).startswith("auto"):
@@ -101,6 +102,7 @@ def evaluate(
     chat: bool = False,
     dtype: str = "float32",
     device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """lm_eval's results for a model or ensemble; `task_folder` has YAML tasks of one's own, `limit` examples a task.
 
@@ -116,7 +118,7 @@ def evaluate(
     except Exception as error:  # whatever `datasets` and the hub's client raise
         raise UserError(f"lm_eval can't load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
     del loaded
-    model = HarnessModel(name, dtype=dtype, device=device, batch_size=batch_size)
+    model = HarnessModel(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size)
     results: dict[str, Any] = simple_evaluate(
         model,
         tasks=list(tasks),

@@ -37,15 +37,16 @@ class Part:
 
 
 def load(
-    name: str, dtype: str = "float32", device: str | None = None
+    name: str, dtype: str = "float32", device: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A model or an ensemble by name, and the tokenizer to use with it; an ensemble's file says dtypes and devices.
+    """A model or an ensemble by name, and the tokenizer to use with it; an ensemble's file has such settings itself.
 
     Raises UserError when there is no such thing.
     """
     file = ensemble_file(name)
     if file is None:
-        return _model(MemberConfig.model_validate({"model": name, "dtype": dtype, "device": device}))
+        settings = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        return _model(MemberConfig.model_validate({"model": name, **settings}))
     ensemble = load_ensemble(file)
     return ensemble, ensemble.tokenizer
 
@@ -68,7 +69,7 @@ def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
 
 def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     name = _local(member.model)
-    model = load_model(name, member.dtype, device=member.device)
+    model = load_model(name, member.dtype, trust_remote_code=member.trust_remote_code, device=member.device)
     return model, load_tokenizer(_local(member.tokenizer) if member.tokenizer else name)
 
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alm_pipeline.models import length_in
 from alm_pipeline.scoring.output_layer import at_least_float32, headless, input_device, output_head
+from alm_pipeline.transfer.modeling_ngram_bytes import LONGEST
 from storage.errors import UserError
 
 
@@ -65,6 +67,10 @@ class Member(ABC):
         """The model's output for the columns from `seen` on; those before are in `past`."""
         positions_BU = (mask_BU.cumsum(-1) - 1).clamp(min=0)
         place = input_device(self.model)
+        if seen and hasattr(
+            self.model, "ngrams"
+        ):  # of a byte model: what its cache stands for, a longest token but one
+            past.previous_ids = ids_BU[:, max(0, seen - LONGEST + 1) : seen].to(place)
         positions = {"position_ids": positions_BU[:, seen:].to(place)} if self._takes_positions else {}
         return headless(self.model)(
             input_ids=ids_BU[:, seen:].to(place),
@@ -219,5 +225,11 @@ class RetokenizedMember(Member):
         return torch.stack([hidden[context] for context in contexts])
 
     def _pass(self, context: Ids, seen: int, past: Any, use_cache: bool) -> Any:
+        longest = length_in(self.model.config.get_text_config().to_dict())
+        if longest and len(context) > longest:
+            raise UserError(
+                f"{self.model.config.model_type}: the text is {len(context)} of its tokens, and it takes {longest}: "
+                "shorten the text"
+            )
         ids_BU = torch.tensor([context])
         return self._run(ids_BU, torch.ones_like(ids_BU), seen, past, use_cache)

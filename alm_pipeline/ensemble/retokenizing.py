@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.vocabulary import counterparts
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.tokenization.byte_view import byte_view, tokens_by_spelling
 from alm_pipeline.tokenization.encoding import put_around
 
 _LONGEST_CHARACTER = 4
@@ -61,8 +61,8 @@ def _complete(content: bytes) -> tuple[str, bytes]:
 
 def _byte_ids(tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
     """The token of each single byte."""
-    view = byte_view(tokenizer.backend_tokenizer)
-    return {view.spelling[id_][0]: id_ for id_ in np.flatnonzero((view.lengths == 1) & ~view.special).tolist()[::-1]}
+    tokens = tokens_by_spelling(byte_view(tokenizer.backend_tokenizer))
+    return {spelling[0]: id_ for spelling, id_ in tokens.items() if len(spelling) == 1}
 
 
 def _puts_a_space(tokenizer: PreTrainedTokenizerFast) -> bool:

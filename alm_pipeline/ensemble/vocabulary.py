@@ -8,19 +8,17 @@ byte tokens.
 Shapes: V ids of the lead's vocabulary.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.transfer.fvt import role_counterparts, special_counterparts
 from storage.errors import UserError
 
 Longs = npt.NDArray[np.int64]
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def same_vocabulary(lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> bool:
@@ -58,7 +56,7 @@ class _Side:
     def ordinary(self) -> Iterator[tuple[str, int]]:
         """Tokens that are not special, byte tokens last, in the order of their ids."""
         plain = [(token, id_) for token, id_ in self.ids.items() if not self.view.special[id_]]
-        yield from sorted(plain, key=lambda pair: (bool(_BYTE_TOKEN.fullmatch(pair[0])), pair[1]))
+        yield from sorted(plain, key=lambda pair: (bool(self.view.fallback[pair[1]]), pair[1]))
 
 
 def _same_role(lead: _Side, member: _Side) -> Iterable[tuple[int, int]]:
@@ -93,8 +91,7 @@ class Respeller:
     def __init__(self, view: ByteView, readable: npt.NDArray[np.bool_]) -> None:
         """`readable` says of each of the lead's V ids whether all members have it."""
         self._view, self._readable = view, readable
-        ordinary = np.flatnonzero(readable & ~view.special & (view.lengths > 0))[::-1]
-        self._ids = {view.spelling[id_]: id_ for id_ in ordinary.tolist()}
+        self._ids = tokens_by_spelling(view, readable)
         self._longest = max(map(len, self._ids), default=0)
         self._pieces: dict[int, list[int]] = {}
 

@@ -52,6 +52,8 @@ class ByteView:
     """[V] special tokens: they cover no byte of a content"""
     starts_word: npt.NDArray[np.bool_]
     """[V] the token begins with a space, tab or newline, or white space that no token covers stands before it"""
+    fallback: npt.NDArray[np.bool_]
+    """[V] a byte fallback's token (`<0x41>`): where there is a token `A`, it is never used"""
     arrow: pa.LargeBinaryArray
     """the spellings again, for look-ups by whole arrays of ids"""
     unknown: int | None
@@ -108,6 +110,7 @@ def byte_view(tokenizer: Tokenizer) -> ByteView:
     spelling = tuple(
         style.spell_added(added[id_]) if id_ in added else style.spell(vocabulary.get(id_, "")) for id_ in range(size)
     )
+    literals = [added[id_].content if id_ in added else vocabulary.get(id_, "") for id_ in range(size)]
     starts = [
         text[:1] in (b" ", b"\t", b"\n") or (id_ in vocabulary and style.starts_word(vocabulary[id_]))
         for id_, text in enumerate(spelling)
@@ -117,6 +120,10 @@ def byte_view(tokenizer: Tokenizer) -> ByteView:
         lengths=np.array([len(text) for text in spelling], dtype=np.int32),
         special=np.array([id_ in added and added[id_].special for id_ in range(size)], dtype=bool),
         starts_word=np.array(starts, dtype=bool),
+        fallback=np.array(
+            [len(text) == 1 and bool(_BYTE_TOKEN.fullmatch(literals[id_])) for id_, text in enumerate(spelling)],
+            dtype=bool,
+        ),
         arrow=pa.array(spelling, pa.large_binary()),
         unknown=_unknown(tokenizer, model),
         space=style.space,
@@ -125,17 +132,14 @@ def byte_view(tokenizer: Tokenizer) -> ByteView:
     )
 
 
-def tokens_by_spelling(tokenizer: Tokenizer, view: ByteView) -> dict[bytes, int]:
-    """The token of each spelling, special ones left out; of several the lowest id.
+def tokens_by_spelling(view: ByteView, among: npt.NDArray[np.bool_] | None = None) -> dict[bytes, int]:
+    """The token of each spelling, special ones left out; of several the lowest id, a byte fallback's last.
 
-    A byte fallback's token (`<0x41>`) comes last: where there is a token `A`, the fallback's is never used.
+    `among` [V] says which tokens there are to choose from; all by default.
     """
-    own = np.flatnonzero(~view.special & (view.lengths > 0)).tolist()
-    fallback = {
-        id_ for id_ in own if view.lengths[id_] == 1 and _BYTE_TOKEN.fullmatch(tokenizer.id_to_token(id_) or "")
-    }
-    ordered = [*(id_ for id_ in own if id_ not in fallback), *sorted(fallback)]
-    return {view.spelling[id_]: id_ for id_ in reversed(ordered)}
+    own = np.flatnonzero(~view.special & (view.lengths > 0) & (True if among is None else among))
+    own = own[np.argsort(view.fallback[own], kind="stable")]
+    return {view.spelling[id_]: id_ for id_ in own[::-1].tolist()}
 
 
 def _settings(model: models.Model) -> dict[str, Any]:

@@ -66,6 +66,10 @@ def tokenize(
     """
     if manifest := tokens.manifest():
         return manifest
+    if tokens.identity["tokenizer"] != tokenizer_identity(tokenizer):
+        raise UserError(
+            f"{tokenizer}: has other files here than where {tokens.name} was asked for: give all machines the same"
+        )
     sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
     chosen = range(len(sizes)) if shards is None else shards
     if other := [shard for shard in chosen if not 0 <= shard < len(sizes)]:

@@ -67,7 +67,7 @@ def untie(model: PreTrainedModel) -> None:
 def _ngram_rows(model: PreTrainedModel, source: PreTrainedTokenizerFast) -> NgramRows:
     """Of every token of 1 to 16 bytes that is not special, each spelling once."""
     _check_architecture(model)
-    tokens = tokens_by_spelling(source.backend_tokenizer, byte_view(source.backend_tokenizer))
+    tokens = tokens_by_spelling(byte_view(source.backend_tokenizer))
     chosen = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return list(chosen), weight.detach()[list(chosen.values())]

@@ -71,7 +71,7 @@ class _Cutter:
 
     def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
         self.backend, self.view = source.backend_tokenizer, view
-        self.ids = tokens_by_spelling(self.backend, view)
+        self.ids = tokens_by_spelling(view)
         self.longest = max(map(len, self.ids), default=0)
 
     def cut(self, spelling: bytes) -> tuple[int, ...]:

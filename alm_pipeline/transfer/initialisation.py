@@ -164,8 +164,7 @@ class Donor(NamedTuple):
 
 def _donor_ids(tokenizer: PreTrainedTokenizerFast, target: ByteView) -> Ints:
     """The same token's id: of special ones by literal, of others by bytes."""
-    backend, special = tokenizer.backend_tokenizer, tokenizer.get_added_vocab()
-    ordinary = tokens_by_spelling(backend, byte_view(backend))
+    ordinary, special = tokens_by_spelling(byte_view(tokenizer.backend_tokenizer)), tokenizer.get_added_vocab()
     found = [
         special.get(spelling.decode(), -1) if target.special[id_] else ordinary.get(spelling, -1) if spelling else -1
         for id_, spelling in enumerate(target.spelling)

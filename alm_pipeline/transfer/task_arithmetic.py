@@ -91,7 +91,7 @@ class _Vocabulary:
     base_tokens: int
     """the base tokenizer's highest id + 1"""
     added: dict[int, int]
-    """the result's id → the fine-tune's, of tokens that the fine-tune added"""
+    """the result's id → the fine-tune's, of tokens that the fine-tune added, whether or not the target had them"""
     rows: int
     """of the result's embedding"""
 
@@ -106,9 +106,9 @@ class _Vocabulary:
                 "no fine-tune of this base"
             )
         mapping = map_vocabulary(known, target)
-        literals = sorted(ours.keys() - theirs.keys() - target.get_vocab().keys(), key=ours.__getitem__)
+        literals, held = sorted(ours.keys() - theirs.keys(), key=ours.__getitem__), target.get_vocab()
         tokens = source.added_tokens_decoder
-        target.add_tokens([tokens.get(ours[literal], literal) for literal in literals])
+        target.add_tokens([tokens.get(ours[literal], literal) for literal in literals if literal not in held])
         ids = target.get_vocab()
         added = {ids[literal]: ours[literal] for literal in literals}
         carry_template(source, target)
@@ -122,6 +122,8 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
     like, config = (AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) for folder in folders)
     if like.model_type != config.model_type:
         raise UserError(f"{fine_tune} is a {config.model_type}, {transferred} a {like.model_type}: not of one base")
+    if like.tie_word_embeddings and not config.tie_word_embeddings:
+        raise UserError(f"{fine_tune} has a head of its own, {transferred} ties it to the embedding: not of one base")
     config.get_text_config().vocab_size = rows
     config.tie_word_embeddings = like.tie_word_embeddings
     with torch.device("meta"):

@@ -62,13 +62,13 @@ class Workers:
         return self.pool.submit(self.work, job)
 
     def work(self, job: Job) -> Job:
-        with self.lock:
-            self.flying -= 1
         if job.stage == self.failing:
             raise ValueError(job.stage)
         return job
 
     def on_done(self, job: Job, result: Job) -> None:
+        with self.lock:
+            self.flying -= 1
         assert job is result
         self.done.append(job)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.tokenization.byte_view import ByteView
+from alm_pipeline.tokenization.byte_view import ByteView, tokens_by_spelling
 
 if TYPE_CHECKING:
     from alm_pipeline.objective.baselines.mined_kernel import Strings
@@ -28,22 +28,22 @@ def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapp
     bytes first, the lowest id of several. A special token takes what `specials` (student id → teacher id) says,
     otherwise the special teacher token of the same literal, otherwise none. An id without a token has none.
     """
-    teacher = _ids_by_spelling(teacher_view, special=False)
+    teacher = tokens_by_spelling(teacher_view)
     ordinary = ~student_view.special & (student_view.lengths > 0)
     mapping = np.array([teacher.get(spelling, -1) for spelling in student_view.spelling], np.int64)
     mapping[~ordinary] = -1
     unmatched = np.flatnonzero((mapping < 0) & ordinary)
     if len(unmatched) and teacher:
         mapping[unmatched] = _nearest(teacher_view, np.sort(list(teacher.values())), student_view, unmatched)
-    same = _ids_by_spelling(teacher_view, special=True)
+    same = _special_ids(teacher_view)
     for special in np.flatnonzero(student_view.special).tolist():
         mapping[special] = (specials or {}).get(special, same.get(student_view.spelling[special], -1))
     return mapping
 
 
-def _ids_by_spelling(view: ByteView, *, special: bool) -> dict[bytes, int]:
-    """The lowest id of each spelling."""
-    ids = np.flatnonzero((view.special == special) & (view.lengths > 0))[::-1]
+def _special_ids(view: ByteView) -> dict[bytes, int]:
+    """The lowest id of each literal."""
+    ids = np.flatnonzero(view.special & (view.lengths > 0))[::-1]
     return {view.spelling[id_]: id_ for id_ in ids.tolist()}
 
 

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from storage.errors import UserError
 
 
@@ -208,3 +209,13 @@ def test_added_tokens_and_the_white_space_they_take(byte_level: PreTrainedTokeni
 def test_other_decoders_are_refused(decoder: Any, named: str) -> None:
     with pytest.raises(UserError, match=rf"decoder has the step {named}, .*not known exactly"):
         view_with(models.BPE({"a": 0}, []), decoder)
+
+
+def test_a_letter_is_preferred_to_the_byte_fallback_of_it(sentencepiece: PreTrainedTokenizerFast) -> None:
+    view = byte_view(sentencepiece.backend_tokenizer)
+    letter, fallback = sentencepiece.convert_tokens_to_ids("a"), sentencepiece.convert_tokens_to_ids("<0x61>")
+    assert view.fallback[fallback]
+    assert not view.fallback[letter]
+    assert tokens_by_spelling(view)[b"a"] == letter
+    assert tokens_by_spelling(view, np.arange(view.size) != letter)[b"a"] == fallback
+    assert mined_mapping(view, view)[letter] == letter

@@ -62,7 +62,7 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 def embedded(made: Made, text: list[int]) -> Tensor:
     """[S, H] what a text goes in as, by trying every suffix."""
-    spelled = tokens_by_spelling(made.source.backend_tokenizer, byte_view(made.source.backend_tokenizer))
+    spelled = tokens_by_spelling(byte_view(made.source.backend_tokenizer))
     own, scale = made.model.get_input_embeddings(), getattr(made.model.get_input_embeddings(), "embed_scale", 1.0)
     rows = []
     for end, id_ in enumerate(text, 1):

@@ -36,7 +36,10 @@ def levenshtein(one: bytes, other: bytes) -> int:
 
 
 def brute_force(teacher: ByteView, student: ByteView) -> list[int]:
-    ids = [id_ for id_ in range(teacher.size) if teacher.spelling[id_] and not teacher.special[id_]]
+    ordinary = [id_ for id_ in range(teacher.size) if teacher.spelling[id_] and not teacher.special[id_]]
+    # a byte fallback's token is never used where another is spelled alike
+    letters = {teacher.spelling[id_] for id_ in ordinary if not teacher.fallback[id_]}
+    ids = [id_ for id_ in ordinary if not (teacher.fallback[id_] and teacher.spelling[id_] in letters)]
     return [min(ids, key=lambda id_: levenshtein(teacher.spelling[id_], spelling)) for spelling in student.spelling]
 
 
