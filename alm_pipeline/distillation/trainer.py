@@ -193,7 +193,8 @@ class AlmTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """In the names and shapes that the model has here: `_load_from_checkpoint` reads no others."""
-        self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+        if self.args.should_save:  # the others, of a sharded student, have only their parts
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
