@@ -37,11 +37,12 @@ def model_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.py", "README.md"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{name}: no such folder, and not to be had from the model hub ({_first_line(error)})"
+            f"{name}: no such folder, and not to be had from the model hub ({first_line(error)})"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What the error says, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -101,7 +102,7 @@ def load_model(
                 f"{name}: carries code of its own, as a student with n-gram embeddings does: if you trust it, set "
                 "trust_remote_code to true"
             ) from error
-        raise UserError(f"{name}: can't be loaded as a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{name}: can't be loaded as a causal language model: {first_line(error)}") from error
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
     model.eval()
@@ -114,7 +115,7 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device's kind
-        raise UserError(f"{name}: no such device on this machine ({_first_line(error)})") from error
+        raise UserError(f"{name}: no such device on this machine ({first_line(error)})") from error
 
 
 def default_device() -> torch.device:

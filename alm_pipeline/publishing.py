@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from alm_pipeline.distillation.model_card import CARD, card_for
+from alm_pipeline.models import first_line
 from storage.errors import UserError
 from storage.folders import StoredFolder, load_folder_manifest
 from storage.urls import absolute_url
@@ -25,7 +26,7 @@ def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | No
     try:
         return _upload(api or HfApi(), folder, sorted(manifest.files), repo, private)
     except HFValidationError as error:
-        raise UserError(f"{repo}: is no repository's name: write USER/NAME ({_first_line(error)})") from error
+        raise UserError(f"{repo}: is no repository's name: write USER/NAME ({first_line(error)})") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise UserError(_refusal(student, repo, error)) from error
     except Exception as error:
@@ -67,10 +68,6 @@ def _refusal(student: StoredFolder, repo: str, error: Any) -> str:
         403: "the token may not write there: use one that may, or a repository of your own",
     }.get(status, "mend that")  # type: ignore[arg-type]
     return (
-        f"{repo}: the hub did not take the student ({_first_line(error)}). It is finished, in {student.url}: "
+        f"{repo}: the hub did not take the student ({first_line(error)}). It is finished, in {student.url}: "
         f"{mend}, and run again or `alm push {student.url} {repo}`; nothing is trained again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -63,7 +63,12 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(_checked(control_tokens(source), source.name_or_path))
     backend.post_processor = same_frame(source.backend_tokenizer.post_processor, backend)
-    converted = PreTrainedTokenizerFast(
+    return wrapped_like(source, backend)
+
+
+def wrapped_like(source: PreTrainedTokenizerFast, backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """The backend with the source's roles, sides, lengths and chat template."""
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=source.model_max_length,
         padding_side=source.padding_side,
@@ -72,8 +77,8 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
         extra_special_tokens=source.extra_special_tokens,
         **source.special_tokens_map,
     )
-    converted.chat_template = source.chat_template
-    return converted
+    wrapped.chat_template = source.chat_template
+    return wrapped
 
 
 def control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import SpecialTokens
 from alm_pipeline.tokenization.encoding import put_around
-from alm_pipeline.transfer.byte_level import control_tokens, same_frame
+from alm_pipeline.transfer.byte_level import control_tokens, same_frame, wrapped_like
 from storage.errors import UserError
 
 _RESERVED = "<|reserved {}|>"
@@ -41,17 +41,7 @@ def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedToken
     """
     backend = _backend(_exchanged(target, control_tokens(source)), target.name_or_path)
     backend.post_processor = same_frame(source.backend_tokenizer.post_processor, backend)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=source.model_max_length,
-        padding_side=source.padding_side,
-        truncation_side=source.truncation_side,
-        clean_up_tokenization_spaces=False,
-        extra_special_tokens=source.extra_special_tokens,
-        **source.special_tokens_map,
-    )
-    made.chat_template = source.chat_template
-    return made
+    return wrapped_like(source, backend)
 
 
 def _exchanged(target: PreTrainedTokenizerFast, wanted: Sequence[AddedToken]) -> dict[str, Any]:
