@@ -130,12 +130,14 @@ def _child_of(loopback: Loopback, run: Any) -> Any:
 
 
 def test_killed_and_cancelled_runs_are_run_again(
-    loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
+    loopback: Loopback, many: AlmConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """With -9, worker and all, while it tokenizes and while it scores; cancelled while it trains."""
     # as long as a worker takes to hear of it; that a resumed student is the same to the bit is tested without a server
     train = many.train.model_copy(update={"steps": 200, "accumulation": 8, "checkpoint_steps": 10})
     many = many.model_copy(update={"train": train})
+    caches = tmp_path_factory.mktemp("caches")
+    Pipeline(many, str(caches)).cache()
     for stage in ("tokens/*/shard-*.json", "teacher_scores/*/shard-*.json"):
         worker = loopback.worker("alm")
         run = loopback.run("alm/distill", **parameters(many, tmp_path))
@@ -155,7 +157,7 @@ def test_killed_and_cancelled_runs_are_run_again(
     run = loopback.run("alm/distill", **parameters(many, tmp_path))
     state = loopback.finished(run)
     assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
-    assert {name for name in differing(tmp_path, unbroken) if not name.startswith("students/")} == set()
+    assert {name for name in differing(tmp_path, files(caches)) if not name.startswith("students/")} == set()
     assert any(tmp_path.glob("students/*/manifest.json"))
 
 
