@@ -43,7 +43,7 @@ from storage.dataset import Dataset
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 CHECKPOINTS = "checkpoints"
 RUNS = "runs"
 """what is not the same twice: the speed of the steps, and what TensorBoard reads"""

@@ -13,7 +13,7 @@ Nothing waits for the device within a piece, so that a GPU is never idle between
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from alm_pipeline.scoring.output_layer import Head, LayerHead, at_least_float32
 
 # small enough for a processor's cache, and for an allocator to use the same memory again
 _PIECE_ELEMENTS = 2**22
+# of rows, where a piece has more: products of other widths take a tenth longer on a processor
+_PIECE_MULTIPLE = 128
 # larger: every piece of positions gives a gradient of the whole layer
 _LAYER_PIECE_ELEMENTS = 2**25
 
@@ -76,6 +78,37 @@ def next_token(
     return NextToken(*numbers)
 
 
+class NextTokens:
+    """`next_token` for many calls with one head that does not change: its rows are gathered once, not in every call.
+
+    Of a linear head it holds a copy, with the boundary tokens in front.
+    """
+
+    def __init__(self, head: Head | LayerHead, boundary_ids_K: Tensor) -> None:
+        self.head, self.boundary_ids_K = head, boundary_ids_K
+        self._ids_V: Tensor | None = None
+        if isinstance(head, Head):
+            self._sort(head)
+
+    def _sort(self, head: Head) -> None:
+        order = _Order.of(head, self.boundary_ids_K)
+        padding = torch.arange(head.vocabulary, len(head.weight_VH), device=head.device)
+        self._ids_V = torch.cat([order.ids_V, padding])
+        self._places_V = self._ids_V.argsort()
+        self.boundary_ids_K = torch.arange(order.boundary, device=head.device)
+        bias_V = None if head.bias_V is None else head.bias_V[self._ids_V]
+        self.head = replace(head, weight_VH=head.weight_VH[self._ids_V], bias_V=bias_V)
+
+    def __call__(self, hidden_NH: Tensor, targets_N: Tensor, *, entropy: bool = False, top: int = 0) -> NextToken:
+        if self._ids_V is None:
+            return next_token(hidden_NH, targets_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
+        places_N = self._places_V[targets_N]
+        found = next_token(hidden_NH, places_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
+        if found.top_ids_NR is None:
+            return found
+        return found._replace(top_ids_NR=self._ids_V[found.top_ids_NR])
+
+
 class _LinearNumbers(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -93,7 +126,7 @@ class _LinearNumbers(torch.autograd.Function):
         boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
         chosen = _Chosen(hidden_NH, order.places_V[targets_N], top)
         for rows in order.pieces(len(hidden_NH)):
-            logits_NP = head.logits(hidden_NH, order.ids_V[rows])
+            logits_NP = head.logits(hidden_NH, order.rows(rows))
             chosen.look(logits_NP, rows)
             (boundary if rows.start < order.boundary else others).add(logits_NP)
         numbers = _numbers(boundary, others, chosen, order)
@@ -114,7 +147,7 @@ class _LinearNumbers(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
         slopes = _slopes(*ctx.state, *grads[:3])
         for rows in ctx.order.pieces(len(hidden_NH)):
-            ids_P = ctx.order.ids_V[rows]
+            ids_P = ctx.order.rows(rows)
             logits_NP = ctx.head.logits(hidden_NH, ids_P)
             grad_NP = slopes[rows.start >= ctx.order.boundary].gradient(
                 logits_NP, ctx.head, ctx.places_N, rows, grads[0]
@@ -140,6 +173,8 @@ class _Order:
     """where each row of the head stands in it; −1: padding"""
     boundary: int
     """so many are boundary tokens"""
+    is_heads_own: bool
+    """the head has its rows in that order, so that a piece of it is no copy"""
 
     @classmethod
     def of(cls, head: Head, boundary_ids_K: Tensor) -> "_Order":
@@ -147,11 +182,18 @@ class _Order:
         is_boundary_V = places_V.index_fill(0, boundary_ids_K, 1)[: head.vocabulary]
         ids_V = is_boundary_V.argsort(descending=True, stable=True)
         places_V[ids_V] = torch.arange(len(ids_V), device=head.device)
-        return cls(ids_V, places_V, int((is_boundary_V > 0).sum()))
+        in_front = is_boundary_V.cummin(0).values
+        boundary, leading = torch.stack([(marks_V > 0).sum() for marks_V in (is_boundary_V, in_front)]).tolist()
+        return cls(ids_V, places_V, boundary, boundary == leading)
+
+    def rows(self, piece: slice) -> Tensor | slice:
+        """Which rows of the head a range of places is."""
+        return piece if self.is_heads_own else self.ids_V[piece]
 
     def pieces(self, positions: int) -> Iterator[slice]:
         """Ranges of places, so small that the logits of a piece are few."""
         length = max(1, _PIECE_ELEMENTS // max(1, positions))
+        length = length // _PIECE_MULTIPLE * _PIECE_MULTIPLE or length
         for first, end in ((0, self.boundary), (self.boundary, len(self.ids_V))):
             for start in range(first, end, length):
                 yield slice(start, min(start + length, end))

@@ -48,9 +48,9 @@ class Head:
     def vocabulary(self) -> int:
         return min(self.weight_VH.shape[0], self.rows or self.weight_VH.shape[0])
 
-    def logits(self, hidden_NH: Tensor, ids_P: Tensor | None = None) -> Tensor:
-        """[N, P] in float32 or better; all that exist by default."""
-        rows = slice(self.vocabulary) if ids_P is None else ids_P
+    def logits(self, hidden_NH: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+        """[N, P] of P rows, in float32 or better; all that exist by default."""
+        rows = slice(self.vocabulary) if rows is None else rows
         bias = None if self.bias_V is None else self.bias_V[rows]
         logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
         return _scaled_and_capped(logits_NP, self.scale, self.softcap)

@@ -20,7 +20,7 @@ from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models import length_in, load_model, matmul_precision
 from alm_pipeline.progress import Advance
 from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
-from alm_pipeline.scoring.head import next_token
+from alm_pipeline.scoring.head import NextTokens
 from alm_pipeline.scoring.output_layer import Head, LayerHead, check_output_head, input_device, output_head
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.scoring.windows import Ids, Row, Windows
@@ -60,8 +60,9 @@ class Scorer:
         self.model, self.top_k, self.budget = model.eval(), config.top_k, Budget(config.batch_tokens)
         self.windows = Windows.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
-        self.boundary_ids_K = vocabulary.boundary_ids_K.to(self.device)
         check_output_head(model, self.head, self._hidden_states)
+        self.next_tokens = NextTokens(self.head, vocabulary.boundary_ids_K.to(self.device))
+        self.head = self.next_tokens.head
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +164,7 @@ class Scorer:
         return matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest")
 
     def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> Scores:
-        found = next_token(hidden_NH, next_N, self.head, self.boundary_ids_K, top=self.top_k)
+        found = self.next_tokens(hidden_NH, next_N, top=self.top_k)
         token, boundary = (each.float().cpu().numpy() for each in found[:2])
         if found.top_ids_NR is None or found.top_logprobs_NR is None:
             return Scores(token, boundary, *Scores.empty(len(token), 0)[2:])

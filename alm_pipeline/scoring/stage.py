@@ -22,7 +22,7 @@ from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 Floats = npt.NDArray[np.float32]
 
 

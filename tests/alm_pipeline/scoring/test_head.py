@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alm_pipeline.models import matmul_precision
 from alm_pipeline.scoring import head as head_module
-from alm_pipeline.scoring.head import NextToken, next_token, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import NextToken, NextTokens, next_token, token_and_boundary_logprobs
 from alm_pipeline.scoring.output_layer import Head, LayerHead
 from tests.alm_pipeline.scoring.oracle import looped, random_case
 
@@ -100,11 +100,44 @@ def test_every_number_and_gradient_is_that_of_loops(
     leaves = [hidden, head.weight_VH, *([head.bias_V] if head.bias_V is not None else [])]
     expected = numbers_and_gradients(lambda: looped(hidden, targets, head, ids), leaves)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_PIECE_ELEMENTS", "_LAYER_PIECE_ELEMENTS"):
-            patch.setattr(head_module, name, piece)
+        patch.setattr(head_module, "_PIECE_ELEMENTS", piece)
+        patch.setattr(head_module, "_LAYER_PIECE_ELEMENTS", piece)
         got = numbers_and_gradients(lambda: next_token(hidden, targets, through(head), ids, entropy=True), leaves)
     for expected_part, part in zip(expected, got, strict=True):
         torch.testing.assert_close(part, expected_part, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("through", [lambda head: head, as_layer], ids=["pieces", "layer"])
+@given(
+    vocabulary=st.integers(1, 300),
+    bias=st.booleans(),
+    padding=st.integers(0, 4),
+    boundary=st.integers(0, 300),
+    piece=st.sampled_from([7, 900, 3000]),
+    top=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_head_for_many_calls_gives_the_same_numbers(
+    through: Callable[[Head], Head | LayerHead],
+    vocabulary: int,
+    bias: bool,
+    padding: int,
+    boundary: int,
+    piece: int,
+    top: int,
+) -> None:
+    rows = max(1, vocabulary - padding)
+    hidden, targets, head, ids = random_case(7, vocabulary, bias=bias, rows=rows, boundary=min(boundary, vocabulary))
+    next_tokens = NextTokens(through(head), ids)
+    expected = next_token(hidden, targets, through(head), ids, entropy=True, top=top)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_module, "_PIECE_ELEMENTS", piece)
+        got = next_tokens(hidden, targets, entropy=True, top=top)
+    for expected_part, part in zip(expected, got, strict=True):
+        torch.testing.assert_close(part, expected_part)
+    if isinstance(next_tokens.head, Head):
+        order = head_module._Order.of(next_tokens.head, next_tokens.boundary_ids_K)
+        assert order.rows(slice(0, 1)) == slice(0, 1)  # it gathers nothing
 
 
 @pytest.mark.usefixtures("piece_elements")

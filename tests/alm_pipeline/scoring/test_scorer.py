@@ -19,6 +19,7 @@ from storage.errors import UserError
 from tests import tiny
 
 VOCABULARY = 300
+BOUNDARY_IDS = torch.arange(0, VOCABULARY, 3)
 MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
     "llama": tiny.tiny_llama,
     "gemma": tiny.tiny_gemma,  # a sliding window of 16, and soft-capped logits
@@ -35,7 +36,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def make_scorer(model: PreTrainedModel, **settings: object) -> Scorer:
-    return Scorer(model, Vocabulary(torch.arange(0, VOCABULARY, 3)), ScoreConfig.model_validate(settings))
+    return Scorer(model, Vocabulary(BOUNDARY_IDS), ScoreConfig.model_validate(settings))
 
 
 def random_examples(*lengths: int) -> list[np.ndarray]:
@@ -68,9 +69,7 @@ def test_scores_are_those_of_the_models_own_log_softmax(model: PreTrainedModel) 
             assert np.isnan(row.logprobs[0])
             tokens = expected[:-1].gather(-1, torch.from_numpy(ids[1:].astype(np.int64))[:, None]).squeeze(-1)
             np.testing.assert_allclose(row.logprobs[1:], tokens, atol=1e-4)
-            np.testing.assert_allclose(
-                row.boundary_logprobs, expected[:, scorer.boundary_ids_K].logsumexp(-1), atol=1e-4
-            )
+            np.testing.assert_allclose(row.boundary_logprobs, expected[:, BOUNDARY_IDS].logsumexp(-1), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -123,7 +122,7 @@ def test_every_token_is_scored_from_its_window(model: PreTrainedModel, size: int
         row = scorer.score([ids], begins=[begins])[0]
         tokens, following = windowed_oracle(model, ids, size, context, begins)
         np.testing.assert_allclose(row.logprobs[1:], tokens, atol=1e-4)
-        boundary = following[:, scorer.boundary_ids_K].logsumexp(-1)
+        boundary = following[:, BOUNDARY_IDS].logsumexp(-1)
         np.testing.assert_allclose(row.boundary_logprobs, boundary, atol=1e-4)
 
 
