@@ -11,7 +11,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli_models import models
+from flows.cli_models import models, print_comparison
 from flows.cli_store import store
 from flows.cli_student import student_commands
 from flows.console import err, out, user_errors
@@ -237,21 +237,7 @@ def transfer(
         made = ", ".join(f"{count:,} {how}" for how, count in counts.items())
         out.print(f"{folder}: new embeddings: {made}", markup=False, highlight=False, soft_wrap=True)
         if corpus:
-            _compare([model, str(folder)], corpus, text, examples)
-
-
-def _compare(models: list[str], corpus: str, text: str, examples: int) -> None:
-    from alm_pipeline.config import CorpusConfig, FilesSource
-    from alm_pipeline.evaluation.texts import compare_models
-
-    source = FilesSource(urls=(corpus,))
-    found = compare_models(models, CorpusConfig(name="texts", source=source, text=text, max_examples=examples))
-    table = Table("model", "bits per byte", title=f"{found.texts:,} texts, {found.text_bytes:,} bytes")
-    for name, bits in zip(models, found.bits_per_byte, strict=True):
-        table.add_row(name, f"{bits:.4f}")
-    out.print(table)
-    for reason, count in found.left_out.items():
-        out.print(f"left out, {reason}: {count:,}", markup=False)
+            print_comparison([model, str(folder)], corpus, text, examples)
 
 
 @app.command()

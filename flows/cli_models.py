@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from flows.console import out, user_errors
+from flows.console import err, out, user_errors
 from storage.errors import UserError
 
 models = typer.Typer()
@@ -54,6 +55,49 @@ def generate(
 
 
 @models.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="as of `alm evaluate`, and stored students' URLs")
+    ],
+    corpus: Annotated[str, typer.Option(help="URL of Parquet, JSONL or text files")],
+    text: Annotated[str, typer.Option(help="of the corpus: a column, or a template of columns")] = "text",
+    examples: Annotated[int, typer.Option(min=1, help="of the corpus: how many")] = 200,
+    dtype: Dtype = "float32",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers."""
+    from alm_pipeline.progress import progress_bars
+
+    with user_errors(), progress_bars(err):
+        _check_dtype(dtype)
+        print_comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
+
+
+def print_comparison(
+    models: list[str],
+    corpus: str,
+    text: str,
+    examples: int,
+    dtype: str = "float32",
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """A table of the models' bits per byte, and what texts were left out."""
+    from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
+    from alm_pipeline.evaluation.texts import compare_models
+
+    texts = CorpusConfig(name="texts", source=FilesSource(urls=(corpus,)), text=text, max_examples=examples)
+    score = ScoreConfig.model_validate({"dtype": dtype})
+    found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    table = Table("model", "bits per byte", title=f"{found.texts:,} texts, {found.text_bytes:,} bytes")
+    for name, bits in zip(models, found.bits_per_byte, strict=True):
+        table.add_row(name, f"{bits:.4f}")
+    out.print(table)
+    for reason, count in found.left_out.items():
+        out.print(f"left out, {reason}: {count:,}", markup=False)
+
+
+@models.command()
 def evaluate(
     model: Model,
     tasks: Annotated[str, typer.Option(help="lm_eval's tasks, with commas between them")],
@@ -70,7 +114,7 @@ def evaluate(
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
     with user_errors():
         _check_dtype(dtype)
-        harness = _harness()
+        harness = lm_eval_harness()
         results = harness.evaluate(
             model,
             [task.strip() for task in tasks.split(",")],
@@ -88,11 +132,12 @@ def evaluate(
             output.write_text(json.dumps(results["results"], indent=2, default=str), encoding="utf-8")
 
 
-def _harness() -> Any:
+def lm_eval_harness() -> Any:
+    """The module that works with lm_eval. Raises UserError where that is not installed."""
     try:
         from alm_pipeline.ensemble import harness
     except ModuleNotFoundError as error:
-        raise UserError(f"`alm evaluate` needs {error.name}: pip install 'alm-pipeline[eval]'") from error
+        raise UserError(f"tasks of lm_eval need {error.name}: pip install 'alm-pipeline[eval]'") from error
     return harness
 
 

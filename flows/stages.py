@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows.retrying import RETRYING
 from flows.seeing import ProgressArtifacts
+from flows.showing import show_summary
 from flows.storage_block import storage_root
 
 if TYPE_CHECKING:
@@ -133,12 +133,12 @@ def publish(pipeline: "Pipeline", storage: str) -> float:
 
 @task(name="report", cache_policy=NO_CACHE)
 def report(pipeline: "Pipeline", seconds: dict[str, float], with_student: bool) -> dict[str, Any]:
-    """The run's summary, as a table artifact and as the flow's result."""
+    """The run's summary, as artifacts and as the flow's result."""
     from alm_pipeline.report import summarise, summary_rows
 
     summary = summarise(pipeline, with_student=with_student)
-    rows = [*summary_rows(summary, seconds), *summary.places.items()]
-    create_table_artifact([{"what": what, "value": value} for what, value in rows], key="alm-summary")
-    for what, value in rows:
+    rows = summary_rows(summary, seconds)
+    show_summary(pipeline, summary, rows)
+    for what, value in [*rows, *summary.places.items()]:
         get_run_logger().info("%s: %s", what, value)
     return summary.model_dump() | {"seconds": seconds}

@@ -134,3 +134,13 @@ def evaluate(
 def results_table(results: dict[str, Any]) -> str:
     """lm_eval's own table."""
     return str(make_table(results))
+
+
+def scores(results: dict[str, Any]) -> dict[str, float]:
+    """Each task's measures: `task measure`, with lm_eval's filter (`exact_match,strict-match`) where it has a name."""
+    return {
+        f"{task} {measure.removesuffix(',none')}": float(value)
+        for task, found in results["results"].items()
+        for measure, value in found.items()
+        if "," in measure and "stderr" not in measure and isinstance(value, int | float)
+    }

@@ -68,12 +68,12 @@ def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
 
 
 def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    name = _local(member.model)
+    name = local_name(member.model)
     model = load_model(name, member.dtype, trust_remote_code=member.trust_remote_code, device=member.device)
-    return model, load_tokenizer(_local(member.tokenizer) if member.tokenizer else name)
+    return model, load_tokenizer(local_name(member.tokenizer) if member.tokenizer else name)
 
 
-def _local(name: str) -> str:
+def local_name(name: str) -> str:
     """A name that models are loaded by; of a stored student's URL the folder that it is fetched into."""
     return str(stored_folder(name).fetch()) if "://" in name else name
 

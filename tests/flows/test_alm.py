@@ -1,15 +1,19 @@
 """The flow on a real (ephemeral) Prefect server: every stage, its resume, its parameters."""
 
 import asyncio
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
+from flows import showing
 from flows.alm import alm
 from storage.errors import UserError
 
@@ -23,8 +27,30 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path) -> None:
     assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
     assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "distil"}
     assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
-    artifacts = asyncio.run(_artifacts("alm-summary"))
-    assert any("held-out bits per byte" in artifact.data for artifact in artifacts)
+    (table,) = asyncio.run(_artifacts("alm-summary"))
+    assert "held-out bits per byte" in table.data
+    (text,) = asyncio.run(_artifacts("alm-report"))
+    assert "| bytes aligned | 100.00% |" in text.data
+    assert f"- student: `{result['places']['student']}`" in text.data
+    for key in ("alm-alignment", "alm-curves"):
+        (picture,) = asyncio.run(_artifacts(key))
+        start, _, content = picture.data.partition("base64,")
+        assert (picture.type, start) == ("image", "data:image/png;")
+        assert Image.open(io.BytesIO(base64.b64decode(content))).width > 400
+
+
+def test_what_can_not_be_shown_fails_no_run(
+    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'PIL'")
+
+    monkeypatch.setattr(showing, "_alignment", fail)
+    monkeypatch.setattr(showing, "create_table_artifact", fail)
+    result = alm(config=config, storage=str(tmp_path), until="scores")
+    assert result["examples"] == 80
+    assert "the alignment can't be shown: ModuleNotFoundError: No module named 'PIL'" in caplog.text
+    assert "the table can't be shown" in caplog.text
 
 
 async def _artifacts(key: str) -> list[Any]:

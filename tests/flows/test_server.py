@@ -70,7 +70,7 @@ def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
 def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
     with loopback.client() as client:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
-    assert set(deployments) == {"distill", "cache", "score", "distil", "verify"}
+    assert set(deployments) == {*("distill", "cache", "score", "distil", "transfer", "ensemble", "evaluate", "verify")}
     assert all(
         each.description and each.tags and each.work_pool_name in ("alm", "gpu") for each in deployments.values()
     )

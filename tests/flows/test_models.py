@@ -1,0 +1,120 @@
+"""The flows on finished models: what they return, write and show."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ParameterTypeError
+from typer.testing import CliRunner
+
+from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
+from alm_pipeline.ensemble.config import MemberConfig
+from alm_pipeline.ensemble.loading import load, load_ensemble
+from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
+from alm_pipeline.evaluation.texts import compare_models
+from flows.cli import app
+from flows.models import ensemble, evaluate, transfer
+from storage.errors import UserError
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    file = tmp_path / "texts.jsonl"
+    rows = [{"question": f"How many are {k} and 2?", "answer": f"That makes {k + 2}."} for k in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+TEMPLATE = "{question} {answer}"
+
+
+def bits_of(models: list[str], texts: str) -> tuple[float, ...]:
+    source = FilesSource(urls=(texts,))
+    corpus = CorpusConfig(name="texts", source=source, text=TEMPLATE)
+    return compare_models(models, corpus, ScoreConfig(dtype="float32")).bits_per_byte
+
+
+def artifact(key: str) -> Any:
+    async def newest() -> Any:
+        async with get_client() as client:
+            found = [each for each in await client.read_artifacts() if each.key == key]
+            return max(found, key=lambda each: each.created)
+
+    return asyncio.run(newest())
+
+
+def test_models_are_measured_on_texts_and_tasks(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+) -> None:
+    task = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": texts}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["{{answer}}", "No."],
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "sums.yaml").write_text(json.dumps(task))
+    found = evaluate([llama_folder], texts, TEMPLATE, tasks=["sums"], task_folder=str(tmp_path))
+    assert set(found[llama_folder]) == {"bits per byte", "sums acc"}
+    assert found[llama_folder]["sums acc"] in [k / 6 for k in range(7)]
+
+    found = evaluate([llama_folder, gemma_folder], texts, TEMPLATE)
+    measured = [found[name]["bits per byte"] for name in (llama_folder, gemma_folder)]
+    assert measured == pytest.approx(bits_of([llama_folder, gemma_folder], texts))
+    rows = json.loads(artifact("alm-evaluation").data)
+    assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
+    assert rows[0]["bits per byte"] == f"{measured[0]:.4f}"
+
+
+def test_nothing_to_measure_and_nothing_to_combine_are_refused(llama_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to measure"):
+        evaluate([llama_folder])
+    with pytest.raises(ParameterTypeError, match="examples"):
+        evaluate([llama_folder], "texts.jsonl", examples=0)
+    with pytest.raises(UserError, match="no such folder"):
+        ensemble([MemberConfig(model=llama_folder), MemberConfig(model=str(tmp_path / "none"))], str(tmp_path / "both"))
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_model_is_transferred_and_compared(llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "moved")
+    made = transfer(llama_folder, gemma_folder, folder, corpus=texts, text=TEMPLATE)
+    assert load(folder)[1].get_vocab() == load(gemma_folder)[1].get_vocab()
+    assert set(made["bits_per_byte"]) == {llama_folder, folder}
+    assert sum(made["new_embeddings"].values()) == len(load(gemma_folder)[1])
+    counts = {row["new embeddings"]: row["tokens"] for row in json.loads(artifact("alm-transfer").data)}
+    assert counts == {how: f"{count:,}" for how, count in made["new_embeddings"].items()}
+
+
+def test_an_ensemble_is_written_and_measured_beside_its_members(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+) -> None:
+    members = [MemberConfig(model=llama_folder), MemberConfig(model=gemma_folder, weight=2.0)]
+    settings: dict[str, Any] = {"corpus": texts, "text": TEMPLATE}
+    for _ in range(2):  # a run that is run again finds its own file
+        found = ensemble(members, str(tmp_path / "both"), **settings)
+    file = str(tmp_path / "both" / "ensemble.yaml")
+    assert list(found) == [file, llama_folder, gemma_folder]
+    written = load_ensemble(file)
+    spoken = [f"{row['question']} {row['answer']}" for row in map(json.loads, Path(texts).read_text().splitlines())]
+    assert found[file]["bits per byte"] == pytest.approx(text_bits_per_byte(score_texts(written, spoken)), rel=1e-5)
+    assert min(found[llama_folder].values()) != min(found[gemma_folder].values())
+    with pytest.raises(UserError, match="is there already"):
+        ensemble(members[:1], str(tmp_path / "both"))
+
+
+def test_models_are_compared_from_the_command_line(llama_folder: str, gemma_folder: str, texts: str) -> None:
+    result = CliRunner().invoke(app, ["compare", llama_folder, gemma_folder, "--corpus", texts, "--text", TEMPLATE])
+    assert result.exit_code == 0, result.output
+    assert "6 texts" in result.stdout
+    for bits in bits_of([llama_folder, gemma_folder], texts):
+        assert f"{bits:.4f}"[:4] in result.stdout
