@@ -1,10 +1,12 @@
-"""One Prefect test server for all flow tests, and no heartbeat threads."""
+"""One Prefect test server for all flow tests, without heartbeat threads; real servers for modules that ask for one."""
 
 from collections.abc import Iterator
 
 import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
+
+from tests.flows.loopback import Loopback
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,22 @@ def prefect_server() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """A real server with all deployments."""
+    server = Loopback(tmp_path_factory.mktemp("prefect"))
+    try:
+        server.start()
+        server.deploy()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def loopback(deployed: Loopback) -> Iterator[Loopback]:
+    """The module's server; each test starts its own workers."""
+    yield deployed
+    deployed.kill_workers()

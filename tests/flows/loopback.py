@@ -20,14 +20,20 @@ ROOT = Path(__file__).parents[2]
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 
 
-class Loopback:
-    """A server with a database in `folder`, and the workers that poll it."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+
+class Loopback:
+    """A server with a database in `folder`, or at a URL, and the workers that poll it."""
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        self.port = free_port()
         self.url, self.folder = f"http://127.0.0.1:{self.port}/api", folder
+        self.database = database or f"sqlite+aiosqlite:///{folder}/prefect.db"
         self._server: subprocess.Popen[bytes] | None = None
         self._workers: list[subprocess.Popen[bytes]] = []
 
@@ -37,7 +43,7 @@ class Loopback:
             **os.environ,
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": str(self.folder),
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self.folder}/prefect.db",
+            "PREFECT_API_DATABASE_CONNECTION_URL": self.database,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PYTHONPATH": str(ROOT),
@@ -74,6 +80,12 @@ class Loopback:
         kill(self._server)
         self.start()
 
+    def deploy(self) -> None:
+        """All deployments, on two pools without workers."""
+        for pool in ("alm", "gpu"):
+            self.done("work-pool", "create", pool, "--type", "process", "--overwrite")
+        self.done("deploy", "--all")
+
     def worker(self, pool: str) -> "subprocess.Popen[bytes]":
         worker = self._start(f"worker-{pool}", *PREFECT, "worker", "start", "--pool", pool, "--type", "process")
         self._workers.append(worker)
@@ -102,6 +114,12 @@ class Loopback:
         return subprocess.run(
             [*PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
         )
+
+    def done(self, *arguments: str) -> str:
+        """What a command of `prefect` said, that has to succeed."""
+        said = self.cli(*arguments)
+        assert said.returncode == 0, said.stdout + said.stderr
+        return said.stdout
 
     def client(self) -> SyncPrefectClient:
         with temporary_settings({PREFECT_API_URL: self.url}):

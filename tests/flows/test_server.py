@@ -1,6 +1,5 @@
 """A real server and real workers on this machine: deployments by name, a GPU pool, kills, cancellations, restarts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,6 @@ from alm_pipeline.pipeline import Pipeline
 from tests.flows.loopback import Loopback, wait_for
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    """All deployments on two pools without workers."""
-    server = Loopback(tmp_path_factory.mktemp("prefect"))
-    server.start()
-    try:
-        for pool in ("alm", "gpu"):
-            assert server.cli("work-pool", "create", pool, "--type", "process", "--overwrite").returncode == 0
-        deployed = server.cli("deploy", "--all")
-        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(autouse=True)
-def _workers(loopback: Loopback) -> Iterator[None]:
-    """Each test starts its own."""
-    yield
-    loopback.kill_workers()
 
 
 @pytest.fixture(scope="module")
