@@ -127,7 +127,7 @@ def make_batch(examples: Examples, group: Group) -> Batch:
     from alm_pipeline.distillation.packing_kernel import fill_batch
 
     lengths = np.diff(examples.token_offsets)[group.examples]
-    height, width = int(group.rows[-1]) + 1, int(np.bincount(group.rows, lengths).max())
+    height, width = _shape(group.rows, lengths)
     chunks = int(np.diff(examples.chunks.offsets)[group.examples].sum())
     flat = FlatBatch(
         token_ids=np.zeros(height * width, np.int64),
@@ -165,6 +165,17 @@ def make_teacher_batch(examples: Examples, teacher: TeacherTokens, group: Group)
     return TeacherBatch(*map(torch.from_numpy, arrays))
 
 
+def _shape(rows: Ints, lengths: Ints) -> tuple[int, int]:
+    """Rows of examples, and positions of each: the longest row's, and up to an eighth more.
+
+    Of few widths, kernels are few: libraries make, tune and keep them for every shape (oneDNN's, on a processor, took
+    30 MB of memory a new width).
+    """
+    longest = int(np.bincount(rows, lengths).max())
+    step = 1 << max(0, longest.bit_length() - 4)
+    return int(rows[-1]) + 1, -(-longest // step) * step
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where a batch's examples stand, in rows one after the other."""
@@ -177,7 +188,7 @@ class _Layout:
 
     @classmethod
     def of(cls, lengths: Ints, rows: Ints) -> "_Layout":
-        height, width = int(rows[-1]) + 1, int(np.bincount(rows, lengths).max())
+        height, width = _shape(rows, lengths)
         before = np.cumsum(lengths) - lengths
         first_of_row = before[np.searchsorted(rows, rows)]
         return cls((height, width), rows * width + before - first_of_row, lengths)

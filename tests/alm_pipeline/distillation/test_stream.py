@@ -153,6 +153,13 @@ def test_a_batch_is_its_examples(shape: list[list[int]]) -> None:
     assert chunk_of.tolist() == expected_chunks.tolist()
 
 
+def test_rows_have_few_widths_and_little_padding() -> None:
+    widths = {longest: batch_of([[example(longest, 0)]]).token_ids_BS.shape[1] for longest in range(1, 600)}
+    assert all(0 <= width - longest <= longest / 8 for longest, width in widths.items())
+    assert len({width for longest, width in widths.items() if longest > 256}) <= 13
+    assert widths[512] == 512
+
+
 @pytest.fixture
 def stream(config: AlmConfig, tmp_path: Path) -> BatchStream:
     """Over two or three shards; with rows so short that some examples are batches alone."""
