@@ -48,4 +48,5 @@ class ProgressArtifacts:
 
 def _told(stage: str, done: float, total: float, unit: str, rate: float) -> str:
     left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-    return f"{stage}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.3g} {unit}/s{left}"
+    speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return f"{stage}: {done:,.0f} of {total:,.0f} {unit}, {speed} {unit}/s{left}"

@@ -1,15 +1,15 @@
-"""What a finished run shows in Prefect's UI: its numbers as a table and as text with links, and two pictures.
+"""What a finished run shows in Prefect's UI: its numbers as a table, and a page with links and pictures.
 
-They are for people: what can't be shown is told in the log, and the run goes on. Pictures are data URLs, since a
-store's files have no address that a browser could open.
+They are for people: what can't be shown is told in the log, and the run goes on. Pictures stand in the page itself,
+since a store's files have no address that a browser could open.
 """
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prefect import get_run_logger
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from storage.urls import join_url, read_bytes
 
@@ -18,43 +18,42 @@ if TYPE_CHECKING:
     from alm_pipeline.report import Summary
 
 Rows = Sequence[tuple[str, str]]
+Shown = TypeVar("Shown")
 _CHUNKS = 120
 """of the example whose alignment is drawn"""
 
 
 def show_summary(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> None:
-    """Artifacts `alm-summary` (a table), `alm-report` (text), `alm-alignment` and `alm-curves` (pictures)."""
-    table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
-    _attempt("table", lambda: create_table_artifact(table, key="alm-summary"))
-    _attempt("report", lambda: create_markdown_artifact(report_text(pipeline, summary, rows), key="alm-report"))
-    _attempt("alignment", lambda: _show_picture("alm-alignment", "An example's aligned chunks", _alignment(pipeline)))
-    if "student" in summary.places:
-        _attempt("curves", lambda: _show_picture("alm-curves", "The student's training", _curves(pipeline)))
-
-
-def report_text(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> str:
-    """The summary as Markdown: what was made of what, the numbers, and where everything lies."""
+    """Artifacts `alm-summary`, a table, and `alm-report`, a page."""
     config = pipeline.config
-    lines = [
-        f"# {config.corpus.name}: {config.teacher} to {config.student.model}",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {_cell(what)} | {_cell(value)} |" for what, value in rows),
-        "",
+    title = f"{config.corpus.name}: {config.teacher} to {config.student.model}"
+    table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
+    page = _page(title, pipeline, summary, rows)
+    _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))
+    _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
+
+
+def _page(title: str, pipeline: "Pipeline", summary: "Summary", rows: Rows) -> str:
+    pictures = {"An example's chunks": _attempt("alignment", lambda: _alignment(pipeline))}
+    if "student" in summary.places:
+        pictures["The student's training"] = _attempt("curves", lambda: _curves(pipeline))
+    # no table: Prefect's cuts long cells off
+    parts = [
+        f"# {title}",
+        "\n".join(f"- {what}: **{value}**" for what, value in rows),
+        *(f"## {name}\n\n![{name}]({_address(png)})" for name, png in pictures.items() if png is not None),
         "## Where it lies",
-        "",
-        *(f"- {name.replace('_', ' ')}: {_link(url)}" for name, url in summary.places.items()),
+        "\n".join(f"- {name.replace('_', ' ')}: {_link(url)}" for name, url in summary.places.items()),
     ]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return "\n\n".join(parts)
 
 
 def _link(url: str) -> str:
     return f"[{url}]({url})" if "://" in url else f"`{url}`"
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _alignment(pipeline: "Pipeline") -> bytes:
@@ -71,14 +70,9 @@ def _curves(pipeline: "Pipeline") -> bytes | None:
     return read_bytes(join_url(pipeline.student.url, PICTURE))
 
 
-def _show_picture(key: str, description: str, png: bytes | None) -> None:
-    if png is not None:
-        url = "data:image/png;base64," + base64.b64encode(png).decode()
-        create_image_artifact(url, key=key, description=description)
-
-
-def _attempt(what: str, show: Callable[[], object]) -> None:
+def _attempt(what: str, show: Callable[[], Shown]) -> Shown | None:
     try:
-        show()
+        return show()
     except Exception as error:
         get_run_logger().warning("the %s can't be shown: %s: %s", what, type(error).__name__, error)
+        return None
