@@ -102,7 +102,7 @@ def alm(
         shards: For `only: score`, these shards alone.
     """
     chosen = _resolve(locals())
-    _check_only(only, shards, gpu_pool)
+    _check_only(only, until, shards, gpu_pool)
     stages.let_stages_speak()
     root = storage_root(storage)
     # a pool's machine, or a run in another folder, looks at the same place
@@ -132,7 +132,9 @@ def alm(
         return Cancelled(message=str(cancelled))  # type: ignore[return-value]  # a state that is returned is the run's
 
 
-def _check_only(only: str | None, shards: list[int] | None, gpu_pool: str | None) -> None:
+def _check_only(only: str | None, until: str, shards: list[int] | None, gpu_pool: str | None) -> None:
+    if only == "distil" and until != "student":
+        raise UserError(f"until: {until} comes before `only: distil`; leave it out")
     if shards is not None and only != "score":
         raise UserError("shards: is for `only: score`; leave it out")
     if only and gpu_pool:

@@ -1,6 +1,7 @@
 """The commands that use a finished model, or an ensemble of several."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,15 @@ models = typer.Typer()
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="a folder, a hub name, demo:NAME, or an ensemble's YAML file or folder")
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; an ensemble's file says its own")]
+
+
+class Dtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Precision = Annotated[Dtype, typer.Option(help="of the computation; an ensemble's file says its own")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the code that the model's folder carries")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda:1, …; the GPU where there is one")]
 
@@ -29,13 +38,12 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="for sampling the same text again")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="the prompt is a user's message: use the chat template")] = False,
-    dtype: Dtype = "float32",
+    dtype: Precision = Dtype.FLOAT32,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Print what a model or an ensemble makes of a prompt, as it comes."""
     with user_errors():
-        _check_dtype(dtype)
         from alm_pipeline.ensemble.generating import generate_text
 
         generate_text(
@@ -47,7 +55,7 @@ def generate(
             top_p=top_p,
             seed=seed,
             chat=chat,
-            dtype=dtype,
+            dtype=dtype.value,
             device=device,
             trust_remote_code=trust_remote_code,
         )
@@ -62,15 +70,14 @@ def compare(
     corpus: Annotated[str, typer.Option(help="URL of Parquet, JSONL or text files")],
     text: Annotated[str, typer.Option(help="of the corpus: a column, or a template of columns")] = "text",
     examples: Annotated[int, typer.Option(min=1, help="of the corpus: how many")] = 200,
-    dtype: Dtype = "float32",
+    dtype: Precision = Dtype.FLOAT32,
     trust_remote_code: Trust = False,
 ) -> None:
     """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers."""
     from alm_pipeline.progress import progress_bars
 
     with user_errors(), progress_bars(err):
-        _check_dtype(dtype)
-        print_comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
+        print_comparison(models, corpus, text, examples, dtype.value, trust_remote_code=trust_remote_code)
 
 
 def print_comparison(
@@ -107,13 +114,12 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="rows at once")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="prompts in the tokenizer's chat template")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write lm_eval's results there, too")] = None,
-    dtype: Dtype = "float32",
+    dtype: Precision = Dtype.FLOAT32,
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
     with user_errors():
-        _check_dtype(dtype)
         harness = lm_eval_harness()
         results = harness.evaluate(
             model,
@@ -123,7 +129,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             chat=chat,
-            dtype=dtype,
+            dtype=dtype.value,
             device=device,
             trust_remote_code=trust_remote_code,
         )
@@ -139,8 +145,3 @@ def lm_eval_harness() -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"tasks of lm_eval need {error.name}: pip install 'alm-pipeline[eval]'") from error
     return harness
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {dtype}: is none of float32, bfloat16 and float16")

@@ -15,7 +15,6 @@ Qwen2's own normalizer and special tokens in whatever the tokenizer's files say:
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.demo_models import publish_folder
 from alm_pipeline.models import load_tokenizer
 from alm_pipeline.tokenization.byte_view import byte_vocabulary
+from alm_pipeline.transfer.folders import new_folder
 from storage.errors import UserError
 
 BYTES = 256
@@ -42,13 +41,9 @@ def write_byte_level(source_name: str, folder: Path) -> PreTrainedTokenizerFast:
 
     Raises UserError when the folder is there and not empty, and for a source that can't be had or converted.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already: name a new folder")
-    tokenizer = byte_level_tokenizer(load_tokenizer(source_name))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        tokenizer.save_pretrained(Path(scratch) / "tokenizer")
-        publish_folder(Path(scratch) / "tokenizer", folder)
+    with new_folder(folder) as written:
+        tokenizer = byte_level_tokenizer(load_tokenizer(source_name))
+        tokenizer.save_pretrained(written)
     return tokenizer
 
 

@@ -5,20 +5,16 @@ from alm_pipeline.transfer.zero_step import transfer
 print(transfer("demo:smollm2-135m-instruct", "Qwen/Qwen3-0.6B", "smollm2-qwen"))
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, SpecialTokens
-from alm_pipeline.demo_models import publish_folder
 from alm_pipeline.models import load_model, load_tokenizer, quiet_transformers, weights_dtype
+from alm_pipeline.transfer.folders import new_folder
 from alm_pipeline.transfer.initialisation import Initialisation, find_donor
 from alm_pipeline.transfer.special_tokens import keeps_source, with_special_tokens
 from alm_pipeline.transfer.swap import swap_tokenizer
-from storage.errors import UserError
 
 
 def transfer(
@@ -58,19 +54,3 @@ def target_for(
 ) -> PreTrainedTokenizerFast:
     """The target, with the source's special tokens where the setting says so."""
     return with_special_tokens(source, target) if keeps_source(source, target, setting) else target
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` at the end, with one rename; nothing is left after an error.
-
-    Raises UserError when the folder is there and not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already: name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        written = Path(scratch) / "written"
-        written.mkdir()
-        yield written
-        publish_folder(written, folder)

@@ -96,3 +96,13 @@ def test_a_misspelt_parameter_is_refused_with_its_name(config: AlmConfig, tmp_pa
     content["train"]["stepz"] = 3
     with pytest.raises(ParameterTypeError, match=r"train\.stepz"):
         alm(config=content, storage=str(tmp_path))
+
+
+def test_what_one_stage_alone_has_no_use_for_is_refused(config: AlmConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="until: scores comes before `only: distil`"):
+        alm(config=config, storage=str(tmp_path), only="distil", until="scores")
+    with pytest.raises(UserError, match="shards: is for `only: score`"):
+        alm(config=config, storage=str(tmp_path), shards=[0])
+    with pytest.raises(UserError, match="gpu_pool: a run of one stage works where it is"):
+        alm(config=config, storage=str(tmp_path), only="score", gpu_pool="gpu")
+    assert list(tmp_path.iterdir()) == []
