@@ -3,13 +3,12 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from flows.console import err, out, user_errors
-from storage.errors import UserError
 
 models = typer.Typer()
 
@@ -90,11 +89,10 @@ def print_comparison(
     trust_remote_code: bool = False,
 ) -> None:
     """A table of the models' bits per byte, and what texts were left out."""
-    from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
-    from alm_pipeline.evaluation.texts import compare_models
+    from alm_pipeline.config import ScoreConfig
+    from alm_pipeline.evaluation.texts import compare_models, texts_at
 
-    texts = CorpusConfig(name="texts", source=FilesSource(urls=(corpus,)), text=text, max_examples=examples)
-    score = ScoreConfig.model_validate({"dtype": dtype})
+    score, texts = ScoreConfig.model_validate({"dtype": dtype}), texts_at(corpus, text, examples)
     found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
     table = Table("model", "bits per byte", title=f"{found.texts:,} texts, {found.text_bytes:,} bytes")
     for name, bits in zip(models, found.bits_per_byte, strict=True):
@@ -120,6 +118,8 @@ def evaluate(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
     with user_errors():
+        from alm_pipeline.ensemble.tasks import lm_eval_harness
+
         harness = lm_eval_harness()
         results = harness.evaluate(
             model,
@@ -136,12 +136,3 @@ def evaluate(
         out.print(harness.results_table(results), markup=False, highlight=False)
         if output:
             output.write_text(json.dumps(results["results"], indent=2, default=str), encoding="utf-8")
-
-
-def lm_eval_harness() -> Any:
-    """The module that works with lm_eval. Raises UserError where that is not installed."""
-    try:
-        from alm_pipeline.ensemble import harness
-    except ModuleNotFoundError as error:
-        raise UserError(f"tasks of lm_eval need {error.name}: pip install 'alm-pipeline[eval]'") from error
-    return harness

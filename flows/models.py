@@ -11,9 +11,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import CorpusConfig, FilesSource, Method, ScoreConfig, SpecialTokens
+from alm_pipeline.config import Method, ScoreConfig, SpecialTokens
 from alm_pipeline.ensemble.config import FILE, EnsembleConfig, Mean, MemberConfig, read_config, write_config
-from flows.cli_models import lm_eval_harness
 from flows.stages import let_stages_speak
 from storage.errors import UserError
 
@@ -67,19 +66,19 @@ def evaluate(
         for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
             results[model]["bits per byte"] = bits
     if tasks:
+        from alm_pipeline.ensemble.tasks import lm_eval_harness
+
+        settings: dict[str, Any] = {
+            "few_shot": few_shot,
+            "limit": limit,
+            "batch_size": batch_size,
+            "chat": chat,
+            "dtype": dtype,
+        }
+        folder = Path(task_folder) if task_folder else None
         harness = lm_eval_harness()
         for model in models:
-            found = harness.evaluate(
-                model,
-                tasks,
-                task_folder=Path(task_folder) if task_folder else None,
-                few_shot=few_shot,
-                limit=limit,
-                batch_size=batch_size,
-                chat=chat,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-            )
+            found = harness.evaluate(model, tasks, task_folder=folder, trust_remote_code=trust_remote_code, **settings)
             results[model] |= harness.scores(found)
     _show(results)
     return results
@@ -88,10 +87,10 @@ def evaluate(
 def _bits_per_byte(
     models: Sequence[str], corpus: str, text: str, examples: int, dtype: Dtype, trust_remote_code: bool
 ) -> dict[str, float]:
-    from alm_pipeline.evaluation.texts import compare_models
+    from alm_pipeline.evaluation.texts import compare_models, texts_at
 
-    texts = CorpusConfig(name="texts", source=FilesSource(urls=(corpus,)), text=text, max_examples=examples)
-    found = compare_models(models, texts, ScoreConfig(dtype=dtype), trust_remote_code=trust_remote_code)
+    texts, score = texts_at(corpus, text, examples), ScoreConfig(dtype=dtype)
+    found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
     get_run_logger().info(
         "%s: %d texts, %d bytes; left out: %s", corpus, found.texts, found.text_bytes, found.left_out or "none"
     )

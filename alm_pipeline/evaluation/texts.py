@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alm_pipeline.config import CorpusConfig, ScoreConfig
+from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
@@ -39,6 +39,11 @@ class _Reader(NamedTuple):
 
     model: str
     tokenizer: str
+
+
+def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
+    """The first texts of files, as a corpus to compare models on; `text` is a column or a template of columns."""
+    return CorpusConfig(name="texts", source=FilesSource(urls=(url,)), text=text, max_examples=examples)
 
 
 def compare_models(

@@ -6,7 +6,7 @@ import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tests.flows.loopback import Loopback
+from tests.flows.loopback import Loopback, deployed_server
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +21,8 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     """A real server with all deployments."""
-    server = Loopback(tmp_path_factory.mktemp("prefect"))
-    try:
-        server.start()
-        server.deploy()
+    with deployed_server(tmp_path_factory.mktemp("prefect")) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture

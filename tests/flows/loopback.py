@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,15 @@ def wait_for(what: str, happens: Callable[[], bool], seconds: float = 600, betwe
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds} s")
         time.sleep(between)
+
+
+@contextmanager
+def deployed_server(folder: Path, database: str | None = None) -> Iterator[Loopback]:
+    """A server with all deployments and no workers."""
+    server = Loopback(folder, database)
+    try:
+        server.start()
+        server.deploy()
+        yield server
+    finally:
+        server.close()

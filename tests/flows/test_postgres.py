@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alm_pipeline.config import AlmConfig
-from tests.flows.loopback import Loopback
+from tests.flows.loopback import Loopback, deployed_server
 from tests.flows.postgres import missing, postgres
 
 pytestmark = [
@@ -18,14 +18,8 @@ pytestmark = [
 
 @pytest.fixture
 def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    with postgres() as url:
-        server = Loopback(tmp_path_factory.mktemp("prefect"), url)
-        try:
-            server.start()
-            server.deploy()
-            yield server
-        finally:
-            server.close()
+    with postgres() as url, deployed_server(tmp_path_factory.mktemp("prefect"), url) as server:
+        yield server
 
 
 def test_a_run_on_postgres(loopback: Loopback, config: AlmConfig, tmp_path: Path) -> None:
