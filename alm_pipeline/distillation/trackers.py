@@ -50,13 +50,10 @@ class RunLog:
         if not trainer.is_world_process_zero():
             yield
             return
-        with _environment(self._variables()), quiet_transformers():
+        with _environment(self._variables()), self._runs(), quiet_transformers():
             for tracker in self.config.report_to:
                 trainer.add_callback(_Tracked(self._callback(tracker, first_step), self))
-            try:
-                yield
-            finally:
-                self._end()
+            yield
 
     def _callback(self, tracker: str, first_step: int) -> TrainerCallback:
         if tracker == "tensorboard":
@@ -76,15 +73,20 @@ class RunLog:
             found |= {"WANDB_PROJECT": self.config.project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
             found |= {"WANDB_LOG_MODEL": "false"}  # checkpoints lie in the student's folder
         if "mlflow" in self.config.report_to:
-            found |= {"MLFLOW_EXPERIMENT_NAME": self.config.project, **_mlflow_run(self.config.project, self.name)}
+            found |= {"MLFLOW_EXPERIMENT_NAME": self.config.project}
         return found
 
-    def _end(self) -> None:
-        """What a callback leaves open would take in this process's next training."""
-        if "wandb" in self.config.report_to:
-            import wandb
+    @contextlib.contextmanager
+    def _runs(self) -> Iterator[None]:
+        """What the callbacks would leave open, and would take in this process's next training, is ended here."""
+        with contextlib.ExitStack() as runs:
+            if "wandb" in self.config.report_to:
+                import wandb
 
-            wandb.finish()
+                runs.callback(wandb.finish)
+            if "mlflow" in self.config.report_to:
+                runs.enter_context(_mlflow_run(self.name))
+            yield
 
 
 def hyperparameters(config: AlmConfig) -> dict[str, Any]:
@@ -102,19 +104,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _mlflow_run(project: str, name: str) -> dict[str, str]:
-    """The run of that name that an earlier process began."""
+@contextlib.contextmanager
+def _mlflow_run(name: str) -> Iterator[None]:
+    """The run that is active, or is named in the environment, or that an earlier process began by that name, or a new
+    one: the callback, which would not find the third, takes the active one."""
     import mlflow
 
-    if mlflow.get_experiment_by_name(project) is None:
-        return {}
-    runs = mlflow.search_runs(
-        experiment_names=[project],
+    if mlflow.active_run():
+        yield
+        return
+    experiment = mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    named = mlflow.search_runs(
+        [experiment.experiment_id],
         filter_string=f"attributes.run_name = '{name}'",
         max_results=1,
         output_format="list",
     )
-    return {"MLFLOW_RUN_ID": runs[0].info.run_id} if runs else {}
+    begun = os.environ.get("MLFLOW_RUN_ID") or (named[0].info.run_id if named else None)
+    with mlflow.start_run(run_id=begun, run_name=name):
+        yield
 
 
 @contextlib.contextmanager

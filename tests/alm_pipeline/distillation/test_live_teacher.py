@@ -28,8 +28,9 @@ from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.scoring.vocabulary import Vocabulary
+from tests.alm_pipeline.distillation.killing import Killed, kill_at
 from tests.alm_pipeline.distillation.test_stream import example, joined
-from tests.alm_pipeline.distillation.test_training import Killed, _kill_at, contents
+from tests.alm_pipeline.distillation.test_training import contents
 
 sizes = st.integers(1, 9)
 LATENTS = ObjectiveConfig(terms={"alm": 1.0, "latents": 0.5}, temperature=5.0)
@@ -177,7 +178,7 @@ def test_a_run_with_projections_is_resumed_to_the_bit(
     unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (tmp_path / "one", tmp_path))
     unbroken.run()
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", _kill_at(4))
+        patch.setattr(training._Watcher, "on_step_end", kill_at(4))
         with pytest.raises(Killed):
             killed.distil()
     killed.distil()

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -13,21 +12,7 @@ from alm_pipeline.distillation import trackers, training
 from alm_pipeline.distillation.trackers import RunLog, _environment, hyperparameters
 from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
-
-
-class Killed(Exception):
-    pass
-
-
-def _kill_at(step: int) -> Any:
-    on_step_end = training._Watcher.on_step_end
-
-    def killing(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
-        on_step_end(self, args, state, control, **others)
-        if state.global_step == step:
-            raise Killed
-
-    return killing
+from tests.alm_pipeline.distillation.killing import Killed, kill_at
 
 
 def test_tensorboard_sees_every_step_once_also_after_a_kill(
@@ -35,7 +20,7 @@ def test_tensorboard_sees_every_step_once_also_after_a_kill(
 ) -> None:
     config = config.model_copy(update={"log": LogConfig(report_to=("tensorboard",))})
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", _kill_at(4))  # after step 3 was told, after checkpoint 2
+        patch.setattr(training._Watcher, "on_step_end", kill_at(4))  # after step 3 was told, after checkpoint 2
         with pytest.raises(Killed):
             Pipeline(config, str(tmp_path)).run()
     pipeline = Pipeline(config, str(tmp_path))

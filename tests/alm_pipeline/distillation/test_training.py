@@ -26,6 +26,7 @@ from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.vocabulary import Vocabulary
 from tests import tiny
+from tests.alm_pipeline.distillation.killing import Killed, kill_at
 from tests.alm_pipeline.distillation.test_stream import Example, batch_of, example
 from tests.corpora import write_chats
 
@@ -49,16 +50,12 @@ def test_sft_is_the_models_own_cross_entropy() -> None:
     torch.testing.assert_close(losses_of(model, [[item]], ObjectiveConfig())["sft"], expected)
 
 
-class Killed(Exception):
-    pass
-
-
 def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run the pipeline; with `kill_after`, stop training after that step once, then run again."""
     pipeline = Pipeline(config, str(root))
     if kill_after is not None:
         with monkeypatch.context() as patch:
-            patch.setattr(training._Watcher, "on_step_end", _kill_at(kill_after))
+            patch.setattr(training._Watcher, "on_step_end", kill_at(kill_after))
             with pytest.raises(Killed):
                 pipeline.run()
     pipeline = Pipeline(config, str(root))
@@ -264,7 +261,7 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     monkeypatch.setenv("ALM_CACHE", str(tmp_path / "machine"))
     pipeline = Pipeline(config, root)
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", _kill_at(5))
+        patch.setattr(training._Watcher, "on_step_end", kill_at(5))
         with pytest.raises(Killed):
             pipeline.run()
     shutil.rmtree(tmp_path / "machine")
@@ -274,17 +271,6 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     assert restored == [stream.state_dict()]
     unbroken = Pipeline(config, str(tmp_path / "local")).run()
     assert manifest.files["model.safetensors"] == unbroken.files["model.safetensors"]
-
-
-def _kill_at(step: int) -> object:
-    original = training._Watcher.on_step_end
-
-    def killing(self: Any, args: Any, state: Any, control: Any, **rest: object) -> None:
-        original(self, args, state, control, **rest)
-        if state.global_step == step:
-            raise Killed
-
-    return killing
 
 
 def test_no_steps_is_the_swap_alone(config: AlmConfig, tmp_path: Path) -> None:
