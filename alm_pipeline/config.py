@@ -403,6 +403,11 @@ class AlmConfig(Frozen):
     publish: PublishConfig | None = Field(None, description="push the finished student to the Hugging Face hub")
     trust_remote_code: bool = False
 
+    @property
+    def title(self) -> str:
+        """What a person calls a run."""
+        return f"{self.corpus.name}: {self.teacher} to {self.student.model}"
+
 
 def load_config(file: Path) -> AlmConfig:
     """A configuration from a YAML or JSON file.

@@ -42,7 +42,7 @@ def _run_name() -> str:
 
     config = _resolve(flow_run.parameters)
     only = flow_run.parameters["only"]
-    return f"{f'{only} ' if only else ''}{config.corpus.name}: {config.teacher} to {config.student.model}"
+    return f"{only} {config.title}" if only else config.title
 
 
 def _resolve(parameters: dict[str, Any]) -> AlmConfig:

@@ -121,8 +121,8 @@ def evaluate(
         from alm_pipeline.ensemble.tasks import lm_eval_harness
 
         harness = lm_eval_harness()
-        results = harness.evaluate(
-            model,
+        (results,) = harness.evaluate(
+            [model],
             [task.strip() for task in tasks.split(",")],
             task_folder=task_folder,
             few_shot=few_shot,

@@ -77,9 +77,9 @@ def evaluate(
         }
         folder = Path(task_folder) if task_folder else None
         harness = lm_eval_harness()
-        for model in models:
-            found = harness.evaluate(model, tasks, task_folder=folder, trust_remote_code=trust_remote_code, **settings)
-            results[model] |= harness.scores(found)
+        found = harness.evaluate(models, tasks, task_folder=folder, trust_remote_code=trust_remote_code, **settings)
+        for model, scores in zip(models, found, strict=True):
+            results[model] |= harness.scores(scores)
     _show(results)
     return results
 

@@ -25,8 +25,7 @@ _CHUNKS = 120
 
 def show_summary(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> None:
     """Artifacts `alm-summary`, a table, and `alm-report`, a page."""
-    config = pipeline.config
-    title = f"{config.corpus.name}: {config.teacher} to {config.student.model}"
+    title = pipeline.config.title
     table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
     page = _page(title, pipeline, summary, rows)
     _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))

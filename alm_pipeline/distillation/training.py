@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
@@ -95,29 +96,38 @@ def train_student(
         return []
     if config.row_tokens > 1:
         _check_isolation(model, config, teacher)
-    adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
-    if teacher:
-        attach_projections(model, projections(teacher.model, model, objective, config.seed))
     batches = stream()
     if last:
         batches.load_state_dict(saved_position(last))
-    freeze(model, config.freeze)
     given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
     watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
     watching["own_attention"] = model.config._attn_implementation
     rates = {"learning_rates": config.learning_rates}
     with (
+        _with_parts(model, objective, config, teacher),
         _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer,
         run_log.attached(trainer, step_of(last) if last else 0) if run_log else contextlib.nullcontext(),
     ):
         _train(trainer, checkpoints, last, on_checkpoint if this_process().is_first else lambda: None)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@contextmanager
+def _with_parts(
+    model: PreTrainedModel, objective: ObjectiveConfig, config: TrainConfig, teacher: LiveTeacher | None
+) -> Iterator[None]:
+    """With the adapters and projections that it is trained with; at the end adapters are merged, projections gone."""
+    adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
+    if teacher:
+        attach_projections(model, projections(teacher.model, model, objective, config.seed))
+    freeze(model, config.freeze)
+    yield
     # its forward pass has accelerate's autocast around it until then
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
     model.eval()
     detach_projections(model)
     if adapters and this_process().is_first:  # only there the student is whole
         adapters.merge_and_unload()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _agreed_checkpoint(checkpoints: Path) -> Path | None:

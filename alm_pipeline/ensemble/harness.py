@@ -3,7 +3,7 @@
 Importing this module registers the model `alm` there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
 
 def evaluate(
-    name: str,
+    names: Sequence[str],
     tasks: Sequence[str],
     *,
     task_folder: Path | None = None,
@@ -103,32 +103,36 @@ def evaluate(
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """lm_eval's results for a model or ensemble; `task_folder` has YAML tasks of one's own, `limit` examples a task.
+) -> Iterator[dict[str, Any]]:
+    """lm_eval's results of each model or ensemble; `task_folder` has YAML tasks of one's own, `limit` examples a task.
 
     Raises UserError for a task that there is not, or whose data can't be had, with what lm_eval says.
     """
+    manager = _manager(tasks, task_folder)
+    for name in names:
+        yield simple_evaluate(
+            HarnessModel(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=manager,
+            num_fewshot=few_shot,
+            limit=limit,
+            apply_chat_template=chat,
+            log_samples=False,
+        )
+
+
+def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
+    """lm_eval's index of tasks, which takes it up to a minute, with these in it and their data at hand."""
     manager = TaskManager(include_path=str(task_folder) if task_folder else None)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(
             f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder names a folder of yours"
         )
     try:
-        loaded = manager.load(list(tasks))
+        manager.load(list(tasks))
     except Exception as error:  # whatever `datasets` and the hub's client raise
         raise UserError(f"lm_eval can't load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
-    del loaded
-    model = HarnessModel(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size)
-    results: dict[str, Any] = simple_evaluate(
-        model,
-        tasks=list(tasks),
-        task_manager=manager,
-        num_fewshot=few_shot,
-        limit=limit,
-        apply_chat_template=chat,
-        log_samples=False,
-    )
-    return results
+    return manager
 
 
 def results_table(results: dict[str, Any]) -> str:

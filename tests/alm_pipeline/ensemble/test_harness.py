@@ -97,20 +97,20 @@ metric_list: [{{metric: acc}}]
 
 def test_a_local_task_is_evaluated(llama_folder: str, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
-    alone = evaluate(llama_folder, ["foxes"], task_folder=tasks)
+    (alone,) = evaluate([llama_folder], ["foxes"], task_folder=tasks)
     assert alone["results"]["foxes"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
     file = tasks.parent / "twice.yaml"
     file.write_text(f"members: [{{model: {llama_folder}}}, {{model: {llama_folder}, weight: 2}}]\n")
-    twice = evaluate(str(file), ["foxes"], task_folder=tasks, batch_size=3)
+    (twice,) = evaluate([str(file)], ["foxes"], task_folder=tasks, batch_size=3)
     assert twice["results"]["foxes"]["acc,none"] == alone["results"]["foxes"]["acc,none"]
 
 
 def test_tasks_that_can_not_be_had_are_told(llama_folder: str, tasks: Path) -> None:
     with pytest.raises(UserError, match="--tasks no_such_task: lm_eval has no such task"):
-        evaluate(llama_folder, ["no_such_task"], task_folder=tasks)
+        list(evaluate([llama_folder], ["no_such_task"], task_folder=tasks))
     (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("questions.jsonl", "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm_eval can't load foxes: .*gone\.jsonl"):
-        evaluate(llama_folder, ["foxes"], task_folder=tasks)
+        list(evaluate([llama_folder], ["foxes"], task_folder=tasks))
 
 
 def test_batches_of_an_unknown_size_are_refused(llama_folder: str) -> None:
