@@ -3,9 +3,13 @@
 import importlib.util
 import logging
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterStartTime
+from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alm_pipeline.config import AlmConfig
@@ -13,6 +17,7 @@ from alm_pipeline.pipeline import Pipeline
 from flows.alm import alm
 from flows.runners import Runner, task_runner
 from storage.errors import UserError
+from tests.flows.loopback import wait_for
 
 MODULES = {"dask": "prefect_dask", "ray": "prefect_ray"}
 
@@ -56,12 +61,23 @@ def test_the_same_bytes_on_every_runner(
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_server")
 def test_what_a_user_has_to_mend_is_told_from_a_process_and_not_retried(config: AlmConfig, tmp_path: Path) -> None:
+    start = datetime.now(UTC)
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.shard()
     damaged = Path(pipeline.examples.shard_url(0))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-00000\.parquet: is .* bytes long"):
         alm(config=config, storage=str(tmp_path), until="scores", runner="processes", workers=1)
+    wait_for("the failed tasks' states", lambda: bool(failed_since(start)), seconds=60)
+    assert {run.run_count for run in failed_since(start)} == {1}
+
+
+def failed_since(start: datetime) -> list[TaskRun]:
+    """A server learns of a task's end a little later than its flow."""
+    begun = TaskRunFilter(start_time=TaskRunFilterStartTime(after_=start))
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(task_run_filter=begun)
+    return [run for run in runs if run.state_type == StateType.FAILED]
 
 
 @pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
