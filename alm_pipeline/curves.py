@@ -261,7 +261,10 @@ def _draw_lines(axes: "Axes", who: str, values: Sequence[float | None], style: A
 
 def _say(axes: "Axes", step: float, value: float, text: str, side: str) -> None:
     offset = (4, 5) if side == "left" else (-6, -15)
-    axes.annotate(text, (step, value), offset, textcoords="offset points", ha=side, fontsize=9, color=_INK)
+    over_curves = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axes.annotate(
+        text, (step, value), offset, textcoords="offset points", ha=side, fontsize=9, color=_INK, bbox=over_curves
+    )
 
 
 _PANELS = (
