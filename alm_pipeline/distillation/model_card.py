@@ -130,7 +130,7 @@ def _tokenizer_class(folder: Path) -> str:
     with quiet_transformers():
         own = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
         try:
-            built = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+            built = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
         except (AttributeError, ImportError, OSError, ValueError):  # slow ones, and code of the model's own
             return "PreTrainedTokenizerFast"
     return "AutoTokenizer" if built.to_str() == own.to_str() else "PreTrainedTokenizerFast"

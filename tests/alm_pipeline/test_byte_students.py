@@ -42,9 +42,14 @@ def test_a_byte_level_student_is_made_and_learns(config: AlmConfig, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ngram_embeddings", [True, False])
-def test_the_saved_student_is_what_was_trained(config: AlmConfig, tmp_path: Path, ngram_embeddings: bool) -> None:
+def test_the_saved_student_is_what_was_trained(
+    config: AlmConfig, tmp_path: Path, ngram_embeddings: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", asked.append)
     pipeline = Pipeline(to_bytes(config, ngram_embeddings=ngram_embeddings), str(tmp_path))
     pipeline.run()
+    assert not asked  # whether to run the code in the student's folder, by transformers
     folder, source = pipeline.student.fetch(), AutoTokenizer.from_pretrained(config.student.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=ngram_embeddings)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=ngram_embeddings)
