@@ -11,6 +11,8 @@ On a server of its own, on this machine. Three questions, each answered within o
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,6 @@ from typing import Any
 import psutil
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
 from alm_pipeline.models import load_tokenizer
@@ -39,7 +40,14 @@ SLEEPING_SHARDS = 10_000
 
 def main() -> None:
     options = arguments()
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder, "prefect")) as loopback:
+    if not options.server_pid:
+        with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as loopback:
+            # Prefect reads the server's address when it is imported
+            pid = ["--server-pid", str(loopback.server_pid)]
+            command = [sys.executable, "-m", "benchmarks.orchestrate", *sys.argv[1:], *pid]
+            subprocess.run(command, env=loopback.environment, check=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
         for shards in options.shards:
             config = configuration(Path(folder, str(shards)), shards, options)
             direct, by_flow = [], []
@@ -53,7 +61,7 @@ def main() -> None:
             )
         one, two = speed_up(config)
         print(f"{shards} shards: one process {one:.1f} s, two {two:.1f} s: {one / two:.2f} times as fast", flush=True)
-        print(sleeping_shards(loopback, options.sleep))
+        print(sleeping_shards(options.server_pid, options.sleep))
 
 
 def arguments() -> argparse.Namespace:
@@ -64,17 +72,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--student", default="llama3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sleep", type=float, default=0.01, help="seconds a shard and stage")
+    parser.add_argument("--server-pid", type=int, help="of the server that PREFECT_API_URL names; by default one's own")
     return parser.parse_args()
 
 
 @contextmanager
 def server(folder: Path) -> Iterator[Loopback]:
-    folder.mkdir()
     loopback = Loopback(folder)
-    loopback.start()
     try:
-        with temporary_settings({PREFECT_API_URL: loopback.url}):
-            yield loopback
+        loopback.start()
+        yield loopback
     finally:
         loopback.close()
 
@@ -143,7 +150,7 @@ def sleeping(jobs: list[Any], seconds: float) -> None:
         run_jobs(jobs, submit, lambda _: 16, lambda *_: None)
 
 
-def sleeping_shards(loopback: Loopback, seconds: float) -> str:
+def sleeping_shards(server_pid: int, seconds: float) -> str:
     stages = ("tokenize teacher", "tokenize student", "align")
     shards = range(SLEEPING_SHARDS)
     jobs = plan(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
@@ -151,7 +158,7 @@ def sleeping_shards(loopback: Loopback, seconds: float) -> str:
     sleeping(jobs, seconds)
     took = time.perf_counter() - start
     ideal = seconds * len(shards) * len(stages) / 8
-    memory = psutil.Process(loopback.server_pid).memory_info().rss / 2**20
+    memory = psutil.Process(server_pid).memory_info().rss / 2**20
     told = f"{len(jobs)} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
     return f"{len(shards):,} shards: {told}"
 
