@@ -82,28 +82,16 @@ def tokenize(
         # the proof costs a shard's time with the fast engine; who encodes some shards will encode others, too
         worth = len(sizes) >= _SHARDS_WORTH_A_PROOF and (shards is not None or len(missing) > 1 or missing[0] > 0)
         proof = chosen[0] if worth and not encoding.encoder else None
-        _tokenize_missing(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing, proof)
-        encoding.encoder = encoder
+        with _encoding_shards(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing) as run:
+            if proof is not None:
+                run([shard for shard in missing if shard == proof])
+                encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
+            encoding.encoder = encoder
+            run(tokens.missing(missing))
     if shards is not None:
         return None
     _shared_encoding.cache_clear()
     return tokens.finish(len(sizes))
-
-
-def _tokenize_missing(
-    examples: Dataset,
-    tokens: Dataset,
-    encoder: ByteEncoder,
-    sizes: Mapping[int, int],
-    missing: Sequence[int],
-    proof: int | None,
-) -> None:
-    """With `proof`, that shard first: the others with the fast engine, if it gives the same ids."""
-    with _encoding_shards(examples, tokens, encoder, sizes, missing) as run:
-        if proof is not None:
-            run([shard for shard in missing if shard == proof])
-            encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
-        run(tokens.missing(missing))
 
 
 @dataclass

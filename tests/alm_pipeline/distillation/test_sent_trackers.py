@@ -10,36 +10,27 @@ import polars as pl
 import pytest
 
 from alm_pipeline.config import AlmConfig, LogConfig
-from alm_pipeline.distillation import training
-from alm_pipeline.pipeline import Pipeline
-from tests.alm_pipeline.distillation.killing import Killed, kill_at
+from tests.alm_pipeline.distillation.test_training import trained
 
 
-def interrupted(config: AlmConfig, root: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+def interrupted(config: AlmConfig, root: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A student whose training was killed after step 3 was told, and gone on with from step 2, in the same process."""
     log = config.log.model_copy(update={"report_to": (tracker,)})
-    config = config.model_copy(update={"log": log})
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", kill_at(4))
-        with pytest.raises(Killed):
-            Pipeline(config, str(root)).run()
-    pipeline = Pipeline(config, str(root))
-    pipeline.run()
-    return pipeline
+    return trained(config.model_copy(update={"log": log}), root, 4, monkeypatch)
 
 
-def losses(pipeline: Pipeline) -> list[float]:
-    return pl.read_parquet(pipeline.student.path / "metrics.parquet")["loss"].to_list()
+def losses(student: Path) -> list[float]:
+    return pl.read_parquet(student / "metrics.parquet")["loss"].to_list()
 
 
 def test_wandb_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    pipeline = interrupted(config, tmp_path, "wandb", monkeypatch)
+    student = interrupted(config, tmp_path, "wandb", monkeypatch)
     assert wandb.run is None
     first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    run = pipeline.student.name.rsplit("-", 1)[-1]
+    run = student.name.rsplit("-", 1)[-1]
     # W&B puts the two together by the id when they are sent
     assert first.name.endswith(run)
     assert second.name.endswith(run)
@@ -48,25 +39,25 @@ def test_wandb_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytes
 def test_mlflow_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    pipeline = interrupted(config, tmp_path, "mlflow", monkeypatch)
+    student = interrupted(config, tmp_path, "mlflow", monkeypatch)
     assert mlflow.active_run() is None
     (run,) = mlflow.search_runs(experiment_names=["alm-pipeline"], output_format="list")
-    assert (run.info.run_name, run.info.status) == (pipeline.student.name, "FINISHED")
+    assert (run.info.run_name, run.info.status) == (student.name, "FINISHED")
     assert run.data.params["train.steps"] == "6"
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
     told = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
-    assert list(told.values()) == pytest.approx(losses(pipeline))
+    assert list(told.values()) == pytest.approx(losses(student))
 
 
 def test_trackio_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("trackio.utils")  # which reads where to write once for all: the project is this test's
     log = LogConfig(project=f"alm-pipeline-{os.getpid()}")
-    pipeline = interrupted(config.model_copy(update={"log": log}), tmp_path, "trackio", monkeypatch)
+    student = interrupted(config.model_copy(update={"log": log}), tmp_path, "trackio", monkeypatch)
     file = Path(utils.TRACKIO_DIR, f"{log.project}.db")
     with contextlib.closing(sqlite3.connect(file)) as database:
         told = [json.loads(metrics).get("train/loss") for (metrics,) in database.execute("select metrics from metrics")]
         names = [name for (name,) in database.execute("select distinct run_name from metrics")]
     file.unlink()
     file.with_suffix(".lock").unlink(missing_ok=True)
-    assert names == [pipeline.student.name]
-    assert sorted({loss for loss in told if loss is not None}) == pytest.approx(sorted(losses(pipeline)))
+    assert names == [student.name]
+    assert sorted({loss for loss in told if loss is not None}) == pytest.approx(sorted(losses(student)))
