@@ -14,7 +14,7 @@ distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest -rs $(ARGS)
+	$(BIN)/pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

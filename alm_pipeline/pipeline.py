@@ -8,7 +8,8 @@
 
 Every stage finds what is there and writes what is missing, so each may be called at any time, after those before it.
 `tokenize`, `align` and `score` also take `shards`, so that several processes share the work: each shard needs only the
-same shard of the stage before, and a last call without `shards` writes the manifest.
+same shard of the stage before, and a last call without `shards` writes the manifest. What computes with torch is
+imported by the stages that do: processes that tokenize and align start without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,10 @@ from typing import Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
-from alm_pipeline.distillation.launch import distil_in_processes
-from alm_pipeline.distillation.processes import processes_here, this_process
-from alm_pipeline.distillation.stage import distil, student_folder
-from alm_pipeline.models import common_forms, context_length, load_tokenizer, vocabulary_rows
+from alm_pipeline.model_files import common_forms, context_length, load_tokenizer, vocabulary_rows
 from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
-from alm_pipeline.publishing import push
-from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
-from alm_pipeline.transfer.initialisation import Initialisation
 from alm_pipeline.transfer.special_tokens import keeps_source
 from alm_pipeline.transfer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from storage.dataset import Dataset, Manifest
@@ -124,6 +119,8 @@ class Pipeline:
 
     @cached_property
     def scores(self) -> Dataset:
+        from alm_pipeline.scoring.stage import scores_dataset
+
         return self._told(scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score))
 
     @cached_property
@@ -139,6 +136,8 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
+        from alm_pipeline.distillation.stage import student_folder
+
         return self._told(student_folder(self.caches, self.config, self.tokenizer("student"), self.stored_pair_biases))
 
     def shard(self) -> Manifest:
@@ -150,6 +149,8 @@ class Pipeline:
 
         Raises UserError when its embeddings could not be made: better now than after scoring.
         """
+        from alm_pipeline.transfer.initialisation import Initialisation
+
         Initialisation.of(self.config.student)
         setting, model = self.config.student.tokenizer, self.config.student.model
         if not self.made_tokenizer or setting is None:
@@ -181,6 +182,8 @@ class Pipeline:
 
     def score(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Let the teacher score its tokens, or these shards of them."""
+        from alm_pipeline.scoring.stage import score
+
         return score(
             self.tokens("teacher"),
             self.scores,
@@ -192,6 +195,10 @@ class Pipeline:
 
     def distil(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes where the configuration has it."""
+        from alm_pipeline.distillation.launch import distil_in_processes
+        from alm_pipeline.distillation.processes import processes_here, this_process
+        from alm_pipeline.distillation.stage import distil
+
         if this_process().count == 1 and not self.student.manifest():
             count = processes_here(self.config.train)
             if count > 1:
@@ -200,6 +207,8 @@ class Pipeline:
 
     def publish(self) -> str | None:
         """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""
+        from alm_pipeline.publishing import push
+
         setting = self.config.publish
         return push(self.student, setting.repo, setting.private) if setting else None
 

@@ -52,11 +52,12 @@ def without_secrets(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {name: version for name in PACKAGES if (version := _version(name))}
+    found = {name: version for name in PACKAGES if (version := installed_version(name))}
     return {"python": platform.python_version(), **found}
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, or None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from alm_pipeline.distillation.model_card import CARD, card_for
-from alm_pipeline.models import first_line
+from alm_pipeline.model_files import first_line
 from storage.errors import UserError
 from storage.folders import StoredFolder, load_folder_manifest
 from storage.urls import absolute_url

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardTokens, align
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization.encoding import ByteEncoder
 from alm_pipeline.tokenization.normalization import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents

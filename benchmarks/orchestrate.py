@@ -25,7 +25,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from benchmarks.corpus import mixed_documents
 from flows.groups import Job, plan, run_jobs

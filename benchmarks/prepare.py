@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoding import ByteEncoder
 from alm_pipeline.tokenization.engines import KitokenEngine

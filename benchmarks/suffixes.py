@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization.byte_view import byte_view, tokens_by_spelling
 from alm_pipeline.transfer.modeling_ngram_bytes import LONGEST, Ngrams
 from alm_pipeline.transfer.suffix_trie import suffix_trie

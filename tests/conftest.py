@@ -19,6 +19,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import PreTrainedTokenizerFast
 
+import alm_pipeline.tokenization.findings
 from alm_pipeline.config import (
     AlmConfig,
     CorpusConfig,
@@ -78,6 +79,13 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
         train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
         evaluation=EvaluationConfig(samples=1, sample_tokens=4),
     )
+
+
+@pytest.fixture(autouse=True)
+def machine_without_findings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What earlier tests found out about the fast engine is not known."""
+    folder = tmp_path_factory.getbasetemp() / "machines" / secrets.token_hex(8)
+    monkeypatch.setattr(alm_pipeline.tokenization.findings, "cache_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ class Unavailable(Exception):
 
 def require(name: str) -> "PreTrainedTokenizerFast":
     """The real tokenizer of that name; skips the test where it can't be had, fails it where CI=true."""
-    from alm_pipeline.models import load_tokenizer  # heavy, and fetching needs none of it
+    from alm_pipeline.model_files import load_tokenizer  # heavy, and fetching needs none of it
 
     if missing := _missing():
         reason = f"the real tokenizers can't be had: {missing}"

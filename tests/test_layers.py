@@ -76,3 +76,11 @@ def _reachable(files: Iterable[Path]) -> set[Path]:
 def test_what_runs_on_a_gpu_worker_needs_neither_polars_nor_prefect(part: str) -> None:
     reachable = _reachable((ROOT / "alm_pipeline" / part).glob("*.py"))
     assert [file for file in reachable if {"polars", "prefect"} & set(_imports(file))] == []
+
+
+def test_processes_that_prepare_a_corpus_start_without_torch() -> None:
+    """It takes three quarters of the time that they need to start."""
+    loaded = _loads(
+        "alm_pipeline.pipeline", "alm_pipeline.tokenization.stage", "alm_pipeline.alignment.stage", "flows.stages"
+    )
+    assert "torch" not in loaded

@@ -21,7 +21,8 @@ from alm_pipeline.distillation.losses import micro_batch_losses
 from alm_pipeline.distillation.packing import all_groups, make_batch
 from alm_pipeline.evaluation.bits_per_byte import HeldOutTokens, student_bits_per_byte
 from alm_pipeline.evaluation.held_out import HeldOut
-from alm_pipeline.models import length_in, load_tokenizer, matmul_precision, quiet_transformers
+from alm_pipeline.model_files import length_in, load_tokenizer, quiet_transformers
+from alm_pipeline.models import matmul_precision
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.chunk_ends import ChunkEnds
 from alm_pipeline.scoring.scorer import Scorer

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
 from alm_pipeline.curves import PICTURE
-from alm_pipeline.models import label, model_folder, quiet_transformers
+from alm_pipeline.model_files import label, model_folder, quiet_transformers
 from alm_pipeline.provenance import without_secrets
 from storage.dataset import Dataset
 from storage.folders import StoredFolder

@@ -21,14 +21,8 @@ from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trackers import RunLog, hyperparameters
 from alm_pipeline.distillation.training import train_student
 from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte, teacher_bits_per_byte
-from alm_pipeline.models import (
-    label,
-    load_model,
-    load_tokenizer,
-    model_identity,
-    tokenizer_identity,
-    weights_dtype,
-)
+from alm_pipeline.model_files import label, load_tokenizer, model_identity, tokenizer_identity, weights_dtype
+from alm_pipeline.models import load_model
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.objective.chunk_ends import ChunkEnds, PairBiasEnds, SpaceEnds
 from alm_pipeline.objective.pair_bias_stage import read_pair_biases

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 
 from alm_pipeline.config import AlmConfig, LogConfig
-from alm_pipeline.models import quiet_transformers
+from alm_pipeline.model_files import quiet_transformers
 from alm_pipeline.provenance import without_secrets
 from storage.errors import UserError
 

@@ -25,7 +25,8 @@ from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.distillation.trackers import RunLog
 from alm_pipeline.distillation.trainer import AlmTrainer
 from alm_pipeline.distillation.watching import StepNote
-from alm_pipeline.models import matmul_precision, quiet_transformers
+from alm_pipeline.model_files import quiet_transformers
+from alm_pipeline.models import matmul_precision
 from alm_pipeline.progress import Advance, track
 from alm_pipeline.scoring.vocabulary import Vocabulary
 

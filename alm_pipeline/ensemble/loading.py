@@ -14,7 +14,8 @@ from alm_pipeline.ensemble.members import AlignedMember, Member, RetokenizedMemb
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenizing import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing, same_vocabulary
-from alm_pipeline.models import embedding_rows, length_in, load_model, load_tokenizer
+from alm_pipeline.model_files import length_in, load_tokenizer
+from alm_pipeline.models import embedding_rows, load_model
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.scoring.output_layer import check_output_head
 from alm_pipeline.tokenization.byte_view import byte_view

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
-from alm_pipeline.models import length_in
+from alm_pipeline.model_files import length_in
 from alm_pipeline.scoring.batching import Budget
 from alm_pipeline.scoring.windows import Ids, Row, Windows
 from alm_pipeline.tokenization.byte_view import byte_view

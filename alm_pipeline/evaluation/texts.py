@@ -14,7 +14,7 @@ from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
-from alm_pipeline.models import common_forms, context_length, load_tokenizer
+from alm_pipeline.model_files import common_forms, context_length, load_tokenizer
 from alm_pipeline.progress import track
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.tokenization.encoding import ByteEncoder

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.models import load_tokenizer, tokenizer_identity
+from alm_pipeline.model_files import load_tokenizer, tokenizer_identity
 from alm_pipeline.objective.chunk_ends import SideTokens
 from alm_pipeline.objective.pair_bias import PairBiases, Pairs, pair_biases
 from alm_pipeline.progress import track

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import length_in, load_model, matmul_precision
+from alm_pipeline.model_files import length_in
+from alm_pipeline.models import load_model, matmul_precision
 from alm_pipeline.progress import Advance
 from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
 from alm_pipeline.scoring.head import NextTokens

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.models import embedding_rows, load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
+from alm_pipeline.models import embedding_rows
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.tokenization.encoding import check_vocabulary
 

@@ -1,5 +1,6 @@
 """What turns texts into ids: `tokenizers`, or `kitoken` where it is proven to give the same ids."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import ByteView
+from alm_pipeline.tokenization.findings import Finding
 
 # here and not where it is used: first imported in a thread that ends, kitoken 0.11.1 crashes (SIGSEGV) in later threads
 with suppress(ImportError):
@@ -108,7 +110,8 @@ class KitokenEngine:
         self._standard = standard
         always = [view.space or "", "" if view.unknown is None else view.spelling[view.unknown].decode()]
         special = [view.spelling[id_].decode() for id_ in np.flatnonzero(view.special).tolist()]
-        always += self._misread(view)
+        about = Finding("tokens that kitoken reads otherwise", hashlib.sha256(definition).hexdigest())
+        always += self._few((about.known() or about.keep({"tokens": self._misread(view)}))["tokens"])
         self._left_out = {True: _Contains(always), False: _Contains([*always, *special])}
 
     def _misread(self, view: ByteView) -> list[str]:
@@ -118,10 +121,13 @@ class KitokenEngine:
         texts = list(dict.fromkeys(filter(None, (view.spelling[id_].decode(errors="ignore") for id_ in ordinary))))
         both = self._encode(texts, False), self._standard.encode(texts, special_literals=False)
         pairs = zip(texts, *both, strict=True)
-        found = [text for text, ours, theirs in pairs if ours != theirs]
-        if len(found) > _MOST_MISREAD:
-            raise ValueError(f"kitoken reads {len(found)} tokens otherwise, {found[0]!r} among them")
-        return found
+        return [text for text, ours, theirs in pairs if ours != theirs]
+
+    @staticmethod
+    def _few(misread: list[str]) -> list[str]:
+        if len(misread) > _MOST_MISREAD:
+            raise ValueError(f"kitoken reads {len(misread)} tokens otherwise, {misread[0]!r} among them")
+        return misread
 
     def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
         left_out = self._left_out[special_literals]

@@ -12,12 +12,13 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.model_files import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
 from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.chat import Conversation
 from alm_pipeline.tokenization.encoding import ByteEncoder, check_vocabulary
 from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference, one_thread_a_call
+from alm_pipeline.tokenization.findings import Finding
 from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -60,7 +61,7 @@ def tokenize(
 
     Where kitoken is installed, it encodes the shards after the first: once it gave the same ids as `tokenizers` on a
     set of adversarial texts and on the first shard, or, of `shards`, on the first that this process encodes of the
-    dataset. Otherwise one warning says why it does not.
+    dataset; what a process of this machine found is kept for the others. Otherwise one warning says why it does not.
 
     Raises UserError when the tokenizer has ids beyond `embedding_rows`, its model's, or a shard is not the examples'.
     """
@@ -84,7 +85,8 @@ def tokenize(
         proof = chosen[0] if worth and not encoding.encoder else None
         with _encoding_shards(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing) as run:
             if proof is not None:
-                run([shard for shard in missing if shard == proof])
+                if not _proof(tokens).known():
+                    run([shard for shard in missing if shard == proof])
                 encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
             encoding.encoder = encoder
             run(tokens.missing(missing))
@@ -214,11 +216,18 @@ class _Writer:
         self._tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
 
 
+def _proof(tokens: Dataset) -> Finding:
+    """Of the fast engine, with a dataset's tokenizer and texts; its `difference` is None where it holds."""
+    return Finding("whether kitoken encodes a dataset's first shard as tokenizers does", tokens.name)
+
+
 def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> Engine:
     """The fast engine where it is installed and gives the ids of this shard, otherwise the encoder's own."""
+    proof = _proof(tokens)
     try:
         encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
-        difference = _difference(encoder, examples, tokens, shard)
+        found = proof.known() or proof.keep({"difference": _difference(encoder, examples, tokens, shard)})
+        difference = found["difference"]
     except ImportError:
         return encoder.standard
     except ValueError as error:

@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization.byte_view import byte_vocabulary
 from alm_pipeline.transfer.folders import new_folder
 from storage.errors import UserError

@@ -14,15 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, StudentConfig
-from alm_pipeline.models import (
-    embedding_rows,
-    load_model,
-    load_tokenizer,
-    model_folder,
-    model_identity,
-    tokenizer_identity,
-    weights_dtype,
-)
+from alm_pipeline.model_files import load_tokenizer, model_folder, model_identity, tokenizer_identity, weights_dtype
+from alm_pipeline.models import embedding_rows, load_model
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.tokenization.encoding import check_vocabulary
 from alm_pipeline.transfer.composition import Composition

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.stage import corpus_identity
-from alm_pipeline.models import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.model_files import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
 from alm_pipeline.tokenization.chat import joined_contents
 from alm_pipeline.transfer.byte_level import byte_level_tokenizer

@@ -10,7 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, SpecialTokens
-from alm_pipeline.models import load_model, load_tokenizer, quiet_transformers, weights_dtype
+from alm_pipeline.model_files import load_tokenizer, quiet_transformers, weights_dtype
+from alm_pipeline.models import load_model
 from alm_pipeline.transfer.folders import new_folder
 from alm_pipeline.transfer.initialisation import Initialisation, find_donor
 from alm_pipeline.transfer.special_tokens import keeps_source, with_special_tokens

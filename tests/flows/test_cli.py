@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.recipes import RECIPES
 from flows.cli import _forget_student, _value, app

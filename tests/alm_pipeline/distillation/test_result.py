@@ -15,7 +15,7 @@ from transformers import (
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.distillation.result import round_weights, save_student
-from alm_pipeline.models import weights_dtype
+from alm_pipeline.model_files import weights_dtype
 from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
 from tests import tiny

@@ -9,7 +9,7 @@ import pytest
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.lineage import highlights
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.objective import pair_bias_stage as stage
 from alm_pipeline.objective.pair_bias import pair_biases
 from alm_pipeline.objective.pair_bias_stage import chunk_end_pairs, read_pair_biases, token_counts

@@ -3,19 +3,28 @@
 import json
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from alm_pipeline.models import load_tokenizer
-from alm_pipeline.tokenization import stage
+from alm_pipeline.model_files import load_tokenizer
+from alm_pipeline.tokenization import findings, stage
 from alm_pipeline.tokenization.encoding import ByteEncoder
 from alm_pipeline.tokenization.engines import KitokenEngine
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests.corpora import conversations, text_examples
+
+
+@pytest.fixture(autouse=True)
+def other_process() -> Callable[[], None]:
+    """What this process keeps in memory is gone, and goes whenever it is called."""
+    stage._shared_encoding.cache_clear()
+    return stage._shared_encoding.cache_clear
+
 
 SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog " * 40]]
 
@@ -146,6 +155,67 @@ def test_a_process_proves_the_engine_once_for_its_groups(
     assert used == ["tokenizers", "kitoken", "kitoken"]
     tokenize(examples, tokens, llama_folder, None)
     assert tokens.complete_manifest().rows == 16
+
+
+def test_what_one_process_found_is_not_found_again(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, other_process: Callable[[], None]
+) -> None:
+    examples = text_examples(tmp_path, MANY)
+    tokens = tokens_dataset(examples, llama_folder, None)
+    tokenize(examples, tokens, llama_folder, None, [2])
+    other_process()
+    monkeypatch.setattr(KitokenEngine, "_misread", None)
+    monkeypatch.setattr(stage, "_difference", None)
+    used = engines_used(monkeypatch)
+    tokenize(examples, tokens, llama_folder, None, [0, 1, 3])
+    assert used == ["kitoken"] * 3
+
+
+def test_what_one_process_found_against_the_engine_holds_for_others(
+    tmp_path: Path,
+    llama_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    other_process: Callable[[], None],
+) -> None:
+    monkeypatch.setattr(stage, "KitokenEngine", WrongOn)
+    monkeypatch.setattr(WrongOn, "word", "0 dogs")
+    used = engines_used(monkeypatch)
+    examples = text_examples(tmp_path, MANY)
+    tokens = tokens_dataset(examples, llama_folder, None)
+    tokenize(examples, tokens, llama_folder, None, [1])
+    other_process()
+    monkeypatch.setattr(stage, "_difference", None)
+    tokenize(examples, tokens, llama_folder, None, [0, 2, 3])
+    assert used == ["tokenizers"] * 4
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tokens.label}: encoded with the standard engine, since kitoken gives other ids for shard 1"
+    ] * 2
+
+
+def test_a_folder_that_can_not_be_written_to_or_holds_nonsense_costs_time_only(
+    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    proofs: list[object] = []
+    prove = stage._difference
+    monkeypatch.setattr(stage, "_difference", lambda *arguments: proofs.append(arguments) or prove(*arguments))
+    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "file")
+    run(text_examples(tmp_path / "first", MANY), llama_folder)
+    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "machine")
+    run(text_examples(tmp_path / "second", MANY), llama_folder)
+    for kept in (tmp_path / "machine").rglob("*.json"):
+        kept.write_text("{")
+    run(text_examples(tmp_path / "third", MANY), llama_folder)
+    assert len(proofs) == 3
+
+
+def test_another_version_of_an_engine_is_proven_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = findings.Finding("whether", "this")
+    assert finding.keep({"difference": None}) == {"difference": None} == finding.known()
+    assert findings.Finding("whether", "that").known() is None
+    monkeypatch.setattr(findings, "installed_version", lambda _: "99")
+    assert findings.Finding("whether", "this").known() is None
 
 
 def test_where_nothing_is_missing_no_tokenizer_is_loaded(

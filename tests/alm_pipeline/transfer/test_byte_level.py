@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
 from alm_pipeline.tokenization.byte_view import byte_view, byte_vocabulary
 from alm_pipeline.transfer.byte_level import BYTES, byte_level_tokenizer, write_byte_level

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from alm_pipeline.models import load_tokenizer
+from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.byte_view import byte_view
 from alm_pipeline.transfer.byte_level import control_tokens
