@@ -17,15 +17,29 @@ from storage.errors import UserError
 from storage.identity import MODEL_FILES, TOKENIZER_FILES, hash_files
 
 _DEMO = "demo:"
+_SMALL_FILES = ("*.json", "*.jinja")
+_WEIGHTS = "*.safetensors"
 # what configurations call the most tokens: most models, GPT-2 and its like, MPT
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def model_folder(name: str) -> Path:
-    """The local folder of a model or tokenizer, downloaded or converted first where need be.
+    """The local folder of a model, downloaded or converted first where need be.
 
     Raises UserError when there is no such folder or it can't be fetched.
     """
+    return _folder(name, (*_SMALL_FILES, _WEIGHTS, "*.py", "README.md"))
+
+
+def tokenizer_files(name: str) -> Path:
+    """The local folder of a tokenizer and of a model's configuration, without fetching the model's weights.
+
+    Raises UserError as `model_folder`.
+    """
+    return _folder(name, _SMALL_FILES)
+
+
+def _folder(name: str, files: tuple[str, ...]) -> Path:
     if name.startswith(_DEMO):
         from alm_pipeline.demo_models import demo_model
 
@@ -33,7 +47,7 @@ def model_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.py", "README.md"]))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: no such folder, and not to be had from the model hub ({first_line(error)})"
@@ -67,7 +81,7 @@ def common_forms(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _tokenizer_file(name: str) -> Path:
-    file = model_folder(name) / "tokenizer.json"
+    file = tokenizer_files(name) / "tokenizer.json"
     if not file.is_file():
         raise UserError(
             f"{name}: has no tokenizer.json: save a fast tokenizer there "
@@ -90,13 +104,22 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def model_identity(name: str) -> str:
-    """A hash of the model's weights and configuration, wherever they lie."""
-    return hash_files(model_folder(name), MODEL_FILES)
+    """A hash of the model's weights and configuration, wherever they lie.
+
+    Raises UserError for a folder without weights: all such folders would be one model.
+    """
+    folder = model_folder(name)
+    if not any(folder.glob(_WEIGHTS)):
+        raise UserError(
+            f"{name}: holds no weights ({_WEIGHTS}): load and save it with transformers (save_pretrained) first, or, "
+            "where it comes from a hub, fetch them while online"
+        )
+    return hash_files(folder, MODEL_FILES)
 
 
 def tokenizer_identity(name: str) -> str:
     """A hash of the tokenizer's files, wherever they lie."""
-    return hash_files(model_folder(name), TOKENIZER_FILES)
+    return hash_files(tokenizer_files(name), TOKENIZER_FILES)
 
 
 def vocabulary_rows(name: str) -> int:
@@ -123,7 +146,7 @@ def length_in(config: Mapping[str, Any]) -> int | None:
 
 
 def _config(name: str) -> dict[str, Any]:
-    file = model_folder(name) / "config.json"
+    file = tokenizer_files(name) / "config.json"
     if not file.is_file():
         raise UserError(f"{name}: has no config.json: it is not a model's folder")
     config: dict[str, Any] = json.loads(file.read_text())

@@ -21,7 +21,8 @@ from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
 from alm_pipeline.model_files import length_in
 from alm_pipeline.scoring.batching import Budget
 from alm_pipeline.scoring.windows import Ids, Row, Windows
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.tokenization.spans import token_spans
 from storage.schemas import TokenKind
 
 BATCH_TOKENS = 4096
@@ -35,6 +36,7 @@ class TextScore:
     logprobs: npt.NDArray[np.float32]
     """[T] in nats; NaN for the first token, which has no prediction"""
     byte_lengths: npt.NDArray[np.int32]
+    """[T] of the text: a space that the tokenizer puts before it is none of them; special tokens cover 0"""
     kinds: npt.NDArray[np.uint8]
     """TokenKind: special tokens are no content"""
 
@@ -47,16 +49,18 @@ def score_texts(ensemble: EnsembleModel, texts: Sequence[str], batch_tokens: int
     view = byte_view(ensemble.tokenizer.backend_tokenizer)
     ids = [np.array(ensemble.ids(text), np.int32) for text in texts]
     logprobs = score_ids(ensemble, ids, batch_tokens)
-    special = [view.special[row] for row in ids]
-    return [
-        TextScore(
-            row,
-            scores,
-            np.where(control, 0, view.lengths[row]).astype(np.int32),
-            np.where(control, TokenKind.TEMPLATE, TokenKind.CONTENT).astype(np.uint8),
-        )
-        for row, scores, control in zip(ids, logprobs, special, strict=True)
-    ]
+    kinds = [np.where(view.special[row], TokenKind.TEMPLATE, TokenKind.CONTENT).astype(np.uint8) for row in ids]
+    lengths = [_byte_lengths(view, row, text) for row, text in zip(ids, texts, strict=True)]
+    return list(map(TextScore, ids, logprobs, lengths, kinds))
+
+
+def _byte_lengths(view: ByteView, ids: Ids, text: str) -> npt.NDArray[np.int32]:
+    """The bytes that each token covers of the text, or spells, where the tokenizer takes it for another text."""
+    content = ids[~view.special[ids]]
+    spans = token_spans(view, content, np.isin(content, list(view.added)), text.encode())
+    lengths = np.zeros(len(ids), np.int32)
+    lengths[~view.special[ids]] = spans.ends - spans.starts if spans else view.lengths[content]
+    return lengths
 
 
 def text_bits_per_byte(scores: Sequence[TextScore]) -> float:

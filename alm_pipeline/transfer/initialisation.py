@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, StudentConfig
-from alm_pipeline.model_files import load_tokenizer, model_folder, model_identity, tokenizer_identity, weights_dtype
+from alm_pipeline.model_files import load_tokenizer, model_identity, tokenizer_files, tokenizer_identity, weights_dtype
 from alm_pipeline.models import embedding_rows, load_model
 from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.tokenization.encoding import check_vocabulary
@@ -76,7 +76,7 @@ def find_donor(method: Method, donor: str | None, tokenizer: str | None) -> str 
     """
     if method != "omp" or donor:
         return donor
-    if tokenizer is None or not (model_folder(tokenizer) / "config.json").is_file():
+    if tokenizer is None or not (tokenizer_files(tokenizer) / "config.json").is_file():
         raise UserError(
             f"initialisation omp: {tokenizer or 'the tokenizer'} comes without a model, and OMP looks at the "
             "embeddings of the model whose tokens these are: name it as the donor (student.donor, --donor), or use "

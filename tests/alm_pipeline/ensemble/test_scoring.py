@@ -1,10 +1,12 @@
 """Scores of texts are those of the distribution that the ensemble generates with."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 import alm_pipeline.ensemble.model as model_module
@@ -59,6 +61,17 @@ def test_a_token_that_is_not_shared_is_impossible(llama_folder: str, gemma_folde
     missing = next(id_ for id_ in range(300, ensemble.config.vocab_size) if id_ not in shared)
     (found,) = score_ids(ensemble, [np.array([*ensemble.ids("The"), missing], np.int32)])
     assert found[-1] == -np.inf
+
+
+def test_a_space_that_the_tokenizer_puts_before_a_text_is_no_byte_of_it(sentencepiece: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    part = Part(tiny.tiny_llama(len(tokenizer)), tokenizer)
+    texts = ["The fox jumps.", " two", "\u6771\u4eac"]
+    scores = score_texts(ensemble_of([part, part]), texts)
+    assert [score.byte_lengths.sum() for score in scores] == [len(text.encode()) for text in texts]
 
 
 def test_nothing_scores_nothing(llama_folder: str) -> None:
