@@ -6,11 +6,13 @@ Not the datasets' content: without the folder the same is found again, which tak
 import json
 import os
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from alm_pipeline.provenance import installed_version
 from storage.folders import cache_folder
-from storage.identity import fingerprint
+from storage.identity import fingerprint, hash_files
 
 _DECIDING = ("kitoken", "tokenizers")
 """packages whose other version may find otherwise"""
@@ -21,7 +23,7 @@ class Finding:
 
     def __init__(self, what: str, about: str) -> None:
         versions = {package: installed_version(package) for package in _DECIDING}
-        name = fingerprint({"what": what, "about": about, **versions})
+        name = fingerprint({"what": what, "about": about, "code": _own_code(), **versions})
         self._file = cache_folder() / "findings" / f"{name}.json"
 
     def known(self) -> dict[str, Any] | None:
@@ -39,3 +41,9 @@ class Finding:
             partial.write_text(json.dumps(found), encoding="utf-8")
             partial.replace(self._file)
         return found
+
+
+@cache
+def _own_code() -> str:
+    """What asks the engines, and compares what they say."""
+    return hash_files(Path(__file__).parent, ("*.py",))

@@ -210,12 +210,15 @@ def test_a_folder_that_can_not_be_written_to_or_holds_nonsense_costs_time_only(
     assert len(proofs) == 3
 
 
-def test_another_version_of_an_engine_is_proven_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_an_engine_or_of_what_asks_it_is_proven_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = findings.Finding("whether", "this")
     assert finding.keep({"difference": None}) == {"difference": None} == finding.known()
     assert findings.Finding("whether", "that").known() is None
-    monkeypatch.setattr(findings, "installed_version", lambda _: "99")
-    assert findings.Finding("whether", "this").known() is None
+    for decides, changed in (("installed_version", lambda _: "99"), ("_own_code", lambda: "edited")):
+        with monkeypatch.context() as patch:
+            patch.setattr(findings, decides, changed)
+            assert findings.Finding("whether", "this").known() is None
+    assert findings.Finding("whether", "this").known()
 
 
 def test_where_nothing_is_missing_no_tokenizer_is_loaded(
