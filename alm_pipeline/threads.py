@@ -1,12 +1,28 @@
-"""How many threads a process has work for."""
+"""How many threads a piece of work may use."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_callers = ContextVar("callers", default=1)
 
 
 def threads_at_once() -> int:
     """As many as OMP_NUM_THREADS says, as for the libraries below; otherwise one for each core that it may use.
 
-    Of several processes on a machine each is given its share so, as torchrun, Dask and Ray do.
+    Of several processes on a machine each is given its share so, as torchrun, Dask and Ray do; of several callers in a
+    process by `shared_by`.
     """
     given = (os.environ.get("OMP_NUM_THREADS") or "").split(",")[0]  # a number for each level of nesting
-    return int(given or len(os.sched_getaffinity(0)))
+    return max(1, int(given or len(os.sched_getaffinity(0))) // _callers.get())
+
+
+@contextmanager
+def shared_by(callers: int) -> Iterator[None]:
+    """What is started within is one of so many that work at once in this process."""
+    before = _callers.set(callers)
+    try:
+        yield
+    finally:
+        _callers.reset(before)

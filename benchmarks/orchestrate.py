@@ -4,19 +4,22 @@ On a server of its own, on this machine. Three questions, each answered within o
 
 - the wall time of preparation (shards, two tokenizations, alignment) by the flow's tasks over the same stages called
   directly, in this process and in turn, on threads;
-- the same by two processes over one, each with one thread;
+- the same by two processes over one, each with one thread, and what two bare processes that only encode gain;
 - task runs, wall time and the server's memory for 10,000 shards, whose stages sleep.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +31,8 @@ from prefect.cache_policies import NO_CACHE
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
 from alm_pipeline.model_files import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.tokenization.encoding import ByteEncoder
+from alm_pipeline.tokenization.engines import KitokenEngine
 from benchmarks.corpus import mixed_documents
 from flows.groups import Job, plan, run_jobs
 from flows.run import Run
@@ -59,6 +64,7 @@ def main() -> None:
                 flush=True,
             )
         print(f"{shards} shards, {speed_up(config)}", flush=True)
+        print(f"bare encoding in two processes: {bare_speed_up(config):.2f} times as fast as in one", flush=True)
         print(sleeping_shards(options.server_pid, options.sleep))
 
 
@@ -139,6 +145,34 @@ def speed_up(config: AlmConfig) -> str:
             seconds.append(timed(lambda root, count=count: prepared(config, root, "processes", count)))
         told.append(f"{count}: {seconds[-1]:.1f} s, {(processor_seconds() - busy) / seconds[-1]:.2f} processors busy")
     return f"processes {'; '.join(told)}: {seconds[0] / seconds[1]:.2f} times as fast"
+
+
+def bare_speed_up(config: AlmConfig) -> float:
+    """What two processes gain where each does nothing but encode the same texts: no more can be had on this machine."""
+    with (
+        patch.dict(os.environ, OMP_NUM_THREADS="1"),
+        ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
+    ):
+        texts = list(mixed_documents(8))
+        list(
+            pool.map(encoding_seconds, [config.teacher] * 2, [texts[:9]] * 2)
+        )  # starts both, and loads their tokenizers
+        alone = pool.submit(encoding_seconds, config.teacher, texts).result()
+        return 2 * alone / max(pool.map(encoding_seconds, [config.teacher] * 2, [texts] * 2))
+
+
+def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
+    encoder = fast_encoder(tokenizer)
+    start = time.perf_counter()
+    encoder.encode(texts)
+    return time.perf_counter() - start
+
+
+@lru_cache(1)
+def fast_encoder(tokenizer: str) -> ByteEncoder:
+    encoder = ByteEncoder(load_tokenizer(tokenizer), None)
+    encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+    return encoder
 
 
 def processor_seconds() -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.task_runners import TaskRunner
 
+from alm_pipeline.threads import shared_by
 from flows import stages
 from flows.groups import Future, Job, plan, run_jobs
 from flows.pool import GpuPool
@@ -97,6 +98,7 @@ class Run:
             return pool.runs_at_once if pool and job.on_pool else _TASKS_A_WORKER * workers
 
         with ExitStack() as stack:
+            stack.enter_context(shared_by(workers))  # where they are threads of this process
             if not all(job.on_pool for job in jobs):
                 stack.enter_context(runner)  # which may start a cluster
             run_jobs(jobs, submit, at_once, on_done)

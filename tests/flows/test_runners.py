@@ -14,12 +14,30 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.threads import threads_at_once
+from alm_pipeline.tokenization import stage as tokenization
 from flows.alm import alm
 from flows.runners import Runner, task_runner
 from storage.errors import UserError
 from tests.flows.loopback import wait_for
 
 MODULES = {"dask": "prefect_dask", "ray": "prefect_ray"}
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_server")
+def test_tasks_on_threads_share_the_cores(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    seen: list[int] = []
+
+    def told() -> int:
+        seen.append(threads_at_once())
+        return 1
+
+    monkeypatch.setattr(tokenization, "threads_at_once", told)
+    alm(config=config, storage=str(tmp_path), until="scores", runner="threads", workers=2)
+    assert set(seen) == {4}
+    assert threads_at_once() == 8
 
 
 @pytest.fixture(scope="module")
