@@ -153,12 +153,10 @@ def bare_speed_up(config: AlmConfig) -> float:
         patch.dict(os.environ, OMP_NUM_THREADS="1"),
         ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
     ):
-        texts = list(mixed_documents(8))
-        list(
-            pool.map(encoding_seconds, [config.teacher] * 2, [texts[:9]] * 2)
-        )  # starts both, and loads their tokenizers
+        both, texts = [config.teacher] * 2, list(mixed_documents(8))
+        list(pool.map(encoding_seconds, both, [texts[:9]] * 2))  # starts them, and loads their tokenizers
         alone = pool.submit(encoding_seconds, config.teacher, texts).result()
-        return 2 * alone / max(pool.map(encoding_seconds, [config.teacher] * 2, [texts] * 2))
+        return 2 * alone / max(pool.map(encoding_seconds, both, [texts] * 2))
 
 
 def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
