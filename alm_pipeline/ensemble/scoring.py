@@ -56,10 +56,11 @@ def score_texts(ensemble: EnsembleModel, texts: Sequence[str], batch_tokens: int
 
 def _byte_lengths(view: ByteView, ids: Ids, text: str) -> npt.NDArray[np.int32]:
     """The bytes that each token covers of the text, or spells, where the tokenizer takes it for another text."""
-    content = ids[~view.special[ids]]
+    is_content = ~view.special[ids]
+    content = ids[is_content]
     spans = token_spans(view, content, np.isin(content, list(view.added)), text.encode())
     lengths = np.zeros(len(ids), np.int32)
-    lengths[~view.special[ids]] = spans.ends - spans.starts if spans else view.lengths[content]
+    lengths[is_content] = spans.ends - spans.starts if spans else view.lengths[content]
     return lengths
 
 

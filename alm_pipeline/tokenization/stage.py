@@ -224,10 +224,13 @@ def _proof(tokens: Dataset) -> Finding:
 def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> Engine:
     """The fast engine where it is installed and gives the ids of this shard, otherwise the encoder's own."""
     proof = _proof(tokens)
+    known = proof.known() or {}
+    difference = known.get("difference")
     try:
-        encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
-        found = proof.known() or proof.keep({"difference": _difference(encoder, examples, tokens, shard)})
-        difference = found["difference"]
+        if not difference:
+            encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+        if not known:
+            difference = proof.keep({"difference": _difference(encoder, examples, tokens, shard)})["difference"]
     except ImportError:
         return encoder.standard
     except ValueError as error:
