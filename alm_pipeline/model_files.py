@@ -4,21 +4,22 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from alm_pipeline.tokenization.normalization import NFC, TextForm, text_forms
 from storage.errors import UserError
-from storage.identity import MODEL_FILES, TOKENIZER_FILES, hash_files
+from storage.identity import MODEL_FILES, MODEL_WEIGHTS, TOKENIZER_FILES, combine_hashes, hash_each, hash_files
 
 _DEMO = "demo:"
 _SMALL_FILES = ("*.json", "*.jinja")
-_WEIGHTS = "*.safetensors"
+_CODE = "*.py"
 # what configurations call the most tokens: most models, GPT-2 and its like, MPT
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -28,7 +29,7 @@ def model_folder(name: str) -> Path:
 
     Raises UserError when there is no such folder or it can't be fetched.
     """
-    return _folder(name, (*_SMALL_FILES, _WEIGHTS, "*.py", "README.md"))
+    return _folder(name, (*_SMALL_FILES, MODEL_WEIGHTS, _CODE, "README.md"))
 
 
 def tokenizer_files(name: str) -> Path:
@@ -44,7 +45,7 @@ def _folder(name: str, files: tuple[str, ...]) -> Path:
         from alm_pipeline.demo_models import demo_model
 
         return demo_model(name.removeprefix(_DEMO))
-    if Path(name).is_dir():
+    if not _is_on_hub(name):
         return Path(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
@@ -52,6 +53,10 @@ def _folder(name: str, files: tuple[str, ...]) -> Path:
         raise UserError(
             f"{name}: no such folder, and not to be had from the model hub ({first_line(error)})"
         ) from error
+
+
+def _is_on_hub(name: str) -> bool:
+    return not name.startswith(_DEMO) and not Path(name).is_dir()
 
 
 def first_line(error: Exception) -> str:
@@ -106,15 +111,40 @@ def quiet_transformers() -> Iterator[None]:
 def model_identity(name: str) -> str:
     """A hash of the model's weights and configuration, wherever they lie.
 
-    Raises UserError for a folder without weights: all such folders would be one model.
+    Of a hub's model the hub knows the weights' hashes: whoever only names it fetches none. Raises UserError for a
+    folder without weights: all such folders would be one model.
     """
+    if _is_on_hub(name) and (hashes := _hub_hashes(name)):
+        return combine_hashes(hashes)
     folder = model_folder(name)
-    if not any(folder.glob(_WEIGHTS)):
+    if not any(folder.glob(MODEL_WEIGHTS)):
         raise UserError(
-            f"{name}: holds no weights ({_WEIGHTS}): load and save it with transformers (save_pretrained) first, or, "
-            "where it comes from a hub, fetch them while online"
+            f"{name}: holds no weights ({MODEL_WEIGHTS}): load and save it with transformers (save_pretrained) first, "
+            "or, where it comes from a hub, fetch them while online"
         )
     return hash_files(folder, MODEL_FILES)
+
+
+def _hub_hashes(name: str) -> dict[str, str]:
+    """SHA-256s of what the model is known by; none where the hub does not tell those of its weights."""
+    folder = _folder(name, (*_SMALL_FILES, _CODE))
+    try:
+        # not list_repo_tree, which tries for half a minute to reach a hub
+        listed = HfApi().model_info(name, revision=folder.name, files_metadata=True).siblings or []
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_network_error(error):
+            raise
+        return {}
+    weights = [file for file in listed if "/" not in file.rfilename and fnmatch(file.rfilename, MODEL_WEIGHTS)]
+    hashes = {file.rfilename: file.lfs.sha256 for file in weights if file.lfs}
+    if not weights or len(hashes) < len(weights):
+        return {}
+    return hash_each(folder, tuple(pattern for pattern in MODEL_FILES if pattern != MODEL_WEIGHTS)) | hashes
+
+
+def is_network_error(error: Exception) -> bool:
+    """Of whichever client the hub's package uses."""
+    return type(error).__module__.startswith(("httpx", "requests", "httpcore"))
 
 
 def tokenizer_identity(name: str) -> str:

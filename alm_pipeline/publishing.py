@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from alm_pipeline.distillation.model_card import CARD, card_for
-from alm_pipeline.model_files import first_line
+from alm_pipeline.model_files import first_line, is_network_error
 from storage.errors import UserError
 from storage.folders import StoredFolder, load_folder_manifest
 from storage.urls import absolute_url
@@ -30,8 +30,7 @@ def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | No
     except (LocalTokenNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise UserError(_refusal(student, repo, error)) from error
     except Exception as error:
-        # the hub's client hands on the errors of whichever HTTP library it has
-        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
+        if not is_network_error(error):
             raise
         raise UserError(_refusal(student, repo, error)) from error
 

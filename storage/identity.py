@@ -11,7 +11,8 @@ from storage.schemas import FORMAT_VERSION
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """what a tokenizer is known by"""
-MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.py")
+MODEL_WEIGHTS = "*.safetensors"
+MODEL_FILES = ("config.json", "generation_config.json", MODEL_WEIGHTS, "*.py")
 """what a model is known by"""
 
 
@@ -43,10 +44,15 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 
     Raises UserError when none matches: an identity of nothing would fit everything.
     """
+    return combine_hashes(hash_each(folder, patterns))
+
+
+def hash_each(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256s by name of the files in `folder` that match. Raises UserError when none matches."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     if not files:
         raise UserError(f"{folder}: holds none of {', '.join(patterns)}")
-    return combine_hashes({file.relative_to(folder).as_posix(): hash_file(file) for file in files})
+    return {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
 
 
 def combine_hashes(hashes: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
-"""A stand-in of the Hugging Face hub on this machine: making repositories, and commits of files."""
+"""A stand-in of the Hugging Face hub on this machine: making repositories, commits of files, and fetching them."""
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_test"
+COMMIT = "0" * 40
 
 
 @dataclass
@@ -20,6 +22,9 @@ class Hub:
     private: bool | None = None
     refuses: int | None = None
     endpoint: str = ""
+    fetched: list[str] = field(default_factory=list)
+    large: tuple[str, ...] = (".safetensors",)
+    """of these the hub tells the SHA-256"""
 
     def answer(self, path: str, content: bytes) -> Any:
         if path == "/api/repos/create":
@@ -34,10 +39,21 @@ class Hub:
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             url = f"{self.endpoint}/me/student/commit/0"
-            return {"commitUrl": url, "commitOid": "0" * 40, "hookOutput": ""}
+            return {"commitUrl": url, "commitOid": COMMIT, "hookOutput": ""}
+        listed = [self._listed(name, content) for name, content in self.files.items()]
+        if f"/tree/{COMMIT}" in path:
+            return listed
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
-        return {"id": "me/student", "sha": "0" * 40, "siblings": []}
+        return {"id": "me/student", "sha": COMMIT, "siblings": listed}
+
+    def _listed(self, name: str, content: bytes) -> dict[str, Any]:
+        """As in a tree, and as in what is told of a model."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        large = {"oid": sha256, "sha256": sha256, "size": len(content), "pointerSize": 134}
+        listed = {"type": "file", "path": name, "rfilename": name, "size": len(content)}
+        listed["oid"] = hashlib.sha1(content).hexdigest()
+        return {**listed, **({"lfs": large} if name.endswith(self.large) else {})}
 
 
 @contextmanager
@@ -49,18 +65,31 @@ def hub() -> Iterator[Hub]:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if here.refuses or self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self._send(here.refuses or 401, {"error": "Invalid username or password."})
+            elif "/resolve/" in self.path:
+                self._send_file(self.path.rsplit("/", 1)[1])
             else:
                 self._send(200, here.answer(self.path.split("?")[0], content))
 
-        do_GET = do_POST
+        do_GET = do_HEAD = do_POST
+
+        def _send_file(self, name: str) -> None:
+            content = here.files[name]
+            if self.command == "GET":
+                here.fetched.append(name)
+            tags = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            self._send_bytes(200, content, {"Content-Type": "application/octet-stream", **tags})
 
         def _send(self, status: int, content: Any) -> None:
-            body = json.dumps(content).encode()
+            self._send_bytes(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+        def _send_bytes(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -1,12 +1,12 @@
 """Which files of a model are fetched for what."""
 
-import fnmatch
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from alm_pipeline import model_files
 from alm_pipeline.model_files import (
     context_length,
     load_tokenizer,
@@ -17,28 +17,26 @@ from alm_pipeline.model_files import (
     vocabulary_rows,
 )
 from storage.errors import UserError
+from tests.alm_pipeline.hub import TOKEN, Hub, hub
 
 NAME = "someone/tiny-llama"
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is here of a model on the hub: a download adds to it."""
-    here = tmp_path / "snapshot"
-    here.mkdir()
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        assert name == NAME
-        for file in Path(llama_folder).iterdir():
-            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
-                shutil.copy(file, here)
-        return str(here)
-
-    monkeypatch.setattr(model_files, "snapshot_download", download)
-    return here
+def server(llama_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with one model, and nothing of it here."""
+    with hub() as here:
+        here.files = {file.name: file.read_bytes() for file in Path(llama_folder).iterdir()}
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", here.endpoint)
+        yield here
 
 
-def test_who_tokenizes_fetches_no_weights(snapshot: Path, llama_folder: str) -> None:
+def test_who_tokenizes_fetches_no_weights(server: Hub, llama_folder: str) -> None:
     assert load_tokenizer(NAME)("The fox").input_ids == load_tokenizer(llama_folder)("The fox").input_ids
     assert tokenizer_identity(NAME) == tokenizer_identity(llama_folder)
     assert (vocabulary_rows(NAME), context_length(NAME)) == (
@@ -46,10 +44,51 @@ def test_who_tokenizes_fetches_no_weights(snapshot: Path, llama_folder: str) -> 
         context_length(llama_folder),
     )
     assert tokenizer_forms(NAME) == tokenizer_forms(llama_folder)
-    assert not list(snapshot.glob("*.safetensors"))
+    assert "model.safetensors" not in server.fetched
     model_folder(NAME)
-    assert list(snapshot.glob("*.safetensors"))
+    assert "model.safetensors" in server.fetched
+
+
+def test_who_names_a_hubs_model_fetches_no_weights(server: Hub, llama_folder: str) -> None:
     assert model_identity(NAME) == model_identity(llama_folder)
+    assert "config.json" in server.fetched
+    assert "model.safetensors" not in server.fetched
+
+
+def test_a_hubs_other_weights_are_another_model(server: Hub, llama_folder: str) -> None:
+    server.files["model.safetensors"] += b"x"
+    assert model_identity(NAME) != model_identity(llama_folder)
+
+
+def test_offline_a_hubs_model_is_named_by_what_is_here(
+    server: Hub, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert model_identity(NAME) == model_identity(llama_folder)
+
+
+def test_offline_without_its_weights_a_hubs_model_has_no_identity(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_tokenizer(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"{NAME}: "):
+        model_identity(NAME)
+
+
+def test_while_the_hub_is_not_there_its_model_is_named_by_what_is_here(
+    server: Hub, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(NAME)
+    server.refuses = 503
+    assert model_identity(NAME) == model_identity(llama_folder)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert model_identity(NAME) == model_identity(llama_folder)
+
+
+def test_weights_whose_hash_the_hub_does_not_tell_are_fetched(server: Hub, llama_folder: str) -> None:
+    server.large = ()
+    assert model_identity(NAME) == model_identity(llama_folder)
+    assert "model.safetensors" in server.fetched
 
 
 def test_a_folder_without_weights_has_no_identity(tmp_path: Path, llama_folder: str) -> None:
