@@ -1,4 +1,4 @@
-"""What Prefect costs: `python -m benchmarks.orchestrate [--shards 10 100] [--shard-megabytes 4] [--rounds 3]`.
+"""What Prefect costs: `python -m benchmarks.orchestrate [--measure cost] [--shards 100] [--shard-megabytes 1.2]`.
 
 On a server of its own, on this machine. Three questions, each answered within one run:
 
@@ -39,6 +39,7 @@ from flows.run import Run
 from flows.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
 
+MEASURES = ("cost", "processes", "sleep")
 SLEEPING_SHARDS = 10_000
 
 
@@ -54,24 +55,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for shards in options.shards:
             config = configuration(Path(folder, str(shards)), shards, options)
-            direct, by_flow = [], []
-            for _ in range(options.rounds):
-                direct.append(timed(lambda root, config=config: directly(config, root)))
-                by_flow.append(timed(lambda root, config=config: prepared(config, root, "threads", 2)))
-            cost = min(by_flow) / min(direct) - 1
-            print(
-                f"{shards} shards: directly {min(direct):.1f} s, by the flow {min(by_flow):.1f} s: {cost:+.1%}",
-                flush=True,
-            )
-        print(f"{shards} shards, {speed_up(config)}", flush=True)
-        print(f"bare encoding in two processes: {bare_speed_up(config):.2f} times as fast as in one", flush=True)
+            if "cost" in options.measure:
+                print(f"{shards} shards, {cost(config, options.rounds)}", flush=True)
+            if "processes" in options.measure:
+                print(f"{shards} shards, {speed_up(config)}", flush=True)
+                print(f"bare encoding in two processes: {bare_speed_up(config):.2f} times as fast", flush=True)
+    if "sleep" in options.measure:
         print(sleeping_shards(options.server_pid, options.sleep))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--shard-megabytes", type=float, default=4)
+    parser.add_argument("--measure", choices=MEASURES, nargs="+", default=MEASURES)
+    parser.add_argument("--shards", type=int, nargs="+", default=[100])
+    parser.add_argument("--shard-megabytes", type=float, default=1.2)
     parser.add_argument("--teacher", default="gemma3")
     parser.add_argument("--student", default="llama3")
     parser.add_argument("--rounds", type=int, default=3)
@@ -135,6 +132,15 @@ def directly(config: AlmConfig, root: str) -> None:
 def prepared(config: AlmConfig, root: str, runner: Runner, workers: int) -> None:
     run = Run(Pipeline(config, root), root, {})
     run.prepare(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20, pool=None)
+
+
+def cost(config: AlmConfig, rounds: int) -> str:
+    direct, by_flow = [], []
+    for _ in range(rounds):
+        direct.append(timed(lambda root: directly(config, root)))
+        by_flow.append(timed(lambda root: prepared(config, root, "threads", 2)))
+    told = f"directly {min(direct):.1f} s, by the flow {min(by_flow):.1f} s: {min(by_flow) / min(direct) - 1:+.1%}"
+    return f"{told} ({', '.join(f'{flow / own - 1:+.1%}' for own, flow in zip(direct, by_flow, strict=True))})"
 
 
 def speed_up(config: AlmConfig) -> str:

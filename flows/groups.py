@@ -47,27 +47,28 @@ def plan(sizes: Mapping[int, int], missing: Mapping[str, Sequence[int]], group_b
     """The jobs for what is missing of each stage, each behind those that it comes after.
 
     `missing` may hold `tokenize teacher`, `tokenize student`, `align` and, for the pool, `score`. A group is aligned
-    when both its tokenizations are done, and scored when the teacher's are.
+    when both its tokenizations are done, and scored when the teacher's are. A tokenizer's first group comes before its
+    others: what it finds out about the fast engine, two at once would both spend a shard's time on.
     """
     jobs: list[Job] = []
+    encoded: dict[str, list[Job]] = {"tokenize teacher": [], "tokenize student": []}
 
-    def add(stage: str, group: Sequence[int], after: Iterable[Job] = (), on_pool: bool = False) -> list[Job]:
+    def add(stage: str, group: Sequence[int], reads: Iterable[Job] = (), on_pool: bool = False) -> None:
         wanted = set(missing.get(stage, ()))
-        if not (shards := tuple(shard for shard in group if shard in wanted)):
-            return []
-        size = sum(sizes[shard] for shard in shards)
-        jobs.append(Job(stage, shards, size, frozenset(job for job in after if job.overlaps(shards)), on_pool))
-        return jobs[-1:]
+        if shards := tuple(shard for shard in group if shard in wanted):
+            size = sum(sizes[shard] for shard in shards)
+            after = [job for job in reads if job.overlaps(shards)] + encoded.get(stage, [])[:1]
+            jobs.append(Job(stage, shards, size, frozenset(after), on_pool))
+            encoded.get(stage, []).append(jobs[-1])
 
     prepared = {shard for stage, shards in missing.items() if stage != "score" for shard in shards}
-    teacher: list[Job] = []
     for group in group_shards(_only(sizes, prepared), group_bytes):
-        own = add("tokenize teacher", group)
-        teacher += own
-        add("align", group, [*own, *add("tokenize student", group)])
+        for stage in encoded:
+            add(stage, group)
+        add("align", group, [job for each in encoded.values() for job in each[-1:]])
     # a run of the pool's starts a process and loads the teacher
     for group in group_shards(_only(sizes, missing.get("score", ())), _SCORED_AT_ONCE * group_bytes):
-        add("score", group, teacher, on_pool=True)
+        add("score", group, encoded["tokenize teacher"], on_pool=True)
     return jobs
 
 

@@ -85,15 +85,22 @@ def tokenize(
         proof = chosen[0] if worth and not encoding.encoder else None
         with _encoding_shards(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing) as run:
             if proof is not None:
-                if not _proof(tokens).known():
-                    run([shard for shard in missing if shard == proof])
-                encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
+                _choose_engine(examples, tokens, encoder, proof, run)
             encoding.encoder = encoder
             run(tokens.missing(missing))
     if shards is not None:
         return None
     _shared_encoding.cache_clear()
     return tokens.finish(len(sizes))
+
+
+def _choose_engine(
+    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, proof: int, run: Callable[[Sequence[int]], None]
+) -> None:
+    """By the shard `proof`, encoded first unless it is known what that says."""
+    if not _proof(tokens).known():
+        run(tokens.missing([proof]))
+    encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
 
 
 @dataclass

@@ -44,7 +44,9 @@ def test_a_job_comes_after_all_that_it_reads(sizes: list[int], group_bytes: int,
     reads = {"align": {"tokenize teacher", "tokenize student"}, "score": {"tokenize teacher"}}
     for job in jobs:
         wanted = {other for other in jobs if other.stage in reads.get(job.stage, ()) and other.overlaps(job.shards)}
-        assert job.after == wanted
+        # what one group of a tokenizer's finds out, the others need not
+        first = [other for other in jobs if other.stage == job.stage][:1] if job.stage.startswith("tokenize") else []
+        assert job.after == wanted | (set(first) - {job})
 
 
 class Workers:
