@@ -3,7 +3,6 @@
 Shapes: V student tokens.
 """
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alm_pipeline.threads import threads_at_once
 from alm_pipeline.tokenization.byte_view import ByteView, tokens_by_spelling
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _special_ids(view: ByteView) -> dict[bytes, int]:
 
 
 def _nearest(teacher_view: ByteView, teacher_ids: Longs, student_view: ByteView, student_ids: Longs) -> Longs:
-    """The nearest teacher token of each student token, on all of this machine's cores."""
+    """The nearest teacher token of each student token, on a thread for each core that this process may use."""
     from alm_pipeline.objective.baselines.mined_kernel import find_nearest  # numba takes seconds to import
 
     queries, strings = _strings(student_view, student_ids), _strings(teacher_view, teacher_ids)
@@ -57,7 +57,7 @@ def _nearest(teacher_view: ByteView, teacher_ids: Longs, student_view: ByteView,
     def find(first: int) -> None:
         find_nearest(queries, strings, first, min(first + _QUERIES_A_TASK, len(found)), found)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads_at_once()) as pool:
         list(pool.map(find, range(0, len(found), _QUERIES_A_TASK)))
     return found[np.argsort(queries.ids)]
 
