@@ -1,5 +1,6 @@
-"""Which files of a model are fetched for what."""
+"""Which files of a model are fetched for what, and what is read off a tokenizer's."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from alm_pipeline.model_files import (
     tokenizer_identity,
     vocabulary_rows,
 )
+from alm_pipeline.tokenization.normalization import text_forms
 from storage.errors import UserError
 from tests.alm_pipeline.hub import TOKEN, Hub, hub
 
@@ -95,3 +97,20 @@ def test_a_folder_without_weights_has_no_identity(tmp_path: Path, llama_folder: 
     shutil.copy(Path(llama_folder, "config.json"), tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
         model_identity(str(tmp_path))
+
+
+@pytest.mark.parametrize("first", [[], ["model"], ["normalizer", "model"]])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_forms_are_those_of_the_whole_file(first: list[str], indent: int | None, tmp_path: Path) -> None:
+    # `tokenizers` writes the model last; another program may not, or say "model" elsewhere
+    lowercase, space = {"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": " "}, "content": ',"model":{'}
+    state = {
+        "added_tokens": [{"id": 0, "content": ',"model":'}],
+        "normalizer": {"type": "Sequence", "normalizers": [lowercase, space], "model": {"type": "BPE"}},
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+    state = {key: state[key] for key in [*first, *(key for key in state if key not in first)]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state, indent=indent), encoding="utf-8")
+    assert tokenizer_forms(str(tmp_path)) == text_forms(state["normalizer"], state["decoder"])  # type: ignore[arg-type]
+    assert len(tokenizer_forms(str(tmp_path))) == 2
