@@ -1,7 +1,8 @@
-"""How many threads a piece of work may use."""
+"""How many threads a piece of work may use, and work that goes on in one beside its caller."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -26,3 +27,23 @@ def shared_by(callers: int) -> Iterator[None]:
         yield
     finally:
         _callers.reset(before)
+
+
+@contextmanager
+def in_background(function: Callable[..., object]) -> Iterator[Callable[..., None]]:
+    """The function, to be called in a thread while its caller prepares the next call; one call at a time.
+
+    What a call raises is raised by the next one, or at the end, where all calls are done.
+    """
+    running: Future[object] | None = None
+
+    def call(*arguments: object) -> None:
+        nonlocal running
+        if running:
+            running.result()
+        running = thread.submit(function, *arguments)
+
+    with ThreadPoolExecutor(1) as thread:
+        yield call
+        if running:
+            running.result()

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -10,6 +11,7 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.identity import source_identity
 from alm_pipeline.progress import track
+from alm_pipeline.threads import in_background
 from alm_pipeline.tokenization.chat import joined_contents
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -41,10 +43,10 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
         return manifest
     dropped: Counter[str] = Counter()
     shards = 0
-    with track(f"shard {corpus.name}", None, "B") as advance:
+    with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
         for shards, shard in enumerate(_shards(iter_examples(corpus, dropped), corpus.shard_bytes), start=1):
             if not examples.record(shards - 1):
-                _write_shard(examples, shards - 1, shard)
+                write(shards - 1, shard)
             advance(sum(len(_text(example).encode()) for example in shard))
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from alm_pipeline.model_files import label, load_tokenizer, tokenizer_identity
 from alm_pipeline.progress import track
-from alm_pipeline.threads import threads_at_once
+from alm_pipeline.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.chat import Conversation
 from alm_pipeline.tokenization.encoding import ByteEncoder, check_vocabulary
 from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference, one_thread_a_call
@@ -129,12 +129,12 @@ def _encoding_shards(
 def _tokenize_shards(
     examples: Dataset, tokens: Dataset, encoder: ByteEncoder, advance: Callable[[int], None], shards: Sequence[int]
 ) -> None:
-    with _Writer(tokens) as writer:
+    with in_background(partial(_write_shard, tokens)) as write:
         batches: list[EncodedBatch] = []
         for part, batch in _encoded(_parts(examples, shards), encoder):
             batches.append(batch)
             if part.last:
-                writer.write(part.shard, part.ids, batches)
+                write(part.shard, part.ids, batches)
                 advance(part.shard)
                 batches = []
 
@@ -193,34 +193,10 @@ def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             yield waiting.popleft().result()
 
 
-class _Writer:
-    """Writes one shard in the background, while the next one is encoded."""
-
-    def __init__(self, tokens: Dataset) -> None:
-        self._tokens, self._pool = tokens, ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
-
-    def write(self, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
-        self.wait()
-        self._writing = self._pool.submit(self._write, shard, ids, batches)
-
-    def wait(self) -> None:
-        if self._writing:
-            self._writing.result()
-
-    def _write(self, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
-        batch = EncodedBatch.join(batches)
-        dropped = Counter(reason for reason in batch.dropped if reason)
-        self._tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
+def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
+    batch = EncodedBatch.join(batches)
+    dropped = Counter(reason for reason in batch.dropped if reason)
+    tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
 
 
 def _proof(tokens: Dataset) -> Finding:

@@ -87,11 +87,11 @@ MANY = [[f"The fox {shard} jumps over {k} dogs <|im_end|>." for k in range(4)] f
 def engines_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The engine of each shard that is written from now on."""
     used: list[str] = []
-    write = stage._Writer.write
+    write = stage._write_shard
 
-    def spy(self: stage._Writer, shard: int, *arguments: object) -> None:
+    def spy(*arguments: object) -> None:
         used.append(engine_now[0])
-        write(self, shard, *arguments)  # type: ignore[arg-type]
+        write(*arguments)  # type: ignore[arg-type]
 
     engine_now = ["tokenizers"]
     choose = stage._fast_if_proven
@@ -101,7 +101,7 @@ def engines_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         engine_now[0] = engine.name
         return engine
 
-    monkeypatch.setattr(stage._Writer, "write", spy)
+    monkeypatch.setattr(stage, "_write_shard", spy)
     monkeypatch.setattr(stage, "_fast_if_proven", chosen)
     return used
 
