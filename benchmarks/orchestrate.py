@@ -4,7 +4,7 @@ On a server of its own, on this machine. Three questions, each answered within o
 
 - the wall time of preparation (shards, two tokenizations, alignment) by the flow's tasks over the same stages called
   directly, in this process and in turn, on threads;
-- the same by two processes over one, each with one thread, and what two bare processes that only encode gain;
+- the same by two processes over one, each with one thread, in turn, and what two bare processes that only encode gain;
 - task runs, wall time and the server's memory for 10,000 shards, whose stages sleep.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
             if "cost" in options.measure:
                 print(f"{shards} shards, {cost(config, options.rounds)}", flush=True)
             if "processes" in options.measure:
-                print(f"{shards} shards, {speed_up(config)}", flush=True)
+                print(f"{shards} shards, {speed_up(config, options.rounds)}", flush=True)
                 print(f"bare encoding in two processes: {bare_speed_up(config):.2f} times as fast", flush=True)
     if "sleep" in options.measure:
         print(sleeping_shards(options.server_pid, options.sleep))
@@ -143,14 +143,21 @@ def cost(config: AlmConfig, rounds: int) -> str:
     return f"{told} ({', '.join(f'{flow / own - 1:+.1%}' for own, flow in zip(direct, by_flow, strict=True))})"
 
 
-def speed_up(config: AlmConfig) -> str:
-    told, seconds = [], []
-    for count in (1, 2):
-        busy = processor_seconds()
-        with patch.dict(os.environ, OMP_NUM_THREADS="1"):
-            seconds.append(timed(lambda root, count=count: prepared(config, root, "processes", count)))
-        told.append(f"{count}: {seconds[-1]:.1f} s, {(processor_seconds() - busy) / seconds[-1]:.2f} processors busy")
-    return f"processes {'; '.join(told)}: {seconds[0] / seconds[1]:.2f} times as fast"
+def speed_up(config: AlmConfig, rounds: int) -> str:
+    times = [preparation_seconds(config, count) for _ in range(rounds) for count in (1, 2)]
+    one, two = times[::2], times[1::2]
+    (alone, busy), (both, both_busy) = min(one), min(two)
+    told = f"one process {alone:.1f} s, {busy:.2f} processors busy; two {both:.1f} s, {both_busy:.2f} busy"
+    each = ", ".join(f"{first / second:.2f}" for (first, _), (second, _) in zip(one, two, strict=True))
+    return f"{told}: {alone / both:.2f} times as fast ({each})"
+
+
+def preparation_seconds(config: AlmConfig, processes: int) -> tuple[float, float]:
+    """And how many processors were busy meanwhile."""
+    busy = processor_seconds()
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        seconds = timed(lambda root: prepared(config, root, "processes", processes))
+    return seconds, (processor_seconds() - busy) / seconds
 
 
 def bare_speed_up(config: AlmConfig) -> float:
