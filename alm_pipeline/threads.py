@@ -1,6 +1,7 @@
 """How many threads a piece of work may use, and work that goes on in one beside its caller."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,19 +32,22 @@ def shared_by(callers: int) -> Iterator[None]:
 
 @contextmanager
 def in_background(function: Callable[..., object]) -> Iterator[Callable[..., None]]:
-    """The function, to be called in a thread while its caller prepares the next call; one call at a time.
+    """The function, to be called in a thread while its caller prepares the next call; up to two calls at a time.
 
-    What a call raises is raised by the next one, or at the end, where all calls are done.
+    What a call raises is raised by a later one, or at the end, where all calls are done.
     """
-    running: Future[object] | None = None
+    running = deque[Future[object]]()
 
     def call(*arguments: object) -> None:
-        nonlocal running
-        if running:
-            running.result()
-        running = thread.submit(function, *arguments)
+        if len(running) == _IN_BACKGROUND:
+            running.popleft().result()
+        running.append(threads.submit(function, *arguments))
 
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(_IN_BACKGROUND) as threads:
         yield call
-        if running:
-            running.result()
+        while running:
+            running.popleft().result()
+
+
+_IN_BACKGROUND = 2
+"""one that waits for the disk, and one that computes"""

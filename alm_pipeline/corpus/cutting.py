@@ -126,15 +126,15 @@ def cut_messages(messages: Messages, max_bytes: int, dropped: Counter[str]) -> l
     user's turn stays with it. A turn (up to the next user's) that is too long alone is left out and counted
     as `turn_over_max_bytes`; no piece reaches across it, since an answer to it could follow.
     """
-    if _content_bytes(messages) <= max_bytes:
+    if content_bytes(messages) <= max_bytes:
         return [messages]
     system = messages[:1] if messages[0]["role"] == "system" else []
-    room = max_bytes - _content_bytes(system)
+    room = max_bytes - content_bytes(system)
     pieces: list[Messages] = []
     piece: Messages | None = None
     used = 0
     for turn in _turns(messages[len(system) :]):
-        size = _content_bytes(turn)
+        size = content_bytes(turn)
         if size > room:
             dropped["turn_over_max_bytes"] += 1
             piece = None
@@ -160,5 +160,6 @@ def _turns(messages: Messages) -> list[Messages]:
     return turns
 
 
-def _content_bytes(messages: Messages) -> int:
+def content_bytes(messages: Messages) -> int:
+    """Of UTF-8, of all messages' contents."""
     return sum(len(message["content"].encode()) for message in messages)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
-from alm_pipeline.corpus.cutting import cut_messages, cut_text
+from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.tokenization.normalization import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
@@ -27,7 +27,9 @@ class Example:
     split: Split
     text: str | None
     messages: list[dict[str, Any]] | None
-    normalised: bool = False
+    text_bytes: int
+    """of the text, or of all messages' contents"""
+    normalised: bool
     """the document's text was not in the corpus's form, and was put into it"""
 
 
@@ -52,7 +54,8 @@ def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
                 dropped["blank_piece"] += 1
                 continue
             example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
-            yield Example(example_id, split, text, messages, normalised)
+            size = content_bytes(messages or []) if text is None else len(text.encode())
+            yield Example(example_id, split, text, messages, size, normalised)
 
 
 def _normalised(
@@ -76,7 +79,8 @@ def _normalised(
 def _with_text(document: Document, change: Callable[[str], str]) -> Document:
     if document.messages is None:
         assert document.text is not None
-        return replace(document, text=change(document.text))
+        text = change(document.text)
+        return document if text == document.text else replace(document, text=text)
     messages = [{**message, "content": change(message["content"])} for message in document.messages]
     return replace(document, messages=messages)
 

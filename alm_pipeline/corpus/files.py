@@ -38,6 +38,7 @@ _FORMATS: dict[str, FileFormat] = {
     ".json": "jsonl",
 }
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
+_READ_BYTES = 2**20
 # Arrow's unit of reading; small, since a single row can hold megabytes of text
 _BATCH_ROWS = 256
 
@@ -223,7 +224,8 @@ def _read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str
 
 
 def _lines(file: CorpusFile) -> Iterator[bytes]:
-    with _naming(file), _opened(file) as stream:
+    with _naming(file), _opened(file) as opened:
+        stream = io.BufferedReader(opened, _READ_BYTES)  # type: ignore[type-var]  # finds lines faster than fsspec's
         first = stream.readline().removeprefix(codecs.BOM_UTF8)
         if first.strip():
             yield first

@@ -47,7 +47,7 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
         for shards, shard in enumerate(_shards(iter_examples(corpus, dropped), corpus.shard_bytes), start=1):
             if not examples.record(shards - 1):
                 write(shards - 1, shard)
-            advance(sum(len(_text(example).encode()) for example in shard))
+            advance(_text_bytes(shard))
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
         raise UserError(f"corpus {corpus.name}: gives no example ({reasons}): see corpus.source, .text and .sample")
@@ -59,7 +59,7 @@ def _shards(examples: Iterable[Example], shard_bytes: int) -> Iterator[list[Exam
     size = 0
     for example in examples:
         shard.append(example)
-        size += len(_text(example).encode())
+        size += example.text_bytes
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0
@@ -67,17 +67,20 @@ def _shards(examples: Iterable[Example], shard_bytes: int) -> Iterator[list[Exam
         yield shard
 
 
+def _text_bytes(shard: list[Example]) -> int:
+    return sum(example.text_bytes for example in shard)
+
+
 def _text(example: Example) -> str:
     return example.text if example.text is not None else joined_contents(example.messages or [])
 
 
 def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
-    texts = [_text(example) for example in shard]
     conversations = [json.dumps(row.messages, ensure_ascii=False) if row.messages else None for row in shard]
     columns = {
         "id": [example.id for example in shard],
         "split": [example.split for example in shard],
-        "text": texts,
+        "text": [_text(example) for example in shard],
         "messages": pa.array(conversations, pa.string()),
     }
     held_out = sum(example.split == "held_out" for example in shard)
@@ -85,6 +88,6 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
         "examples": len(shard),
         "held_out_examples": held_out,
         "normalised_examples": sum(example.normalised for example in shard),
-        "text_bytes": sum(len(text.encode()) for text in texts),
+        "text_bytes": _text_bytes(shard),
     }
     examples.write_shard(index, columns, counts)

@@ -99,8 +99,10 @@ class TextNormalizer:
         if self._nfc_only and unicodedata.is_normalized("NFC", text):
             return text
         for _ in range(_ROUNDS):
-            if all(step.normalize_str(text) == text for step in self._steps):
-                return text
+            changed = False
             for step in self._steps:
-                text = step.normalize_str(text)
+                before, text = text, step.normalize_str(text)
+                changed |= text != before
+            if not changed:
+                return text
         raise FormsDisagree

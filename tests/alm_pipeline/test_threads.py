@@ -2,6 +2,8 @@
 
 import os
 import threading
+from queue import Queue
+from threading import Timer
 
 import pytest
 
@@ -22,34 +24,41 @@ def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch: pytest.Mo
     assert threads_at_once() == len(os.sched_getaffinity(0))
 
 
-def test_calls_in_the_background_are_done_in_turn_and_before_the_end() -> None:
-    done, go_on = [], threading.Event()
+def test_two_calls_run_in_the_background_and_a_third_waits_for_the_first() -> None:
+    ends = [threading.Event() for _ in range(3)]
+    done: list[int] = []
+    started: Queue[int] = Queue()
 
-    def work(name: str) -> None:
-        assert go_on.wait(60)
-        done.append((name, threading.current_thread() is threading.main_thread()))
+    def work(number: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        started.put(number)
+        assert ends[number].wait(60)
+        done.append(number)
 
     with in_background(work) as call:
-        call("first")
-        assert not done
-        go_on.set()
-        call("second")
-        assert done[0] == ("first", False)
-    assert done == [("first", False), ("second", False)]
+        call(0)
+        call(1)
+        assert {started.get(timeout=60), started.get(timeout=60)} == {0, 1}
+        Timer(0.2, ends[0].set).start()
+        call(2)
+        assert done == [0]
+        ends[2].set()
+        Timer(0.2, ends[1].set).start()
+    assert sorted(done) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [1, 2, 3])
 def test_an_error_in_the_background_is_the_callers(calls: int) -> None:
-    started = []
+    started: set[int] = set()
 
     def fail(number: int) -> None:
-        started.append(number)
+        started.add(number)
         raise ValueError(f"call {number}")
 
     with pytest.raises(ValueError, match="call 0"), in_background(fail) as call:  # noqa: PT012
         for number in range(calls):
             call(number)
-    assert started == [0]
+    assert started == set(range(min(calls, 2)))
 
 
 def test_the_callers_own_error_comes_first() -> None:
