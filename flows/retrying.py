@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect.tasks import exponential_backoff
 
-from storage.errors import UserError
+from storage.errors import UserError, http_status
 
 # of these packages every error is one of the network or of a server; what else they raise are OSErrors, too
 _NETWORK = {
@@ -12,6 +12,7 @@ _NETWORK = {
     "aiohttp",
     "azure",
     "botocore",
+    "gcsfs",
     "google",
     "httpcore",
     "httpx",
@@ -35,7 +36,7 @@ RETRYING: dict[str, Any] = {
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Whether the same might go well a little later."""
-    if isinstance(error, _NEVER) or getattr(getattr(error, "response", None), "status_code", None) in _REFUSALS:
+    if isinstance(error, _NEVER) or http_status(error) in _REFUSALS:
         return False
     if isinstance(error, OSError | MemoryError | EOFError):
         return True

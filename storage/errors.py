@@ -10,3 +10,10 @@ class UserError(Exception):
 
 class OtherFormatError(UserError):
     """Whole, but written by another version of this program: nothing to repair."""
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status that a server answered with, where an error of a driver's tells it."""
+    told = (error, getattr(error, "response", None))
+    statuses = (getattr(each, name, None) for each in told for name in ("status_code", "code"))
+    return next((status for status in statuses if isinstance(status, int)), None)

@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import UserError
+from storage.errors import UserError, http_status
 
 _EXTRAS = {
     "s3": "s3",
@@ -57,7 +57,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         mend = f"pip install 'alm-pipeline[{extra}]'" if extra else f"install its driver ({error})"
         raise UserError(f"{url}: the storage driver is not installed: {mend}") from error
     except ValueError as error:
-        raise UserError(f"{url}: not a URL that fsspec knows: {error}") from error
+        raise UserError(f"{url}: not a URL that can be opened: {error}") from error
     if _protocol(url) in _S3:
         fs.retries = _S3_ROUNDS
     # the root of a disk stays '/': an empty path would be the current folder
@@ -283,11 +283,13 @@ def list_files(url: str) -> dict[str, FileInfo]:
     """All files below a folder, by their path from it, in one listing; none where the folder is not there."""
     fs, path = open_filesystem(url)
     with _naming(url, "listed"):
-        found = fs.find(path, detail=True).items()
-    # a file is found as itself, and so is an empty folder that an object store goes on listing
+        found = fs.find(path, detail=True)
+    # a file is found as itself (by Azure's driver in a list), and so is an empty folder that an object store goes on
+    # listing
+    entries = found.items() if isinstance(found, Mapping) else ()
     return {
         place.removeprefix(f"{path}/"): FileInfo(info["size"], _modified(info))
-        for place, info in found
+        for place, info in entries
         if place != path
     }
 
@@ -374,7 +376,8 @@ def _naming(url: str, verb: str) -> Iterator[None]:
         if not _is_mendable(error):
             error.add_note(f"{url}: can't be {verb}")
             raise
-        raise UserError(f"{url}: can't be {verb}: {error}{_mend(error)}") from error
+        said = str(error).partition("\nRequestId:")[0]  # Azure's adds a page
+        raise UserError(f"{url}: can't be {verb}: {said}{_mend(error)}") from error
 
 
 def _mend(error: Exception) -> str:
@@ -390,14 +393,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # how drivers report a server that is down, overloaded or at fault, and a disk behind a network one that is away
 _PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 
+# what a server answers to what the user can mend: who asks, with which rights, for which bucket
+_REFUSALS = (401, 403, 404)
+
 # what drivers raise without a number
 _MENDABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def _is_mendable(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is None:  # botocore's timeouts are such, too
-        return isinstance(error, _MENDABLE)
+        return isinstance(error, _MENDABLE) or str(error).startswith("Forbidden:")  # Google's driver of a 403
     if isinstance(error, OSError):
         return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _PASSING
     # each driver has its own type for missing credentials, alike only in their names
-    return "Credential" in type(error).__name__
+    return "Credential" in type(error).__name__ or http_status(error) in _REFUSALS

@@ -12,6 +12,13 @@ from flows.retrying import is_worth_retrying
 from storage.errors import OtherFormatError, UserError
 
 
+def google_error(status: int) -> Exception:
+    """As gcsfs's HttpError: an Exception with a code."""
+    error = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})(f"answered {status}")
+    error.code = status
+    return error  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -23,6 +30,7 @@ from storage.errors import OtherFormatError, UserError
         aiohttp.ClientPayloadError("not completed"),
         botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:1"),
         httpx.ConnectError("refused"),
+        google_error(503),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -34,6 +42,7 @@ def test_worth_another_try(error: Exception) -> None:
     "error",
     [
         UserError("mend this"),
+        google_error(403),
         OtherFormatError("of another version"),
         FileNotFoundError("gone"),
         PermissionError("no"),

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
+import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -147,6 +149,14 @@ def test_a_file_holds_no_names(root: str) -> None:
     assert file_sizes(join_url(root, "file")) == {}
 
 
+def test_a_file_that_a_driver_finds_as_a_list_holds_no_names(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("memory://bucket/file", b"")
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda _, path, **__: [path])  # as Azure's does
+    assert file_sizes("memory://bucket/file") == {}
+
+
 def test_a_linked_folder_is_a_folder(tmp_path: Path) -> None:
     publish(str(tmp_path / "folder" / "file"), b"")
     (tmp_path / "link").symlink_to(tmp_path / "folder")
@@ -220,13 +230,55 @@ class _NoCredentialsError(Exception):
     """Named as botocore's, which is no OSError."""
 
 
-def test_missing_credentials_are_the_users_to_mend(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> bytes:
-        raise _NoCredentialsError("Unable to locate credentials")
+class _AzureError(Exception):
+    """As azure.core's HttpResponseError."""
 
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
-    with pytest.raises(UserError, match=r"memory://bucket/x: can't be read: Unable to locate credentials"):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status_code = status
+
+
+class _GoogleError(Exception):
+    """As gcsfs's HttpError."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.code = status
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (_NoCredentialsError("Unable to locate credentials"), "Unable to locate credentials"),
+        (_AzureError(404, "No such container.\nRequestId:1\nContent: <?xml"), "No such container."),
+        (_AzureError(403, "Failed to authenticate"), "Failed to authenticate"),
+        (_GoogleError(401, "Invalid Credentials, 401"), "Invalid Credentials, 401"),
+        (OSError("Forbidden: b/bucket\nno access"), "Forbidden: b/bucket\nno access"),
+    ],
+)
+def test_what_a_store_refuses_is_the_users_to_mend(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", _raiser(error))
+    with pytest.raises(UserError, match=rf"^memory://bucket/x: can't be read: {re.escape(said)}$"):
         read_bytes("memory://bucket/x")
+
+
+@pytest.mark.parametrize("error", [_AzureError(503, "busy"), _GoogleError(500, "at fault"), OSError("reset")])
+def test_what_a_store_fails_at_keeps_its_type(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", _raiser(error))
+    with pytest.raises(type(error)) as raised:
+        read_bytes("memory://bucket/x")
+    assert raised.value is error
+
+
+def _raiser(error: Exception) -> Callable[..., bytes]:
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise error
+
+    return fail
 
 
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
@@ -253,7 +305,7 @@ def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(UserError, match=r"nope://x: not a URL that fsspec knows: Protocol not known: nope"):
+    with pytest.raises(UserError, match=r"nope://x: not a URL that can be opened: Protocol not known: nope"):
         publish("nope://x", b"")
 
 
