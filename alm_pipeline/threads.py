@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _callers = ContextVar("callers", default=1)
+_IN_BACKGROUND = 2
+"""one that waits for the disk, and one that computes"""
 
 
 def threads_at_once() -> int:
@@ -47,7 +49,3 @@ def in_background(function: Callable[..., object]) -> Iterator[Callable[..., Non
         yield call
         while running:
             running.popleft().result()
-
-
-_IN_BACKGROUND = 2
-"""one that waits for the disk, and one that computes"""
