@@ -31,18 +31,15 @@ def prepare() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def end_orphans() -> int:
-    """End embedded servers whose run was killed; returns how many.
+def end_orphans() -> None:
+    """End embedded servers whose run was killed.
 
     A server inherits its run's process id in its environment, so one whose run is gone is an orphan.
     """
-    ended = 0
     for process in psutil.process_iter():
         owner = _owner(process)
         if owner and not psutil.pid_exists(owner):
             process.kill()
-            ended += 1
-    return ended
 
 
 def _owner(process: psutil.Process) -> int | None:

@@ -1,15 +1,12 @@
 """The flow on a real (ephemeral) Prefect server: every stage, its resume, its parameters."""
 
-import asyncio
 import base64
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config import AlmConfig
@@ -17,6 +14,7 @@ from alm_pipeline.pipeline import Pipeline
 from flows import showing
 from flows.alm import alm
 from storage.errors import UserError
+from tests.flows.shown import newest_artifact
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
@@ -28,9 +26,9 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path) -> None:
     assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
     assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "distil"}
     assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
-    (table,) = asyncio.run(_artifacts("alm-summary"))
+    table = newest_artifact("alm-summary")
     assert "held-out bits per byte" in table.data
-    (text,) = asyncio.run(_artifacts("alm-report"))
+    text = newest_artifact("alm-report")
     assert "- bytes aligned: **100.00%**" in text.data
     assert f"- student: `{result['places']['student']}`" in text.data
     pictures = re.findall(r"!\[(.*?)\]\(data:image/png;base64,(.*?)\)", text.data)
@@ -50,14 +48,9 @@ def test_what_can_not_be_shown_fails_no_run(
     assert result["examples"] == 80
     assert "the alignment can't be shown: ModuleNotFoundError: No module named 'PIL'" in caplog.text
     assert "the table can't be shown" in caplog.text
-    newest = max(asyncio.run(_artifacts("alm-report")), key=lambda page: page.created)
-    assert "bytes aligned" in newest.data
-    assert "An example's chunks" not in newest.data
-
-
-async def _artifacts(key: str) -> list[Any]:
-    async with get_client() as client:
-        return [artifact for artifact in await client.read_artifacts() if artifact.key == key]
+    text = newest_artifact("alm-report")
+    assert "bytes aligned" in text.data
+    assert "An example's chunks" not in text.data
 
 
 def test_until_scores_writes_no_student_and_a_later_run_goes_on_from_there(config: AlmConfig, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_only_orphans_are_ended() -> None:
     finished.wait()
     orphan, owned = _server_like(finished.pid), _server_like(os.getpid())
     try:
-        assert end_orphans() == 1
+        end_orphans()
         assert orphan.wait(timeout=10) != 0
         assert owned.poll() is None
     finally:

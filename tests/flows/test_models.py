@@ -1,12 +1,10 @@
 """The flows on finished models: what they return, write and show."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 from typer.testing import CliRunner
 
@@ -18,6 +16,7 @@ from alm_pipeline.evaluation.texts import compare_models
 from flows.cli import app
 from flows.models import ensemble, evaluate, transfer
 from storage.errors import UserError
+from tests.flows.shown import newest_artifact
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
@@ -37,15 +36,6 @@ def bits_of(models: list[str], texts: str) -> tuple[float, ...]:
     source = FilesSource(urls=(texts,))
     corpus = CorpusConfig(name="texts", source=source, text=TEMPLATE)
     return compare_models(models, corpus, ScoreConfig(dtype="float32")).bits_per_byte
-
-
-def artifact(key: str) -> Any:
-    async def newest() -> Any:
-        async with get_client() as client:
-            found = [each for each in await client.read_artifacts() if each.key == key]
-            return max(found, key=lambda each: each.created)
-
-    return asyncio.run(newest())
 
 
 def test_models_are_measured_on_texts_and_tasks(
@@ -70,7 +60,7 @@ def test_models_are_measured_on_texts_and_tasks(
     found = evaluate([llama_folder, gemma_folder], texts, TEMPLATE)
     measured = [found[name]["bits per byte"] for name in (llama_folder, gemma_folder)]
     assert measured == pytest.approx(bits_of([llama_folder, gemma_folder], texts))
-    rows = json.loads(artifact("alm-evaluation").data)
+    rows = json.loads(newest_artifact("alm-evaluation").data)
     assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
     assert rows[0]["bits per byte"] == f"{measured[0]:.4f}"
 
@@ -91,7 +81,7 @@ def test_a_model_is_transferred_and_compared(llama_folder: str, gemma_folder: st
     assert load(folder)[1].get_vocab() == load(gemma_folder)[1].get_vocab()
     assert set(made["bits_per_byte"]) == {llama_folder, folder}
     assert sum(made["new_embeddings"].values()) == len(load(gemma_folder)[1])
-    counts = {row["new embeddings"]: row["tokens"] for row in json.loads(artifact("alm-transfer").data)}
+    counts = {row["new embeddings"]: row["tokens"] for row in json.loads(newest_artifact("alm-transfer").data)}
     assert counts == {how: f"{count:,}" for how, count in made["new_embeddings"].items()}
 
 
