@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect.tasks import exponential_backoff
 
-from storage.errors import UserError, http_status
+from storage.errors import REFUSALS, UserError, http_status
 
 # of these packages every error is one of the network or of a server; what else they raise are OSErrors, too
 _NETWORK = {
@@ -21,8 +21,8 @@ _NETWORK = {
     "urllib3",
 }
 _MEMORY = {"OutOfMemoryError"}
-# what a server answers to what has to be mended
-_REFUSALS = {400, 401, 403, 404, 410}
+# what a server would answer again
+_FINAL = REFUSALS | {400, 410}
 _NEVER = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 RETRYING: dict[str, Any] = {
@@ -36,7 +36,7 @@ RETRYING: dict[str, Any] = {
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Whether the same might go well a little later."""
-    if isinstance(error, _NEVER) or http_status(error) in _REFUSALS:
+    if isinstance(error, _NEVER) or http_status(error) in _FINAL:
         return False
     if isinstance(error, OSError | MemoryError | EOFError):
         return True

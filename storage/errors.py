@@ -12,6 +12,10 @@ class OtherFormatError(UserError):
     """Whole, but written by another version of this program: nothing to repair."""
 
 
+REFUSALS = frozenset({401, 403, 404})
+"""what a server answers to what the user can mend: who asks, with which rights, for which place"""
+
+
 def http_status(error: BaseException) -> int | None:
     """The status that a server answered with, where an error of a driver's tells it."""
     told = (error, getattr(error, "response", None))

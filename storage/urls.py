@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import UserError, http_status
+from storage.errors import REFUSALS, UserError, http_status
 
 _EXTRAS = {
     "s3": "s3",
@@ -393,9 +393,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # how drivers report a server that is down, overloaded or at fault, and a disk behind a network one that is away
 _PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 
-# what a server answers to what the user can mend: who asks, with which rights, for which bucket
-_REFUSALS = (401, 403, 404)
-
 # what drivers raise without a number
 _MENDABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
@@ -406,4 +403,4 @@ def _is_mendable(error: Exception) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _PASSING
     # each driver has its own type for missing credentials, alike only in their names
-    return "Credential" in type(error).__name__ or http_status(error) in _REFUSALS
+    return "Credential" in type(error).__name__ or http_status(error) in REFUSALS

@@ -13,7 +13,7 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE="100",
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90",
-    RAY_worker_niceness="0",  # of 15, beside other tests its tasks take ten times as long
+    RAY_worker_niceness="0",  # with its 15 they starve beside other tests
 )
 
 import pytest

@@ -1,8 +1,13 @@
 """One Prefect test server for all flow tests, without heartbeat threads; real servers for modules that ask for one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
@@ -16,6 +21,20 @@ def prefect_server() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture
+def shown(prefect_server: None) -> Callable[[str], list[Artifact]]:
+    """Gives the artifacts that this test's runs have shown under keys of a beginning, the newest first."""
+    start = datetime.now(UTC)
+
+    def since_start(key: str) -> list[Artifact]:
+        named = ArtifactFilter(key=ArtifactFilterKey(like_=f"{key}%"))
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(artifact_filter=named, sort=ArtifactSort.CREATED_DESC)
+        return [artifact for artifact in found if artifact.created and artifact.created >= start]
+
+    return since_start
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,12 @@
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from prefect.client.schemas.objects import Artifact
 from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config import AlmConfig
@@ -14,21 +16,20 @@ from alm_pipeline.pipeline import Pipeline
 from flows import showing
 from flows.alm import alm
 from storage.errors import UserError
-from tests.flows.shown import newest_artifact
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
 
-def test_the_whole_flow(config: AlmConfig, tmp_path: Path) -> None:
+def test_the_whole_flow(config: AlmConfig, tmp_path: Path, shown: Callable[[str], list[Artifact]]) -> None:
     result = alm(config=config, storage=str(tmp_path))
     assert result["examples"] == 80
     assert result["aligned_share"] == 1.0
     assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
     assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "distil"}
     assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
-    table = newest_artifact("alm-summary")
+    (table,) = shown("alm-summary")
     assert "held-out bits per byte" in table.data
-    text = newest_artifact("alm-report")
+    (text,) = shown("alm-report")
     assert "- bytes aligned: **100.00%**" in text.data
     assert f"- student: `{result['places']['student']}`" in text.data
     pictures = re.findall(r"!\[(.*?)\]\(data:image/png;base64,(.*?)\)", text.data)
@@ -37,7 +38,11 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_shown_fails_no_run(
-    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: AlmConfig,
+    tmp_path: Path,
+    shown: Callable[[str], list[Artifact]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'PIL'")
@@ -48,7 +53,7 @@ def test_what_can_not_be_shown_fails_no_run(
     assert result["examples"] == 80
     assert "the alignment can't be shown: ModuleNotFoundError: No module named 'PIL'" in caplog.text
     assert "the table can't be shown" in caplog.text
-    text = newest_artifact("alm-report")
+    (text,) = shown("alm-report")
     assert "bytes aligned" in text.data
     assert "An example's chunks" not in text.data
 

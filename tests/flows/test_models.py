@@ -1,10 +1,12 @@
 """The flows on finished models: what they return, write and show."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import Artifact
 from prefect.exceptions import ParameterTypeError
 from typer.testing import CliRunner
 
@@ -16,7 +18,6 @@ from alm_pipeline.evaluation.texts import compare_models
 from flows.cli import app
 from flows.models import ensemble, evaluate, transfer
 from storage.errors import UserError
-from tests.flows.shown import newest_artifact
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
@@ -39,7 +40,7 @@ def bits_of(models: list[str], texts: str) -> tuple[float, ...]:
 
 
 def test_models_are_measured_on_texts_and_tasks(
-    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
 ) -> None:
     task = {
         "task": "sums",
@@ -60,7 +61,7 @@ def test_models_are_measured_on_texts_and_tasks(
     found = evaluate([llama_folder, gemma_folder], texts, TEMPLATE)
     measured = [found[name]["bits per byte"] for name in (llama_folder, gemma_folder)]
     assert measured == pytest.approx(bits_of([llama_folder, gemma_folder], texts))
-    rows = json.loads(newest_artifact("alm-evaluation").data)
+    rows = json.loads(shown("alm-evaluation")[0].data)
     assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
     assert rows[0]["bits per byte"] == f"{measured[0]:.4f}"
 
@@ -75,13 +76,15 @@ def test_nothing_to_measure_and_nothing_to_combine_are_refused(llama_folder: str
     assert not (tmp_path / "both").exists()
 
 
-def test_a_model_is_transferred_and_compared(llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path) -> None:
+def test_a_model_is_transferred_and_compared(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
     folder = str(tmp_path / "moved")
     made = transfer(llama_folder, gemma_folder, folder, corpus=texts, text=TEMPLATE)
     assert load(folder)[1].get_vocab() == load(gemma_folder)[1].get_vocab()
     assert set(made["bits_per_byte"]) == {llama_folder, folder}
     assert sum(made["new_embeddings"].values()) == len(load(gemma_folder)[1])
-    counts = {row["new embeddings"]: row["tokens"] for row in json.loads(newest_artifact("alm-transfer").data)}
+    counts = {row["new embeddings"]: row["tokens"] for row in json.loads(shown("alm-transfer")[0].data)}
     assert counts == {how: f"{count:,}" for how, count in made["new_embeddings"].items()}
 
 

@@ -1,10 +1,10 @@
 """Progress artifacts, as they stand on the server."""
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact
 
 from flows import seeing
 from flows.seeing import ProgressArtifacts
@@ -12,12 +12,9 @@ from flows.seeing import ProgressArtifacts
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
 
-def artifacts(prefix: str) -> list[Any]:
-    with get_client(sync_client=True) as client:
-        return [artifact for artifact in client.read_artifacts() if (artifact.key or "").startswith(prefix)]
-
-
-def test_one_artifact_a_stage_follows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_artifact_a_stage_follows_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, shown: Callable[[str], list[Artifact]]
+) -> None:
     monkeypatch.setattr(seeing, "_SECONDS_AN_UPDATE", 0.0)
 
     @flow
@@ -29,11 +26,11 @@ def test_one_artifact_a_stage_follows_what_is_done(monkeypatch: pytest.MonkeyPat
         progress.show("a third", 1, 3, "tokens")
 
     showing()
-    (whole,) = artifacts("progress-tokenize-teacher-1")
+    (whole,) = shown("progress-tokenize-teacher-1")
     assert (whole.type, whole.data) == ("progress", 100.0)
     assert whole.description.startswith("tokenize Teacher/1: 4 of 4 B, ")
-    assert [artifact.data for artifact in artifacts("progress-a-third")] == [pytest.approx(100 / 3)]
-    assert artifacts("progress-without-total") == []
+    assert [artifact.data for artifact in shown("progress-a-third")] == [pytest.approx(100 / 3)]
+    assert shown("progress-without-total") == []
 
 
 def test_a_server_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -230,29 +230,21 @@ class _NoCredentialsError(Exception):
     """Named as botocore's, which is no OSError."""
 
 
-class _AzureError(Exception):
-    """As azure.core's HttpResponseError."""
+class _StoreError(Exception):
+    """With the answer's status as a driver names it: Azure's `status_code`, Google's `code`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, message: str, **status: int) -> None:
         super().__init__(message)
-        self.status_code = status
-
-
-class _GoogleError(Exception):
-    """As gcsfs's HttpError."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.code = status
+        self.__dict__.update(status)
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (_NoCredentialsError("Unable to locate credentials"), "Unable to locate credentials"),
-        (_AzureError(404, "No such container.\nRequestId:1\nContent: <?xml"), "No such container."),
-        (_AzureError(403, "Failed to authenticate"), "Failed to authenticate"),
-        (_GoogleError(401, "Invalid Credentials, 401"), "Invalid Credentials, 401"),
+        (_StoreError("No such container.\nRequestId:1\nContent: <?xml", status_code=404), "No such container."),
+        (_StoreError("Failed to authenticate", status_code=403), "Failed to authenticate"),
+        (_StoreError("Invalid Credentials, 401", code=401), "Invalid Credentials, 401"),
         (OSError("Forbidden: b/bucket\nno access"), "Forbidden: b/bucket\nno access"),
     ],
 )
@@ -264,7 +256,9 @@ def test_what_a_store_refuses_is_the_users_to_mend(
         read_bytes("memory://bucket/x")
 
 
-@pytest.mark.parametrize("error", [_AzureError(503, "busy"), _GoogleError(500, "at fault"), OSError("reset")])
+@pytest.mark.parametrize(
+    "error", [_StoreError("busy", status_code=503), _StoreError("at fault", code=500), OSError("reset")]
+)
 def test_what_a_store_fails_at_keeps_its_type(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
