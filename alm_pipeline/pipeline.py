@@ -1,7 +1,7 @@
 """The stages in order, without Prefect: what a notebook calls, and what the flow's tasks call.
 
     from alm_pipeline.pipeline import Pipeline
-    from alm_pipeline.recipes import recipe
+    from alm_pipeline.config.recipes import recipe
 
     student = Pipeline(recipe("transfer"), "alm-data").run()
     print(student.results)
@@ -20,12 +20,12 @@ from typing import Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
-from alm_pipeline.model_files import common_forms, context_length, load_tokenizer, vocabulary_rows
-from alm_pipeline.objective.pair_bias_stage import pair_bias_folder, write_pair_biases
+from alm_pipeline.models.files import common_forms, context_length, load_tokenizer, vocabulary_rows
+from alm_pipeline.new_tokenizer.special_tokens import keeps_source
+from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
+from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.provenance import provenance
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
-from alm_pipeline.transfer.special_tokens import keeps_source
-from alm_pipeline.transfer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
 
@@ -136,7 +136,7 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
-        from alm_pipeline.distillation.stage import student_folder
+        from alm_pipeline.training.stage import student_folder
 
         return self._told(student_folder(self.caches, self.config, self.tokenizer("student"), self.stored_pair_biases))
 
@@ -149,7 +149,7 @@ class Pipeline:
 
         Raises UserError when its embeddings could not be made: better now than after scoring.
         """
-        from alm_pipeline.transfer.initialisation import Initialisation
+        from alm_pipeline.transfer.initialization import Initialisation
 
         Initialisation.of(self.config.student)
         setting, model = self.config.student.tokenizer, self.config.student.model
@@ -195,9 +195,9 @@ class Pipeline:
 
     def distil(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes where the configuration has it."""
-        from alm_pipeline.distillation.launch import distil_in_processes
-        from alm_pipeline.distillation.processes import processes_here, this_process
-        from alm_pipeline.distillation.stage import distil
+        from alm_pipeline.training.parallel.launch import distil_in_processes
+        from alm_pipeline.training.parallel.processes import processes_here, this_process
+        from alm_pipeline.training.stage import distil
 
         if this_process().count == 1 and not self.student.manifest():
             count = processes_here(self.config.train)
@@ -207,7 +207,7 @@ class Pipeline:
 
     def publish(self) -> str | None:
         """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""
-        from alm_pipeline.publishing import push
+        from alm_pipeline.training.student.publish import push
 
         setting = self.config.publish
         return push(self.student, setting.repo, setting.private) if setting else None

@@ -5,21 +5,18 @@ signatures in URLs are left out.
 """
 
 import platform
-import re
 import subprocess
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from alm_pipeline.config import AlmConfig, parse_config
+from alm_pipeline.runtime.versions import installed_version
 from storage.errors import UserError
+from storage.secrets import LEFT_OUT, without_secrets
 
 PACKAGES = ("alm-pipeline", "torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy", "kitoken")
-LEFT_OUT = "***"
 _ROOT = Path(__file__).parents[1]
-_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s]+", re.I)
 
 
 def provenance(config: AlmConfig) -> dict[str, Any]:
@@ -40,28 +37,9 @@ def stored_config(kept: dict[str, Any], origin: str) -> AlmConfig:
     return parse_config(kept["configuration"], f"{origin}: its manifest")
 
 
-def without_secrets(value: Any) -> Any:
-    """A configuration's plain values, without passwords and signatures in URLs."""
-    if isinstance(value, dict):
-        return {key: without_secrets(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(item) for item in value]
-    if isinstance(value, str) and "://" in value:
-        return _SECRET_PARAMETER.sub(rf"\1{LEFT_OUT}", _LOGIN.sub(f"{LEFT_OUT}@", value))
-    return value
-
-
 def _versions() -> dict[str, str]:
     found = {name: version for name in PACKAGES if (version := installed_version(name))}
     return {"python": platform.python_version(), **found}
-
-
-def installed_version(package: str) -> str | None:
-    """The version of a package, or None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 @lru_cache(maxsize=1)

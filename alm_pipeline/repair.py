@@ -9,9 +9,9 @@ from alm_pipeline.provenance import stored_config
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
-from storage.store import INVALID_MANIFEST, Entry, Store, open_entry
+from storage.upkeep.catalog import INVALID_MANIFEST, Entry, Store, open_entry
+from storage.upkeep.verify import Finding, invalidate, verify, verify_entry
 from storage.urls import remove
-from storage.verify import Finding, invalidate, verify, verify_entry
 
 Stage = Callable[[], object]
 

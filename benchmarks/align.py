@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardTokens, align
-from alm_pipeline.model_files import load_tokenizer
-from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.normalization import NFC, TextNormalizer
+from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
 from tests.real_tokenizers import tokenizer_folder
 

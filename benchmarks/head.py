@@ -92,8 +92,8 @@ def inputs(positions: int, vocabulary: int, width: int, dtype: str) -> tuple[Any
 
 
 def once(method: str, hidden: Any, weight: Any, targets: Any, boundary: Any) -> None:
+    from alm_pipeline.models.output_head import Head
     from alm_pipeline.scoring.head import token_and_boundary_logprobs
-    from alm_pipeline.scoring.output_layer import Head
 
     if method == "dense":
         token, share = dense(hidden, weight, targets, boundary)

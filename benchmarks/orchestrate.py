@@ -29,13 +29,13 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
-from alm_pipeline.model_files import load_tokenizer
+from alm_pipeline.models.files import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.engines import KitokenEngine
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from benchmarks.corpus import mixed_documents
-from flows.groups import Job, plan, run_jobs
-from flows.run import Run
+from flows.alm_run import Run
+from flows.jobs import Job, plan, run_jobs
 from flows.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
 

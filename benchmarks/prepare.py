@@ -17,11 +17,11 @@ from typing import Any
 from unittest.mock import patch
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.model_files import load_tokenizer
+from alm_pipeline.models.files import load_tokenizer
 from alm_pipeline.tokenization import stage
-from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.engines import KitokenEngine
-from alm_pipeline.tokenization.normalization import NFC, TextNormalizer
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
 from storage.dataset import Dataset
 from tests.corpora import text_examples

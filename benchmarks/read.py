@@ -24,10 +24,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
-from alm_pipeline.distillation.examples import COLUMNS
-from alm_pipeline.distillation.stream import BatchStream
 from alm_pipeline.scoring.stage import round_mantissa
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.data.examples import COLUMNS
 from benchmarks.corpus import mixed_documents
 from benchmarks.prepare import shards
 from storage.columns import flatten_lists, list_array, list_rows

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.model_files import load_tokenizer
-from alm_pipeline.models import matmul_precision
+from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.scoring.scorer import Scorer
 from benchmarks.corpus import mixed_documents
 

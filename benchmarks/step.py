@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig
-from alm_pipeline.distillation.live_teacher import LiveTeacher
-from alm_pipeline.distillation.losses import micro_batch_losses
-from alm_pipeline.distillation.stage import initial_student
-from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.models import load_model, matmul_precision
+from alm_pipeline.config.recipes import recipe
+from alm_pipeline.models.loading import load_model, matmul_precision
+from alm_pipeline.models.vocabulary import Vocabulary
 from alm_pipeline.objective.alm import chunk_logprobs
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.recipes import recipe
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
-from alm_pipeline.scoring.vocabulary import Vocabulary
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.training.model.terms import micro_batch_losses
+from alm_pipeline.training.stage import initial_student
 
 Batch = dict[str, Tensor]
 OBJECTIVE = ObjectiveConfig(temperature=5.0)

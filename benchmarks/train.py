@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import TrainConfig
-from alm_pipeline.distillation.stage import initial_student
-from alm_pipeline.distillation.stream import BatchStream
-from alm_pipeline.distillation.training import train_student
-from alm_pipeline.scoring.vocabulary import Vocabulary
+from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.loop.train import train_student
+from alm_pipeline.training.stage import initial_student
 from benchmarks.step import prepared
 
 Batch = dict[str, Tensor]

@@ -12,11 +12,11 @@ from prefect.states import Cancelled
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.overrides import OVERRIDES, override
-from alm_pipeline.recipes import recipe as find_recipe
-from flows import stages
-from flows.pool import GpuPool, PoolRunCancelled
-from flows.run import DISTIL, SCORE, Run
+from alm_pipeline.config.overrides import OVERRIDES, override
+from alm_pipeline.config.recipes import recipe as find_recipe
+from flows import tasks
+from flows.alm_run import DISTIL, SCORE, Run
+from flows.gpu_pool import GpuPool, PoolRunCancelled
 from flows.runners import Runner, task_runner
 from flows.storage_block import storage_root
 from storage.errors import UserError
@@ -103,7 +103,7 @@ def alm(
     """
     chosen = _resolve(locals())
     _check_only(only, until, shards, gpu_pool)
-    stages.let_stages_speak()
+    tasks.let_stages_speak()
     root = storage_root(storage)
     # a pool's machine, or a run in another folder, looks at the same place
     place = storage if root != storage else absolute_url(storage)
@@ -115,7 +115,7 @@ def alm(
         {"config": chosen.model_dump(mode="json"), "storage": place},
     )
     if only == "score":
-        return {"seconds": {"score": stages.score(run.pipeline, storage, shards)}}
+        return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
     try:
         with GpuPool(gpu_pool, gpu_runs) if gpu_pool else nullcontext() as pool:
             if pool:
@@ -126,7 +126,7 @@ def alm(
                 run.score()
             if until == "student":
                 run.distil(pool)
-        summary: dict[str, Any] = stages.report(run.pipeline, run.seconds, until == "student")
+        summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, until == "student")
         return summary
     except PoolRunCancelled as cancelled:
         return Cancelled(message=str(cancelled))  # type: ignore[return-value]  # a state that is returned is the run's

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from alm_pipeline.config import Method, ScoreConfig, SpecialTokens
 from alm_pipeline.ensemble.config import FILE, EnsembleConfig, Mean, MemberConfig, read_config, write_config
-from flows.stages import let_stages_speak
+from flows.tasks import let_stages_speak
 from storage.errors import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -87,7 +87,7 @@ def evaluate(
 def _bits_per_byte(
     models: Sequence[str], corpus: str, text: str, examples: int, dtype: Dtype, trust_remote_code: bool
 ) -> dict[str, float]:
-    from alm_pipeline.evaluation.texts import compare_models, texts_at
+    from alm_pipeline.comparison.texts import compare_models, texts_at
 
     texts, score = texts_at(corpus, text, examples), ScoreConfig(dtype=dtype)
     found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)

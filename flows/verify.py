@@ -17,8 +17,8 @@ def verify(storage: str = "alm-data", checksums: bool = False) -> int:
         storage: A folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
         checksums: Read everything, instead of comparing sizes.
     """
-    from storage.store import Store
-    from storage.verify import verify_entry
+    from storage.upkeep.catalog import Store
+    from storage.upkeep.verify import verify_entry
 
     entries = Store.open(storage_root(storage)).entries.values()
     findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import OtherFormatError, UserError
-from storage.identity import plain, stored_name
+from storage.fingerprints import plain, stored_name
 from storage.schemas import FORMAT_VERSION, MANIFEST, Kind, schema_of
 from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 

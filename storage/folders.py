@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from storage.dataset import Stored, parse_stored
 from storage.errors import UserError
-from storage.identity import fingerprint, hash_file, plain, stored_name
+from storage.fingerprints import fingerprint, hash_file, plain, stored_name
 from storage.lease import Lease, hold
 from storage.schemas import FORMAT_VERSION, MANIFEST
 from storage.urls import (

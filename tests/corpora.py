@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.dataset import Dataset
-from storage.identity import fingerprint
+from storage.fingerprints import fingerprint
 from storage.schemas import Kind
 
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from alm_pipeline.demo_models import demo_model, publish_folder
+from alm_pipeline.models.demo import demo_model, publish_folder
 from storage.errors import UserError
+from storage.fingerprints import hash_file
 from storage.folders import cache_folder
-from storage.identity import hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,7 +67,7 @@ class Unavailable(Exception):
 
 def require(name: str) -> "PreTrainedTokenizerFast":
     """The real tokenizer of that name; skips the test where it can't be had, fails it where CI=true."""
-    from alm_pipeline.model_files import load_tokenizer  # heavy, and fetching needs none of it
+    from alm_pipeline.models.files import load_tokenizer  # heavy, and fetching needs none of it
 
     if missing := _missing():
         reason = f"the real tokenizers can't be had: {missing}"

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,43 @@ FORBIDDEN = {
     "flows": {"torch", "transformers", "pyarrow", "polars", "fsspec", "numpy"},
 }
 EXCEPTIONS = {(f"alm_pipeline/inspection/{module}.py", "polars") for module in ("frame", "summary", "tables")}
+
+
+ROOMS = (
+    "storage",
+    "storage.upkeep",
+    "alm_pipeline.runtime",
+    "alm_pipeline.config",
+    "alm_pipeline.vocabulary",
+    "alm_pipeline.corpus",
+    "alm_pipeline.models.demo",
+    "alm_pipeline.models",
+    "alm_pipeline.tokenization.chat",
+    "alm_pipeline.new_tokenizer",
+    "alm_pipeline.tokenization.engines",
+    "alm_pipeline.tokenization",
+    "alm_pipeline.alignment",
+    "alm_pipeline.scoring",
+    "alm_pipeline.evaluation",
+    "alm_pipeline.objective.chunking",
+    "alm_pipeline.objective",
+    "alm_pipeline.objective.baselines",
+    "alm_pipeline.transfer",
+    "alm_pipeline.transfer.bytes",
+    "alm_pipeline.training.parallel",
+    "alm_pipeline.training.data",
+    "alm_pipeline.training.model",
+    "alm_pipeline.training.loop",
+    "alm_pipeline.training.student",
+    "alm_pipeline.training",
+    "alm_pipeline.ensemble",
+    "alm_pipeline.comparison",
+    "alm_pipeline.inspection",
+    "alm_pipeline",
+    "flows",
+    "flows.cli",
+)
+"""Every folder of modules, each after those that it may import from."""
 
 
 def _imports(file: Path) -> Iterator[str]:
@@ -61,6 +99,38 @@ def _modules(file: Path) -> Iterator[Path]:
             yield from (path for path in (place.with_suffix(".py"), place / "__init__.py", *named) if path.exists())
 
 
+def _room(file: Path) -> str:
+    """The folder that a module is in, dotted."""
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+def test_every_folder_of_modules_is_a_room_of_the_list() -> None:
+    folders = {_room(file) for package in FORBIDDEN for file in (ROOT / package).rglob("*.py")}
+    assert sorted(ROOMS) == sorted(folders)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_above_it(room: str) -> None:
+    """In the order of `ROOMS`, so that no arrow goes back, and the list is an order to read the code in."""
+    files = sorted((ROOT / room.replace(".", "/")).glob("*.py"))
+    imported = {(file.name, _room(other)) for file in files for other in _modules(file)}
+    above = {room, *ROOMS[: ROOMS.index(room)]}
+    assert sorted((file, other) for file, other in imported if other not in above) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_can_be_overlooked(room: str) -> None:
+    files = [file for file in (ROOT / room.replace(".", "/")).glob("*.py") if file.name != "__init__.py"]
+    assert len(files) <= 12
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 2000
+
+
+def test_modules_do_not_import_each_other() -> None:
+    files = [file for package in FORBIDDEN for file in (ROOT / package).rglob("*.py") if file.name != "__init__.py"]
+    graph = {file: {other for other in _modules(file) if other.name != "__init__.py"} for file in files}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
+
+
 def _reachable(files: Iterable[Path]) -> set[Path]:
     found: set[Path] = set()
     waiting = list(files)
@@ -72,15 +142,15 @@ def _reachable(files: Iterable[Path]) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("part", ["scoring", "distillation", "objective", "ensemble"])
+@pytest.mark.parametrize("part", ["scoring", "training", "objective", "ensemble"])
 def test_what_runs_on_a_gpu_worker_needs_neither_polars_nor_prefect(part: str) -> None:
-    reachable = _reachable((ROOT / "alm_pipeline" / part).glob("*.py"))
+    reachable = _reachable((ROOT / "alm_pipeline" / part).rglob("*.py"))
     assert [file for file in reachable if {"polars", "prefect"} & set(_imports(file))] == []
 
 
 def test_processes_that_prepare_a_corpus_start_without_torch() -> None:
     """It takes three quarters of the time that they need to start."""
     loaded = _loads(
-        "alm_pipeline.pipeline", "alm_pipeline.tokenization.stage", "alm_pipeline.alignment.stage", "flows.stages"
+        "alm_pipeline.pipeline", "alm_pipeline.tokenization.stage", "alm_pipeline.alignment.stage", "flows.tasks"
     )
     assert "torch" not in loaded

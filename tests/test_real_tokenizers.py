@@ -16,11 +16,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
-from alm_pipeline.tokenization.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
-from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.engines import KitokenEngine, first_difference
+from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
+from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.proof import first_difference
 from alm_pipeline.tokenization.rows import EncodedBatch
-from alm_pipeline.transfer.byte_level import byte_level_tokenizer
 from tests.real_tokenizers import REAL_TOKENIZERS, require
 
 TEXTS = (*ADVERSARIAL_TEXTS, *random_texts(2, 150))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
-from alm_pipeline.progress import track
+from alm_pipeline.runtime.progress import track
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
 from storage.errors import UserError

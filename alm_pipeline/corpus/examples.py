@@ -10,7 +10,7 @@ from typing import Any, Literal
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
-from alm_pipeline.tokenization.normalization import NFC, FormsDisagree, TextNormalizer, form_named
+from alm_pipeline.vocabulary.text_forms import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
 
 Split = Literal["train", "held_out"]

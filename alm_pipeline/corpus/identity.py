@@ -11,7 +11,7 @@ from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source
 from alm_pipeline.corpus.errors import failing_as, one_line
 from alm_pipeline.corpus.files import CorpusFile, format_of, list_files
 from storage.errors import UserError
-from storage.identity import hash_file
+from storage.fingerprints import hash_file
 
 # what stores call the checksum that they keep of a file: S3, HTTP and Azure; Google; the Hugging Face hub
 _CHECKSUM_KEYS = ("ETag", "etag", "md5Hash", "blob_id")

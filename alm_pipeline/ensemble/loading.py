@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from alm_pipeline.ensemble.config import EnsembleConfig, Mean, MemberConfig, ensemble_file, read_config
 from alm_pipeline.ensemble.members import AlignedMember, Member, RetokenizedMember
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
-from alm_pipeline.ensemble.retokenizing import Retokenizer
+from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing, same_vocabulary
-from alm_pipeline.model_files import length_in, load_tokenizer
-from alm_pipeline.models import embedding_rows, load_model
+from alm_pipeline.models.files import length_in, load_tokenizer
+from alm_pipeline.models.loading import embedding_rows, load_model
+from alm_pipeline.models.output_head import check_output_head
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
-from alm_pipeline.scoring.output_layer import check_output_head
-from alm_pipeline.tokenization.byte_view import byte_view
-from alm_pipeline.tokenization.encoding import check_vocabulary, put_around
+from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
+from alm_pipeline.vocabulary.framing import put_around
 from storage.errors import UserError
 from storage.folders import stored_folder
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.model_files import length_in
-from alm_pipeline.scoring.output_layer import at_least_float32, headless, input_device, output_head
-from alm_pipeline.transfer.modeling_ngram_bytes import LONGEST
+from alm_pipeline.models.files import length_in
+from alm_pipeline.models.output_head import at_least_float32, headless, input_device, output_head
+from alm_pipeline.transfer.bytes.modeling_ngram_bytes import LONGEST
 from storage.errors import UserError
 
 

@@ -19,7 +19,7 @@ from transformers import BatchEncoding, GenerationMixin, PreTrainedConfig, PreTr
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from alm_pipeline.ensemble.cache import EnsembleCache
-from alm_pipeline.ensemble.combining import combine
+from alm_pipeline.ensemble.combination import combine
 from alm_pipeline.ensemble.config import Mean
 from alm_pipeline.ensemble.members import Member
 from alm_pipeline.ensemble.vocabulary import Respeller

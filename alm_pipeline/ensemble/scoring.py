@@ -18,11 +18,11 @@ from torch import Tensor
 
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
-from alm_pipeline.model_files import length_in
+from alm_pipeline.models.files import length_in
 from alm_pipeline.scoring.batching import Budget
 from alm_pipeline.scoring.windows import Ids, Row, Windows
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from alm_pipeline.tokenization.spans import token_spans
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from storage.schemas import TokenKind
 
 BATCH_TOKENS = 4096

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
 from alm_pipeline.transfer.fvt import role_counterparts, special_counterparts
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view, tokens_by_spelling
 from storage.errors import UserError
 
 Longs = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.evaluation.held_out import HeldOut
-from alm_pipeline.progress import track
+from alm_pipeline.runtime.progress import track
 from alm_pipeline.scoring.scorer import Scorer
 from storage.dataset import Dataset
 from storage.schemas import TokenKind

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alm_pipeline.scoring.output_layer import Head, LayerHead, at_least_float32
+from alm_pipeline.models.output_head import Head, LayerHead, at_least_float32
 
 # small enough for a processor's cache, and for an allocator to use the same memory again
 _PIECE_ELEMENTS = 2**22

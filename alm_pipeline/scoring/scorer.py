@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.model_files import length_in
-from alm_pipeline.models import load_model, matmul_precision
-from alm_pipeline.progress import Advance
+from alm_pipeline.models.files import length_in
+from alm_pipeline.models.loading import load_model, matmul_precision
+from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, input_device, output_head
+from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
 from alm_pipeline.scoring.head import NextTokens
-from alm_pipeline.scoring.output_layer import Head, LayerHead, check_output_head, input_device, output_head
-from alm_pipeline.scoring.vocabulary import Vocabulary
 from alm_pipeline.scoring.windows import Ids, Row, Windows
 from storage.errors import UserError
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.model_files import model_identity
-from alm_pipeline.models import all_devices
-from alm_pipeline.progress import Advance, track
+from alm_pipeline.models.files import model_identity
+from alm_pipeline.models.loading import all_devices
+from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.scoring.scorer import Scorer, Scores
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest

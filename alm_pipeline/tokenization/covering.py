@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.tokenization.chat import Rendering
+from alm_pipeline.tokenization.chat.template import Rendering
 from alm_pipeline.tokenization.rows import Uncovered
 from alm_pipeline.tokenization.spans import Spans
 from storage.schemas import TokenKind

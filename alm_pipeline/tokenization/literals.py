@@ -9,10 +9,10 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.tokenization.byte_view import ByteView
-from alm_pipeline.tokenization.chat import Rendering
-from alm_pipeline.tokenization.engines import StandardEngine
+from alm_pipeline.tokenization.chat.template import Rendering
+from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.tokenization.spans import Spans
+from alm_pipeline.vocabulary.byte_view import ByteView
 from storage.schemas import TokenKind
 
 Ids = npt.NDArray[np.int32]

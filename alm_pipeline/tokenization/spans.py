@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.tokenization.byte_view import ByteView
+from alm_pipeline.vocabulary.byte_view import ByteView
 
 Ints = npt.NDArray[np.int64]
 

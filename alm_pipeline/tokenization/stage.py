@@ -12,14 +12,17 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from alm_pipeline.model_files import label, load_tokenizer, tokenizer_identity
-from alm_pipeline.progress import track
-from alm_pipeline.threads import in_background, threads_at_once
-from alm_pipeline.tokenization.chat import Conversation
-from alm_pipeline.tokenization.encoding import ByteEncoder, check_vocabulary
-from alm_pipeline.tokenization.engines import Engine, KitokenEngine, first_difference, one_thread_a_call
-from alm_pipeline.tokenization.findings import Finding
+from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.models.files import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.runtime.progress import track
+from alm_pipeline.runtime.threads import in_background, threads_at_once
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.findings import Finding
+from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.proof import first_difference
+from alm_pipeline.tokenization.engines.standard import Engine, one_thread_a_call
 from alm_pipeline.tokenization.rows import EncodedBatch
+from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind

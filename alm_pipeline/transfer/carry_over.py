@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.transfer.byte_level import control_tokens, template_texts
+from alm_pipeline.new_tokenizer.byte_level import control_tokens, template_texts
 from alm_pipeline.transfer.fvt import chat_tokens
 
 logger = logging.getLogger(__name__)

@@ -10,24 +10,13 @@ shared tokens with an n-gram in common take part.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from alm_pipeline.transfer.sparse_rows import Floats, Rows
 
 LENGTHS = range(3, 7)
 _BEGIN, _END = b"\x02", b"\x03"
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
-
-class Rows(NamedTuple):
-    """Sparse rows: row k has the columns ids[starts[k]:starts[k + 1]], and as many weights."""
-
-    starts: Ints
-    ids: Ints
-    weights: Floats
 
 
 def focus(new: Sequence[bytes], shared: Sequence[bytes]) -> Rows:

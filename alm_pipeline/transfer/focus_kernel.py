@@ -7,7 +7,7 @@ disk until this file changes.
 import numpy as np
 from numba import njit
 
-from alm_pipeline.transfer.focus import Floats, Ints, Rows
+from alm_pipeline.transfer.sparse_rows import Floats, Ints, Rows
 
 
 @njit(cache=True, nogil=True)

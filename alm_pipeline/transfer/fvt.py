@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view, tokens_by_spelling
-from alm_pipeline.tokenization.chat import ChatTemplate
+from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.transfer.composition import Composition, Fill
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view, tokens_by_spelling
 from storage.errors import UserError
 from storage.schemas import TokenKind
 

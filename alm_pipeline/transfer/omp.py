@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alm_pipeline.progress import track
+from alm_pipeline.runtime.progress import track
 
 _BATCH_PRODUCTS = 2**26
 """entries of a batch's matrix of products: 256 MB"""

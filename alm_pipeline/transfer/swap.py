@@ -6,12 +6,12 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.models import embedding_rows
-from alm_pipeline.tokenization.encoding import check_vocabulary
+from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.transfer.carry_over import carry_over
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.initialisation import Initialisation
+from alm_pipeline.transfer.initialization import Initialisation
+from alm_pipeline.vocabulary.byte_view import check_vocabulary
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.model_files import load_tokenizer, model_folder, quiet_transformers, vocabulary_rows, weights_dtype
+from alm_pipeline.models.files import load_tokenizer, model_folder, quiet_transformers, vocabulary_rows, weights_dtype
+from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
-from alm_pipeline.transfer.folders import new_folder
 from alm_pipeline.transfer.fvt import map_vocabulary
 from alm_pipeline.transfer.swap import Table, embedding_tables
 from alm_pipeline.transfer.weights import Weights, some, write_weights

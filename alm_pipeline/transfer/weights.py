@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alm_pipeline.model_files import model_folder
+from alm_pipeline.models.files import model_folder
 from storage.errors import UserError
 
 SHARD_BYTES = 2**30

@@ -10,11 +10,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, SpecialTokens
-from alm_pipeline.model_files import load_tokenizer, quiet_transformers, weights_dtype
-from alm_pipeline.models import load_model
-from alm_pipeline.transfer.folders import new_folder
-from alm_pipeline.transfer.initialisation import Initialisation, find_donor
-from alm_pipeline.transfer.special_tokens import keeps_source, with_special_tokens
+from alm_pipeline.models.files import load_tokenizer, quiet_transformers, weights_dtype
+from alm_pipeline.models.loading import load_model
+from alm_pipeline.models.new_folder import new_folder
+from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
+from alm_pipeline.transfer.initialization import Initialisation, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
 
 

@@ -13,7 +13,7 @@ from alm_pipeline.repair import Repair, repair
 from storage import dataset as dataset_module
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
-from storage.store import Store
+from storage.upkeep.catalog import Store
 from storage.urls import file_sizes, join_url, overwrite, read_bytes, remove
 
 
@@ -120,7 +120,7 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
     whole = contents(root)
     remove(join_url(pipeline.student.url, "model.safetensors"))
     with monkeypatch.context() as patch:
-        patch.delattr("alm_pipeline.distillation.stage.distil")
+        patch.delattr("alm_pipeline.training.stage.distil")
         (done,) = repair_all(root)
     assert (done.left, contents(root)) == ((), whole)
     # with a copy that is not it, it is distilled again

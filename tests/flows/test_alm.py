@@ -13,7 +13,7 @@ from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from flows import showing
+from flows import artifacts
 from flows.alm import alm
 from storage.errors import UserError
 
@@ -47,8 +47,8 @@ def test_what_can_not_be_shown_fails_no_run(
     def fail(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'PIL'")
 
-    monkeypatch.setattr(showing, "_alignment", fail)
-    monkeypatch.setattr(showing, "create_table_artifact", fail)
+    monkeypatch.setattr(artifacts, "_alignment", fail)
+    monkeypatch.setattr(artifacts, "create_table_artifact", fail)
     result = alm(config=config, storage=str(tmp_path), until="scores")
     assert result["examples"] == 80
     assert "the alignment can't be shown: ModuleNotFoundError: No module named 'PIL'" in caplog.text

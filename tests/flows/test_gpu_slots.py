@@ -7,8 +7,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectNotFound
 
-import alm_pipeline.models
-from flows.stages import gpu_slots
+import alm_pipeline.models.loading
+from flows.tasks import gpu_slots
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
@@ -28,7 +28,7 @@ def taken() -> int:
 
 def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
-    monkeypatch.setattr(alm_pipeline.models, "all_devices", lambda: devices)
+    monkeypatch.setattr(alm_pipeline.models.loading, "all_devices", lambda: devices)
 
 
 def test_slots_are_taken_and_given_back(limit: None, monkeypatch: pytest.MonkeyPatch) -> None:

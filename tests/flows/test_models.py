@@ -10,12 +10,12 @@ from prefect.client.schemas.objects import Artifact
 from prefect.exceptions import ParameterTypeError
 from typer.testing import CliRunner
 
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
-from alm_pipeline.evaluation.texts import compare_models
-from flows.cli import app
+from flows.cli.app import app
 from flows.models import ensemble, evaluate, transfer
 from storage.errors import UserError
 

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.threads import threads_at_once
+from alm_pipeline.runtime.threads import threads_at_once
 from alm_pipeline.tokenization import stage as tokenization
 from flows.alm import alm
 from flows.runners import Runner, task_runner

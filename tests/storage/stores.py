@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from storage.dataset import Dataset
+from storage.fingerprints import TOKENIZER_FILES, combine_hashes
 from storage.folders import StoredFolder
-from storage.identity import TOKENIZER_FILES, combine_hashes
 from storage.schemas import Kind
 from tests.storage.samples import write
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.baselines.pieces import frozen, sum_in_pieces, with_weights, without_autocast
-from alm_pipeline.objective.baselines.predicting import divided, predicting_positions, shared_examples
-from alm_pipeline.scoring.output_layer import Head
+from alm_pipeline.objective.baselines.positions import divided, predicting_positions, shared_examples
 
 
 class DskdProjections(nn.Module):

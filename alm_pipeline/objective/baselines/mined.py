@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.baselines.pieces import sum_in_pieces, with_weights
-from alm_pipeline.objective.baselines.predicting import divided
-from alm_pipeline.scoring.output_layer import Head
+from alm_pipeline.objective.baselines.positions import divided
 
 
 def mined_loss(

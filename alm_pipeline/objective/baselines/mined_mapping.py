@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.threads import threads_at_once
-from alm_pipeline.tokenization.byte_view import ByteView, tokens_by_spelling
+from alm_pipeline.runtime.threads import threads_at_once
+from alm_pipeline.vocabulary.byte_view import ByteView, tokens_by_spelling
 
 if TYPE_CHECKING:
     from alm_pipeline.objective.baselines.mined_kernel import Strings

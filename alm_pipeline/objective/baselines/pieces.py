@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alm_pipeline.scoring.output_layer import Head
+from alm_pipeline.models.output_head import Head
 
 Term = Callable[..., Tensor]
 """of a piece's rows, then the shared tensors: the scalar that the piece adds"""

@@ -9,9 +9,9 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.baselines.pieces import sum_in_pieces, with_weights
-from alm_pipeline.objective.baselines.predicting import divided, pair_by_rank, predicting_positions
-from alm_pipeline.scoring.output_layer import Head
+from alm_pipeline.objective.baselines.positions import divided, pair_by_rank, predicting_positions
 
 
 def uld_loss(

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.ensemble.retokenizing import Retokenizer
+from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Respeller, counterparts
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.vocabulary.byte_view import byte_view
 from storage.errors import UserError
 from tests import tiny
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.scoring.head import NextToken
-from alm_pipeline.scoring.output_layer import Head
 
 
 def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: int = 0) -> NextToken:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alm_pipeline.models import matmul_precision
+from alm_pipeline.models.loading import matmul_precision
+from alm_pipeline.models.output_head import Head, LayerHead
 from alm_pipeline.scoring import head as head_module
 from alm_pipeline.scoring.head import NextToken, NextTokens, next_token, token_and_boundary_logprobs
-from alm_pipeline.scoring.output_layer import Head, LayerHead
 from tests.alm_pipeline.scoring.oracle import looped, random_case
 
 

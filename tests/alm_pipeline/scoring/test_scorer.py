@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models import load_model
+from alm_pipeline.models.loading import load_model
+from alm_pipeline.models.vocabulary import Vocabulary
 from alm_pipeline.scoring.batching import Budget
 from alm_pipeline.scoring.scorer import Scorer, Scores
-from alm_pipeline.scoring.vocabulary import Vocabulary
 from storage.errors import UserError
 from tests import tiny
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from alm_pipeline.tokenization.chat import Rendering
+from alm_pipeline.tokenization.chat.template import Rendering
 from alm_pipeline.tokenization.covering import Covering, cover
 from alm_pipeline.tokenization.spans import Spans
 from storage.schemas import TokenKind

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
 from alm_pipeline.tokenization.spans import token_spans
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 
 
 def view_of(*tokens: str, special: tuple[AddedToken, ...] = ()) -> ByteView:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from alm_pipeline.model_files import load_tokenizer
-from alm_pipeline.tokenization import findings, stage
-from alm_pipeline.tokenization.encoding import ByteEncoder
-from alm_pipeline.tokenization.engines import KitokenEngine
+from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.tokenization import stage
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines import findings
+from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError

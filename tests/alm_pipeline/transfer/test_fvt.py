@@ -2,9 +2,9 @@
 
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.transfer.fvt import chat_tokens, map_vocabulary
-from alm_pipeline.transfer.train_tokenizer import train_tokenizer
+from alm_pipeline.vocabulary.byte_view import byte_view
 from storage.schemas import TokenKind
 from tests import tiny
 

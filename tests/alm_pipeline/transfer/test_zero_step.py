@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, SpecialTokens
 from alm_pipeline.corpus.examples import iter_examples
-from alm_pipeline.evaluation.texts import compare_models
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.transfer.zero_step import transfer
 from storage.errors import UserError

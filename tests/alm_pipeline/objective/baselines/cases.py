@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from alm_pipeline.scoring.output_layer import Head
+from alm_pipeline.models.output_head import Head
 
 TEACHER_WIDTH, WIDTH = 5, 4
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from alm_pipeline.models.output_head import hidden_states, output_head
 from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.objective.baselines.uld import uld_loss
-from alm_pipeline.scoring.output_layer import hidden_states, output_head
-from alm_pipeline.tokenization.byte_view import byte_view
+from alm_pipeline.vocabulary.byte_view import byte_view
 from tests import tiny
 
 TEXT = "Natalia sold 48 clips in April"

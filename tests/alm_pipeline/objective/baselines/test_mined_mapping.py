@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
-from alm_pipeline.tokenization.byte_view import ByteView, byte_view
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from tests import tiny
 
 # letters, a repeated byte, and parts of multi-byte characters; some beyond a machine word

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.baselines import pieces
 from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.pieces import sum_in_pieces
 from alm_pipeline.objective.baselines.uld import uld_loss
-from alm_pipeline.scoring.output_layer import Head
 
 POSITIONS, WIDTH, VOCABULARY, PIECE = 200, 4, 1000, 10
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.baselines.uld import uld_loss
-from alm_pipeline.scoring.output_layer import Head
 from tests.alm_pipeline.objective.baselines.cases import (
     EXAMPLES,
     Example,

@@ -1,0 +1,70 @@
+"""The text that one tokenizer's ids spell, in another's tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from alm_pipeline.ensemble.vocabulary import counterparts
+from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
+from alm_pipeline.vocabulary.framing import put_around
+
+_LONGEST_CHARACTER = 4
+
+
+class Retokenizer:
+    """From ids of the lead's to a member's.
+
+    A special token is the member's of the same literal or role; one without such stands as its literal, as text. In
+    front is what the member's tokenizer puts before every text. Bytes of a character that is not complete yet are
+    single bytes to a member that has tokens for them, and are otherwise left out, as are bytes that are no UTF-8.
+    """
+
+    def __init__(self, lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> None:
+        self._view, self._backend = byte_view(lead.backend_tokenizer), member.backend_tokenizer
+        self._prefix, _ = put_around(member)
+        self._spelling = list(self._view.spelling)
+        pairs = counterparts(lead, member)
+        for special in np.flatnonzero(self._view.special & (pairs >= 0)).tolist():
+            self._spelling[special] = str(member.convert_ids_to_tokens(int(pairs[special]))).encode()
+        self._bytes = _byte_ids(member)
+        self._dummy_space = _puts_a_space(lead)
+        begin = next(id_ for id_ in (*self._prefix, member.bos_token_id, member.eos_token_id, 0) if id_ is not None)
+        self._nothing = (begin,)
+
+    def __call__(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The member's tokens; of nothing, the one that begins a text."""
+        text, rest = _complete(self._content(ids))
+        own = self._backend.encode(text, add_special_tokens=False).ids
+        own += [self._bytes[byte] for byte in rest] if all(byte in self._bytes for byte in rest) else []
+        prefix = self._prefix if own[: len(self._prefix)] != self._prefix else []
+        return (*prefix, *own) or self._nothing
+
+    def _content(self, ids: Sequence[int]) -> bytes:
+        """What they spell; a space that the lead's tokenizer puts before every text is not the text's."""
+        parts = [self._spelling[id_] for id_ in ids]
+        first = next((at for at, id_ in enumerate(ids) if not self._view.special[id_]), None)
+        if first is not None and self._dummy_space:
+            parts[first] = parts[first].removeprefix(b" ")
+        return b"".join(parts)
+
+
+def _complete(content: bytes) -> tuple[str, bytes]:
+    """The text, and the bytes at its end that begin a character."""
+    for length in range(min(_LONGEST_CHARACTER, len(content)) + 1):
+        try:
+            return content[: len(content) - length].decode(), content[len(content) - length :]
+        except UnicodeDecodeError:
+            continue
+    return content.decode(errors="ignore"), b""
+
+
+def _byte_ids(tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
+    """The token of each single byte."""
+    tokens = tokens_by_spelling(byte_view(tokenizer.backend_tokenizer))
+    return {spelling[0]: id_ for spelling, id_ in tokens.items() if len(spelling) == 1}
+
+
+def _puts_a_space(tokenizer: PreTrainedTokenizerFast) -> bool:
+    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids
+    return byte_view(tokenizer.backend_tokenizer).spell(np.array(ids, np.int32)) == b" a"

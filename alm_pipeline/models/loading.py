@@ -1,0 +1,81 @@
+"""Models, loaded onto a device; by name, as `model_files` has them."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from alm_pipeline.models.files import first_line, model_folder, quiet_transformers
+from storage.errors import UserError
+
+
+def load_model(
+    name: str,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on `device`, by default the GPU where there is one.
+
+    With a `device_map`, in the parts and at the places that accelerate makes of it.
+    """
+    place = _device(device)
+    folder = model_folder(name)
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, device_map=device_map
+            )
+    except (OSError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name}: carries code of its own, as a student with n-gram embeddings does: if you trust it, set "
+                "trust_remote_code to true"
+            ) from error
+        raise UserError(f"{name}: can't be loaded as a causal language model: {first_line(error)}") from error
+    if device_map is None:
+        model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    model.eval()
+    return model
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device's kind
+        raise UserError(f"{name}: no such device on this machine ({first_line(error)})") from error
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def all_devices() -> tuple[str, ...]:
+    """Every GPU, or the processor where there is none."""
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
+    """How float32 matrices are multiplied: `medium` rounds the factors to bfloat16 and sums in float32.
+
+    Factors that come from bfloat16 lose nothing by it, and a processor with bfloat16 units is twice as fast.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many ids the model's input embedding takes."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return int(weight.shape[0])

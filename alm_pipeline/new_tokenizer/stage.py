@@ -1,0 +1,88 @@
+"""The stage that makes the student's tokenizer: trained, of bytes, or with the source's special tokens."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from alm_pipeline.config import CorpusConfig, TrainedTokenizer
+from alm_pipeline.corpus.conversation import joined_contents
+from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.stage import corpus_identity
+from alm_pipeline.models.files import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
+from alm_pipeline.new_tokenizer.special_tokens import with_special_tokens
+from alm_pipeline.new_tokenizer.trained import train_tokenizer
+from alm_pipeline.runtime.progress import track
+from storage.folders import FolderManifest, StoredFolder
+
+STAGE_VERSION = 1
+
+
+def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str, root: str) -> StoredFolder:
+    """The tokenizer trained on this corpus, or of bytes, whether or not it is there yet."""
+    identity = {"stage_version": STAGE_VERSION, "source_tokenizer": tokenizer_identity(source)}
+    if isinstance(setting, str):
+        return StoredFolder(root, "tokenizers", f"{label(source)}-{setting}", {**identity, "setting": setting})
+    trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
+    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
+
+
+def exchanged_folder(tokenizer: str, source: str, root: str) -> StoredFolder:
+    """The tokenizer with the source's special tokens, whether or not it is there yet."""
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "tokenizer": tokenizer_identity(tokenizer),
+        "source_tokenizer": tokenizer_identity(source),
+    }
+    return StoredFolder(root, "tokenizers", f"{label(tokenizer)}-as-{label(source)}", identity)
+
+
+def write_exchanged(folder: StoredFolder, tokenizer: str, source: str) -> FolderManifest:
+    """Put the source's special tokens on the tokenizer, unless it is there."""
+    if manifest := folder.manifest():
+        return manifest
+    with folder.held():
+        if manifest := folder.manifest():
+            return manifest
+        made = with_special_tokens(load_tokenizer(source), load_tokenizer(tokenizer))
+        made.save_pretrained(folder.path)
+        return folder.finish({"tokens": len(made)})
+
+
+def _whole(corpus: CorpusConfig) -> CorpusConfig:
+    """The corpus without sampling: a tokenizer takes more text than a teacher can score in the same time."""
+    return corpus.model_copy(update={"sample": 1.0, "max_examples": None})
+
+
+def write_tokenizer(
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
+) -> FolderManifest:
+    """Train the tokenizer on the training split, or make it of bytes, unless it is there."""
+    if manifest := folder.manifest():
+        return manifest
+    with folder.held():
+        return folder.manifest() or _write_tokenizer(folder, corpus, setting, source)
+
+
+def _write_tokenizer(
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
+) -> FolderManifest:
+    if isinstance(setting, str):
+        tokenizer = byte_level_tokenizer(load_tokenizer(source))
+    else:
+        texts = _training_texts(corpus, setting.train_bytes)
+        tokenizer = train_tokenizer(texts, setting.vocab_size, load_tokenizer(source))
+    tokenizer.save_pretrained(folder.path)
+    return folder.finish({"tokens": len(tokenizer)})
+
+
+def _training_texts(corpus: CorpusConfig, train_bytes: int) -> Iterator[str]:
+    read = 0
+    with track("train tokenizer", None, "B") as advance:
+        for example in iter_examples(_whole(corpus), Counter()):
+            if read >= train_bytes:
+                return
+            if example.split == "train":
+                text = example.text if example.text is not None else joined_contents(example.messages or [])
+                read += len(text.encode())
+                advance(len(text.encode()))
+                yield text

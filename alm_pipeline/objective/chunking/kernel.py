@@ -1,0 +1,62 @@
+"""The compiled loop behind `merged_chunks`: one pass over the chunks and the teacher's scores.
+
+Importing numba takes seconds, so this module is imported by the function that runs it. What is compiled is kept on
+disk until this file changes.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
+from storage.schemas import ChunkKind
+
+Bools = npt.NDArray[np.bool_]
+
+# written out: the functions on disk hold this number, and only a change of this file makes them anew
+_UNPAIRED = 2
+assert _UNPAIRED == ChunkKind.UNPAIRED
+
+
+@njit(cache=True, nogil=True)
+def merge_shard(
+    scores: AlignedScores, threshold: float, alone: bool, closes: Bools, debias: bool, merged: TeacherChunks
+) -> int:
+    """Write the chunks that count; a group closes where the boundary's score exceeds a threshold.
+
+    With `closes`, where not empty, it closes where that says; else, with `alone`, every chunk is a group. Returns the
+    number of chunks, or -1 - k where the teacher tokens of example k's chunks are not those of its scores.
+    """
+    written = 0
+    for example in range(len(scores.chunk_offsets) - 1):
+        first_chunk, end_chunk = scores.chunk_offsets[example], scores.chunk_offsets[example + 1]
+        first, end = scores.token_offsets[example], scores.token_offsets[example + 1]
+        token, student, start, grouped = first, np.int64(0), np.int64(-1), 0  # start -1: no group is open
+        likelihood = np.float64(0)
+        for chunk in range(first_chunk, end_chunk):
+            stop, student_stop = token + scores.teacher_tokens[chunk], student + scores.student_tokens[chunk]
+            if not token <= stop <= end:
+                return -1 - example
+            if scores.kinds[chunk] != _UNPAIRED:
+                if start < 0:
+                    start, likelihood, grouped = student, np.float64(0), 0
+                grouped += 1
+                merged.aligned[example] += 1
+                for k in range(token, stop):
+                    likelihood += scores.logprobs[k]
+                boundary = scores.boundary_logprobs[max(stop - 1, first)]
+                is_last = chunk + 1 == end_chunk or scores.kinds[chunk + 1] == _UNPAIRED
+                if is_last or (closes[chunk] if len(closes) else alone or boundary > threshold):
+                    if debias:
+                        likelihood += boundary
+                    if np.isfinite(likelihood) and start > 0:
+                        merged.logprobs[written] = likelihood
+                        merged.student_starts[written], merged.student_ends[written] = start, student_stop
+                        merged.used[example] += grouped
+                        written += 1
+                    start = np.int64(-1)
+            token, student = stop, student_stop
+        if token != end and first_chunk < end_chunk:
+            return -1 - example
+        merged.offsets[example + 1] = written
+    return written

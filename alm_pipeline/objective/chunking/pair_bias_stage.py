@@ -1,0 +1,118 @@
+"""The stage TOKENS × TOKENS × ALIGNMENTS → PAIR BIASES: one table a corpus and pair of tokenizers, for `pair_bias`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alm_pipeline.models.files import load_tokenizer, tokenizer_identity
+from alm_pipeline.objective.chunking.ends import SideTokens
+from alm_pipeline.objective.chunking.pair_bias import PairBiases, Pairs, pair_biases
+from alm_pipeline.runtime.progress import track
+from storage.columns import flatten_lists
+from storage.dataset import Dataset, read_aligned
+from storage.folders import FolderManifest, StoredFolder
+from storage.schemas import ChunkKind, TokenKind
+
+STAGE_VERSION = 1
+FILE = "pair_biases.parquet"
+SCHEMA = pa.schema(
+    [
+        ("teacher_id", pa.int32()),
+        ("student_id", pa.int32()),
+        ("towards_teacher", pa.float32()),
+        ("towards_student", pa.float32()),
+    ]
+)
+"""The columns of `pair_biases.parquet`, a row a pair that stands at the end of a chunk; sorted by the ids."""
+_COLUMNS = {
+    "teacher_tokens": ("token_ids",),
+    "student_tokens": ("token_ids",),
+    "alignments": ("teacher_tokens", "student_tokens", "kinds"),
+}
+
+
+def token_counts(tokens: Dataset) -> npt.NDArray[np.int64]:
+    """[highest id + 1] how often each token stands in the corpus's texts; the scaffold around them is not counted."""
+    total = np.zeros(0, np.int64)
+    for shard in range(len(tokens.complete_manifest().shards)):
+        table = tokens.read_shard(shard, ["token_ids", "kinds"])
+        ids, kinds = flatten_lists(table["token_ids"])[0], flatten_lists(table["kinds"])[0]
+        counts = np.bincount(ids[kinds == TokenKind.CONTENT], minlength=len(total))
+        counts[: len(total)] += total
+        total = counts
+    return total
+
+
+def chunk_end_pairs(datasets: Mapping[str, Dataset]) -> Pairs:
+    """The unique pairs of tokens that a content chunk ends with.
+
+    `datasets` has `teacher_tokens`, `student_tokens` and `alignments`; one shard of them is held at a time.
+    """
+    keys = np.zeros(0, np.int64)
+    shards = len(datasets["alignments"].complete_manifest().shards)
+    with track("chunk ends", shards, "shards") as advance:
+        for shard in range(shards):
+            keys = np.union1d(keys, _shard_pairs(read_aligned(datasets, shard, _COLUMNS)).keys)
+            advance(1)
+    return Pairs.of_keys(keys)
+
+
+def _shard_pairs(tables: Mapping[str, pa.Table]) -> Pairs:
+    content = flatten_lists(tables["alignments"]["kinds"])[0] == ChunkKind.CONTENT
+    sides = (
+        SideTokens(*flatten_lists(tables[side]["token_ids"]), *flatten_lists(tables["alignments"][side]))
+        for side in ("teacher_tokens", "student_tokens")
+    )
+    return Pairs.of(*(side.last()[content] for side in sides))
+
+
+def pair_bias_folder(alignments: Dataset, teacher_tokenizer: str, student_tokenizer: str) -> StoredFolder:
+    """The biases of the pairs in these alignments, whether or not they are there yet."""
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "alignments": alignments.name,
+        "teacher_tokenizer": tokenizer_identity(teacher_tokenizer),
+        "student_tokenizer": tokenizer_identity(student_tokenizer),
+    }
+    return StoredFolder(alignments.root, "pair_biases", alignments.label, identity)
+
+
+def write_pair_biases(
+    folder: StoredFolder, datasets: Mapping[str, Dataset], teacher_tokenizer: str, student_tokenizer: str
+) -> FolderManifest:
+    """Compute the biases, unless they are there. `datasets` as for `chunk_end_pairs`."""
+    if manifest := folder.manifest():
+        return manifest
+    with folder.held():
+        return folder.manifest() or _write_pair_biases(folder, datasets, teacher_tokenizer, student_tokenizer)
+
+
+def _write_pair_biases(
+    folder: StoredFolder, datasets: Mapping[str, Dataset], teacher_tokenizer: str, student_tokenizer: str
+) -> FolderManifest:
+    biases = pair_biases(
+        load_tokenizer(teacher_tokenizer),
+        load_tokenizer(student_tokenizer),
+        token_counts(datasets["teacher_tokens"]),
+        token_counts(datasets["student_tokens"]),
+        chunk_end_pairs(datasets),
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(list(biases), schema=SCHEMA), folder.path / FILE, compression="zstd")
+    return folder.finish(_results(biases))
+
+
+def _results(biases: PairBiases) -> dict[str, Any]:
+    """How many pairs there are, and how many of them are within some γ."""
+    within = {str(gamma): int(biases.at_most(gamma, *biases[:2]).sum()) for gamma in (0.0, 0.001, 0.01, 0.1)}
+    return {"pairs": len(biases.teacher_ids), "pairs_within": within}
+
+
+def read_pair_biases(folder: StoredFolder) -> PairBiases:
+    """The biases of a complete folder. Raises UserError where it is not complete, or damaged."""
+    table = pq.read_table(folder.fetch() / FILE)
+    return PairBiases(*(table[name].to_numpy() for name in SCHEMA.names))

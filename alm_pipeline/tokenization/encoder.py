@@ -1,0 +1,177 @@
+"""Encoding of texts and conversations to ids and the bytes that each token covers, verified example by example."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import models
+from transformers import PreTrainedTokenizerFast
+
+from alm_pipeline.corpus.conversation import Conversation, contents
+from alm_pipeline.tokenization.chat.template import ChatTemplate, Rendering, TemplateRefused
+from alm_pipeline.tokenization.covering import cover
+from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
+from alm_pipeline.tokenization.literals import encode_around, typed_literals
+from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
+from alm_pipeline.tokenization.spans import Spans, token_spans
+from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
+from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.text_forms import TextNormalizer, forms_of
+
+Ids = npt.NDArray[np.int32]
+
+
+class Dropped(StrEnum):
+    """Why an example has no tokens. What a normalizer changes is named after its step: `changed_by_nfc`."""
+
+    NOT_ROUND_TRIP = "tokens_spell_other_bytes"
+    """and no other reason is known"""
+    UNKNOWN_TOKEN = "unknown_token"
+    """the vocabulary can't spell all of it"""
+    STAND_IN = "holds_the_space_stand_in"
+    """U+2581 itself, which SentencePiece reads as a space"""
+    TEMPLATE_CHANGES_CONTENT = "template_changes_content"
+    TEMPLATE_REFUSES = "template_refuses"
+    OVER_CONTEXT = "over_context"
+
+
+class ByteEncoder:
+    """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
+
+    The encoder takes the tokenizer over: truncation and padding that were saved with it are switched off, since they
+    would cut texts, or let an example's tokens depend on its neighbours; so is BPE's dropout, which is random.
+    Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None = None) -> None:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.view: ByteView = byte_view(backend)
+        self.standard = StandardEngine(backend)
+        self.engine: Engine = self.standard
+        """may be replaced by one that is proven to give the same ids"""
+        self._template = ChatTemplate(tokenizer)
+        self._forms = [(form.name, TextNormalizer([form])) for form in forms_of(backend)]
+        self._added = np.zeros(self.view.size, dtype=bool)
+        self._added[list(self.view.added)] = True
+        self._before, self._behind = put_around(tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
+        """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
+        bodies = self.engine.encode(texts, special_literals=False)
+        counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
+        # twice as fast as NumPy's ways from lists to an array
+        ids = np.frombuffer(b"".join(struct.pack(f"={len(body)}i", *body) for body in bodies), np.int32)
+        batch = self._own_tokens(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
+        too_long = counts + len(self._before) + len(self._behind) > (self.max_tokens or np.inf)
+        dropped = [
+            Dropped.OVER_CONTEXT if reason is None and long else reason
+            for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
+        ]
+        return surround(replace(batch, dropped=dropped), self._before, self._behind)
+
+    def _own_tokens(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
+        """The texts' tokens, held against their bytes."""
+        contents = [text.encode() for text in texts]
+        lengths, spelled = self._spelled(ids, offsets, contents)
+        unknown = self._rows_with_unknown(ids, offsets)
+        dropped: list[str | None] = [None] * len(texts)
+        uncovered: dict[int, Uncovered] = {}
+        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown}):
+            own = slice(offsets[row], offsets[row + 1])
+            if row in unknown or not (spans := self._spans(ids[own], contents[row])):
+                dropped[row] = self._reason(texts[row], unknown=row in unknown)
+            else:
+                lengths[own] = spans.ends - spans.starts
+                gaps = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
+                uncovered |= {row: gaps} if len(gaps.at) else {}
+        kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
+        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
+
+    def _spelled(
+        self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """[tokens] bytes of each, and [texts] whether the tokens spell it, but for a space in front (dummy prefix)."""
+        from alm_pipeline.tokenization.spelling_kernel import spell_texts  # imports numba, which takes seconds
+
+        # compiled code reads past an array's end without a word
+        assert not len(ids) or 0 <= ids.min() <= ids.max() < self.view.size, "an id beyond the vocabulary"
+        text_offsets = np.cumsum([0, *map(len, contents)], dtype=np.int64)
+        lengths, spelled = np.empty(len(ids), np.int32), np.empty(len(contents), dtype=bool)
+        text = np.frombuffer(b"".join(contents), np.uint8)
+        spell_texts(ids, offsets, self.view.letters, self.view.starts, text, text_offsets, lengths, spelled)
+        return lengths, spelled
+
+    def _spans(self, ids: Ids, content: bytes) -> Spans | None:
+        return token_spans(self.view, ids, self._cut_out(ids), content)
+
+    def _rows_with_unknown(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
+        if self.view.unknown is None:
+            return set()
+        at = np.flatnonzero(ids == self.view.unknown)
+        return set((np.searchsorted(offsets, at, side="right") - 1).tolist())
+
+    def _cut_out(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Where a text's added tokens are that are not special: those cut it, whatever is around them."""
+        return self._added[ids] & ~self.view.special[ids]
+
+    def _reason(self, text: str, *, unknown: bool) -> str:
+        if unknown:
+            return Dropped.UNKNOWN_TOKEN
+        if self.view.space and self.view.space in text:
+            return Dropped.STAND_IN
+        changing = (name for name, form in self._forms if form(text) != text)
+        return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
+
+    def encode_conversations(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+        """Conversations rendered with the tokenizer's chat template; only the messages' contents count as bytes.
+
+        Special tokens' literals are special tokens in the template's own text, and just text in a content.
+        """
+        renderings = [self._render(conversation) for conversation in conversations]
+        texts = [rendering.text for rendering in renderings if isinstance(rendering, Rendering)]
+        bodies = iter(self.engine.encode(texts, special_literals=True))
+        return EncodedBatch.of(
+            [
+                self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))
+                if isinstance(rendering, Rendering)
+                else rendering
+                for conversation, rendering in zip(conversations, renderings, strict=True)
+            ]
+        )
+
+    def _render(self, conversation: Conversation) -> Rendering | Dropped:
+        try:
+            return self._template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+        except TemplateRefused:
+            return Dropped.TEMPLATE_REFUSES
+
+    def _conversation(self, conversation: Conversation, rendering: Rendering, ids: Ids) -> EncodedExample | str:
+        text, added = rendering.text.encode(), self._added[ids]
+        spans = token_spans(self.view, ids, added, text)
+        if spans is not None and (typed := typed_literals(self.view, rendering, ids, spans)).any():
+            kept = self.view.special[ids] & ~typed
+            ids, in_place = encode_around(self.standard, text, ids, spans, kept)
+            spans = token_spans(self.view, ids, in_place | self._cut_out(ids), text)
+        unknown = self.view.unknown is not None and self.view.unknown in ids
+        if spans is None or unknown:
+            return self._reason(rendering.text, unknown=unknown)
+        if len(ids) > (self.max_tokens or np.inf):
+            return Dropped.OVER_CONTEXT
+        message_ends = np.cumsum([len(content.encode()) for content in contents(conversation)], dtype=np.int64)
+        covering = cover(rendering, spans, message_ends)
+        return EncodedExample(
+            ids,
+            covering.byte_lengths,
+            covering.kinds,
+            covering.turns,
+            covering.uncovered,
+            tuple(message["role"] for message in conversation),
+        )

@@ -1,0 +1,45 @@
+"""The teacher in training memory, for the terms that need more of it than its scores.
+
+Shapes: M positions of the teacher's rows, J its hidden width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alm_pipeline.config import ObjectiveConfig
+from alm_pipeline.models.output_head import hidden_states, output_head
+from alm_pipeline.objective.baselines.dskd import DskdProjections
+
+
+class LiveTeacher:
+    """A frozen model and its head."""
+
+    def __init__(self, model: PreTrainedModel, rows: int | None = None, mapping_V: Tensor | None = None) -> None:
+        """`rows` are the tokenizer's (None: all of the head's); `mapping_V` is of `mined_mapping`, for that term."""
+        self.model = model.eval().requires_grad_(False)
+        self.head = output_head(model, rows=rows)
+        self.mapping_V = None if mapping_V is None else mapping_V.to(self.head.device)
+
+    @torch.no_grad()
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[M, J] of its rows of a batch, in its own precision."""
+        ids_BT, positions_BT = batch["teacher_token_ids_BT"], batch["teacher_position_ids_BT"]
+        return hidden_states(self.model, ids_BT, positions_BT).flatten(0, 1).to(self.head.dtype)
+
+
+def projections(
+    teacher: PreTrainedModel, student: PreTrainedModel, objective: ObjectiveConfig, seed: int
+) -> nn.ModuleDict:
+    """What is trained beside the student to bring its hidden states to the teacher's width; no part of the student."""
+    found = nn.ModuleDict()
+    teacher_width, student_width = (model.config.get_text_config().hidden_size for model in (teacher, student))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "latents" in objective.terms and student_width != teacher_width:
+            found["latents"] = nn.Linear(student_width, teacher_width)
+        if "dskd" in objective.terms:
+            found["dskd"] = DskdProjections(teacher_width, student_width)
+    return found

@@ -1,0 +1,77 @@
+"""What a finished run shows in Prefect's UI: its numbers as a table, and a page with links and pictures.
+
+They are for people: what can't be shown is told in the log, and the run goes on. Pictures stand in the page itself,
+since a store's files have no address that a browser could open.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from storage.urls import join_url, read_bytes
+
+if TYPE_CHECKING:
+    from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.report import Summary
+
+Rows = Sequence[tuple[str, str]]
+Shown = TypeVar("Shown")
+_CHUNKS = 120
+"""of the example whose alignment is drawn"""
+
+
+def show_summary(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> None:
+    """Artifacts `alm-summary`, a table, and `alm-report`, a page."""
+    title = pipeline.config.title
+    table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
+    page = _page(title, pipeline, summary, rows)
+    _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))
+    _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
+
+
+def _page(title: str, pipeline: "Pipeline", summary: "Summary", rows: Rows) -> str:
+    pictures = {"An example's chunks": _attempt("alignment", lambda: _alignment(pipeline))}
+    if "student" in summary.places:
+        pictures["The student's training"] = _attempt("curves", lambda: _curves(pipeline))
+    # no table: Prefect's cuts long cells off
+    parts = [
+        f"# {title}",
+        "\n".join(f"- {what}: **{value}**" for what, value in rows),
+        *(f"## {name}\n\n![{name}]({_address(png)})" for name, png in pictures.items() if png is not None),
+        "## Where it lies",
+        "\n".join(f"- {name.replace('_', ' ')}: {_link(url)}" for name, url in summary.places.items()),
+    ]
+    return "\n\n".join(parts)
+
+
+def _link(url: str) -> str:
+    return f"[{url}]({url})" if "://" in url else f"`{url}`"
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _alignment(pipeline: "Pipeline") -> bytes:
+    from alm_pipeline.inspection.drawing import draw
+    from alm_pipeline.inspection.picture import picture
+
+    return draw(picture(pipeline.alignments.url, chunks=_CHUNKS))
+
+
+def _curves(pipeline: "Pipeline") -> bytes | None:
+    """None of a student without any: it was not trained, or matplotlib is not installed."""
+    from alm_pipeline.training.student.curves import PICTURE
+
+    return read_bytes(join_url(pipeline.student.url, PICTURE))
+
+
+def _attempt(what: str, show: Callable[[], Shown]) -> Shown | None:
+    try:
+        return show()
+    except Exception as error:
+        get_run_logger().warning("the %s can't be shown: %s: %s", what, type(error).__name__, error)
+        return None

@@ -1,0 +1,142 @@
+"""Merging, held to a loop over chunks and tokens."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
+from alm_pipeline.objective.chunking.merging import merged_chunks
+from storage.schemas import ChunkKind
+
+logprob = st.floats(-200.0, -1e-4)
+gammas = st.sampled_from([None, 0.0, 0.1, 0.5, 1.0])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, np.ndarray]:
+    kinds = draw(st.lists(st.sampled_from(list(ChunkKind)), min_size=1, max_size=12))
+    least = [0 if kind == ChunkKind.UNPAIRED else 1 for kind in kinds]
+    teacher, student = ([draw(st.integers(low, 3)) for low in least] for _ in range(2))
+    tokens = sum(teacher)
+    logprobs = np.array(draw(st.lists(logprob, min_size=tokens, max_size=tokens)), dtype=np.float32)
+    if tokens:
+        logprobs[0] = np.nan
+    boundary = np.array(draw(st.lists(st.floats(-6, 0), min_size=tokens, max_size=tokens)), dtype=np.float32)
+    return {
+        "teacher_tokens": np.array(teacher, dtype=np.int64),
+        "student_tokens": np.array(student, dtype=np.int64),
+        "kinds": np.array(kinds, dtype=np.uint8),
+        "logprobs": logprobs,
+        "boundary_logprobs": boundary,
+    }
+
+
+def loop_merged(
+    case: dict[str, np.ndarray], gamma: float | None, debias: bool, closes: list[bool] | None = None
+) -> list[tuple[float, int, int, int]]:
+    """The oracle, chunk by chunk, token by token: likelihood, first and last student token, merged chunks."""
+    found: list[tuple[float, int, int, int]] = []
+    group: list[int] = []
+    teacher = student = 0
+    spans = []
+    for n_teacher, n_student in zip(case["teacher_tokens"], case["student_tokens"], strict=True):
+        spans.append((teacher, teacher + n_teacher, student, student + n_student))
+        teacher, student = teacher + n_teacher, student + n_student
+
+    def close() -> None:
+        if group:
+            tokens = [float(case["logprobs"][i]) for k in group for i in range(spans[k][0], spans[k][1])]
+            last = spans[group[-1]][1] - 1
+            value = math.fsum(tokens) + (float(case["boundary_logprobs"][last]) if debias else 0.0)
+            start, end = spans[group[0]][2], spans[group[-1]][3]
+            if not math.isnan(value) and start > 0:
+                found.append((value, start, end, len(group)))
+        group.clear()
+
+    for k, kind in enumerate(case["kinds"]):
+        if kind == ChunkKind.UNPAIRED:
+            close()
+            continue
+        group.append(k)
+        boundary = math.exp(case["boundary_logprobs"][spans[k][1] - 1])
+        if closes[k] if closes else gamma is None or boundary > gamma:
+            close()
+    close()
+    return found
+
+
+def chunks_of(
+    examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool, closes: list[bool] | None = None
+) -> TeacherChunks:
+    """`merged_chunks` of all examples at once."""
+    columns = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
+    offsets = [
+        np.cumsum([0, *(len(example[name]) for example in examples)], dtype=np.int64) for name in ("kinds", "logprobs")
+    ]
+    scores = AlignedScores(chunk_offsets=offsets[0], token_offsets=offsets[1], **columns)
+    ends = None if closes is None else np.array(closes, np.bool_)
+    return merged_chunks(scores, gamma=gamma, debias=debias, closes=ends)
+
+
+def merged(*arguments: Any) -> list[list[tuple[float, ...]]]:
+    """The rows of `chunks_of` by example: likelihood, first and last student token."""
+    chunks = chunks_of(*arguments)
+    rows = [chunks.logprobs.tolist(), chunks.student_starts.tolist(), chunks.student_ends.tolist()]
+    assert len(rows[0]) == len(rows[1]) == len(rows[2]) == chunks.offsets[-1]
+    found = list(zip(*rows, strict=True))
+    return [found[start:end] for start, end in itertools.pairwise(chunks.offsets.tolist())]
+
+
+def assert_are(examples: list[dict[str, np.ndarray]], expected: list[list[tuple[float, ...]]], *rest: Any) -> None:
+    for got, rows in zip(merged(examples, *rest), expected, strict=True):
+        assert [row[1:] for row in got] == [row[1:3] for row in rows]
+        np.testing.assert_allclose([row[0] for row in got], [row[0] for row in rows], rtol=1e-5)
+    chunks = chunks_of(examples, *rest)
+    assert chunks.used.tolist() == [sum(int(row[3]) for row in rows) for rows in expected]
+    assert chunks.aligned.tolist() == [int((example["kinds"] != ChunkKind.UNPAIRED).sum()) for example in examples]
+
+
+@settings(deadline=None)  # the first call compiles
+@given(examples=st.lists(cases(), min_size=1, max_size=4), gamma=gammas, debias=st.booleans())
+def test_merging_is_the_loop(examples: list[dict[str, np.ndarray]], gamma: float | None, debias: bool) -> None:
+    assert_are(examples, [loop_merged(example, gamma, debias) for example in examples], gamma, debias)
+
+
+@settings(deadline=None)
+@given(examples=st.lists(cases(), min_size=1, max_size=4), debias=st.booleans(), data=st.data())
+def test_merging_to_given_ends_is_the_loop(
+    examples: list[dict[str, np.ndarray]], debias: bool, data: st.DataObject
+) -> None:
+    closes = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in (len(e["kinds"]) for e in examples)]
+    expected = [loop_merged(example, None, debias, ends) for example, ends in zip(examples, closes, strict=True)]
+    assert_are(examples, expected, None, debias, list(itertools.chain(*closes)))
+
+
+def test_an_example_without_chunks_has_none_whatever_its_scores() -> None:
+    """One that the student could not tokenize still has teacher scores."""
+    none = {"teacher_tokens": np.zeros(0, np.int32), "student_tokens": np.zeros(0, np.int32)}
+    dropped = {**none, "kinds": np.zeros(0, np.uint8)}
+    scores = {"logprobs": np.float32([-1, -2]), "boundary_logprobs": np.float32([-1, -1])}
+    one = {"teacher_tokens": np.array([1, 1]), "student_tokens": np.array([1, 2]), "kinds": np.uint8([0, 0])}
+    rows = merged([{**dropped, **scores}, {**one, **scores}], None, False)
+    assert rows == [[], [(-2.0, 1, 3)]]
+
+
+@settings(deadline=None)
+@given(example=cases(), missing=st.booleans())
+def test_other_scores_than_the_chunks_are_refused(example: dict[str, np.ndarray], missing: bool) -> None:
+    for name in ("logprobs", "boundary_logprobs"):
+        example[name] = example[name][:-1] if missing and len(example[name]) else np.append(example[name], -1)
+    with pytest.raises(ValueError, match="example 0 hold other teacher tokens"):
+        merged([example], 0.1, True)
+
+
+@settings(deadline=None)
+@given(case=cases())
+def test_gamma_zero_is_unconstrained(case: dict[str, np.ndarray]) -> None:
+    assert merged([case], 0.0, True) == merged([case], None, True)

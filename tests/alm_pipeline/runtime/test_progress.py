@@ -1,0 +1,73 @@
+"""Progress: bars where somebody looks, lines elsewhere."""
+
+import io
+import logging
+import time
+
+import pytest
+from rich.console import Console
+
+from alm_pipeline.runtime import progress
+from alm_pipeline.runtime.progress import observed, progress_bars, track
+
+
+def test_a_line_at_the_end_and_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "alm_pipeline"), track("score", 400, "tokens") as advance:
+        for _ in range(4):
+            advance(100, "KL 0.1")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("score: 200 of 400 tokens, ")
+    assert lines[0].endswith("KL 0.1")
+    assert lines[-1].startswith("score: 400 tokens in ")
+
+
+def test_a_finished_bar_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    with progress_bars(console):
+        assert progress._bars is not None
+        now = iter([0.0, *[2.0] * 20, *[500.0] * 100])
+        monkeypatch.setattr(progress._bars, "get_time", lambda: next(now))
+        with track("tokenize", None, "B") as advance:
+            advance(2000)
+        task = progress._bars.tasks[0]
+        assert task.finished
+        assert task.elapsed == pytest.approx(2.0)
+    assert progress._bars is None
+
+
+def test_no_bars_where_there_is_no_terminal() -> None:
+    with progress_bars(Console(file=io.StringIO())):
+        assert progress._bars is None
+
+
+def test_what_a_stage_tells_stands_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80)
+    with progress_bars(console), track("distil", 40, "steps") as advance:
+        advance(1, "loss 0.5, KL 0.1, lr 1e-4, 1,234 tokens/s, 3.1 GiB")
+        assert progress._bars is not None
+        progress._bars.refresh()
+        assert "loss 0.5, KL 0.1, lr 1e-4, 1,234 tokens/s, 3.1 GiB" in file.getvalue()  # whole on 80 columns
+    assert progress._bars is None
+
+
+def test_lines_tell_how_long_it_takes_yet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, "alm_pipeline"), track("score", 400, "tokens", already=200) as advance:
+        for _ in range(3):
+            advance(50)
+    assert ", 0:00:18 left" in caplog.records[0].getMessage()
+
+
+def test_an_observer_is_told_of_what_is_done() -> None:
+    told: list[tuple[object, ...]] = []
+    with observed(lambda *what: told.append(what)), track("score", 9, "tokens", already=2) as advance:
+        advance(3)
+        advance(4)
+    assert told == [("score", 5, 9, "tokens"), ("score", 9, 9, "tokens")]
+    with track("score", 9, "tokens") as advance:
+        advance(1)
+    assert len(told) == 2

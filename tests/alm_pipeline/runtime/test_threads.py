@@ -1,0 +1,70 @@
+"""How many threads each of several callers may use, and calls in the background."""
+
+import os
+import threading
+from queue import Queue
+from threading import Timer
+
+import pytest
+
+from alm_pipeline.runtime.threads import in_background, shared_by, threads_at_once
+
+
+def test_callers_share_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6,2")
+    with shared_by(2):
+        assert threads_at_once() == 3
+        with shared_by(7):
+            assert threads_at_once() == 1
+    assert threads_at_once() == 6
+
+
+def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads_at_once() == len(os.sched_getaffinity(0))
+
+
+def test_two_calls_run_in_the_background_and_a_third_waits_for_the_first() -> None:
+    ends = [threading.Event() for _ in range(3)]
+    done: list[int] = []
+    started: Queue[int] = Queue()
+
+    def work(number: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        started.put(number)
+        assert ends[number].wait(60)
+        done.append(number)
+
+    with in_background(work) as call:
+        call(0)
+        call(1)
+        assert {started.get(timeout=60), started.get(timeout=60)} == {0, 1}
+        Timer(0.2, ends[0].set).start()
+        call(2)
+        assert done == [0]
+        ends[2].set()
+        Timer(0.2, ends[1].set).start()
+    assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_an_error_in_the_background_is_the_callers(calls: int) -> None:
+    started: set[int] = set()
+
+    def fail(number: int) -> None:
+        started.add(number)
+        raise ValueError(f"call {number}")
+
+    with pytest.raises(ValueError, match="call 0"), in_background(fail) as call:  # noqa: PT012
+        for number in range(calls):
+            call(number)
+    assert started == set(range(min(calls, 2)))
+
+
+def test_the_callers_own_error_comes_first() -> None:
+    def fail() -> None:
+        raise ValueError("in the background")
+
+    with pytest.raises(KeyError), in_background(fail) as call:  # noqa: PT012
+        call()
+        raise KeyError

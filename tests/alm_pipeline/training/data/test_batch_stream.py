@@ -1,0 +1,304 @@
+"""Packing and batches, held to the examples they are made of."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.objective.chunking.arrays import TeacherChunks
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.training.data.arrays import Examples, Group
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.data.examples import read_examples
+from alm_pipeline.training.data.packing import Batch, Place, make_batch, next_group
+from storage.columns import list_rows
+from storage.errors import UserError
+from storage.row_stream import Position
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, as plain arrays."""
+
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+
+
+def example(length: int, seed: int = 0) -> Example:
+    """Random ids, and chunks over a part of the tokens with gaps between them."""
+    generator = np.random.default_rng([length, seed])
+    edges = np.unique(generator.integers(1, length + 1, 6)) if length > 1 else np.zeros(0, np.int64)
+    starts, ends = edges[:-1].astype(np.int32), edges[1:].astype(np.int32)
+    kept = generator.random(len(starts)) < 0.7
+    logprobs = -generator.random(kept.sum()).astype(np.float32)
+    ids = generator.integers(1, 1000, length).astype(np.int32)
+    return Example(ids, logprobs, starts[kept], ends[kept])
+
+
+def joined(examples: list[Example]) -> Examples:
+    tokens, chunks = (
+        np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        for arrays in ([item.token_ids for item in examples], [item.logprobs for item in examples])
+    )
+    ids, *columns = (
+        np.concatenate([getattr(item, name) for item in examples])
+        for name in ("token_ids", "logprobs", "starts", "ends")
+    )
+    counts = np.diff(chunks).astype(np.int32)
+    return Examples(ids, tokens, np.zeros(0, np.bool_), TeacherChunks(chunks, counts, counts, *columns))
+
+
+def batch_of(rows: list[list[Example]]) -> Batch:
+    numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+    return make_batch(joined([item for row in rows for item in row]), Group(np.arange(len(numbers)), numbers))
+
+
+def pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterator[tuple[Group, Place]]:
+    """All batches but the last, which more examples could join."""
+    place = Place()
+    while found := next_group(np.array(lengths), place, batch_tokens, row_tokens):
+        yield found
+        place = found[1]
+
+
+def loop_pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterator[list[list[int]]]:
+    """The oracle: as `pack`, example by example."""
+    count = max(1, batch_tokens // row_tokens)
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for number, length in enumerate(lengths):
+        if length > row_tokens:
+            yield [[number]]
+            continue
+        fitting = [row for row in rows if sum(lengths[k] for k in row) + length <= row_tokens]
+        if not fitting:
+            yield [row for row in rows if row]
+            rows = [[] for _ in range(count)]
+        (fitting or rows)[0].append(number)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(lengths=st.lists(st.integers(1, 24), max_size=60), rows=st.integers(1, 4))
+def test_packing_is_the_loop(lengths: list[int], rows: int) -> None:
+    expected = list(loop_pack(lengths, rows * 20 + 7, 20))
+    found = [group for group, _ in pack(lengths, rows * 20 + 7, 20)]
+    assert len(found) == len(expected)
+    for group, batch in zip(found, expected, strict=True):
+        assert group.examples.tolist() == [number for row in batch for number in row]
+        assert group.rows.tolist() == [number for number, row in enumerate(batch) for _ in row]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=60), data=st.data())
+def test_packing_goes_on_from_a_place_without_the_examples_before(lengths: list[int], data: st.DataObject) -> None:
+    whole = list(pack(lengths, 45, 20))
+    at = data.draw(st.integers(0, len(whole)))
+    place = whole[at - 1][1] if at else Place()
+    for group, following in whole[at:]:
+        again = next_group(np.array(lengths[place.example :]), Place(0, place.alone), 45, 20)
+        assert again is not None
+        assert (again[0].examples + place.example).tolist() == group.examples.tolist()
+        assert (again[1].example + place.example, again[1].alone) == following
+        place = following
+
+
+def test_long_examples_are_not_searched_again_without_end() -> None:
+    """Among very many long examples, a batch ends before a row is full, and nothing is lost."""
+    lengths = [1] + [21] * 2500 + [1, 20, 20, 20]
+    found = list(pack(lengths, 40, 20))
+    assert sorted(number for group, _ in found for number in group.examples.tolist()) == list(range(2503))
+    assert max(place.alone for _, place in found) <= 1000
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_batch_is_its_examples(shape: list[list[int]]) -> None:
+    rows = [[example(length, 10 * r + c) for c, length in enumerate(row)] for r, row in enumerate(shape)]
+    batch = batch_of(rows)
+    ids, positions = batch.token_ids_BS.numpy(), batch.position_ids_BS.numpy()
+    chunk_of, predicted = batch.chunk_of_token_N.numpy(), batch.predicted_N.numpy()
+    width, chunk = ids.shape[1], 0
+    expected_chunks = np.full(ids.size, -1)
+    for r, row in enumerate(rows):
+        column = 0
+        for item in row:
+            n = len(item.token_ids)
+            assert ids[r, column : column + n].tolist() == item.token_ids.tolist()
+            assert positions[r, column : column + n].tolist() == list(range(n))
+            assert predicted[r * width + column : r * width + column + n].tolist() == [k > 0 for k in range(n)]
+            for value, start, end in zip(item.logprobs, item.starts, item.ends, strict=True):
+                first = r * width + column
+                expected_chunks[first + start : first + end] = chunk
+                assert batch.last_token_C[chunk] == first + end - 1
+                assert batch.teacher_logprobs_C[chunk] == value
+                chunk += 1
+            column += n
+        assert not ids[r, column:].any()
+        assert not positions[r, column:].any()
+        assert not predicted[r * width + column : (r + 1) * width].any()
+    assert len(batch.last_token_C) == chunk
+    assert chunk_of.tolist() == expected_chunks.tolist()
+
+
+def test_rows_have_few_widths_and_little_padding() -> None:
+    widths = {longest: batch_of([[example(longest, 0)]]).token_ids_BS.shape[1] for longest in range(1, 600)}
+    assert all(0 <= width - longest <= longest / 8 for longest, width in widths.items())
+    assert len({width for longest, width in widths.items() if longest > 256}) <= 13
+    assert widths[512] == 512
+
+
+@pytest.fixture
+def stream(config: AlmConfig, tmp_path: Path) -> BatchStream:
+    """Over two or three shards; with rows so short that some examples are batches alone."""
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.cache()
+    train = config.train.model_copy(update={"row_tokens": 59, "shuffle_buffer": 20})
+    return BatchStream(pipeline.caches, config.objective, train)
+
+
+def again(stream: BatchStream, rank: int = 0, ranks: int = 1) -> BatchStream:
+    return BatchStream(stream.datasets, stream.objective, stream.train, rank, ranks)
+
+
+def batches(stream: object, count: int) -> Batches:
+    return list(itertools.islice(iter(stream), count))  # type: ignore[call-overload]
+
+
+def same(left: Batches, right: Batches) -> bool:
+    return len(left) == len(right) and all(
+        one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        for one, other in zip(left, right, strict=True)
+    )
+
+
+def test_the_stream_goes_on_from_any_state(stream: BatchStream) -> None:
+    """A state of few hundred bytes, over the end of an epoch too, gives the batches that the unbroken one gives."""
+    for rank, ranks in ((0, 1), (1, 3)):
+        unbroken, states, whole = again(stream, rank, ranks), [], []
+        for batch in itertools.islice(iter(unbroken), 60):
+            whole.append(batch)
+            states.append(json.dumps(unbroken.state_dict()))
+        assert json.loads(states[-1])["epoch"] > 0
+        assert any(json.loads(state)["alone"] for state in states)
+        assert max(map(len, states)) < 300
+        assert not same(whole[:1], whole[1:2])
+        for at in range(0, 55, 3):
+            later = again(stream, rank, ranks)
+            later.load_state_dict(json.loads(states[at]))
+            assert later.state_dict() == json.loads(states[at])
+            assert same(batches(later, 5), whole[at + 1 : at + 6])
+
+
+@pytest.mark.parametrize("chunking", ["space", "pair_bias"])
+def test_a_chunking_by_tokens_is_never_the_finest_unnoticed(stream: BatchStream, chunking: str) -> None:
+    objective = stream.objective.model_copy(update={"chunking": chunking})
+    with pytest.raises(ValueError, match=f"the chunking {chunking} needs to be told where chunks may end"):
+        next(iter(BatchStream(stream.datasets, objective, stream.train)))
+
+
+def test_a_stream_begins_where_it_was_told_to_each_time(stream: BatchStream) -> None:
+    fresh = again(stream)
+    first = fresh.state_dict()
+    assert same(batches(fresh, 3), batches(fresh, 3))
+    assert fresh.state_dict() != first
+    fresh.load_state_dict(first)
+    assert fresh.state_dict() == first
+
+
+def test_a_state_of_other_readers_is_refused(stream: BatchStream) -> None:
+    other = again(stream, 1, 2)
+    other.load_state_dict(again(stream, 0, 2).state_dict())
+    with pytest.raises(UserError, match="reader 0 of 2, and this is reader 1 of 2"):
+        next(iter(other))
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 under torch 2.13
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) -> None:
+    """Every worker's, from the middle of its batches; plain DataLoader gives the same batches."""
+    loaders = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def loader() -> object:
+        return loaders.StatefulDataLoader(again(stream, 1, 2), batch_size=None, num_workers=workers)
+
+    first = loader()
+    whole = []
+    for batch in itertools.islice(iter(first), 13):
+        whole.append(batch)
+    state = json.loads(json.dumps(first.state_dict()))  # type: ignore[attr-defined]
+    later = loader()
+    later.load_state_dict(state)  # type: ignore[attr-defined]
+    plain = batches(DataLoader(again(stream, 1, 2), batch_size=None, num_workers=workers), 20)
+    assert same(plain[:13], whole)
+    assert same(plain[13:], batches(later, 7))
+
+
+def trained(stream: BatchStream, number: int) -> list[bytes]:
+    """The examples of an epoch, in order."""
+    found: list[bytes] = []
+    for block in stream.rows(stream.reader()).blocks(Position(number)):
+        if block.position.epoch > number:
+            break
+        found += [ids.tobytes() for ids in list_rows(block.rows["token_ids"])]
+    return found
+
+
+def test_ranks_share_the_examples_of_an_epoch(stream: BatchStream) -> None:
+    whole = sorted(trained(stream, 0))
+    assert trained(stream, 0) != trained(stream, 1)
+    assert sorted(trained(stream, 1)) == whole
+    for ranks in (2, 5):
+        parts = [trained(again(stream, rank, ranks), 0) for rank in range(ranks)]
+        assert sorted(itertools.chain(*parts)) == whole
+        assert all(parts)
+
+
+def test_workers_share_a_ranks_part(stream: BatchStream) -> None:
+    """What two ranks' two workers give in their first batches is what readers 0 to 3 of 4 give."""
+    for rank in range(2):
+        loader = DataLoader(again(stream, rank, 2), batch_size=None, num_workers=2)
+        alone = [batches(again(stream, 2 * rank + worker, 4), 3) for worker in range(2)]
+        assert same(batches(loader, 6), [batch for pair in zip(*alone, strict=True) for batch in pair])
+
+
+def test_held_out_examples_are_never_trained_on(stream: BatchStream) -> None:
+    examples, tokens = stream.datasets["examples"], stream.datasets["student_tokens"]
+    held_out = set()
+    for shard in range(stream.shards):
+        rows = pc.equal(examples.read_shard(shard)["split"], "held_out")
+        held_out |= {ids.tobytes() for ids in list_rows(tokens.read_shard(shard)["token_ids"].filter(rows))}
+    assert held_out
+    assert not held_out & set(trained(stream, 0))
+
+
+def test_only_examples_with_a_chunk_are_read(stream: BatchStream) -> None:
+    rows = [read_examples(stream.datasets, shard, "train", stream.objective) for shard in range(stream.shards)]
+    for table in rows:
+        chunks = Examples.of(table).chunks
+        assert np.diff(chunks.offsets).min() > 0
+        assert np.isfinite(chunks.logprobs).all()
+        assert (chunks.student_starts > 0).all()
+        assert (chunks.student_ends > chunks.student_starts).all()
+    assert sum(table.num_rows for table in rows) == len(trained(stream, 0))
+
+
+def test_nothing_to_train_on_is_told(config: AlmConfig, tmp_path: Path) -> None:
+    corpus = config.corpus.model_copy(update={"held_out": 0.999999})
+    pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
+    pipeline.cache()
+    with pytest.raises(UserError, match="no example to train on"):
+        next(iter(BatchStream(pipeline.caches, config.objective, config.train)))

@@ -1,0 +1,349 @@
+"""Evaluation while training: what it says, that training is the same with and without it, and what it decides."""
+
+import itertools
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from alm_pipeline.config import AlmConfig, EvaluationConfig
+from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte
+from alm_pipeline.evaluation.held_out import HeldOut
+from alm_pipeline.models.loading import load_model
+from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.training import stage
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.data.packing import all_groups
+from alm_pipeline.training.loop.evaluations import Evaluation, Evaluations
+from alm_pipeline.training.loop.health import went_wrong
+from alm_pipeline.training.loop.trainer import AlmTrainer
+from alm_pipeline.training.student.evaluator import Evaluator
+from storage.errors import UserError
+from tests.corpora import write_chats
+
+Run = Callable[..., Pipeline]
+DECIDING = EvaluationConfig(steps=1, samples=1, sample_tokens=4, student="best", patience=3)
+
+
+@pytest.fixture(scope="module")
+def cached(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cached")
+    Pipeline(config, str(root)).cache()
+    return root
+
+
+@pytest.fixture
+def pipeline(config: AlmConfig, cached: Path, tmp_path: Path) -> Run:
+    """pipeline(name, train={…}, evaluation=…) is one whose caches are there."""
+
+    def prepared(
+        name: str, train: dict[str, Any] | None = None, evaluation: EvaluationConfig | None = None
+    ) -> Pipeline:
+        if not (tmp_path / name).exists():
+            shutil.copytree(cached, tmp_path / name)
+        changes = {
+            "train": config.train.model_copy(update=train or {}),
+            "evaluation": evaluation or config.evaluation,
+        }
+        return Pipeline(config.model_copy(update=changes), str(tmp_path / name))
+
+    return prepared
+
+
+def evaluations(pipeline: Pipeline) -> pl.DataFrame:
+    return pl.read_parquet(pipeline.student.path / "evaluations.parquet")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_is_the_same_to_the_bit_with_and_without_evaluation(pipeline: Run, dtype: str) -> None:
+    often = pipeline("often", {"dtype": dtype}, EvaluationConfig(steps=1, max_examples=5, samples=2, sample_tokens=3))
+    seldom = pipeline("seldom", {"dtype": dtype}, EvaluationConfig(steps=1000, samples=0))
+    assert often.student.name == seldom.student.name
+    files = [each.distil().files for each in (often, seldom)]
+    for name in ("model.safetensors", "metrics.parquet"):
+        assert files[0][name] == files[1][name]
+    assert evaluations(often)["step"].to_list() == [0, 1, 2, 3, 4, 5, 6]
+    assert evaluations(seldom)["step"].to_list() == [0, 6]
+
+
+def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
+    run = pipeline("rows", evaluation=EvaluationConfig(steps=4, samples=2, sample_tokens=6))
+    bits = run.distil().results["held_out_bits_per_byte"]
+    rows = evaluations(run)
+    assert rows["step"].to_list() == [0, 4, 6]
+    assert bits["student_before"] == rows["bits_per_byte"][0]
+    assert bits["student_after"] == rows["bits_per_byte"][-1]
+    saved = load_model(str(run.student.path), "float32")
+    scorer = Scorer.of(saved, str(run.student.path))
+    assert student_bits_per_byte(run.caches, scorer, "") == pytest.approx(bits["student_after"], rel=1e-6)
+    evaluator = Evaluator(run.caches, run.config, Vocabulary.of(saved, str(run.student.path)), str(run.student.path))
+    again = evaluator(saved)
+    assert again.scores["kl"] == pytest.approx(rows["kl"][-1], rel=1e-5)
+    assert again.scores["alm"] == pytest.approx(rows["alm"][-1], rel=1e-5)
+    text = (run.student.path / "samples.txt").read_text()
+    assert text.count("════ step") == 3
+    assert all(f"{sample.prompt}▶{sample.continuation}" in text for sample in again.samples)
+    tokenizer, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts[0])
+    end = len(ids) + 6
+    while len(ids) < end and ids[-1] != tokenizer.eos_token_id:
+        ids.append(int(saved(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert tokenizer.decode(ids[end - 6 :]) == again.samples[0].continuation
+
+
+def test_a_few_examples_are_drawn_and_the_manifest_is_of_all(pipeline: Run) -> None:
+    run = pipeline("few", {"steps": 2}, EvaluationConfig(max_examples=3, samples=0))
+    bits = run.distil().results["held_out_bits_per_byte"]
+    whole = pipeline("all", {"steps": 2}, EvaluationConfig(max_examples=None, samples=0))
+    assert bits == whole.distil().results["held_out_bits_per_byte"]
+    assert evaluations(run)["examples"].to_list() == [3, 3]
+    drawn, again, every = (HeldOut.of(run.caches, most) for most in (3, 3, None))
+    assert {k: ids.to_pylist() for k, ids in drawn.ids.items()} == {k: ids.to_pylist() for k, ids in again.ids.items()}
+    for shard, ids in drawn.ids.items():
+        assert set(ids.to_pylist()) <= set(every.ids[shard].to_pylist())
+    assert evaluations(whole)["examples"][0] == len(every)
+
+
+class Killed(Exception):
+    pass
+
+
+def killing(original: Callable[..., Any], step: int) -> Callable[..., Any]:
+    def killed(self: AlmTrainer, *arguments: Any, **settings: Any) -> Any:
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *arguments, **settings)
+
+    return killed
+
+
+@pytest.mark.parametrize(("where", "step"), [("_save_checkpoint", 4), ("evaluate", 3), ("finish_step", 6)])
+def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
+    pipeline: Run, monkeypatch: pytest.MonkeyPatch, where: str, step: int
+) -> None:
+    """`_save_checkpoint` comes between an evaluation and its checkpoint."""
+    train = {"ema": 0.5, "keep_checkpoints": 2, "learning_rate": 3e-2}
+    unbroken, resumed = (pipeline(name, train, DECIDING) for name in ("unbroken", "resumed"))
+    unbroken.distil()
+    with monkeypatch.context() as patch:
+        patch.setattr(AlmTrainer, where, killing(getattr(AlmTrainer, where), step))
+        with pytest.raises(Killed):
+            resumed.distil()
+    assert (resumed.student.path / stage.CHECKPOINTS).is_dir()
+    resumed.distil()
+    assert contents(unbroken.student.path) == contents(resumed.student.path)
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_student_is_kept(pipeline: Run, ema: float | None) -> None:
+    train = {"learning_rate": 0.3, "ema": ema, "warmup_steps": 3}
+    run = pipeline("best", train, EvaluationConfig(steps=1, samples=0, student="best"))
+    bits = run.distil().results["held_out_bits_per_byte"]
+    trained = evaluations(run).filter(pl.col("step") > 0)
+    assert trained["bits_per_byte"].min() < trained["bits_per_byte"][-1]
+    assert bits["student_after"] == trained["bits_per_byte"].min()
+    scorer = Scorer.of(load_model(str(run.student.path), "float32"), str(run.student.path))
+    assert student_bits_per_byte(run.caches, scorer, "") == pytest.approx(bits["student_after"], rel=1e-6)
+
+
+def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EvaluationConfig(steps=1, samples=0, patience=2, least_improvement=100.0)
+    run = pipeline("early", {"checkpoint_steps": 100}, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_student", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run.distil()
+    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-3"]
+    run.distil()
+    assert evaluations(run)["step"].to_list() == [0, 1, 2, 3]
+    assert pl.read_parquet(run.student.path / "metrics.parquet")["step"].to_list() == [1, 2, 3]
+
+
+def test_an_average_is_another_student(pipeline: Run) -> None:
+    plain, averaged = (pipeline("one", {"ema": ema}) for ema in (None, 0.9))
+    assert plain.student.name != averaged.student.name
+    assert plain.distil().files["model.safetensors"] != averaged.distil().files["model.safetensors"]
+
+
+def test_settings_that_only_watch_find_the_finished_student(pipeline: Run) -> None:
+    run = pipeline("watch", {"steps": 2})
+    manifest = run.distil()
+    for evaluation in (EvaluationConfig(steps=1, max_examples=2, score="kl"), EvaluationConfig(samples=0)):
+        train = {"steps": 2, "keep_checkpoints": 3, "diverged_at": 5.0}
+        assert pipeline("watch", train, evaluation).distil() == manifest
+    names = {pipeline("watch", {"steps": 2}, each).student.name for each in _CHOOSING}
+    assert len({run.student.name, *names}) == 1 + len(_CHOOSING)
+
+
+_CHOOSING = (
+    EvaluationConfig(student="best"),
+    EvaluationConfig(student="best", steps=7),
+    EvaluationConfig(student="best", score="kl"),
+    EvaluationConfig(patience=1),
+)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_the_examples(
+    pipeline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, unbroken = pipeline("wrong"), pipeline("unbroken")
+    original, seen = AlmTrainer.compute_loss, list[torch.Tensor]()
+
+    def poisoned(self: AlmTrainer, model: Any, inputs: Any, *rest: Any, **settings: Any) -> torch.Tensor:
+        loss = original(self, model, inputs, *rest, **settings)
+        if self.state.global_step < 3:
+            return loss
+        seen.append(inputs["token_ids_BS"])
+        return loss * float("nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlmTrainer, "compute_loss", poisoned)
+        with pytest.raises(UserError, match="training stopped at step 4: the loss is nan") as raised:
+            run.distil()
+    named = str(raised.value).split("examples are ")[1].split(": look")[0].split(", ")
+    texts = texts_of(run)
+    tokenizer = AutoTokenizer.from_pretrained(run.config.student.model)
+    assert 0 < len(named) < len(texts)
+    batch = tokenizer.decode(seen[0].flatten())
+    assert {name for name, text in texts.items() if text in batch} == set(named)
+    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
+    assert run.distil().files == unbroken.distil().files
+
+
+def texts_of(run: Pipeline) -> dict[str, str]:
+    shards = len(run.examples.complete_manifest().shards)
+    tables = (run.examples.read_shard(shard, ["id", "text"]) for shard in range(shards))
+    return {row["id"]: row["text"] for table in tables for row in table.to_pylist()}
+
+
+def test_the_examples_of_a_batch_are_found_again(pipeline: Run) -> None:
+    run = pipeline("ids")
+    stream = BatchStream(run.caches, run.config.objective, run.config.train)
+    texts, tokenizer = texts_of(run), AutoTokenizer.from_pretrained(run.config.student.model)
+    states, batches = [stream.state_dict()], []
+    for batch in itertools.islice(iter(stream), 30):  # over the end of an epoch
+        batches.append(tokenizer.decode(batch["token_ids_BS"].flatten()))
+        states.append(stream.state_dict())
+    for first, number in ((0, 1), (7, 2), (28, 1)):
+        text = "".join(batches[first : first + number])
+        assert all(texts[name] in text for name in stream.example_ids(states[first], number))
+        assert len(stream.example_ids(states[first], number)) == sum(
+            len(stream.example_ids(states[first + k], 1)) for k in range(number)
+        )
+
+
+def test_weights_that_are_no_numbers_are_not_saved(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = AlmTrainer.finish_step
+
+    def spoiled(self: AlmTrainer) -> None:
+        original(self)
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                next(self.model.parameters())[0, 0] = float("inf")
+
+    monkeypatch.setattr(AlmTrainer, "finish_step", spoiled)
+    run = pipeline("spoiled")
+    with pytest.raises(UserError, match="step 4: weights are infinite"):
+        run.distil()
+    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
+
+
+def test_prompts_of_conversations_end_before_the_first_answer(config: AlmConfig, tmp_path: Path) -> None:
+    source = config.corpus.source.model_copy(update={"urls": (write_chats(tmp_path / "chats.jsonl"),)})
+    corpus = config.corpus.model_copy(update={"source": source, "messages": "messages"})
+    run = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
+    run.cache()
+    model = load_model(config.student.model, "float32")
+    vocabulary = Vocabulary.of(model, config.student.model)
+    (sample,) = Evaluator(run.caches, run.config, vocabulary, config.student.model)(model).samples
+    assert sample.prompt.startswith("<|im_start|>user\nHow much is")
+    assert sample.prompt.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("losses", "limit", "wrong"),
+    [
+        ([1.0] * 20 + [math.nan], None, "the loss is nan"),
+        ([1.0] * 20 + [math.inf], None, "the loss is inf"),
+        ([1.0] * 20 + [3.1], 3.0, "more than 3 times 1, the mean of the last 20 steps"),
+        ([1.0] * 20 + [3.0], 3.0, ""),
+        ([1.0] * 20 + [3.1], None, ""),
+        ([1.0] * 5 + [9.0], 3.0, ""),
+        ([9.0] * 100 + [1.0] * 100 + [3.1], 3.0, "the last 100 steps"),
+    ],
+)
+def test_what_went_wrong_is_said(losses: list[float], limit: float | None, wrong: str) -> None:
+    *before, now = [{"loss": loss} for loss in losses]
+    found = went_wrong(now, before, limit)
+    assert wrong in found
+    assert bool(found) == bool(wrong)
+    assert "the grad_norm is inf" in went_wrong({"loss": 1.0, "grad_norm": math.inf}, [], None)
+
+
+def given_scores(scores: list[float], **changes: Any) -> Evaluations:
+    """Evaluations with these scores at the steps 0, 10, 20, …"""
+    given = iter(scores)
+    found = Evaluations(
+        lambda *_: Evaluation({"bits_per_byte": next(given)}, []),  # type: ignore[arg-type]
+        EvaluationConfig(**changes),
+    )
+    for number in range(len(scores)):
+        found.run(None, 10 * number)  # type: ignore[arg-type]
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.0, math.nan]), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_what_follows_from_scores(scores: list[float], patience: int, least: float) -> None:
+    found = given_scores(scores, patience=patience, least_improvement=least, student="best")
+    trained = scores[1:]
+    best, without = math.inf, 0
+    for score in trained:
+        without = 0 if best - score > least else without + 1
+        best = min([best, score], key=lambda value: math.inf if math.isnan(value) else value)
+    assert found.says_stop == (without >= patience)
+    if best == math.inf:
+        assert found.best_step is None
+    else:
+        assert found.best_step == 10 * (1 + trained.index(best))
+
+
+def test_evaluations_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    found, again = given_scores([3.0, 2.0, math.nan]), given_scores([])
+    found.before = 3.5
+    found.save(tmp_path)
+    again.load(tmp_path)
+    assert again.before == 3.5
+    assert str(again.rows) == str(found.rows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 30), st.integers(1, 10))
+def test_all_groups_hold_every_example_once(lengths: list[int], batch_tokens: int, row_tokens: int) -> None:
+    array = np.array(lengths, np.int64)
+    groups = all_groups(array, batch_tokens, row_tokens)
+    assert sorted(itertools.chain(*(group.examples.tolist() for group in groups))) == list(range(len(lengths)))
+    for group in groups:
+        filled = np.bincount(group.rows, array[group.examples])
+        assert len(group.examples)
+        assert (filled > 0).all()
+        assert (filled <= row_tokens).all() or len(group.examples) == 1
+        assert len(filled) <= max(1, batch_tokens // row_tokens)

@@ -1,0 +1,134 @@
+"""The pipeline starts the processes that train, hears of their end, and ends them with itself."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+
+from alm_pipeline.config import AlmConfig, TrainConfig
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.training.parallel import launch
+from alm_pipeline.training.parallel.launch import _child, _error
+from storage.errors import UserError
+
+
+def pipeline_of(config: AlmConfig, root: Path, **changes: object) -> Pipeline:
+    train = TrainConfig.model_validate(config.train.model_dump() | {"processes": 2, "accumulation": 2} | changes)
+    pipeline = Pipeline(config.model_copy(update={"train": train}), str(root))
+    pipeline.cache()
+    return pipeline
+
+
+def kill_second_process(checkpoint: Path) -> None:
+    """As soon as the checkpoint is there."""
+    while not (checkpoint / "trainer_state.json").exists():
+        time.sleep(0.02)
+    for child in psutil.Process().children(recursive=True):
+        if child.environ().get("RANK") == "1":
+            child.send_signal(signal.SIGKILL)
+
+
+def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = pipeline_of(config, tmp_path, steps=120, checkpoint_steps=10)
+    checkpoint = pipeline.student.path / "checkpoints" / "checkpoint-10"
+    before = psutil.Process().children(recursive=True)  # other tests' servers
+    killer = threading.Thread(target=kill_second_process, args=(checkpoint,))
+    killer.start()
+    with pytest.raises(RuntimeError, match=r"training process 1 was killed \(SIGKILL\), which ended the others"):
+        pipeline.distil()
+    killer.join()
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
+    (left,) = (pipeline.student.path / "checkpoints").glob("checkpoint-*")
+    assert pipeline.student.manifest() is None
+    manifest = pipeline.distil()
+    assert manifest == pipeline.student.manifest()
+    assert "student_after" in manifest.results["held_out_bits_per_byte"]
+    assert not left.exists()
+    assert pl.read_parquet(pipeline.student.path / "metrics.parquet")["step"].to_list() == [*range(1, 121)]
+
+
+def test_a_users_error_in_a_process_is_the_pipelines(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = pipeline_of(config, tmp_path, freeze=("nothing.like.this",))
+    with pytest.raises(UserError, match=r"^train.freeze: nothing.like.this matches no parameter"):
+        pipeline.distil()
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if sys.argv[1] == "parent":
+    subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_interrupted_parent_ends_children_that_would_rather_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_GRACE_S", 0.2)
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    command = (sys.executable, str(tmp_path / "stubborn.py"), "parent")
+    family: list[psutil.Process] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(command, family)
+    assert len(family) == 2
+    assert not psutil.wait_procs(family, timeout=30)[1]
+
+
+def interrupted(command: tuple[str, ...], family: list[psutil.Process]) -> None:
+    """Once all of its processes, which are the family, are ready."""
+    with _child(command, {}) as child:
+        assert child.stdout
+        assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+        own = psutil.Process(child.pid)
+        family += [own, *own.children(recursive=True)]
+        raise KeyboardInterrupt
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    script = f"import {launch.__name__} as launch, sys; launch._end_with(int(sys.argv[1]))"
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", script, str(parent.pid)])
+    assert child.poll() is None
+    parent.kill()
+    # not waited for: a killed parent may stay as a zombie for long
+    assert child.wait() == -signal.SIGTERM
+    parent.communicate()
+
+
+TOLD = """
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 11)
+[2]:
+  rank      : 2 (local_rank: 2)
+  exitcode  : -15 (pid: 13)
+Root Cause (first observed failure):
+[1]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 12)
+"""
+
+
+def written(folder: Path, rank: int, **content: object) -> None:
+    (folder / f"error-{rank}.json").write_text(json.dumps(content))
+
+
+def test_the_error_that_came_first_is_told(tmp_path: Path) -> None:
+    assert str(_error(tmp_path, 3, ["what", "happened"])).endswith("(exit code 3):\nwhat\nhappened")
+    written(tmp_path, 0, time=2.0, is_users=False, text="process 0 can't reach process 1")
+    written(tmp_path, 1, time=1.0, is_users=False, text="process 1 is out of memory")
+    assert str(_error(tmp_path, 1, [])) == "process 1 is out of memory"
+    assert "training process 1 was killed (SIGKILL)" in str(_error(tmp_path, 1, TOLD.splitlines()))
+    written(tmp_path, 2, time=0.0, is_users=True, text="train.freeze: matches nothing")
+    error = _error(tmp_path, 1, TOLD.splitlines())
+    assert isinstance(error, UserError)
+    assert str(error) == "train.freeze: matches nothing"

@@ -1,0 +1,115 @@
+"""The command: what it prints, and that mistakes are told without a traceback."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.recipes import RECIPES
+from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.pipeline import Pipeline
+from flows.cli.app import _forget_student, _value, app
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def error_of(*arguments: str) -> str:
+    result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_shown_recipe_is_the_recipe(name: str) -> None:
+    shown = yaml.safe_load(command("show", name).stdout)
+    assert AlmConfig.model_validate(shown) == RECIPES[name]()
+
+
+def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
+    content = yaml.safe_load(command("show", "transfer").stdout)
+    content["objective"]["gama"] = 0.2
+    content["train"]["steps"] = "many"
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    error = error_of("show", str(file))
+    assert "mine.yaml" in error
+    assert "objective.gama" in error
+    assert "train.steps" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nonsense"], "no such recipe; there are transfer, maths"),
+        (["show", "missing.yaml"], "missing.yaml: can't be read"),
+        (["list", "nothing-here"], "holds no datasets"),
+        (["describe", "nothing-here"], "`alm list ROOT` says what there is"),
+        (["inspect", "nothing-here"], "no complete dataset"),
+        (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
+        (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
+        (["describe", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
+        (["list", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+    assert message in error_of(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", "1e-4"),  # YAML 1.1 wants a point; pydantic reads the number
+        ("3", 3),
+        ("null", None),
+        ("[a, b]", ["a", "b"]),
+        ("{vocab_size: 400}", {"vocab_size": 400}),
+        ("{question}", "{question}"),
+        ("{question} {answer}", "{question} {answer}"),
+        ("Q: {question}", "Q: {question}"),
+    ],
+)
+def test_values_of_settings(text: str, value: object) -> None:
+    assert _value(text) == value
+
+
+def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    pipeline.shard()
+    assert "80 examples" in command("list", str(tmp_path)).stdout
+    for side in ("teacher", "student"):
+        pipeline.tokenize(side)  # type: ignore[arg-type]
+    pipeline.align()
+    listing = command("list", str(tmp_path)).stdout
+    assert "alignments" in listing
+    described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
+    assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
+    pipeline.run()
+    assert "student_after" in command("list", str(tmp_path)).stdout
+    student = yaml.safe_load(command("describe", pipeline.student.url).stdout)
+    assert "model.safetensors" in student["files"]
+    shown = command("inspect", pipeline.alignments.url, "--chunks", "5")
+    assert shown.exit_code == 0, shown.output
+    assert "5 of" in shown.stdout
+    assert "The" in shown.stdout
+
+
+def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path))
+    first = pipeline.run()
+    _forget_student(config, str(tmp_path))
+    assert pipeline.student.manifest() is None
+    assert pipeline.scores.manifest() is not None
+    assert pipeline.distil() == first
+
+
+def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -> None:
+    result = command("byte-level", gemma_folder, str(tmp_path / "bytes"))
+    assert result.exit_code == 0, result.output
+    assert "bytes: 262 tokens, 6 of them control tokens" in result.stdout.replace("\n", "")
+    assert len(load_tokenizer(str(tmp_path / "bytes"))) == 262
+    assert "name a new folder" in error_of("byte-level", gemma_folder, str(tmp_path / "bytes"))

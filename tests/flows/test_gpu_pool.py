@@ -1,0 +1,101 @@
+"""What the flow says of runs on a pool, with a pool that answers as it is told."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelled, Completed, Crashed, Running
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.pipeline import Pipeline
+from flows import gpu_pool
+from flows.alm import alm
+from flows.gpu_pool import GpuPool, PoolRunFailed
+from storage.errors import UserError
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+class Elsewhere:
+    """Runs of deployments that do their stage at once, and end in a given state."""
+
+    def __init__(self, config: AlmConfig, root: Path) -> None:
+        self.pipeline, self.asked, self.ending = (
+            Pipeline(config, str(root)),
+            list[tuple[str, dict[str, Any]]](),
+            Completed(),
+        )
+        self.cancelled: list[UUID] = []
+
+    def run_deployment(self, name: str, parameters: dict[str, Any], timeout: int) -> FlowRun:
+        self.asked.append((name, parameters))
+        if self.ending.is_completed():
+            self.pipeline.score(parameters["shards"]) if parameters["only"] == "score" else self.pipeline.distil()
+        return FlowRun(flow_id=uuid4(), name="busy-bee")
+
+    def finished(self, id_: UUID) -> FlowRun:
+        if self.ending.is_running():
+            raise KeyboardInterrupt
+        return FlowRun(id=id_, flow_id=uuid4(), name="busy-bee", state=self.ending, total_run_time=timedelta(seconds=7))
+
+
+@pytest.fixture
+def elsewhere(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    made = Elsewhere(config, tmp_path)
+    monkeypatch.setattr(gpu_pool, "run_deployment", made.run_deployment)
+    monkeypatch.setattr(GpuPool, "_finished", made.finished)
+    monkeypatch.setattr(GpuPool, "check", lambda *_: None)
+    monkeypatch.setattr(gpu_pool, "_cancel", made.cancelled.append)
+    return made
+
+
+def run(config: AlmConfig, root: Path, **parameters: Any) -> Any:
+    return alm(config=config, storage=str(root), gpu_pool="gpu", group_bytes=1024, **parameters)
+
+
+def test_groups_are_scored_and_the_student_trained_elsewhere(
+    config: AlmConfig, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
+    result = run(config, tmp_path)
+    *scored, (name, parameters) = elsewhere.asked
+    assert {name for name, _ in scored} == {"alm/score"}
+    shards = sorted(shard for _, each in scored for shard in each["shards"])
+    assert shards == list(range(len(elsewhere.pipeline.examples.complete_manifest().shards)))
+    assert (name, parameters["only"], parameters["storage"]) == ("alm/distil", "distil", str(tmp_path))
+    assert AlmConfig.model_validate(parameters["config"]) == config
+    assert result["seconds"]["distil"] == 7.0
+    assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
+    elsewhere.asked.clear()
+    run(config, tmp_path, until="scores")
+    assert elsewhere.asked == []
+
+
+def test_a_failure_is_passed_on(config: AlmConfig, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    elsewhere.ending = Crashed(message="out of memory")
+    with pytest.raises(PoolRunFailed, match=r"alm/score: run busy-bee .* on the work pool gpu: out of memory"):
+        run(config, tmp_path)
+
+
+def test_a_cancellation_is_passed_on(config: AlmConfig, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    elsewhere.ending = Cancelled(message="by hand")
+    state = run(config, tmp_path, return_state=True)
+    assert state.is_cancelled()
+    assert "by hand" in state.message
+
+
+def test_an_interrupted_flow_cancels_its_runs(config: AlmConfig, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    elsewhere.ending = Running()
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path)
+    assert len(elsewhere.cancelled) == 1
+
+
+def test_a_deployment_that_is_not_there_is_named() -> None:
+    with (
+        GpuPool("gpu", 1) as gpu_pool,
+        pytest.raises(UserError, match="gpu_pool gpu: there is no deployment alm/score"),
+    ):
+        gpu_pool.check("alm/score")

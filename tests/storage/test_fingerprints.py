@@ -1,0 +1,92 @@
+"""Fingerprints depend on content alone."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import UserError
+from storage.fingerprints import fingerprint, hash_file, hash_files
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé😀"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("kø"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_the_fingerprint_is_of_the_canonical_json() -> None:
+    expected = hashlib.sha256('{"a":[1,"é😀",null],"b":{"x":0.5,"y":true}}'.encode()).hexdigest()[:16]
+    assert fingerprint({"b": {"y": True, "x": 0.5}, "a": (1, "é😀", None)}) == expected
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.dictionaries(st.text("ab😀"), _VALUES, min_size=1), st.randoms(use_true_random=False))
+def test_the_order_of_keys_does_not_count(identity: dict[str, Any], random: Any) -> None:
+    keys = list(identity)
+    random.shuffle(keys)
+    assert fingerprint({key: identity[key] for key in keys}) == fingerprint(identity)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": 2, "b": {"c": "x"}},
+        {"a": 1, "b": {"c": "y"}},
+        {"a": "1", "b": {"c": "x"}},
+        {"a": 1, "b": {"d": "x"}},
+        {"a": 1, "b": ["c", "x"]},
+        {"a": 1},
+        {"a": 1, "b": {"c": "x"}, "e": None},
+    ],
+)
+def test_any_other_value_is_another_fingerprint(other: dict[str, Any]) -> None:
+    assert fingerprint(other) != fingerprint({"a": 1, "b": {"c": "x"}})
+
+
+def test_what_json_cannot_hold_has_no_fingerprint() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        fingerprint({"a": float("nan")})
+
+
+def _folder(place: Path, **files: str) -> Path:
+    for name, content in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
+    return place
+
+
+def test_files_count_by_name_and_content_wherever_they_lie(tmp_path: Path) -> None:
+    here = _folder(tmp_path / "here", **{"a.json": "1", "sub/b.json": "2", "other.txt": "3"})
+    there = _folder(tmp_path / "deep" / "there", **{"sub/b.json": "2", "a.json": "1"})
+    assert hash_files(here, ("*.json", "**/*.json")) == hash_files(there, ("**/*.json",))
+
+
+@pytest.mark.parametrize("files", [{"a": "1", "b": "changed"}, {"a": "1", "c": "2"}, {"a": "2", "b": "1"}, {"a": "12"}])
+def test_other_files_are_another_hash(tmp_path: Path, files: dict[str, str]) -> None:
+    before = hash_files(_folder(tmp_path / "before", a="1", b="2"), ("*",))
+    assert hash_files(_folder(tmp_path / "after", **files), ("*",)) != before
+
+
+def test_a_linked_file_counts_by_its_content(tmp_path: Path) -> None:
+    # as in the hub's cache, where every file is a link
+    _folder(tmp_path / "blobs", x="1")
+    plain = _folder(tmp_path / "plain", a="1")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(tmp_path / "blobs" / "x")
+    assert hash_files(tmp_path / "links", ("*",)) == hash_files(plain, ("*",))
+
+
+@pytest.mark.parametrize("folder", ["there", "nowhere"])
+def test_nothing_has_no_hash(tmp_path: Path, folder: str) -> None:
+    _folder(tmp_path / "there", a="1")
+    with pytest.raises(UserError, match=rf"{folder}: holds none of \*\.json, \*\.model"):
+        hash_files(tmp_path / folder, ("*.json", "*.model"))
+
+
+def test_a_files_hash_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\x00\xff")
+    assert hash_file(tmp_path / "x") == hashlib.sha256(b"\x00\xff").hexdigest()

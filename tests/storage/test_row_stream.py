@@ -1,0 +1,213 @@
+"""The row stream: every row once an epoch whatever the readers, and the same rows from any position."""
+
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import UserError
+from storage.row_stream import SOLE_READER, Block, Position, Reader, RowStream, parts_a_shard
+
+sizes = st.lists(st.integers(0, 12), min_size=1, max_size=6)
+readers = st.integers(1, 9)
+buffers = st.integers(1, 20)
+
+
+def load_of(sizes: list[int]) -> object:
+    """Shards of so many rows, each with its own number and a list that tells it again."""
+
+    def load(shard: int) -> pa.Table:
+        numbers = range(sum(sizes[:shard]), sum(sizes[: shard + 1]))
+        lists = pa.array([[number] * (number % 4) for number in numbers], pa.list_(pa.int32()))
+        return pa.table({"number": pa.array(numbers, pa.int64()), "list": lists})
+
+    return load
+
+
+def stream(
+    sizes: list[int], buffer: int = 4, reader: Reader = SOLE_READER, seed: int = 0, load: object = None
+) -> RowStream:
+    return RowStream(
+        load or load_of(sizes),  # type: ignore[arg-type]
+        len(sizes),
+        seed=seed,
+        buffer=buffer,
+        nothing="nothing here",
+        reader=reader,
+    )
+
+
+def rows(blocks: Iterator[Block]) -> Iterator[tuple[int, Position, Position]]:
+    """Each row's number, and the positions before and behind it."""
+    for block in blocks:
+        for row, (number, values) in enumerate(zip(*(column.to_pylist() for column in block.rows), strict=True)):
+            assert values == [number] * (number % 4)
+            yield number, block.position_at(row), block.position_at(row + 1)
+
+
+def taken(stream: RowStream, count: int, start: Position | None = None) -> list[tuple[int, Position, Position]]:
+    with closing(stream.blocks(start)) as blocks:
+        return list(itertools.islice(rows(blocks), count))
+
+
+def epoch(stream: RowStream, number: int) -> list[int]:
+    """The rows of an epoch; those of a stream that has none in it would never end."""
+    numbers = []
+    with closing(stream.blocks(Position(number))) as blocks:
+        for row, before, _ in rows(blocks):
+            if before.epoch > number:
+                break
+            numbers.append(row)
+    return numbers
+
+
+def stream_threads() -> set[threading.Thread]:
+    """Those of streams: another test's threads, or a library's, may end or begin at any moment."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("storage-stream")}
+
+
+@settings(deadline=None)  # the first call loads pyarrow's functions
+@given(sizes=sizes.filter(any), buffer=buffers, count=readers, number=st.integers(0, 3))
+def test_an_epoch_has_every_row_once_whatever_the_readers(
+    sizes: list[int], buffer: int, count: int, number: int
+) -> None:
+    parts = [epoch(stream(sizes, buffer, Reader(index, count)), number) for index in range(count)]
+    assert sorted(itertools.chain(*parts)) == list(range(sum(sizes)))
+
+
+@settings(deadline=None)  # the first call loads pyarrow's functions
+@given(sizes=sizes.filter(any), buffer=buffers, count=readers, data=st.data())
+def test_any_position_is_gone_on_from(sizes: list[int], buffer: int, count: int, data: st.DataObject) -> None:
+    reader = Reader(data.draw(st.integers(0, count - 1)), count)
+    unbroken = taken(stream(sizes, buffer, reader), 40)
+    at = data.draw(st.integers(0, 25))
+    for position in {unbroken[at][1], unbroken[at - 1][2]} if at else {unbroken[0][1]}:
+        saved = json.loads(json.dumps(asdict(position)))
+        start = Position(saved["epoch"], tuple(saved["unit_rows"]), saved["row"])
+        assert taken(stream(sizes, buffer, reader), 40 - at, start) == unbroken[at:]
+
+
+def test_epochs_seeds_and_readers_have_their_own_orders() -> None:
+    sizes = [20] * 5
+    orders = [epoch(stream(sizes, 30, seed=seed), number) for seed, number in ((0, 0), (0, 1), (1, 0), (-1, 0))]
+    assert len({tuple(order) for order in orders}) == 4
+    assert orders[0] == epoch(stream(sizes, 30), 0)
+    assert orders[0] != sorted(orders[0])
+    assert epoch(stream(sizes, 30, Reader(0, 2)), 0) != epoch(stream(sizes, 30, Reader(1, 2)), 0)
+
+
+def test_rows_are_shuffled_beyond_their_shard() -> None:
+    """With a buffer of two shards, the first half of an epoch holds rows of most shards."""
+    order = epoch(stream([100] * 10, 200), 0)
+    changes = sum(left // 100 != right // 100 for left, right in itertools.pairwise(order))
+    assert changes > 500
+    assert Counter(number // 100 for number in order[:500]).most_common()[-1][1] < 100
+
+
+@given(shards=st.integers(1, 300), count=st.integers(1, 300))
+def test_readers_have_nearly_as_many_units_each(shards: int, count: int) -> None:
+    units = shards * parts_a_shard(shards, count)
+    assert units % count == 0 or units >= 8 * count
+    assert parts_a_shard(shards, count) <= count
+
+
+def test_only_shards_with_rows_to_come_are_read_again() -> None:
+    read: list[int] = []
+
+    def load(shard: int) -> pa.Table:
+        read.append(shard)
+        return load_of(sizes)(shard)  # type: ignore[operator]
+
+    sizes = [50] * 40
+    whole = stream(sizes, 60)
+    late = taken(whole, 1500)[-1][1]
+    assert len(late.unit_rows) > 30
+    first = taken(stream(sizes, 60, load=load), 1, late)[0]
+    assert first[0] == taken(whole, 1500)[-1][0]
+    # a block of two shards, a bufferful of rows from a few before it, and those ahead
+    assert len(read) < 20
+
+
+def test_reading_ahead_is_bounded() -> None:
+    """A consumer that stands still stops the threads: what is held does not grow with the dataset."""
+    read: list[int] = []
+
+    def load(shard: int) -> pa.Table:
+        read.append(shard)
+        return pa.table({"number": pa.array(range(10))})
+
+    others = stream_threads()
+    with closing(stream([10] * 1000, 10, load=load).blocks()) as blocks:
+        next(blocks)
+        seen = -1
+        while len(read) > seen:
+            seen = len(read)
+            time.sleep(0.1)
+        # the first block is of two units, the second of one; two are ahead, and one more on its way
+        assert seen <= 7
+        assert next(blocks).rows.num_rows == 10
+        assert stream_threads() - others
+    assert not stream_threads() - others
+
+
+@pytest.mark.parametrize("consumed", [0, 3])
+def test_an_error_of_a_thread_comes_where_its_rows_would(consumed: int) -> None:
+    def load(shard: int) -> pa.Table:
+        if shard == bad:
+            raise UserError("shard is damaged")
+        return pa.table({"number": pa.array([shard])})
+
+    whole = stream([1] * 8, 1)
+    bad = whole.units(0)[consumed + 1].shard
+    blocks = stream([1] * 8, 1, load=load).blocks()
+    others = stream_threads()
+    given = [next(blocks) for _ in range(consumed)]
+    assert len(given) == consumed
+    with pytest.raises(UserError, match="damaged"):
+        next(blocks)
+    assert not stream_threads() - others
+
+
+def test_closing_calls_off_what_is_not_begun() -> None:
+    """And does not wait for the block that was being made."""
+    begun: list[int] = []
+
+    def load(shard: int) -> pa.Table:
+        begun.append(shard)
+        if len(begun) > 3:
+            time.sleep(0.2)
+        return pa.table({"number": pa.array([shard])})
+
+    blocks = stream([1] * 1000, 1, load=load).blocks()
+    next(blocks)
+    blocks.close()
+    read = len(begun)
+    time.sleep(0.3)
+    assert len(begun) == read < 10
+
+
+def test_nothing_to_read_is_told() -> None:
+    for empty in ([], [0, 0]):
+        for reader in (SOLE_READER, Reader(2, 3)):
+            with pytest.raises(UserError, match="nothing here"):
+                next(stream(empty, reader=reader).blocks())
+
+
+def test_a_reader_without_rows_in_an_epoch_gets_some_later() -> None:
+    for index in range(4):
+        assert [row for row, *_ in taken(stream([1], reader=Reader(index, 4)), 3)] == [0, 0, 0]
+
+
+def test_a_position_of_other_data_is_refused() -> None:
+    position = taken(stream([5, 5]), 3)[-1][1]
+    with pytest.raises(UserError, match="had other rows"):
+        taken(stream([5, 6]), 10, Position(position.epoch, (4, 4), 0))

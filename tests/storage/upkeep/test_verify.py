@@ -1,0 +1,223 @@
+"""What is wrong is found, named, and no more than that is taken away."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.dataset import Dataset
+from storage.folders import StoredFolder
+from storage.upkeep import verify as verify_module
+from storage.upkeep.catalog import open_entry
+from storage.upkeep.verify import invalidate, verify
+from storage.urls import file_sizes, list_names, overwrite, read_bytes, remove
+from tests.storage.samples import dataset, write
+
+SHARDS = 3
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def scores(root: str) -> Dataset:
+    made = dataset(root)
+    write(made, SHARDS)
+    return made
+
+
+@pytest.fixture
+def student(root: str) -> StoredFolder:
+    folder = StoredFolder(root, "students", "tiny", {"stage_version": 1}, provenance={"configuration": {"steps": 3}})
+    (folder.path / "checkpoints").mkdir(parents=True)
+    for name, text in {"model.bin": "weights", "config.json": "{}", "checkpoints/x": "x"}.items():
+        (folder.path / name).write_text(text)
+    folder.finish({})
+    return folder
+
+
+def _content(url: str) -> bytes:
+    content = read_bytes(url)
+    assert content is not None
+    return content
+
+
+def _flip(url: str) -> None:
+    content = bytearray(_content(url))
+    content[len(content) // 2] ^= 1
+    overwrite(url, bytes(content))
+
+
+def _found(url: str, checksums: bool = False) -> list[tuple[str, str]]:
+    return [(finding.url.rsplit("/", 1)[-1], finding.problem) for finding in verify(url, checksums)]
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_what_is_whole_is_found_whole(scores: Dataset, student: StoredFolder, checksums: bool) -> None:
+    overwrite(f"{scores.url}/.shard-00000.parquet.0123abcd.tmp", b"in flight")
+    assert verify(scores.url, checksums) == verify(student.url, checksums) == []
+
+
+def test_sizes_take_one_listing_and_one_manifest(scores: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("read_bytes", "hash_url"):
+        monkeypatch.delattr(verify_module, name)
+    assert verify(scores.url) == []
+
+
+SHARD, RECORD = "shard-00001.parquet", "shard-00001.json"
+DAMAGES: list[tuple[Callable[[str], None], str, str, bool]] = [
+    (lambda url: remove(f"{url}/{SHARD}"), SHARD, "is missing", False),
+    (lambda url: overwrite(f"{url}/{SHARD}", b"short"), SHARD, "is 5 bytes long, not", False),
+    (lambda url: _flip(f"{url}/{SHARD}"), SHARD, "is damaged, or another's", True),
+    (lambda url: remove(f"{url}/{RECORD}"), RECORD, "is missing", False),
+    (lambda url: overwrite(f"{url}/{RECORD}", b"{"), RECORD, "is not the record that the manifest holds", False),
+    (
+        lambda url: overwrite(f"{url}/{RECORD}", _content(f"{url}/{RECORD}").replace(b'rows": 3', b'rows": 4')),
+        RECORD,
+        "is not the record that the manifest holds",
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "name", "problem", "needs_checksums"), DAMAGES)
+def test_a_damaged_shard_is_found_and_only_it_is_written_again(
+    scores: Dataset, damage: Callable[[str], None], name: str, problem: str, needs_checksums: bool
+) -> None:
+    whole = {file: _content(f"{scores.url}/{file}") for file in list_names(scores.url)}
+    damage(scores.url)
+    assert bool(_found(scores.url)) is not needs_checksums
+    (found,) = verify(scores.url, checksums=True)
+    assert (found.url, found.again) == (f"{scores.url}/{name}", True)
+    assert found.problem.startswith(problem)
+    invalidate([found])
+    assert set(list_names(scores.url)) - {".manifest.invalid.json"} == whole.keys() - {SHARD, RECORD, "manifest.json"}
+    write(scores, SHARDS)
+    assert verify(scores.url, checksums=True) == []
+    assert {file: _content(f"{scores.url}/{file}") for file in whole} == whole
+
+
+def test_the_manifest_goes_first(scores: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(verify_module, "remove", lambda url: gone.append(url.rsplit("/", 1)[-1]))
+    remove(scores.shard_url(0))
+    remove(scores.shard_url(2))
+    invalidate(verify(scores.url))
+    assert gone[0] == "manifest.json"
+    assert sorted(gone[1:]) == [f"shard-0000{k}.{ending}" for k in (0, 2) for ending in ("json", "parquet")]
+
+
+def test_the_configuration_outlives_the_manifest(student: StoredFolder) -> None:
+    overwrite(f"{student.url}/model.bin", b"other")
+    invalidate(verify(student.url))
+    entry = open_entry(student.url)
+    assert (entry.manifest, entry.provenance) == (None, {"configuration": {"steps": 3}})
+    # a second attempt finds no manifest, and keeps what the first one set aside
+    invalidate(verify(student.url))
+    assert open_entry(student.url).provenance == {"configuration": {"steps": 3}}
+
+
+def test_a_shard_and_record_of_another_dataset_are_found(root: str, scores: Dataset) -> None:
+    other = dataset(root, teacher="other")
+    write(other, SHARDS)
+    for name in (SHARD, RECORD):
+        overwrite(f"{scores.url}/{name}", _content(f"{other.url}/shard-00002{Path(name).suffix}"))
+    assert {name for name, _ in _found(scores.url, checksums=True)} == {SHARD, RECORD}
+
+
+def test_shards_without_a_manifest_are_found(scores: Dataset) -> None:
+    remove(f"{scores.url}/manifest.json")
+    # written, but not recorded yet: another run may be at it
+    remove(f"{scores.url}/shard-00002.json")
+    assert _found(scores.url) == [(scores.name, "not complete: it has no manifest")]
+    overwrite(scores.shard_url(0), b"short")
+    overwrite(scores.record_url(1), b"{")
+    assert [name for name, _ in _found(scores.url)] == [scores.name, "shard-00001.json", "shard-00000.parquet"]
+    invalidate(verify(scores.url))
+    assert list_names(scores.url) == ["shard-00002.parquet"]
+
+
+def _edit(url: str, change: dict[str, Any]) -> None:
+    overwrite(url, json.dumps(json.loads(_content(url)) | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "again"),
+    [
+        ({"rows": 10}, "its rows and bytes are not the sums of its shards'", True),
+        ({"identity": {}}, "edited: its identity is not the one that its name stands for", True),
+        ({"format_version": 9}, "written in format 9", False),
+        ({"name": "other-0123456789abcdef"}, "another's (it is of other-0123456789abcdef)", False),
+        ({"shards": 1}, "damaged: ", True),
+    ],
+)
+def test_a_manifest_that_is_not_its_own_is_found(
+    scores: Dataset, change: dict[str, Any], problem: str, again: bool
+) -> None:
+    _edit(f"{scores.url}/manifest.json", change)
+    (found,) = verify(scores.url)
+    assert found.url == f"{scores.url}/manifest.json"
+    assert problem in found.problem
+    assert (found.again, bool(found.stale)) == (again, again)
+    before = file_sizes(scores.url)
+    invalidate([found])
+    # no shard is lost for it
+    assert file_sizes(scores.url).keys() - {".manifest.invalid.json"} == before.keys() - (
+        {"manifest.json"} if again else set()
+    )
+
+
+def test_what_belongs_to_no_record_is_found(scores: Dataset) -> None:
+    for name in ("shard-00007.parquet", "shard-00007.json", "notes.txt"):
+        overwrite(f"{scores.url}/{name}", b"x")
+    found = verify(scores.url)
+    assert sorted(finding.url.rsplit("/", 1)[-1] for finding in found) == [
+        "notes.txt",
+        "shard-00007.json",
+        "shard-00007.parquet",
+    ]
+    assert not any(finding.again for finding in found)
+    invalidate(found)
+    # what somebody put there is theirs to move
+    assert _found(scores.url) == [("notes.txt", "belongs to no dataset: move it elsewhere")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda url: remove(f"{url}/model.bin"), "is missing"),
+        (lambda url: overwrite(f"{url}/model.bin", b"x"), "is 1 bytes long, not 7"),
+    ],
+)
+def test_a_damaged_file_of_a_folder_is_found(
+    student: StoredFolder, damage: Callable[[str], None], problem: str
+) -> None:
+    damage(student.url)
+    assert _found(student.url) == [("model.bin", problem)]
+    invalidate(verify(student.url))
+    assert student.manifest() is None
+    assert "config.json" in list_names(student.url)
+
+
+def test_a_flipped_bit_of_a_folder_is_found_by_checksums(student: StoredFolder) -> None:
+    _flip(f"{student.url}/model.bin")
+    assert _found(student.url) == []
+    assert [name for name, _ in _found(student.url, checksums=True)] == ["model.bin"]
+
+
+def test_a_folder_of_before_there_were_sizes_is_verified(student: StoredFolder) -> None:
+    manifest = json.loads(_content(f"{student.url}/manifest.json"))
+    del manifest["sizes"]
+    overwrite(f"{student.url}/manifest.json", json.dumps(manifest).encode())
+    assert verify(student.url, checksums=True) == []
+    remove(f"{student.url}/model.bin")
+    assert _found(student.url) == [("model.bin", "is missing")]
+
+
+def test_a_strange_file_in_a_folder_is_found(student: StoredFolder) -> None:
+    overwrite(f"{student.url}/mine.txt", b"x")
+    assert _found(student.url) == [("mine.txt", "is not in the manifest: move it elsewhere")]
