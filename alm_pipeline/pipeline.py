@@ -149,9 +149,9 @@ class Pipeline:
 
         Raises UserError when its embeddings could not be made: better now than after scoring.
         """
-        from alm_pipeline.transfer.initialization import Initialisation
+        from alm_pipeline.transfer.initialization import Initialization
 
-        Initialisation.of(self.config.student)
+        Initialization.of(self.config.student)
         setting, model = self.config.student.tokenizer, self.config.student.model
         if not self.made_tokenizer or setting is None:
             return None
@@ -193,17 +193,17 @@ class Pipeline:
             trust_remote_code=self.config.trust_remote_code,
         )
 
-    def distil(self) -> FolderManifest:
+    def train(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes where the configuration has it."""
-        from alm_pipeline.training.parallel.launch import distil_in_processes
+        from alm_pipeline.training.parallel.launch import train_in_processes
         from alm_pipeline.training.parallel.processes import processes_here, this_process
-        from alm_pipeline.training.stage import distil
+        from alm_pipeline.training.stage import train
 
         if this_process().count == 1 and not self.student.manifest():
             count = processes_here(self.config.train)
             if count > 1:
-                distil_in_processes(self.config, self.root, count)
-        return distil(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
+                train_in_processes(self.config, self.root, count)
+        return train(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
 
     def publish(self) -> str | None:
         """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""
@@ -225,6 +225,6 @@ class Pipeline:
     def run(self) -> FolderManifest:
         """Every stage."""
         self.cache()
-        manifest = self.distil()
+        manifest = self.train()
         self.publish()
         return manifest

@@ -118,7 +118,7 @@ def stage_of(pipeline: Pipeline, key: str) -> Stage | None:
         "alignments": [(lambda: pipeline.alignments, pipeline.align)],
         "pair_biases": [(lambda: pipeline.stored_pair_biases, pipeline.pair_biases)],
         "teacher_scores": [(lambda: pipeline.scores, pipeline.score)],
-        "students": [(lambda: pipeline.student, pipeline.distil)],
+        "students": [(lambda: pipeline.student, pipeline.train)],
     }
     kind, _, name = key.partition("/")
     for make, stage in makers.get(kind, []):

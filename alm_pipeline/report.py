@@ -28,12 +28,12 @@ class Summary(BaseModel):
     """both sides' tokens, the alignment and the scores, as stored"""
     bits_per_byte: dict[str, float] | None
     """held-out: of the teacher, the student before and after"""
-    initialisation: dict[str, int]
+    initialization: dict[str, int]
     """rows of the student's new embedding by origin; empty where it kept its tokenizer"""
     places: dict[str, str]
 
 
-def summarise(pipeline: Pipeline, *, with_student: bool = True) -> Summary:
+def summarize(pipeline: Pipeline, *, with_student: bool = True) -> Summary:
     """Gather the summary of a finished run. Raises UserError where a stage is not complete."""
     manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
     examples = manifests["examples"]
@@ -51,7 +51,7 @@ def summarise(pipeline: Pipeline, *, with_student: bool = True) -> Summary:
         aligned_share=manifests["alignments"].counts["aligned_bytes"] / examples.counts["text_bytes"],
         cache_bytes_a_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
-        initialisation=results.get("initialisation", {}),
+        initialization=results.get("initialization", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
     )
@@ -72,8 +72,8 @@ def summary_rows(summary: Summary, seconds: Mapping[str, float]) -> list[tuple[s
         ("bytes aligned", f"{summary.aligned_share:.2%}"),
         ("cache", f"{summary.cache_bytes_a_teacher_token:.2f} bytes a teacher token"),
     ]
-    if summary.initialisation:
-        rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialisation.items())))
+    if summary.initialization:
+        rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))
     if bits := summary.bits_per_byte:
         names = ("teacher", "student_before", "student_after")
         rows += [(f"held-out bits per byte, {name.replace('_', ' ')}", f"{bits[name]:.4f}") for name in names]

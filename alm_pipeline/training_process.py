@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     if parent := os.environ.get(PARENT):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
-        _distil(given.config, given.storage)
+        _train(given.config, given.storage)
     except Exception as error:
         _write_down(error)
         print(f"error: {error}" if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr)
@@ -43,15 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(1)
 
 
-def _distil(source: str, root: str) -> None:
+def _train(source: str, root: str) -> None:
     config = recipe(source) if source in RECIPES else load_config(Path(source))
     if this_process().count == 1:
-        Pipeline(config, root).distil()
+        Pipeline(config, root).train()
         return
     with joined() as process:
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
         logger.setLevel("INFO" if process.is_first else "WARNING")
-        Pipeline(config, root).distil()
+        Pipeline(config, root).train()
 
 
 def _write_down(error: Exception) -> None:

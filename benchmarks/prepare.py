@@ -34,8 +34,8 @@ BATCH = 1024
 def main() -> None:
     options = arguments()
     names = [str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
-    normalise = TextNormalizer([NFC])
-    documents = [normalise(text) for text in mixed_documents(options.megabytes)]
+    normalize = TextNormalizer([NFC])
+    documents = [normalize(text) for text in mixed_documents(options.megabytes)]
     started = time.perf_counter()
     encoders = {name: ByteEncoder(load_tokenizer(name)) for name in names}
     engines = {

@@ -154,7 +154,7 @@ def report(steps: list[Step], flops: float, peak_teraflops: float | None) -> Non
     )
     if peak := device_peak(peak_teraflops):
         used, by_bare = (flops * tokens / seconds / peak for seconds in (trained, bare))
-        print(f"model FLOP utilisation {used:.1%}, the bare step {by_bare:.1%}")
+        print(f"model FLOP utilization {used:.1%}, the bare step {by_bare:.1%}")
 
 
 def device_peak(given: float | None) -> float | None:

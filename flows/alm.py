@@ -15,7 +15,7 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.overrides import OVERRIDES, override
 from alm_pipeline.config.recipes import recipe as find_recipe
 from flows import tasks
-from flows.alm_run import DISTIL, SCORE, Run
+from flows.alm_run import SCORE, TRAIN, Run
 from flows.gpu_pool import GpuPool, PoolRunCancelled
 from flows.runners import Runner, task_runner
 from flows.storage_block import storage_root
@@ -56,7 +56,7 @@ def alm(
     config: AlmConfig | None = None,
     storage: str = "alm-data",
     until: Literal["scores", "student"] = "student",
-    only: Literal["score", "distil"] | None = None,
+    only: Literal["score", "train"] | None = None,
     corpus: str | None = None,
     teacher: str | None = None,
     student: str | None = None,
@@ -96,7 +96,7 @@ def alm(
         workers: So many groups at a time; of a cluster at an address, as many as it has workers.
         address: An existing Dask or Ray cluster's, instead of one for the time of the run.
         group_bytes: A task's shards have about so many bytes of text, more where that would make over 500 tasks.
-        gpu_pool: The work pool that scores and trains, through the deployments alm/score and alm/distil; in place
+        gpu_pool: The work pool that scores and trains, through the deployments alm/score and alm/train; in place
             where there is none.
         gpu_runs: So many of the pool's runs score at a time.
         shards: For `only: score`, these shards alone.
@@ -119,13 +119,13 @@ def alm(
     try:
         with GpuPool(gpu_pool, gpu_runs) if gpu_pool else nullcontext() as pool:
             if pool:
-                for deployment in (SCORE, *([DISTIL] if until == "student" else [])):
+                for deployment in (SCORE, *([TRAIN] if until == "student" else [])):
                     pool.check(deployment)
             if not only:
                 run.prepare(task_runner(runner, workers, address), workers, group_bytes, pool)
                 run.score()
             if until == "student":
-                run.distil(pool)
+                run.train(pool)
         summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, until == "student")
         return summary
     except PoolRunCancelled as cancelled:
@@ -133,8 +133,8 @@ def alm(
 
 
 def _check_only(only: str | None, until: str, shards: list[int] | None, gpu_pool: str | None) -> None:
-    if only == "distil" and until != "student":
-        raise UserError(f"until: {until} comes before `only: distil`; leave it out")
+    if only == "train" and until != "student":
+        raise UserError(f"until: {until} comes before `only: train`; leave it out")
     if shards is not None and only != "score":
         raise UserError("shards: is for `only: score`; leave it out")
     if only and gpu_pool:

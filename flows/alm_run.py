@@ -18,7 +18,7 @@ from storage.errors import UserError
 if TYPE_CHECKING:
     from alm_pipeline.pipeline import Pipeline
 
-SCORE, DISTIL = "alm/score", "alm/distil"
+SCORE, TRAIN = "alm/score", "alm/train"
 _OTHER = "its machines have other model files, or another version of this project"
 _TASKS_A_WORKER = 2
 """in flight: one that it works on, and one that waits for it"""
@@ -48,14 +48,14 @@ class Run:
         """What the pool has not scored."""
         self._do("score", tasks.score)
 
-    def distil(self, pool: GpuPool | None) -> None:
+    def train(self, pool: GpuPool | None) -> None:
         """Train the student, here or on the pool, and publish it from there where the configuration asks for it."""
         if pool:
-            self.seconds["distil"] = pool.submit(DISTIL, {**self.parameters, "only": "distil"}).result()
+            self.seconds["train"] = pool.submit(TRAIN, {**self.parameters, "only": "train"}).result()
             if not self.pipeline.student.manifest():
                 raise UserError(f"{self.pipeline.student.url}: the pool's run completed without writing it: {_OTHER}")
         else:
-            self._do("distil", tasks.distil)
+            self._do("train", tasks.train)
             if self.pipeline.config.publish:
                 self._do("publish", tasks.publish)
 

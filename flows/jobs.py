@@ -11,7 +11,7 @@ MOST_GROUPS = 120
 
 
 def group_shards(sizes: Mapping[int, int], group_bytes: int, most: int = MOST_GROUPS) -> list[tuple[int, ...]]:
-    """Neighbouring shards in groups of about so many bytes, and of more where that would make too many groups.
+    """Neighboring shards in groups of about so many bytes, and of more where that would make too many groups.
 
     `sizes` are the shards' bytes of text. A group holds at least one shard.
     """

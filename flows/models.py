@@ -111,7 +111,7 @@ def transfer(
     model: str,
     tokenizer: str,
     folder: str,
-    initialisation: Method = "fvt",
+    initialization: Method = "fvt",
     special_tokens: SpecialTokens = "auto",
     donor: str | None = None,
     omp_terms: Count = 8,
@@ -127,7 +127,7 @@ def transfer(
         model: A folder, a hub name, or demo:NAME.
         tokenizer: The new one: a folder, a hub name, or demo:NAME.
         folder: A new folder for the model with it.
-        initialisation: Of embeddings that are not copied.
+        initialization: Of embeddings that are not copied.
         special_tokens: The model's own, or the tokenizer's.
         donor: Of omp: the model that has this tokenizer.
         omp_terms: Of omp: shared tokens a new one.
@@ -144,7 +144,7 @@ def transfer(
         model,
         tokenizer,
         folder,
-        initialisation=initialisation,
+        initialization=initialization,
         special_tokens=special_tokens,
         donor=donor,
         omp_terms=omp_terms,

@@ -118,11 +118,11 @@ def score(pipeline: "Pipeline", storage: str, shards: Sequence[int] | None = Non
         return _shown(storage, lambda: pipeline.score(shards))
 
 
-@stage_task("distil")
-def distil(pipeline: "Pipeline", storage: str) -> float:
+@stage_task("train")
+def train(pipeline: "Pipeline", storage: str) -> float:
     """Train, evaluate and save the student."""
     with gpu_slots():
-        return _shown(storage, pipeline.distil)
+        return _shown(storage, pipeline.train)
 
 
 @stage_task("publish")
@@ -134,9 +134,9 @@ def publish(pipeline: "Pipeline", storage: str) -> float:
 @task(name="report", cache_policy=NO_CACHE)
 def report(pipeline: "Pipeline", seconds: dict[str, float], with_student: bool) -> dict[str, Any]:
     """The run's summary, as artifacts and as the flow's result."""
-    from alm_pipeline.report import summarise, summary_rows
+    from alm_pipeline.report import summarize, summary_rows
 
-    summary = summarise(pipeline, with_student=with_student)
+    summary = summarize(pipeline, with_student=with_student)
     rows = summary_rows(summary, seconds)
     show_summary(pipeline, summary, rows)
     for what, value in [*rows, *summary.places.items()]:

@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 """the file that makes a dataset or folder complete, written last"""
 

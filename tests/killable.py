@@ -22,7 +22,7 @@ STAGES: dict[str, Callable[[Any], object]] = {
     "tokenize student": lambda pipeline: pipeline.tokenize("student"),
     "align": lambda pipeline: pipeline.align(),
     "score": lambda pipeline: pipeline.score(),
-    "distil": lambda pipeline: pipeline.distil(),
+    "train": lambda pipeline: pipeline.train(),
 }
 _WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 

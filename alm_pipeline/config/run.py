@@ -31,7 +31,7 @@ class LogConfig(Frozen):
 class PublishConfig(Frozen):
     """The hub's repository that the finished student goes to; decides nothing of the student."""
 
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="user/name, or organisation/name")
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="user/name, or organization/name")
     private: bool = Field(True, description="where the repository is not there yet and has to be made")
 
 

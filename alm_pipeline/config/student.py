@@ -30,7 +30,7 @@ class StudentConfig(Frozen):
         "`bytes` is the 256 bytes and the model's special tokens, with a head of its own (a folder of that name: "
         "./bytes)",
     )
-    initialisation: Method = Field(
+    initialization: Method = Field(
         "fvt",
         description="of a new tokenizer's embeddings, where they are not copied: fvt, the mean of the pieces; mean, of "
         "all; random, from the distribution of all; focus, by similar spellings; omp, as the donor sees it",
@@ -53,15 +53,15 @@ class StudentConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.donor and self.initialisation != "omp":
-            raise ValueError(f"donor is of the initialisation omp, and this is {self.initialisation}: leave one out")
+        if self.donor and self.initialization != "omp":
+            raise ValueError(f"donor is of the initialization omp, and this is {self.initialization}: leave one out")
         if isinstance(self.tokenizer, TrainedTokenizer) or self.is_byte_level:
             if self.special_tokens == "target":
                 raise ValueError(
                     "a tokenizer that is made here has the model's special tokens: leave special_tokens out"
                 )
-            if self.initialisation == "omp" and not self.donor:
-                raise ValueError("initialisation omp: no model has a tokenizer yet that is made here: use focus")
+            if self.initialization == "omp" and not self.donor:
+                raise ValueError("initialization omp: no model has a tokenizer yet that is made here: use focus")
         if self.ngram_embeddings and not self.is_byte_level:
             raise ValueError(
                 f"ngram_embeddings is of the tokenizer `bytes`, and this is {self.tokenizer}: leave one out"

@@ -29,7 +29,7 @@ class Example:
     messages: list[dict[str, Any]] | None
     text_bytes: int
     """of the text, or of all messages' contents"""
-    normalised: bool
+    normalized: bool
     """the document's text was not in the corpus's form, and was put into it"""
 
 
@@ -46,7 +46,7 @@ def iter_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
 
 
 def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
-    for document, normalised in _normalised(read_documents(config, dropped), config.normalize, dropped):
+    for document, normalized in _normalized(read_documents(config, dropped), config.normalize, dropped):
         split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
         pieces = _cut(document, config.max_bytes, dropped)
         for number, (text, messages) in enumerate(pieces):
@@ -55,18 +55,18 @@ def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
                 continue
             example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
             size = content_bytes(messages or []) if text is None else len(text.encode())
-            yield Example(example_id, split, text, messages, size, normalised)
+            yield Example(example_id, split, text, messages, size, normalized)
 
 
-def _normalised(
+def _normalized(
     documents: Iterable[Document], setting: Literal["auto"] | tuple[str, ...], dropped: Counter[str]
 ) -> Iterator[tuple[Document, bool]]:
     """The documents in the corpus's form, and whether that changed them."""
     # before they are cut: what is cut out of a text in such a form is in it, too
-    normalise = TextNormalizer([NFC] if setting == "auto" else [form_named(name) for name in setting])
+    normalize = TextNormalizer([NFC] if setting == "auto" else [form_named(name) for name in setting])
     for document in documents:
         try:
-            changed = _with_text(document, normalise)
+            changed = _with_text(document, normalize)
         except FormsDisagree:
             dropped["no_form_fits_both_tokenizers"] += 1
             continue

@@ -87,7 +87,7 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
     counts = {
         "examples": len(shard),
         "held_out_examples": held_out,
-        "normalised_examples": sum(example.normalised for example in shard),
+        "normalized_examples": sum(example.normalized for example in shard),
         "text_bytes": _text_bytes(shard),
     }
     examples.write_shard(index, columns, counts)

@@ -12,7 +12,7 @@ from alm_pipeline.ensemble.config import Mean
 def combine(parts: Iterable[tuple[Tensor, float]], mean: Mean) -> Tensor:
     """[N, L] log-probabilities out of (log-probabilities, weight) of each member; the weights sum to 1.
 
-    `probabilities`: log Σ w p. `logprobs`: Σ w log p, renormalised. One member's distribution is held at a time, so
+    `probabilities`: log Σ w p. `logprobs`: Σ w log p, renormalized. One member's distribution is held at a time, so
     `parts` may be a generator.
     """
     total: Tensor | None = None

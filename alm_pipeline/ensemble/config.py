@@ -29,7 +29,7 @@ class EnsembleConfig(Frozen):
     """Members, and how their next-token distributions become one. The first member leads: its tokenizer is used."""
 
     members: tuple[MemberConfig, ...] = Field(min_length=1)
-    mean: Mean = Field("probabilities", description="or logprobs: the geometric mean, renormalised")
+    mean: Mean = Field("probabilities", description="or logprobs: the geometric mean, renormalized")
     vocabulary: Literal["shared", "mined"] = Field(
         "shared",
         description="shared: the tokens that all members have; mined: the first one's tokens, for which every other "

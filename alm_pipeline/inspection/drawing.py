@@ -15,7 +15,7 @@ _TOKEN_SIZE, _TEXT_SIZE, _TITLE_SIZE = 25, 29, 40
 _TOKEN_HEIGHT, _TEXT_HEIGHT, _ROLE_HEIGHT = 42, 50, 56
 _INK, _FAINT, _PAPER = "#1a1a1a", "#5f5f5f", "#ffffff"
 # fill and frame, as on the page
-_COLOURS = {
+_COLORS = {
     "first": ("#cfe8f9", "#4a9fd4"),
     "second": ("#fbe2b0", "#c98a00"),
     "paired": ("#c4ecdf", "#00805d"),
@@ -130,17 +130,17 @@ class _Pen:
     def box(self, x: int, y: int, width: int, height: int, fill: str, frame: str, line: int = 2) -> None:
         self.on.rounded_rectangle((x, y, x + width - 1, y + height - 1), 6, fill, frame, line)
 
-    def text(self, x: float, y: int, height: int, label: str, size: int, colour: str) -> None:
+    def text(self, x: float, y: int, height: int, label: str, size: int, color: str) -> None:
         """One line, in the middle of the height."""
         baseline = y + height / 2 + 0.36 * size
         for face, text in self.fonts.runs(label):
             if face.is_bitmap:
                 self._bitmaps(x, baseline, face, text, size)
             else:
-                self.on.text((x, baseline), text, fill=colour, font=face.sized(size), anchor="ls")
+                self.on.text((x, baseline), text, fill=color, font=face.sized(size), anchor="ls")
             x += face.width(text, size)
 
-    def centred(self, x: int, y: int, width: int, height: int, label: str, size: int) -> None:
+    def centered(self, x: int, y: int, width: int, height: int, label: str, size: int) -> None:
         """One line in the middle of a box; as much of it as fits."""
         while (taken := self.fonts.width(label, size)) > width and len(label) > 1:
             label = label[: max(1, len(label) * width // taken - 2)] + "…"
@@ -177,7 +177,7 @@ def _draw_header(pen: _Pen, picture: Picture, header: list[str]) -> int:
     used = {chunk.style for chunk in picture.chunks}
     for style, what in LEGEND.items():
         if style in used:
-            pen.box(x, y + 14, 44, 28, *_COLOURS[style], 4 if style == "paired" else 2)
+            pen.box(x, y + 14, 44, 28, *_COLORS[style], 4 if style == "paired" else 2)
             pen.text(x + 54, y, _ROLE_HEIGHT, what, _TOKEN_SIZE, _FAINT)
             x += 54 + pen.fonts.width(what, _TOKEN_SIZE) + 40
     if any(chunk.assistant for chunk in picture.chunks):
@@ -202,9 +202,9 @@ def _draw_column(pen: _Pen, column: _Column, x: int, text_at: int) -> None:
     above, below = (len(column.rows[side]) * step for side in SIDES)
     style = column.chunk.style
     top, height = text_at - above - _PAD, above + _TEXT_HEIGHT + below + 2 * _PAD
-    pen.box(x, top, column.width, height, *_COLOURS[style], 5 if style == "paired" else 2)
+    pen.box(x, top, column.width, height, *_COLORS[style], 5 if style == "paired" else 2)
     label, inner = column.chunk.text.label, column.width - 2 * _PAD
-    pen.centred(x + _PAD, text_at, inner, _TEXT_HEIGHT, label, _TEXT_SIZE)
+    pen.centered(x + _PAD, text_at, inner, _TEXT_HEIGHT, label, _TEXT_SIZE)
     if column.chunk.assistant and label:
         pen.on.line((x + 2 * _PAD, text_at + _TEXT_HEIGHT - 6, x + inner, text_at + _TEXT_HEIGHT - 6), _INK, 3)
     for k, row in enumerate(column.rows["teacher"]):
@@ -219,5 +219,5 @@ def _draw_row(pen: _Pen, row: list[Box], x: int, y: int, width: int) -> None:
     for k, box in enumerate(row):
         wide = _token_width(box, pen.fonts) + spare // len(row) + (k < spare % len(row))
         pen.box(x, y, wide, _TOKEN_HEIGHT, _PAPER, "#9a9a9a")
-        pen.centred(x, y, wide, _TOKEN_HEIGHT, box.label, _TOKEN_SIZE)
+        pen.centered(x, y, wide, _TOKEN_HEIGHT, box.label, _TOKEN_SIZE)
         x += wide + _GAP

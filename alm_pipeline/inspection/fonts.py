@@ -15,7 +15,7 @@ _FOLDERS = (
 # what is drawn where no font has it
 _PLAIN = {"⟨": "<", "⟩": ">", "‹": "<", "›": ">", "␣": "_", "⏎": "\\n", "⇥": "\\t", "◌": "", "·": "|", "–": "-"}
 _JOINERS = "\u200c\u200d\ufe0e\ufe0f"
-_BITMAP_SIZE = 109  # the one size of a colour font of bitmaps
+_BITMAP_SIZE = 109  # the one size of a color font of bitmaps
 _LAST_STYLES = ("bold", "italic", "oblique", "light", "thin", "condensed", "narrow", "black", "medium", "serif", "mono")
 
 

@@ -4,7 +4,7 @@ from html import escape
 
 from alm_pipeline.inspection.picture import LEGEND, Box, Picture, PicturedChunk
 
-# tints of Okabe and Ito's sky blue, orange and bluish green, which colour-blind people tell apart; besides, frames
+# tints of Okabe and Ito's sky blue, orange and bluish green, which color-blind people tell apart; besides, frames
 # differ by kind
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --faint: #666; --box: #fff;
@@ -93,5 +93,5 @@ def _tokens(boxes: list[Box]) -> str:
 
 
 def _label(box: Box) -> str:
-    """Isolated, so that text from right to left does not move its neighbours."""
+    """Isolated, so that text from right to left does not move its neighbors."""
     return f"<bdi>{escape(box.label)}</bdi>"

@@ -34,7 +34,7 @@ class Box:
 class PicturedChunk:
     kind: ChunkKind
     number: int
-    """among the content chunks: neighbours have different colours"""
+    """among the content chunks: neighbors have different colors"""
     assistant: bool
     text: Box
     tokens: dict[str, list[Box]]

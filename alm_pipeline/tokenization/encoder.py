@@ -42,7 +42,7 @@ class ByteEncoder:
     """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
 
     The encoder takes the tokenizer over: truncation and padding that were saved with it are switched off, since they
-    would cut texts, or let an example's tokens depend on its neighbours; so is BPE's dropout, which is random.
+    would cut texts, or let an example's tokens depend on its neighbors; so is BPE's dropout, which is random.
     Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
     """
 

@@ -30,7 +30,7 @@ from alm_pipeline.training.student.model_card import Distilled, write_card
 from alm_pipeline.training.student.save import round_weights, save_speed, save_student
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.transfer.fvt import special_counterparts
-from alm_pipeline.transfer.initialization import Initialisation
+from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.swap import swap_tokenizer
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from storage.dataset import Dataset
@@ -54,7 +54,7 @@ def student_folder(
         "model": model_identity(config.student.model),
         "source_tokenizer": tokenizer_identity(config.student.model),
         "tokenizer": tokenizer_identity(tokenizer),
-        **({"initialisation": Initialisation.of(config.student).identity()} if config.student.tokenizer else {}),
+        **({"initialization": Initialization.of(config.student).identity()} if config.student.tokenizer else {}),
         **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
         "objective": config.objective.model_dump(mode="json"),
         "train": config.train.identity(),
@@ -65,7 +65,7 @@ def student_folder(
     return StoredFolder(datasets["scores"].root, "students", name, identity)
 
 
-def distil(
+def train(
     datasets: Mapping[str, Dataset],
     config: AlmConfig,
     tokenizer: str,
@@ -86,7 +86,7 @@ def distil(
             student.remove(CHECKPOINTS)  # a kill came between the manifest and this
             return told_by_first(manifest)
         told_by_first(None)
-        return told_by_first(_distil(datasets, config, tokenizer, student, lease, pair_biases))
+        return told_by_first(_train_and_save(datasets, config, tokenizer, student, lease, pair_biases))
 
 
 def _help(
@@ -121,7 +121,7 @@ def _share_checkpoints(student: StoredFolder) -> None:
     wait_for_all()
 
 
-def _distil(
+def _train_and_save(
     datasets: Mapping[str, Dataset],
     config: AlmConfig,
     tokenizer: str,
@@ -131,7 +131,7 @@ def _distil(
 ) -> FolderManifest:
     run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config))
     run_log.check()
-    model, initialisation = initial_student(config, tokenizer)
+    model, initialization = initial_student(config, tokenizer)
     ends = chunk_ends(config, tokenizer, pair_biases)
     vocabulary = Vocabulary.of(model, tokenizer)
     evaluations = Evaluations(Evaluator(datasets, config, vocabulary, tokenizer, ends), config.evaluation)
@@ -145,7 +145,7 @@ def _distil(
         save_speed(log, student.path / RUNS)
         evaluations.write(student.path)
     results = {
-        "initialisation": initialisation,
+        "initialization": initialization,
         "held_out_bits_per_byte": {
             "teacher": teacher_bits_per_byte(datasets),
             "student_before": evaluations.before,
@@ -239,8 +239,8 @@ def initial_student(config: AlmConfig, tokenizer: str) -> tuple[PreTrainedModel,
     if tokenizer == config.student.model:
         return model, {}
     source, target = load_tokenizer(config.student.model), load_tokenizer(tokenizer)
-    initialisation = Initialisation.of(config.student, trust_remote_code=config.trust_remote_code)
+    initialization = Initialization.of(config.student, trust_remote_code=config.trust_remote_code)
     if config.student.is_byte_level:
         ngrams, seed = config.student.ngram_embeddings, config.train.seed
-        return model, put_on_bytes(model, source, target, initialisation, ngram_embeddings=ngrams, seed=seed)
-    return model, swap_tokenizer(model, source, target, initialisation, config.train.seed).counts()
+        return model, put_on_bytes(model, source, target, initialization, ngram_embeddings=ngrams, seed=seed)
+    return model, swap_tokenizer(model, source, target, initialization, config.train.seed).counts()

@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Initialisation:
+class Initialization:
     """How new embeddings are made."""
 
     method: Method = "fvt"
@@ -38,11 +38,11 @@ class Initialisation:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialisation":
+    def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
         """A student's. Raises UserError for the method omp without a donor."""
         tokenizer = student.tokenizer if isinstance(student.tokenizer, str) else None
-        donor = find_donor(student.initialisation, student.donor, tokenizer)
-        return cls(student.initialisation, donor, student.omp_terms, trust_remote_code)
+        donor = find_donor(student.initialization, student.donor, tokenizer)
+        return cls(student.initialization, donor, student.omp_terms, trust_remote_code)
 
     def identity(self) -> dict[str, Any]:
         """What decides the embeddings, beside source, target and seed."""
@@ -77,9 +77,9 @@ def find_donor(method: Method, donor: str | None, tokenizer: str | None) -> str 
         return donor
     if tokenizer is None or not (tokenizer_files(tokenizer) / "config.json").is_file():
         raise UserError(
-            f"initialisation omp: {tokenizer or 'the tokenizer'} comes without a model, and OMP looks at the "
+            f"initialization omp: {tokenizer or 'the tokenizer'} comes without a model, and OMP looks at the "
             "embeddings of the model whose tokens these are: name it as the donor (student.donor, --donor), or use "
-            "the initialisation fvt or focus"
+            "the initialization fvt or focus"
         )
     return tokenizer
 
@@ -132,7 +132,7 @@ class Donor(NamedTuple):
             raise UserError(
                 f"donor {name}: its tokenizer lacks {int(missing.sum()):,} of the target's new tokens, such as "
                 f"{mapping.target.spelling[int(np.flatnonzero(missing)[0])]!r}: name the model that has the target's "
-                "tokenizer, or use the initialisation fvt"
+                "tokenizer, or use the initialization fvt"
             )
         model = load_model(name, weights_dtype(name), trust_remote_code=trust_remote_code)
         check_vocabulary(byte_view(tokenizer.backend_tokenizer), embedding_rows(model), name)

@@ -10,7 +10,7 @@ from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.transfer.carry_over import carry_over
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.initialization import Initialisation
+from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
 
 
@@ -30,18 +30,18 @@ def swap_tokenizer(
     model: PreTrainedModel,
     source: PreTrainedTokenizerFast,
     target: PreTrainedTokenizerFast,
-    initialisation: Initialisation | None = None,
+    initialization: Initialization | None = None,
     seed: int = 0,
 ) -> Transferred:
     """Put the target tokenizer on the model, in place.
 
     Raises UserError when the source tokenizer has tokens that the model's embedding lacks, and where the
-    initialisation can't do with the target.
+    initialization can't do with the target.
     """
     mapping = map_vocabulary(source, target)
     check_vocabulary(mapping.source, embedding_rows(model), source.name_or_path)
     tables = embedding_tables(model)
-    made = (initialisation or Initialisation()).compositions(mapping, len({table.of_head for table in tables}))
+    made = (initialization or Initialization()).compositions(mapping, len({table.of_head for table in tables}))
     rows = [
         compose_rows(table.value, made[-1] if table.of_head else made[0], mapping.source.size, seed) for table in tables
     ]

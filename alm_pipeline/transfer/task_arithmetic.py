@@ -4,7 +4,7 @@ With θ of the base, the transferred base and the fine-tune, every tensor that h
 
     θ_fine-tune + λ (θ_transferred − θ_base)
 
-(Ilharco et al. 2023, 2212.04089). Embeddings and head have other rows in the new vocabulary; with F the initialisation
+(Ilharco et al. 2023, 2212.04089). Embeddings and head have other rows in the new vocabulary; with F the initialization
 by FVT, which writes each new row as a mean of old ones:
 
     F(E_fine-tune) + λ (E_transferred − F(E_base))

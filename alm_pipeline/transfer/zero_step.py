@@ -14,7 +14,7 @@ from alm_pipeline.models.files import load_tokenizer, quiet_transformers, weight
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
-from alm_pipeline.transfer.initialization import Initialisation, find_donor
+from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
 
 
@@ -23,7 +23,7 @@ def transfer(
     target_tokenizer: str,
     folder: Path | str,
     *,
-    initialisation: Method = "fvt",
+    initialization: Method = "fvt",
     special_tokens: SpecialTokens = "auto",
     donor: str | None = None,
     omp_terms: int = 8,
@@ -37,8 +37,8 @@ def transfer(
     not empty, or the model, the tokenizer or the donor can't be had or don't fit.
     """
     with new_folder(Path(folder)) as written:
-        setting = Initialisation(
-            initialisation, find_donor(initialisation, donor, target_tokenizer), omp_terms, trust_remote_code
+        setting = Initialization(
+            initialization, find_donor(initialization, donor, target_tokenizer), omp_terms, trust_remote_code
         )
         source = load_tokenizer(source_model)
         target = target_for(source, load_tokenizer(target_tokenizer), special_tokens)

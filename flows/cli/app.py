@@ -70,7 +70,7 @@ def run(
     gamma: Annotated[float | None, typer.Option(help="a chunk ends where P(boundary) exceeds this")] = None,
     temperature: Annotated[float | None, typer.Option(help="of the objective")] = None,
     settings: Setting = None,
-    again: Annotated[bool, typer.Option("--again", help="distil anew even if this student is finished")] = False,
+    again: Annotated[bool, typer.Option("--again", help="train again even if this student is finished")] = False,
 ) -> None:
     """Run every stage that is not done yet, and print a summary.
 
@@ -205,7 +205,7 @@ def transfer(
     model: Annotated[str, typer.Argument(help="a folder, a hub name, or demo:NAME")],
     tokenizer: Annotated[str, typer.Argument(help="the new one: a folder, a hub name, or demo:NAME")],
     folder: Annotated[Path, typer.Argument(help="a new folder for the model with it")],
-    initialisation: Annotated[Method, typer.Option(help="of embeddings that are not copied")] = Method.FVT,
+    initialization: Annotated[Method, typer.Option(help="of embeddings that are not copied")] = Method.FVT,
     special_tokens: Annotated[SpecialTokens, typer.Option(help="the model's own, or the tokenizer's")] = (
         SpecialTokens.AUTO
     ),
@@ -228,7 +228,7 @@ def transfer(
             model,
             tokenizer,
             folder,
-            initialisation=initialisation.value,
+            initialization=initialization.value,
             special_tokens=special_tokens.value,
             donor=donor,
             omp_terms=omp_terms,

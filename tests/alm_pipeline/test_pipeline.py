@@ -9,7 +9,7 @@ import pytest
 
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.report import summarise, summary_table
+from alm_pipeline.report import summarize, summary_table
 from storage.errors import UserError
 from storage.schemas import ChunkKind
 from tests import tiny
@@ -35,7 +35,7 @@ def test_conversations_align_by_content_and_pair_the_end_of_turn(config: AlmConf
     corpus = config.corpus.model_copy(update={"source": source, "messages": "messages"})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
     pipeline.run()
-    summary = summarise(pipeline)
+    summary = summarize(pipeline)
     assert summary.aligned_share == 1.0
     rows = pl.read_parquet(f"{pipeline.alignments.url}/*.parquet")
     # start of turn, role, end of header and end of turn, of either turn
@@ -81,7 +81,7 @@ def test_a_model_that_is_not_there_is_told(
 def test_the_summary_says_everything(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.run()
-    summary = summarise(pipeline)
+    summary = summarize(pipeline)
     scores = pipeline.scores.complete_manifest()
     assert summary.teacher_tokens == scores.counts["tokens"]
     cached = [pipeline.tokens("teacher"), pipeline.tokens("student"), pipeline.alignments, pipeline.scores]
@@ -111,12 +111,12 @@ def test_both_sides_see_the_text_that_either_tokenizer_means(config: AlmConfig, 
         return pl.read_parquet(f"{pipeline.examples.url}/*.parquet")["text"].to_list(), manifest.counts, dropped
 
     plain, counts, dropped = texts(config.student.model)
-    assert (plain, counts["normalised_examples"], dropped) == (["Caf\u00e9 Fox", "fox \u00e9", "The Fox"], 1, {})
+    assert (plain, counts["normalized_examples"], dropped) == (["Caf\u00e9 Fox", "fox \u00e9", "The Fox"], 1, {})
     small, counts, dropped = texts(lower)
-    assert (small, counts["normalised_examples"], dropped) == (["caf\u00e9 fox", "fox \u00e9", "the fox"], 2, {})
+    assert (small, counts["normalized_examples"], dropped) == (["caf\u00e9 fox", "fox \u00e9", "the fox"], 2, {})
     as_is, counts, dropped = texts(lower, normalize=())
     assert as_is[0] == "Cafe\u0301 Fox"
-    assert (counts["normalised_examples"], dropped) == (0, {"changed_by_lowercase": 2})
+    assert (counts["normalized_examples"], dropped) == (0, {"changed_by_lowercase": 2})
 
 
 def test_a_student_that_wants_nfc_shares_the_teachers_caches(config: AlmConfig, tmp_path: Path) -> None:

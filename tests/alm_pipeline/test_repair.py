@@ -120,7 +120,7 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
     whole = contents(root)
     remove(join_url(pipeline.student.url, "model.safetensors"))
     with monkeypatch.context() as patch:
-        patch.delattr("alm_pipeline.training.stage.distil")
+        patch.delattr("alm_pipeline.training.stage.train")
         (done,) = repair_all(root)
     assert (done.left, contents(root)) == ((), whole)
     # with a copy that is not it, it is distilled again

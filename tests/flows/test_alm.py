@@ -25,7 +25,7 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path, shown: Callable[[str]
     assert result["examples"] == 80
     assert result["aligned_share"] == 1.0
     assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
-    assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "distil"}
+    assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "train"}
     assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
     (table,) = shown("alm-summary")
     assert "held-out bits per byte" in table.data
@@ -97,8 +97,8 @@ def test_a_misspelt_parameter_is_refused_with_its_name(config: AlmConfig, tmp_pa
 
 
 def test_what_one_stage_alone_has_no_use_for_is_refused(config: AlmConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="until: scores comes before `only: distil`"):
-        alm(config=config, storage=str(tmp_path), only="distil", until="scores")
+    with pytest.raises(UserError, match="until: scores comes before `only: train`"):
+        alm(config=config, storage=str(tmp_path), only="train", until="scores")
     with pytest.raises(UserError, match="shards: is for `only: score`"):
         alm(config=config, storage=str(tmp_path), shards=[0])
     with pytest.raises(UserError, match="gpu_pool: a run of one stage works where it is"):

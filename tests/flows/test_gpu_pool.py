@@ -33,7 +33,7 @@ class Elsewhere:
     def run_deployment(self, name: str, parameters: dict[str, Any], timeout: int) -> FlowRun:
         self.asked.append((name, parameters))
         if self.ending.is_completed():
-            self.pipeline.score(parameters["shards"]) if parameters["only"] == "score" else self.pipeline.distil()
+            self.pipeline.score(parameters["shards"]) if parameters["only"] == "score" else self.pipeline.train()
         return FlowRun(flow_id=uuid4(), name="busy-bee")
 
     def finished(self, id_: UUID) -> FlowRun:
@@ -64,9 +64,9 @@ def test_groups_are_scored_and_the_student_trained_elsewhere(
     assert {name for name, _ in scored} == {"alm/score"}
     shards = sorted(shard for _, each in scored for shard in each["shards"])
     assert shards == list(range(len(elsewhere.pipeline.examples.complete_manifest().shards)))
-    assert (name, parameters["only"], parameters["storage"]) == ("alm/distil", "distil", str(tmp_path))
+    assert (name, parameters["only"], parameters["storage"]) == ("alm/train", "train", str(tmp_path))
     assert AlmConfig.model_validate(parameters["config"]) == config
-    assert result["seconds"]["distil"] == 7.0
+    assert result["seconds"]["train"] == 7.0
     assert set(result["bits_per_byte"]) == {"teacher", "student_before", "student_after"}
     elsewhere.asked.clear()
     run(config, tmp_path, until="scores")

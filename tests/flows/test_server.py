@@ -47,7 +47,7 @@ def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
 def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
     with loopback.client() as client:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
-    assert set(deployments) == {*("distill", "cache", "score", "distil", "transfer", "ensemble", "evaluate", "verify")}
+    assert set(deployments) == {*("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "verify")}
     assert all(
         each.description and each.tags and each.work_pool_name in ("alm", "gpu") for each in deployments.values()
     )
@@ -71,7 +71,7 @@ def test_scoring_and_training_run_on_the_gpu_pool(
     state = loopback.finished(run)
     assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
     on_gpu = [each for each in loopback.runs() if each.work_pool_name == "gpu"]
-    assert {each.parameters["only"] for each in on_gpu} == {"score", "distil"}
+    assert {each.parameters["only"] for each in on_gpu} == {"score", "train"}
     assert all(each.state.is_completed() and each.parent_task_run_id for each in on_gpu)
     assert differing(tmp_path, unbroken) == set()
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from alm_pipeline.models.demo.tokenizer import Metadata, build_tokenizer, tokenizer_config
 
-# The rounding is far below the quantisation's: 0.0003 bits per byte and less against float32
+# The rounding is far below the quantization's: 0.0003 bits per byte and less against float32
 WEIGHTS_DTYPE = torch.bfloat16
 
 _LLAMA_NAMES = {
@@ -61,7 +61,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_weights(reader: GGUFReader, metadata: Metadata, dtype: torch.dtype = WEIGHTS_DTYPE) -> dict[str, torch.Tensor]:
-    """The dequantised tensors under the names that transformers gives them, rounded to `dtype`."""
+    """The dequantized tensors under the names that transformers gives them, rounded to `dtype`."""
     return {
         hugging_face_name(tensor.name, metadata["general.architecture"]): _weight(tensor, metadata).to(dtype)
         for tensor in reader.tensors
@@ -77,7 +77,7 @@ def hugging_face_name(name: str, architecture: str) -> str:
 
 
 def _weight(tensor: ReaderTensor, metadata: Metadata) -> torch.Tensor:
-    # torch takes over what was dequantised; a float32 tensor is a read-only view of the file and is copied
+    # torch takes over what was dequantized; a float32 tensor is a read-only view of the file and is copied
     weight = torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
     if metadata["general.architecture"] == "gemma3":
         # llama.cpp stores the factor 1 + w that Gemma's RMSNorm multiplies with, transformers w

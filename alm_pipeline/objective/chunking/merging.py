@@ -1,4 +1,4 @@
-"""Coarser chunkings: which neighbouring chunks are merged, from the teacher's scores alone."""
+"""Coarser chunkings: which neighboring chunks are merged, from the teacher's scores alone."""
 
 import math
 

@@ -24,7 +24,7 @@ _LONGEST_ROLE = 64
 
 
 class Label(NamedTuple):
-    """A stretch of scaffold; positions are characters of the text that was labelled."""
+    """A stretch of scaffold; positions are characters of the text that was labeled."""
 
     start: int
     end: int

@@ -243,7 +243,7 @@ def _matches(rendered: list[_Item], content: list[_Item], whole: bool) -> list[t
 
 
 def _joined(fragments: Sequence[Fragment]) -> list[Fragment]:
-    """Neighbours that go on with the same content as one."""
+    """Neighbors that go on with the same content as one."""
     joined: list[Fragment] = []
     for fragment in fragments:
         last = joined[-1] if joined else None

@@ -167,7 +167,7 @@ def _train(trainer: AlmTrainer, checkpoints: Path, last: Path | None, on_checkpo
     """From a checkpoint on, to the weights that become the student."""
     trainer.model.train()
     already = step_of(last) if last else 0
-    with track("distil", trainer.args.max_steps, "steps", already=already) as advance:
+    with track("train", trainer.args.max_steps, "steps", already=already) as advance:
         trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
         trainer.add_callback(_Milestones(trainer, last))
         with quiet_transformers(), matmul_precision("medium" if trainer.args.bf16 else "highest"):

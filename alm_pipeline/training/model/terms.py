@@ -114,7 +114,7 @@ _PROJECTIONS = "alm_projections"
 
 
 def attach_projections(model: PreTrainedModel, projections: nn.ModuleDict) -> None:
-    """Make them part of the model while it is trained: optimised, kept in checkpoints, on its device."""
+    """Make them part of the model while it is trained: optimized, kept in checkpoints, on its device."""
     if len(projections):
         model.add_module(_PROJECTIONS, projections.to(model.device))
 

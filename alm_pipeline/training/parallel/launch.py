@@ -4,7 +4,7 @@ By itself, on one machine or, with torchrun's own settings, on several:
 
     torchrun --nproc-per-node 2 -m alm_pipeline.training_process CONFIG --storage ROOT
 
-Or by `train.processes`, as a child of whoever runs the pipeline: `distil_in_processes`.
+Or by `train.processes`, as a child of whoever runs the pipeline: `train_in_processes`.
 """
 
 import collections
@@ -35,8 +35,8 @@ _KILLED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+) "
 """in torchrun's last words"""
 
 
-def distil_in_processes(config: AlmConfig, root: str, count: int) -> None:
-    """Let so many new processes on this machine distil the student, and wait for their end.
+def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
+    """Let so many new processes on this machine train the student, and wait for their end.
 
     They are in this process's group, say what they do in its log, and end with it, however it ends. Raises UserError
     with the text of theirs, and RuntimeError when one of them fails otherwise, or is killed.

@@ -1,7 +1,7 @@
 """The curves of training runs in one picture: what each student's folder tells of its steps and evaluations.
 
-Read are a student's Parquet files and its manifest, drawn is a panel a quantity, a colour a run: pale the steps as
-they were, in full colour their running mean.
+Read are a student's Parquet files and its manifest, drawn is a panel a quantity, a color a run: pale the steps as
+they were, in full color their running mean.
 """
 
 import io
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PICTURE = "curves.png"
 """of one student, in its folder"""
 METRICS, EVALUATIONS, SPEED = "metrics.parquet", "evaluations.parquet", "runs/speed.parquet"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f", "#8c6d31")
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f", "#8c6d31")
 _INK, _GRID = "#3b3b3b", "#e4e4e4"
 _SMOOTHED_FROM = 20
 _FLAT = 0.02
@@ -127,13 +127,13 @@ def _name(figure: "Figure", runs: Sequence[Run]) -> None:
     if len(runs) == 1:
         figure.suptitle(runs[0].name, fontsize=12, color=_INK)
         return
-    lines = [Line2D([], [], color=_colour(number), linewidth=2.5) for number in range(len(runs))]
+    lines = [Line2D([], [], color=_color(number), linewidth=2.5) for number in range(len(runs))]
     names = [run.name for run in runs]
     figure.legend(lines, names, loc="outside lower center", frameon=False, fontsize=10, ncols=1)
 
 
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Panel:
 def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[Run]) -> None:
     shown = [panel.values(run) for run in runs]
     for number, (steps, values) in enumerate(shown):
-        _draw_steps(axes, steps, values, _colour(number), panel, 0.25 if len(runs) == 1 else 0.12)
+        _draw_steps(axes, steps, values, _color(number), panel, 0.25 if len(runs) == 1 else 0.12)
     _scale(axes, np.concatenate([values for _, values in shown]), panel)
     if panel.has_results:
         _draw_bits(axes, runs, panel)
@@ -179,12 +179,12 @@ def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[Run]) -> None:
     _tidy(axes, max(run.last_step for run in runs), panel.large)
 
 
-def _draw_steps(axes: "Axes", steps: Column, values: Column, colour: str, panel: _Panel, pale: float) -> None:
+def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: _Panel, pale: float) -> None:
     noisy = not panel.exact and len(steps) >= _SMOOTHED_FROM
     if noisy:
-        axes.plot(steps, values, color=colour, alpha=pale, linewidth=0.8)
+        axes.plot(steps, values, color=color, alpha=pale, linewidth=0.8)
     marker = "o" if panel.has_results or len(steps) == 1 else None
-    axes.plot(steps, smooth(values) if noisy else values, color=colour, linewidth=1.8, marker=marker, markersize=4)
+    axes.plot(steps, smooth(values) if noisy else values, color=color, linewidth=1.8, marker=marker, markersize=4)
 
 
 def _scale(axes: "Axes", values: Column, panel: _Panel) -> None:
@@ -243,7 +243,7 @@ def _draw_bits(axes: "Axes", runs: Sequence[Run], panel: _Panel) -> None:
         _draw_lines(axes, who.replace("_", " "), [run.bits_per_byte.get(who) for run in runs], style)
     for number, run in enumerate(runs):
         if (value := run.bits_per_byte.get("student_after")) is not None:
-            axes.plot([run.last_step], [value], marker="D", markersize=7, color=_colour(number), clip_on=False)
+            axes.plot([run.last_step], [value], marker="D", markersize=7, color=_color(number), clip_on=False)
             if len(runs) == 1:  # several runs' numbers would lie on each other
                 _say(axes, run.last_step, value, f"after {value:.3f}", "right")
 
@@ -256,7 +256,7 @@ def _draw_lines(axes: "Axes", who: str, values: Sequence[float | None], style: A
         return
     for number, value in enumerate(values):
         if value is not None:
-            axes.axhline(value, color=_colour(number), linestyle=style, linewidth=1.3)
+            axes.axhline(value, color=_color(number), linestyle=style, linewidth=1.3)
 
 
 def _say(axes: "Axes", step: float, value: float, text: str, side: str) -> None:

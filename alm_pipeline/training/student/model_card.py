@@ -70,11 +70,11 @@ def _metadata(config: AlmConfig) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["distillation", "approximate-likelihood-matching", "alm-pipeline", *moved],
         datasets=datasets,
-        **_licence(config.student.model),
+        **_license(config.student.model),
     )
 
 
-def _licence(name: str) -> dict[str, Any]:
+def _license(name: str) -> dict[str, Any]:
     """What the card of the source model says of it; nothing where it has none."""
     file = model_folder(name) / CARD
     try:
@@ -162,7 +162,7 @@ def _data(told: Distilled) -> str:
             for why, n in part.dropped.items()
         ),
     ]
-    if made := told.results.get("initialisation"):
+    if made := told.results.get("initialization"):
         rows.append(["rows of the new embedding", ", ".join(f"{count:,} {how}" for how, count in made.items())])
     return f"## Data\n\n{_table(['what', 'how much'], rows)}"
 

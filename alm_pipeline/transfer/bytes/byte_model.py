@@ -24,7 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from alm_pipeline.transfer.bytes import modeling_ngram_bytes as carried
 from alm_pipeline.transfer.bytes.suffix_trie import suffix_trie
-from alm_pipeline.transfer.initialization import Initialisation
+from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.swap import swap_tokenizer
 from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
 from storage.errors import UserError
@@ -37,7 +37,7 @@ def put_on_bytes(
     model: PreTrainedModel,
     source: PreTrainedTokenizerFast,
     target: PreTrainedTokenizerFast,
-    initialisation: Initialisation | None = None,
+    initialization: Initialization | None = None,
     *,
     ngram_embeddings: bool,
     seed: int = 0,
@@ -48,7 +48,7 @@ def put_on_bytes(
     """
     ngrams = _ngram_rows(model, source) if ngram_embeddings else None
     untie(model)
-    counts = swap_tokenizer(model, source, target, initialisation or Initialisation(), seed).counts()
+    counts = swap_tokenizer(model, source, target, initialization or Initialization(), seed).counts()
     if ngrams:
         _attach(model, ngrams)
         counts["n-grams"] = len(ngrams[0])

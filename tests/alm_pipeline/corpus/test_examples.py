@@ -113,7 +113,7 @@ def test_texts_are_put_into_nfc_and_marked(tmp_path: Path) -> None:
     path.write_bytes(jsonl(*({"text": text} for text in FORMS)))
     found, dropped = examples(corpus(path))
     assert [example.text for example in found] == ["\u00e9t\u00e9", "\u00e9t\u00e9", "plain \u00c5", "Plain"]
-    assert [example.normalised for example in found] == [True, False, True, False]
+    assert [example.normalized for example in found] == [True, False, True, False]
     assert not dropped
     assert [example.text for example in examples(corpus(path, normalize=()))[0]] == FORMS
 
@@ -131,12 +131,12 @@ def test_other_forms(tmp_path: Path) -> None:
         examples(corpus(path, normalize=("nfx",)))
 
 
-def test_conversations_are_normalised(tmp_path: Path) -> None:
+def test_conversations_are_normalized(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "e\u0301"}, {"role": "assistant", "content": "a", "name": "e\u0301"}]
     (tmp_path / "a.jsonl").write_bytes(jsonl({"chat": turns}))
     found, _ = examples(corpus(tmp_path / "a.jsonl", messages="chat"))
     assert found[0].messages == [{"role": "user", "content": "\u00e9"}, turns[1]]
-    assert found[0].normalised
+    assert found[0].normalized
 
 
 def test_a_message_that_only_calls_tools_has_an_empty_content(tmp_path: Path) -> None:

@@ -148,9 +148,9 @@ def test_a_drawing_grows_with_its_chunks(url: str) -> None:
     sizes = [image.open(io.BytesIO(draw(picture(url, example)))).size for example in ("<b>0</b>", "chat")]
     assert sizes[0][0] == sizes[1][0] == 2400
     assert sizes[1][1] > sizes[0][1]  # the line of the role
-    colours = {colour for _, colour in image.open(io.BytesIO(draw(picture(url, "chat")))).getcolors(1 << 20)}
-    assert {(0xC4, 0xEC, 0xDF), (0xEE, 0xEE, 0xEE), (0xCF, 0xE8, 0xF9)} <= colours
-    assert (0xFB, 0xE2, 0xB0) not in colours
+    colors = {color for _, color in image.open(io.BytesIO(draw(picture(url, "chat")))).getcolors(1 << 20)}
+    assert {(0xC4, 0xEC, 0xDF), (0xEE, 0xEE, 0xEE), (0xCF, 0xE8, 0xF9)} <= colors
+    assert (0xFB, 0xE2, 0xB0) not in colors
 
 
 def test_what_no_font_has_is_spelt_out() -> None:

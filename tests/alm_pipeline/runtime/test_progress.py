@@ -45,7 +45,7 @@ def test_no_bars_where_there_is_no_terminal() -> None:
 def test_what_a_stage_tells_stands_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80)
-    with progress_bars(console), track("distil", 40, "steps") as advance:
+    with progress_bars(console), track("train", 40, "steps") as advance:
         advance(1, "loss 0.5, KL 0.1, lr 1e-4, 1,234 tokens/s, 3.1 GiB")
         assert progress._bars is not None
         progress._bars.refresh()

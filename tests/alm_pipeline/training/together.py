@@ -26,7 +26,7 @@ def train(content: dict[str, Any], root: str, folder: Path) -> None:
     """Four steps, from the checkpoint in `folder` on if there is one: leaves log.json, a model and `MIDDLE` there."""
     config = AlmConfig.model_validate(content)
     pipeline = Pipeline(config, root)
-    # as loaded: distil() would do the same in all processes
+    # as loaded: train() would do the same in all processes
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     teacher = None
     if config.objective.is_live:

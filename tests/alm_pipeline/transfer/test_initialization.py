@@ -1,4 +1,4 @@
-"""Every initialisation, held to loops in float64."""
+"""Every initialization, held to loops in float64."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.focus import LENGTHS, focus
 from alm_pipeline.transfer.focus_kernel import sparsemax_threshold
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.initialization import Initialisation, find_donor
+from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.omp import omp
 from alm_pipeline.transfer.swap import embedding_tables, swap_tokenizer
 from storage.errors import UserError
@@ -78,7 +78,7 @@ def test_a_models_tables_are_the_sums_that_the_method_says(
     model = with_bias(len(byte_level), tied)
     before = {table.name: table.value.detach().clone() for table in embedding_tables(model)}
     assert set(before) == {"model.embed_tokens.weight", "lm_head.bias"} | (set() if tied else {"lm_head.weight"})
-    setting = Initialisation(method, donor if method == "omp" else None, 3)
+    setting = Initialization(method, donor if method == "omp" else None, 3)
     transferred = swap_tokenizer(model, byte_level, target, setting)
     assert sum(transferred.counts().values()) == len(target) == model.config.vocab_size
     after = embedding_tables(model)
@@ -102,7 +102,7 @@ def test_all_methods_copy_the_same_and_count_the_rest(
     mapping = map_vocabulary(byte_level, target)
     new = len(target) - int(mapping.copied.sum())
     assert new > 50
-    (composition,) = Initialisation(method, donor if method == "omp" else None).compositions(mapping, 1)
+    (composition,) = Initialization(method, donor if method == "omp" else None).compositions(mapping, 1)
     for id_ in np.flatnonzero(mapping.copied):
         at = slice(composition.starts[id_], composition.starts[id_ + 1])
         assert (composition.ids[at].tolist(), composition.weights[at].tolist()) == ([mapping.pieces[id_][0]], [1.0])
@@ -116,7 +116,7 @@ def test_a_model_moved_to_its_own_tokenizer_is_the_same(
     method: Method, tied: bool, byte_level: PreTrainedTokenizerFast, llama_folder: str
 ) -> None:
     model, moved = (tiny.tiny_llama(len(byte_level), tied=tied) for _ in range(2))
-    setting = Initialisation(method, llama_folder if method == "omp" else None)
+    setting = Initialization(method, llama_folder if method == "omp" else None)
     assert swap_tokenizer(moved, byte_level, byte_level, setting).counts() == {"copied": len(byte_level)}
     ids = torch.arange(20)[None]
     torch.testing.assert_close(moved(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
@@ -223,7 +223,7 @@ def test_omp_rebuilds_a_source_that_is_the_donor_turned(
     theirs = AutoModelForCausalLM.from_pretrained(donor).get_input_embeddings().weight.detach().double()
     turn = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
     mapping = map_vocabulary(byte_level, target)
-    (composition,) = Initialisation("omp", donor, 32).compositions(mapping, 1)
+    (composition,) = Initialization("omp", donor, 32).compositions(mapping, 1)
     source = torch.zeros(len(byte_level), 32, dtype=torch.float64)
     for id_ in np.flatnonzero(mapping.copied):
         source[mapping.pieces[id_][0]] = theirs[id_] @ turn
@@ -244,7 +244,7 @@ def test_a_donor_has_the_targets_tokens(
     byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast, donor: str
 ) -> None:
     with pytest.raises(UserError, match="its tokenizer lacks"):
-        swap_tokenizer(tiny.tiny_llama(len(byte_level)), byte_level, sentencepiece, Initialisation("omp", donor))
+        swap_tokenizer(tiny.tiny_llama(len(byte_level)), byte_level, sentencepiece, Initialization("omp", donor))
 
 
 def test_a_source_tokenizer_that_is_not_the_models_is_refused(byte_level: PreTrainedTokenizerFast) -> None:

@@ -114,7 +114,7 @@ def test_the_pipeline_with_no_steps_is_the_transfer(
 ) -> None:
     """Gemma moved to a tokenizer that puts no <bos> in front: the pipeline makes one that does, and aligns with it."""
     student = config.student.model_copy(
-        update={"model": gemma_folder, "tokenizer": llama_folder, "initialisation": "focus"}
+        update={"model": gemma_folder, "tokenizer": llama_folder, "initialization": "focus"}
     )
     train = config.train.model_copy(update={"steps": 0})
     chosen = config.model_copy(update={"student": student, "train": train})
@@ -123,8 +123,8 @@ def test_the_pipeline_with_no_steps_is_the_transfer(
     bits = manifest.results["held_out_bits_per_byte"]
     assert bits["student_before"] == bits["student_after"]
     assert math.isfinite(bits["student_after"])
-    counts = transfer(gemma_folder, llama_folder, tmp_path / "moved", initialisation="focus")
-    assert manifest.results["initialisation"] == counts
+    counts = transfer(gemma_folder, llama_folder, tmp_path / "moved", initialization="focus")
+    assert manifest.results["initialization"] == counts
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (pipeline.student.path, tmp_path / "moved")]
     for name, value in models[0].state_dict().items():
         torch.testing.assert_close(value, models[1].state_dict()[name], rtol=0, atol=0)

@@ -76,10 +76,10 @@ def test_no_step_changes_the_result(text: str, name: str) -> None:
 
 
 def test_forms_that_undo_each_other() -> None:
-    normalise = TextNormalizer([form_named("nfc"), form_named("nfd")])
-    assert normalise("plain") == "plain"
+    normalize = TextNormalizer([form_named("nfc"), form_named("nfd")])
+    assert normalize("plain") == "plain"
     with pytest.raises(FormsDisagree):
-        normalise("\u00e9")
+        normalize("\u00e9")
 
 
 def test_no_forms_change_nothing() -> None:

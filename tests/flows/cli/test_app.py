@@ -104,7 +104,7 @@ def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_p
     _forget_student(config, str(tmp_path))
     assert pipeline.student.manifest() is None
     assert pipeline.scores.manifest() is not None
-    assert pipeline.distil() == first
+    assert pipeline.train() == first
 
 
 def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -> None:

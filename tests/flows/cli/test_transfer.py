@@ -12,7 +12,7 @@ def test_a_transfer_says_its_counts_and_compares(
     llama_folder: str, gemma_folder: str, corpus_url: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "moved"
-    options = ["--initialisation", "mean", "--corpus", corpus_url, "--examples", "5"]
+    options = ["--initialization", "mean", "--corpus", corpus_url, "--examples", "5"]
     result = CliRunner().invoke(app, ["transfer", llama_folder, gemma_folder, str(folder), *options])
     assert result.exit_code == 0, result.output
     assert " copied, " in result.stdout

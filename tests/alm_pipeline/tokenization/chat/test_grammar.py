@@ -121,8 +121,8 @@ def test_a_template_that_always_prompts_is_learnt_as_one_that_does_not(name: str
     template, special, begin, end = TEMPLATES[name]
     prompting = ChatTemplate(with_template(template + "{{ " + repr(prompt) + " }}", special, begin, end))
     usual, found = parts(name, TWO_ROUNDS), parts_of(prompting, TWO_ROUNDS)
-    labelled = [part for part in usual if not part.startswith("-")]
-    assert [part for part in found if not part.startswith("-")] == labelled
+    labeled = [part for part in usual if not part.startswith("-")]
+    assert [part for part in found if not part.startswith("-")] == labeled
 
 
 def test_ends_that_truncation_does_not_show_are_not_guessed() -> None:

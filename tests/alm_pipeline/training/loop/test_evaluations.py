@@ -74,7 +74,7 @@ def test_training_is_the_same_to_the_bit_with_and_without_evaluation(pipeline: R
     often = pipeline("often", {"dtype": dtype}, EvaluationConfig(steps=1, max_examples=5, samples=2, sample_tokens=3))
     seldom = pipeline("seldom", {"dtype": dtype}, EvaluationConfig(steps=1000, samples=0))
     assert often.student.name == seldom.student.name
-    files = [each.distil().files for each in (often, seldom)]
+    files = [each.train().files for each in (often, seldom)]
     for name in ("model.safetensors", "metrics.parquet"):
         assert files[0][name] == files[1][name]
     assert evaluations(often)["step"].to_list() == [0, 1, 2, 3, 4, 5, 6]
@@ -83,7 +83,7 @@ def test_training_is_the_same_to_the_bit_with_and_without_evaluation(pipeline: R
 
 def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
     run = pipeline("rows", evaluation=EvaluationConfig(steps=4, samples=2, sample_tokens=6))
-    bits = run.distil().results["held_out_bits_per_byte"]
+    bits = run.train().results["held_out_bits_per_byte"]
     rows = evaluations(run)
     assert rows["step"].to_list() == [0, 4, 6]
     assert bits["student_before"] == rows["bits_per_byte"][0]
@@ -107,9 +107,9 @@ def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
 
 def test_a_few_examples_are_drawn_and_the_manifest_is_of_all(pipeline: Run) -> None:
     run = pipeline("few", {"steps": 2}, EvaluationConfig(max_examples=3, samples=0))
-    bits = run.distil().results["held_out_bits_per_byte"]
+    bits = run.train().results["held_out_bits_per_byte"]
     whole = pipeline("all", {"steps": 2}, EvaluationConfig(max_examples=None, samples=0))
-    assert bits == whole.distil().results["held_out_bits_per_byte"]
+    assert bits == whole.train().results["held_out_bits_per_byte"]
     assert evaluations(run)["examples"].to_list() == [3, 3]
     drawn, again, every = (HeldOut.of(run.caches, most) for most in (3, 3, None))
     assert {k: ids.to_pylist() for k, ids in drawn.ids.items()} == {k: ids.to_pylist() for k, ids in again.ids.items()}
@@ -138,13 +138,13 @@ def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
     """`_save_checkpoint` comes between an evaluation and its checkpoint."""
     train = {"ema": 0.5, "keep_checkpoints": 2, "learning_rate": 3e-2}
     unbroken, resumed = (pipeline(name, train, DECIDING) for name in ("unbroken", "resumed"))
-    unbroken.distil()
+    unbroken.train()
     with monkeypatch.context() as patch:
         patch.setattr(AlmTrainer, where, killing(getattr(AlmTrainer, where), step))
         with pytest.raises(Killed):
-            resumed.distil()
+            resumed.train()
     assert (resumed.student.path / stage.CHECKPOINTS).is_dir()
-    resumed.distil()
+    resumed.train()
     assert contents(unbroken.student.path) == contents(resumed.student.path)
 
 
@@ -152,7 +152,7 @@ def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
 def test_the_best_student_is_kept(pipeline: Run, ema: float | None) -> None:
     train = {"learning_rate": 0.3, "ema": ema, "warmup_steps": 3}
     run = pipeline("best", train, EvaluationConfig(steps=1, samples=0, student="best"))
-    bits = run.distil().results["held_out_bits_per_byte"]
+    bits = run.train().results["held_out_bits_per_byte"]
     trained = evaluations(run).filter(pl.col("step") > 0)
     assert trained["bits_per_byte"].min() < trained["bits_per_byte"][-1]
     assert bits["student_after"] == trained["bits_per_byte"].min()
@@ -166,9 +166,9 @@ def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(stage, "save_student", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run.distil()
+            run.train()
     assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-3"]
-    run.distil()
+    run.train()
     assert evaluations(run)["step"].to_list() == [0, 1, 2, 3]
     assert pl.read_parquet(run.student.path / "metrics.parquet")["step"].to_list() == [1, 2, 3]
 
@@ -176,15 +176,15 @@ def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pyte
 def test_an_average_is_another_student(pipeline: Run) -> None:
     plain, averaged = (pipeline("one", {"ema": ema}) for ema in (None, 0.9))
     assert plain.student.name != averaged.student.name
-    assert plain.distil().files["model.safetensors"] != averaged.distil().files["model.safetensors"]
+    assert plain.train().files["model.safetensors"] != averaged.train().files["model.safetensors"]
 
 
 def test_settings_that_only_watch_find_the_finished_student(pipeline: Run) -> None:
     run = pipeline("watch", {"steps": 2})
-    manifest = run.distil()
+    manifest = run.train()
     for evaluation in (EvaluationConfig(steps=1, max_examples=2, score="kl"), EvaluationConfig(samples=0)):
         train = {"steps": 2, "keep_checkpoints": 3, "diverged_at": 5.0}
-        assert pipeline("watch", train, evaluation).distil() == manifest
+        assert pipeline("watch", train, evaluation).train() == manifest
     names = {pipeline("watch", {"steps": 2}, each).student.name for each in _CHOOSING}
     assert len({run.student.name, *names}) == 1 + len(_CHOOSING)
 
@@ -213,7 +213,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_examples(
     with monkeypatch.context() as patch:
         patch.setattr(AlmTrainer, "compute_loss", poisoned)
         with pytest.raises(UserError, match="training stopped at step 4: the loss is nan") as raised:
-            run.distil()
+            run.train()
     named = str(raised.value).split("examples are ")[1].split(": look")[0].split(", ")
     texts = texts_of(run)
     tokenizer = AutoTokenizer.from_pretrained(run.config.student.model)
@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_examples(
     batch = tokenizer.decode(seen[0].flatten())
     assert {name for name, text in texts.items() if text in batch} == set(named)
     assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
-    assert run.distil().files == unbroken.distil().files
+    assert run.train().files == unbroken.train().files
 
 
 def texts_of(run: Pipeline) -> dict[str, str]:
@@ -258,7 +258,7 @@ def test_weights_that_are_no_numbers_are_not_saved(pipeline: Run, monkeypatch: p
     monkeypatch.setattr(AlmTrainer, "finish_step", spoiled)
     run = pipeline("spoiled")
     with pytest.raises(UserError, match="step 4: weights are infinite"):
-        run.distil()
+        run.train()
     assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
 
 

@@ -188,7 +188,7 @@ def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, m
 
     monkeypatch.setattr(stage, "train_student", counted)
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).distil(), range(2)))
+        both = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).train(), range(2)))
     assert both[0] == both[1]
     assert len(trained_at) == 1
 
@@ -213,8 +213,8 @@ def test_a_student_learns_its_teacher(config: AlmConfig, tmp_path: Path) -> None
     results = pipeline.run().results
     metrics = pl.read_parquet(pipeline.student.path / "metrics.parquet")
     assert metrics["kl"].tail(5).mean() < 0.7 * metrics["kl"].head(5).mean()
-    assert set(results["initialisation"]) <= {"copied", "composed", "drawn"}
-    assert sum(results["initialisation"].values()) == 320
+    assert set(results["initialization"]) <= {"copied", "composed", "drawn"}
+    assert sum(results["initialization"].values()) == 320
     model = AutoModelForCausalLM.from_pretrained(pipeline.student.path)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.student.path)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == 320
@@ -304,5 +304,5 @@ def test_checkpoints_that_a_kill_left_beside_the_manifest_go(config: AlmConfig, 
     left = Path(pipeline.student.url) / "checkpoints" / "checkpoint-6" / "model.safetensors"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x")
-    assert Pipeline(config, str(tmp_path)).distil() == manifest
+    assert Pipeline(config, str(tmp_path)).train() == manifest
     assert not pipeline.student.has("checkpoints")

@@ -159,7 +159,7 @@ def with_terms(pipeline: Pipeline, root: Path, terms: dict[Term, float], **train
 def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, term: Term) -> None:
     """Of other widths and vocabularies: what projects is no part of the student."""
     learned = with_terms(pipeline, tmp_path, {"alm": 1.0, term: 0.5}, steps=40, learning_rate=3e-3)
-    learned.distil()
+    learned.train()
     metrics = pl.read_parquet(learned.student.path / "metrics.parquet")
     assert metrics[term].tail(5).mean() < 0.9 * metrics[term].head(5).mean()
     np.testing.assert_allclose(metrics["loss"], metrics["alm"] + 0.5 * metrics[term], rtol=1e-5)
@@ -180,8 +180,8 @@ def test_a_run_with_projections_is_resumed_to_the_bit(
     with monkeypatch.context() as patch:
         patch.setattr(training._Watcher, "on_step_end", kill_at(4))
         with pytest.raises(Killed):
-            killed.distil()
-    killed.distil()
+            killed.train()
+    killed.train()
     assert contents(unbroken.student.path) == contents(killed.student.path)
 
 

@@ -42,12 +42,12 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(config: AlmCo
     killer = threading.Thread(target=kill_second_process, args=(checkpoint,))
     killer.start()
     with pytest.raises(RuntimeError, match=r"training process 1 was killed \(SIGKILL\), which ended the others"):
-        pipeline.distil()
+        pipeline.train()
     killer.join()
     assert set(psutil.Process().children(recursive=True)) <= set(before)
     (left,) = (pipeline.student.path / "checkpoints").glob("checkpoint-*")
     assert pipeline.student.manifest() is None
-    manifest = pipeline.distil()
+    manifest = pipeline.train()
     assert manifest == pipeline.student.manifest()
     assert "student_after" in manifest.results["held_out_bits_per_byte"]
     assert not left.exists()
@@ -57,7 +57,7 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(config: AlmCo
 def test_a_users_error_in_a_process_is_the_pipelines(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = pipeline_of(config, tmp_path, freeze=("nothing.like.this",))
     with pytest.raises(UserError, match=r"^train.freeze: nothing.like.this matches no parameter"):
-        pipeline.distil()
+        pipeline.train()
 
 
 STUBBORN = """

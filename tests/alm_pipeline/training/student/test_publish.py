@@ -74,7 +74,7 @@ def test_a_run_that_the_hub_refused_publishes_when_run_again_without_training(
     again = Pipeline(config, finished.root)
     assert again.student.name == finished.student.name
     monkeypatch.setattr(publishing, "HfApi", lambda: client(server))
-    monkeypatch.setattr("alm_pipeline.training.stage._distil", None)  # calling it would fail
+    monkeypatch.setattr("alm_pipeline.training.stage._train_and_save", None)  # calling it would fail
     server.refuses = 401
     with pytest.raises(UserError, match="nothing is trained again"):
         again.run()

@@ -11,7 +11,7 @@ from alm_pipeline.config import BYTES, AlmConfig, ObjectiveConfig, StudentConfig
 from alm_pipeline.config.overrides import override
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.report import summarise
+from alm_pipeline.report import summarize
 from alm_pipeline.training.stage import initial_student
 from storage.errors import UserError
 from tests.alm_pipeline.training.loop.test_train import contents, trained
@@ -29,13 +29,13 @@ def to_bytes(config: AlmConfig, *, ngram_embeddings: bool, steps: int = 6) -> Al
 def test_a_byte_level_student_is_made_and_learns(config: AlmConfig, tmp_path: Path, ngram_embeddings: bool) -> None:
     pipeline = Pipeline(to_bytes(config, ngram_embeddings=ngram_embeddings, steps=40), str(tmp_path))
     pipeline.run()
-    summary = summarise(pipeline)
+    summary = summarize(pipeline)
     assert summary.aligned_share == 1.0
     assert summary.student_tokens == summary.text_bytes
     assert summary.bits_per_byte
     assert summary.bits_per_byte["student_after"] < summary.bits_per_byte["student_before"]
-    assert summary.initialisation["copied"] == 256 + 3
-    assert summary.initialisation.get("n-grams", 0) == (397 if ngram_embeddings else 0)
+    assert summary.initialization["copied"] == 256 + 3
+    assert summary.initialization.get("n-grams", 0) == (397 if ngram_embeddings else 0)
     metrics = pl.read_parquet(pipeline.student.path / "metrics.parquet")
     for term in OBJECTIVE.terms:
         assert metrics[term].tail(5).mean() < metrics[term].head(5).mean()
