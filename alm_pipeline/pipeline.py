@@ -15,12 +15,13 @@ imported by the stages that do: processes that tokenize and align start without 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
-from alm_pipeline.models.files import common_forms, context_length, load_tokenizer, vocabulary_rows
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source
 from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
@@ -28,6 +29,9 @@ from alm_pipeline.provenance import provenance
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
+
+if TYPE_CHECKING:
+    from alm_pipeline.training.distillation import Distillation
 
 Side = Literal["teacher", "student"]
 _SIDES: tuple[Side, Side] = ("teacher", "student")
@@ -39,6 +43,11 @@ class Pipeline:
 
     def __init__(self, config: AlmConfig, root: str) -> None:
         self.config, self.root = config, root
+        self.teacher = ModelReference(config.teacher, config.trust_remote_code)
+        """the teacher by name"""
+        is_own_teacher = config.student.model == config.teacher
+        self.source = self.teacher if is_own_teacher else ModelReference(config.student.model, config.trust_remote_code)
+        """the student's model before it gets its tokenizer"""
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
@@ -52,7 +61,7 @@ class Pipeline:
     def _corpus(self) -> CorpusConfig:
         # a token covers at least one byte, so what has no more bytes than the context has tokens always fits;
         # a few are left for the special tokens around it. The teacher scores what is longer in windows
-        length = context_length(self.config.student.model)
+        length = self.source.context_length
         most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
         return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
@@ -62,9 +71,8 @@ class Pipeline:
         if setting != "auto":
             return setting
         # a tokenizer that is made here takes texts as they are
-        own = self.config.student.tokenizer or self.config.student.model
-        names = [self.config.teacher, *([own] if isinstance(own, str) and own != BYTES else [])]
-        return common_forms(names)
+        tokenizers = [self.teacher.tokenizer, *([self.named_tokenizer] if self.named_tokenizer else [])]
+        return common_forms(tokenizers)
 
     @cached_property
     def examples(self) -> Dataset:
@@ -73,23 +81,34 @@ class Pipeline:
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
         """The tokenizer that the run makes: trained, of bytes, or with the model's special tokens; None: as it is."""
-        setting, model = self.config.student.tokenizer, self.config.student.model
+        setting, source = self.config.student.tokenizer, self.source.tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return self._told(tokenizer_folder(self._corpus, setting, model, self.root))
-        if setting is None:
+            return self._told(tokenizer_folder(self._corpus, setting, source, self.root))
+        named = self.named_tokenizer
+        if setting is None or named is None:
             return None
-        sides = load_tokenizer(model), load_tokenizer(setting)
-        exchanges = keeps_source(*sides, self.config.student.special_tokens)
-        return self._told(exchanged_folder(setting, model, self.root)) if exchanges else None
+        exchanges = keeps_source(source.fast, named.fast, self.config.student.special_tokens)
+        return self._told(exchanged_folder(named, source, self.root)) if exchanges else None
 
-    def tokenizer(self, side: Side) -> str:
-        """The name or folder of a side's tokenizer; the student's may have to be made first."""
-        if side == "teacher":
-            return self.config.teacher
-        if self.made_tokenizer:
-            return str(self.made_tokenizer.fetch())
+    @cached_property
+    def named_tokenizer(self) -> LoadedTokenizer | None:
+        """The tokenizer that the configuration names for the student; None if it is made by the run."""
         setting = self.config.student.tokenizer
-        return setting if isinstance(setting, str) else self.config.student.model
+        if setting is None or setting == self.source.name:
+            return self.source.tokenizer
+        return LoadedTokenizer(setting) if isinstance(setting, str) and setting != BYTES else None
+
+    @cached_property
+    def student_tokenizer(self) -> LoadedTokenizer:
+        """The student's tokenizer, which may have to be made first."""
+        if self.made_tokenizer:
+            return LoadedTokenizer(str(self.made_tokenizer.fetch()))
+        assert self.named_tokenizer
+        return self.named_tokenizer
+
+    def tokenizer(self, side: Side) -> LoadedTokenizer:
+        """A side's tokenizer; the student's may have to be made first."""
+        return self.teacher.tokenizer if side == "teacher" else self.student_tokenizer
 
     def tokens(self, side: Side) -> Dataset:
         # kept, and so given to processes that share the work: they must not look at a tokenizer of their own
@@ -100,10 +119,7 @@ class Pipeline:
 
     def _max_tokens(self, side: Side) -> int | None:
         """The student's context; the teacher scores what is longer than its own in windows."""
-        return None if side == "teacher" else context_length(self.config.student.model)
-
-    def _model(self, side: Side | str) -> str:
-        return self.config.teacher if side == "teacher" else self.config.student.model
+        return None if side == "teacher" else self.source.context_length
 
     @cached_property
     def alignments(self) -> Dataset:
@@ -121,7 +137,7 @@ class Pipeline:
     def scores(self) -> Dataset:
         from alm_pipeline.scoring.stage import scores_dataset
 
-        return self._told(scores_dataset(self.tokens("teacher"), self.config.teacher, self.config.score))
+        return self._told(scores_dataset(self.tokens("teacher"), self.teacher, self.config.score))
 
     @cached_property
     def caches(self) -> Mapping[str, Dataset]:
@@ -136,9 +152,16 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
-        from alm_pipeline.training.stage import student_folder
+        return self._told(self.distillation.student_folder())
 
-        return self._told(student_folder(self.caches, self.config, self.tokenizer("student"), self.stored_pair_biases))
+    @cached_property
+    def distillation(self) -> "Distillation":
+        """What the student is made from."""
+        from alm_pipeline.training.distillation import Distillation
+
+        return Distillation(
+            self.config, self.caches, self.teacher, self.source, self.student_tokenizer, self.stored_pair_biases
+        )
 
     def shard(self) -> Manifest:
         """Read the corpus, and write its examples in shards."""
@@ -152,21 +175,22 @@ class Pipeline:
         from alm_pipeline.transfer.initialization import Initialization
 
         Initialization.of(self.config.student)
-        setting, model = self.config.student.tokenizer, self.config.student.model
+        setting, source = self.config.student.tokenizer, self.source.tokenizer
         if not self.made_tokenizer or setting is None:
             return None
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return write_tokenizer(self.made_tokenizer, self._corpus, setting, model)
-        return write_exchanged(self.made_tokenizer, setting, model)
+            return write_tokenizer(self.made_tokenizer, self._corpus, setting, source)
+        assert self.named_tokenizer
+        return write_exchanged(self.made_tokenizer, self.named_tokenizer, source)
 
     def tokenize(self, side: Side, shards: Sequence[int] | None = None) -> Manifest | None:
         """Encode the examples with one side's tokenizer, or these shards of them.
 
         Raises UserError when the tokenizer has ids that its model has no embedding for: better now than after scoring.
         """
-        name = self.tokenizer(side)
-        rows = vocabulary_rows(name) if name == self._model(side) else None
-        return tokenize(self.examples, self.tokens(side), name, self._max_tokens(side), shards, rows)
+        tokenizer, model = self.tokenizer(side), self.teacher if side == "teacher" else self.source
+        rows = model.vocabulary_rows if tokenizer.name == model.name else None
+        return tokenize(self.examples, self.tokens(side), tokenizer, self._max_tokens(side), shards, rows)
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or these shards of them."""
@@ -184,14 +208,7 @@ class Pipeline:
         """Let the teacher score its tokens, or these shards of them."""
         from alm_pipeline.scoring.stage import score
 
-        return score(
-            self.tokens("teacher"),
-            self.scores,
-            self.config.teacher,
-            self.config.score,
-            shards,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
 
     def train(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes where the configuration has it."""
@@ -203,7 +220,7 @@ class Pipeline:
             count = processes_here(self.config.train)
             if count > 1:
                 train_in_processes(self.config, self.root, count)
-        return train(self.caches, self.config, self.tokenizer("student"), self.student, self.stored_pair_biases)
+        return train(self.distillation, self.student)
 
     def publish(self) -> str | None:
         """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""

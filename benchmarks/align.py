@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardTokens, align
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents

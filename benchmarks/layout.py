@@ -19,6 +19,8 @@ import torch
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.config.recipes import GEMMA3, SMOLLM2
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.merging import merged_chunks
 from alm_pipeline.objective.divergences import binary_cross_entropy
@@ -58,9 +60,9 @@ def main() -> None:
 
 def prepared(root: str, documents: list[str], teacher: str, student: str, name: str) -> tuple[Dataset, ...]:
     examples = text_examples(Path(root), [documents], name)
-    sides = [tokens_dataset(examples, each, None) for each in (teacher, student)]
+    sides = [tokens_dataset(examples, LoadedTokenizer(each), None) for each in (teacher, student)]
     for side, tokenizer in zip(sides, (teacher, student), strict=True):
-        tokenize(examples, side, tokenizer, None)
+        tokenize(examples, side, LoadedTokenizer(tokenizer), None)
     alignments = alignments_dataset(*sides, examples.label)
     align_datasets(*sides, alignments)
     return *sides, alignments
@@ -90,8 +92,8 @@ def column_sizes(content: bytes) -> dict[str, int]:
 
 def scores(tokens: Dataset, model: str) -> pa.Table:
     config = ScoreConfig(mantissa_bits=23)
-    written = scores_dataset(tokens, model, config)
-    score(tokens, written, model, config)
+    written = scores_dataset(tokens, ModelReference(model), config)
+    score(tokens, written, ModelReference(model), config)
     return written.read_shard(0)
 
 

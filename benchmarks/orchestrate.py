@@ -29,7 +29,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
@@ -181,8 +181,8 @@ def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
 
 @lru_cache(1)
 def fast_encoder(tokenizer: str) -> ByteEncoder:
-    encoder = ByteEncoder(load_tokenizer(tokenizer), None)
-    encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+    encoder = ByteEncoder(LoadedTokenizer(tokenizer), None)
+    encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard)
     return encoder
 
 

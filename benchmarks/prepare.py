@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
@@ -37,16 +37,15 @@ def main() -> None:
     normalize = TextNormalizer([NFC])
     documents = [normalize(text) for text in mixed_documents(options.megabytes)]
     started = time.perf_counter()
-    encoders = {name: ByteEncoder(load_tokenizer(name)) for name in names}
+    encoders = {name: ByteEncoder(LoadedTokenizer(name)) for name in names}
     engines = {
-        each.standard: KitokenEngine(each.tokenizer.backend_tokenizer, each.view, each.standard)
+        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard)
         for each in encoders.values()
     }
     print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
     with (
         tempfile.TemporaryDirectory() as root,
-        patch.object(stage, "load_tokenizer", lambda name: name),
-        patch.object(stage, "ByteEncoder", lambda name, _: encoders[name]),
+        patch.object(stage, "ByteEncoder", lambda tokenizer, _: encoders[tokenizer.name]),
         patch.object(stage, "KitokenEngine", lambda tokenizer, view, standard: engines[standard]),
     ):
         prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, fast=False)  # compiles
@@ -123,7 +122,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def encode(encoders: dict[str, ByteEncoder], documents: list[str]) -> None:
     for encoder in encoders.values():
-        backend = encoder.tokenizer.backend_tokenizer
+        backend = encoder.tokenizer.encoding_backend
         for start in range(0, len(documents), BATCH):
             backend.encode_batch_fast(documents[start : start + BATCH])
 
@@ -137,9 +136,9 @@ def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], *, fast: bool) 
         sides = []
         for name, encoder in encoders.items():
             encoder.engine = encoder.standard
-            sides.append(stage.tokens_dataset(examples, name, None))
+            sides.append(stage.tokens_dataset(examples, LoadedTokenizer(name), None))
             sides[-1] = Dataset(root, sides[-1].kind, sides[-1].label, sides[-1].identity)
-            stage.tokenize(examples, sides[-1], name, None)
+            stage.tokenize(examples, sides[-1], LoadedTokenizer(name), None)
         align_datasets(*sides, alignments_dataset(*sides, examples.label))
 
 

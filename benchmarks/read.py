@@ -24,6 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring.stage import round_mantissa
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -112,8 +113,8 @@ def prepare(options: argparse.Namespace, root: Path) -> Caches:
     sides = []
     for name in (options.teacher, options.student):
         folder = str(tokenizer_folder(name))
-        sides.append(tokens_dataset(examples, folder, None))
-        tokenize(examples, sides[-1], folder, None)
+        sides.append(tokens_dataset(examples, LoadedTokenizer(folder), None))
+        tokenize(examples, sides[-1], LoadedTokenizer(folder), None)
     alignments = alignments_dataset(*sides, examples.label)
     align_datasets(*sides, alignments)
     scores = Dataset(examples.root, Kind.TEACHER_SCORES, examples.label, {"tokens": sides[0].name})

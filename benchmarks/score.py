@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models.files import load_tokenizer
 from alm_pipeline.models.loading import matmul_precision
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.scoring.scorer import Scorer
 from benchmarks.corpus import mixed_documents
 
@@ -30,7 +31,9 @@ PIECE_POSITIONS = 1024
 
 def main() -> None:
     options = arguments()
-    scorer = Scorer.load(options.model, ScoreConfig(dtype=options.dtype, batch_tokens=options.batch_tokens))
+    scorer = Scorer.load(
+        ModelReference(options.model), ScoreConfig(dtype=options.dtype, batch_tokens=options.batch_tokens)
+    )
     examples = tokenized(options.model, options.tokens)
     limit = Limit(scorer, examples)
     real, padded = sum(map(len, examples)), sum(batch.numel() for batch, _ in limit.batches)

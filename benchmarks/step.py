@@ -21,8 +21,9 @@ from torch import Tensor
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig
 from alm_pipeline.config.recipes import recipe
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model, matmul_precision
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.alm import chunk_logprobs
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
@@ -30,7 +31,6 @@ from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.terms import micro_batch_losses
-from alm_pipeline.training.stage import initial_student
 
 Batch = dict[str, Tensor]
 OBJECTIVE = ObjectiveConfig(temperature=5.0)
@@ -77,13 +77,13 @@ class Run:
     """A student and what trains it; with a teacher where one is to be in memory."""
 
     def __init__(self, config: AlmConfig, live: bool) -> None:
-        self.student, _ = initial_student(config, config.student.model)
-        self.vocabulary = Vocabulary.of(self.student, config.student.model)
+        self.student = load_model(config.student.model, "float32")
+        self.vocabulary = HeadVocabulary.of(self.student, LoadedTokenizer(config.student.model))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
         self.teacher = None
         if live:
             model = load_model(config.teacher, "bfloat16")
-            self.teacher_vocabulary = Vocabulary.of(model, config.teacher)
+            self.teacher_vocabulary = HeadVocabulary.of(model, LoadedTokenizer(config.teacher))
             self.teacher = LiveTeacher(model, self.teacher_vocabulary.rows)
 
     def step(self, batch: Batch) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.transfer.bytes.modeling_ngram_bytes import LONGEST, Ngrams
 from alm_pipeline.transfer.bytes.suffix_trie import suffix_trie
 from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling

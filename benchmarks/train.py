@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import TrainConfig
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
-from alm_pipeline.training.stage import initial_student
 from benchmarks.step import prepared
 
 Batch = dict[str, Tensor]
@@ -112,9 +112,9 @@ def main() -> None:
         changes = {"steps": options.steps + 2, "checkpoint_steps": options.steps + 3, "warmup_steps": 0}
         given = {"batch_tokens": options.batch_tokens, "row_tokens": options.row_tokens}
         train = config.train.model_copy(update=changes | {name: value for name, value in given.items() if value})
-        trained, other = (initial_student(config, config.student.model)[0] for _ in range(2))
+        trained, other = (pipeline.distillation.initial_student()[0] for _ in range(2))
         stream = Timed(BatchStream(pipeline.caches, config.objective, train), Bare(other, train))
-        vocabulary = Vocabulary.of(trained, config.student.model)
+        vocabulary = HeadVocabulary.of(trained, LoadedTokenizer(config.student.model))
         flops = forward_flops(stream.bare, next(iter(stream.stream)))
         train_student(
             trained, lambda *_: stream, vocabulary, config.objective, train, Path(scratch, "checkpoints"), lambda: None

@@ -16,6 +16,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
@@ -73,7 +74,7 @@ def sides(name: str) -> Sides:
     own, converted = (encode(each, (*TEXTS, LONG)) for each in (tokenizer, conversion))
     control = {token.content: token.special for token in conversion.added_tokens_decoder.values()}
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return Sides(*own, *converted, control, special, first_difference_of(ByteEncoder(tokenizer)))
+    return Sides(*own, *converted, control, special, first_difference_of(ByteEncoder(LoadedTokenizer.of(tokenizer))))
 
 
 def first_difference_of(encoder: ByteEncoder) -> str | None:
@@ -84,7 +85,7 @@ def first_difference_of(encoder: ByteEncoder) -> str | None:
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Side, Side]:
     """All texts but the last, and the last."""
-    encoder = ByteEncoder(tokenizer)
+    encoder = ByteEncoder(LoadedTokenizer.of(tokenizer))
     return side(encoder, texts[:-1]), side(encoder, texts[-1:])
 
 

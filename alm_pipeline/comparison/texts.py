@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
-from alm_pipeline.models.files import common_forms, context_length, load_tokenizer
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.tokenization.encoder import ByteEncoder
@@ -34,11 +35,16 @@ class Comparison:
     """texts by the reason for which they were not compared"""
 
 
-class _Reader(NamedTuple):
-    """A model, or a member of an ensemble, and whose tokenizer reads for it; both by name."""
+@dataclass(frozen=True)
+class _Reader:
+    """A model, or a member of an ensemble, and the tokenizer that reads for it."""
 
-    model: str
-    tokenizer: str
+    model: ModelReference
+    tokenizer_name: str
+
+    @cached_property
+    def tokenizer(self) -> LoadedTokenizer:
+        return LoadedTokenizer(self.tokenizer_name)
 
 
 def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
@@ -61,13 +67,11 @@ def compare_models(
     """
     if corpus.messages is not None:
         raise UserError("corpus.messages: models are compared on texts: set corpus.text")
-    readers = {name: _readers(name) for name in models}
+    readers = {name: _readers(name, trust_remote_code) for name in models}
     every = list(dict.fromkeys(chain.from_iterable(readers.values())))
     dropped: Counter[str] = Counter()
     texts = [example.text for example in iter_examples(_fitting(corpus, every), dropped) if example.text is not None]
-    batches = {
-        each: ByteEncoder(load_tokenizer(each.tokenizer), context_length(each.model)).encode(texts) for each in every
-    }
+    batches = {reader: ByteEncoder(reader.tokenizer, reader.model.context_length).encode(texts) for reader in every}
     reasons = [
         next(filter(None, row), None) for row in zip(*(batch.dropped for batch in batches.values()), strict=True)
     ]
@@ -78,24 +82,30 @@ def compare_models(
     bits = [
         _ensemble_bits(name, [texts[row] for row in kept])
         if ensemble_file(name)
-        else _bits(readers[name][0].model, batches[readers[name][0]], kept, score, trust_remote_code)
+        else _bits(readers[name][0].model, batches[readers[name][0]], kept, score)
         for name in models
     ]
     return Comparison(tuple(bits), len(kept), sum(len(texts[row].encode()) for row in kept), dict(dropped))
 
 
-def _readers(name: str) -> list[_Reader]:
+def _readers(name: str, trust_remote_code: bool) -> list[_Reader]:
     file = ensemble_file(name)
     if file is None:
-        return [_Reader(local_name(name), local_name(name))]
-    members = [(member.model, member.tokenizer or member.model) for member in read_config(file).members]
-    return [_Reader(*map(local_name, names)) for names in members]
+        folder = local_name(name)
+        return [_Reader(ModelReference(folder, trust_remote_code), folder)]
+    return [
+        _Reader(
+            ModelReference(local_name(member.model), member.trust_remote_code),
+            local_name(member.tokenizer or member.model),
+        )
+        for member in read_config(file).members
+    ]
 
 
 def _fitting(corpus: CorpusConfig, readers: Sequence[_Reader]) -> CorpusConfig:
     """Texts in a form that all tokenizers leave as it is, and that fit the shortest context, a byte a token."""
-    lengths = [length - 8 for length in (context_length(each.model) for each in readers) if length]
-    forms = common_forms(each.tokenizer for each in readers) if corpus.normalize == "auto" else corpus.normalize
+    lengths = [length - 8 for length in (reader.model.context_length for reader in readers) if length]
+    forms = common_forms(reader.tokenizer for reader in readers) if corpus.normalize == "auto" else corpus.normalize
     return corpus.model_copy(update={"normalize": forms, "max_bytes": min([corpus.max_bytes, *lengths])})
 
 
@@ -103,14 +113,11 @@ def _ensemble_bits(name: str, texts: Sequence[str]) -> float:
     return text_bits_per_byte(score_texts(load_ensemble(name), texts))
 
 
-def _bits(
-    model: str, batch: EncodedBatch, kept: Sequence[int], score: ScoreConfig | None, trust_remote_code: bool
-) -> float:
+def _bits(model: ModelReference, batch: EncodedBatch, kept: Sequence[int], score: ScoreConfig | None) -> float:
     rows = [slice(batch.offsets[row], batch.offsets[row + 1]) for row in kept]
     ids = [batch.token_ids[row] for row in rows]
-    with track(f"score {model}", sum(map(len, ids)), "tokens") as advance:
-        scorer = Scorer.load(model, score or ScoreConfig(), trust_remote_code=trust_remote_code)
-        scores = scorer.score(ids, advance)
+    with track(f"score {model.name}", sum(map(len, ids)), "tokens") as advance:
+        scores = Scorer.load(model, score or ScoreConfig()).score(ids, advance)
     tokens = np.concatenate([np.arange(row.start, row.stop) for row in rows])
     logprobs = np.concatenate([example.logprobs for example in scores])
     return bits_per_byte(logprobs, batch.byte_lengths[tokens], batch.kinds[tokens])

@@ -14,9 +14,11 @@ from alm_pipeline.ensemble.members import AlignedMember, Member, RetokenizedMemb
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing, same_vocabulary
-from alm_pipeline.models.files import length_in, load_tokenizer
-from alm_pipeline.models.loading import embedding_rows, load_model
+from alm_pipeline.models.files import length_in
+from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.output_head import check_output_head
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
 from alm_pipeline.vocabulary.framing import put_around
@@ -69,9 +71,9 @@ def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
 
 
 def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    name = local_name(member.model)
-    model = load_model(name, member.dtype, trust_remote_code=member.trust_remote_code, device=member.device)
-    return model, load_tokenizer(local_name(member.tokenizer) if member.tokenizer else name)
+    reference = ModelReference(local_name(member.model), member.trust_remote_code)
+    model = reference.load(member.dtype, device=member.device)
+    return model, load_tokenizer(local_name(member.tokenizer)) if member.tokenizer else reference.tokenizer.fast
 
 
 def local_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which held-out examples a student is evaluated on."""
+"""The held-out examples of a distillation, read once: each shard of the caches is opened a single time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,70 +8,92 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte
 from storage.columns import list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
 
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "examples": ("split",),
+    "teacher_tokens": ("token_ids", "byte_lengths", "kinds"),
+    "student_tokens": ("token_ids", "byte_lengths", "kinds"),
+    "alignments": ("teacher_tokens", "student_tokens", "kinds", "assistant"),
+    "scores": ("logprobs", "boundary_logprobs"),
+}
 _SEED = 0
+
+Tables = Mapping[str, pa.Table]
+"""Tables by role, with the same examples in the same order."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out examples that both sides could tokenize."""
+    """The held-out examples that both sides could tokenize."""
 
-    ids: Mapping[int, pa.Array]
-    """by shard, in order; shards without any are left out"""
+    student: TextTokens
+    """the student's tokens of all of them"""
+    teacher_bits_per_byte: float
+    """over all of them, from the teacher's scores"""
+    drawn: Tables
+    """the columns `COLUMNS` of the examples that are evaluated on while the student is trained"""
     is_all: bool
-    """there are no others"""
+    """whether `drawn` has all examples"""
 
     @classmethod
-    def of(cls, caches: Mapping[str, Dataset], at_most: int | None = None) -> "HeldOut":
-        """All, or `at_most` drawn from all: the same ones every time.
+    def read(cls, caches: Mapping[str, Dataset], at_most: int | None = None) -> "HeldOut":
+        """Read all held-out examples, and draw `at_most` of them, the same ones every time.
 
         `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out.
         """
         shards = range(len(caches["alignments"].complete_manifest().shards))
-        ids = {shard: found for shard in shards if len(found := _ids(caches, shard))}
-        total = sum(map(len, ids.values()))
+        parts = [_held_out_rows(read_aligned(caches, shard, dict(COLUMNS))) for shard in shards]
+        tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
+        total = tables["examples"].num_rows
         if not total:
             raise UserError(
                 f"{caches['examples'].url}: no example is held out, so nothing can be evaluated: "
                 "raise corpus.held_out, or use a larger corpus"
             )
-        if at_most is None or at_most >= total:
-            return cls(ids, is_all=True)
-        drawn = np.sort(np.random.default_rng(_SEED).choice(total, at_most, replace=False))
-        return cls(_chosen(ids, drawn), is_all=False)
+        is_all = at_most is None or at_most >= total
+        drawn = tables if is_all else _draw(tables, total, at_most or 0)
+        return cls(_student_tokens(tables), _teacher_bits_per_byte(tables), drawn, is_all)
 
     def __len__(self) -> int:
-        return sum(map(len, self.ids.values()))
+        """The number of examples that are drawn."""
+        return int(self.drawn["examples"].num_rows)
 
-    def rows(self, table: pa.Table, shard: int) -> pa.Table:
-        """Those of a shard's rows, which have an `id`, that are of these examples."""
-        return table.filter(pc.is_in(table["id"], value_set=self.ids[shard]))
+    @property
+    def drawn_student(self) -> TextTokens:
+        """The student's tokens of the examples that are drawn."""
+        return self.student if self.is_all else _student_tokens(self.drawn)
 
-    def column(self, caches: Mapping[str, Dataset], name: str, column: str) -> list[npt.NDArray[np.generic]]:
-        """One dataset's list column, an array an example."""
-        found: list[npt.NDArray[np.generic]] = []
-        for shard in self.ids:
-            table = read_aligned(caches, shard, {"examples": (), name: (column,)})[name]
-            found += list_rows(self.rows(table, shard)[column])
-        return found
+    def column(self, role: str, name: str) -> list[npt.NDArray[np.generic]]:
+        """Return a list column of the drawn examples, one array per example."""
+        return list_rows(self.drawn[role][name])
 
 
-def _ids(caches: Mapping[str, Dataset], shard: int) -> pa.Array:
-    tables = read_aligned(caches, shard, {"examples": ("split",), "alignments": ("kinds",)})
-    held_out = pc.equal(tables["examples"]["split"], "held_out")
-    aligned = pc.greater(pc.list_value_length(tables["alignments"]["kinds"]), 0)
-    return tables["examples"]["id"].filter(pc.and_(held_out, aligned)).combine_chunks()
+def _held_out_rows(tables: Tables) -> dict[str, pa.Table]:
+    is_held_out = pc.equal(tables["examples"]["split"], "held_out")
+    is_aligned = pc.greater(pc.list_value_length(tables["alignments"]["kinds"]), 0)
+    mask = pc.and_(is_held_out, is_aligned)
+    return {role: table.filter(mask) for role, table in tables.items()}
 
 
-def _chosen(ids: Mapping[int, pa.Array], numbers: npt.NDArray[np.int64]) -> dict[int, pa.Array]:
-    """Those of these numbers, counted over all shards."""
-    chosen, first = {}, 0
-    for shard, found in ids.items():
-        own = numbers[(numbers >= first) & (numbers < first + len(found))] - first
-        if len(own):
-            chosen[shard] = found.take(own)
-        first += len(found)
-    return chosen
+def _draw(tables: Tables, total: int, count: int) -> dict[str, pa.Table]:
+    rows = np.sort(np.random.default_rng(_SEED).choice(total, count, replace=False))
+    return {role: table.take(rows).combine_chunks() for role, table in tables.items()}
+
+
+def _student_tokens(tables: Tables) -> TextTokens:
+    ids = list_rows(tables["student_tokens"]["token_ids"])
+    return TextTokens(ids, *_bytes_and_kinds(tables["student_tokens"]))
+
+
+def _teacher_bits_per_byte(tables: Tables) -> float:
+    logprobs = np.concatenate(list_rows(tables["scores"]["logprobs"]))
+    return bits_per_byte(logprobs, *_bytes_and_kinds(tables["teacher_tokens"]))
+
+
+def _bytes_and_kinds(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    lengths, kinds = (np.concatenate(list_rows(table[name])) for name in ("byte_lengths", "kinds"))
+    return lengths, kinds

@@ -22,8 +22,8 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import load_tokenizer
 from alm_pipeline.models.new_folder import new_folder
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.vocabulary.byte_view import byte_vocabulary
 from storage.errors import UserError
 

@@ -7,7 +7,7 @@ from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.stage import corpus_identity
-from alm_pipeline.models.files import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
 from alm_pipeline.new_tokenizer.special_tokens import with_special_tokens
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
@@ -17,33 +17,35 @@ from storage.folders import FolderManifest, StoredFolder
 STAGE_VERSION = 1
 
 
-def tokenizer_folder(corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str, root: str) -> StoredFolder:
+def tokenizer_folder(
+    corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer, root: str
+) -> StoredFolder:
     """The tokenizer trained on this corpus, or of bytes, whether or not it is there yet."""
-    identity = {"stage_version": STAGE_VERSION, "source_tokenizer": tokenizer_identity(source)}
+    identity = {"stage_version": STAGE_VERSION, "source_tokenizer": source.identity}
     if isinstance(setting, str):
-        return StoredFolder(root, "tokenizers", f"{label(source)}-{setting}", {**identity, "setting": setting})
+        return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
     trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
     return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
 
 
-def exchanged_folder(tokenizer: str, source: str, root: str) -> StoredFolder:
+def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: str) -> StoredFolder:
     """The tokenizer with the source's special tokens, whether or not it is there yet."""
     identity = {
         "stage_version": STAGE_VERSION,
-        "tokenizer": tokenizer_identity(tokenizer),
-        "source_tokenizer": tokenizer_identity(source),
+        "tokenizer": tokenizer.identity,
+        "source_tokenizer": source.identity,
     }
-    return StoredFolder(root, "tokenizers", f"{label(tokenizer)}-as-{label(source)}", identity)
+    return StoredFolder(root, "tokenizers", f"{tokenizer.label}-as-{source.label}", identity)
 
 
-def write_exchanged(folder: StoredFolder, tokenizer: str, source: str) -> FolderManifest:
+def write_exchanged(folder: StoredFolder, tokenizer: LoadedTokenizer, source: LoadedTokenizer) -> FolderManifest:
     """Put the source's special tokens on the tokenizer, unless it is there."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():
         if manifest := folder.manifest():
             return manifest
-        made = with_special_tokens(load_tokenizer(source), load_tokenizer(tokenizer))
+        made = with_special_tokens(source.fast, tokenizer.fast)
         made.save_pretrained(folder.path)
         return folder.finish({"tokens": len(made)})
 
@@ -54,7 +56,7 @@ def _whole(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
 ) -> FolderManifest:
     """Train the tokenizer on the training split, or make it of bytes, unless it is there."""
     if manifest := folder.manifest():
@@ -64,13 +66,13 @@ def write_tokenizer(
 
 
 def _write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: str
+    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
 ) -> FolderManifest:
     if isinstance(setting, str):
-        tokenizer = byte_level_tokenizer(load_tokenizer(source))
+        tokenizer = byte_level_tokenizer(source.fast)
     else:
         texts = _training_texts(corpus, setting.train_bytes)
-        tokenizer = train_tokenizer(texts, setting.vocab_size, load_tokenizer(source))
+        tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
     tokenizer.save_pretrained(folder.path)
     return folder.finish({"tokens": len(tokenizer)})
 

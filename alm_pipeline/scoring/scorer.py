@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.files import length_in
-from alm_pipeline.models.loading import load_model, matmul_precision
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, input_device, output_head
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
 from alm_pipeline.scoring.head import NextTokens
@@ -56,7 +58,7 @@ class Scores(NamedTuple):
 class Scorer:
     """A model that gives every token its log-probability, and the one of a boundary token after it."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, config: ScoreConfig | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: HeadVocabulary, config: ScoreConfig | None = None) -> None:
         config = config or ScoreConfig()
         self.model, self.top_k, self.budget = model.eval(), config.top_k, Budget(config.batch_tokens)
         self.windows = Windows.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
@@ -71,19 +73,15 @@ class Scorer:
         return self.head.device
 
     @classmethod
-    def load(
-        cls, name: str, config: ScoreConfig, *, device: str | None = None, trust_remote_code: bool = False
-    ) -> "Scorer":
-        """A model by name, on that device or as `config.device_map` says."""
-        model = load_model(
-            name, config.dtype, trust_remote_code=trust_remote_code, device=device, device_map=config.device_map
-        )
-        return cls.of(model, name, config)
+    def load(cls, model: ModelReference, config: ScoreConfig, device: str | None = None) -> "Scorer":
+        """Load a model with its own tokenizer, onto that device or spread by `config.device_map`."""
+        loaded = model.load(config.dtype, device=device, device_map=config.device_map)
+        return cls.of(loaded, model.tokenizer, config)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: str, config: ScoreConfig | None = None) -> "Scorer":
+    def of(cls, model: PreTrainedModel, tokenizer: LoadedTokenizer, config: ScoreConfig | None = None) -> "Scorer":
         """Raises UserError when the tokenizer is not the model's, or its logits are not those of its output layer."""
-        return cls(model, Vocabulary.of(model, tokenizer), config)
+        return cls(model, HeadVocabulary.of(model, tokenizer), config)
 
     @torch.inference_mode()
     def score(

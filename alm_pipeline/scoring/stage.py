@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models.files import model_identity
 from alm_pipeline.models.loading import all_devices
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.scoring.scorer import Scorer, Scores
 from storage.columns import join_rows, list_rows
@@ -27,12 +27,12 @@ STAGE_VERSION = 4
 Floats = npt.NDArray[np.float32]
 
 
-def scores_dataset(tokens: Dataset, teacher: str, config: ScoreConfig) -> Dataset:
+def scores_dataset(tokens: Dataset, teacher: ModelReference, config: ScoreConfig) -> Dataset:
     """The teacher's scores of these tokens, whether or not they are written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "tokens": tokens.name,
-        "teacher": model_identity(teacher),
+        "teacher": teacher.identity,
         "config": config.identity(),
     }
     return Dataset(tokens.root, Kind.TEACHER_SCORES, tokens.label, identity)
@@ -41,11 +41,9 @@ def scores_dataset(tokens: Dataset, teacher: str, config: ScoreConfig) -> Datase
 def score(
     tokens: Dataset,
     scores: Dataset,
-    teacher: str,
+    teacher: ModelReference,
     config: ScoreConfig,
     shards: Sequence[int] | None = None,
-    *,
-    trust_remote_code: bool = False,
 ) -> Manifest | None:
     """Score every shard that is not scored yet.
 
@@ -58,7 +56,7 @@ def score(
     if missing := scores.missing(chosen):
         records = tokens.required_records(chosen)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(chosen, records, strict=True)}
-        scorers = _scorers(teacher, config, len(missing), trust_remote_code)
+        scorers = _scorers(teacher, config, len(missing))
         _score_missing(tokens, scores, scorers, config, sizes, missing)
     return scores.finish(len(chosen)) if shards is None else None
 
@@ -85,12 +83,10 @@ def _score_missing(
         _share(scorers, missing, score_next, advance)
 
 
-def _scorers(teacher: str, config: ScoreConfig, shards: int, trust_remote_code: bool) -> list[Scorer]:
+def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> list[Scorer]:
     """A scorer for each device, but no more than there are shards."""
     devices = [None] if config.device_map else list(config.devices or all_devices())
-    return [
-        Scorer.load(teacher, config, device=device, trust_remote_code=trust_remote_code) for device in devices[:shards]
-    ]
+    return [Scorer.load(teacher, config, device) for device in devices[:shards]]
 
 
 class _Stopped(Exception):

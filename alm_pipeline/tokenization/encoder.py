@@ -7,19 +7,16 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import models
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.corpus.conversation import Conversation, contents
-from alm_pipeline.tokenization.chat.template import ChatTemplate, Rendering, TemplateRefused
+from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.tokenization.chat.template import Rendering, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.tokenization.literals import encode_around, typed_literals
 from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
 from alm_pipeline.tokenization.spans import Spans, token_spans
-from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
-from alm_pipeline.vocabulary.framing import put_around
-from alm_pipeline.vocabulary.text_forms import TextNormalizer, forms_of
+from alm_pipeline.vocabulary.text_forms import TextNormalizer
 
 Ids = npt.NDArray[np.int32]
 
@@ -41,27 +38,19 @@ class Dropped(StrEnum):
 class ByteEncoder:
     """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
 
-    The encoder takes the tokenizer over: truncation and padding that were saved with it are switched off, since they
-    would cut texts, or let an example's tokens depend on its neighbors; so is BPE's dropout, which is random.
     Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None = None) -> None:
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        if isinstance(backend.model, models.BPE):
-            backend.model.dropout = None
+    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int | None = None) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.view: ByteView = byte_view(backend)
-        self.standard = StandardEngine(backend)
+        self.view = tokenizer.view
+        self.standard = StandardEngine(tokenizer.encoding_backend)
         self.engine: Engine = self.standard
         """may be replaced by one that is proven to give the same ids"""
-        self._template = ChatTemplate(tokenizer)
-        self._forms = [(form.name, TextNormalizer([form])) for form in forms_of(backend)]
+        self._forms = [(form.name, TextNormalizer([form])) for form in tokenizer.forms]
         self._added = np.zeros(self.view.size, dtype=bool)
         self._added[list(self.view.added)] = True
-        self._before, self._behind = put_around(tokenizer)
+        self._before, self._behind = tokenizer.frame
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
@@ -149,7 +138,7 @@ class ByteEncoder:
 
     def _render(self, conversation: Conversation) -> Rendering | Dropped:
         try:
-            return self._template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+            return self.tokenizer.template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 

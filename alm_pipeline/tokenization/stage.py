@@ -13,7 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from alm_pipeline.corpus.conversation import Conversation
-from alm_pipeline.models.files import label, load_tokenizer, tokenizer_identity
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.encoder import ByteEncoder
@@ -38,21 +38,21 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-def tokens_dataset(examples: Dataset, tokenizer: str, max_tokens: int | None) -> Dataset:
+def tokens_dataset(examples: Dataset, tokenizer: LoadedTokenizer, max_tokens: int | None) -> Dataset:
     """The tokens of these examples by a tokenizer, whether or not they are written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "examples": examples.name,
-        "tokenizer": tokenizer_identity(tokenizer),
+        "tokenizer": tokenizer.identity,
         "max_tokens": max_tokens,
     }
-    return Dataset(examples.root, Kind.TOKENS, f"{examples.label}-{label(tokenizer)}", identity)
+    return Dataset(examples.root, Kind.TOKENS, f"{examples.label}-{tokenizer.label}", identity)
 
 
 def tokenize(
     examples: Dataset,
     tokens: Dataset,
-    tokenizer: str,
+    tokenizer: LoadedTokenizer,
     max_tokens: int | None,
     shards: Sequence[int] | None = None,
     embedding_rows: int | None = None,
@@ -70,9 +70,9 @@ def tokenize(
     """
     if manifest := tokens.manifest():
         return manifest
-    if tokens.identity["tokenizer"] != tokenizer_identity(tokenizer):
+    if tokens.identity["tokenizer"] != tokenizer.identity:
         raise UserError(
-            f"{tokenizer}: has other files here than where {tokens.name} was asked for: give all machines the same"
+            f"{tokenizer.name}: has other files here than where {tokens.name} was asked for: give all machines the same"
         )
     sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
     chosen = range(len(sizes)) if shards is None else shards
@@ -80,9 +80,9 @@ def tokenize(
         raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for those that it has")
     if missing := tokens.missing(chosen):
         encoding = _Encoding() if shards is None else _shared_encoding(tokens.name)
-        encoder = encoding.encoder or ByteEncoder(load_tokenizer(tokenizer), max_tokens)
+        encoder = encoding.encoder or ByteEncoder(tokenizer, max_tokens)
         if embedding_rows is not None:
-            check_vocabulary(encoder.view, embedding_rows, tokenizer)
+            check_vocabulary(encoder.view, embedding_rows, tokenizer.name)
         # the proof costs a shard's time with the fast engine; who encodes some shards will encode others, too
         worth = len(sizes) >= _SHARDS_WORTH_A_PROOF and (shards is not None or len(missing) > 1 or missing[0] > 0)
         proof = chosen[0] if worth and not encoding.encoder else None
@@ -214,7 +214,7 @@ def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, sh
     difference = known.get("difference")
     try:
         if not difference:
-            encoder.engine = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+            encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard)
         if not known:
             difference = proof.keep({"difference": _difference(encoder, examples, tokens, shard)})["difference"]
     except ImportError:

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, StudentConfig
-from alm_pipeline.models.files import load_tokenizer, model_identity, tokenizer_files, tokenizer_identity, weights_dtype
-from alm_pipeline.models.loading import embedding_rows, load_model
+from alm_pipeline.models.files import tokenizer_files
+from alm_pipeline.models.loading import embedding_rows
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.composition import Composition
 from alm_pipeline.transfer.focus import focus
 from alm_pipeline.transfer.fvt import VocabularyMap
 from alm_pipeline.transfer.omp import omp
-from alm_pipeline.vocabulary.byte_view import ByteView, byte_view, check_vocabulary, tokens_by_spelling
+from alm_pipeline.vocabulary.byte_view import ByteView, check_vocabulary, tokens_by_spelling
 from storage.errors import UserError
 
 Ints = npt.NDArray[np.int64]
@@ -31,24 +32,24 @@ class Initialization:
     """How new embeddings are made."""
 
     method: Method = "fvt"
-    donor: str | None = None
+    donor: ModelReference | None = None
     """the model that the target's tokens come from; of the method omp"""
     terms: int = 8
-    """shared tokens a new one; of the method omp"""
-    trust_remote_code: bool = False
+    """shared tokens per new one; of the method omp"""
 
     @classmethod
     def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
         """A student's. Raises UserError for the method omp without a donor."""
         tokenizer = student.tokenizer if isinstance(student.tokenizer, str) else None
         donor = find_donor(student.initialization, student.donor, tokenizer)
-        return cls(student.initialization, donor, student.omp_terms, trust_remote_code)
+        reference = ModelReference(donor, trust_remote_code) if donor else None
+        return cls(student.initialization, reference, student.omp_terms)
 
     def identity(self) -> dict[str, Any]:
         """What decides the embeddings, beside source, target and seed."""
         if self.method != "omp" or self.donor is None:
             return {"method": self.method}
-        donor = {"model": model_identity(self.donor), "tokenizer": tokenizer_identity(self.donor)}
+        donor = {"model": self.donor.identity, "tokenizer": self.donor.tokenizer.identity}
         return {"method": self.method, "donor": donor, "terms": self.terms}
 
     def compositions(self, mapping: VocabularyMap, tables: int) -> list[Composition]:
@@ -64,7 +65,7 @@ class Initialization:
                 return [_by_spelling(mapping)] * tables
             case "omp":
                 assert self.donor is not None
-                donor = Donor.load(self.donor, mapping, tables, trust_remote_code=self.trust_remote_code)
+                donor = Donor.load(self.donor, mapping, tables)
                 return donor.compositions(mapping, self.terms)
 
 
@@ -123,19 +124,18 @@ class Donor(NamedTuple):
     """[V] the donor's row of each target token, -1 where it has none"""
 
     @classmethod
-    def load(cls, name: str, mapping: VocabularyMap, tables: int, *, trust_remote_code: bool) -> "Donor":
+    def load(cls, donor: ModelReference, mapping: VocabularyMap, tables: int) -> "Donor":
         """Raises UserError when it lacks a token that is to be made."""
-        tokenizer = load_tokenizer(name)
-        ids = _donor_ids(tokenizer, mapping.target)
+        ids = _donor_ids(donor.tokenizer, mapping.target)
         missing = (ids < 0) & ~mapping.copied & ~mapping.target.special & (mapping.target.lengths > 0)
         if missing.any():
             raise UserError(
-                f"donor {name}: its tokenizer lacks {int(missing.sum()):,} of the target's new tokens, such as "
+                f"donor {donor.name}: its tokenizer lacks {int(missing.sum()):,} of the target's new tokens, such as "
                 f"{mapping.target.spelling[int(np.flatnonzero(missing)[0])]!r}: name the model that has the target's "
                 "tokenizer, or use the initialization fvt"
             )
-        model = load_model(name, weights_dtype(name), trust_remote_code=trust_remote_code)
-        check_vocabulary(byte_view(tokenizer.backend_tokenizer), embedding_rows(model), name)
+        model = donor.load(donor.weights_dtype)
+        check_vocabulary(donor.tokenizer.view, embedding_rows(model), donor.name)
         layers = [model.get_input_embeddings(), model.get_output_embeddings()][:tables]
         return cls([layer.get_parameter("weight").detach() for layer in layers], ids)
 
@@ -154,9 +154,9 @@ class Donor(NamedTuple):
         return made
 
 
-def _donor_ids(tokenizer: PreTrainedTokenizerFast, target: ByteView) -> Ints:
+def _donor_ids(tokenizer: LoadedTokenizer, target: ByteView) -> Ints:
     """The same token's id: of special ones by literal, of others by bytes."""
-    ordinary, special = tokens_by_spelling(byte_view(tokenizer.backend_tokenizer)), tokenizer.get_added_vocab()
+    ordinary, special = tokens_by_spelling(tokenizer.view), tokenizer.fast.get_added_vocab()
     found = [
         special.get(spelling.decode(), -1) if target.special[id_] else ordinary.get(spelling, -1) if spelling else -1
         for id_, spelling in enumerate(target.spelling)

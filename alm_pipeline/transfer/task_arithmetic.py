@@ -28,8 +28,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import load_tokenizer, model_folder, quiet_transformers, vocabulary_rows, weights_dtype
+from alm_pipeline.models.files import model_folder, quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
@@ -64,7 +66,8 @@ def apply_transfer(
         tables = {table.name: table for table in embedding_tables(model)}
         _check(weights, tables)
         made = partial(_tensor, weights=weights, tables=tables, vocabulary=vocabulary, scale=scale, seed=seed)
-        write_weights(written, _sizes(weights, tables, vocabulary), made, getattr(torch, weights_dtype(fine_tune)))
+        dtype = getattr(torch, ModelReference(fine_tune).weights_dtype)
+        write_weights(written, _sizes(weights, tables, vocabulary), made, dtype)
         carry_over(model, vocabulary.source, vocabulary.target)
         with quiet_transformers():
             model.config.save_pretrained(written)
@@ -112,7 +115,7 @@ class _Vocabulary:
         ids = target.get_vocab()
         added = {ids[literal]: ours[literal] for literal in literals}
         carry_template(source, target)
-        rows = max(vocabulary_rows(transferred), max(ids.values()) + 1)
+        rows = max(ModelReference(transferred).vocabulary_rows, max(ids.values()) + 1)
         return cls(source, target, mapping.means(), mapping.source.size, added, rows)
 
 

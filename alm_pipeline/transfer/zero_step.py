@@ -10,9 +10,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, SpecialTokens
-from alm_pipeline.models.files import load_tokenizer, quiet_transformers, weights_dtype
-from alm_pipeline.models.loading import load_model
+from alm_pipeline.models.files import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
 from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
@@ -37,12 +38,13 @@ def transfer(
     not empty, or the model, the tokenizer or the donor can't be had or don't fit.
     """
     with new_folder(Path(folder)) as written:
-        setting = Initialization(
-            initialization, find_donor(initialization, donor, target_tokenizer), omp_terms, trust_remote_code
-        )
-        source = load_tokenizer(source_model)
+        reference = ModelReference(source_model, trust_remote_code)
+        donor = find_donor(initialization, donor, target_tokenizer)
+        donor_model = ModelReference(donor, trust_remote_code) if donor else None
+        source = reference.tokenizer.fast
         target = target_for(source, load_tokenizer(target_tokenizer), special_tokens)
-        model = load_model(source_model, weights_dtype(source_model), trust_remote_code=trust_remote_code, device="cpu")
+        model = reference.load(reference.weights_dtype, device="cpu")
+        setting = Initialization(initialization, donor_model, omp_terms)
         counts = swap_tokenizer(model, source, target, setting, seed).counts()
         with quiet_transformers():
             model.save_pretrained(written)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.models.files import load_tokenizer, tokenizer_identity
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.chunking.ends import SideTokens
 from alm_pipeline.objective.chunking.pair_bias import PairBiases, Pairs, pair_biases
 from alm_pipeline.runtime.progress import track
@@ -70,33 +70,39 @@ def _shard_pairs(tables: Mapping[str, pa.Table]) -> Pairs:
     return Pairs.of(*(side.last()[content] for side in sides))
 
 
-def pair_bias_folder(alignments: Dataset, teacher_tokenizer: str, student_tokenizer: str) -> StoredFolder:
+def pair_bias_folder(alignments: Dataset, teacher: LoadedTokenizer, student: LoadedTokenizer) -> StoredFolder:
     """The biases of the pairs in these alignments, whether or not they are there yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "alignments": alignments.name,
-        "teacher_tokenizer": tokenizer_identity(teacher_tokenizer),
-        "student_tokenizer": tokenizer_identity(student_tokenizer),
+        "teacher_tokenizer": teacher.identity,
+        "student_tokenizer": student.identity,
     }
     return StoredFolder(alignments.root, "pair_biases", alignments.label, identity)
 
 
 def write_pair_biases(
-    folder: StoredFolder, datasets: Mapping[str, Dataset], teacher_tokenizer: str, student_tokenizer: str
+    folder: StoredFolder,
+    datasets: Mapping[str, Dataset],
+    teacher: LoadedTokenizer,
+    student: LoadedTokenizer,
 ) -> FolderManifest:
     """Compute the biases, unless they are there. `datasets` as for `chunk_end_pairs`."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():
-        return folder.manifest() or _write_pair_biases(folder, datasets, teacher_tokenizer, student_tokenizer)
+        return folder.manifest() or _write_pair_biases(folder, datasets, teacher, student)
 
 
 def _write_pair_biases(
-    folder: StoredFolder, datasets: Mapping[str, Dataset], teacher_tokenizer: str, student_tokenizer: str
+    folder: StoredFolder,
+    datasets: Mapping[str, Dataset],
+    teacher: LoadedTokenizer,
+    student: LoadedTokenizer,
 ) -> FolderManifest:
     biases = pair_biases(
-        load_tokenizer(teacher_tokenizer),
-        load_tokenizer(student_tokenizer),
+        teacher.fast,
+        student.fast,
         token_counts(datasets["teacher_tokens"]),
         token_counts(datasets["student_tokens"]),
         chunk_end_pairs(datasets),

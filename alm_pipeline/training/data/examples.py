@@ -41,9 +41,25 @@ def read_examples(
     and terms that need the teacher in memory, need the dataset `teacher_tokens` too. Raises ValueError where the
     chunking needs `ends` and there are none.
     """
+    tables = read_aligned(datasets, shard, _wanted(objective, ends))
+    is_in_split = pc.equal(tables["examples"]["split"], split).to_numpy()
+    return aligned_examples(tables, objective, ends, is_in_split, with_ids=with_ids)
+
+
+def aligned_examples(
+    tables: Mapping[str, pa.Table],
+    objective: ObjectiveConfig,
+    ends: ChunkEnds | None = None,
+    chosen: npt.NDArray[np.bool_] | None = None,
+    *,
+    with_ids: bool = False,
+) -> pa.Table:
+    """The examples of tables that hold the columns `COLUMNS`, as `read_examples` returns them.
+
+    `chosen` ([rows]) selects rows; all by default.
+    """
     if objective.chunking in ("space", "pair_bias") and ends is None:
         raise ValueError(f"the chunking {objective.chunking} needs to be told where chunks may end: `stage.chunk_ends`")
-    tables = read_aligned(datasets, shard, _wanted(objective, ends))
     aligned = _aligned(tables, objective)
     sides = _sides(tables, aligned)
     closes = ends.closes(sides["teacher_tokens"], sides["student_tokens"], aligned.kinds) if ends else None
@@ -55,8 +71,8 @@ def read_examples(
         rows = _with_teacher(rows, sides, aligned.kinds, objective)
     if with_ids:
         rows = rows.append_column("id", tables["examples"]["id"])
-    chosen = pc.equal(tables["examples"]["split"], split).to_numpy()
-    return rows.take(np.flatnonzero(chosen & (np.diff(chunks.offsets) > 0)))
+    has_chunks = np.diff(chunks.offsets) > 0
+    return rows.take(np.flatnonzero(has_chunks if chosen is None else has_chunks & chosen))
 
 
 def _wanted(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[str, tuple[str, ...]]:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.models.files import quiet_transformers
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
-from alm_pipeline.models.vocabulary import Vocabulary
 from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.checkpoints import checkpoint_name, last_checkpoint, saved_position, step_of
@@ -73,7 +73,7 @@ class _Milestones(TrainerCallback):
 def train_student(
     model: PreTrainedModel,
     stream: Callable[[], BatchStream],
-    vocabulary: Vocabulary,
+    vocabulary: HeadVocabulary,
     objective: ObjectiveConfig,
     config: TrainConfig,
     checkpoints: Path,

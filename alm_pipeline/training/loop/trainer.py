@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.term_weights import gradmag, last_layer, weights_at
 from alm_pipeline.training.data.batch_stream import BatchStream, State
@@ -47,7 +47,7 @@ class AlmTrainer(Trainer):
         model: PreTrainedModel,
         arguments: TrainingArguments,
         stream: BatchStream,
-        vocabulary: Vocabulary,
+        vocabulary: HeadVocabulary,
         objective: ObjectiveConfig,
         teacher: LiveTeacher | None = None,
         learning_rates: Mapping[str, float] | None = None,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import LIVE_TERMS, ObjectiveConfig, Term
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.output_head import Head, LayerHead, hidden_states, output_head
-from alm_pipeline.models.vocabulary import Vocabulary
 from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.uld import uld_loss
@@ -29,7 +29,7 @@ _FROM_SCORES = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logp
 def micro_batch_losses(
     model: PreTrainedModel,
     batch: Mapping[str, Tensor],
-    vocabulary: Vocabulary,
+    vocabulary: HeadVocabulary,
     objective: ObjectiveConfig,
     counts: Counts,
     teacher: LiveTeacher | None = None,

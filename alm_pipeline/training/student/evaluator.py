@@ -9,62 +9,53 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.evaluation.bits_per_byte import HeldOutTokens, student_bits_per_byte
 from alm_pipeline.evaluation.held_out import HeldOut
-from alm_pipeline.models.files import length_in, load_tokenizer, quiet_transformers
+from alm_pipeline.models.files import length_in, quiet_transformers
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.arrays import Examples
-from alm_pipeline.training.data.examples import read_examples
+from alm_pipeline.training.data.examples import aligned_examples
 from alm_pipeline.training.data.packing import all_groups, make_batch
 from alm_pipeline.training.loop.evaluations import Evaluation, Sample
 from alm_pipeline.training.model.terms import micro_batch_losses
-from storage.dataset import Dataset
 
 Batch = Mapping[str, Tensor]
 _PROMPT_TOKENS = 32
 """of a text at most, and at most half of it"""
 
 
-class Evaluator:
+class HeldOutEvaluator:
     """Held-out examples in memory, and a student's evaluation on them."""
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset],
+        held_out: HeldOut,
         config: AlmConfig,
-        vocabulary: Vocabulary,
-        tokenizer: str,
+        vocabulary: HeadVocabulary,
+        tokenizer: LoadedTokenizer,
         ends: ChunkEnds | None = None,
     ) -> None:
         """`tokenizer` and `vocabulary` are the student's; `ends` is as in `read_examples`."""
-        self.datasets, self.vocabulary, self.tokenizer = datasets, vocabulary, load_tokenizer(tokenizer)
+        self.held_out, self.vocabulary, self.tokenizer = held_out, vocabulary, tokenizer.fast
         # the distance to the teacher is read off its scores: whatever the terms are, it is not needed in memory
         self.objective = config.objective.model_copy(update={"terms": {"alm": 1.0}})
-        self.held_out = HeldOut.of(datasets, config.evaluation.max_examples)
-        self.tokens = HeldOutTokens.of(datasets, self.held_out)
-        self.batches = self._read_batches(config.train.batch_tokens, config.train.row_tokens, ends)
-        self.prompts = _prompts(datasets, self.held_out, config.evaluation.samples)
+        self.tokens = held_out.drawn_student
+        self.batches = self._batches(config.train.batch_tokens, config.train.row_tokens, ends)
+        self.prompts = _prompts(held_out, config.evaluation.samples)
         self.sample_tokens = config.evaluation.sample_tokens
 
-    def _read_batches(self, batch_tokens: int, row_tokens: int, ends: ChunkEnds | None) -> list[Batch]:
-        """Those of the examples that have a chunk to learn from."""
-        tables = [
-            self.held_out.rows(
-                read_examples(self.datasets, shard, "held_out", self.objective, ends, with_ids=True), shard
-            )
-            for shard in self.held_out.ids
-        ]
-        examples = Examples.of(pa.concat_tables(tables))
+    def _batches(self, batch_tokens: int, row_tokens: int, ends: ChunkEnds | None) -> list[Batch]:
+        """Pack the examples that have a chunk to learn from."""
+        examples = Examples.of(aligned_examples(self.held_out.drawn, self.objective, ends))
         groups = all_groups(np.diff(examples.token_offsets), batch_tokens, row_tokens)
         return [vars(make_batch(examples, group)) for group in groups]
 
@@ -80,7 +71,7 @@ class Evaluator:
         if self.held_out.is_all:
             return scores["bits_per_byte"]
         with _without_trace(model):
-            return student_bits_per_byte(self.datasets, Scorer(model, self.vocabulary), title)
+            return self.held_out.student.bits_per_byte(Scorer(model, self.vocabulary), title)
 
     def _distance(self, model: PreTrainedModel) -> dict[str, float]:
         """The ALM loss and the divergence, means over all chunks; nothing where there are none."""
@@ -134,12 +125,12 @@ def _spelled(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _prompts(datasets: Mapping[str, Dataset], held_out: HeldOut, count: int) -> list[list[int]]:
+def _prompts(held_out: HeldOut, count: int) -> list[list[int]]:
     """The student's tokens of the beginnings of the first examples: of a conversation all before the first answer."""
     if not count:
         return []
-    ids = held_out.column(datasets, "student_tokens", "token_ids")
-    tokens, assistant = (held_out.column(datasets, "alignments", column) for column in ("student_tokens", "assistant"))
+    ids = held_out.column("student_tokens", "token_ids")
+    tokens, assistant = (held_out.column("alignments", column) for column in ("student_tokens", "assistant"))
     beginnings = (own[: _prompt_length(*example)] for own, *example in zip(ids, tokens, assistant, strict=True))
     return [found.tolist() for found in beginnings if len(found)][:count]
 

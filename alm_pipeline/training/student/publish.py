@@ -6,7 +6,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from alm_pipeline.models.files import first_line, is_network_error
+from alm_pipeline.models.files import first_line
+from alm_pipeline.models.hub import is_network_error
 from alm_pipeline.training.student.model_card import CARD, card_for
 from storage.errors import UserError
 from storage.folders import StoredFolder, load_folder_manifest

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Term
-from alm_pipeline.models.files import load_tokenizer, quiet_transformers
+from alm_pipeline.models.files import quiet_transformers
 from storage.errors import UserError
 
 METRICS = pa.schema(
@@ -65,18 +65,21 @@ def round_weights(model: PreTrainedModel, dtype: str) -> None:
 
 
 def save_student(
-    model: PreTrainedModel, tokenizer: str, log: list[dict[str, float]], folder: Path, dtype: str = "float32"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    log: list[dict[str, float]],
+    folder: Path,
+    dtype: str = "float32",
 ) -> None:
     """A model folder that plain transformers load, and `metrics.parquet` with a row a step.
 
     The model's weights have `dtype` afterwards.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_tokenizer(tokenizer)
-    _complete_generation(model, loaded)
+    _complete_generation(model, tokenizer)
     with quiet_transformers():
         model.to(getattr(torch, dtype)).save_pretrained(folder)
-        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     pq.write_table(pa.Table.from_pylist(log, METRICS), folder / "metrics.parquet")
 
 

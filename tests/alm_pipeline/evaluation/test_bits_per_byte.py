@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from alm_pipeline.config import AlmConfig, FilesSource, ScoreConfig
-from alm_pipeline.evaluation.bits_per_byte import bits_per_byte, student_bits_per_byte, teacher_bits_per_byte
+from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
+from alm_pipeline.evaluation.held_out import HeldOut
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer
 from storage.errors import UserError
@@ -27,8 +29,9 @@ def test_cached_scores_give_what_the_model_gives(config: AlmConfig, tmp_path: Pa
     pipeline.cache()
     # the teacher as a student of itself
     caches = {**pipeline.caches, "student_tokens": pipeline.tokens("teacher")}
-    live = student_bits_per_byte(caches, Scorer.load(config.teacher, ScoreConfig(dtype="float32")), "")
-    assert live == pytest.approx(teacher_bits_per_byte(caches), rel=1e-4)
+    held_out = HeldOut.read(caches)
+    live = held_out.student.bits_per_byte(Scorer.load(ModelReference(config.teacher), ScoreConfig(dtype="float32")))
+    assert live == pytest.approx(held_out.teacher_bits_per_byte, rel=1e-4)
 
 
 def test_both_sides_are_measured_on_the_same_examples(config: AlmConfig, tmp_path: Path) -> None:
@@ -43,9 +46,9 @@ def test_both_sides_are_measured_on_the_same_examples(config: AlmConfig, tmp_pat
         corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(file),))})
         pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
         pipeline.cache()
-        student = Scorer.load(config.student.model, ScoreConfig(dtype="float32"))
-        results.append(student_bits_per_byte(pipeline.caches, student, ""))
-        results.append(teacher_bits_per_byte(pipeline.caches))
+        student = Scorer.load(ModelReference(config.student.model), ScoreConfig(dtype="float32"))
+        held_out = HeldOut.read(pipeline.caches)
+        results += [held_out.student.bits_per_byte(student), held_out.teacher_bits_per_byte]
     assert pipeline.tokens("teacher").complete_manifest().dropped == {"holds_the_space_stand_in": 80}
     assert results[2:] == pytest.approx(results[:2], rel=1e-5)
 
@@ -55,4 +58,4 @@ def test_nothing_held_out_is_told(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
     pipeline.cache()
     with pytest.raises(UserError, match=r"raise corpus\.held_out"):
-        teacher_bits_per_byte(pipeline.caches)
+        HeldOut.read(pipeline.caches)

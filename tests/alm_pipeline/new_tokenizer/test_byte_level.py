@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.new_tokenizer.byte_level import BYTES, byte_level_tokenizer, write_byte_level
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
 from alm_pipeline.vocabulary.byte_view import byte_view, byte_vocabulary

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.new_tokenizer.byte_level import control_tokens
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS

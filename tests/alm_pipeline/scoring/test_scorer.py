@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring.batching import Budget
 from alm_pipeline.scoring.scorer import Scorer, Scores
 from storage.errors import UserError
@@ -36,7 +38,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def make_scorer(model: PreTrainedModel, **settings: object) -> Scorer:
-    return Scorer(model, Vocabulary(BOUNDARY_IDS), ScoreConfig.model_validate(settings))
+    return Scorer(model, HeadVocabulary(BOUNDARY_IDS), ScoreConfig.model_validate(settings))
 
 
 def random_examples(*lengths: int) -> list[np.ndarray]:
@@ -241,15 +243,15 @@ def test_a_model_spread_by_accelerate_scores_the_same(on_disk: list[str], tmp_pa
     folder = tiny.save(tmp_path / "untied", tiny.tiny_llama(len(tokenizer), tied=False), tokenizer)
     parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
     places = {part: "disk" if part in on_disk else "cpu" for part in parts}
-    spread = Scorer.of(load_model(folder, "float32", device_map=places), folder)
-    expected = Scorer.load(folder, ScoreConfig(dtype="float32")).score(random_examples(30, 7))
+    spread = Scorer.of(load_model(folder, "float32", device_map=places), LoadedTokenizer(folder))
+    expected = Scorer.load(ModelReference(folder), ScoreConfig(dtype="float32")).score(random_examples(30, 7))
     for row, other in zip(spread.score(random_examples(30, 7)), expected, strict=True):
         assert_scores(row, other, 0)
 
 
 def test_a_device_that_is_not_there_is_told(llama_folder: str) -> None:
     with pytest.raises(UserError, match="cuda:99: no such device"):
-        Scorer.load(llama_folder, ScoreConfig(dtype="float32"), device="cuda:99")
+        Scorer.load(ModelReference(llama_folder), ScoreConfig(dtype="float32"), device="cuda:99")
 
 
 def test_a_model_that_does_more_than_its_head_is_refused() -> None:
@@ -267,7 +269,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer = tiny.byte_level_tokenizer()
     folder = tiny.save(tmp_path / "small", tiny.tiny_llama(len(tokenizer) - 7), tokenizer)
     with pytest.raises(UserError, match=r"highest id is .* embedding has .* rows"):
-        Scorer.load(folder, ScoreConfig(dtype="float32"))
+        Scorer.load(ModelReference(folder), ScoreConfig(dtype="float32"))
 
 
 def test_a_budget_is_kept_by_all_but_a_single_row() -> None:

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alm_pipeline.config import ScoreConfig
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring import stage
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
@@ -38,17 +40,17 @@ SHARDS = [
 @pytest.fixture
 def tokens(tmp_path: Path, gemma_folder: str) -> Dataset:
     examples = text_examples(tmp_path, SHARDS)
-    made = tokens_dataset(examples, gemma_folder, None)
-    tokenize(examples, made, gemma_folder, None)
+    made = tokens_dataset(examples, LoadedTokenizer(gemma_folder), None)
+    tokenize(examples, made, LoadedTokenizer(gemma_folder), None)
     return made
 
 
 def run(tokens: Dataset, root: Path, teacher: str, **settings: Any) -> Dataset:
     """Scores under a root of their own: the same datasets, with other settings of what decides no byte."""
     config = ScoreConfig.model_validate({"dtype": "float32", **settings})
-    named = scores_dataset(tokens, teacher, config)
+    named = scores_dataset(tokens, ModelReference(teacher), config)
     made = Dataset(str(root), named.kind, named.label, named.identity)
-    score(tokens, made, teacher, config)
+    score(tokens, made, ModelReference(teacher), config)
     return made
 
 
@@ -69,19 +71,19 @@ def test_groups_of_shards_are_written_as_all_at_once(
 ) -> None:
     whole = contents(run(tokens, tmp_path / "whole", gemma_folder))
     config = ScoreConfig(dtype="float32")
-    scores = replace(scores_dataset(tokens, gemma_folder, config), root=str(tmp_path / "parts"))
+    scores = replace(scores_dataset(tokens, ModelReference(gemma_folder), config), root=str(tmp_path / "parts"))
     unfinished = replace(tokens, root=str(tmp_path / "unfinished"))
     shutil.copytree(tokens.url, unfinished.url)
     for name in ("manifest.json", "shard-00003.json"):
         (Path(unfinished.url) / name).unlink()
     for group in ([4, 1], [], [0, 2]):
-        assert score(unfinished, scores, gemma_folder, config, group) is None
+        assert score(unfinished, scores, ModelReference(gemma_folder), config, group) is None
     with pytest.raises(UserError, match=r"shard-00003\.parquet: not complete"):
-        score(unfinished, scores, gemma_folder, config, [3])
-    score(tokens, scores, gemma_folder, config, [3, 4])
+        score(unfinished, scores, ModelReference(gemma_folder), config, [3])
+    score(tokens, scores, ModelReference(gemma_folder), config, [3, 4])
     monkeypatch.setattr(stage, "_scorers", None)  # nothing is missing: no teacher is loaded
     assert scores.manifest() is None
-    assert score(tokens, scores, gemma_folder, config) == scores.manifest()
+    assert score(tokens, scores, ModelReference(gemma_folder), config) == scores.manifest()
     assert contents(scores) == whole
 
 
@@ -145,7 +147,7 @@ def test_progress_is_in_tokens_a_second(
 
 def test_what_decides_the_scores_decides_their_name(tokens: Dataset, gemma_folder: str) -> None:
     def name(**settings: Any) -> str:
-        return scores_dataset(tokens, gemma_folder, ScoreConfig.model_validate(settings)).name
+        return scores_dataset(tokens, ModelReference(gemma_folder), ScoreConfig.model_validate(settings)).name
 
     plain = name()
     assert {name(batch_tokens=7), name(devices=["cpu", "cpu"]), name(device_map="auto"), name(top_k=0)} == {plain}
@@ -174,7 +176,7 @@ def test_long_examples_are_scored_in_windows_behind_their_begin(
     found = list_rows(run(tokens, tmp_path, gemma_folder, window=24, mantissa_bits=23).read_shard(3)["logprobs"])
     ids = list_rows(tokens.read_shard(3, ["token_ids"])["token_ids"])
     assert len(ids[0]) > 24
-    scorer = Scorer.load(gemma_folder, ScoreConfig(dtype="float32", window=24))
+    scorer = Scorer.load(ModelReference(gemma_folder), ScoreConfig(dtype="float32", window=24))
     for row, expected in zip(found, scorer.score(ids, begins=[True, True]), strict=True):
         np.testing.assert_array_equal(row, expected.logprobs)
     assert not np.array_equal(found[0], scorer.score(ids)[0].logprobs, equal_nan=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
 from alm_pipeline.tokenization.rows import EncodedExample
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
@@ -18,7 +19,10 @@ from storage.schemas import TokenKind
 from tests.tiny import CHATML, byte_level_tokenizer, sentencepiece_tokenizer
 
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
-ENCODERS = {"byte_level": ByteEncoder(byte_level_tokenizer()), "sentencepiece": ByteEncoder(sentencepiece_tokenizer())}
+ENCODERS = {
+    "byte_level": ByteEncoder(LoadedTokenizer.of(byte_level_tokenizer())),
+    "sentencepiece": ByteEncoder(LoadedTokenizer.of(sentencepiece_tokenizer())),
+}
 NASTY = [
     "e\u0301",
     "\u0327\u0301",
@@ -62,7 +66,7 @@ texts = st.lists(st.sampled_from(NASTY) | st.text(characters, max_size=4), max_s
 def rebuilt(tokenizer: PreTrainedTokenizerFast, change: dict[str, Any], template: str | None = None) -> ByteEncoder:
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | change
     backend = Tokenizer.from_str(json.dumps(state))
-    return ByteEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
+    return ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)))
 
 
 def dummy_prefix(template: str | None = None) -> ByteEncoder:
@@ -78,7 +82,7 @@ def dummy_prefix(template: str | None = None) -> ByteEncoder:
     )
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
-    return ByteEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
+    return ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)))
 
 
 def encoded(encoder: ByteEncoder, text: str) -> EncodedExample:
@@ -270,23 +274,23 @@ def test_a_special_token_that_swallows_white_space(byte_level: PreTrainedTokeniz
 def test_max_tokens(byte_level: PreTrainedTokenizerFast) -> None:
     length = len(encoded(ENCODERS["byte_level"], "jumps over the dog").token_ids)
     for limit, dropped in ((length, False), (length - 1, True)):
-        row = ByteEncoder(byte_level_tokenizer(), limit).encode(["jumps over the dog"]).example(0)
+        row = ByteEncoder(LoadedTokenizer.of(byte_level_tokenizer()), limit).encode(["jumps over the dog"]).example(0)
         assert (row is Dropped.OVER_CONTEXT) == dropped
-    assert conversation(ByteEncoder(byte_level_tokenizer(), 3), "Hi") is Dropped.OVER_CONTEXT
+    assert conversation(ByteEncoder(LoadedTokenizer.of(byte_level_tokenizer()), 3), "Hi") is Dropped.OVER_CONTEXT
 
 
 def test_saved_truncation_and_padding_are_ignored() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=64)
-    rows = ByteEncoder(tokenizer).encode(["jumps over the lazy dog", "a"])
+    rows = ByteEncoder(LoadedTokenizer.of(tokenizer)).encode(["jumps over the lazy dog", "a"])
     plain = ENCODERS["byte_level"].encode(["jumps over the lazy dog", "a"])
     assert rows.token_ids.tolist() == plain.token_ids.tolist()
     assert rows.offsets.tolist() == plain.offsets.tolist()
 
 
 def test_texts_and_conversations_in_turn() -> None:
-    encoder = ByteEncoder(byte_level_tokenizer())
+    encoder = ByteEncoder(LoadedTokenizer.of(byte_level_tokenizer()))
     first = encoded(encoder, "<|im_end|>")
     kept(encoder, "Hi")
     assert encoded(encoder, "<|im_end|>").token_ids.tolist() == first.token_ids.tolist()
@@ -343,7 +347,7 @@ def test_a_token_over_content_and_template_is_mixed(sentencepiece: PreTrainedTok
 def test_template_that_changes_a_content_drops_that_conversation() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
-    assert conversation(ByteEncoder(tokenizer), "Hi ") is Dropped.TEMPLATE_CHANGES_CONTENT
+    assert conversation(ByteEncoder(LoadedTokenizer.of(tokenizer)), "Hi ") is Dropped.TEMPLATE_CHANGES_CONTENT
 
 
 def test_what_a_template_trims_is_covered_by_no_token() -> None:
@@ -373,7 +377,7 @@ def test_a_conversation_that_the_template_refuses_is_dropped_alone() -> None:
     )
     plain = [{"role": "user", "content": "hello"}]
     with_system = [{"role": "system", "content": "be brief"}, *plain]
-    batch = ByteEncoder(tokenizer).encode_conversations([plain, with_system, plain])
+    batch = ByteEncoder(LoadedTokenizer.of(tokenizer)).encode_conversations([plain, with_system, plain])
     assert batch.dropped == [None, Dropped.TEMPLATE_REFUSES, None]
     assert len(batch.token_ids) == 2 * len(batch.token_ids[batch.offsets[2] :])
 
@@ -386,7 +390,7 @@ def bert(lowercase: bool = False) -> ByteEncoder:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     backend.add_special_tokens(["[UNK]", "[CLS]", "[SEP]"])
-    return ByteEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+    return ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend)))
 
 
 def test_word_pieces() -> None:
@@ -410,7 +414,7 @@ def unigram(byte_fallback: bool = True) -> ByteEncoder:
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
     backend.add_special_tokens([AddedToken("<s>", normalized=False)])
     template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
-    return ByteEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
+    return ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)))
 
 
 def test_unigram_with_byte_fallback() -> None:
@@ -436,7 +440,7 @@ def test_special_tokens_that_are_not_flagged_as_such() -> None:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    row = encoded(ByteEncoder(PreTrainedTokenizerFast(tokenizer_object=backend)), "aa")
+    row = encoded(ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend))), "aa")
     assert row.token_ids.tolist() == [1, 0, 0, 2]
     assert row.byte_lengths.tolist() == [0, 1, 1, 0]
     assert row.kinds.tolist() == [TokenKind.BEGIN_OF_TEXT, 0, 0, TokenKind.END_OF_TEXT]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines import findings
@@ -35,8 +35,8 @@ def shard_files(dataset: Dataset) -> dict[str, tuple[bytes, int]]:
 
 
 def run(examples: Dataset, tokenizer: str, max_tokens: int | None = None) -> Dataset:
-    tokens = tokens_dataset(examples, tokenizer, max_tokens)
-    tokenize(examples, tokens, tokenizer, max_tokens)
+    tokens = tokens_dataset(examples, LoadedTokenizer(tokenizer), max_tokens)
+    tokenize(examples, tokens, LoadedTokenizer(tokenizer), max_tokens)
     return tokens
 
 
@@ -44,7 +44,7 @@ def run(examples: Dataset, tokenizer: str, max_tokens: int | None = None) -> Dat
 def test_rows_are_the_encoders(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(family)
     tokens = run(text_examples(tmp_path, SHARDS), tokenizer)
-    encoder = ByteEncoder(load_tokenizer(tokenizer))
+    encoder = ByteEncoder(LoadedTokenizer(tokenizer))
     for shard, texts in enumerate(SHARDS):
         rows = tokens.read_shard(shard).to_pylist()
         assert [row["id"] for row in rows] == [f"{shard}-{k}" for k in range(len(texts))]
@@ -123,12 +123,12 @@ def test_the_fast_engine_takes_over_and_writes_the_same(
 
 
 def run_groups(examples: Dataset, tokenizer: str, groups: list[list[int]]) -> Dataset:
-    tokens = tokens_dataset(examples, tokenizer, None)
+    tokens = tokens_dataset(examples, LoadedTokenizer(tokenizer), None)
     with ThreadPoolExecutor(3) as pool:  # also at once
-        done = pool.map(lambda group: tokenize(examples, tokens, tokenizer, None, group), groups)
+        done = pool.map(lambda group: tokenize(examples, tokens, LoadedTokenizer(tokenizer), None, group), groups)
         assert list(done) == [None] * len(groups)
     assert tokens.manifest() is None
-    tokenize(examples, tokens, tokenizer, None)
+    tokenize(examples, tokens, LoadedTokenizer(tokenizer), None)
     return tokens
 
 
@@ -150,11 +150,11 @@ def test_a_process_proves_the_engine_once_for_its_groups(
 ) -> None:
     used = engines_used(monkeypatch)
     examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, llama_folder, None)
+    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
     for group in ([2], [3, 1]):
-        tokenize(examples, tokens, llama_folder, None, group)
+        tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, group)
     assert used == ["tokenizers", "kitoken", "kitoken"]
-    tokenize(examples, tokens, llama_folder, None)
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None)
     assert tokens.complete_manifest().rows == 16
 
 
@@ -162,13 +162,13 @@ def test_what_one_process_found_is_not_found_again(
     tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, other_process: Callable[[], None]
 ) -> None:
     examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, llama_folder, None)
-    tokenize(examples, tokens, llama_folder, None, [2])
+    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [2])
     other_process()
     monkeypatch.setattr(KitokenEngine, "_misread", None)
     monkeypatch.setattr(stage, "_difference", None)
     used = engines_used(monkeypatch)
-    tokenize(examples, tokens, llama_folder, None, [0, 1, 3])
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [0, 1, 3])
     assert used == ["kitoken"] * 3
 
 
@@ -183,12 +183,12 @@ def test_what_one_process_found_against_the_engine_holds_for_others(
     monkeypatch.setattr(WrongOn, "word", "0 dogs")
     used = engines_used(monkeypatch)
     examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, llama_folder, None)
-    tokenize(examples, tokens, llama_folder, None, [1])
+    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [1])
     other_process()
     for effort in ("KitokenEngine", "_difference"):
         monkeypatch.setattr(stage, effort, None)
-    tokenize(examples, tokens, llama_folder, None, [0, 2, 3])
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [0, 2, 3])
     assert used == ["tokenizers"] * 4
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{tokens.label}: encoded with the standard engine, since kitoken gives other ids for shard 1"
@@ -223,24 +223,23 @@ def test_another_version_of_an_engine_or_of_what_asks_it_is_proven_anew(monkeypa
     assert findings.Finding("whether", "this").known()
 
 
-def test_where_nothing_is_missing_no_tokenizer_is_loaded(
-    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_is_missing_no_tokenizer_is_loaded(tmp_path: Path, llama_folder: str) -> None:
     examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, llama_folder, None)
-    tokenize(examples, tokens, llama_folder, None, [3, 2, 1, 0])
-    monkeypatch.setattr(stage, "load_tokenizer", None)
-    assert tokenize(examples, tokens, llama_folder, None, [1]) is None
-    manifest = tokenize(examples, tokens, llama_folder, None)
+    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
+    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [3, 2, 1, 0])
+    tokenizer = LoadedTokenizer(llama_folder)
+    assert tokenize(examples, tokens, tokenizer, None, [1]) is None
+    manifest = tokenize(examples, tokens, tokenizer, None)
     assert manifest is not None
-    assert tokenize(examples, tokens, llama_folder, None, [1]) == manifest
+    assert tokenize(examples, tokens, tokenizer, None, [1]) == manifest
+    assert "fast" not in vars(tokenizer)
 
 
 def test_shards_that_are_not_there_are_refused(tmp_path: Path, llama_folder: str) -> None:
-    examples = text_examples(tmp_path, SHARDS)
+    examples, tokenizer = text_examples(tmp_path, SHARDS), LoadedTokenizer(llama_folder)
     for shard in (2, -1):
         with pytest.raises(UserError, match=f"has 2 shards, and no shard {shard}"):
-            tokenize(examples, tokens_dataset(examples, llama_folder, None), llama_folder, None, [0, shard])
+            tokenize(examples, tokens_dataset(examples, tokenizer, None), tokenizer, None, [0, shard])
 
 
 class WrongOn(KitokenEngine):
@@ -357,14 +356,14 @@ def test_a_complete_dataset_is_left_alone(tmp_path: Path, llama_folder: str) -> 
 def test_what_decides_the_name(tmp_path: Path, llama_folder: str, gemma_folder: str) -> None:
     examples = text_examples(tmp_path, SHARDS)
     names = [
-        tokens_dataset(given, tokenizer, limit).name
+        tokens_dataset(given, LoadedTokenizer(tokenizer), limit).name
         for given in (examples, text_examples(tmp_path, [["other"]]))
         for tokenizer in (llama_folder, gemma_folder)
         for limit in (None, 8)
     ]
     assert len(set(names)) == len(names)
-    assert tokens_dataset(examples, llama_folder, None).name in names
-    assert tokens_dataset(examples, llama_folder, None).label == "tiny-tiny-llama"
+    assert tokens_dataset(examples, LoadedTokenizer(llama_folder), None).name in names
+    assert tokens_dataset(examples, LoadedTokenizer(llama_folder), None).label == "tiny-tiny-llama"
 
 
 def test_a_chat_template_decides_the_name(tmp_path: Path, llama_folder: str) -> None:
@@ -373,7 +372,7 @@ def test_a_chat_template_decides_the_name(tmp_path: Path, llama_folder: str) -> 
     for name in ("one", "two"):
         tokenizer.save_pretrained(tmp_path / name)
         tokenizer.chat_template = "{{ messages }}"
-    one, two = (tokens_dataset(examples, str(tmp_path / name), None) for name in ("one", "two"))
+    one, two = (tokens_dataset(examples, LoadedTokenizer(str(tmp_path / name)), None) for name in ("one", "two"))
     assert json.dumps(one.identity["tokenizer"]) != json.dumps(two.identity["tokenizer"])
 
 

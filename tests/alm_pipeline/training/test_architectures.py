@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig, TrainConfig
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.output_head import hidden_states
-from alm_pipeline.models.vocabulary import Vocabulary
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -25,7 +25,7 @@ from tests.alm_pipeline.training.architectures import ARCHITECTURES, attentions,
 from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of, example
 from tests.alm_pipeline.training.loop.test_train import SMALL, Given, Killed
 
-VOCABULARY = Vocabulary(torch.arange(0, 1000, 3))
+VOCABULARY = HeadVocabulary(torch.arange(0, 1000, 3))
 OBJECTIVE = ObjectiveConfig.model_validate({"temperature": 3.0, "terms": {"alm": 1, "sft": 0.5}})
 CASES = [(name, attention) for name in ARCHITECTURES for attention in attentions(name)]
 # long rows beside short ones, an example of one token, one longer than any sliding window, padding

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
@@ -30,11 +31,13 @@ def train(content: dict[str, Any], root: str, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     teacher = None
     if config.objective.is_live:
-        teacher = LiveTeacher(load_model(config.teacher, "float32"), Vocabulary.of(model, config.student.model).rows)
+        teacher = LiveTeacher(
+            load_model(config.teacher, "float32"), HeadVocabulary.of(model, LoadedTokenizer(config.student.model)).rows
+        )
     log = train_student(
         model,
         partial(BatchStream, pipeline.caches, config.objective, config.train),
-        Vocabulary.of(model, config.student.model),
+        HeadVocabulary.of(model, LoadedTokenizer(config.student.model)),
         config.objective,
         config.train,
         folder / "checkpoints",

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.focus import LENGTHS, focus
@@ -78,7 +79,7 @@ def test_a_models_tables_are_the_sums_that_the_method_says(
     model = with_bias(len(byte_level), tied)
     before = {table.name: table.value.detach().clone() for table in embedding_tables(model)}
     assert set(before) == {"model.embed_tokens.weight", "lm_head.bias"} | (set() if tied else {"lm_head.weight"})
-    setting = Initialization(method, donor if method == "omp" else None, 3)
+    setting = Initialization(method, ModelReference(donor) if method == "omp" else None, 3)
     transferred = swap_tokenizer(model, byte_level, target, setting)
     assert sum(transferred.counts().values()) == len(target) == model.config.vocab_size
     after = embedding_tables(model)
@@ -102,7 +103,7 @@ def test_all_methods_copy_the_same_and_count_the_rest(
     mapping = map_vocabulary(byte_level, target)
     new = len(target) - int(mapping.copied.sum())
     assert new > 50
-    (composition,) = Initialization(method, donor if method == "omp" else None).compositions(mapping, 1)
+    (composition,) = Initialization(method, ModelReference(donor) if method == "omp" else None).compositions(mapping, 1)
     for id_ in np.flatnonzero(mapping.copied):
         at = slice(composition.starts[id_], composition.starts[id_ + 1])
         assert (composition.ids[at].tolist(), composition.weights[at].tolist()) == ([mapping.pieces[id_][0]], [1.0])
@@ -116,7 +117,7 @@ def test_a_model_moved_to_its_own_tokenizer_is_the_same(
     method: Method, tied: bool, byte_level: PreTrainedTokenizerFast, llama_folder: str
 ) -> None:
     model, moved = (tiny.tiny_llama(len(byte_level), tied=tied) for _ in range(2))
-    setting = Initialization(method, llama_folder if method == "omp" else None)
+    setting = Initialization(method, ModelReference(llama_folder) if method == "omp" else None)
     assert swap_tokenizer(moved, byte_level, byte_level, setting).counts() == {"copied": len(byte_level)}
     ids = torch.arange(20)[None]
     torch.testing.assert_close(moved(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
@@ -223,7 +224,7 @@ def test_omp_rebuilds_a_source_that_is_the_donor_turned(
     theirs = AutoModelForCausalLM.from_pretrained(donor).get_input_embeddings().weight.detach().double()
     turn = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
     mapping = map_vocabulary(byte_level, target)
-    (composition,) = Initialization("omp", donor, 32).compositions(mapping, 1)
+    (composition,) = Initialization("omp", ModelReference(donor), 32).compositions(mapping, 1)
     source = torch.zeros(len(byte_level), 32, dtype=torch.float64)
     for id_ in np.flatnonzero(mapping.copied):
         source[mapping.pieces[id_][0]] = theirs[id_] @ turn
@@ -244,7 +245,9 @@ def test_a_donor_has_the_targets_tokens(
     byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast, donor: str
 ) -> None:
     with pytest.raises(UserError, match="its tokenizer lacks"):
-        swap_tokenizer(tiny.tiny_llama(len(byte_level)), byte_level, sentencepiece, Initialization("omp", donor))
+        swap_tokenizer(
+            tiny.tiny_llama(len(byte_level)), byte_level, sentencepiece, Initialization("omp", ModelReference(donor))
+        )
 
 
 def test_a_source_tokenizer_that_is_not_the_models_is_refused(byte_level: PreTrainedTokenizerFast) -> None:

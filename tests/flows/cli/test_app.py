@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.recipes import RECIPES
-from alm_pipeline.models.files import load_tokenizer
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import _forget_student, _value, app
 

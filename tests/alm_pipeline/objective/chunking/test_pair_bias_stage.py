@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.models.files import load_tokenizer
 from alm_pipeline.objective.chunking import pair_bias_stage as stage
 from alm_pipeline.objective.chunking.pair_bias import pair_biases
 from alm_pipeline.objective.chunking.pair_bias_stage import chunk_end_pairs, read_pair_biases, token_counts
@@ -81,7 +80,7 @@ def test_what_is_stored_is_what_was_computed(pipeline: Pipeline) -> None:
     folder = pipeline.stored_pair_biases
     assert folder
     found = read_pair_biases(folder)
-    tokenizers = [load_tokenizer(pipeline.tokenizer(side)) for side in ("teacher", "student")]  # type: ignore[arg-type]
+    tokenizers = [pipeline.tokenizer(side).fast for side in ("teacher", "student")]  # type: ignore[arg-type]
     counts = [token_counts(pipeline.tokens(side)) for side in ("teacher", "student")]  # type: ignore[arg-type]
     expected = pair_biases(tokenizers[0], tokenizers[1], *counts, chunk_end_pairs(datasets(pipeline)))
     for column, other in zip(found, expected, strict=True):

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from alm_pipeline.config import AlmConfig, EvaluationConfig
-from alm_pipeline.evaluation.bits_per_byte import student_bits_per_byte
 from alm_pipeline.evaluation.held_out import HeldOut
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training import stage
@@ -28,7 +28,7 @@ from alm_pipeline.training.data.packing import all_groups
 from alm_pipeline.training.loop.evaluations import Evaluation, Evaluations
 from alm_pipeline.training.loop.health import went_wrong
 from alm_pipeline.training.loop.trainer import AlmTrainer
-from alm_pipeline.training.student.evaluator import Evaluator
+from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from storage.errors import UserError
 from tests.corpora import write_chats
 
@@ -89,20 +89,21 @@ def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
     assert bits["student_before"] == rows["bits_per_byte"][0]
     assert bits["student_after"] == rows["bits_per_byte"][-1]
     saved = load_model(str(run.student.path), "float32")
-    scorer = Scorer.of(saved, str(run.student.path))
-    assert student_bits_per_byte(run.caches, scorer, "") == pytest.approx(bits["student_after"], rel=1e-6)
-    evaluator = Evaluator(run.caches, run.config, Vocabulary.of(saved, str(run.student.path)), str(run.student.path))
+    tokenizer = LoadedTokenizer(str(run.student.path))
+    scorer = Scorer.of(saved, tokenizer)
+    assert run.distillation.held_out.student.bits_per_byte(scorer) == pytest.approx(bits["student_after"], rel=1e-6)
+    evaluator = HeldOutEvaluator(run.distillation.held_out, run.config, HeadVocabulary.of(saved, tokenizer), tokenizer)
     again = evaluator(saved)
     assert again.scores["kl"] == pytest.approx(rows["kl"][-1], rel=1e-5)
     assert again.scores["alm"] == pytest.approx(rows["alm"][-1], rel=1e-5)
     text = (run.student.path / "samples.txt").read_text()
     assert text.count("════ step") == 3
     assert all(f"{sample.prompt}▶{sample.continuation}" in text for sample in again.samples)
-    tokenizer, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts[0])
+    loaded, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts[0])
     end = len(ids) + 6
-    while len(ids) < end and ids[-1] != tokenizer.eos_token_id:
+    while len(ids) < end and ids[-1] != loaded.eos_token_id:
         ids.append(int(saved(torch.tensor([ids])).logits[0, -1].argmax()))
-    assert tokenizer.decode(ids[end - 6 :]) == again.samples[0].continuation
+    assert loaded.decode(ids[end - 6 :]) == again.samples[0].continuation
 
 
 def test_a_few_examples_are_drawn_and_the_manifest_is_of_all(pipeline: Run) -> None:
@@ -111,11 +112,14 @@ def test_a_few_examples_are_drawn_and_the_manifest_is_of_all(pipeline: Run) -> N
     whole = pipeline("all", {"steps": 2}, EvaluationConfig(max_examples=None, samples=0))
     assert bits == whole.train().results["held_out_bits_per_byte"]
     assert evaluations(run)["examples"].to_list() == [3, 3]
-    drawn, again, every = (HeldOut.of(run.caches, most) for most in (3, 3, None))
-    assert {k: ids.to_pylist() for k, ids in drawn.ids.items()} == {k: ids.to_pylist() for k, ids in again.ids.items()}
-    for shard, ids in drawn.ids.items():
-        assert set(ids.to_pylist()) <= set(every.ids[shard].to_pylist())
-    assert evaluations(whole)["examples"][0] == len(every)
+    drawn, again, every = (HeldOut.read(run.caches, most) for most in (3, 3, None))
+    ids = [held_out.drawn["examples"]["id"].to_pylist() for held_out in (drawn, again, every)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 3
+    assert set(ids[0]) < set(ids[2])
+    assert not drawn.is_all
+    assert every.is_all
+    assert drawn.student.ids[0].tolist() == every.student.ids[0].tolist()
 
 
 class Killed(Exception):
@@ -156,8 +160,8 @@ def test_the_best_student_is_kept(pipeline: Run, ema: float | None) -> None:
     trained = evaluations(run).filter(pl.col("step") > 0)
     assert trained["bits_per_byte"].min() < trained["bits_per_byte"][-1]
     assert bits["student_after"] == trained["bits_per_byte"].min()
-    scorer = Scorer.of(load_model(str(run.student.path), "float32"), str(run.student.path))
-    assert student_bits_per_byte(run.caches, scorer, "") == pytest.approx(bits["student_after"], rel=1e-6)
+    scorer = Scorer.of(load_model(str(run.student.path), "float32"), LoadedTokenizer(str(run.student.path)))
+    assert run.distillation.held_out.student.bits_per_byte(scorer) == pytest.approx(bits["student_after"], rel=1e-6)
 
 
 def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,8 +272,9 @@ def test_prompts_of_conversations_end_before_the_first_answer(config: AlmConfig,
     run = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
     run.cache()
     model = load_model(config.student.model, "float32")
-    vocabulary = Vocabulary.of(model, config.student.model)
-    (sample,) = Evaluator(run.caches, run.config, vocabulary, config.student.model)(model).samples
+    tokenizer = run.source.tokenizer
+    vocabulary = HeadVocabulary.of(model, tokenizer)
+    (sample,) = HeldOutEvaluator(run.distillation.held_out, run.config, vocabulary, tokenizer)(model).samples
     assert sample.prompt.startswith("<|im_start|>user\nHow much is")
     assert sample.prompt.endswith("<|im_start|>assistant\n")
 

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training import stage
@@ -31,8 +31,8 @@ from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of
 from tests.alm_pipeline.training.killing import Killed, kill_at
 from tests.corpora import write_chats
 
-VOCABULARY = Vocabulary(torch.arange(0, 1000, 3))
-SMALL = Vocabulary(torch.arange(0, 300, 3))
+VOCABULARY = HeadVocabulary(torch.arange(0, 1000, 3))
+SMALL = HeadVocabulary(torch.arange(0, 300, 3))
 
 
 def losses_of(
@@ -218,7 +218,7 @@ def test_a_student_learns_its_teacher(config: AlmConfig, tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(pipeline.student.path)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.student.path)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == 320
-    saved, source = (tokenizer, AutoTokenizer.from_pretrained(pipeline.tokenizer("student")))
+    saved, source = (tokenizer, AutoTokenizer.from_pretrained(pipeline.tokenizer("student").file.parent))
     assert saved("The quick 東京").input_ids == source("The quick 東京").input_ids
     assert saved.chat_template == tiny.CHATML
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id

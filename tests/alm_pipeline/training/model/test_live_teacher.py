@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
-from alm_pipeline.models.vocabulary import Vocabulary
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.alm import chunk_logprobs
 from alm_pipeline.objective.batch_loss import Counts
 from alm_pipeline.pipeline import Pipeline
@@ -121,7 +122,7 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
     config = pipeline.config
     stream = BatchStream(pipeline.caches, config.objective, config.train)
     teacher = LiveTeacher(load_model(config.teacher, "float32"))
-    boundary = Vocabulary.of(teacher.model, config.teacher).boundary_ids_K
+    boundary = HeadVocabulary.of(teacher.model, LoadedTokenizer(config.teacher)).boundary_ids_K
     student, compared = load_model(config.student.model, "float32"), 0
     for batch in itertools.islice(iter(stream), 2):
         live_C = live_chunk_logprobs(batch, teacher, boundary)
@@ -134,9 +135,9 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
             counts = Counts.of(batch)
             objective = ObjectiveConfig(temperature=5.0)
             given_C = {**batch, "teacher_logprobs_C": teacher_C}
-            loss = micro_batch_losses(student, given_C, Vocabulary(torch.arange(0, 400, 3)), objective, counts).terms[
-                "alm"
-            ]
+            loss = micro_batch_losses(
+                student, given_C, HeadVocabulary(torch.arange(0, 400, 3)), objective, counts
+            ).terms["alm"]
             loss.backward()
             results.append((loss, torch.cat([value.grad.flatten() for value in student.parameters()])))
         torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=0)
@@ -195,7 +196,7 @@ def test_packed_and_accumulated_batches_have_the_same_live_losses(pipeline: Pipe
     )
     live = LiveTeacher(teacher, mapping_V=torch.arange(300))
     batches = list(itertools.islice(iter(stream), 3))
-    counts, small = Counts.of(*batches), Vocabulary(torch.arange(0, 300, 3))
+    counts, small = Counts.of(*batches), HeadVocabulary(torch.arange(0, 300, 3))
     assert len({Counts.of(batch).single.item() for batch in batches}) > 1
     parts = [micro_batch_losses(student, batch, small, objective, counts, live).terms for batch in batches]
     alone = [micro_batch_losses(student, batch, small, objective, Counts.of(batch), live).terms for batch in batches]

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.models.files import weights_dtype
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.student.save import round_weights, save_student
 from storage.errors import UserError
@@ -62,7 +63,7 @@ def test_a_source_without_ends_gets_its_tokenizers(byte_level: PreTrainedTokeniz
     folder = tiny.save(tmp_path / "source", model, byte_level)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
     model.generation_config.temperature, model.generation_config.do_sample = 0.6, True
-    save_student(model, folder, [], tmp_path / "student")
+    save_student(model, load_tokenizer(folder), [], tmp_path / "student")
     stored = json.loads((tmp_path / "student" / "generation_config.json").read_text())
     assert (stored["eos_token_id"], stored["pad_token_id"]) == (byte_level.eos_token_id, byte_level.pad_token_id)
     assert (stored["temperature"], stored["do_sample"]) == (0.6, True)  # the source's go over
@@ -73,8 +74,8 @@ def test_weights_are_stored_as_asked_for_and_as_evaluated(llama_folder: str, tmp
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     round_weights(model, dtype)
     evaluated = {name: value.clone() for name, value in model.state_dict().items()}
-    save_student(model, llama_folder, [], tmp_path, dtype)
-    assert weights_dtype(str(tmp_path)) == dtype
+    save_student(model, load_tokenizer(llama_folder), [], tmp_path, dtype)
+    assert ModelReference(str(tmp_path)).weights_dtype == dtype
     stored = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert stored.dtype == getattr(torch, dtype)
     for name, value in stored.state_dict().items():

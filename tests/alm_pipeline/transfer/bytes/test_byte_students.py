@@ -12,7 +12,6 @@ from alm_pipeline.config.overrides import override
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.report import summarize
-from alm_pipeline.training.stage import initial_student
 from storage.errors import UserError
 from tests.alm_pipeline.training.loop.test_train import contents, trained
 
@@ -58,7 +57,7 @@ def test_the_saved_student_is_what_was_trained(
     end = tokenizer.convert_tokens_to_ids(source.eos_token)
     assert model.config.eos_token_id == end == GenerationConfig.from_pretrained(folder).eos_token_id
     assert not model.config.tie_word_embeddings
-    before, _ = initial_student(pipeline.config, pipeline.tokenizer("student"))
+    before, _ = pipeline.distillation.initial_student()
     was, now = before.state_dict(), model.state_dict()
     assert was.keys() == now.keys()
     frozen = {name for name in was if torch.equal(was[name], now[name])}

@@ -1,0 +1,109 @@
+"""Everything that a student is made from, as one object."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.evaluation.held_out import HeldOut
+from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
+from alm_pipeline.objective.chunking.ends import ChunkEnds, PairBiasEnds, SpaceEnds
+from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
+from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
+from alm_pipeline.transfer.fvt import special_counterparts
+from alm_pipeline.transfer.initialization import Initialization
+from alm_pipeline.transfer.swap import swap_tokenizer
+from storage.dataset import Dataset
+from storage.folders import StoredFolder
+
+STAGE_VERSION = 5
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A configuration with the caches, models and tokenizers that it names."""
+
+    config: AlmConfig
+    caches: Mapping[str, Dataset]
+    """the datasets by role, as `Pipeline.caches`"""
+    teacher: ModelReference
+    source: ModelReference
+    """the student's model before it gets its tokenizer"""
+    tokenizer: LoadedTokenizer
+    """the student's"""
+    stored_pair_biases: StoredFolder | None = None
+    """of the chunking that uses them"""
+
+    def student_folder(self) -> StoredFolder:
+        """Return the student that this makes, whether or not it exists yet."""
+        config, student = self.config, self.config.student
+        biases = {"pair_biases": self.stored_pair_biases.name} if self.stored_pair_biases else {}
+        identity = {
+            "stage_version": STAGE_VERSION,
+            "inputs": {role: dataset.name for role, dataset in self.caches.items()} | biases,
+            "model": self.source.identity,
+            "source_tokenizer": self.source.tokenizer.identity,
+            "tokenizer": self.tokenizer.identity,
+            **({"initialization": Initialization.of(student).identity()} if student.tokenizer else {}),
+            **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
+            "objective": config.objective.model_dump(mode="json"),
+            "train": config.train.identity(),
+        }
+        if evaluation := config.evaluation.identity():
+            identity["evaluation"] = evaluation
+        name = f"{self.source.label}-from-{self.teacher.label}-on-{config.corpus.name}"
+        return StoredFolder(self.caches["scores"].root, "students", name, identity)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The held-out examples. Raises UserError when there are none."""
+        return HeldOut.read(self.caches, self.config.evaluation.max_examples)
+
+    @cached_property
+    def chunk_ends(self) -> ChunkEnds | None:
+        """Where chunks may end, for a chunking that looks at tokens."""
+        if self.stored_pair_biases:
+            return PairBiasEnds(read_pair_biases(self.stored_pair_biases), self.config.objective.gamma)
+        if self.config.objective.chunking != "space":
+            return None
+        views = self.teacher.tokenizer.view, self.tokenizer.view
+        return SpaceEnds(*(view.boundary(view.size) for view in views))
+
+    def initial_student(self) -> tuple[PreTrainedModel, dict[str, int]]:
+        """Load the student before training; also return the counts of embedding rows by how they were made.
+
+        The counts are empty for a student that keeps its tokenizer.
+        """
+        model = self.source.load("float32")
+        if self.tokenizer.name == self.source.name:
+            return model, {}
+        config, seed = self.config.student, self.config.train.seed
+        tokenizers = self.source.tokenizer.fast, self.tokenizer.fast
+        initialization = Initialization.of(config, trust_remote_code=self.source.trust_remote_code)
+        if config.is_byte_level:
+            ngrams = config.ngram_embeddings
+            return model, put_on_bytes(model, *tokenizers, initialization, ngram_embeddings=ngrams, seed=seed)
+        return model, swap_tokenizer(model, *tokenizers, initialization, seed).counts()
+
+    def live_teacher(self) -> LiveTeacher | None:
+        """Load the teacher, if a term of the objective needs it in training memory."""
+        objective = self.config.objective
+        if not objective.is_live:
+            return None
+        model = self.teacher.load(self.config.score.dtype)
+        mapping_V = self._mined_mapping() if "mined" in objective.terms else None
+        return LiveTeacher(model, HeadVocabulary.of(model, self.teacher.tokenizer).rows, mapping_V)
+
+    def _mined_mapping(self) -> Tensor:
+        """The teacher's token for each of the student's. Takes minutes if vocabularies are large and differ."""
+        teacher, student = self.teacher.tokenizer, self.tokenizer
+        specials = special_counterparts(teacher.fast, student.fast)
+        return torch.from_numpy(mined_mapping(teacher.view, student.view, specials))
