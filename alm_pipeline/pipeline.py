@@ -1,15 +1,14 @@
-"""The stages in order, without Prefect: what a notebook calls, and what the flow's tasks call.
+"""The stages in order, without Prefect: the entry point for a notebook and for the flow's tasks.
 
-    from alm_pipeline.pipeline import Pipeline
-    from alm_pipeline.config.recipes import recipe
+    from alm_pipeline import Pipeline, recipe
 
     student = Pipeline(recipe("transfer"), "alm-data").run()
     print(student.results)
 
-Every stage finds what is there and writes what is missing, so each may be called at any time, after those before it.
-`tokenize`, `align` and `score` also take `shards`, so that several processes share the work: each shard needs only the
-same shard of the stage before, and a last call without `shards` writes the manifest. What computes with torch is
-imported by the stages that do: processes that tokenize and align start without it.
+Every stage skips what exists and writes what is missing, so it can be called at any time after the stages before it.
+`tokenize`, `align` and `score` also take `shards`, so that several processes can share the work: each shard needs only
+the same shard of the stage before, and a last call without `shards` writes the manifest. Only the stages that compute
+with torch import it, so that processes that tokenize and align start without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 Side = Literal["teacher", "student"]
 _SIDES: tuple[Side, Side] = ("teacher", "student")
-Kept = TypeVar("Kept", Dataset, StoredFolder)
+Stored = TypeVar("Stored", Dataset, StoredFolder)
 
 
 class Pipeline:
@@ -53,42 +52,43 @@ class Pipeline:
     def _provenance(self) -> dict[str, Any]:
         return provenance(self.config)
 
-    def _told(self, kept: Kept) -> Kept:
-        """With what its manifest says of this run."""
-        return replace(kept, provenance=self._provenance)
+    def _with_provenance(self, stored: Stored) -> Stored:
+        """Give the dataset or folder the provenance that its manifest will record."""
+        return replace(stored, provenance=self._provenance)
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        # a token covers at least one byte, so what has no more bytes than the context has tokens always fits;
-        # a few are left for the special tokens around it. The teacher scores what is longer in windows
+        # a token covers at least one byte, so a text with no more bytes than the context has tokens always fits; 8 are
+        # left for the special tokens around it. The teacher scores longer examples in windows
         length = self.source.context_length
         most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
         return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     def _forms(self) -> tuple[str, ...]:
-        """The forms that texts are put into: NFC always, so that students with and without it share the caches."""
+        """The forms that texts are converted to: NFC always, so that students with and without it share the caches."""
         setting = self.config.corpus.normalize
         if setting != "auto":
             return setting
-        # a tokenizer that is made here takes texts as they are
+        # a tokenizer made by the run takes texts as they are
         tokenizers = [self.teacher.tokenizer, *([self.named_tokenizer] if self.named_tokenizer else [])]
         return common_forms(tokenizers)
 
     @cached_property
     def examples(self) -> Dataset:
-        return self._told(examples_dataset(self._corpus, self.root))
+        """The examples: the corpus, cut to fit the models."""
+        return self._with_provenance(examples_dataset(self._corpus, self.root))
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
-        """The tokenizer that the run makes: trained, of bytes, or with the model's special tokens; None: as it is."""
+        """The tokenizer that the run makes: trained, of bytes, or with the model's special tokens; None if none."""
         setting, source = self.config.student.tokenizer, self.source.tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return self._told(tokenizer_folder(self._corpus, setting, source, self.root))
+            return self._with_provenance(tokenizer_folder(self._corpus, setting, source, self.root))
         named = self.named_tokenizer
         if setting is None or named is None:
             return None
         exchanges = keeps_source(source.fast, named.fast, self.config.student.special_tokens)
-        return self._told(exchanged_folder(named, source, self.root)) if exchanges else None
+        return self._with_provenance(exchanged_folder(named, source, self.root)) if exchanges else None
 
     @cached_property
     def named_tokenizer(self) -> LoadedTokenizer | None:
@@ -111,33 +111,38 @@ class Pipeline:
         return self.teacher.tokenizer if side == "teacher" else self.student_tokenizer
 
     def tokens(self, side: Side) -> Dataset:
-        # kept, and so given to processes that share the work: they must not look at a tokenizer of their own
-        kept: dict[Side, Dataset] = self.__dict__.setdefault("_tokens", {})
-        if side not in kept:
-            kept[side] = self._told(tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side)))
-        return kept[side]
+        """One side's tokens of the examples."""
+        # cached, and so sent to the processes that share the work: their own tokenizer must not decide the name
+        datasets: dict[Side, Dataset] = self.__dict__.setdefault("_tokens", {})
+        if side not in datasets:
+            tokens = tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side))
+            datasets[side] = self._with_provenance(tokens)
+        return datasets[side]
 
     def _max_tokens(self, side: Side) -> int | None:
-        """The student's context; the teacher scores what is longer than its own in windows."""
+        """The student's context length; the teacher has no limit, since it scores longer examples in windows."""
         return None if side == "teacher" else self.source.context_length
 
     @cached_property
     def alignments(self) -> Dataset:
+        """The aligned chunks of both tokenizations."""
         sides = self.tokens("teacher"), self.tokens("student")
-        return self._told(alignments_dataset(*sides, self.config.corpus.name))
+        return self._with_provenance(alignments_dataset(*sides, self.config.corpus.name))
 
     @cached_property
     def stored_pair_biases(self) -> StoredFolder | None:
-        """The biases of the pairs of tokens at chunks' ends, or None where the chunking asks for none."""
+        """The tokenization biases of the pairs of tokens at the ends of chunks; None if the chunking needs none."""
         if self.config.objective.chunking != "pair_bias":
             return None
-        return self._told(pair_bias_folder(self.alignments, self.tokenizer("teacher"), self.tokenizer("student")))
+        tokenizers = (self.tokenizer(side) for side in _SIDES)
+        return self._with_provenance(pair_bias_folder(self.alignments, *tokenizers))
 
     @cached_property
     def scores(self) -> Dataset:
+        """The teacher's scores of its tokens."""
         from alm_pipeline.scoring.stage import scores_dataset
 
-        return self._told(scores_dataset(self.tokens("teacher"), self.teacher, self.config.score))
+        return self._with_provenance(scores_dataset(self.tokens("teacher"), self.teacher, self.config.score))
 
     @cached_property
     def caches(self) -> Mapping[str, Dataset]:
@@ -152,7 +157,8 @@ class Pipeline:
 
     @cached_property
     def student(self) -> StoredFolder:
-        return self._told(self.distillation.student_folder())
+        """The trained student's folder."""
+        return self._with_provenance(self.distillation.student_folder())
 
     @cached_property
     def distillation(self) -> "Distillation":
@@ -164,13 +170,13 @@ class Pipeline:
         )
 
     def shard(self) -> Manifest:
-        """Read the corpus, and write its examples in shards."""
+        """Read the corpus and write its examples in shards."""
         return write_examples(self.examples, self._corpus)
 
     def train_tokenizer(self) -> FolderManifest | None:
-        """Make the student's new tokenizer, if the configuration asks for one that is not there.
+        """Make the student's new tokenizer, if the configuration asks for one and it does not exist yet.
 
-        Raises UserError when its embeddings could not be made: better now than after scoring.
+        Raises UserError when its embeddings could not be made: that is better known now than after scoring.
         """
         from alm_pipeline.transfer.initialization import Initialization
 
@@ -184,34 +190,35 @@ class Pipeline:
         return write_exchanged(self.made_tokenizer, self.named_tokenizer, source)
 
     def tokenize(self, side: Side, shards: Sequence[int] | None = None) -> Manifest | None:
-        """Encode the examples with one side's tokenizer, or these shards of them.
+        """Encode the examples with one side's tokenizer, or only the shards given.
 
-        Raises UserError when the tokenizer has ids that its model has no embedding for: better now than after scoring.
+        Raises UserError when the tokenizer has ids without a row in its model's embedding: that is better known now
+        than after scoring.
         """
         tokenizer, model = self.tokenizer(side), self.teacher if side == "teacher" else self.source
         rows = model.vocabulary_rows if tokenizer.name == model.name else None
         return tokenize(self.examples, self.tokens(side), tokenizer, self._max_tokens(side), shards, rows)
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
-        """Align both tokenizations, or these shards of them."""
+        """Align both tokenizations, or only the shards given."""
         return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, shards)
 
     def pair_biases(self) -> FolderManifest | None:
-        """Compute the tokenization bias of the pairs of tokens at chunks' ends, if the chunking asks for it."""
+        """Compute the tokenization biases of the pairs of tokens at the ends of chunks, if the chunking needs them."""
         if not self.stored_pair_biases:
             return None
         tokens = {f"{side}_tokens": self.tokens(side) for side in _SIDES}
-        names = (self.tokenizer(side) for side in _SIDES)
-        return write_pair_biases(self.stored_pair_biases, {**tokens, "alignments": self.alignments}, *names)
+        tokenizers = (self.tokenizer(side) for side in _SIDES)
+        return write_pair_biases(self.stored_pair_biases, {**tokens, "alignments": self.alignments}, *tokenizers)
 
     def score(self, shards: Sequence[int] | None = None) -> Manifest | None:
-        """Let the teacher score its tokens, or these shards of them."""
+        """Score the teacher's tokens, or only the shards given."""
         from alm_pipeline.scoring.stage import score
 
         return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
 
     def train(self) -> FolderManifest:
-        """Train, evaluate and save the student, in several processes where the configuration has it."""
+        """Train, evaluate and save the student, in several processes if the configuration asks for it."""
         from alm_pipeline.training.parallel.launch import train_in_processes
         from alm_pipeline.training.parallel.processes import processes_here, this_process
         from alm_pipeline.training.stage import train
@@ -223,14 +230,14 @@ class Pipeline:
         return train(self.distillation, self.student)
 
     def publish(self) -> str | None:
-        """Push the finished student to the hub, if the configuration asks for it; returns its URL there."""
+        """Push the finished student to the hub, if the configuration asks for it; return its URL there."""
         from alm_pipeline.training.student.publish import push
 
         setting = self.config.publish
         return push(self.student, setting.repo, setting.private) if setting else None
 
     def cache(self) -> None:
-        """Every stage up to the teacher's scores."""
+        """Run every stage up to the teacher's scores."""
         self.shard()
         self.train_tokenizer()
         self.tokenize("teacher")
@@ -240,7 +247,7 @@ class Pipeline:
         self.score()
 
     def run(self) -> FolderManifest:
-        """Every stage."""
+        """Run every stage."""
         self.cache()
         manifest = self.train()
         self.publish()

@@ -77,7 +77,7 @@ def write_config(config: EnsembleConfig, folder: Path) -> Path:
     """Write `ensemble.yaml` into the folder, made where need be; raises UserError when one is there."""
     file = folder / FILE
     if file.exists():
-        raise UserError(f"{file}: is there already: name a new folder")
+        raise UserError(f"{file}: exists already: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     return file

@@ -1,4 +1,4 @@
-"""Models, loaded onto a device; by name, as `model_files` has them."""
+"""Models loaded by name onto a device."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on `device`, by default the GPU where there is one.
+    """Load a causal language model in evaluation mode, onto `device`: by default a GPU if there is one.
 
-    With a `device_map`, in the parts and at the places that accelerate makes of it.
+    With a `device_map`, accelerate decides which part goes to which device. Raises UserError when it can't be loaded.
     """
     place = _device(device)
     folder = model_folder(name)

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from storage.errors import UserError
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` at the end, with one rename; nothing is left after an error.
+    """Yield a folder to write into, which becomes `folder` at the end by one rename; after an error nothing is left.
 
-    Raises UserError when the folder is there and not empty.
+    Raises UserError when the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already: name a new folder")
+        raise UserError(f"{folder}: exists already: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         written = Path(scratch) / "written"

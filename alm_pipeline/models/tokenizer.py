@@ -31,14 +31,16 @@ class LoadedTokenizer:
 
     def __init__(self, name: str, loaded: PreTrainedTokenizerFast | None = None) -> None:
         """`name` is a folder, a hub name or `demo:NAME`; `loaded` is the tokenizer if it is already in memory."""
-        self.name = name
-        if loaded is not None:
-            self.__dict__["fast"] = loaded
+        self.name, self._loaded = name, loaded
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "LoadedTokenizer":
         """Wrap a tokenizer that is in memory only."""
         return cls(str(tokenizer.name_or_path), tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process gets the name alone: it loads the tokenizer itself, and sees if its files differ there."""
+        return {"name": self.name, "_loaded": self._loaded}
 
     @cached_property
     def file(self) -> Path:
@@ -57,6 +59,8 @@ class LoadedTokenizer:
 
         It is shared: nothing may change its settings.
         """
+        if self._loaded is not None:
+            return self._loaded
         with quiet_transformers():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(self.file.parent)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -95,7 +99,7 @@ class LoadedTokenizer:
     @cached_property
     def forms(self) -> tuple[TextForm, ...]:
         """The text forms that the normalizer produces."""
-        if "fast" in self.__dict__:
+        if self._loaded is not None or "fast" in self.__dict__:
             return forms_of(self.fast.backend_tokenizer)
         state = _without_model(self.file.read_text(encoding="utf-8"))
         return text_forms(state["normalizer"], state["decoder"])

@@ -67,7 +67,7 @@ def test_a_stage_before_its_inputs_is_told(config: AlmConfig, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": "no/such-folder"}, "no/such-folder: no such folder, and not to be had"),
+        ({"teacher": "no/such-folder"}, "no/such-folder: not a local folder, and could not be fetched"),
         ({"teacher": "demo:nonsense"}, "smollm2-135m-instruct"),
     ],
 )

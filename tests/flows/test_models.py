@@ -101,7 +101,7 @@ def test_an_ensemble_is_written_and_measured_beside_its_members(
     spoken = [f"{row['question']} {row['answer']}" for row in map(json.loads, Path(texts).read_text().splitlines())]
     assert found[file]["bits per byte"] == pytest.approx(text_bits_per_byte(score_texts(written, spoken)), rel=1e-5)
     assert min(found[llama_folder].values()) != min(found[gemma_folder].values())
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         ensemble(members[:1], str(tmp_path / "both"))
 
 

@@ -244,7 +244,7 @@ def test_written_to_a_folder(llama_folder: str, tmp_path: Path) -> None:
     loaded = load_tokenizer(str(tmp_path / "sub" / "bytes"))
     assert loaded.get_vocab() == written.get_vocab()
     assert loaded.chat_template == CHATML
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_byte_level(llama_folder, tmp_path / "sub" / "bytes")
     with pytest.raises(UserError, match="no such folder"):
         write_byte_level(str(tmp_path / "nothing"), tmp_path / "other")

@@ -110,7 +110,7 @@ def kept(encoder: ByteEncoder, *contents: str) -> EncodedExample:
 
 
 def tokens_of(encoder: ByteEncoder, row: EncodedExample) -> list[str]:
-    return list(encoder.tokenizer.convert_ids_to_tokens(row.token_ids.tolist()))
+    return list(encoder.tokenizer.fast.convert_ids_to_tokens(row.token_ids.tolist()))
 
 
 def kind_of(encoder: ByteEncoder, row: EncodedExample) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ def test_members_beside_the_file(tmp_path: Path, llama_folder: str) -> None:
 def test_a_written_configuration_is_not_overwritten(tmp_path: Path) -> None:
     config = EnsembleConfig(members=(MemberConfig(model="a"),), vocabulary="mined")
     assert read_config(write_config(config, tmp_path / "new")) == config
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_config(config, tmp_path / "new")
 
 

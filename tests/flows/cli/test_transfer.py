@@ -22,7 +22,7 @@ def test_a_transfer_says_its_counts_and_compares(
     assert len(AutoTokenizer.from_pretrained(folder)) == AutoModelForCausalLM.from_pretrained(folder).config.vocab_size
     again = CliRunner().invoke(app, ["transfer", llama_folder, gemma_folder, str(folder)])
     assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 def test_a_fine_tune_follows_its_base(llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
