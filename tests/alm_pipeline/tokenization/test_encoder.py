@@ -363,7 +363,7 @@ def test_what_a_template_trims_is_covered_by_no_token() -> None:
 
 @pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
 def test_check_vocabulary(family: str) -> None:
-    view = byte_view(ENCODERS[family].tokenizer.backend_tokenizer)
+    view = byte_view(ENCODERS[family].tokenizer.fast.backend_tokenizer)
     check_vocabulary(view, view.size, "a model")
     check_vocabulary(view, view.size + 64, "a model")
     with pytest.raises(UserError, match=rf"a model: .* highest id is {view.size - 1}, .* has {view.size - 1} rows"):
