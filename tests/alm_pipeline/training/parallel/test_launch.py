@@ -94,7 +94,7 @@ def interrupted(command: tuple[str, ...], family: list[psutil.Process]) -> None:
 
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
-    script = f"import {launch.__name__} as launch, sys; launch._end_with(int(sys.argv[1]))"
+    script = "import sys; from alm_pipeline.training_process import _end_with; _end_with(int(sys.argv[1]))"
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child = subprocess.Popen([sys.executable, "-c", script, str(parent.pid)])
     assert child.poll() is None

@@ -21,7 +21,7 @@ from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.training import together
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "tied": {"objective": {"terms": {"alm": 1, "sft": 0.5}}},
     "untied": {"objective": {"terms": {"alm": 1}, "balance": "gradmag"}},
