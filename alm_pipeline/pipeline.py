@@ -44,8 +44,8 @@ class Pipeline:
         self.config, self.root = config, root
         self.teacher = ModelReference(config.teacher, config.trust_remote_code)
         """the teacher by name"""
-        is_own_teacher = config.student.model == config.teacher
-        self.source = self.teacher if is_own_teacher else ModelReference(config.student.model, config.trust_remote_code)
+        # never the teacher's own reference: each side encodes with a tokenizer of its own, possibly at the same time
+        self.source = ModelReference(config.student.model, config.trust_remote_code)
         """the student's model before it gets its tokenizer"""
 
     @cached_property

@@ -70,7 +70,8 @@ class LoadedTokenizer:
     def encoding_backend(self) -> Tokenizer:
         """The backend that encodes whole texts: without the truncation, padding or dropout saved with the tokenizer.
 
-        Those would cut texts, let an example's tokens depend on its neighbors, or be random.
+        Those would cut texts, let an example's tokens depend on its neighbors, or be random. One encoder at a time
+        may use it: an engine switches how it reads the literals of special tokens.
         """
         backend = self.fast.backend_tokenizer
         is_plain = backend.truncation is None and backend.padding is None and not _dropout(backend)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.chat.template import ChatTemplate
+from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.transfer.composition import Composition, Fill
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view, tokens_by_spelling
 from storage.errors import UserError
@@ -70,7 +71,8 @@ class _Cutter:
     """Cuts bytes into source tokens as the source tokenizer would."""
 
     def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
-        self.backend, self.view = source.backend_tokenizer, view
+        # an engine states how it reads special tokens' literals, whatever the tokenizer's last user left set
+        self.engine, self.view = StandardEngine(source.backend_tokenizer), view
         self.ids = tokens_by_spelling(view)
         self.longest = max(map(len, self.ids), default=0)
 
@@ -78,7 +80,7 @@ class _Cutter:
         if spelling in self.ids:
             return (self.ids[spelling],)
         try:
-            ids = self.backend.encode(spelling.decode(), add_special_tokens=False).ids
+            (ids,) = self.engine.encode([spelling.decode()], special_literals=True)
         except UnicodeDecodeError:  # a part of a character
             return self._longest_matches(spelling)
         spelled = b"".join(self.view.spelling[id_] for id_ in ids)

@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
+from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.transfer.fvt import chat_tokens, map_vocabulary
 from alm_pipeline.vocabulary.byte_view import byte_view
 from storage.schemas import TokenKind
@@ -22,6 +23,15 @@ def test_tokens_of_the_same_bytes_are_copied(byte_level: PreTrainedTokenizerFast
     mapping = map_vocabulary(byte_level, byte_level)
     assert mapping.pieces == tuple((id_,) for id_ in range(len(byte_level)))
     assert mapping.means().counts() == {"copied": len(byte_level)}
+
+
+def test_pieces_do_not_depend_on_who_used_the_tokenizer_before() -> None:
+    source, target = tiny.byte_level_tokenizer(), tiny.byte_level_tokenizer()
+    target.add_tokens(["a<|im_end|>b"])
+    expected = map_vocabulary(source, target).pieces
+    StandardEngine(source.backend_tokenizer).encode(["text"], special_literals=False)
+    assert map_vocabulary(source, target).pieces == expected
+    assert source.convert_tokens_to_ids("<|im_end|>") in expected[-1]
 
 
 def test_special_tokens_go_by_literal_then_by_the_chats_role_then_by_the_tokenizers(
