@@ -33,7 +33,7 @@ def load_model(
     except (OSError, ValueError) as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise UserError(
-                f"{name}: carries code of its own, as a student with n-gram embeddings does: if you trust it, set "
+                f"{name}: comes with its own code, as a student with n-gram embeddings does: if you trust it, set "
                 "trust_remote_code to true"
             ) from error
         raise UserError(f"{name}: can't be loaded as a causal language model: {first_line(error)}") from error
@@ -48,24 +48,25 @@ def _device(name: str | None) -> torch.device:
         return default_device()
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device's kind
-        raise UserError(f"{name}: no such device on this machine ({first_line(error)})") from error
+    except (RuntimeError, AssertionError) as error:  # the latter if torch was built without support for the device
+        raise UserError(f"{name}: this machine has no such device ({first_line(error)})") from error
 
 
 def default_device() -> torch.device:
+    """Return the GPU if there is one, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def all_devices() -> tuple[str, ...]:
-    """Every GPU, or the processor where there is none."""
+    """Return the names of all GPUs, or the processor's if there is none."""
     return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
 
 
 @contextlib.contextmanager
 def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
-    """How float32 matrices are multiplied: `medium` rounds the factors to bfloat16 and sums in float32.
+    """Set how float32 matrices are multiplied: `medium` rounds the factors to bfloat16 and sums in float32.
 
-    Factors that come from bfloat16 lose nothing by it, and a processor with bfloat16 units is twice as fast.
+    Factors that were bfloat16 before lose nothing, and a processor with bfloat16 units is twice as fast.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -76,6 +77,6 @@ def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """How many ids the model's input embedding takes."""
+    """Return the number of rows of the model's input embedding."""
     weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return int(weight.shape[0])

@@ -250,7 +250,7 @@ def test_a_model_spread_by_accelerate_scores_the_same(on_disk: list[str], tmp_pa
 
 
 def test_a_device_that_is_not_there_is_told(llama_folder: str) -> None:
-    with pytest.raises(UserError, match="cuda:99: no such device"):
+    with pytest.raises(UserError, match="cuda:99: this machine has no such device"):
         Scorer.load(ModelReference(llama_folder), ScoreConfig(dtype="float32"), device="cuda:99")
 
 
