@@ -24,6 +24,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source
 from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
+from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.provenance import provenance
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
@@ -132,7 +133,7 @@ class Pipeline:
     @cached_property
     def stored_pair_biases(self) -> StoredFolder | None:
         """The tokenization biases of the pairs of tokens at the ends of chunks; None if the chunking needs none."""
-        if self.config.objective.chunking != "pair_bias":
+        if not CHUNKINGS[self.config.objective.chunking].needs_pair_biases:
             return None
         tokenizers = (self.tokenizer(side) for side in _SIDES)
         return self._with_provenance(pair_bias_folder(self.alignments, *tokenizers))

@@ -7,7 +7,7 @@ or where it runs (roots, threads, devices, how much a batch of the teacher's hol
 from alm_pipeline.config.corpus import CorpusConfig, FilesSource, GeneratedSource, HubSource, Source
 from alm_pipeline.config.evaluation import EvaluationConfig, HeldOutScore
 from alm_pipeline.config.frozen import Frozen
-from alm_pipeline.config.objective import LIVE_TERMS, Divergence, ObjectiveConfig, Ramp, Term
+from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
@@ -17,6 +17,8 @@ __all__ = [
     "BYTES",
     "LIVE_TERMS",
     "AlmConfig",
+    "Balance",
+    "Chunking",
     "CorpusConfig",
     "Divergence",
     "EvaluationConfig",

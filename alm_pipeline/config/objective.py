@@ -18,7 +18,9 @@ class Ramp(Frozen):
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
 
+Chunking = Literal["boundary", "unconstrained", "space", "pair_bias"]
 Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs", "abs_exp", "k2", "k3"]
+Balance = Literal["fixed", "gradmag"]
 Term = Literal["alm", "sft", "latents", "uld", "mined", "dskd"]
 LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
 """what needs the teacher itself in training memory, and not its scores alone"""
@@ -32,12 +34,12 @@ class ObjectiveConfig(Frozen):
         description="losses and their weights: alm; sft, next-token cross-entropy on the student's tokens; with the "
         "teacher in memory: latents, hidden states at the ends of chunks; the baselines uld, mined, dskd",
     )
-    balance: Literal["fixed", "gradmag"] = Field(
+    balance: Balance = Field(
         "fixed",
         description="gradmag divides each weight by the norm of its term's gradient at the last layer, and scales "
         "them to sum to 1; it costs a backward pass through the head for each term",
     )
-    chunking: Literal["boundary", "unconstrained", "space", "pair_bias"] = Field(
+    chunking: Chunking = Field(
         "boundary",
         description="where chunks end: where the teacher's P(boundary) exceeds gamma; wherever both sides' tokens end; "
         "where a space follows on both sides; where the bias of the pair of tokens is at most gamma",

@@ -14,8 +14,10 @@ from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
-from alm_pipeline.objective.chunking.ends import ChunkEnds, PairBiasEnds, SpaceEnds
+from alm_pipeline.objective.chunking.ends import ChunkEnds
+from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
+from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.transfer.fvt import special_counterparts
@@ -70,12 +72,14 @@ class Distillation:
     @cached_property
     def chunk_ends(self) -> ChunkEnds | None:
         """Where chunks may end, for a chunking that looks at tokens."""
-        if self.stored_pair_biases:
-            return PairBiasEnds(read_pair_biases(self.stored_pair_biases), self.config.objective.gamma)
-        if self.config.objective.chunking != "space":
+        if not CHUNKINGS[self.config.objective.chunking].looks_at_tokens:
             return None
         views = self.teacher.tokenizer.view, self.tokenizer.view
-        return SpaceEnds(*(view.boundary(view.size) for view in views))
+        return chunk_ends(self.config.objective, *views, self._read_pair_biases)
+
+    def _read_pair_biases(self) -> PairBiases:
+        assert self.stored_pair_biases
+        return read_pair_biases(self.stored_pair_biases)
 
     def initial_student(self) -> tuple[PreTrainedModel, dict[str, int]]:
         """Load the student before training; also return the counts of embedding rows by how they were made.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
-from alm_pipeline.objective.chunking.merging import merged_chunks
+from alm_pipeline.objective.chunking.registry import chunks_of
 from alm_pipeline.training.data.arrays import Examples
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
@@ -38,8 +38,8 @@ def read_examples(
     """The examples of one shard and split that have a chunk to learn from. `datasets` has the keys of COLUMNS.
 
     The column `id` is there where asked for. `ends` is where chunks may end, for chunkings that look at tokens; those,
-    and terms that need the teacher in memory, need the dataset `teacher_tokens` too. Raises ValueError where the
-    chunking needs `ends` and there are none.
+    and terms that need the teacher in memory, need the dataset `teacher_tokens` too. Raises ValueError where `ends` do
+    not fit the chunking.
     """
     tables = read_aligned(datasets, shard, _wanted(objective, ends))
     is_in_split = pc.equal(tables["examples"]["split"], split).to_numpy()
@@ -58,14 +58,10 @@ def aligned_examples(
 
     `chosen` ([rows]) selects rows; all by default.
     """
-    if objective.chunking in ("space", "pair_bias") and ends is None:
-        raise ValueError(f"the chunking {objective.chunking} needs to be told where chunks may end: `stage.chunk_ends`")
     aligned = _aligned(tables, objective)
     sides = _sides(tables, aligned)
-    closes = ends.closes(sides["teacher_tokens"], sides["student_tokens"], aligned.kinds) if ends else None
-    gamma = objective.gamma if objective.chunking == "boundary" else None
-    chunks = merged_chunks(aligned, debias=objective.debias, gamma=gamma, closes=closes)
     student = sides["student_tokens"]
+    chunks = chunks_of(aligned, objective, sides.get("teacher_tokens"), student, ends)
     rows = example_rows(Examples(*student[:2], _learned(student, aligned.kinds, objective), chunks))
     if objective.is_live:
         rows = _with_teacher(rows, sides, aligned.kinds, objective)

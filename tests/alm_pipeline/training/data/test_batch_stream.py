@@ -206,7 +206,7 @@ def test_the_stream_goes_on_from_any_state(stream: BatchStream) -> None:
 @pytest.mark.parametrize("chunking", ["space", "pair_bias"])
 def test_a_chunking_by_tokens_is_never_the_finest_unnoticed(stream: BatchStream, chunking: str) -> None:
     objective = stream.objective.model_copy(update={"chunking": chunking})
-    with pytest.raises(ValueError, match=f"the chunking {chunking} needs to be told where chunks may end"):
+    with pytest.raises(ValueError, match=f"the chunking {chunking} looks at tokens"):
         next(iter(BatchStream(stream.datasets, objective, stream.train)))
 
 

@@ -1,0 +1,103 @@
+"""Every chunking in one table: what it needs, and how its chunks are found.
+
+A new chunking is a name in `config.objective.Chunking`, an entry in `CHUNKINGS` and, where it looks at tokens, a class
+in `ends`. Everything else (the stages, the readers of the caches) asks this table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alm_pipeline.config import Chunking, ObjectiveConfig
+from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
+from alm_pipeline.objective.chunking.ends import ChunkEnds, PairBiasEnds, SideTokens, SpaceEnds
+from alm_pipeline.objective.chunking.merging import merged_chunks
+
+if TYPE_CHECKING:  # they import transformers and tokenizers, which readers of the caches do without
+    from alm_pipeline.objective.chunking.pair_bias import PairBiases
+    from alm_pipeline.vocabulary.byte_view import ByteView
+
+
+@dataclass(frozen=True)
+class EndSources:
+    """Everything that the ends of chunks can be looked up from."""
+
+    teacher_view: "ByteView"
+    student_view: "ByteView"
+    gamma: float
+    read_pair_biases: Callable[[], "PairBiases"]
+
+
+@dataclass(frozen=True)
+class ChunkingRule:
+    """What a chunking needs. One that needs nothing merges nothing: every chunk of the alignment stays as it is."""
+
+    merges_by_scores: bool = False
+    """chunks are merged until the teacher's probability of a boundary exceeds γ"""
+    find_ends: Callable[[EndSources], ChunkEnds] | None = None
+    """looks up from tokens where chunks may end"""
+    needs_pair_biases: bool = False
+    """`find_ends` reads the stored biases of token pairs"""
+
+    @property
+    def looks_at_tokens(self) -> bool:
+        return self.find_ends is not None
+
+
+def _space_ends(sources: EndSources) -> SpaceEnds:
+    teacher, student = sources.teacher_view, sources.student_view
+    return SpaceEnds(teacher.boundary(teacher.size), student.boundary(student.size))
+
+
+def _pair_bias_ends(sources: EndSources) -> PairBiasEnds:
+    return PairBiasEnds(sources.read_pair_biases(), sources.gamma)
+
+
+CHUNKINGS: dict[Chunking, ChunkingRule] = {
+    "boundary": ChunkingRule(merges_by_scores=True),
+    "unconstrained": ChunkingRule(),
+    "space": ChunkingRule(find_ends=_space_ends),
+    "pair_bias": ChunkingRule(find_ends=_pair_bias_ends, needs_pair_biases=True),
+}
+
+
+def chunk_ends(
+    objective: ObjectiveConfig,
+    teacher_view: "ByteView",
+    student_view: "ByteView",
+    read_pair_biases: Callable[[], "PairBiases"],
+) -> ChunkEnds | None:
+    """Where chunks may end; None for a chunking that does not look at tokens.
+
+    `read_pair_biases` is called only for a chunking that needs them.
+    """
+    find_ends = CHUNKINGS[objective.chunking].find_ends
+    if find_ends is None:
+        return None
+    return find_ends(EndSources(teacher_view, student_view, objective.gamma, read_pair_biases))
+
+
+def chunks_of(
+    scores: AlignedScores,
+    objective: ObjectiveConfig,
+    teacher: SideTokens | None,
+    student: SideTokens,
+    ends: ChunkEnds | None,
+) -> TeacherChunks:
+    """The chunks that count, merged and debiased as configured.
+
+    The teacher's tokens are needed only with `ends`, which is what `chunk_ends` returns. Raises ValueError where `ends`
+    does not fit the chunking.
+    """
+    rule = CHUNKINGS[objective.chunking]
+    if rule.looks_at_tokens != (ends is not None):
+        looks = "looks" if rule.looks_at_tokens else "does not look"
+        raise ValueError(
+            f"the chunking {objective.chunking} {looks} at tokens: pass the `ends` that `chunk_ends` returns"
+        )
+    gamma = objective.gamma if rule.merges_by_scores else None
+    closes = None
+    if ends:
+        assert teacher is not None
+        closes = ends.closes(teacher, student, scores.kinds)
+    return merged_chunks(scores, debias=objective.debias, gamma=gamma, closes=closes)
