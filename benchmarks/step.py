@@ -25,7 +25,7 @@ from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model, matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.alm import chunk_logprobs
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -90,7 +90,7 @@ class Run:
         if self.teacher:
             batch = {**batch, "teacher_logprobs_C": self.likelihoods(batch)}
         with torch.autocast("cpu", torch.bfloat16), matmul_precision("medium"):
-            counts = Counts.of(batch)
+            counts = LossCounts.of(batch)
             losses = micro_batch_losses(self.student, batch, self.vocabulary, OBJECTIVE, counts)
         losses.terms["alm"].backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)

@@ -1,10 +1,11 @@
-"""The losses of one batch that need the student alone, and what is worth watching, from one pass of its head.
+"""The losses of a batch that compare likelihoods, and what is logged beside them, from one pass of the student's head.
 
 Shapes: N positions of a batch, C chunks of a batch.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,28 +16,28 @@ from alm_pipeline.objective.divergences import binary_kl
 
 
 @dataclass(frozen=True)
-class Counts:
+class LossCounts:
     """What losses are means over: the global batch, that is all micro-batches of a step on all devices."""
 
     chunks: Tensor
     tokens: Tensor
-    """predicted ones of the student"""
+    """the student's predicted tokens"""
     aligned: Tensor
     """chunks before merging"""
     single: Tensor
-    """those of one token on either side; 0 where the batch does not say which"""
+    """chunks before merging that are one token on both sides; 0 where the batch has no column of them"""
 
     @classmethod
-    def of(cls, *batches: Mapping[str, Tensor]) -> "Counts":
-        """Of all these batches of `BatchStream`."""
-        return cls(*torch.stack([_held(batch) for batch in batches]).sum(0))
+    def of(cls, *batches: Mapping[str, Tensor]) -> "LossCounts":
+        """Return the counts of all these batches of `BatchStream`."""
+        return cls(*torch.stack([_counts_of_batch(batch) for batch in batches]).sum(0))
 
-    def on_all_devices(self, add: Callable[[Tensor], Tensor]) -> "Counts":
-        """`add` gives a tensor's sum over the devices."""
-        return Counts(*add(torch.stack([self.chunks, self.tokens, self.aligned, self.single])))
+    def on_all_devices(self, add: Callable[[Tensor], Tensor]) -> "LossCounts":
+        """Return the sums over the devices, where `add` returns the sum of a tensor over them."""
+        return LossCounts(*add(torch.stack([self.chunks, self.tokens, self.aligned, self.single])))
 
 
-def _held(batch: Mapping[str, Tensor]) -> Tensor:
+def _counts_of_batch(batch: Mapping[str, Tensor]) -> Tensor:
     tokens = batch["predicted_N"].sum()
     single = batch["single_A"].sum() if "single_A" in batch else torch.zeros_like(tokens)
     chunks = torch.full_like(tokens, len(batch["last_token_C"]))
@@ -53,40 +54,66 @@ class BatchLosses:
     """by column of `metrics.parquet`, detached"""
 
 
-def batch_losses(
-    next_token_logprobs_N: Tensor,
-    boundary_logprobs_N: Tensor,
-    predicted_N: Tensor,
-    chunk_of_token_N: Tensor,
-    last_token_C: Tensor,
-    teacher_logprobs_C: Tensor,
-    objective: ObjectiveConfig,
-    counts: Counts,
-) -> BatchLosses:
-    """ALM and SFT from the student's two numbers a position.
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A batch with the student's two numbers per position, beside the teacher's likelihoods of its chunks."""
 
-    Position i's are of token i + 1, and of a boundary after token i. Both terms are there whether or not the objective
-    weights them: they cost nothing beside the head.
-    """
-    token_logprobs_N = next_token_logprobs_N.roll(1)
-    student_C = chunk_logprobs(
-        token_logprobs_N, boundary_logprobs_N, chunk_of_token_N, last_token_C, debias=objective.debias
-    )
-    alm = alm_loss(
-        teacher_logprobs_C,
-        student_C,
-        divergence=objective.divergence,
-        temperature=objective.temperature,
-        count=counts.chunks,
-    )
-    sft = sft_loss(token_logprobs_N, predicted_N, counts.tokens)
-    with torch.no_grad():
-        means = {
-            "kl": binary_kl(teacher_logprobs_C, student_C, objective.temperature),
-            "teacher_chunk_probability": teacher_logprobs_C.exp(),
+    token_logprobs_N: Tensor
+    """[N] position i's is of token i itself"""
+    boundary_logprobs_N: Tensor
+    """[N] position i's is of a boundary after token i"""
+    predicted_N: Tensor
+    chunk_of_token_N: Tensor
+    last_token_C: Tensor
+    teacher_logprobs_C: Tensor
+    objective: ObjectiveConfig
+    counts: LossCounts
+
+    @classmethod
+    def of(
+        cls,
+        next_token_logprobs_N: Tensor,
+        boundary_logprobs_N: Tensor,
+        batch: Mapping[str, Tensor],
+        objective: ObjectiveConfig,
+        counts: LossCounts,
+    ) -> "ScoredBatch":
+        """Join the student's numbers and a batch of `BatchStream`; `next_token_logprobs_N[i]` is of token i + 1."""
+        names = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logprobs_C")
+        token_logprobs_N = next_token_logprobs_N.roll(1)
+        return cls(token_logprobs_N, boundary_logprobs_N, *(batch[name] for name in names), objective, counts)
+
+    @cached_property
+    def student_logprobs_C(self) -> Tensor:
+        return chunk_logprobs(
+            self.token_logprobs_N,
+            self.boundary_logprobs_N,
+            self.chunk_of_token_N,
+            self.last_token_C,
+            debias=self.objective.debias,
+        )
+
+    def alm(self) -> Tensor:
+        return alm_loss(
+            self.teacher_logprobs_C,
+            self.student_logprobs_C,
+            divergence=self.objective.divergence,
+            temperature=self.objective.temperature,
+            count=self.counts.chunks,
+        )
+
+    def sft(self) -> Tensor:
+        return sft_loss(self.token_logprobs_N, self.predicted_N, self.counts.tokens)
+
+    @torch.no_grad()
+    def watched(self) -> dict[str, Tensor]:
+        """Return what is logged of a batch, by column of `metrics.parquet`."""
+        teacher_C, student_C = self.teacher_logprobs_C, self.student_logprobs_C
+        values = {
+            "kl": binary_kl(teacher_C, student_C, self.objective.temperature),
+            "teacher_chunk_probability": teacher_C.exp(),
             "student_chunk_probability": student_C.exp(),
-            "boundary_probability": boundary_logprobs_N[last_token_C].exp(),
+            "boundary_probability": self.boundary_logprobs_N[self.last_token_C].exp(),
         }
-        watched = {name: values_C.sum() / counts.chunks.clamp(min=1) for name, values_C in means.items()}
-        in_chunks = (chunk_of_token_N >= 0).sum()
-    return BatchLosses({"alm": alm, "sft": sft}, watched | {"tokens_in_chunks": in_chunks})
+        means = {name: values_C.sum() / self.counts.chunks.clamp(min=1) for name, values_C in values.items()}
+        return means | {"tokens_in_chunks": (self.chunk_of_token_N >= 0).sum()}

@@ -19,6 +19,7 @@ from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.training.model.terms import needs_mapping
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.transfer.fvt import special_counterparts
 from alm_pipeline.transfer.initialization import Initialization
@@ -103,7 +104,7 @@ class Distillation:
         if not objective.is_live:
             return None
         model = self.teacher.load(self.config.score.dtype)
-        mapping_V = self._mined_mapping() if "mined" in objective.terms else None
+        mapping_V = self._mined_mapping() if needs_mapping(objective) else None
         return LiveTeacher(model, HeadVocabulary.of(model, self.teacher.tokenizer).rows, mapping_V)
 
     def _mined_mapping(self) -> Tensor:

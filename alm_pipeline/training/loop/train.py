@@ -25,9 +25,10 @@ from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.model.adapters import attach_adapters
 from alm_pipeline.training.model.execution import attending_with, computing_as
 from alm_pipeline.training.model.isolation import check_isolation
-from alm_pipeline.training.model.live_teacher import LiveTeacher, projections
+from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.parameters import freeze
-from alm_pipeline.training.model.terms import attach_projections, detach_projections
+from alm_pipeline.training.model.projections import attach_projections, detach_projections
+from alm_pipeline.training.model.terms import make_projections
 from alm_pipeline.training.parallel.processes import batches_each, this_process, told_by_first
 
 
@@ -120,7 +121,7 @@ def _with_parts(
     """With the adapters and projections that it is trained with; at the end adapters are merged, projections gone."""
     adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
     if teacher:
-        attach_projections(model, projections(teacher.model, model, objective, config.seed))
+        attach_projections(model, make_projections(teacher.model, model, objective, config.seed))
     freeze(model, config.freeze)
     yield
     # its forward pass has accelerate's autocast around it until then

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.term_weights import gradmag, last_layer, weights_at
 from alm_pipeline.training.data.batch_stream import BatchStream, State
 from alm_pipeline.training.loop.checkpoints import STATE, STREAM, UNFINISHED, checkpoint_name, finish_checkpoint
@@ -107,7 +107,7 @@ class AlmTrainer(Trainer):
         batches = step[process.rank :: process.count]
         if not batches:  # of a stream that ends
             return [], None
-        counts = Counts.of(*batches)
+        counts = LossCounts.of(*batches)
         return batches, counts.on_all_devices(lambda own: self.accelerator.reduce(own.to(device), "sum"))
 
     def compute_loss(
@@ -120,7 +120,7 @@ class AlmTrainer(Trainer):
             loss: Tensor = model(inputs, num_items_in_batch)
         return loss * devices
 
-    def _loss(self, batch: dict[str, Tensor], counts: Counts) -> Tensor:
+    def _loss(self, batch: dict[str, Tensor], counts: LossCounts) -> Tensor:
         self._seed_batch()
         with self.accelerator.autocast():
             losses = micro_batch_losses(self.model, batch, self.vocabulary, self.objective, counts, self.teacher)

@@ -6,12 +6,10 @@ Shapes: M positions of the teacher's rows, J its hidden width.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.models.output_head import hidden_states, output_head
-from alm_pipeline.objective.baselines.dskd import DskdProjections
 
 
 class LiveTeacher:
@@ -28,18 +26,3 @@ class LiveTeacher:
         """[M, J] of its rows of a batch, in its own precision."""
         ids_BT, positions_BT = batch["teacher_token_ids_BT"], batch["teacher_position_ids_BT"]
         return hidden_states(self.model, ids_BT, positions_BT).flatten(0, 1).to(self.head.dtype)
-
-
-def projections(
-    teacher: PreTrainedModel, student: PreTrainedModel, objective: ObjectiveConfig, seed: int
-) -> nn.ModuleDict:
-    """What is trained beside the student to bring its hidden states to the teacher's width; no part of the student."""
-    found = nn.ModuleDict()
-    teacher_width, student_width = (model.config.get_text_config().hidden_size for model in (teacher, student))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if "latents" in objective.terms and student_width != teacher_width:
-            found["latents"] = nn.Linear(student_width, teacher_width)
-        if "dskd" in objective.terms:
-            found["dskd"] = DskdProjections(teacher_width, student_width)
-    return found

@@ -1,55 +1,75 @@
-"""All terms of a micro-batch: the student's forward pass, a live teacher's where one is needed, and their losses.
+"""Every loss term in one table, and all terms of a micro-batch.
 
-Shapes: B rows, S student positions a row, N = B·S, H hidden width; M teacher positions, A aligned chunks.
+A new term is a name in `config.objective.Term` (and in `LIVE_TERMS` where it needs the teacher in memory), a loss
+function in `objective`, and an entry in `TERMS`.
+
+Shapes: B rows, S student positions per row, N = B·S, H hidden width; M teacher positions, J the teacher's hidden width,
+A aligned chunks, K aligned chunks of one token on both sides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import LIVE_TERMS, ObjectiveConfig, Term
+from alm_pipeline.config import ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.output_head import Head, LayerHead, hidden_states, output_head
 from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.uld import uld_loss
-from alm_pipeline.objective.batch_loss import BatchLosses, Counts, batch_losses
+from alm_pipeline.objective.batch_loss import BatchLosses, LossCounts, ScoredBatch
 from alm_pipeline.objective.latents import latents_loss
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.training.model.projections import projections_of
 from storage.errors import UserError
 
-_FROM_SCORES = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logprobs_C")
+
+@dataclass(frozen=True)
+class LiveSide:
+    """The teacher in memory, and its hidden states of a batch."""
+
+    teacher: LiveTeacher
+    hidden_MJ: Tensor
 
 
-def micro_batch_losses(
-    model: PreTrainedModel,
-    batch: Mapping[str, Tensor],
-    vocabulary: HeadVocabulary,
-    objective: ObjectiveConfig,
-    counts: Counts,
-    teacher: LiveTeacher | None = None,
-) -> BatchLosses:
-    """Every term of the objective for a batch of `BatchStream`; `vocabulary` is the student's."""
-    hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
-    with torch.autocast(hidden_BSH.device.type, enabled=False):
-        hidden_NH = hidden_BSH.flatten(0, 1).to(model.dtype)
-        head, next_ids_N = output_head(model, rows=vocabulary.rows), batch["token_ids_BS"].flatten().roll(-1)
-        boundary_ids_K = vocabulary.boundary_ids_K.to(hidden_NH.device)
-        numbers = token_and_boundary_logprobs(hidden_NH, next_ids_N, head, boundary_ids_K)
-        named: dict[str, Any] = {name: batch[name] for name in _FROM_SCORES}
-        losses = batch_losses(*numbers, **named, objective=objective, counts=counts)
-        if teacher:
-            sides = _Sides(model, teacher, hidden_NH, teacher.hidden(batch), head, batch)
-            live: dict[Term, Tensor] = {
-                term: sides.loss(term, counts) for term in objective.terms if term in LIVE_TERMS
-            }
-            return BatchLosses(losses.terms | live, losses.watched)
-    return losses
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch after the forward pass of the student and, where there is one, of the live teacher."""
+
+    columns: Mapping[str, Tensor]
+    scored: ScoredBatch
+    student: PreTrainedModel
+    student_head: Head | LayerHead
+    student_hidden_NH: Tensor
+    live_side: LiveSide | None
+
+    @property
+    def live(self) -> LiveSide:
+        assert self.live_side, "this term needs the teacher in memory"
+        return self.live_side
+
+    @property
+    def counts(self) -> LossCounts:
+        return self.scored.counts
+
+    @property
+    def hidden_and_heads(self) -> tuple[Tensor, Tensor, Head, Head]:
+        """(teacher's hidden states, student's hidden states, teacher's head, student's head)"""
+        heads = _linear(self.live.teacher.head), _linear(self.student_head)
+        return self.live.hidden_MJ, self.student_hidden_NH, *heads
+
+    @property
+    def predicted(self) -> tuple[Tensor, Tensor]:
+        return self.columns["teacher_predicted_M"], self.columns["predicted_N"]
+
+    @property
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """([M], [N]) the example of each position"""
+        return self.columns["example_of_teacher_token_M"], self.columns["example_of_token_N"]
 
 
 def _linear(head: Head | LayerHead) -> Head:
@@ -58,71 +78,111 @@ def _linear(head: Head | LayerHead) -> Head:
     return head
 
 
+def _latents(batch: MicroBatch) -> Tensor:
+    student_AH = batch.student_hidden_NH[batch.columns["aligned_token_A"]]
+    teacher_AJ = batch.live.hidden_MJ[batch.columns["aligned_teacher_token_A"]]
+    project = projections_of(batch.student).get("latents")
+    return latents_loss(teacher_AJ, project(student_AH) if project else student_AH, batch.counts.aligned)
+
+
+def _latents_projection(teacher_width: int, student_width: int) -> nn.Module | None:
+    return None if student_width == teacher_width else nn.Linear(student_width, teacher_width)
+
+
+def _uld(batch: MicroBatch) -> Tensor:
+    return uld_loss(*batch.hidden_and_heads, *batch.predicted, *batch.examples, count=batch.counts.tokens)
+
+
+def _mined(batch: MicroBatch) -> Tensor:
+    mapping_V, single_A = batch.live.teacher.mapping_V, batch.columns["single_A"]
+    assert mapping_V is not None
+    teacher_K, student_K = (batch.columns[name][single_A] for name in ("aligned_teacher_token_A", "aligned_token_A"))
+    return mined_loss(*batch.hidden_and_heads, teacher_K, student_K, mapping_V, count=batch.counts.single.clamp(min=1))
+
+
+def _dskd(batch: MicroBatch) -> Tensor:
+    projections = projections_of(batch.student)["dskd"]
+    assert isinstance(projections, DskdProjections)
+    ids_N, teacher_ids_M = (batch.columns[name].flatten() for name in ("token_ids_BS", "teacher_token_ids_BT"))
+    hidden, heads = batch.hidden_and_heads[:2], batch.hidden_and_heads[2:]
+    models_and_ids = (batch.live.teacher.model, teacher_ids_M), (batch.student, ids_N)
+    embedded = (model.get_input_embeddings()(ids) for model, ids in models_and_ids)
+    places = (*batch.predicted, *batch.examples)
+    return dskd_loss(projections, *hidden, *embedded, *heads, ids_N, *places, count=batch.counts.tokens)
+
+
+def _no_projection(teacher_width: int, student_width: int) -> None:
+    return None
+
+
 @dataclass(frozen=True)
-class _Sides:
-    """What both sides make of a batch, for the terms that compare more than likelihoods."""
+class TermRule:
+    """What a term needs, and its loss."""
 
-    model: PreTrainedModel
-    teacher: LiveTeacher
-    hidden_NH: Tensor
-    teacher_hidden_MJ: Tensor
-    head: Head | LayerHead
-    batch: Mapping[str, Tensor]
-
-    def loss(self, term: Term, counts: Counts) -> Tensor:
-        losses = {"latents": self._latents, "uld": self._uld, "mined": self._mined, "dskd": self._dskd}
-        return losses[term](counts)
-
-    def _latents(self, counts: Counts) -> Tensor:
-        student_AH = self.hidden_NH[self.batch["aligned_token_A"]]
-        teacher_AJ = self.teacher_hidden_MJ[self.batch["aligned_teacher_token_A"]]
-        project = _projections(self.model).get("latents")
-        return latents_loss(teacher_AJ, project(student_AH) if project else student_AH, counts.aligned)
-
-    def _uld(self, counts: Counts) -> Tensor:
-        return uld_loss(*self._both, *self._predicted, *self._examples, count=counts.tokens)
-
-    def _mined(self, counts: Counts) -> Tensor:
-        assert self.teacher.mapping_V is not None
-        chosen = self.batch["single_A"]
-        teacher_K, student_K = (self.batch[name][chosen] for name in ("aligned_teacher_token_A", "aligned_token_A"))
-        return mined_loss(*self._both, teacher_K, student_K, self.teacher.mapping_V, count=counts.single.clamp(min=1))
-
-    def _dskd(self, counts: Counts) -> Tensor:
-        projections = _projections(self.model)["dskd"]
-        assert isinstance(projections, DskdProjections)
-        ids_N, teacher_ids_M = (self.batch[name].flatten() for name in ("token_ids_BS", "teacher_token_ids_BT"))
-        heads = self._both[2:]
-        embedded = self.teacher.model.get_input_embeddings()(teacher_ids_M), self.model.get_input_embeddings()(ids_N)
-        places = (*self._predicted, *self._examples)
-        return dskd_loss(projections, *self._both[:2], *embedded, *heads, ids_N, *places, count=counts.tokens)
-
-    @property
-    def _both(self) -> tuple[Tensor, Tensor, Head, Head]:
-        return self.teacher_hidden_MJ, self.hidden_NH, _linear(self.teacher.head), _linear(self.head)
-
-    @property
-    def _predicted(self) -> tuple[Tensor, Tensor]:
-        return self.batch["teacher_predicted_M"], self.batch["predicted_N"]
-
-    @property
-    def _examples(self) -> tuple[Tensor, Tensor]:
-        return self.batch["example_of_teacher_token_M"], self.batch["example_of_token_N"]
+    loss: Callable[[MicroBatch], Tensor]
+    """the scalar of a micro-batch: a sum divided by a count of the global batch"""
+    needs_teacher: bool = False
+    """the teacher is in memory while the student is trained"""
+    needs_mapping: bool = False
+    """the teacher comes with its token for each of the student's (`mined_mapping`)"""
+    projection: Callable[[int, int], nn.Module | None] = _no_projection
+    """(teacher's hidden width, student's) to what is trained beside the student"""
 
 
-_PROJECTIONS = "alm_projections"
+TERMS: dict[Term, TermRule] = {
+    "alm": TermRule(lambda batch: batch.scored.alm()),
+    "sft": TermRule(lambda batch: batch.scored.sft()),
+    "latents": TermRule(_latents, needs_teacher=True, projection=_latents_projection),
+    "uld": TermRule(_uld, needs_teacher=True),
+    "mined": TermRule(_mined, needs_teacher=True, needs_mapping=True),
+    "dskd": TermRule(_dskd, needs_teacher=True, projection=DskdProjections),
+}
 
 
-def attach_projections(model: PreTrainedModel, projections: nn.ModuleDict) -> None:
-    """Make them part of the model while it is trained: optimized, kept in checkpoints, on its device."""
-    if len(projections):
-        model.add_module(_PROJECTIONS, projections.to(model.device))
+def needs_mapping(objective: ObjectiveConfig) -> bool:
+    """Whether a term of the objective needs the teacher's token for each of the student's."""
+    return any(TERMS[term].needs_mapping for term in objective.terms)
 
 
-def detach_projections(model: PreTrainedModel) -> None:
-    if hasattr(model, _PROJECTIONS):
-        delattr(model, _PROJECTIONS)
+def make_projections(
+    teacher: PreTrainedModel, student: PreTrainedModel, objective: ObjectiveConfig, seed: int
+) -> nn.ModuleDict:
+    """Make what the objective's terms train beside the student, by term; the same for the same seed."""
+    projections = nn.ModuleDict()
+    widths = [model.config.get_text_config().hidden_size for model in (teacher, student)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for term, rule in TERMS.items():
+            projection = rule.projection(*widths) if term in objective.terms else None
+            if projection is not None:
+                projections[term] = projection
+    return projections
 
 
-def _projections(model: PreTrainedModel) -> Mapping[str, nn.Module]:
-    return dict(getattr(model, _PROJECTIONS, {}))
+def micro_batch_losses(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    vocabulary: HeadVocabulary,
+    objective: ObjectiveConfig,
+    counts: LossCounts,
+    teacher: LiveTeacher | None = None,
+) -> BatchLosses:
+    """Return the losses of a batch of `BatchStream`; `vocabulary` is the student's.
+
+    Terms that need no teacher are always there, weighted or not: they cost nothing beside the head.
+    """
+    hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
+    with torch.autocast(hidden_BSH.device.type, enabled=False):
+        hidden_NH = hidden_BSH.flatten(0, 1).to(model.dtype)
+        head, next_ids_N = output_head(model, rows=vocabulary.rows), batch["token_ids_BS"].flatten().roll(-1)
+        boundary_ids_K = vocabulary.boundary_ids_K.to(hidden_NH.device)
+        student_logprobs = token_and_boundary_logprobs(hidden_NH, next_ids_N, head, boundary_ids_K)
+        scored = ScoredBatch.of(*student_logprobs, batch, objective, counts)
+        live_side = LiveSide(teacher, teacher.hidden(batch)) if teacher else None
+        micro_batch = MicroBatch(batch, scored, model, head, hidden_NH, live_side)
+        losses = {
+            term: rule.loss(micro_batch)
+            for term, rule in TERMS.items()
+            if not rule.needs_teacher or (teacher and term in objective.terms)
+        }
+        return BatchLosses(losses, scored.watched())

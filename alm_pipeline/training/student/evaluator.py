@@ -19,7 +19,7 @@ from alm_pipeline.models.files import length_in, quiet_transformers
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.arrays import Examples
@@ -77,7 +77,7 @@ class HeldOutEvaluator:
         """The ALM loss and the divergence, means over all chunks; nothing where there are none."""
         if not self.batches:
             return {}
-        counts = Counts.of(*self.batches).on_all_devices(lambda own: own.to(model.device))
+        counts = LossCounts.of(*self.batches).on_all_devices(lambda own: own.to(model.device))
         sums = {"alm": 0.0, "kl": 0.0}
         for batch in self.batches:
             placed = {name: value.to(model.device) for name, value in batch.items()}

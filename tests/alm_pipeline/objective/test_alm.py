@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.objective.alm import alm_loss, chunk_logprobs, sft_loss
-from alm_pipeline.objective.batch_loss import Counts, batch_losses
+from alm_pipeline.objective.batch_loss import LossCounts, ScoredBatch
 
 
 def test_chunk_logprobs_are_segment_sums() -> None:
@@ -74,25 +74,25 @@ def loop_losses(batch: dict[str, torch.Tensor], tau: float) -> tuple[float, floa
 @settings(deadline=None)
 @given(batch=batches(), tau=st.sampled_from([1.0, 5.0, 100.0]))
 def test_a_batchs_losses_are_the_loop(batch: dict[str, torch.Tensor], tau: float) -> None:
-    counts = Counts.of({**batch, "aligned": torch.tensor(1)})
-    losses = batch_losses(**batch, objective=ObjectiveConfig(temperature=tau), counts=counts)
+    counts = LossCounts.of({**batch, "aligned": torch.tensor(1)})
+    numbers = batch["next_token_logprobs_N"], batch["boundary_logprobs_N"]
+    scored = ScoredBatch.of(*numbers, batch, ObjectiveConfig(temperature=tau), counts)
     alm, kl, sft = loop_losses(batch, tau)
-    assert losses.terms["alm"].item() == pytest.approx(alm, rel=1e-9)
-    assert losses.watched["kl"].item() == pytest.approx(kl, rel=1e-6, abs=1e-12)
-    assert losses.terms["sft"].item() == pytest.approx(sft, rel=1e-9)
+    assert scored.alm().item() == pytest.approx(alm, rel=1e-9)
+    assert scored.watched()["kl"].item() == pytest.approx(kl, rel=1e-6, abs=1e-12)
+    assert scored.sft().item() == pytest.approx(sft, rel=1e-9)
     inside = sum(of >= 0 for of in batch["chunk_of_token_N"].tolist())
-    assert losses.watched["tokens_in_chunks"] == inside
+    assert scored.watched()["tokens_in_chunks"] == inside
 
 
 @settings(deadline=None)
 @given(batch=batches())
 def test_gradients_of_a_batchs_losses(batch: dict[str, torch.Tensor]) -> None:
-    counts = Counts.of({**batch, "aligned": torch.tensor(1)})
-    rest = {name: value for name, value in batch.items() if "logprobs_N" not in name}
+    counts = LossCounts.of({**batch, "aligned": torch.tensor(1)})
 
     def both(tokens: torch.Tensor, boundary: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        terms = batch_losses(tokens, boundary, **rest, objective=ObjectiveConfig(temperature=5.0), counts=counts).terms
-        return terms["alm"], terms["sft"]
+        scored = ScoredBatch.of(tokens, boundary, batch, ObjectiveConfig(temperature=5.0), counts)
+        return scored.alm(), scored.sft()
 
     numbers = [batch[name].clone().requires_grad_() for name in ("next_token_logprobs_N", "boundary_logprobs_N")]
     assert torch.autograd.gradcheck(both, numbers)
@@ -131,12 +131,11 @@ def test_one_token_chunks_of_one_tokenizer_are_the_token_level_binary_loss() -> 
         "chunk_of_token_N": torch.tensor([-1, 0, 1, 2, 3, 4]),
         "last_token_C": torch.arange(1, 6),
         "predicted_N": torch.arange(6) > 0,
+        "teacher_logprobs_C": next_teacher[:-1],
     }
     objective = ObjectiveConfig(temperature=1.0, debias=False)
-    counts = Counts.of({**batch, "aligned": torch.tensor(5)})
-    losses = batch_losses(
-        next_student, next_student, **batch, teacher_logprobs_C=next_teacher[:-1], objective=objective, counts=counts
-    )
+    counts = LossCounts.of({**batch, "aligned": torch.tensor(5)})
+    scored = ScoredBatch.of(next_student, next_student, batch, objective, counts)
     p, q = (side[:-1].exp() * math.exp(-1e-6) for side in (next_teacher, next_student))
     expected = -(p * q.log() + (1 - p) * (1 - q).log()).mean()
-    torch.testing.assert_close(losses.terms["alm"], expected)
+    torch.testing.assert_close(scored.alm(), expected)

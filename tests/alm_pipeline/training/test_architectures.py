@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from alm_pipeline.config import AlmConfig, ObjectiveConfig, TrainConfig
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.output_head import hidden_states
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
@@ -44,7 +44,7 @@ def batches(*of: list[list[Example]]) -> Batches:
 def loss_and_gradients(model: PreTrainedModel, step: Batches) -> tuple[float, dict[str, torch.Tensor]]:
     """Of all these micro-batches."""
     model.zero_grad()
-    counts, total = Counts.of(*step), 0.0
+    counts, total = LossCounts.of(*step), 0.0
     for batch in step:
         terms = micro_batch_losses(model, batch, VOCABULARY, OBJECTIVE, counts).terms
         loss = terms["alm"] + 0.5 * terms["sft"]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term, TrainConfig, TrainedTokenizer
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training import stage
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -39,7 +39,7 @@ def losses_of(
     model: PreTrainedModel, rows: list[list[Example]], objective: ObjectiveConfig
 ) -> dict[Term, torch.Tensor]:
     batch = vars(batch_of(rows))
-    counts = Counts.of(batch)
+    counts = LossCounts.of(batch)
     return micro_batch_losses(model, batch, VOCABULARY, objective, counts).terms
 
 

@@ -20,7 +20,7 @@ from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.alm import chunk_logprobs
-from alm_pipeline.objective.batch_loss import Counts
+from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.training.data.arrays import Group, TeacherTokens
@@ -132,7 +132,7 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
         results = []
         for teacher_C in (cached_C, live_C):
             student.zero_grad()
-            counts = Counts.of(batch)
+            counts = LossCounts.of(batch)
             objective = ObjectiveConfig(temperature=5.0)
             given_C = {**batch, "teacher_logprobs_C": teacher_C}
             loss = micro_batch_losses(
@@ -196,11 +196,13 @@ def test_packed_and_accumulated_batches_have_the_same_live_losses(pipeline: Pipe
     )
     live = LiveTeacher(teacher, mapping_V=torch.arange(300))
     batches = list(itertools.islice(iter(stream), 3))
-    counts, small = Counts.of(*batches), HeadVocabulary(torch.arange(0, 300, 3))
-    assert len({Counts.of(batch).single.item() for batch in batches}) > 1
+    counts, small = LossCounts.of(*batches), HeadVocabulary(torch.arange(0, 300, 3))
+    assert len({LossCounts.of(batch).single.item() for batch in batches}) > 1
     parts = [micro_batch_losses(student, batch, small, objective, counts, live).terms for batch in batches]
-    alone = [micro_batch_losses(student, batch, small, objective, Counts.of(batch), live).terms for batch in batches]
+    alone = [
+        micro_batch_losses(student, batch, small, objective, LossCounts.of(batch), live).terms for batch in batches
+    ]
     for term, count in (("uld", "tokens"), ("mined", "single")):
-        weights = [getattr(Counts.of(batch), count) for batch in batches]
+        weights = [getattr(LossCounts.of(batch), count) for batch in batches]
         mean = sum(terms[term] * weight for terms, weight in zip(alone, weights, strict=True)) / sum(weights)
         torch.testing.assert_close(sum(terms[term] for terms in parts), mean)
