@@ -20,9 +20,9 @@ def chunk_logprobs(
 ) -> Tensor:
     """[C] log-likelihoods of chunks. `chunk_of_token_N` is −1 for a token of no chunk.
 
-    `boundary_logprobs_N[i]` is for what comes after token i, `token_logprobs_N[i]` is of token i itself.
+    `token_logprobs_N[i]` is of token i itself, `boundary_logprobs_N[i]` of a boundary token after token i.
     """
-    # what is in no chunk goes into one more sum, without a selection that the processor would have to wait for
+    # tokens of no chunk go into one extra sum: selecting tokens would make the processor wait for the device
     inside_N, chunks = chunk_of_token_N >= 0, len(last_token_C)
     sums_C = token_logprobs_N.new_zeros(chunks + 1)
     sums_C = sums_C.index_add(
@@ -39,18 +39,18 @@ def alm_loss(
     temperature: float = 100.0,
     count: Tensor | float | None = None,
 ) -> Tensor:
-    """The divergence summed over chunks, divided by `count`: the chunks of the global batch (None: these C).
+    """The divergence summed over chunks and divided by `count`, the chunks of the global batch (None: these C).
 
-    Zero, with zero gradients, where there is no chunk.
+    Zero, with zero gradients, if there is no chunk.
     """
     values_C = DIVERGENCES[divergence](teacher_logprobs_C, student_logprobs_C, temperature)
     return values_C.sum() / _at_least_one(len(values_C) if count is None else count)
 
 
 def sft_loss(token_logprobs_N: Tensor, predicted_N: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """The negative log-likelihood in nats of the tokens that are predicted, divided by their `count` (None: their own).
+    """The negative log-likelihood of the predicted tokens in nats, summed and divided by `count`.
 
-    What is not predicted may be NaN.
+    `count` is the predicted tokens of the global batch (None: of this batch). Tokens that are not predicted may be NaN.
     """
     total = -token_logprobs_N.where(predicted_N, token_logprobs_N.new_zeros(())).sum()
     return total / _at_least_one(predicted_N.sum() if count is None else count)

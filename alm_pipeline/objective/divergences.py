@@ -1,7 +1,7 @@
 """Divergences between the likelihoods that teacher and student give a chunk (arXiv 2503.20083, section 3 and table).
 
-All take [C] log-likelihoods C_T and C_S, at most 0, and a temperature τ, and give [C] values. With
-a = C_T/τ − ε, b = C_S/τ − ε, what is compared are the two binary distributions (eᵃ, 1 − eᵃ) and (eᵇ, 1 − eᵇ).
+All take [C] log-likelihoods C_T and C_S, which are at most 0, and a temperature τ, and return [C] values. With
+a = C_T/τ − ε and b = C_S/τ − ε, they compare the binary distributions (eᵃ, 1 − eᵃ) and (eᵇ, 1 − eᵇ).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _STEEPEST = 40.0
 
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 − eˣ) for x < 0, stable at both ends (Mächler 2012)."""
-    # each branch sees only arguments it is finite for, or its gradient would poison the other's
+    # each branch gets only arguments that it is finite for: an infinite gradient would become NaN in the sum
     near_zero = x > _LOG_HALF
     small = torch.where(near_zero, x, torch.full_like(x, _LOG_HALF))
     large = torch.where(near_zero, torch.full_like(x, _LOG_HALF), x)
@@ -32,7 +32,7 @@ def binary_cross_entropy(teacher_C: Tensor, student_C: Tensor, temperature: floa
 
 
 def binary_kl(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """The Kullback-Leibler divergence whose gradient `binary_cross_entropy` has; zero where both agree."""
+    """The Kullback-Leibler divergence: it has the gradient of `binary_ce`, and is zero where both sides agree."""
     return binary_cross_entropy(teacher_C, student_C, temperature) - binary_cross_entropy(
         teacher_C, teacher_C, temperature
     )
@@ -45,13 +45,13 @@ def reverse_binary_kl(teacher_C: Tensor, student_C: Tensor, temperature: float) 
 
 
 def binary_kl_limit(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """(C_T − C_S) + C_T log(−C_S) − C_T log(−C_T), what τ · KL tends to for τ → ∞; takes no temperature."""
+    """(C_T − C_S) + C_T log(−C_S) − C_T log(−C_T): the limit of τ · KL for τ → ∞. Ignores the temperature."""
     a, b = teacher_C - _EPSILON, student_C - _EPSILON
     return (a - b) + a * (torch.log(-b) - torch.log(-a))
 
 
 def absolute(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """|C_T − C_S|; takes no temperature."""
+    """|C_T − C_S|. Ignores the temperature."""
     return (teacher_C - student_C).abs()
 
 
@@ -67,7 +67,7 @@ def k2(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
 
 
 def k3(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """eʳ − 1 − r with r = (C_T − C_S)/τ; from r = 40 on its tangent, so that float32 holds it."""
+    """eʳ − 1 − r with r = (C_T − C_S)/τ; above r = 40 the tangent there, which float32 can represent."""
     r = (teacher_C - student_C) / temperature
     bounded = r.clamp(max=_STEEPEST)
     return torch.expm1(bounded) + bounded.exp() * (r - bounded) - r

@@ -1,4 +1,4 @@
-"""The latents term: the student's hidden states at the ends of chunks are to be the teacher's.
+"""The latents term: it moves the student's hidden states at the ends of chunks towards the teacher's.
 
 Shapes: A aligned chunks (not merged), H the student's hidden width, J the teacher's.
 """
@@ -9,11 +9,11 @@ _EPSILON = 1e-8
 
 
 def latents_loss(teacher_hidden_AJ: Tensor, student_hidden_AJ: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """Squared distance, each channel divided by the teacher's mean square in it, summed over chunks by `count`.
+    """The squared distance, with each channel divided by the teacher's mean square in it, per chunk.
 
-    The mean over channels, so that 1 is what a student of zeros has (arXiv 2503.20083, section on hidden states). A
-    student of another width is projected first. The mean square is over the A chunks given, so it is of the
-    micro-batch. Zero where there is no chunk.
+    It is the mean over channels, so that hidden states of zeros have a distance of 1 (arXiv 2503.20083, section on
+    hidden states); the sum over chunks is divided by `count` (None: these A). A student of another width is projected
+    first. The mean square is over these A chunks, so over the micro-batch. Zero if there is no chunk.
     """
     if not len(teacher_hidden_AJ):
         return student_hidden_AJ.sum()

@@ -1,36 +1,49 @@
-"""How a step's terms are weighted: by fixed numbers or ramps, or by the inverse of their gradients."""
+"""The weights of a step's terms: fixed numbers, ramps, or both divided by the norms of the terms' gradients."""
 
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from alm_pipeline.config import ObjectiveConfig, Ramp, Term
+from alm_pipeline.config import Balance, ObjectiveConfig, Ramp, Term
 from storage.errors import UserError
 
 _EPSILON = 1e-8
 
 
 def weights_at(objective: ObjectiveConfig, step: int) -> dict[Term, float]:
-    """The configured weights of the step after so many."""
+    """Return the configured weights after `step` steps."""
     return {term: weight.at(step) if isinstance(weight, Ramp) else weight for term, weight in objective.terms.items()}
+
+
+def uses_gradients(balance: Balance) -> bool:
+    """Whether the weights depend on the gradients of the terms, so that `gradmag` has to be called."""
+    match balance:
+        case "fixed":
+            return False
+        case "gradmag":
+            return True
+        case _:
+            assert_never(balance)
 
 
 def gradmag(
     terms: Mapping[Term, Tensor], weights: Mapping[Term, float | Tensor], parameters: Sequence[nn.Parameter]
 ) -> dict[Term, Tensor]:
-    """GradMag (arXiv 2503.20083): each weight divided by its term's gradient norm, scaled to sum to 1.
+    """GradMag (arXiv 2503.20083): each weight divided by the norm of its term's gradient, scaled to sum to 1.
 
-    `parameters` are those of the last transformer layer. The result is detached. It is of this micro-batch: each of a
-    step's has its own, so that it makes no difference which process has which. Raises UserError where no parameter is
-    given.
+    `parameters` are those of the last transformer layer. The result is detached. Each micro-batch has its own weights,
+    so they do not depend on how micro-batches are shared between processes. Raises UserError if there is no parameter.
     """
     if not parameters:
-        raise UserError("objective.balance: gradmag looks at the last layer, and nothing of it is trained: take fixed")
-    chosen = [term for term, weight in weights.items() if weight]
-    norms = torch.stack([_gradient_norm(terms[term], parameters) for term in chosen])
-    inverse = norms.new_tensor([float(weights[term]) for term in chosen]) / (norms + _EPSILON)
-    return dict(zip(chosen, inverse / inverse.sum(), strict=True))
+        raise UserError(
+            "objective.balance: gradmag needs gradients of the last layer, and no parameter of it is trained: use fixed"
+        )
+    weighted = [term for term, weight in weights.items() if weight]
+    norms = torch.stack([_gradient_norm(terms[term], parameters) for term in weighted])
+    inverse = norms.new_tensor([float(weights[term]) for term in weighted]) / (norms + _EPSILON)
+    return dict(zip(weighted, inverse / inverse.sum(), strict=True))
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -39,10 +52,10 @@ def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
-    """A model's transformer layers: its longest list of modules."""
-    return max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
+    """Return a model's transformer layers: its longest list of modules."""
+    return max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
 def last_layer(model: nn.Module) -> list[nn.Parameter]:
-    """The trained parameters of a model's last transformer layer."""
+    """Return the trained parameters of a model's last transformer layer."""
     return [parameter for parameter in layers(model)[-1].parameters() if parameter.requires_grad]

@@ -1,11 +1,12 @@
 """Dual-space knowledge distillation with cross-model attention (Zhang et al. 2024, arXiv 2406.17328, section 3).
 
-Formulas from the paper, and, where it is silent, from its authors' implementation (songmzhang/DSKD, dual_space_kd_with_
-cross_model_attention.py): what is divided by a standard deviation, what is held fixed, which positions count, and
-that the temperature's square multiplies nothing. Every divergence is the forward Kullback-Leibler one.
+The formulas are the paper's. Details that it leaves open follow its authors' implementation (songmzhang/DSKD,
+dual_space_kd_with_cross_model_attention.py): what is divided by a standard deviation, what is held fixed, which
+positions count, and that nothing is multiplied by the square of the temperature. Every divergence is the forward
+Kullback-Leibler divergence.
 
-Shapes: N student positions of a batch, M teacher positions, H and J their hidden widths, V the student's vocabulary, K
-student positions that predict a token, P teacher positions that do, D = 2·J.
+Shapes: N student positions of a batch, M teacher positions, H and J their hidden widths, V the student's vocabulary,
+K student positions that predict a token, P teacher positions that predict a token, D = 2·J.
 """
 
 import math
@@ -21,12 +22,12 @@ from alm_pipeline.objective.baselines.positions import divided, predicting_posit
 
 
 class DskdProjections(nn.Module):
-    """What DSKD learns beside the student, and is thrown away after training."""
+    """The layers that DSKD trains beside the student. They are discarded after training."""
 
     def __init__(self, teacher_width: int, student_width: int) -> None:
         super().__init__()
         self.query = nn.Linear(2 * student_width, 2 * teacher_width)
-        """takes the student's input and target embeddings to where the teacher's are"""
+        """maps the student's input and target embeddings to the space of the teacher's"""
         self.student_to_teacher = nn.Linear(student_width, teacher_width)
         self.teacher_to_student = nn.Linear(teacher_width, student_width)
 
@@ -48,19 +49,19 @@ def dskd_loss(
     temperature: float = 2.0,
     count: int | Tensor | None = None,
 ) -> Tensor:
-    """Scalar: the sum of both spaces' terms, by `count` (None: the student positions compared).
+    """Scalar: the sum of the terms of both spaces, divided by `count` (None: the student positions compared).
 
-    Attention between the positions of one example aligns the two sides: each student position gets a mixture of the
-    teacher's hidden states in the student's width, each teacher position one of the student's in the teacher's. From
-    those mixtures the heads predict, and are compared with what the models themselves predict. Embeddings are the
-    input layers' outputs for each token; no gradient goes into them. Examples that predict no token on one of the
-    sides are left out.
+    Attention between the positions of one example aligns the two sides. Each student position gets a mixture of the
+    teacher's hidden states, projected to the student's width, and each teacher position a mixture of the student's in
+    the teacher's width. The heads' predictions from these mixtures are compared with the models' own predictions.
+    Embeddings are the outputs of the input layers for each token; no gradient goes into them. Examples that predict no
+    token on one of the sides are left out.
     """
     examples = example_of_teacher_token_M, example_of_token_N
     positions_P, positions_K, *sizes = _compared(teacher_predicted_M, predicted_N, *examples)
     teacher_PJ, student_KH = teacher_hidden_MJ.detach()[positions_P], hidden_NH[positions_K]
-    teacher = _Side(teacher_PJ, *_input_and_target(teacher_embeddings_MJ, positions_P))
-    student = _Side(student_KH, *_input_and_target(embeddings_NH, positions_K))
+    teacher = _AttentionSide(teacher_PJ, *_input_and_target(teacher_embeddings_MJ, positions_P))
+    student = _AttentionSide(student_KH, *_input_and_target(embeddings_NH, positions_K))
     with without_autocast(student_KH):
         mixed_KH, mixed_PJ = _mixtures(projections, teacher, student, *sizes)
     total = _in_student_space(head_student, mixed_KH, student_KH, token_ids_N[positions_K + 1], temperature)
@@ -68,24 +69,27 @@ def dskd_loss(
     return divided(total, count, len(positions_K))
 
 
-class _Side(NamedTuple):
-    """What the attention sees of one side, example after example; n is K or P."""
+class _AttentionSide(NamedTuple):
+    """The inputs of the attention from one side, example after example; n is K or P."""
 
     hidden_nH: Tensor
     inputs_nH: Tensor
-    """embeddings of the tokens that stand at the positions"""
+    """embeddings of the tokens at the positions"""
     targets_nH: Tensor
-    """and of those that come next"""
+    """embeddings of the tokens that follow"""
 
 
 def _compared(
     teacher_predicted_M: Tensor, predicted_N: Tensor, example_of_teacher_token_M: Tensor, example_of_token_N: Tensor
 ) -> tuple[Tensor, Tensor, list[int], list[int]]:
-    """([P], [K]) positions that predict a token, of examples with some on both sides; and how many each example has."""
+    """Return the positions [P] and [K] that predict a token, and their number in each example on both sides.
+
+    Examples that have none on one of the sides are left out.
+    """
     positions_P, example_P = predicting_positions(teacher_predicted_M, example_of_teacher_token_M)
     positions_K, example_K = predicting_positions(predicted_N, example_of_token_N)
-    kept_P, kept_K, teacher_sizes, sizes = shared_examples(example_P, example_K)
-    return positions_P[kept_P], positions_K[kept_K], teacher_sizes, sizes
+    shared_P, shared_K, teacher_sizes, sizes = shared_examples(example_P, example_K)
+    return positions_P[shared_P], positions_K[shared_K], teacher_sizes, sizes
 
 
 def _input_and_target(embeddings_NH: Tensor, positions_K: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,17 +98,21 @@ def _input_and_target(embeddings_NH: Tensor, positions_K: Tensor) -> tuple[Tenso
 
 
 def _mixtures(
-    projections: DskdProjections, teacher: _Side, student: _Side, teacher_sizes: list[int], sizes: list[int]
+    projections: DskdProjections,
+    teacher: _AttentionSide,
+    student: _AttentionSide,
+    teacher_sizes: list[int],
+    sizes: list[int],
 ) -> tuple[Tensor, Tensor]:
     """([K, H], [P, J]) each position's mixture of the other side's hidden states, by attention within its example."""
     dtype = projections.query.weight.dtype
-    teacher, student = (_Side(*(tensor.to(dtype) for tensor in side)) for side in (teacher, student))
+    teacher, student = (_AttentionSide(*(tensor.to(dtype) for tensor in side)) for side in (teacher, student))
     queries_KD = projections.query(torch.cat([student.inputs_nH, student.targets_nH], -1))
     keys_PD = _scaled(torch.cat([teacher.inputs_nH, teacher.targets_nH], -1))
     values_PH = projections.teacher_to_student(_scaled(teacher.hidden_nH) + _scaled(teacher.targets_nH))
     values_KJ = projections.student_to_teacher(student.hidden_nH)
     mixed_KH, mixed_PJ = [values_PH[:0]], [values_KJ[:0]]
-    # an example at a time: all at once would be a matrix of K × P
+    # one example at a time: all at once would need a matrix of K × P
     splits = [tensor.split(sizes) for tensor in (queries_KD, values_KJ)] + [
         tensor.split(teacher_sizes) for tensor in (keys_PD, values_PH)
     ]
@@ -116,14 +124,14 @@ def _mixtures(
 
 
 def _scaled(tensor: Tensor) -> Tensor:
-    """By the one standard deviation of all its numbers."""
+    """Divide a tensor by the standard deviation of all its numbers."""
     return tensor / tensor.std() if len(tensor) else tensor
 
 
 def _in_student_space(head: Head, mixed_KH: Tensor, hidden_KH: Tensor, targets_K: Tensor, temperature: float) -> Tensor:
     """Σ over student positions of −log q(next token) + [argmax q is the next token] · KL(q ‖ p_S).
 
-    q is what the student's head, held fixed, makes of the mixture; in the divergence q is fixed, too.
+    q is the prediction of the student's head from the mixture. The head is held fixed, and in the divergence q too.
     """
 
     def term(
@@ -140,7 +148,7 @@ def _in_student_space(head: Head, mixed_KH: Tensor, hidden_KH: Tensor, targets_K
 
 
 def _in_teacher_space(head: Head, teacher_PJ: Tensor, mixed_PJ: Tensor, temperature: float) -> Tensor:
-    """Σ over teacher positions of KL(p_T ‖ what the teacher's head makes of the mixture)."""
+    """Σ over teacher positions of KL(p_T ‖ q), with the prediction q of the teacher's head from the mixture."""
     head = frozen(head)
 
     def term(teacher_PJ: Tensor, mixed_PJ: Tensor) -> Tensor:

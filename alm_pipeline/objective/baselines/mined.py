@@ -1,4 +1,4 @@
-"""MinED (Wan et al. 2024, "Knowledge Fusion of LLMs", arXiv 2401.10491): the teacher's next-token distribution, moved
+"""MinED (Wan et al. 2024, "Knowledge Fusion of LLMs", arXiv 2401.10491): the teacher's next-token distribution, mapped
 to the student's vocabulary by the minimum edit distance between tokens (`mined_mapping`).
 
 Shapes: N student positions of a batch, M teacher positions, H and J their hidden widths, V and W their vocabularies,
@@ -27,14 +27,15 @@ def mined_loss(
     temperature: float = 1.0,
     count: int | Tensor | None = None,
 ) -> Tensor:
-    """Scalar: Σ of KL(mapped p_T ‖ p_S) after the last token of chunks, by `count` (None: the chunks compared).
+    """Scalar: Σ of KL(mapped p_T ‖ p_S) after the last token of chunks, divided by `count` (None: the chunks compared).
 
     After a chunk's last token both sides have read the same bytes. FuseLLM and the baselines of DSKD (arXiv 2406.17328)
     and of ALM (arXiv 2503.20083) compare chunks of one teacher token and one student token. At the student's other
-    tokens those works put the observed token in the teacher's place: that is cross-entropy, and left to the SFT term.
+    tokens those works replace the teacher by the observed token. That is cross-entropy, which the SFT term computes.
 
-    The mapped distribution gives student token v the teacher's logit of `mapping_V[v]`, and nothing where that is −1 or
-    no row of the teacher's head; its softmax makes it add up to one. Both are softened by the temperature.
+    In the mapped distribution, student token v has the teacher's logit of `mapping_V[v]`. If that is −1
+    or beyond the rows of the teacher's head, v has no probability. A softmax normalizes the rest. The temperature
+    applies to both sides.
     """
     columns_L, teacher_columns_L = _columns(mapping_V, len(head_teacher.weight_VH), len(head_student.weight_VH))
     total = sum_in_pieces(
@@ -47,7 +48,10 @@ def mined_loss(
 
 
 def _columns(mapping_V: Tensor, teacher_rows: int, student_rows: int) -> tuple[Tensor, Tensor]:
-    """([L], [L]) the student tokens with a teacher token, and those; a tokenizer may have more ids than a head rows."""
+    """Return the student tokens [L] that have a teacher token, and these teacher tokens [L].
+
+    Ids beyond the rows of a head are left out: a tokenizer may have more ids than its model's head has rows.
+    """
     mapping_V = mapping_V[:student_rows]
     columns_L = torch.nonzero((mapping_V >= 0) & (mapping_V < teacher_rows)).squeeze(-1)
     return columns_L, mapping_V[columns_L]

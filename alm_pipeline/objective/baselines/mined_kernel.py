@@ -1,11 +1,12 @@
-"""The compiled search behind `mined_mapping`: the nearest of many short byte strings, by Levenshtein distance.
+"""The compiled search of `mined_mapping`: the nearest of many short byte strings, by Levenshtein distance.
 
-Exact. A query is held against the strings of its own length, then of one byte more or less, and so on while the
-difference in length alone does not exceed the best distance so far. Most strings are passed over for a lower bound
-from their *signatures*; the others' distance is computed by bit-parallel columns (Myers 1999), a machine word a column.
+The search is exact. It compares a query with the strings of its own length, then with those of one byte more or less,
+and so on until the difference in length alone exceeds the best distance so far. It skips most strings by a lower bound
+that it computes from their *signatures*. For the others it computes the distance by bit-parallel columns (Myers 1999),
+with one machine word per column.
 
-Importing numba takes seconds, so this module is imported by the function that runs it. What is compiled is kept on
-disk until this file changes.
+Importing numba takes seconds, so only the function that runs the search imports this module. The compiled code is kept
+on disk until this file changes.
 """
 
 from typing import Any, NamedTuple
@@ -23,25 +24,25 @@ _ONE = np.uint64(1)
 
 
 class Strings(NamedTuple):
-    """Byte strings by length, those of a length by id: the lower of two equally near ones is met first."""
+    """Byte strings, sorted by length and then by id: the search meets the lowest id of equally near ones first."""
 
     letters: Bytes
-    """all of them, one after the other"""
+    """all strings, concatenated"""
     starts: Longs
-    """[K + 1] where each begins"""
+    """[K + 1] where each string begins"""
     ids: Longs
     """[K]"""
     of_length: Longs
-    """[longest + 2] the first string of each length"""
+    """[longest + 2] the index of the first string of each length"""
     once: Words
-    """[K] a bit for each of 64 classes of bytes that the string holds at least once"""
+    """[K] one bit for each of 64 classes of bytes: the string contains the class at least once"""
     twice: Words
-    """[K] and at least twice"""
+    """[K] the same for at least twice"""
 
 
 @njit(cache=True, nogil=True)
 def sign(letters: Bytes, starts: Longs, once: Words, twice: Words) -> None:
-    """Write the signatures of strings."""
+    """Write the signatures of strings to `once` and `twice`."""
     for k in range(len(starts) - 1):
         once[k] = twice[k] = 0
         for place in range(starts[k], starts[k + 1]):
@@ -52,7 +53,7 @@ def sign(letters: Bytes, starts: Longs, once: Words, twice: Words) -> None:
 
 @njit(cache=True, nogil=True)
 def _class(letter: int) -> int:
-    """Letters of either case, the rest of ASCII in six classes, first bytes of UTF-8 characters, their other bytes."""
+    """The class of a byte: one per letter of either case, six for the rest of ASCII, 32 for other bytes of UTF-8."""
     if letter >= 0xC0:
         return 32 + (letter & 15)
     if letter >= 0x80:
@@ -64,7 +65,7 @@ def _class(letter: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _repeats(pattern: Bytes) -> tuple[np.uint64, int]:
-    """The classes that a string holds more than twice, and how often beyond that, together."""
+    """The classes that a string contains more than twice, and the total of their occurrences beyond two."""
     counts, classes, beyond = np.zeros(64, np.int64), np.uint64(0), 0
     for letter in pattern:
         counts[_class(letter)] += 1
@@ -75,8 +76,8 @@ def _repeats(pattern: Bytes) -> tuple[np.uint64, int]:
 
 
 @njit(cache=True, nogil=True)
-def find_nearest(queries: Strings, strings: Strings, first: int, end: int, found: Longs) -> None:
-    """Write the id of the nearest string to each query from `first` to `end`, of equally near ones the lowest."""
+def find_nearest(queries: Strings, strings: Strings, first: int, end: int, nearest: Longs) -> None:
+    """Write the id of the nearest string to each query from `first` to `end`; the lowest id if several are nearest."""
     masks, columns = np.zeros(256, np.uint64), np.empty((2, len(strings.of_length)), np.int64)
     longest = len(strings.of_length) - 2
     for query in range(first, end):
@@ -86,29 +87,30 @@ def find_nearest(queries: Strings, strings: Strings, first: int, end: int, found
         _set_masks(masks, pattern, True)
         best, best_id = np.int64(2**62), np.int64(-1)
         for step in range(2 * max(len(pattern), longest) + 1):
-            # the own length, then one less, one more, two less, ...
+            # the query's length, then one less, one more, two less, ...
             difference = (step + 1) // 2
             if difference > best:
                 break
             length = len(pattern) + (difference if step % 2 == 0 else -difference)
             if 0 <= length <= longest:
                 for k in range(strings.of_length[length], strings.of_length[length + 1]):
-                    # whatever is not in both has to be written; of a class repeated on both sides all may be
-                    both = _count(once & strings.once[k]) + _count(twice & strings.twice[k])
-                    both += beyond if repeated & strings.twice[k] else 0
-                    bound = max(difference, max(length, len(pattern)) - both)
+                    # each byte that the two do not share is an edit; of a class repeated on both sides, all may be
+                    # shared
+                    shared = _count(once & strings.once[k]) + _count(twice & strings.twice[k])
+                    shared += beyond if repeated & strings.twice[k] else 0
+                    bound = max(difference, max(length, len(pattern)) - shared)
                     if bound < best or (bound == best and strings.ids[k] < best_id):
                         text = strings.letters[strings.starts[k] : strings.starts[k + 1]]
                         distance = _distance(masks, pattern, text, best, columns)
                         if distance < best or (distance == best and strings.ids[k] < best_id):
                             best, best_id = distance, strings.ids[k]
         _set_masks(masks, pattern, False)
-        found[query] = best_id
+        nearest[query] = best_id
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _count(word: np.uint64) -> Any:
-    """The bits that are set."""
+    """The number of bits that are set."""
     word = word - ((word >> _ONE) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
     word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -116,15 +118,15 @@ def _count(word: np.uint64) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _set_masks(masks: Words, pattern: Bytes, here: bool) -> None:
-    """The places of each byte in the pattern; or none again."""
+def _set_masks(masks: Words, pattern: Bytes, present: bool) -> None:
+    """Write the places of each of the pattern's bytes to `masks`, or clear them again."""
     for place in range(min(len(pattern), _WORD)):
-        masks[pattern[place]] = (masks[pattern[place]] | (_ONE << np.uint64(place))) if here else np.uint64(0)
+        masks[pattern[place]] = (masks[pattern[place]] | (_ONE << np.uint64(place))) if present else np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
 def _distance(masks: Words, pattern: Bytes, text: Bytes, enough: Any, columns: Longs) -> Any:
-    """The Levenshtein distance, or something above `enough` where it is above."""
+    """The Levenshtein distance, or any number above `enough` if the distance is above it."""
     if len(pattern) > _WORD:
         return _distance_by_cells(pattern, text, columns)
     last = _ONE << np.uint64(len(pattern) - 1)
@@ -138,7 +140,7 @@ def _distance(masks: Words, pattern: Bytes, text: Bytes, enough: Any, columns: L
             score += 1
         elif falls & last:
             score -= 1
-        # each byte that is left lowers the score by one at most
+        # each remaining byte lowers the score by one at most
         if score - (len(text) - 1 - place) > enough:
             return enough + 1
         rises, falls = (rises << _ONE) | _ONE, falls << _ONE
@@ -148,7 +150,7 @@ def _distance(masks: Words, pattern: Bytes, text: Bytes, enough: Any, columns: L
 
 @njit(cache=True, nogil=True)
 def _distance_by_cells(pattern: Bytes, text: Bytes, columns: Longs) -> Any:
-    """The textbook's table, two columns of it at a time."""
+    """The Levenshtein distance by the textbook's table, of which two columns are kept at a time."""
     before, after = columns[0], columns[1]
     for place in range(len(text) + 1):
         before[place] = place

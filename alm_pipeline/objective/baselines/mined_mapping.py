@@ -1,4 +1,4 @@
-"""Which teacher token stands for each student token in MinED: the one whose spelling is fewest edits away.
+"""MinED's teacher token for each student token: the one whose spelling has the smallest edit distance.
 
 Shapes: V student tokens.
 """
@@ -16,17 +16,17 @@ from alm_pipeline.vocabulary.byte_view import ByteView, tokens_by_spelling
 if TYPE_CHECKING:
     from alm_pipeline.objective.baselines.mined_kernel import Strings
 
-_QUERIES_A_TASK = 500
+_QUERIES_PER_TASK = 500
 
 Longs = npt.NDArray[np.int64]
 
 
 def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapping[int, int] | None = None) -> Longs:
-    """[V] the teacher id for each student id, −1 where there is none (Wan et al. 2024, arXiv 2401.10491).
+    """[V] the teacher id for each student id, −1 if it has none (Wan et al. 2024, arXiv 2401.10491).
 
-    An ordinary token takes the ordinary teacher token of the least Levenshtein distance between their bytes, the same
-    bytes first, the lowest id of several. A special token takes what `specials` (student id → teacher id) says,
-    otherwise the special teacher token of the same literal, otherwise none. An id without a token has none.
+    An ordinary token gets the ordinary teacher token with the smallest Levenshtein distance between their bytes; of
+    several the one with the lowest id. A special token gets its teacher id in `specials` (student id → teacher id), or
+    else the special teacher token of the same literal, or else none. An id without a token has none.
     """
     teacher = tokens_by_spelling(teacher_view)
     ordinary = ~student_view.special & (student_view.lengths > 0)
@@ -42,28 +42,28 @@ def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapp
 
 
 def _special_ids(view: ByteView) -> dict[bytes, int]:
-    """The lowest id of each literal."""
+    """Return the lowest id of each literal."""
     ids = np.flatnonzero(view.special & (view.lengths > 0))[::-1]
     return {view.spelling[id_]: id_ for id_ in ids.tolist()}
 
 
 def _nearest(teacher_view: ByteView, teacher_ids: Longs, student_view: ByteView, student_ids: Longs) -> Longs:
-    """The nearest teacher token of each student token, on a thread for each core that this process may use."""
+    """Return the nearest teacher token of each student token; uses one thread per core of this process."""
     from alm_pipeline.objective.baselines.mined_kernel import find_nearest  # numba takes seconds to import
 
     queries, strings = _strings(student_view, student_ids), _strings(teacher_view, teacher_ids)
-    found = np.empty(len(student_ids), np.int64)
+    nearest = np.empty(len(student_ids), np.int64)
 
     def find(first: int) -> None:
-        find_nearest(queries, strings, first, min(first + _QUERIES_A_TASK, len(found)), found)
+        find_nearest(queries, strings, first, min(first + _QUERIES_PER_TASK, len(nearest)), nearest)
 
     with ThreadPoolExecutor(threads_at_once()) as pool:
-        list(pool.map(find, range(0, len(found), _QUERIES_A_TASK)))
-    return found[np.argsort(queries.ids)]
+        list(pool.map(find, range(0, len(nearest), _QUERIES_PER_TASK)))
+    return nearest[np.argsort(queries.ids)]
 
 
 def _strings(view: ByteView, ids: Longs) -> "Strings":
-    """The spellings of ascending ids, for the search."""
+    """Return the spellings of ascending ids, in the order that the search needs."""
     from alm_pipeline.objective.baselines.mined_kernel import Strings, sign
 
     ids = ids[np.argsort(view.lengths[ids], kind="stable")]

@@ -1,4 +1,4 @@
-"""Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): distributions compared without their labels.
+"""Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030) compares distributions without their labels.
 
 Shapes: N student positions of a batch, M teacher positions, H and J their hidden widths, V and W their vocabularies,
 K compared pairs of positions.
@@ -26,12 +26,12 @@ def uld_loss(
     *,
     count: int | Tensor | None = None,
 ) -> Tensor:
-    """Scalar: Σ over pairs of positions of Σ_v |sort(p_T)_v − sort(p_S)_v|, by `count` (None: the pairs compared).
+    """Scalar: Σ over pairs of positions of Σ_v |sort(p_T)_v − sort(p_S)_v|, divided by `count` (None: the pairs).
 
-    The paper's closed form of the Wasserstein-1 distance where every transport costs the same; the shorter of the two
-    is padded with zeros. An example's k-th predicted token stands beside its k-th on the other side, whatever the two
-    cover; what one side has more is left out. The paper adds it, with a weight, to the cross-entropy of the student's
-    tokens.
+    This is the paper's closed form of the Wasserstein-1 distance with equal costs for every transport. The shorter
+    distribution is padded with zeros. The k-th predicted token of an example is compared with its k-th on the other
+    side, whatever text the two cover; the surplus of the longer side is left out. The paper adds this loss, with a
+    weight, to the cross-entropy of the student's tokens.
     """
     teacher_K, teacher_example_K = predicting_positions(teacher_predicted_M, example_of_teacher_token_M)
     student_K, example_K = predicting_positions(predicted_N, example_of_token_N)

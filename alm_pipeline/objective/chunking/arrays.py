@@ -1,4 +1,4 @@
-"""The flat arrays that chunks are merged from and into, as the compiled loop takes them."""
+"""The flat arrays that the compiled loop reads chunks from and writes merged chunks to."""
 
 from typing import Any, NamedTuple
 
@@ -10,33 +10,33 @@ Floats = npt.NDArray[np.float32]
 
 
 class AlignedScores(NamedTuple):
-    """The alignments and teacher's scores of N examples: flat arrays, and where each example begins in them."""
+    """The alignments and the teacher's scores of N examples, in flat arrays with offsets."""
 
     chunk_offsets: npt.NDArray[np.int64]
     """[N + 1]"""
     teacher_tokens: Ints
-    """[chunks] tokens of each chunk; they add up to the example's"""
+    """[chunks] the number of tokens in each chunk; they add up to the example's tokens"""
     student_tokens: Ints
     kinds: npt.NDArray[np.uint8]
     """[chunks] ChunkKind"""
     token_offsets: Ints
     """[N + 1] where each example's teacher tokens begin"""
     logprobs: Floats
-    """[teacher tokens] NaN: no prediction"""
+    """[teacher tokens] NaN for a token without prediction"""
     boundary_logprobs: Floats
 
 
 class TeacherChunks(NamedTuple):
-    """The chunks of N examples that count, as the teacher sees them, and which student tokens they hold."""
+    """The chunks of N examples that count: the teacher's likelihood of each, and the student tokens in it."""
 
     offsets: npt.NDArray[np.int64]
     """[N + 1] where each example's chunks begin"""
     aligned: npt.NDArray[np.int32]
-    """[N] the example's chunks before merging, without the unpaired"""
+    """[N] the number of the example's chunks before merging, without unpaired ones"""
     used: npt.NDArray[np.int32]
-    """[N] how many of those are in a chunk that counts"""
+    """[N] how many of them are part of a chunk that counts"""
     logprobs: Floats
-    """[C] log-likelihoods, debiased where asked"""
+    """[C] log-likelihoods, debiased if configured"""
     student_starts: npt.NDArray[np.int32]
     """[C] the first student token of each chunk, counted within its example"""
     student_ends: npt.NDArray[np.int32]

@@ -1,9 +1,9 @@
-"""What a tokenizer excludes after a token: its cover set (arXiv 2503.20083, appendix F).
+"""The cover set of a token: the texts that its tokenizer excludes after it (arXiv 2503.20083, appendix F).
 
-After a token that spells p, the text x can't follow if the tokenizer would have read p·x otherwise, with a token that
-reaches from within p over all of x: after ` Hello`, the text `,` is excluded by a token ` Hello,`. Whether it reads so
-is asked of the tokenizer itself, which sees nothing before p. Texts that are not whole characters can't be asked for,
-and count as not covered.
+After a token that spells p, the text x cannot follow if the tokenizer would encode p·x in another way, with a token
+that begins within p and covers all of x. For example, a token ` Hello,` excludes the text `,` after ` Hello`. The
+tokenizer itself encodes p·x, with nothing before p, to find this out. It cannot encode texts that are not whole
+characters, so those count as not covered.
 """
 
 import json
@@ -28,18 +28,18 @@ Item = TypeVar("Item")
 
 
 class Covers(NamedTuple):
-    """The cover sets of N tokens: flat arrays, and where each token's begins in them."""
+    """The cover sets of N tokens, in flat arrays with offsets."""
 
     offsets: npt.NDArray[np.int64]
     """[N + 1]"""
     extensions: npt.NDArray[np.int64]
-    """what is excluded, as numbers in `Extensions`; ascending in each set"""
+    """the excluded texts, as numbers of `Extensions`; ascending in each set"""
     tokens: npt.NDArray[np.int32]
-    """the token that excludes it"""
+    """the token that excludes each of them"""
 
 
 class Extensions:
-    """Numbers for texts that come after a token, the same for both tokenizers."""
+    """Numbers the texts that come after a token, in the same way for both tokenizers."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -53,33 +53,36 @@ class Extensions:
 
 
 class _Cut(NamedTuple):
-    """A place in a token, and the tokens (a range of the sorted ones) that begin as the token goes on from there."""
+    """A place where a token is cut, and the range of sorted tokens that begin with the token's text after the cut."""
 
     number: int
-    """of the token"""
+    """the token's index among those asked for"""
     before: str
-    """its text up to there"""
+    """the token's text before the cut"""
     overlap: int
-    """its bytes from there on"""
+    """the number of the token's bytes after the cut"""
     first: int
     last: int
+    """one past the range"""
 
     def candidates(self) -> int:
         return self.last - self.first
 
 
 class _Candidate(NamedTuple):
-    """A token that does not occur, and may exclude an extension after a token."""
+    """A token that does not occur in the corpus, but may exclude an extension after another token."""
 
     id_: int
+    """the token that the extension comes after"""
     extension: bytes
     before: str
-    """the token's text up to where the other begins"""
+    """that token's text before the place where the candidate begins"""
     other: int
+    """the candidate's id"""
 
 
 class CoverSets:
-    """Cover sets of one tokenizer's tokens, over the tokens that occur; any other token can be asked for apart."""
+    """Cover sets for one tokenizer, made of the tokens that occur. `covered_by_others` looks at all other tokens."""
 
     def __init__(self, tokenizer: Tokenizer, occurs: npt.NDArray[np.bool_]) -> None:
         self.view: ByteView = byte_view(tokenizer)
@@ -92,19 +95,19 @@ class CoverSets:
         for id_ in usable:
             if not occurs[id_]:
                 self._others[self.view.spelling[id_]].append(id_)
-        # not the fast engine: it takes tokens for words that the merges never reach, which is what is asked here
+        # not the fast engine: it also encodes words to tokens that no merge reaches, which is the question here
         self._engine = StandardEngine(_within_text(tokenizer))
 
     def of(self, ids: Sequence[int], extensions: Extensions, advance: Advance) -> Covers:
-        """The cover sets of these tokens by tokens that occur. `advance` is told of the tokens that are done."""
-        found: list[tuple[int, int, int]] = []
+        """Return the cover sets of these tokens, made of tokens that occur. Reports finished tokens to `advance`."""
+        entries: list[tuple[int, int, int]] = []
         done = 0
         for cuts in _batches(self._cuts(ids), _Cut.candidates):
-            found += self._valid(cuts, extensions)
+            entries += self._valid(cuts, extensions)
             advance(cuts[-1].number - done)
             done = cuts[-1].number
         advance(len(ids) - done)
-        rows = np.array(sorted(found), np.int64).reshape(-1, 3)
+        rows = np.array(sorted(entries), np.int64).reshape(-1, 3)
         offsets = np.searchsorted(rows[:, 0], np.arange(len(ids) + 1))
         return Covers(offsets, rows[:, 1], rows[:, 2].astype(np.int32))
 
@@ -113,12 +116,12 @@ class CoverSets:
             spelling = self.view.spelling[id_]
             for at, before in _starts(spelling):
                 first = bisect_right(self._spellings, spelling[at:])
-                last = bisect_left(self._spellings, spelling[at:] + b"\xff", first)  # in no text
+                last = bisect_left(self._spellings, spelling[at:] + b"\xff", first)  # no text has this byte
                 if first < last:
                     yield _Cut(number, before, len(spelling) - at, first, last)
 
     def _valid(self, cuts: Sequence[_Cut], extensions: Extensions) -> Iterator[tuple[int, int, int]]:
-        """(number of the token, extension, token that excludes it)"""
+        """Yield (index of the token, extension, token that excludes it)."""
         rows = iter(self._encode(self._texts_of(cuts)))
         for cut, before in zip(cuts, self._encode([cut.before for cut in cuts]), strict=True):
             for place in range(cut.first, cut.last):
@@ -132,12 +135,14 @@ class CoverSets:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._engine.encode(texts, special_literals=False)
 
-    def covered_by_others(self, asked: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        """Those of these (token, extension) that a token excludes which does not occur."""
-        candidates = (candidate for id_, extension in asked for candidate in self._others_over(id_, extension))
+    def covered_by_others(self, pairs: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """Yield those (token, extension) pairs whose extension is excluded by a token that does not occur."""
+        candidates = (candidate for id_, extension in pairs for candidate in self._others_over(id_, extension))
         for batch in _batches(candidates, lambda _: 1):
             befores = self._encode_once([candidate.before for candidate in batch])
-            rows = self._encode([each.before + self.view.spelling[each.other].decode() for each in batch])
+            rows = self._encode(
+                [candidate.before + self.view.spelling[candidate.other].decode() for candidate in batch]
+            )
             for candidate, row in zip(batch, rows, strict=True):
                 if row == [*befores[candidate.before], candidate.other]:
                     yield candidate.id_, candidate.extension
@@ -161,13 +166,13 @@ def _decoded(spelling: bytes) -> str | None:
 
 @lru_cache(1 << 16)
 def _starts(spelling: bytes) -> list[tuple[int, str]]:
-    """Where a token that covers the end of this one may begin, and the text before."""
+    """Return the places where a token that covers this one's end may begin, each with the text before it."""
     befores = ((at, _decoded(spelling[:at])) for at in range(len(spelling)))
     return [(at, before) for at, before in befores if before is not None]
 
 
 def _batches(items: Iterable[Item], texts: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """As many items at a time as bring a batch of texts."""
+    """Group items so that each group has about one batch of texts."""
     batch: list[Item] = []
     room = _BATCH
     for item in items:
@@ -181,7 +186,7 @@ def _batches(items: Iterable[Item], texts: Callable[[Item], int]) -> Iterator[li
 
 
 def _within_text(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that puts nothing in front of a text, and neither cuts nor fills it up."""
+    """Return a copy that adds nothing before a text, and neither truncates nor pads it."""
     state: dict[str, Any] = json.loads(tokenizer.to_str())
     state |= {"truncation": None, "padding": None, "post_processor": None}
     if "dropout" in state["model"]:

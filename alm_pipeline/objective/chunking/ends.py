@@ -1,6 +1,6 @@
-"""Chunkings that look at the tokens beside a chunk's end: where a chunk of the finest alignment may end.
+"""Chunkings that look at the tokens beside the end of a chunk to decide whether a merged chunk may end there.
 
-The chunking by the teacher's boundary probability needs no token and is in `merging`.
+The chunking by the teacher's boundary probability looks at no token; it is in `merging`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from storage.schemas import ChunkKind
 
-if TYPE_CHECKING:  # it imports transformers, which readers of the caches do without
+if TYPE_CHECKING:  # it imports transformers, which processes that only read the caches do not need
     from alm_pipeline.objective.chunking.pair_bias import PairBiases
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -19,66 +19,66 @@ Bools = npt.NDArray[np.bool_]
 
 
 class SideTokens(NamedTuple):
-    """One side's tokens of N examples, and how many each chunk holds; flat arrays."""
+    """One side's tokens of N examples, and the number of tokens in each chunk, in flat arrays with offsets."""
 
     ids: npt.NDArray[np.int32]
     """[tokens]"""
     offsets: npt.NDArray[np.int64]
     """[N + 1] where each example's tokens begin"""
     of_chunk: Ints
-    """[chunks]"""
+    """[chunks] the number of tokens in each chunk"""
     chunk_offsets: npt.NDArray[np.int64]
     """[N + 1] where each example's chunks begin"""
 
     def ends(self) -> npt.NDArray[np.int64]:
-        """[chunks] one past each chunk's last token, among `ids`."""
+        """[chunks] one past the index of each chunk's last token in `ids`."""
         ends = np.cumsum(self.of_chunk, dtype=np.int64)
         before = np.concatenate([[0], ends])[self.chunk_offsets[:-1]]
         ends += np.repeat(self.offsets[:-1] - before, np.diff(self.chunk_offsets))
         return ends
 
     def last(self) -> npt.NDArray[np.int32]:
-        """[chunks] each chunk's last token; of a chunk without tokens any."""
+        """[chunks] the id of each chunk's last token; any id for a chunk without tokens."""
         return self.ids[self.ends() - 1] if len(self.ids) else self.ids
 
 
 class ChunkEnds(Protocol):
-    """Says where chunks may end."""
+    """Decides where merged chunks may end."""
 
     def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
-        """[chunks] the chunk may be the last of a merged one. `kinds` are ChunkKind."""
+        """[chunks] whether each chunk may be the last of a merged one. `kinds` are ChunkKind."""
 
 
 @dataclass(frozen=True)
 class SpaceEnds:
-    """Chunks end where on both sides a token follows that begins with white space, or is special; and at paired ones.
+    """Chunks end where the next token on both sides begins with white space or is special, and at paired chunks.
 
-    The last chunk of an example may say anything: it ends whatever is open.
+    The value for the last chunk of an example has no effect: a merged chunk always ends there.
     """
 
     teacher_boundary_V: Bools
-    """of `ByteView.boundary`"""
+    """from `ByteView.boundary`"""
     student_boundary_V: Bools
 
     def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
-        both = self.teacher_boundary_V[_following(teacher)] & self.student_boundary_V[_following(student)]
-        closing: Bools = both | (kinds == ChunkKind.PAIRED)
-        return closing
+        before_boundary = self.teacher_boundary_V[_next_ids(teacher)] & self.student_boundary_V[_next_ids(student)]
+        closes: Bools = before_boundary | (kinds == ChunkKind.PAIRED)
+        return closes
 
 
 @dataclass(frozen=True)
 class PairBiasEnds:
-    """Chunks end where the pair of last tokens has a bias of at most γ in both directions; and at paired ones."""
+    """Chunks end where the pair of last tokens has a bias of at most γ in both directions, and at paired chunks."""
 
     biases: "PairBiases"
     gamma: float
 
     def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
         unbiased = self.biases.at_most(self.gamma, teacher.last(), student.last())
-        closing: Bools = unbiased | (kinds == ChunkKind.PAIRED)
-        return closing
+        closes: Bools = unbiased | (kinds == ChunkKind.PAIRED)
+        return closes
 
 
-def _following(side: SideTokens) -> npt.NDArray[np.int32]:
-    """[chunks] the id behind each chunk; behind the last of all its own last."""
+def _next_ids(side: SideTokens) -> npt.NDArray[np.int32]:
+    """[chunks] the id after each chunk; for the very last chunk, the id of its own last token."""
     return side.ids[np.minimum(side.ends(), len(side.ids) - 1)] if len(side.ids) else side.ids

@@ -1,7 +1,7 @@
-"""The compiled loop behind `merged_chunks`: one pass over the chunks and the teacher's scores.
+"""The compiled loop of `merged_chunks`: one pass over the chunks and the teacher's scores.
 
-Importing numba takes seconds, so this module is imported by the function that runs it. What is compiled is kept on
-disk until this file changes.
+Importing numba takes seconds, so only the function that runs the loop imports this module. The compiled code is kept
+on disk until this file changes.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from storage.schemas import ChunkKind
 
 Bools = npt.NDArray[np.bool_]
 
-# written out: the functions on disk hold this number, and only a change of this file makes them anew
+# a literal: the compiled code on disk contains this number, and only a change of this file compiles it again
 _UNPAIRED = 2
 assert _UNPAIRED == ChunkKind.UNPAIRED
 
@@ -22,10 +22,11 @@ assert _UNPAIRED == ChunkKind.UNPAIRED
 def merge_shard(
     scores: AlignedScores, threshold: float, alone: bool, closes: Bools, debias: bool, merged: TeacherChunks
 ) -> int:
-    """Write the chunks that count; a group closes where the boundary's score exceeds a threshold.
+    """Write the chunks that count to `merged`.
 
-    With `closes`, where not empty, it closes where that says; else, with `alone`, every chunk is a group. Returns the
-    number of chunks, or -1 - k where the teacher tokens of example k's chunks are not those of its scores.
+    A group of chunks closes where `closes` is true. If `closes` is empty, every chunk closes its group with `alone`,
+    and otherwise each chunk whose boundary score exceeds `threshold`. Returns the number of chunks written, or -1 - k
+    if the teacher tokens of example k's chunks do not match its scores.
     """
     written = 0
     for example in range(len(scores.chunk_offsets) - 1):

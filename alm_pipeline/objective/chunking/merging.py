@@ -1,4 +1,4 @@
-"""Coarser chunkings: which neighboring chunks are merged, from the teacher's scores alone."""
+"""Merging of neighboring chunks, by the teacher's scores or to ends that are looked up from tokens."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
 
 _TYPES = (np.int64, np.int32, np.int32, np.uint8, np.int64, np.float32, np.float32)
-"""of the arrays of `AlignedScores`"""
+"""the types of the arrays of `AlignedScores`"""
 
 
 def merged_chunks(
@@ -18,14 +18,14 @@ def merged_chunks(
     gamma: float | None = None,
     closes: npt.NDArray[np.bool_] | None = None,
 ) -> TeacherChunks:
-    """The chunks of each example after merging.
+    """Merge the chunks of each example, and return those that count.
 
     With γ, a chunk is merged with its successors until the teacher's probability of a boundary token after it
-    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}; with `closes` ([chunks]) until one closes its group. A group
-    that never closes is kept; an unpaired chunk ends the group before it. Without both (None) no chunk is merged.
-    Left out are unpaired chunks, and chunks with a token that has no prediction: NaN on the teacher's side, the first
-    of the sequence on the student's. Raises ValueError where an example has other teacher tokens in its chunks than in
-    its scores.
+    exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. With `closes` ([chunks]) it is merged until a chunk closes the
+    group. With neither, no chunk is merged. A group that never closes is kept, and an unpaired chunk ends the group
+    before it. Unpaired chunks do not count, nor do chunks with a token that has no prediction: NaN on the teacher's
+    side, the first token of the sequence on the student's. Raises ValueError if the chunks of an example have other
+    teacher tokens than its scores.
     """
     from alm_pipeline.objective.chunking.kernel import merge_shard  # numba takes seconds to import
 
@@ -35,9 +35,9 @@ def merged_chunks(
     room = TeacherChunks(np.zeros(examples + 1, np.int64), aligned, used, np.empty(most, np.float32), starts, ends)
     threshold = -math.inf if gamma is None or gamma <= 0 else math.log(gamma)
     closing = np.zeros(0, np.bool_) if closes is None else np.ascontiguousarray(closes, np.bool_)
-    # whatever a caller has: each combination of types would be compiled anew
+    # one fixed type per array: numba would compile the loop again for every other combination
     arrays = [np.ascontiguousarray(array, type_) for array, type_ in zip(scores, _TYPES, strict=True)]
     count = merge_shard(AlignedScores(*arrays), threshold, gamma is None, closing, debias, room)
     if count < 0:
-        raise ValueError(f"the chunks of example {-1 - count} hold other teacher tokens than its scores")
+        raise ValueError(f"the chunks of example {-1 - count} have other teacher tokens than its scores")
     return room._replace(logprobs=room.logprobs[:count], student_starts=starts[:count], student_ends=ends[:count])

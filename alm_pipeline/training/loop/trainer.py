@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from alm_pipeline.config import ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.objective.batch_loss import LossCounts
-from alm_pipeline.objective.term_weights import gradmag, last_layer, weights_at
+from alm_pipeline.objective.term_weights import gradmag, last_layer, uses_gradients, weights_at
 from alm_pipeline.training.data.batch_stream import BatchStream, State
 from alm_pipeline.training.loop.checkpoints import STATE, STREAM, UNFINISHED, checkpoint_name, finish_checkpoint
 from alm_pipeline.training.loop.ema import Averages
@@ -125,7 +125,7 @@ class AlmTrainer(Trainer):
         with self.accelerator.autocast():
             losses = micro_batch_losses(self.model, batch, self.vocabulary, self.objective, counts, self.teacher)
         weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
-        if self.objective.balance == "gradmag":
+        if uses_gradients(self.objective.balance):
             # found anew: a sharded layer's weights are whole only now
             with stays_gathered(self.model):
                 weights = gradmag(losses.terms, weights, last_layer(self.model))

@@ -165,7 +165,7 @@ def test_gradmag_looks_at_the_last_layers_adapters() -> None:
     assert all(".lora_" in names[id(value)] for value in learned)
     for value in learned:
         value.requires_grad_(False)
-    with pytest.raises(UserError, match=r"objective\.balance: gradmag looks at the last layer"):
+    with pytest.raises(UserError, match=r"objective\.balance: gradmag needs gradients of the last layer"):
         gradmag({"alm": torch.ones(())}, {"alm": 1.0}, last_layer(model.base_model))
 
 
