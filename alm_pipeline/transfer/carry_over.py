@@ -1,7 +1,7 @@
 """What a model keeps when it gets a new tokenizer: how it begins texts, ends its turns and generates.
 
-The chat template goes with the tokenizer (`special_tokens` says whose). Here the configurations follow it: ids that
-they name become the same token's new id, or that of the target's token in the same role.
+The chat template belongs to the tokenizer (`special_tokens` decides which one is kept). This module adapts the model's
+configurations: each token id in them becomes the new id of the same token, or of the target's token in the same role.
 """
 
 import logging
@@ -24,14 +24,14 @@ _OTHER_IDS = (
     "bad_words_ids",
     "sequence_bias",
 )
-"""settings of a generation that name ids of the source's and have no counterpart"""
+"""generation settings that contain ids of the source tokenizer and cannot be converted"""
 
 
 def carry_over(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
-    """Rewrite the ids that `model.config` and `model.generation_config` name, in place.
+    """Rewrite the ids in `model.config` and `model.generation_config`, in place.
 
-    A role without an id stays without one. Settings that name other ids are dropped, with a warning; so is told that a
-    chat template is lost.
+    A role without an id stays without one. Settings with other ids are dropped. Logs a warning for each of them, and if
+    the chat template is lost.
     """
     new_ids = _NewIds(source, target)
     configs = [model.config, model.config.get_text_config(), model.generation_config]
@@ -44,15 +44,15 @@ def carry_over(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: 
     _drop_others(model)
     if source.chat_template and not target.chat_template:
         logger.warning(
-            "%s: the tokenizer has no chat template, and the model had one: special_tokens source keeps it",
+            "%s: the tokenizer has no chat template, but the model had one: set special_tokens to source to keep it",
             target.name_or_path,
         )
 
 
 def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
-    """Give the target the source's chat template and roles, in place, where it has the tokens that they name.
+    """Give the target the source's chat template and roles, in place, if it has the tokens that they use.
 
-    A template that writes other tokens stays behind, with a warning.
+    A template that writes tokens which the target lacks is not carried over; a warning names one of them.
     """
     vocabulary = target.get_vocab()
     for role, token in source.special_tokens_map.items():
@@ -61,37 +61,37 @@ def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
     if not source.chat_template:
         return
     texts = list(template_texts(source))
-    lacking = {token.content for token in control_tokens(source)} - vocabulary.keys()
-    if written := sorted(token for token in lacking if any(token in text for text in texts)):
+    missing = {token.content for token in control_tokens(source)} - vocabulary.keys()
+    if written := sorted(token for token in missing if any(token in text for text in texts)):
         logger.warning("%s: its chat template writes %s, which the tokenizer lacks", source.name_or_path, written[0])
     else:
         target.chat_template = source.chat_template
 
 
 class _NewIds:
-    """The target's ids for the source's special ones."""
+    """Maps the source's special ids to the target's."""
 
     def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
         self.source, self.target, self.vocabulary = source, target, target.get_vocab()
-        ours, theirs = chat_tokens(target), chat_tokens(source)
-        self.by_chat = {theirs[kind]: id_ for kind, id_ in ours.items() if kind in theirs}
+        target_ids, source_ids = chat_tokens(target), chat_tokens(source)
+        self.by_chat = {source_ids[kind]: id_ for kind, id_ in target_ids.items() if kind in source_ids}
 
     def of(self, ids: Iterable[int], role: str) -> list[int]:
-        """Each once; none where the target has nothing in this role."""
-        found = (self._of(id_, role) for id_ in ids)
-        return list(dict.fromkeys(id_ for id_ in found if id_ is not None))
+        """Return the unique new ids; empty if the target has no token in this role."""
+        new_ids = (self._of(id_, role) for id_ in ids)
+        return list(dict.fromkeys(id_ for id_ in new_ids if id_ is not None))
 
     def _of(self, id_: int, role: str) -> int | None:
-        own: int | None = getattr(self.target, f"{role}_token_id")
-        # out of a role, the same literal: a padding token that also ends turns must not end texts as padding
+        in_role: int | None = getattr(self.target, f"{role}_token_id")
+        # the same literal comes before the role: a padding token that also ends turns must not end texts as padding
         token = self.source.convert_ids_to_tokens(id_) if id_ < len(self.source) else None
         if token in self.vocabulary:
             return self.vocabulary[token]
-        return self.by_chat.get(id_, own) if role == "eos" else own
+        return self.by_chat.get(id_, in_role) if role == "eos" else in_role
 
 
 def _drop_others(model: PreTrainedModel) -> None:
     for name in _OTHER_IDS:
         if getattr(model.generation_config, name, None) is not None:
-            logger.warning("generation_config.%s names ids of the old tokenizer: dropped", name)
+            logger.warning("generation_config.%s contains ids of the old tokenizer: dropped", name)
             setattr(model.generation_config, name, None)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 Fill = Literal["draw", "mean"]
-"""what a row without terms becomes: a draw from the distribution of the source's rows, or their mean"""
+"""the value of a row without terms: a draw from the distribution of the source's rows, or their mean"""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """Which source rows make up each target row, and with what weights."""
+    """The source rows that make up each target row, and their weights."""
 
     starts: npt.NDArray[np.int64]
     """[V + 1] where each row's terms begin"""
@@ -28,7 +28,7 @@ class Composition:
     weights: npt.NDArray[np.float64]
     """[N]"""
     copied: npt.NDArray[np.bool_]
-    """[V] the row is the source's, as it is"""
+    """[V] whether the row is an unchanged row of the source"""
     fill: Fill = "draw"
 
     @classmethod
@@ -39,7 +39,7 @@ class Composition:
         copied: npt.NDArray[np.bool_],
         fill: Fill = "draw",
     ) -> "Composition":
-        """Of every row's terms."""
+        """Join the terms of all rows."""
         starts = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)])
         count = int(starts[-1])
         return cls(
@@ -53,11 +53,11 @@ class Composition:
     @property
     def empty(self) -> npt.NDArray[np.bool_]:
         """[V] rows without terms."""
-        found: npt.NDArray[np.bool_] = self.starts[1:] == self.starts[:-1]
-        return found
+        empty: npt.NDArray[np.bool_] = self.starts[1:] == self.starts[:-1]
+        return empty
 
     def counts(self) -> dict[str, int]:
-        """How many rows are copied, composed of source rows, and drawn; what there is none of is left out."""
+        """Return the numbers of rows that are copied, composed of source rows, and drawn; zeros are left out."""
         drawn = int(self.empty.sum()) if self.fill == "draw" else 0
         copied = int(self.copied.sum())
         counts = {"copied": copied, "composed": len(self.copied) - copied - drawn, "drawn": drawn}
@@ -65,14 +65,14 @@ class Composition:
 
 
 def compose_rows(source: Tensor, composition: Composition, rows: int, seed: int) -> Tensor:
-    """[V, ...] the target's table of the source's [S, ...], which is a matrix or, as a bias, a vector.
+    """Return the target's table [V, ...], from the source's [S, ...], which is a matrix or (for a bias) a vector.
 
-    Computed in float32, or in the source's own float64; a row that is copied stays as it is. Draws come from N(mean,
-    std) of the first `rows` rows of the source, each channel for itself: those beyond its tokenizer are padding.
+    Computed in float32, or float64 if the source is. Copied rows do not change. Draws come from N(mean, std) of the
+    first `rows` rows of the source, separately for each channel; the rows after them are padding.
     """
     table_SH = source.detach().reshape(len(source), -1)
     table_SH = table_SH if table_SH.dtype == torch.float64 else table_SH.float()
-    made_VH = torch.nn.functional.embedding_bag(
+    target_VH = torch.nn.functional.embedding_bag(
         torch.from_numpy(composition.ids).to(source.device),
         table_SH,
         torch.from_numpy(composition.starts).to(source.device),
@@ -81,14 +81,14 @@ def compose_rows(source: Tensor, composition: Composition, rows: int, seed: int)
         include_last_offset=True,
     )
     empty = torch.from_numpy(composition.empty).to(source.device)
-    made_VH[empty] = _filling(table_SH[:rows], int(empty.sum()), composition.fill, seed)
-    return made_VH.to(source.dtype).reshape(-1, *source.shape[1:])
+    target_VH[empty] = _filling(table_SH[:rows], int(empty.sum()), composition.fill, seed)
+    return target_VH.to(source.dtype).reshape(-1, *source.shape[1:])
 
 
 def _filling(table_SH: Tensor, count: int, fill: Fill, seed: int) -> Tensor:
     std_H, mean_H = torch.std_mean(table_SH, dim=0)
     if fill == "mean" or not count:
         return mean_H.expand(count, -1)
-    # on the processor: the same draws wherever the model lies
+    # on the processor, so that the draws are the same on every device
     noise = torch.randn(count, len(mean_H), generator=torch.Generator().manual_seed(seed), dtype=table_SH.dtype)
     return mean_H + std_H * noise.to(table_SH.device)

@@ -9,8 +9,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class Rows(NamedTuple):
-    """Sparse rows: row k has the columns ids[starts[k]:starts[k + 1]], and as many weights."""
+class SparseRows(NamedTuple):
+    """Sparse rows: row k has the columns ids[starts[k]:starts[k + 1]], each with a weight."""
 
     starts: Ints
     ids: Ints

@@ -15,14 +15,14 @@ from alm_pipeline.vocabulary.byte_view import check_vocabulary
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """How the embeddings of a model that was given a new tokenizer came about."""
+class TransferResult:
+    """How the embeddings of a model with a new tokenizer were made."""
 
     compositions: list[Composition]
-    """of the input embedding and, where it is not tied, the output embedding"""
+    """of the input embedding and, if it is not tied, of the output embedding"""
 
     def counts(self) -> dict[str, int]:
-        """Rows of the input embedding that are copied, composed and drawn; the output's are of the same kinds."""
+        """Return the numbers of copied, composed and drawn rows of the input embedding; the output's are the same."""
         return self.compositions[0].counts()
 
 
@@ -32,39 +32,41 @@ def swap_tokenizer(
     target: PreTrainedTokenizerFast,
     initialization: Initialization | None = None,
     seed: int = 0,
-) -> Transferred:
+) -> TransferResult:
     """Put the target tokenizer on the model, in place.
 
-    Raises UserError when the source tokenizer has tokens that the model's embedding lacks, and where the
-    initialization can't do with the target.
+    Raises UserError if the source tokenizer has tokens that the model's embedding lacks, or if the initialization
+    cannot be used with the target.
     """
     mapping = map_vocabulary(source, target)
     check_vocabulary(mapping.source, embedding_rows(model), source.name_or_path)
     tables = embedding_tables(model)
-    made = (initialization or Initialization()).compositions(mapping, len({table.of_head for table in tables}))
+    count = len({table.of_head for table in tables})
+    compositions = (initialization or Initialization()).compositions(mapping, count)
     rows = [
-        compose_rows(table.value, made[-1] if table.of_head else made[0], mapping.source.size, seed) for table in tables
+        compose_rows(table.value, compositions[-1 if table.of_head else 0], mapping.source.size, seed)
+        for table in tables
     ]
     model.resize_token_embeddings(len(mapping.pieces), mean_resizing=False)
     for table, value in zip(embedding_tables(model), rows, strict=True):
         table.value.data.copy_(value)
     carry_over(model, source, target)
-    return Transferred(made)
+    return TransferResult(compositions)
 
 
-class Table(NamedTuple):
-    """A parameter with a row for every token."""
+class EmbeddingTable(NamedTuple):
+    """A parameter with one row per token."""
 
     name: str
-    """in the model"""
+    """the parameter's name in the model"""
     value: nn.Parameter
     of_head: bool
 
 
-def embedding_tables(model: PreTrainedModel) -> list[Table]:
-    """The input embedding, the head's weight where it is not the same, and the head's bias if there is one."""
+def embedding_tables(model: PreTrainedModel) -> list[EmbeddingTable]:
+    """Return the input embedding, the head's weight unless it is tied, and the head's bias if it has one."""
     names = {id(value): name for name, value in model.named_parameters()}
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     values = [(value, layer is layers[1]) for layer in layers for value in layer.parameters(recurse=False)]
     unique = {id(value): (value, of_head) for value, of_head in reversed(values)}
-    return [Table(names[key], value, of_head) for key, (value, of_head) in reversed(unique.items())]
+    return [EmbeddingTable(names[key], value, of_head) for key, (value, of_head) in reversed(unique.items())]

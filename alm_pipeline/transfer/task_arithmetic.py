@@ -35,8 +35,8 @@ from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.swap import Table, embedding_tables
-from alm_pipeline.transfer.weights import Weights, some, write_weights
+from alm_pipeline.transfer.swap import EmbeddingTable, embedding_tables
+from alm_pipeline.transfer.weights import Weights, first_names, write_weights
 from storage.errors import UserError
 
 _HEAD = "lm_head.weight"
@@ -105,8 +105,8 @@ class _Vocabulary:
         ours, theirs = source.get_vocab(), known.get_vocab()
         if other := {token for token, id_ in theirs.items() if ours.get(token) != id_}:
             raise UserError(
-                f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids ({some(other)}): it is "
-                "no fine-tune of this base"
+                f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids "
+                f"({first_names(other)}): it is not a fine-tune of this base"
             )
         mapping = map_vocabulary(known, target)
         literals, held = sorted(ours.keys() - theirs.keys(), key=ours.__getitem__), target.get_vocab()
@@ -136,16 +136,16 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
     return model
 
 
-def _check(weights: _Weights, tables: Mapping[str, Table]) -> None:
+def _check(weights: _Weights, tables: Mapping[str, EmbeddingTable]) -> None:
     """Raises UserError unless the three hold the same tensors of the same shapes, but for tables' rows."""
     wanted = weights.transferred.names
     if missing := tables.keys() - wanted:
-        raise UserError(f"{weights.transferred.name}: holds no tensor {some(missing)}: {_SAVE_AGAIN}")
+        raise UserError(f"{weights.transferred.name}: holds no tensor {first_names(missing)}: {_SAVE_AGAIN}")
     for own in (weights.base, weights.fine_tune):
         heads = {name for name, table in tables.items() if table.of_head}
         if other := (own.names ^ wanted) - heads - {_HEAD}:
             raise UserError(
-                f"{own.name} and {weights.transferred.name}: only one of them has {some(other)}: {_SAVE_AGAIN}"
+                f"{own.name} and {weights.transferred.name}: only one of them has {first_names(other)}: {_SAVE_AGAIN}"
             )
         for name in sorted(wanted & own.names):
             cut = 1 if name in tables else 0
@@ -156,7 +156,7 @@ def _check(weights: _Weights, tables: Mapping[str, Table]) -> None:
                 )
 
 
-def _sizes(weights: _Weights, tables: Mapping[str, Table], vocabulary: _Vocabulary) -> dict[str, int]:
+def _sizes(weights: _Weights, tables: Mapping[str, EmbeddingTable], vocabulary: _Vocabulary) -> dict[str, int]:
     shapes = {name: weights.transferred.shape(name) for name in sorted(weights.transferred.names)}
     return {name: prod((vocabulary.rows, *shape[1:]) if name in tables else shape) for name, shape in shapes.items()}
 
@@ -164,7 +164,7 @@ def _sizes(weights: _Weights, tables: Mapping[str, Table], vocabulary: _Vocabula
 def _tensor(
     name: str,
     weights: _Weights,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, EmbeddingTable],
     vocabulary: _Vocabulary,
     scale: float,
     seed: int,
@@ -177,7 +177,7 @@ def _tensor(
 
 
 def _table(
-    name: str, weights: _Weights, tables: Mapping[str, Table], vocabulary: _Vocabulary, scale: float, seed: int
+    name: str, weights: _Weights, tables: Mapping[str, EmbeddingTable], vocabulary: _Vocabulary, scale: float, seed: int
 ) -> Tensor:
     """[rows, ...]: F(E_fine-tune) + λ (E_transferred − F(E_base)); padding rows are the transferred base's."""
     embedding = next(table.name for table in tables.values() if not table.of_head)

@@ -1,4 +1,4 @@
-"""The tensors of a model's folder, one at a time: what is not asked for stays on the disk."""
+"""The tensors of a model's folder, read one at a time and written one file at a time."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ _INDEX = "model.safetensors.index.json"
 class Weights:
     """A model's tensors by name; a context manager.
 
-    Raises UserError where the folder has none as safetensors.
+    Raises UserError if the folder contains no safetensors files.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,7 +30,9 @@ class Weights:
         self._files: dict[str, Any] = {}
         files = sorted(model_folder(name).glob("*.safetensors"))
         if not files:
-            raise UserError(f"{name}: holds no safetensors: load and save it with transformers (save_pretrained) first")
+            raise UserError(
+                f"{name}: contains no safetensors files: load and save it with transformers (save_pretrained) first"
+            )
         for file in files:
             opened = self._stack.enter_context(safe_open(file, framework="pt"))
             self._files |= dict.fromkeys(opened.keys(), opened)
@@ -51,15 +53,15 @@ class Weights:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        """The tensor, as it is stored."""
+        """Return the tensor as it is stored."""
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
 
 def write_weights(folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], Tensor], dtype: torch.dtype) -> None:
-    """Write tensors as transformers does, in files of a GiB: never more than one file's are in memory.
+    """Write tensors as transformers does, in files of 1 GiB; at most one file's tensors are in memory.
 
-    `sizes` has the number of values of each by name, in the order in which they are made by `tensor`.
+    `sizes` is the number of values of each tensor by name, in the order in which `tensor` makes them.
     """
     shards = _shards(sizes, dtype.itemsize)
     files: dict[str, str] = {}
@@ -76,17 +78,17 @@ def write_weights(folder: Path, sizes: Mapping[str, int], tensor: Callable[[str]
 
 def _shards(sizes: Mapping[str, int], itemsize: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
-    held = 0
+    shard_bytes = 0
     for name, size in sizes.items():
-        if shards[-1] and held + size * itemsize > SHARD_BYTES:
+        if shards[-1] and shard_bytes + size * itemsize > SHARD_BYTES:
             shards.append([])
-            held = 0
+            shard_bytes = 0
         shards[-1].append(name)
-        held += size * itemsize
+        shard_bytes += size * itemsize
     return shards
 
 
-def some(names: Iterable[str]) -> str:
-    """A few names for an error."""
-    found = sorted(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def first_names(names: Iterable[str]) -> str:
+    """Return the first three names for an error, and the number of the others."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

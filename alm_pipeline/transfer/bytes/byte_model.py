@@ -1,14 +1,14 @@
-"""A model put on its byte-level tokenizer: 256 bytes and the special tokens, with or without n-gram embeddings.
+"""Puts a model on its byte-level tokenizer: 256 bytes and the special tokens, with or without n-gram embeddings.
 
-The result loads with `AutoModelForCausalLM` and `AutoTokenizer` without this package's code. Without n-gram embeddings
-it is the architecture's own class with a small vocabulary. With them no architecture's class fits, so the model's
-folder carries one file, `modeling_ngram_bytes.py`, which needs torch and transformers alone, and is loaded with
-`trust_remote_code=True`. That class extends the architecture's own rather than standing around it: the weights keep
-their names, and the head, the cache and all that transformers knows of the architecture go on working. The file has a
-model type of its own, so that nothing loads the folder as the plain architecture, without its n-gram embeddings.
+`AutoModelForCausalLM` and `AutoTokenizer` load the result without this package's code. Without n-gram embeddings it is
+the architecture's own class with a small vocabulary. With them no class of transformers fits, so the model's folder
+contains one file of code, `modeling_ngram_bytes.py`. It needs only torch and transformers, and is loaded with
+`trust_remote_code=True`. Its class extends the architecture's class instead of wrapping it: the weights keep their
+names, and the head, the cache and everything else that transformers does for the architecture keep working. The file
+has its own model type, so that the folder is never loaded as the plain architecture, without its n-gram embeddings.
 
-The head is no longer tied to the embedding: what goes in is a sum, what comes out a byte. Both get the same rows to
-start with (FVT).
+The head is not tied to the embedding any more: the input is a sum, the output a byte. Both start with the same rows
+(FVT).
 """
 
 import inspect
@@ -30,7 +30,7 @@ from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
 from storage.errors import UserError
 
 NgramRows = tuple[list[bytes], Tensor]
-"""spellings, and [spellings, H] their embeddings"""
+"""spellings, and their embeddings [spellings, H]"""
 
 
 def put_on_bytes(
@@ -42,9 +42,10 @@ def put_on_bytes(
     ngram_embeddings: bool,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Put the byte-level tokenizer `target`, made of `source`, on the model, in place; how its embeddings came about.
+    """Put the byte-level tokenizer `target`, which was made from `source`, on the model, in place.
 
-    Raises UserError when the architecture takes no embeddings instead of ids, for n-gram embeddings.
+    Returns the numbers of rows that were copied, composed and drawn, and of n-grams. Raises UserError if n-gram
+    embeddings are wanted and the architecture does not accept embeddings instead of ids.
     """
     ngrams = _ngram_rows(model, source) if ngram_embeddings else None
     untie(model)
@@ -56,31 +57,33 @@ def put_on_bytes(
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give the head its own copy of the embedding's rows, where it has the same ones. In place."""
-    head, own = model.get_output_embeddings(), model.get_input_embeddings().weight
+    """Give the head its own copy of the embedding's rows if the two are tied. In place."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-    if head.weight is own:
-        head.weight = nn.Parameter(torch.clone(own.detach()))
+    if head.weight is embedding:
+        head.weight = nn.Parameter(torch.clone(embedding.detach()))
 
 
 def _ngram_rows(model: PreTrainedModel, source: PreTrainedTokenizerFast) -> NgramRows:
-    """Of every token of 1 to 16 bytes that is not special, each spelling once."""
+    """Return the rows of all tokens of 1 to 16 bytes that are not special, one per spelling."""
     _check_architecture(model)
     tokens = tokens_by_spelling(byte_view(source.backend_tokenizer))
-    chosen = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
+    short = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    return list(chosen), weight.detach()[list(chosen.values())]
+    return list(short), weight.detach()[list(short.values())]
 
 
 def _check_architecture(model: PreTrainedModel) -> None:
-    takes = inspect.signature(model.base_model.forward).parameters
-    own = all(hasattr(transformers, type(part).__name__) for part in (model, model.config))
-    whole = model.config.get_text_config() is model.config and model.base_model is not model
-    if not (own and whole and {"inputs_embeds", "past_key_values", "position_ids"} <= takes.keys()):
+    parameters = inspect.signature(model.base_model.forward).parameters
+    in_transformers = all(hasattr(transformers, type(instance).__name__) for instance in (model, model.config))
+    text_only = model.config.get_text_config() is model.config and model.base_model is not model
+    if not (
+        in_transformers and text_only and {"inputs_embeds", "past_key_values", "position_ids"} <= parameters.keys()
+    ):
         raise UserError(
-            f"student.ngram_embeddings: {model.config.model_type} is no plain text decoder of transformers that takes "
-            "embeddings instead of ids: set it to false for bytes without them"
+            f"student.ngram_embeddings: {model.config.model_type} is not a plain text decoder of transformers that "
+            "accepts embeddings instead of ids: set it to false for bytes without n-gram embeddings"
         )
 
 
@@ -88,7 +91,7 @@ def _attach(model: PreTrainedModel, ngrams: NgramRows) -> None:
     spellings, rows_NH = ngrams
     trie = suffix_trie(spellings)
     config_class, model_class = carried_classes(model)
-    # another class for the same object: a second copy of a large model might not fit into memory
+    # the object gets another class, because a second copy of a large model might not fit into memory
     model.config.__class__, model.__class__ = config_class, model_class
     model.config.ngram_tokens, model.config.ngram_states = len(spellings), len(trie.bases)
     extended: Any = model
@@ -100,20 +103,20 @@ def _attach(model: PreTrainedModel, ngrams: NgramRows) -> None:
 
 
 def carried_classes(model: PreTrainedModel) -> tuple[Any, Any]:
-    """The classes of the configuration and the model in the file that the model's folder carries."""
+    """Return the classes of the configuration and the model in the file of code that goes into the model's folder."""
     name = Path(carried.__file__).stem
     text = Path(carried.__file__).read_text(encoding="utf-8")
     text = text.replace("LlamaConfig", type(model.config).__name__)
     text = text.replace("LlamaForCausalLM", type(model).__name__)
     with tempfile.TemporaryDirectory() as scratch:
-        # transformers' cache of such files goes by the folder's name
+        # transformers caches such files by the folder's name
         folder = Path(scratch) / f"ngram_bytes_{type(model).__name__}"
         folder.mkdir()
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
         names = (f"{name}.NgramBytesConfig", f"{name}.NgramBytesForCausalLM")
         classes: list[Any] = [get_class_from_dynamic_module(which, folder) for which in names]
     config_class, model_class = classes
-    # so that save_pretrained puts the file into the folder, and its classes into config.json
+    # so that save_pretrained writes the file into the folder, and its classes into config.json
     config_class.register_for_auto_class()
     model_class.register_for_auto_class("AutoModelForCausalLM")
     return config_class, model_class

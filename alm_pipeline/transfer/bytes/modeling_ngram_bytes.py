@@ -1,16 +1,15 @@
-"""A causal language model over bytes with n-gram embeddings. This file lies in the model's folder, and needs no package
-but torch and transformers: load the folder with `trust_remote_code=True`.
+"""A causal language model over bytes with n-gram embeddings. This file is part of the model's folder and needs only
+torch and transformers: load the folder with `trust_remote_code=True`.
 
-Ids below 256 are bytes, the others special tokens. What goes into the first layer at a byte is the sum of the byte's
-own embedding and the frozen embedding of the longest token of a former vocabulary that ends there (arXiv 2503.20083): a
-suffix of the bytes since the last special token, the start of the text, or the start of an example in a packed row. At
-a special token, and where no token ends, nothing is added.
+Ids below 256 are bytes, the others special tokens. The input of the first layer at a byte is the sum of the byte's own
+embedding and the frozen embedding of the longest token of a former vocabulary that ends there (arXiv 2503.20083). That
+token is a suffix of the bytes since the last special token, the start of the text, or the start of an example in a
+packed row. Nothing is added at a special token, or where no token ends.
 
-All else is the architecture's: this file is written with the names of its two classes, and looks up what is added
-before the architecture's own model runs. While text is generated, the bytes before those that are new stand on the
-cache.
+Everything else is the architecture's: this file is written with the names of its two classes, and looks up what is
+added before the architecture's own model runs. During generation, the cache holds the bytes before the new ones.
 
-Shapes: B rows, S ids a row, P ids before them, N flat ids, H hidden width.
+Shapes: B rows, S ids per row, P ids before them, N flat ids, H hidden width.
 """
 
 import copy
@@ -23,24 +22,24 @@ from transformers import LlamaForCausalLM as Architecture
 
 BYTES = 256
 LONGEST = 16
-"""bytes of the longest token that is looked for"""
+"""bytes of the longest token that is looked up"""
 _BLOCK = 2**15
-"""ids looked up together on a processor: what they need stays in its cache"""
+"""ids looked up together on a processor: their data fits in its cache"""
 
 
 class NgramBytesConfig(ArchitectureConfig):
-    """The architecture's configuration, with `ngram_tokens` (former tokens) and `ngram_states` (of their trie)."""
+    """The architecture's configuration, with `ngram_tokens` (former tokens) and `ngram_states` (their trie's size)."""
 
-    # of its own: as the architecture's, a model would load without this file, and without what it adds
+    # not the architecture's own type: the model would load without this file, and without n-gram embeddings
     model_type = "ngram_bytes"
 
 
 class Ngrams(nn.Module):
-    """The longest token that ends at each byte, and its embedding.
+    """Finds the longest token that ends at each byte, and its embedding.
 
-    The tokens, spelled backwards, are a double-array trie: from `state` a byte leads to `bases[state] + byte` if that
-    one's parent is `state`, and nowhere otherwise. `tokens` has for each state the longest token on the way to it;
-    token 0 stands for none, and its embedding is zero.
+    The tokens, spelled backwards, form a double-array trie: a byte leads from `state` to `bases[state] + byte` if the
+    parent of that state is `state`, and nowhere otherwise. `tokens` has the longest token on the way to each state.
+    Token 0 means none, and its embedding is zero.
     """
 
     bases: Tensor
@@ -48,7 +47,7 @@ class Ngrams(nn.Module):
     tokens: Tensor
 
     def __init__(self, embedding: nn.Module, tokens: int, states: int) -> None:
-        """Empty ones; `embedding` is the model's own."""
+        """Make empty tables; `embedding` is the model's own."""
         super().__init__()
         self.register_buffer("bases", torch.zeros(states, dtype=torch.int32))
         self.register_buffer("parents", torch.full((states,), -1, dtype=torch.int32))
@@ -56,24 +55,24 @@ class Ngrams(nn.Module):
         self.embedding = _frozen(embedding, tokens + 1)
 
     def forward(self, ids_BS: Tensor, ordinary_BS: Tensor, starts_BS: Tensor) -> Tensor:
-        """[B, S, H]; `ordinary` are bytes that are looked at, `starts` are the first of an example."""
+        """[B, S, H]; `ordinary` marks bytes that are looked up, `starts` the first id of each example."""
         return self.embedding(self.longest(ids_BS, ordinary_BS, starts_BS))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def longest(self, ids_BS: Tensor, ordinary_BS: Tensor, starts_BS: Tensor) -> Tensor:
-        """[B, S] the token that ends at each place."""
+        """[B, S] the longest token that ends at each place."""
         bytes_N = torch.where(ordinary_BS, ids_BS, 0).flatten().to(torch.int32)
         runs_N = _runs(ordinary_BS, starts_BS).flatten()
         before_N = nn.functional.pad(bytes_N, (LONGEST - 1, 0))
         block = max(1, len(bytes_N)) if bytes_N.is_cuda else _BLOCK
-        found = [
+        blocks = [
             self._ends_at(before_N[first : first + block + LONGEST - 1], runs_N[first : first + block])
             for first in range(0, max(1, len(bytes_N)), block)
         ]
-        return torch.cat(found).view_as(ids_BS)
+        return torch.cat(blocks).view_as(ids_BS)
 
     def _ends_at(self, before_N: Tensor, runs_N: Tensor) -> Tensor:
-        """[N] of N bytes with the 15 in front of them; `runs` are how many bytes may be looked at from each."""
+        """[N] the tokens of N bytes, with the 15 bytes before them; `runs` is how far back each may look."""
         states_N, alive_N = torch.zeros_like(before_N[: len(runs_N)]), runs_N > 0
         for back in range(LONGEST):
             first = LONGEST - 1 - back
@@ -84,17 +83,17 @@ class Ngrams(nn.Module):
 
 
 def _frozen(embedding: Any, rows: int) -> Any:
-    """Rows of zeros that are not trained, in a module that scales them as the model's own embedding does (Gemma's)."""
-    frozen, own = copy.deepcopy(embedding), embedding.weight
+    """Return untrained rows of zeros, in a module that scales them as the model's own embedding does (as Gemma's)."""
+    frozen, weight = copy.deepcopy(embedding), embedding.weight
     frozen.padding_idx = None
-    # no parameter: transformers makes every parameter that it loads a trained one
+    # not a parameter: transformers trains every parameter that it loads
     del frozen.weight
-    frozen.register_buffer("weight", torch.zeros(rows, own.shape[1], dtype=own.dtype))
+    frozen.register_buffer("weight", torch.zeros(rows, weight.shape[1], dtype=weight.dtype))
     return frozen
 
 
 def _runs(ordinary_BS: Tensor, starts_BS: Tensor) -> Tensor:
-    """[B, S] bytes that end at each place and belong together; 0 where no byte stands."""
+    """[B, S] the number of connected bytes that end at each place; 0 if there is no byte."""
     places_S = torch.arange(ordinary_BS.shape[1], device=ordinary_BS.device)
     last_BS = torch.where(starts_BS, places_S - 1, -1)
     last_BS = torch.where(ordinary_BS, last_BS, places_S)
@@ -111,39 +110,41 @@ class NgramBytesForCausalLM(Architecture):
         self.attach_ngrams()
 
     def attach_ngrams(self) -> None:
-        """Add the n-gram embeddings of the configuration's size, still empty."""
+        """Add empty n-gram embeddings of the configured size."""
         self.ngrams = Ngrams(self.get_input_embeddings(), self.config.ngram_tokens, self.config.ngram_states)
-        # frozen: several devices need not tell each other at every step
+        # frozen: devices do not need to synchronize them at every step
         self._ddp_params_and_buffers_to_ignore = [f"ngrams.{name}" for name, _ in self.ngrams.named_buffers()]
         self.base_model.register_forward_pre_hook(self._embed, with_kwargs=True)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """With the ids before those that are new on the cache: of each beam its own."""
+        """Put the ids before the new ones on the cache, for each beam."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
-        given, cache = inputs.get("input_ids"), inputs.get("past_key_values")
-        if given is not None and cache is not None:
-            behind = input_ids.shape[1] - given.shape[1]
-            cache.previous_ids = input_ids[:, max(0, behind - LONGEST + 1) : behind]
+        new_ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        if new_ids is not None and cache is not None:
+            seen = input_ids.shape[1] - new_ids.shape[1]
+            cache.previous_ids = input_ids[:, max(0, seen - LONGEST + 1) : seen]
         return inputs
 
     def _embed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Ids become the embeddings that the architecture's model takes instead. Raises ValueError without ids."""
+        """Replace the ids by embeddings for the architecture's model. Raises ValueError if there are no ids."""
         ids_BS = args[0] if args else kwargs.get("input_ids")
         if ids_BS is None:
-            raise ValueError("n-gram embeddings need input_ids: inputs_embeds don't say which bytes came before")
+            raise ValueError("n-gram embeddings need input_ids: inputs_embeds do not contain the bytes before")
         previous_BP = _previous_ids(kwargs.get("past_key_values"), ids_BS)
-        found = self.ngrams(*_context(previous_BP, ids_BS, kwargs.get("position_ids"), kwargs.get("attention_mask")))
-        embeddings_BSH = self.get_input_embeddings()(ids_BS) + found[:, previous_BP.shape[1] :]
+        ngrams_BTH = self.ngrams(
+            *_context(previous_BP, ids_BS, kwargs.get("position_ids"), kwargs.get("attention_mask"))
+        )
+        embeddings_BSH = self.get_input_embeddings()(ids_BS) + ngrams_BTH[:, previous_BP.shape[1] :]
         if args:
             return (None, *args[1:]), {**kwargs, "inputs_embeds": embeddings_BSH}
         return (), {**kwargs, "input_ids": None, "inputs_embeds": embeddings_BSH}
 
 
 def _previous_ids(cache: Any, ids_BS: Tensor) -> Tensor:
-    """[B, P] the ids that the cache stands for, the last few of them.
+    """[B, P] the last ids that the cache contains.
 
-    Taken from the cache for this one pass: beams may change places before the next. Raises ValueError where they are
-    not there.
+    They are removed from the cache, because beams may change places before the next pass. Raises ValueError if they are
+    missing.
     """
     previous_BP = None if cache is None else vars(cache).pop("previous_ids", None)
     if previous_BP is not None:
@@ -159,12 +160,12 @@ def _previous_ids(cache: Any, ids_BS: Tensor) -> Tensor:
 def _context(
     previous_BP: Tensor, ids_BS: Tensor, position_ids_BS: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, P + S] ids, which of them are bytes of the text, and which are the first of an example."""
+    """[B, P + S] the ids, whether each is a byte of the text, and whether each is the first of an example."""
     ids = torch.cat([previous_BP, ids_BS], 1)
     ordinary, starts = ids < BYTES, torch.zeros_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.dim() == 2:
         ordinary = ordinary & (mask[:, -ids.shape[1] :] > 0)
     if position_ids_BS is not None:
-        # as transformers tells packed examples apart
+        # transformers separates packed examples in the same way
         starts[:, previous_BP.shape[1] + 1 :] = position_ids_BS.diff(dim=-1) != 1
     return ids, ordinary, starts

@@ -1,8 +1,8 @@
-"""A vocabulary as a double-array trie of tokens spelled backwards: what `modeling_ngram_bytes` looks suffixes up in.
+"""A vocabulary as a double-array trie of tokens spelled backwards, in which `modeling_ngram_bytes` looks up suffixes.
 
-A step down the trie is one look-up, and right or wrong for certain: no hash, no collision. Each state knows the longest
-token on the way to it, so the state that a walk backwards from a byte ends in is the answer. The states' places are
-drawn: those with many children first, all that don't collide at once, until every one has its place.
+A step down the trie is one exact look-up, without hashes or collisions. Each state knows the longest token on the way
+to it, so the answer is the state where a walk backwards from a byte ends. The places of the states are drawn at random:
+states with many children come first, and all that do not collide are placed at once, until every state has a place.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from alm_pipeline.transfer.bytes.modeling_ngram_bytes import BYTES, LONGEST
 
 Ints = npt.NDArray[np.int64]
 _ROUNDS = 500
-"""draws for parents of like size, before the table is made larger"""
+"""draws for parents of similar size before the table is made larger"""
 
 
 class SuffixTrie(NamedTuple):
@@ -28,25 +28,25 @@ class SuffixTrie(NamedTuple):
 
 
 class _Nodes(NamedTuple):
-    """Nodes in the order of their depth, the root first; E = nodes − 1 edges, of each node but the root its own."""
+    """Nodes in the order of their depth, the root first; E = nodes − 1 edges, one to each node but the root."""
 
     parents: Ints
     """[E] ascending"""
     letters: Ints
     """[E]"""
     tokens: npt.NDArray[np.int32]
-    """[nodes] the longest token on the way"""
+    """[nodes] the longest token on the way to each node"""
 
 
 def suffix_trie(spellings: Sequence[bytes]) -> SuffixTrie:
-    """The trie of tokens 1, 2, … of these spellings: distinct, none empty or longer than LONGEST bytes."""
+    """Return the trie of tokens 1, 2, … with these spellings: distinct, of 1 to LONGEST bytes."""
     if len(set(spellings)) < len(spellings) or not all(1 <= len(spelling) <= LONGEST for spelling in spellings):
-        raise ValueError(f"spellings have to be distinct, and of 1 to {LONGEST} bytes")
+        raise ValueError(f"spellings must be distinct, and have 1 to {LONGEST} bytes")
     nodes = _nodes(spellings)
     size = 2 * len(nodes.tokens) + BYTES
-    bases = next(found for factor in itertools.count(1) if (found := _place(nodes, size * factor)) is not None)
+    bases = next(placed for factor in itertools.count(1) if (placed := _place(nodes, size * factor)) is not None)
     places = np.concatenate([[0], bases[nodes.parents] + nodes.letters])
-    # any byte may be asked for from any state
+    # any byte may be looked up from any state
     trie = SuffixTrie(*(np.full(bases.max() + BYTES, value, np.int32) for value in (0, -1, 0)))
     trie.bases[places] = bases
     trie.parents[places[1:]] = places[nodes.parents]
@@ -55,7 +55,7 @@ def suffix_trie(spellings: Sequence[bytes]) -> SuffixTrie:
 
 
 def _nodes(spellings: Sequence[bytes]) -> _Nodes:
-    """Every distinct ending of the spellings is a node."""
+    """Return the nodes: one for each distinct suffix of the spellings."""
     lengths = np.array([len(spelling) for spelling in spellings], np.int64)
     letters = np.frombuffer(b"".join(spelling[::-1].ljust(LONGEST, b"\0") for spelling in spellings), np.uint8)
     letters_KL, at = letters.reshape(-1, LONGEST).astype(np.int64), np.zeros(len(spellings), np.int64)
@@ -65,18 +65,18 @@ def _nodes(spellings: Sequence[bytes]) -> _Nodes:
         longer = np.flatnonzero(lengths > depth)
         keys, node = np.unique(at[longer] * BYTES + letters_KL[longer, depth], return_inverse=True)
         at[longer] = count + node
-        found = np.concatenate(tokens)[keys // BYTES]
+        longest = np.concatenate(tokens)[keys // BYTES]
         ending = lengths[longer] == depth + 1
-        found[node[ending]] = longer[ending] + 1
+        longest[node[ending]] = longer[ending] + 1
         parents.append(keys // BYTES)
         edges.append(keys % BYTES)
-        tokens.append(found)
+        tokens.append(longest)
         count += len(keys)
     return _Nodes(np.concatenate(parents), np.concatenate(edges), np.concatenate(tokens))
 
 
 def _place(nodes: _Nodes, size: int) -> Ints | None:
-    """[nodes] each one's base: its child by a byte stands at base + byte. None where `size` places are too few."""
+    """[nodes] each node's base: its child by a byte is at base + byte. Returns None if `size` places are too few."""
     generator, taken = np.random.default_rng(0), np.zeros(size + BYTES, np.bool_)
     taken[0] = True  # the root
     bases, children = np.zeros(len(nodes.tokens), np.int64), np.bincount(nodes.parents, minlength=len(nodes.tokens))
@@ -95,13 +95,13 @@ def _place(nodes: _Nodes, size: int) -> Ints | None:
 def _draw(
     parents: Ints, letters: Ints, bases: Ints, taken: npt.NDArray[np.bool_], generator: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """[edges] whether their parents got the bases drawn for them: all of their children's places were free."""
+    """[edges] whether the parent got the base drawn for it, that is, all places of its children were free."""
     starts = np.flatnonzero(np.diff(parents, prepend=-1))
     family = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(parents)))
     drawn = generator.integers(0, len(taken) - BYTES, len(starts))[family]
     places = drawn + letters
     claims = np.empty(len(taken), np.int64)
-    claims[places] = family  # of several, one has it
+    claims[places] = family  # one of several claims remains
     fits = np.logical_and.reduceat((claims[places] == family) & ~taken[places], starts)[family]
     bases[parents[fits]] = drawn[fits]
     taken[places[fits]] = True

@@ -136,7 +136,7 @@ def wrong(models: dict[str, str], tmp_path: Path, **changes: Any) -> str:
 def test_models_that_do_not_belong_together_are_told(
     models: dict[str, str], byte_level: PreTrainedTokenizerFast, gemma_folder: str, tmp_path: Path
 ) -> None:
-    assert "no fine-tune of this base" in wrong(models, tmp_path, fine_tune=gemma_folder)
+    assert "not a fine-tune of this base" in wrong(models, tmp_path, fine_tune=gemma_folder)
     deeper = tiny.tiny_llama(len(byte_level))
     deeper.model.layers.append(copy.deepcopy(deeper.model.layers[0]))
     deeper.config.num_hidden_layers = 3
@@ -149,4 +149,4 @@ def test_models_that_do_not_belong_together_are_told(
     assert "not of one base" in wrong(models, tmp_path, fine_tune=gpt2)
     bare = tmp_path / "bare"
     byte_level.save_pretrained(bare)
-    assert "holds no safetensors" in wrong(models, tmp_path, base=str(bare))
+    assert "contains no safetensors" in wrong(models, tmp_path, base=str(bare))
