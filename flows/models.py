@@ -79,7 +79,7 @@ def evaluate(
         harness = lm_eval_harness()
         found = harness.evaluate(models, tasks, task_folder=folder, trust_remote_code=trust_remote_code, **settings)
         for model, scores in zip(models, found, strict=True):
-            results[model] |= harness.scores(scores)
+            results[model] |= harness.metrics(scores)
     _show(results)
     return results
 

@@ -1,4 +1,4 @@
-"""What an ensemble keeps while it generates: the lead's tokens so far, and each member's keys and values.
+"""The state of an ensemble during generation: the lead's tokens so far, and each member's keys and values.
 
 Shapes: B rows, T tokens of the lead so far.
 """
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from alm_pipeline.ensemble.members import Member
+from alm_pipeline.ensemble.members import EnsembleMember
 
 
 class EnsembleCache(Cache):
-    """A cache as `generate` knows it; its length counts the lead's tokens."""
+    """A cache for transformers' `generate`; its length is the number of the lead's tokens."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[EnsembleMember]) -> None:
         super().__init__(layers=[])
         self._members = members
         self.reset()
@@ -25,7 +25,7 @@ class EnsembleCache(Cache):
         self.memories = [member.memory() for member in self._members]
 
     def append(self, ids_BT: Tensor) -> Tensor:
-        """[B, T] the tokens so far, with these at their end."""
+        """Append tokens, and return all tokens so far, [B, T]."""
         self.ids_BT = ids_BT if self.ids_BT is None else torch.cat([self.ids_BT, ids_BT.to(self.ids_BT.device)], -1)
         return self.ids_BT
 
@@ -40,7 +40,7 @@ class EnsembleCache(Cache):
         return -1 if self.ids_BT is None else len(self.ids_BT)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row k becomes what row beam_idx[k] was; rows may go on several times, or not at all."""
+        """Replace row k by the former row beam_idx[k]; a row may be used several times, or not at all."""
         if self.ids_BT is not None:
             self.ids_BT = self.ids_BT.index_select(0, beam_idx.to(self.ids_BT.device))
             for memory in self.memories:
@@ -53,7 +53,7 @@ class EnsembleCache(Cache):
         self.reorder_cache(torch.arange(max(0, self.batch_size)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last −tokens_to_remove tokens, as transformers counts them."""
+        """Forget the last −`tokens_to_remove` tokens: transformers passes a negative number."""
         if self.ids_BT is not None and tokens_to_remove:
             self.ids_BT = self.ids_BT[:, :tokens_to_remove]
             for memory in self.memories:

@@ -1,7 +1,9 @@
-"""Several next-token distributions as one. Shapes: N positions, L tokens that all members speak of."""
+"""Combines several next-token distributions into one. Shapes: N positions, L tokens that all members have."""
 
 import math
 from collections.abc import Iterable
+from functools import reduce
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -10,18 +12,15 @@ from alm_pipeline.ensemble.config import Mean
 
 
 def combine(parts: Iterable[tuple[Tensor, float]], mean: Mean) -> Tensor:
-    """[N, L] log-probabilities out of (log-probabilities, weight) of each member; the weights sum to 1.
+    """Return log-probabilities [N, L] from the (log-probabilities, weight) of each member; the weights sum to 1.
 
-    `probabilities`: log Σ w p. `logprobs`: Σ w log p, renormalized. One member's distribution is held at a time, so
-    `parts` may be a generator.
+    `probabilities`: log Σ w p. `logprobs`: Σ w log p, renormalized. Only one member's distribution is in use at a
+    time, so `parts` may be a generator.
     """
-    total: Tensor | None = None
-    for logprobs_NL, weight in parts:
-        if mean == "probabilities":
-            weighted_NL = logprobs_NL + math.log(weight)
-            total = weighted_NL if total is None else torch.logaddexp(total, weighted_NL)
-        else:
-            weighted_NL = logprobs_NL * weight
-            total = weighted_NL if total is None else total + weighted_NL
-    assert total is not None, "an ensemble without members"
-    return total if mean == "probabilities" else total.log_softmax(-1)
+    match mean:
+        case "probabilities":
+            return reduce(torch.logaddexp, (logprobs_NL + math.log(weight) for logprobs_NL, weight in parts))
+        case "logprobs":
+            return reduce(torch.add, (logprobs_NL * weight for logprobs_NL, weight in parts)).log_softmax(-1)
+        case _:
+            assert_never(mean)

@@ -1,4 +1,4 @@
-"""What an ensemble is made of: a YAML file, alone or as `ensemble.yaml` in a folder of its own."""
+"""The configuration of an ensemble: a YAML file, or a folder with an `ensemble.yaml`."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,39 +12,53 @@ from storage.errors import UserError
 FILE = "ensemble.yaml"
 
 Mean = Literal["probabilities", "logprobs"]
+SharedTokens = Literal["shared", "mined"]
 
 
 class MemberConfig(Frozen):
-    """A model that has a say."""
+    """A member of an ensemble."""
 
-    model: str = Field(description="a folder, a stored student's URL, a hub name, or demo:NAME; ./ is beside the file")
-    tokenizer: str | None = Field(None, description="null is the model's own")
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="its share; 0 leaves it out")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str | None = Field(None, description="cpu, cuda:1, …; null is the GPU where there is one")
-    trust_remote_code: bool = Field(False, description="run the code that the model's folder carries")
+    model: str = Field(
+        description="A folder, a stored student's URL, a hub name, or `demo:NAME`. Names that begin with `./` or `../` "
+        "are relative to the ensemble's file."
+    )
+    tokenizer: str | None = Field(
+        None, description="The folder or hub name of the member's tokenizer. Default: the model's own."
+    )
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="The member's share; 0 leaves its predictions out."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the weights.")
+    device: str | None = Field(
+        None, description="The device, such as `cpu` or `cuda:1`. Default: the GPU, or the CPU if there is none."
+    )
+    trust_remote_code: bool = Field(False, description="Run the code in the model's folder.")
 
 
 class EnsembleConfig(Frozen):
-    """Members, and how their next-token distributions become one. The first member leads: its tokenizer is used."""
+    """Members, and how their next-token distributions are combined. The first member leads: its tokenizer is used."""
 
-    members: tuple[MemberConfig, ...] = Field(min_length=1)
-    mean: Mean = Field("probabilities", description="or logprobs: the geometric mean, renormalized")
-    vocabulary: Literal["shared", "mined"] = Field(
+    members: tuple[MemberConfig, ...] = Field(min_length=1, description="The members; the first one leads.")
+    mean: Mean = Field(
+        "probabilities",
+        description="The mean of the members' distributions: of `probabilities`, or of `logprobs`, which is the "
+        "renormalized geometric mean.",
+    )
+    vocabulary: SharedTokens = Field(
         "shared",
-        description="shared: the tokens that all members have; mined: the first one's tokens, for which every other "
-        "member's nearest ones stand",
+        description="`shared`: the tokens that all members have. `mined`: the tokens of the first member; each other "
+        "member uses its most similar token for each.",
     )
 
     @model_validator(mode="after")
     def _someone_counts(self) -> Self:
         if not any(member.weight for member in self.members):
-            raise ValueError("every weight is 0: give one member a weight above it")
+            raise ValueError("every weight is 0: give at least one member a weight above 0")
         return self
 
 
 def ensemble_file(name: str) -> Path | None:
-    """The ensemble's file, where `name` is one or a folder that holds one; None for anything else."""
+    """Return the file if `name` is an ensemble's file or a folder with one, else None."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
@@ -52,29 +66,29 @@ def ensemble_file(name: str) -> Path | None:
 
 
 def read_config(file: Path) -> EnsembleConfig:
-    """The configuration in a file, its members' relative names (`./…`, `../…`) made paths.
+    """Read a configuration, and make its members' relative names (`./…`, `../…`) paths.
 
-    Raises UserError naming the file and the fields that are wrong.
+    Raises UserError with the file and the fields that are wrong.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         config = EnsembleConfig.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: can't be read as YAML: {error}") from error
+        raise UserError(f"{file}: cannot be read as YAML: {error}") from error
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
-        raise UserError(f"{file}: is no ensemble:\n" + "\n".join(lines)) from error
-    members = tuple(member.model_copy(update=_beside(member, file.parent)) for member in config.members)
+        raise UserError(f"{file}: is not a valid ensemble:\n" + "\n".join(lines)) from error
+    members = tuple(member.model_copy(update=_relative_to(member, file.parent)) for member in config.members)
     return config.model_copy(update={"members": members})
 
 
-def _beside(member: MemberConfig, folder: Path) -> dict[str, Any]:
+def _relative_to(member: MemberConfig, folder: Path) -> dict[str, Any]:
     names = {"model": member.model, "tokenizer": member.tokenizer}
     return {key: str(folder / name) for key, name in names.items() if name and name.startswith(("./", "../"))}
 
 
 def write_config(config: EnsembleConfig, folder: Path) -> Path:
-    """Write `ensemble.yaml` into the folder, made where need be; raises UserError when one is there."""
+    """Write `ensemble.yaml` into the folder, and create that if needed. Raises UserError if the file exists."""
     file = folder / FILE
     if file.exists():
         raise UserError(f"{file}: exists already: name a new folder")

@@ -1,4 +1,4 @@
-"""Text from a model or an ensemble, as it comes."""
+"""Streams generated text from a model or an ensemble."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,9 @@ from storage.errors import UserError
 
 
 class TextStream(BaseStreamer):
-    """Gives `write` the text of one row's new tokens, whole characters at a time.
+    """Passes the text of one row's new tokens to `write`, in whole characters.
 
-    Bytes of a character that is never completed are no text, and are left out.
+    The bytes of a character that is never completed are left out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, write: Callable[[str], Any]) -> None:
@@ -25,9 +25,9 @@ class TextStream(BaseStreamer):
         self._stream, self._is_prompt = DecodeStream(skip_special_tokens=True), True
 
     def put(self, value: Tensor) -> None:
-        """The prompt [1, S] first, then each new token [1]."""
+        """Receive the prompt [1, S] first, then each new token [1]."""
         if self._is_prompt:
-            # some decoders write a first token otherwise than a later one
+            # some decoders write the first token of a text in another way
             self._stream = DecodeStream(value[0].tolist(), skip_special_tokens=True)
             self._is_prompt = False
             return
@@ -36,7 +36,7 @@ class TextStream(BaseStreamer):
                 self._write(text)
 
     def end(self) -> None:
-        """Nothing is held back but what is no character."""
+        """Do nothing: only bytes that are not a character have not been written."""
 
 
 def generate_text(
@@ -53,10 +53,10 @@ def generate_text(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Continue the prompt with the model or ensemble of that name; greedily at temperature 0.
+    """Continue the prompt with a model or ensemble; greedily at temperature 0.
 
-    With `chat` the prompt is what a user says, in the tokenizer's chat template. Raises UserError where there is no
-    such model, or no template.
+    With `chat` the prompt is a user's message in the tokenizer's chat template. Raises UserError if the model does not
+    exist, or has no chat template.
     """
     model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code)
     inputs = _inputs(model, tokenizer, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)

@@ -1,6 +1,6 @@
-"""Models and ensembles in lm-evaluation-harness (`lm_eval`), whose own class for transformers' models does the work.
+"""Evaluates models and ensembles with lm-evaluation-harness (`lm_eval`), by its own class for transformers' models.
 
-Importing this module registers the model `alm` there.
+Importing this module registers the model `alm` in lm_eval.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.loading import load
+from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
-from alm_pipeline.ensemble.scoring import score_rows
-from alm_pipeline.scoring.windows import Row
+from alm_pipeline.scoring.windows import WindowRow
 from storage.errors import UserError
 
-# lm_eval's: the texts (None where they are parts of a longer one), and the ids of context and continuation
+# lm_eval's requests: the texts (None if they are parts of a longer text), and the ids of context and continuation
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @register_model("alm")
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """A model or an ensemble, by name or in memory; further arguments are those of lm_eval's `hf`."""
+    """A model or an ensemble, by name or in memory. Other arguments are those of lm_eval's model `hf`."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         elif isinstance(model, EnsembleModel):
             tokenizer = model.tokenizer
         if isinstance(model, EnsembleModel) and str(settings.get("batch_size", 1)).startswith("auto"):
-            raise UserError("batch_size: an ensemble's is not found out by itself: give a number of rows")
+            raise UserError("batch_size: auto is not supported for ensembles: set a number of rows")
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **settings)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **settings: Any
     ) -> list[int]:
-        """A text's ids, those that all members can read."""
+        """Return a text's ids, in tokens that all members can read."""
         ids = super().tok_encode(string, add_special_tokens, **settings)
         ids = self.model.readable(ids) if isinstance(self.model, EnsembleModel) else ids
         return ids[-left_truncate_len:] if left_truncate_len else ids
@@ -63,7 +63,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """[B, T] ids and mask, as `tok_encode` gives them."""
+        """Return ids and mask [B, T], encoded by `tok_encode`."""
         if not isinstance(self.model, EnsembleModel):
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)  # type: ignore[no-any-return]
         rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
@@ -73,22 +73,22 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether greedy generation gives it) of each request."""
+        """Return (log-probability of the continuation, whether greedy generation produces it) for each request."""
         if not isinstance(self.model, EnsembleModel):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
         rows = [self._row(k, context, continuation) for k, (_, context, continuation) in enumerate(requests)]
         longest = max((len(row.ids) for row in rows), default=0)
-        scores = score_rows(self.model, rows, longest * (override_bs or self.batch_size))
-        answers = [(float(score.logprobs.sum()), bool(score.likeliest.all())) for score in scores]
+        predictions = row_predictions(self.model, rows, longest * (override_bs or self.batch_size))
+        answers = [(float(row.logprobs.sum()), bool(row.likeliest.all())) for row in predictions]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
-    def _row(self, example: int, context: list[int], continuation: list[int]) -> Row:
+    def _row(self, example: int, context: list[int], continuation: list[int]) -> WindowRow:
         """Cut on the left where it is too long, as HFLM does; the last token is predicted, and not read."""
         ids = np.array((context + continuation)[-(self.max_length + 1) :], np.int32)
-        return Row(example, ids, 0, max(1, len(ids) - len(continuation)))
+        return WindowRow(example, ids, 0, max(1, len(ids) - len(continuation)))
 
 
 def evaluate(
@@ -104,9 +104,10 @@ def evaluate(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """lm_eval's results of each model or ensemble; `task_folder` has YAML tasks of one's own, `limit` examples a task.
+    """Yield lm_eval's results for each model or ensemble.
 
-    Raises UserError for a task that there is not, or whose data can't be had, with what lm_eval says.
+    `task_folder` has the user's own YAML tasks, and `limit` is the number of examples per task. Raises UserError with
+    lm_eval's message if a task does not exist, or its data cannot be loaded.
     """
     manager = _manager(tasks, task_folder)
     for name in names:
@@ -122,29 +123,29 @@ def evaluate(
 
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
-    """lm_eval's index of tasks, which takes it up to a minute, with these in it and their data at hand."""
+    """Return lm_eval's index of tasks, which it builds in up to a minute, after loading the data of these tasks."""
     manager = TaskManager(include_path=str(task_folder) if task_folder else None)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(
-            f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder names a folder of yours"
+            f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder is for tasks of your own"
         )
     try:
         manager.load(list(tasks))
-    except Exception as error:  # whatever `datasets` and the hub's client raise
-        raise UserError(f"lm_eval can't load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # `datasets` and the hub's client raise many kinds of errors
+        raise UserError(f"lm_eval cannot load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
     return manager
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """lm_eval's own table."""
+    """Return lm_eval's own table."""
     return str(make_table(results))
 
 
-def scores(results: dict[str, Any]) -> dict[str, float]:
-    """Each task's measures: `task measure`, with lm_eval's filter (`exact_match,strict-match`) where it has a name."""
+def metrics(results: dict[str, Any]) -> dict[str, float]:
+    """Return each task's metrics as `task metric`, with the name of lm_eval's filter (`exact_match,strict-match`)."""
     return {
-        f"{task} {measure.removesuffix(',none')}": float(value)
-        for task, found in results["results"].items()
-        for measure, value in found.items()
-        if "," in measure and "stderr" not in measure and isinstance(value, int | float)
+        f"{task} {metric.removesuffix(',none')}": float(value)
+        for task, task_results in results["results"].items()
+        for metric, value in task_results.items()
+        if "," in metric and "stderr" not in metric and isinstance(value, int | float)
     }

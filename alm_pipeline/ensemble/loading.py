@@ -1,19 +1,19 @@
-"""Ensembles out of models: by name, as a file says, or of models that are in memory."""
+"""Loads models and ensembles by name, and makes ensembles of models in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.ensemble.config import EnsembleConfig, Mean, MemberConfig, ensemble_file, read_config
-from alm_pipeline.ensemble.members import AlignedMember, Member, RetokenizedMember
+from alm_pipeline.ensemble.config import EnsembleConfig, Mean, MemberConfig, SharedTokens, ensemble_file, read_config
+from alm_pipeline.ensemble.members import AlignedMember, EnsembleMember, RetokenizedMember
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenization import Retokenizer
-from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing, same_vocabulary
+from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing_ids, same_vocabulary
 from alm_pipeline.models.files import length_in
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.output_head import check_output_head
@@ -25,26 +25,24 @@ from alm_pipeline.vocabulary.framing import put_around
 from storage.errors import UserError
 from storage.folders import stored_folder
 
-Vocabulary = Literal["shared", "mined"]
-
 
 @dataclass(frozen=True)
-class Part:
-    """A model in memory, its tokenizer and its share."""
+class LoadedMember:
+    """A model in memory, its tokenizer and its weight in the ensemble."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     weight: float = 1.0
     name: str = "a member"
-    """for errors"""
+    """used in errors"""
 
 
 def load(
     name: str, dtype: str = "float32", device: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A model or an ensemble by name, and the tokenizer to use with it; an ensemble's file has such settings itself.
+    """Load a model or an ensemble by name, with the tokenizer to use.
 
-    Raises UserError when there is no such thing.
+    The settings are for a model: an ensemble's file has its own. Raises UserError if the name does not exist.
     """
     file = ensemble_file(name)
     if file is None:
@@ -55,19 +53,19 @@ def load(
 
 
 def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
-    """The ensemble that a configuration says, or the one in a file or folder.
+    """Load the ensemble of a configuration, a file or a folder.
 
-    Raises UserError when the file, a member or what they have in common does not do.
+    Raises UserError if the file is not valid, a member cannot be loaded, or the members share no token.
     """
     if isinstance(source, EnsembleConfig):
         config = source
     else:
         file = ensemble_file(str(source))
         if file is None:
-            raise UserError(f"{source}: is no ensemble: name a YAML file, or a folder with an ensemble.yaml")
+            raise UserError(f"{source}: is not an ensemble: pass a YAML file, or a folder with an ensemble.yaml")
         config = read_config(file)
-    parts = [Part(*_model(member), member.weight, member.model) for member in config.members]
-    return ensemble_of(parts, config.mean, config.vocabulary)
+    members = [LoadedMember(*_model(member), member.weight, member.model) for member in config.members]
+    return ensemble_of(members, config.mean, config.vocabulary)
 
 
 def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -77,72 +75,79 @@ def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFa
 
 
 def local_name(name: str) -> str:
-    """A name that models are loaded by; of a stored student's URL the folder that it is fetched into."""
+    """Return a name to load a model by: for a stored student's URL, the folder that it is fetched into."""
     return str(stored_folder(name).fetch()) if "://" in name else name
 
 
 def ensemble_of(
-    parts: Sequence[Part], mean: Mean = "probabilities", vocabulary: Vocabulary = "shared"
+    loaded: Sequence[LoadedMember], mean: Mean = "probabilities", vocabulary: SharedTokens = "shared"
 ) -> EnsembleModel:
-    """The ensemble of models in memory; the first one leads, and need not count (weight 0).
+    """Make an ensemble of models in memory. The first one leads, even if its weight is 0.
 
-    Raises UserError where a tokenizer is not its model's, or members have no token in common.
+    Raises UserError if a tokenizer is not its model's, or the members have no token in common.
     """
-    lead, counting = parts[0], [part for part in parts if part.weight]
-    for part in counting:
-        view = byte_view(part.tokenizer.backend_tokenizer)
-        check_vocabulary(view, embedding_rows(part.model), part.name)
-        check_output_head(part.model)
-    ids = [_ids_of(lead, part, vocabulary) for part in counting]
-    tokens = existing(lead.tokenizer)
-    shared = (tokens >= 0) & np.all([found >= 0 for found in ids], axis=0)
+    lead, weighted = loaded[0], [member for member in loaded if member.weight]
+    for member in weighted:
+        view = byte_view(member.tokenizer.backend_tokenizer)
+        check_vocabulary(view, embedding_rows(member.model), member.name)
+        check_output_head(member.model)
+    ids = [_member_ids(lead, member, vocabulary) for member in weighted]
+    tokens = existing_ids(lead.tokenizer)
+    shared = (tokens >= 0) & np.all([ids_V >= 0 for ids_V in ids], axis=0)
     if not shared.any():
-        raise UserError(f"{', '.join(part.name for part in parts)}: have no token in common")
-    members = [_member(lead, part, found, shared, vocabulary) for part, found in zip(counting, ids, strict=True)]
+        raise UserError(f"{', '.join(member.name for member in loaded)}: have no token in common")
+    members = [_member(lead, member, ids_V, shared, vocabulary) for member, ids_V in zip(weighted, ids, strict=True)]
     all_aligned = all(isinstance(member, AlignedMember) for member in members)
     readable = Respeller(byte_view(lead.tokenizer.backend_tokenizer), shared) if all_aligned else None
     shared_ids = torch.from_numpy(np.flatnonzero(shared))
-    config = _config(lead, counting, len(tokens))
+    config = _config(lead, weighted, len(tokens))
     ensemble = EnsembleModel(members, mean, lead.tokenizer, shared_ids, readable, config)
     ensemble.generation_config = lead_generation_config(lead.model, set(shared_ids.tolist()))
     return ensemble
 
 
-def _ids_of(lead: Part, part: Part, vocabulary: Vocabulary) -> Longs:
-    """[V] the member's id for each of the lead's."""
-    if same_vocabulary(lead.tokenizer, part.tokenizer):
-        return existing(lead.tokenizer)
-    paired = counterparts(lead.tokenizer, part.tokenizer)
-    if vocabulary == "shared":
-        return paired
-    views = [byte_view(each.tokenizer.backend_tokenizer) for each in (part, lead)]
-    specials = np.flatnonzero(views[1].special)
-    return mined_mapping(views[0], views[1], dict(zip(specials.tolist(), paired[specials].tolist(), strict=True)))
+def _member_ids(lead: LoadedMember, member: LoadedMember, vocabulary: SharedTokens) -> Longs:
+    """[V] the member's id for each of the lead's, −1 if it has none."""
+    if same_vocabulary(lead.tokenizer, member.tokenizer):
+        return existing_ids(lead.tokenizer)
+    paired = counterparts(lead.tokenizer, member.tokenizer)
+    match vocabulary:
+        case "shared":
+            return paired
+        case "mined":
+            views = [byte_view(side.tokenizer.backend_tokenizer) for side in (member, lead)]
+            specials = np.flatnonzero(views[1].special)
+            special_pairs = dict(zip(specials.tolist(), paired[specials].tolist(), strict=True))
+            return mined_mapping(views[0], views[1], special_pairs)
+        case _:
+            assert_never(vocabulary)
 
 
-def _member(lead: Part, part: Part, ids: Longs, shared: np.ndarray, vocabulary: Vocabulary) -> Member:
-    columns, same = torch.from_numpy(ids[shared]), same_vocabulary(lead.tokenizer, part.tokenizer)
+def _member(
+    lead: LoadedMember, member: LoadedMember, ids: Longs, shared: np.ndarray, vocabulary: SharedTokens
+) -> EnsembleMember:
+    columns, same = torch.from_numpy(ids[shared]), same_vocabulary(lead.tokenizer, member.tokenizer)
     if vocabulary == "mined" and not same:
-        return RetokenizedMember(part.model, columns, part.weight, Retokenizer(lead.tokenizer, part.tokenizer))
-    # beside a member that reads text, any token is readable
+        return RetokenizedMember(member.model, columns, member.weight, Retokenizer(lead.tokenizer, member.tokenizer))
+    # with `mined`, other members read text, so any token of the lead may occur
     inputs = ids.copy() if vocabulary == "mined" else np.where(shared, ids, -1)
     pad = lead.tokenizer.pad_token_id
     if pad is not None and inputs[pad] < 0:
-        # `generate` writes it behind a finished row, where nobody reads on
+        # `generate` writes it after a finished row, where its prediction does not matter
         inputs[pad] = 0
-    prefix = [] if same else put_around(part.tokenizer)[0]
+    prefix = [] if same else put_around(member.tokenizer)[0]
     tokens = lead.tokenizer.convert_ids_to_tokens
     return AlignedMember(
-        part.model, columns, part.weight, torch.from_numpy(inputs), prefix, lambda id_: str(tokens(id_))
+        member.model, columns, member.weight, torch.from_numpy(inputs), prefix, lambda id_: str(tokens(id_))
     )
 
 
-def _config(lead: Part, parts: Sequence[Part], rows: int) -> EnsembleModelConfig:
-    """As long a context as the shortest member's, but for the tokens that some put in front."""
-    lengths = [length_in(part.model.config.get_text_config().to_dict()) for part in parts]
-    others = [part.tokenizer for part in parts if not same_vocabulary(lead.tokenizer, part.tokenizer)]
-    front = max((len(put_around(other)[0]) for other in others), default=0)
-    limits = [length - front for length in lengths if length]
+def _config(lead: LoadedMember, members: Sequence[LoadedMember], rows: int) -> EnsembleModelConfig:
+    """Return the configuration. Its context is the shortest member's, less the tokens that members put before texts."""
+    lengths = [length_in(member.model.config.get_text_config().to_dict()) for member in members]
+    others = [member.tokenizer for member in members if not same_vocabulary(lead.tokenizer, member.tokenizer)]
+    longest_prefix = max((len(put_around(other)[0]) for other in others), default=0)
+    limits = [length - longest_prefix for length in lengths if length]
     roles: dict[str, Any] = {
         f"{role}_token_id": getattr(lead.tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")
     }

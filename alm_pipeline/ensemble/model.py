@@ -1,11 +1,11 @@
-"""Several language models as one: an object that transformers' own `generate`, and whatever takes a model, can use.
+"""Several language models as one model, which transformers' `generate` and any other code for models can use.
 
-Its logits are log-probabilities: the weighted mean of what the members say of the tokens that they share, over the
-vocabulary of the first member, the lead; every other token is impossible. Members may lie on different devices and
-have different precisions; their log-probabilities meet in float32.
+Its logits are log-probabilities: the weighted mean of the members' distributions over the tokens that they share. They
+are over the vocabulary of the first member, the lead; every token that is not shared is impossible. Members may be on
+different devices and have different precisions; their log-probabilities are combined in float32.
 
-Shapes: B rows, S new tokens, T tokens so far, K positions that are wanted, N positions, P positions of a piece, V ids
-of the lead, L tokens that all members speak of.
+Shapes: B rows, S new tokens, T tokens so far, K requested positions, N positions, P positions of a piece, V ids of the
+lead, L tokens that all members have.
 """
 
 import copy
@@ -21,23 +21,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from alm_pipeline.ensemble.cache import EnsembleCache
 from alm_pipeline.ensemble.combination import combine
 from alm_pipeline.ensemble.config import Mean
-from alm_pipeline.ensemble.members import Member
+from alm_pipeline.ensemble.members import EnsembleMember
 from alm_pipeline.ensemble.vocabulary import Respeller
 
-# positions × tokens of which log-probabilities exist at once, of each member
+# log-probabilities (positions × tokens) of each member that exist at once
 _PIECE_ELEMENTS = 2**25
 
 logger = logging.getLogger("alm_pipeline")
 
 
 class EnsembleModelConfig(PreTrainedConfig):
-    """What callers ask a model's configuration: sizes and special ids."""
+    """The values that callers read from a model's configuration: sizes and special ids."""
 
     model_type = "alm_ensemble"
 
 
 class EnsembleModel(PreTrainedModel, GenerationMixin):
-    """Members that speak with one voice; `alm_pipeline.ensemble.loading.load_ensemble` makes one."""
+    """Members combined into one model; `alm_pipeline.ensemble.loading.load_ensemble` loads one."""
 
     config_class = EnsembleModelConfig
     shared_L: Tensor
@@ -45,16 +45,16 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[EnsembleMember],
         mean: Mean,
         tokenizer: PreTrainedTokenizerFast,
         shared_L: Tensor,
         respeller: Respeller | None,
         config: EnsembleModelConfig,
     ) -> None:
-        """`members` have a weight above 0; `tokenizer` is the lead's, and `shared_L` are its ids of shared tokens.
+        """`members` have weights above 0; `tokenizer` is the lead's, and `shared_L` are its ids of shared tokens.
 
-        `respeller` spells texts so that all members can read them (None: they can read any token).
+        `respeller` spells texts with tokens that all members can read (None: they can read any token).
         """
         super().__init__(config)
         total = sum(member.weight for member in members)
@@ -66,16 +66,16 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:
-        """None of its own: members keep theirs."""
+        """Empty: members keep their own tied weights."""
         return {}
 
     @all_tied_weights_keys.setter
     def all_tied_weights_keys(self, _: Any) -> None: ...
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> BatchEncoding:
-        """`input_ids` and `attention_mask` of texts, padded on the left, in tokens that all members can read.
+        """Return `input_ids` and `attention_mask` of texts, padded on the left, in tokens that all members can read.
 
-        Raises UserError for a text that those can't spell.
+        Raises UserError for a text that these tokens cannot spell.
         """
         rows = [self.ids(text, add_special_tokens=add_special_tokens) for text in texts]
         width, pad = max(map(len, rows), default=0), self.config.pad_token_id or 0
@@ -84,11 +84,11 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
         return BatchEncoding({"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)})
 
     def ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """One text's tokens, as `encode`."""
+        """Return the tokens of one text, as `encode` does."""
         return self.readable(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def readable(self, ids: Sequence[int]) -> list[int]:
-        """What these tokens of the lead spell, in tokens that all members can read. Raises UserError as `encode`."""
+        """Spell the lead's tokens with tokens that all members can read. Raises UserError as `encode` does."""
         return list(ids) if self._respeller is None else self._respeller.respell(ids)
 
     @torch.no_grad()
@@ -101,31 +101,36 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
-        """`logits` [B, K, V]: log-probabilities after the last `logits_to_keep` tokens, after all S where it is 0.
+        """Return `logits` [B, K, V]: log-probabilities after the last `logits_to_keep` tokens (0: after all S).
 
-        `attention_mask` [B, T] covers what is in the cache, too. Raises UserError for ids that members can't read.
+        `attention_mask` [B, T] also covers the cached tokens. Raises UserError for ids that members cannot read.
         """
         cache = EnsembleCache(self.members) if use_cache and past_key_values is None else past_key_values
         ids_BT = input_ids if cache is None else cache.append(input_ids)
         mask_BT = torch.ones_like(ids_BT) if attention_mask is None else attention_mask
         if mask_BT.shape != ids_BT.shape:
-            raise ValueError(f"attention_mask: is {tuple(mask_BT.shape)}, the tokens so far {tuple(ids_BT.shape)}")
+            raise ValueError(f"attention_mask has shape {tuple(mask_BT.shape)}, and the tokens {tuple(ids_BT.shape)}")
         hidden = self.hidden(ids_BT, mask_BT, logits_to_keep or input_ids.shape[1], cache)
         shape_BK = hidden[0].shape[:2]
         pieces = self.pieces([states_BKH.flatten(0, 1) for states_BKH in hidden], input_ids.device)
         logits_NV = torch.cat([self._spread(logprobs_PL) for logprobs_PL in pieces])
         return CausalLMOutputWithPast(logits=logits_NV.unflatten(0, shape_BK), past_key_values=cache)
 
-    def hidden(self, ids_BT: Tensor, mask_BT: Tensor, wanted: int, cache: EnsembleCache | None = None) -> list[Tensor]:
-        """[B, wanted, H] of each member, on its own device."""
+    def hidden(
+        self, ids_BT: Tensor, mask_BT: Tensor, positions: int, cache: EnsembleCache | None = None
+    ) -> list[Tensor]:
+        """Return the hidden states [B, positions, H] of each member, on its own device."""
         memories = cache.memories if cache is not None else [None] * len(self.members)
         return [
-            member.hidden(ids_BT, mask_BT, wanted, memory)
+            member.hidden(ids_BT, mask_BT, positions, memory)
             for member, memory in zip(self.members, memories, strict=True)
         ]
 
     def pieces(self, hidden: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        """[P, L] log-probabilities of the shared tokens, for a few positions at a time out of [N, H] of each member."""
+        """Yield log-probabilities [P, L] of the shared tokens, a few positions at a time.
+
+        `hidden` has the states [N, H] of each member.
+        """
         positions = max(1, _PIECE_ELEMENTS // len(self.shared_L))
         for parts in zip(*(states_NH.split(positions) for states_NH in hidden), strict=True):
             logprobs = (
@@ -135,29 +140,30 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
             yield combine(logprobs, self.mean)
 
     def _spread(self, logprobs_PL: Tensor) -> Tensor:
-        """[P, V] with every token that is not shared impossible."""
+        """[P, V] the log-probabilities of all tokens: −∞ for those that are not shared."""
         logits_PV = logprobs_PL.new_full((len(logprobs_PL), self.config.vocab_size), -torch.inf)
         logits_PV[:, self.shared_L.to(logprobs_PL.device)] = logprobs_PL
         return logits_PV
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """`generate` makes no cache of layers: the first pass makes an EnsembleCache."""
+        """False, so that `generate` makes no cache of layers: the first pass makes an EnsembleCache."""
         return False
 
     def save_pretrained(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("an ensemble's members are saved, each for itself; write_config saves who they are")
+        raise NotImplementedError(
+            "an ensemble has no weights of its own: save each member, and list them with write_config"
+        )
 
 
 def lead_generation_config(lead: PreTrainedModel, vocabulary: set[int]) -> Any:
-    """The lead's own, as a copy; a warning where none of its end-of-text ids can be said."""
+    """Return a copy of the lead's configuration. Logs a warning if the ensemble cannot generate an end-of-text id."""
     generation_config = copy.deepcopy(lead.generation_config)
     ends = getattr(generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
     if not vocabulary.intersection(id_ for id_ in ends if id_ is not None):
         logger.warning(
-            "the lead's end-of-text tokens %s are not among those that all members have: generation only stops at "
-            "max_new_tokens",
+            "the lead's end-of-text tokens %s are not shared by all members: generation stops only at max_new_tokens",
             ends,
         )
     return generation_config

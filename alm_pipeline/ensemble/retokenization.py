@@ -1,4 +1,4 @@
-"""The text that one tokenizer's ids spell, in another's tokens."""
+"""Encodes the text that one tokenizer's ids spell with another tokenizer."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ _LONGEST_CHARACTER = 4
 
 
 class Retokenizer:
-    """From ids of the lead's to a member's.
+    """Converts ids of the lead to ids of a member.
 
-    A special token is the member's of the same literal or role; one without such stands as its literal, as text. In
-    front is what the member's tokenizer puts before every text. Bytes of a character that is not complete yet are
-    single bytes to a member that has tokens for them, and are otherwise left out, as are bytes that are no UTF-8.
+    A special token becomes the member's token of the same literal or role, or else the text of its literal. The ids
+    begin with those that the member's tokenizer puts before every text. Bytes of an incomplete character become single
+    bytes if the member has tokens for them, and are left out otherwise. Bytes that are not UTF-8 are left out, too.
     """
 
     def __init__(self, lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> None:
@@ -30,27 +30,27 @@ class Retokenizer:
         self._bytes = _byte_ids(member)
         self._dummy_space = _puts_a_space(lead)
         begin = next(id_ for id_ in (*self._prefix, member.bos_token_id, member.eos_token_id, 0) if id_ is not None)
-        self._nothing = (begin,)
+        self._empty = (begin,)
 
     def __call__(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The member's tokens; of nothing, the one that begins a text."""
-        text, rest = _complete(self._content(ids))
-        own = self._backend.encode(text, add_special_tokens=False).ids
-        own += [self._bytes[byte] for byte in rest] if all(byte in self._bytes for byte in rest) else []
-        prefix = self._prefix if own[: len(self._prefix)] != self._prefix else []
-        return (*prefix, *own) or self._nothing
+        """Return the member's tokens; for an empty text, the one that begins a text."""
+        text, rest = _split_incomplete(self._content(ids))
+        member_ids = self._backend.encode(text, add_special_tokens=False).ids
+        member_ids += [self._bytes[byte] for byte in rest] if all(byte in self._bytes for byte in rest) else []
+        prefix = self._prefix if member_ids[: len(self._prefix)] != self._prefix else []
+        return (*prefix, *member_ids) or self._empty
 
     def _content(self, ids: Sequence[int]) -> bytes:
-        """What they spell; a space that the lead's tokenizer puts before every text is not the text's."""
-        parts = [self._spelling[id_] for id_ in ids]
+        """Return the bytes that the ids spell, without the space that the lead's tokenizer puts before every text."""
+        spellings = [self._spelling[id_] for id_ in ids]
         first = next((at for at, id_ in enumerate(ids) if not self._view.special[id_]), None)
         if first is not None and self._dummy_space:
-            parts[first] = parts[first].removeprefix(b" ")
-        return b"".join(parts)
+            spellings[first] = spellings[first].removeprefix(b" ")
+        return b"".join(spellings)
 
 
-def _complete(content: bytes) -> tuple[str, bytes]:
-    """The text, and the bytes at its end that begin a character."""
+def _split_incomplete(content: bytes) -> tuple[str, bytes]:
+    """Return the text, and the bytes at its end that begin an incomplete character."""
     for length in range(min(_LONGEST_CHARACTER, len(content)) + 1):
         try:
             return content[: len(content) - length].decode(), content[len(content) - length :]
@@ -60,7 +60,7 @@ def _complete(content: bytes) -> tuple[str, bytes]:
 
 
 def _byte_ids(tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
-    """The token of each single byte."""
+    """Return the token of each single byte."""
     tokens = tokens_by_spelling(byte_view(tokenizer.backend_tokenizer))
     return {spelling[0]: id_ for spelling, id_ in tokens.items() if len(spelling) == 1}
 

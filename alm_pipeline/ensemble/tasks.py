@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, which is an extra, where it is installed."""
+"""Access to lm-evaluation-harness, which is an optional dependency."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from storage.errors import UserError
 
 
 def lm_eval_harness() -> Any:
-    """The module that works with lm_eval. Raises UserError where that is not installed."""
+    """Return the module `harness`. Raises UserError if lm_eval is not installed."""
     try:
         from alm_pipeline.ensemble import harness
     except ModuleNotFoundError as error:

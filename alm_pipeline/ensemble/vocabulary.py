@@ -1,9 +1,8 @@
-"""Which tokens of two vocabularies are the same, so that their models can speak of them together.
+"""Pairs the tokens that two vocabularies share, so that their models' distributions can be combined.
 
-Ordinary tokens are the same where they stand for the same bytes, special ones where they have the same literal or
-role. The pairing is one to one: no token's probability counts twice. Where a vocabulary has several tokens of the same
-bytes (SentencePiece's `a` and its byte `<0x61>`), those of the same literal are paired first, then the ones that are no
-byte tokens.
+Ordinary tokens are the same if they spell the same bytes, special tokens if they have the same literal or role. The
+pairing is one to one, so that no token's probability counts twice. If a vocabulary has several tokens of the same bytes
+(SentencePiece's `a` and its byte `<0x61>`), tokens of the same literal are paired first, and byte tokens last.
 
 Shapes: V ids of the lead's vocabulary.
 """
@@ -22,83 +21,81 @@ Longs = npt.NDArray[np.int64]
 
 
 def same_vocabulary(lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> bool:
-    """Whether ids mean the same to both, so that one's ids can be given to the other."""
+    """Whether ids mean the same to both, so that one's ids can be passed to the other."""
     return lead.get_vocab() == member.get_vocab()
 
 
-def existing(tokenizer: PreTrainedTokenizerFast) -> Longs:
-    """[V] each id, −1 where the tokenizer has no such token."""
+def existing_ids(tokenizer: PreTrainedTokenizerFast) -> Longs:
+    """[V] each id itself, or −1 if the tokenizer has no such token."""
     ids = np.fromiter(tokenizer.get_vocab().values(), np.int64)
-    found = np.full(byte_view(tokenizer.backend_tokenizer).size, -1)
-    found[ids] = ids
-    return found
+    ids_V = np.full(byte_view(tokenizer.backend_tokenizer).size, -1)
+    ids_V[ids] = ids
+    return ids_V
 
 
 def counterparts(lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> Longs:
-    """[V] the member's id of each of the lead's tokens, −1 where it has none; no id occurs twice."""
-    sides = [_Side(tokenizer) for tokenizer in (lead, member)]
-    found, taken = np.full(sides[0].view.size, -1), set[int]()
+    """[V] the member's id of each of the lead's tokens, −1 if it has none; no id occurs twice."""
+    sides = [_TokenizerSide(tokenizer) for tokenizer in (lead, member)]
+    ids_V, paired = np.full(sides[0].view.size, -1), set[int]()
     for pairs in (_same_role(*sides), _same_literal(*sides), _same_bytes(*sides)):
-        for ours, theirs in pairs:
-            if found[ours] < 0 and theirs not in taken:
-                found[ours] = theirs
-                taken.add(theirs)
-    return found
+        for lead_id, member_id in pairs:
+            if ids_V[lead_id] < 0 and member_id not in paired:
+                ids_V[lead_id] = member_id
+                paired.add(member_id)
+    return ids_V
 
 
-class _Side:
-    """A tokenizer with what the pairing asks of it."""
+class _TokenizerSide:
+    """A tokenizer with the look-ups that the pairing needs."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer, self.view = tokenizer, byte_view(tokenizer.backend_tokenizer)
         self.ids: dict[str, int] = tokenizer.get_vocab()
 
     def ordinary(self) -> Iterator[tuple[str, int]]:
-        """Tokens that are not special, byte tokens last, in the order of their ids."""
+        """Yield the tokens that are not special, in the order of their ids, with byte tokens last."""
         plain = [(token, id_) for token, id_ in self.ids.items() if not self.view.special[id_]]
         yield from sorted(plain, key=lambda pair: (bool(self.view.fallback[pair[1]]), pair[1]))
 
 
-def _same_role(lead: _Side, member: _Side) -> Iterable[tuple[int, int]]:
-    """Begin and end of text go by the tokenizers' word, the rest by what chat templates do with them."""
+def _same_role(lead: _TokenizerSide, member: _TokenizerSide) -> Iterable[tuple[int, int]]:
+    """Pair special tokens: first by their roles in the tokenizers, then by their roles in the chat templates."""
     sides = member.tokenizer, lead.tokenizer
     pairs = [*role_counterparts(*sides).items(), *special_counterparts(*sides).items()]
-    return [(ours, theirs) for ours, theirs in pairs if lead.view.special[ours] and member.view.special[theirs]]
+    return [pair for pair in pairs if lead.view.special[pair[0]] and member.view.special[pair[1]]]
 
 
-def _same_literal(lead: _Side, member: _Side) -> Iterator[tuple[int, int]]:
-    """Ordinary tokens of the same literal that also stand for the same bytes."""
-    for token, ours in lead.ordinary():
-        theirs = member.ids.get(token)
-        if theirs is not None and not member.view.special[theirs] and _spells(lead, ours) == _spells(member, theirs):
-            yield ours, theirs
+def _same_literal(lead: _TokenizerSide, member: _TokenizerSide) -> Iterator[tuple[int, int]]:
+    """Pair ordinary tokens of the same literal that also spell the same bytes."""
+    for token, lead_id in lead.ordinary():
+        member_id = member.ids.get(token)
+        if member_id is None or member.view.special[member_id]:
+            continue
+        if lead.view.spelling[lead_id] == member.view.spelling[member_id]:
+            yield lead_id, member_id
 
 
-def _same_bytes(lead: _Side, member: _Side) -> Iterator[tuple[int, int]]:
-    theirs = {_spells(member, id_): id_ for _, id_ in reversed(list(member.ordinary()))}
-    for _, ours in lead.ordinary():
-        if (spelling := _spells(lead, ours)) and spelling in theirs:
-            yield ours, theirs[spelling]
-
-
-def _spells(side: _Side, id_: int) -> bytes:
-    return side.view.spelling[id_]
+def _same_bytes(lead: _TokenizerSide, member: _TokenizerSide) -> Iterator[tuple[int, int]]:
+    member_ids = {member.view.spelling[id_]: id_ for _, id_ in reversed(list(member.ordinary()))}
+    for _, lead_id in lead.ordinary():
+        if (spelling := lead.view.spelling[lead_id]) and spelling in member_ids:
+            yield lead_id, member_ids[spelling]
 
 
 class Respeller:
-    """Spells the lead's tokens with those that all members have: a text's ids become ids that all can read."""
+    """Spells the lead's tokens with tokens that all members have, so that all members can read a text's ids."""
 
     def __init__(self, view: ByteView, readable: npt.NDArray[np.bool_]) -> None:
-        """`readable` says of each of the lead's V ids whether all members have it."""
+        """`readable` [V] is whether all members have each of the lead's ids."""
         self._view, self._readable = view, readable
         self._ids = tokens_by_spelling(view, readable)
         self._longest = max(map(len, self._ids), default=0)
         self._pieces: dict[int, list[int]] = {}
 
     def respell(self, ids: Iterable[int]) -> list[int]:
-        """The same bytes in readable tokens.
+        """Return readable tokens of the same bytes.
 
-        Raises UserError for a token that can't be spelled so: a special one, or bytes that a member has no token for.
+        Raises UserError for a token that cannot be spelled: a special token, or bytes that a member has no token for.
         """
         respelled: list[int] = []
         for id_ in ids:
@@ -108,12 +105,12 @@ class Respeller:
         return respelled
 
     def _cut(self, id_: int) -> list[int]:
-        """The fewest readable tokens of the same bytes, the longest first among equals."""
+        """Return the fewest readable tokens of the same bytes; of equally few, those with the longest first token."""
         spelling = self._view.spelling[id_]
         if self._view.special[id_]:
             raise UserError(
-                f"the special token {spelling.decode()!r} has no counterpart in every member: leave it out of the "
-                "text, or make the ensemble with `vocabulary: mined`, where members read it as text"
+                f"the special token {spelling.decode()!r} does not have a counterpart in every member: leave it out of "
+                "the text, or use `vocabulary: mined` in the ensemble, where members read it as text"
             )
         best: list[list[int] | None] = [None] * len(spelling) + [[]]
         for start in reversed(range(len(spelling))):
@@ -123,7 +120,7 @@ class Respeller:
             best[start] = min(cuts, key=len, default=None)
         if not spelling or best[0] is None:
             raise UserError(
-                f"token {id_}, {spelling!r}, can't be spelled with the tokens that all members have: leave it out of "
-                "the text, or make the ensemble with `vocabulary: mined`"
+                f"token {id_}, {spelling!r}, cannot be spelled with the tokens that all members have: leave it out of "
+                "the text, or use `vocabulary: mined` in the ensemble"
             )
         return best[0]

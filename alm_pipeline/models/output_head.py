@@ -1,8 +1,8 @@
-"""What turns a model's hidden states into logits, taken out of the model so that it can be computed in pieces.
+"""The output head: it turns a model's hidden states into logits, outside of the model so that pieces can be computed.
 
-Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece. After the last layer, models scale their
-logits and cap them, and pad their vocabularies. transformers has no one place that says so: what is known is written
-down here, and `check_output_head` refuses a model whose own logits come out otherwise.
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece. After the last layer, models scale and cap
+their logits, and pad their vocabularies. transformers has no common interface for this. So this module lists the known
+names of these settings, and `check_output_head` refuses a model whose own logits differ.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from storage.errors import UserError
 
-# the names that configurations use: Cohere, Falcon-H1, Muse; Granite and MiniCPM, Inkling; Gemma, RecurrentGemma, xLSTM
+# the names in configurations: Cohere, Falcon-H1, Muse; Granite and MiniCPM, Inkling; Gemma, RecurrentGemma, xLSTM
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-# the same name, the other way round
+# model types that multiply by their "divisor"
 _MULTIPLIED_BY_DIVISOR = ("hyperclovax", "hyperclovax_vision_v2")
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer's logits: softcap · tanh(scale · (h Wᵀ + b) / softcap)."""
+    """A linear output layer: its logits are softcap · tanh(scale · (h Wᵀ + b) / softcap)."""
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
     rows: int | None = None
-    """the tokens that exist; rows from here on are padding, and impossible (None: all exist)"""
+    """the number of tokens; the rows after them are padding, and impossible (None: all rows are tokens)"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,7 +49,7 @@ class Head:
         return min(self.weight_VH.shape[0], self.rows or self.weight_VH.shape[0])
 
     def logits(self, hidden_NH: Tensor, rows: Tensor | slice | None = None) -> Tensor:
-        """[N, P] of P rows, in float32 or better; all that exist by default."""
+        """[N, P] the logits of P rows (default: all tokens), in float32 or better."""
         rows = slice(self.vocabulary) if rows is None else rows
         bias = None if self.bias_V is None else self.bias_V[rows]
         logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
@@ -58,12 +58,12 @@ class Head:
 
 @dataclass(frozen=True)
 class LayerHead:
-    """Any layer's logits, scaled and capped likewise: one with adapters, a quantized one, several in a row."""
+    """Any other output layer, scaled and capped alike: with adapters, quantized, or several layers in a row."""
 
     layer: nn.Module
     parameters: dict[str, Tensor]
     vocabulary: int
-    """the tokens that exist: what the layer gives beyond is impossible"""
+    """the number of tokens; the layer's outputs after them are impossible"""
     scale: float = 1.0
     softcap: float | None = None
 
@@ -77,7 +77,7 @@ class LayerHead:
         return next(iter(self.parameters.values())).device
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, vocabulary] in float32 or better."""
+        """[N, vocabulary] the logits, in float32 or better."""
         logits_NV: Tensor = torch.func.functional_call(self.layer, self.parameters, (hidden_NH,))
         return _scaled_and_capped(logits_NV[:, : self.vocabulary], self.scale, self.softcap)
 
@@ -94,20 +94,20 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None, rows: int | None = None) -> Head | LayerHead:
-    """The model's head, computed in `dtype` (the model's own where None), with only the first `rows` tokens possible.
+    """Return the model's head in `dtype` (None: the model's own), with only the first `rows` tokens possible.
 
-    `rows` is the tokenizer's highest id + 1; None means every row of the layer. Raises UserError when the model names
-    no output layer.
+    `rows` is the tokenizer's highest id + 1; None means every row of the layer. Raises UserError if the model has no
+    output layer.
     """
     model = _without_adapters_shell(model)
     layer, config = _trained_copy(model.get_output_embeddings()), model.config.get_text_config()
     if layer is None:
-        raise UserError(f"{model.config.model_type}: names no output layer, so it gives no next-token probabilities")
+        raise UserError(f"{model.config.model_type}: has no output layer, so it has no next-token probabilities")
     limits = [limit for limit in (rows, getattr(config, "unpadded_vocab_size", None)) if limit]
     rows = min(limits, default=None)
     scale, softcap = _scale(config), _first(config, _CAPS)
     parameters = {name: _cast(value, dtype) for name, value in layer.named_parameters()}
-    # not isinstance: a quantized layer is a Linear, too, and its weight is packed
+    # not isinstance: a quantized layer is also a Linear, but its weight is packed
     if type(layer).forward is nn.Linear.forward:
         return Head(parameters["weight"], parameters.get("bias"), scale, softcap, rows)
     return LayerHead(layer, parameters, rows or config.vocab_size, scale, softcap)
@@ -118,12 +118,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _without_adapters_shell(model: Any) -> Any:
-    """The transformers model in peft's, its adapters still in it."""
+    """Return the transformers model inside peft's model, with its adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _trained_copy(layer: Any) -> Any:
-    """The layer that answers where peft trains a whole copy (`modules_to_save`); any other layer as it is."""
+    """Return the active copy of a layer that peft trains as a whole (`modules_to_save`); any other layer as it is."""
     copies, active = getattr(layer, "modules_to_save", None), list(getattr(layer, "active_adapters", []))
     if not isinstance(copies, nn.ModuleDict) or getattr(layer, "disable_adapters", True) or len(active) != 1:
         return layer
@@ -140,10 +140,10 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
 
 
 def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
-    """[B, S, H] what the head takes; positions that start again at 0 begin a new example in the row."""
+    """[B, S, H] the head's inputs; a position of 0 begins a new example in the row."""
     base, shape = headless(model), token_ids_BS.shape
     if is_flash_attention_requested(base.config):
-        # it looks at the positions of a single row only; of several it takes each for one example
+        # flash attention separates examples by positions only in a single row; it takes each of several rows for one
         token_ids_BS, position_ids_BS = token_ids_BS.reshape(1, -1), position_ids_BS.reshape(1, -1)
     output = base(input_ids=token_ids_BS, position_ids=position_ids_BS, use_cache=False)
     hidden: Tensor = output.last_hidden_state
@@ -151,16 +151,16 @@ def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS:
 
 
 def headless(model: PreTrainedModel) -> Any:
-    """The part of the model that gives the hidden states which its head takes."""
+    """Return the part of the model that computes the hidden states for its head."""
     model = _without_adapters_shell(model)
-    # some name a part that they don't have (Llama 4's text model), and then are their own base
+    # some models name a base that they do not have (Llama 4's text model), and are then their own base
     return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: with parts elsewhere, accelerate's hooks bring everything where it is needed."""
-    place: Any = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if place.type == "meta" else place
+    """Return the device for token ids. If the model is spread over devices, accelerate's hooks move everything else."""
+    device: Any = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 @torch.no_grad()
@@ -169,11 +169,11 @@ def check_output_head(
     head: Head | LayerHead | None = None,
     hidden_states_of: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Raises UserError when the head gives other logits than the model itself, on a few tokens.
+    """Raises UserError if the head's logits of a few tokens differ from the model's own.
 
-    Within 5 % of the largest logit in bfloat16 and float16, 0.1 % in float32: roundings differ, and a scale or a cap
-    that is missed shows well above. Call it once a model is loaded. `hidden_states_of` takes [B, S] ids, and is how the
-    caller has them computed (None: `hidden_states`).
+    The tolerance is 5 % of the largest logit in bfloat16 and float16, and 0.1 % in float32. Rounding differs by less,
+    and a missing scale or cap by more. Call it once after loading a model. `hidden_states_of` is how the caller
+    computes hidden states from ids [B, S] (None: `hidden_states`).
     """
     training, head = model.training, head or output_head(model)
     model.eval()
@@ -183,23 +183,23 @@ def check_output_head(
         model.train(training)
     if not difference <= tolerance:
         raise UserError(
-            f"{model.config.model_type}: its logits are not those of its output layer on its last hidden states, "
-            "so this architecture can't be scored or trained yet"
+            f"{model.config.model_type}: its logits differ from those of its output layer on its last hidden states, "
+            "so this architecture cannot be scored or trained yet"
         )
 
 
 def _difference_from_own_logits(
     model: PreTrainedModel, head: Head | LayerHead, hidden_states_of: Callable[[Tensor], Tensor] | None
 ) -> tuple[float, float]:
-    """(largest difference, tolerance)."""
+    """Return (largest difference, tolerance)."""
     ids_BS = torch.arange(min(8, head.vocabulary), device=input_device(model))[None]
     try:
         hidden_BSH = hidden_states_of(ids_BS) if hidden_states_of else hidden_states(model, ids_BS, ids_BS)
-        got_NV = head.logits(hidden_BSH[0].to(head.device, head.dtype))
-        own_NV = model(input_ids=ids_BS, use_cache=False).logits[0, :, : head.vocabulary].to(got_NV)
+        head_NV = head.logits(hidden_BSH[0].to(head.device, head.dtype))
+        own_NV = model(input_ids=ids_BS, use_cache=False).logits[0, :, : head.vocabulary].to(head_NV)
     except (AttributeError, TypeError, RuntimeError, ValueError):
-        return float("inf"), 0.0  # it takes other inputs, or gives other outputs, than a causal language model
-    if got_NV.shape != own_NV.shape:
+        return float("inf"), 0.0  # not a causal language model: it has other inputs or outputs
+    if head_NV.shape != own_NV.shape:
         return float("inf"), 0.0
     share = 1e-3 if model.dtype.itemsize >= 4 else 5e-2
-    return float((got_NV - own_NV).abs().max()), share * float(own_NV.abs().max())
+    return float((head_NV - own_NV).abs().max()), share * float(own_NV.abs().max())

@@ -79,9 +79,16 @@ class ScoredBatch:
         counts: LossCounts,
     ) -> "ScoredBatch":
         """Join the student's numbers and a batch of `BatchStream`; `next_token_logprobs_N[i]` is of token i + 1."""
-        names = ("predicted_N", "chunk_of_token_N", "last_token_C", "teacher_logprobs_C")
-        token_logprobs_N = next_token_logprobs_N.roll(1)
-        return cls(token_logprobs_N, boundary_logprobs_N, *(batch[name] for name in names), objective, counts)
+        return cls(
+            next_token_logprobs_N.roll(1),
+            boundary_logprobs_N,
+            batch["predicted_N"],
+            batch["chunk_of_token_N"],
+            batch["last_token_C"],
+            batch["teacher_logprobs_C"],
+            objective,
+            counts,
+        )
 
     @cached_property
     def student_logprobs_C(self) -> Tensor:

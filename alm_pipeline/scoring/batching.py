@@ -1,7 +1,7 @@
-"""Batches of rows: a budget of tokens that is halved where memory does not suffice.
+"""Batches of rows within a budget of tokens, which is halved when memory runs out.
 
-Rows are padded on the right to their batch's longest, where causal attention never looks. Longest first, so that a
-batch has rows of about one length, little of it padding, and a memory too small shows at once.
+Rows are padded on the right to the longest of their batch, where causal attention never looks. The longest rows come
+first, so that the rows of a batch have similar lengths and little padding, and too little memory shows at once.
 """
 
 import logging
@@ -10,19 +10,19 @@ from typing import TypeVar
 
 import torch
 
-from alm_pipeline.scoring.windows import Row
+from alm_pipeline.scoring.windows import WindowRow
 
 Item = TypeVar("Item")
 
 logger = logging.getLogger("alm_pipeline")
 
 
-def groups(items: Iterable[tuple[Item, int]], most: int) -> Iterator[list[Item]]:
-    """Items of a weight each, in order, in groups that weigh at most so much; what is heavier is a group alone."""
+def weighted_groups(items: Iterable[tuple[Item, int]], max_weight: int) -> Iterator[list[Item]]:
+    """Group (item, weight) pairs in order, up to `max_weight` per group; a heavier item is a group of its own."""
     group: list[Item] = []
     total = 0
     for item, weight in items:
-        if group and total + weight > most:
+        if group and total + weight > max_weight:
             yield group
             group, total = [], 0
         group.append(item)
@@ -31,24 +31,24 @@ def groups(items: Iterable[tuple[Item, int]], most: int) -> Iterator[list[Item]]
         yield group
 
 
-class Budget:
-    """How many tokens a batch holds at most, padding included; a row that is longer is a batch alone."""
+class BatchBudget:
+    """The maximum number of tokens in a batch, including padding; a longer row is a batch of its own."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
     def rows(self, longest: int) -> int:
-        """How many rows fit, of which the longest has so many tokens; at least one."""
+        """Return the number of rows that fit if the longest has `longest` tokens; at least one."""
         return max(1, self.tokens // longest)
 
-    def halve(self, failed: Sequence[Row]) -> None:
-        """After a batch of several rows was too much."""
+    def halve(self, failed: Sequence[WindowRow]) -> None:
+        """Halve the budget after a batch of several rows was too large."""
         assert len(failed) > 1
         tried = len(failed) * len(failed[0].ids)
         self.tokens = max(1, tried // 2)
         logger.warning(
-            "out of memory with %d tokens at once (%d rows of up to %d): going on with %d "
-            "(set score.batch_tokens to that to start with it)",
+            "out of memory with %d tokens at once (%d rows of up to %d): continuing with %d "
+            "(set score.batch_tokens to this number to start with it)",
             tried,
             len(failed),
             len(failed[0].ids),
@@ -57,8 +57,8 @@ class Budget:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the processor's memory, had no room; other errors are somebody's mistake."""
-    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    """Whether the memory of a device or of the processor was too small."""
+    phrases = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )

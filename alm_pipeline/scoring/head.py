@@ -1,15 +1,15 @@
-"""The output head without a dense log-softmax: a few numbers a position, in pieces of the vocabulary.
+"""The output head without a dense log-softmax: a few numbers per position, from pieces of the vocabulary.
 
-Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, R ranks. From a position's
-hidden state come the log-probability of the observed next token, that of the next token being a boundary token and,
-when asked, the entropy and the likeliest tokens. Logits exist for one piece of the vocabulary at a time, in float32;
-their maxima and sums are carried from piece to piece (the online softmax of Milakov and Gimelshein 2018), and the
-backward pass computes the logits again. Pieces of the vocabulary, not of positions: each row of the weight is then read
-once, which is what a large vocabulary costs. A piece holds boundary tokens only, or none: the sums of both groups are
-kept apart, and so none is lost beside the other. A layer that is not linear can only be asked for all rows: it goes
-position by position.
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, R ranks. Each hidden state
+gives the log-probability of the observed next token, the log-probability that the next token is a boundary token and,
+on request, the entropy and the likeliest tokens. Logits exist for one piece of the vocabulary at a time, in float32.
+Their maxima and sums are carried from piece to piece (the online softmax of Milakov and Gimelshein 2018), and the
+backward pass computes the logits again. The pieces are of the vocabulary and not of the positions, so that each row of
+the weight is read once, which is the main cost of a large vocabulary. A piece contains either only boundary tokens or
+none. The sums of both groups are kept apart, so that a small one is not lost beside a large one. A layer that is not
+linear computes all rows at once, so it works on pieces of the positions.
 
-Nothing waits for the device within a piece, so that a GPU is never idle between them.
+Nothing waits for the device within a piece, so a GPU is never idle between pieces.
 """
 
 import math
@@ -24,29 +24,29 @@ from torch.utils.checkpoint import checkpoint
 
 from alm_pipeline.models.output_head import Head, LayerHead, at_least_float32
 
-# small enough for a processor's cache, and for an allocator to use the same memory again
+# small enough for a processor's cache, and for an allocator to reuse the same memory
 _PIECE_ELEMENTS = 2**22
-# of rows, where a piece has more: products of other widths take a tenth longer on a processor
+# larger pieces have a multiple of this many rows: products of other widths take a tenth longer on a processor
 _PIECE_MULTIPLE = 128
-# larger: every piece of positions gives a gradient of the whole layer
+# larger, because every piece of positions computes a gradient of the whole layer
 _LAYER_PIECE_ELEMENTS = 2**25
 
 _LOG2_E = 1 / math.log(2)
 
 
-class NextToken(NamedTuple):
-    """What is known of the next token at each position, in float32 or better; logarithms and entropies in nats."""
+class NextTokenNumbers(NamedTuple):
+    """The numbers of the next token at each position, in float32 or better; logarithms and entropies in nats."""
 
     target_logprobs_N: Tensor
-    """log p(target); −∞ for a row of padding"""
+    """log p(target); −∞ if the target is a padding row"""
     boundary_logprobs_N: Tensor
-    """log Σ p over the boundary tokens; −∞ where there is none"""
+    """log Σ p over the boundary tokens; −∞ if there are none"""
     entropy_N: Tensor | None
     """−Σ p log p"""
     top_logprobs_NR: Tensor | None
-    """the largest first; without gradient"""
+    """largest first; without gradient"""
     top_ids_NR: Tensor | None
-    """among equals, any"""
+    """any of equally likely tokens"""
 
 
 def token_and_boundary_logprobs(
@@ -65,12 +65,12 @@ def next_token(
     *,
     entropy: bool = False,
     top: int = 0,
-) -> NextToken:
-    """The numbers of every position's next token; the entropy and the `top` likeliest tokens when asked.
+) -> NextTokenNumbers:
+    """Return the numbers of each position's next token; on request with the entropy and the `top` likeliest tokens.
 
-    Differentiable with respect to the hidden states and the head's parameters, once. No log-probability is above 0.
-    With a bfloat16 head, logits and the gradients of logits are rounded to bfloat16 as in a dense computation (logits
-    of magnitude 8 are off by up to 0.03); everything summed over the vocabulary is summed in float32.
+    Differentiable once with respect to the hidden states and the head's parameters. No log-probability is above 0.
+    With a bfloat16 head, logits and their gradients are rounded to bfloat16 as in a dense computation (logits of
+    magnitude 8 are off by up to 0.03); all sums over the vocabulary are in float32.
     """
     hidden_NH = hidden_NH.to(head.dtype)
     if isinstance(head, LayerHead):
@@ -78,13 +78,13 @@ def next_token(
     numbers: tuple[Tensor, ...] = _LinearNumbers.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight_VH, head.bias_V, targets_N, head, boundary_ids_K, entropy, min(top, head.vocabulary)
     )
-    return NextToken(*numbers)
+    return NextTokenNumbers(*numbers)
 
 
 class NextTokens:
-    """`next_token` for many calls with one head that does not change: its rows are gathered once, not in every call.
+    """`next_token` for many calls with one fixed head: its rows are gathered once, and not in every call.
 
-    Of a linear head it holds a copy, with the boundary tokens in front.
+    It keeps a copy of a linear head, with the boundary tokens first.
     """
 
     def __init__(self, head: Head | LayerHead, boundary_ids_K: Tensor) -> None:
@@ -102,14 +102,16 @@ class NextTokens:
         bias_V = None if head.bias_V is None else head.bias_V[self._ids_V]
         self.head = replace(head, weight_VH=head.weight_VH[self._ids_V], bias_V=bias_V)
 
-    def __call__(self, hidden_NH: Tensor, targets_N: Tensor, *, entropy: bool = False, top: int = 0) -> NextToken:
+    def __call__(
+        self, hidden_NH: Tensor, targets_N: Tensor, *, entropy: bool = False, top: int = 0
+    ) -> NextTokenNumbers:
         if self._ids_V is None:
             return next_token(hidden_NH, targets_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
         places_N = self._places_V[targets_N]
-        found = next_token(hidden_NH, places_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
-        if found.top_ids_NR is None:
-            return found
-        return found._replace(top_ids_NR=self._ids_V[found.top_ids_NR])
+        numbers = next_token(hidden_NH, places_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
+        if numbers.top_ids_NR is None:
+            return numbers
+        return numbers._replace(top_ids_NR=self._ids_V[numbers.top_ids_NR])
 
 
 class _LinearNumbers(torch.autograd.Function):
@@ -127,16 +129,16 @@ class _LinearNumbers(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         order = _Order.of(head, boundary_ids_K)
         boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
-        chosen = _Chosen(hidden_NH, order.places_V[targets_N], top)
+        selected = _SelectedLogits(hidden_NH, order.places_V[targets_N], top)
         for rows in order.pieces(len(hidden_NH)):
             logits_NP = head.logits(hidden_NH, order.rows(rows))
-            chosen.look(logits_NP, rows)
+            selected.update(logits_NP, rows)
             (boundary if rows.start < order.boundary else others).add(logits_NP)
-        numbers = _numbers(boundary, others, chosen, order)
+        numbers = _numbers(boundary, others, selected, order)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
-        # copies: an output that its own backward pass holds on to is never freed
-        kept = [None if number is None else number.clone() for number in numbers[1:3]]
-        ctx.head, ctx.order, ctx.places_N, ctx.state = head, order, chosen.places_N, (boundary, others, *kept)
+        # copies, because an output that its own backward pass holds is never freed
+        copies = [None if number is None else number.clone() for number in numbers[1:3]]
+        ctx.head, ctx.order, ctx.places_N, ctx.state = head, order, selected.places_N, (boundary, others, *copies)
         ctx.mark_non_differentiable(*(tensor for tensor in numbers[3:] if tensor is not None))
         return tuple(numbers)
 
@@ -145,7 +147,7 @@ class _LinearNumbers(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V = ctx.saved_tensors
         grad_hidden_NH = torch.zeros_like(at_least_float32(hidden_NH)) if ctx.needs_input_grad[0] else None
-        # of padding zero
+        # zero for padding rows
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
         slopes = _slopes(*ctx.state, *grads[:3])
@@ -168,16 +170,16 @@ class _LinearNumbers(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Order:
-    """The vocabulary with the boundary tokens in front, so that a piece of it holds only such, or none."""
+    """The vocabulary with the boundary tokens first, so that a piece of it contains only boundary tokens or none."""
 
     ids_V: Tensor
-    """the tokens that exist, in that order"""
+    """the tokens that exist, in this order"""
     places_V: Tensor
-    """where each row of the head stands in it; −1: padding"""
+    """the place of each row of the head in this order; −1: padding"""
     boundary: int
-    """so many are boundary tokens"""
+    """the number of boundary tokens"""
     is_heads_own: bool
-    """the head has its rows in that order, so that a piece of it is no copy"""
+    """the head's rows are already in this order, so that a piece is not a copy"""
 
     @classmethod
     def of(cls, head: Head, boundary_ids_K: Tensor) -> "_Order":
@@ -185,16 +187,16 @@ class _Order:
         is_boundary_V = places_V.index_fill(0, boundary_ids_K, 1)[: head.vocabulary]
         ids_V = is_boundary_V.argsort(descending=True, stable=True)
         places_V[ids_V] = torch.arange(len(ids_V), device=head.device)
-        in_front = is_boundary_V.cummin(0).values
-        boundary, leading = torch.stack([(marks_V > 0).sum() for marks_V in (is_boundary_V, in_front)]).tolist()
+        is_leading_V = is_boundary_V.cummin(0).values
+        boundary, leading = torch.stack([(marks_V > 0).sum() for marks_V in (is_boundary_V, is_leading_V)]).tolist()
         return cls(ids_V, places_V, boundary, boundary == leading)
 
     def rows(self, piece: slice) -> Tensor | slice:
-        """Which rows of the head a range of places is."""
+        """Return the rows of the head at a range of places."""
         return piece if self.is_heads_own else self.ids_V[piece]
 
     def pieces(self, positions: int) -> Iterator[slice]:
-        """Ranges of places, so small that the logits of a piece are few."""
+        """Yield ranges of places that are small enough for the logits of all positions."""
         length = max(1, _PIECE_ELEMENTS // max(1, positions))
         length = length // _PIECE_MULTIPLE * _PIECE_MULTIPLE or length
         for first, end in ((0, self.boundary), (self.boundary, len(self.ids_V))):
@@ -204,23 +206,23 @@ class _Order:
 
 @dataclass
 class _Sums:
-    """Maximum and sums over the pieces of one group that were seen so far; a token's weight is exp(logit − highest)."""
+    """Maximum and sums over the pieces of one group so far; a token's weight is exp(logit − highest)."""
 
     highest_N: Tensor
     total_N: Tensor
-    """of the weights"""
+    """sum of the weights"""
     spread_N: Tensor | None
-    """of weight · log(weight), for entropies"""
+    """sum of weight · log(weight), for entropies"""
 
     @classmethod
     def none(cls, hidden_NH: Tensor, entropy: bool) -> "_Sums":
         zeros_N = at_least_float32(hidden_NH.new_zeros(len(hidden_NH)))
-        # not −∞, whose differences are no numbers
+        # not −∞, because ∞ − ∞ is NaN
         lowest_N = torch.full_like(zeros_N, torch.finfo(zeros_N.dtype).min)
         return cls(lowest_N, zeros_N, zeros_N if entropy else None)
 
     def add(self, logits_NP: Tensor) -> None:
-        """Overwrites the logits."""
+        """Add a piece. Overwrites the logits."""
         rise_N = self.highest_N - (highest_N := torch.maximum(self.highest_N, logits_NP.amax(-1)))
         weights_NP, shrink_N = _weights(logits_NP, highest_N), rise_N.exp()
         if self.spread_N is not None:
@@ -229,7 +231,7 @@ class _Sums:
         self.highest_N, self.total_N = highest_N, self.total_N * shrink_N + weights_NP.sum(-1)
 
     def entropy(self) -> Tensor:
-        """[N] of the group alone; 0 where nothing is in it."""
+        """[N] the entropy within the group; 0 if the group is empty."""
         assert self.spread_N is not None
         return (self.total_N.log() - self.spread_N / self.total_N).where(self.total_N > 0, 0)
 
@@ -238,13 +240,13 @@ def _weights(logits_NP: Tensor, highest_N: Tensor) -> Tensor:
     """exp(logit − highest), in place."""
     difference_NP = logits_NP.sub_(highest_N[:, None])
     if difference_NP.device.type == "cpu":
-        # of PyTorch's `exp_`, some processors take four times as long as of powers of two
+        # on some processors PyTorch's `exp_` takes four times as long as `exp2_`
         return difference_NP.mul_(_LOG2_E).exp2_()
     return difference_NP.exp_()
 
 
-class _Chosen:
-    """The logits of the targets, and the highest ones, from the pieces that were seen so far."""
+class _SelectedLogits:
+    """The logits of the targets, and the highest logits, from the pieces so far."""
 
     def __init__(self, hidden_NH: Tensor, places_N: Tensor, top: int) -> None:
         self.places_N, self.top = places_N, top
@@ -252,41 +254,41 @@ class _Chosen:
         self.target_N = torch.full_like(empty_N, -torch.inf)
         self.top_NR, self.top_places_NR = empty_N.new_empty(len(empty_N), 0), places_N.new_empty(len(empty_N), 0)
 
-    def look(self, logits_NP: Tensor, rows: slice) -> None:
+    def update(self, logits_NP: Tensor, rows: slice) -> None:
         inside_N, within_N = _within(self.places_N, rows)
         self.target_N = torch.where(inside_N, logits_NP.gather(-1, within_N[:, None]).squeeze(-1), self.target_N)
         if self.top:
             piece_NR, places_NR = logits_NP.topk(min(self.top, logits_NP.shape[-1]), -1)
-            both_NR = torch.cat([self.top_NR, piece_NR], -1)
-            both_places_NR = torch.cat([self.top_places_NR, places_NR + rows.start], -1)
-            self.top_NR, order_NR = both_NR.topk(min(self.top, both_NR.shape[-1]), -1)
-            self.top_places_NR = both_places_NR.gather(-1, order_NR)
+            merged_NR = torch.cat([self.top_NR, piece_NR], -1)
+            merged_places_NR = torch.cat([self.top_places_NR, places_NR + rows.start], -1)
+            self.top_NR, order_NR = merged_NR.topk(min(self.top, merged_NR.shape[-1]), -1)
+            self.top_places_NR = merged_places_NR.gather(-1, order_NR)
 
 
 def _within(places_N: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Which places lie in the piece, and where in it (anywhere, for those that don't)."""
+    """Return whether each place is in the piece, and its index there (any index for places outside)."""
     inside_N = (places_N >= rows.start) & (places_N < rows.stop)
     return inside_N, (places_N - rows.start).clamp(0, rows.stop - rows.start - 1)
 
 
-def _numbers(boundary: _Sums, others: _Sums, chosen: _Chosen, order: _Order) -> NextToken:
-    # differences of maxima come first: two sums as logarithms, both large, would differ by their rounding
+def _numbers(boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _Order) -> NextTokenNumbers:
+    # differences of maxima first: two large logarithms would lose the difference to rounding
     lead_N = (others.highest_N - boundary.highest_N) + (others.total_N.log() - boundary.total_N.log())
     boundary_N = -torch.nn.functional.softplus(lead_N)
     highest_N = torch.maximum(boundary.highest_N, others.highest_N)
     total_N = sum(sums.total_N * (sums.highest_N - highest_N).exp() for sums in (boundary, others))
     log_total_N = torch.as_tensor(total_N).log()
-    # the target's logit is among the sums, which are rounded, and the objective has no logarithm above zero
-    target_N = (chosen.target_N - highest_N - log_total_N).clamp_(max=0)
+    # the target's logit is part of the rounded sums, and the objective needs log-probabilities of at most 0
+    target_N = (selected.target_N - highest_N - log_total_N).clamp_(max=0)
     entropy_N = None if boundary.spread_N is None else _entropy(boundary, others, boundary_N)
-    if not chosen.top:
-        return NextToken(target_N, boundary_N, entropy_N, None, None)
-    ranked_NR = chosen.top_NR - highest_N[:, None] - log_total_N[:, None]
-    return NextToken(target_N, boundary_N, entropy_N, ranked_NR, order.ids_V[chosen.top_places_NR])
+    if not selected.top:
+        return NextTokenNumbers(target_N, boundary_N, entropy_N, None, None)
+    ranked_NR = selected.top_NR - highest_N[:, None] - log_total_N[:, None]
+    return NextTokenNumbers(target_N, boundary_N, entropy_N, ranked_NR, order.ids_V[selected.top_places_NR])
 
 
 def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
-    """[N] of which group it is, and within the groups."""
+    """[N] the entropy of the group, plus the expected entropy within the group."""
     chances = boundary_N.exp(), -torch.expm1(boundary_N)
     parts = [
         chance_N * sums.entropy() - torch.xlogy(chance_N, chance_N)
@@ -297,14 +299,14 @@ def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Slope:
-    """The gradient of a logit of one group, up to scale and cap: its weight times a number, or two for the entropy."""
+    """The gradient of a group's logits, before scale and cap: the weight times a number, or two with the entropy."""
 
     highest_N: Tensor
     level_N: Tensor
     spread_N: Tensor | None
 
     def gradient(self, logits_NP: Tensor, head: Head, places_N: Tensor, rows: slice, grad_target_N: Tensor) -> Tensor:
-        """[N, P] of the layer's own outputs. Overwrites the logits."""
+        """[N, P] the gradient of the layer's own outputs. Overwrites the logits."""
         cap_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
         grad_NP = _weights(logits_NP, self.highest_N)
         spread_NP = None if self.spread_N is None else torch.xlogy(grad_NP, grad_NP).mul_(self.spread_N[:, None])
@@ -326,12 +328,12 @@ def _slopes(
     grad_boundary_N: Tensor,
     grad_entropy_N: Tensor,
 ) -> tuple[_Slope, _Slope]:
-    """Of boundary tokens, and of the others.
+    """Return the slopes of boundary tokens and of the others.
 
-    With P the group's chance and p = P · weight / total: g_target (onehot − p), g_boundary (p / P − p) for boundary
-    tokens and −g_boundary p for the others, −g_entropy p (log p + entropy).
+    With the group's probability P and p = P · weight / total, the gradient is the sum of g_target (onehot − p),
+    g_boundary (p / P − p) for boundary tokens or −g_boundary p for the others, and −g_entropy p (log p + entropy).
     """
-    # what is impossible stays so
+    # an impossible boundary has no gradient
     grad_boundary_N = grad_boundary_N.masked_fill(boundary_N == -torch.inf, 0)
     chance_N, rest_N = boundary_N.exp(), -torch.expm1(boundary_N)
     level_N = grad_boundary_N * rest_N - grad_target_N * chance_N
@@ -352,8 +354,8 @@ def _slope(sums: _Sums, chance_N: Tensor, level_N: Tensor, entropy_N: Tensor | N
 
 def _layer_numbers(
     hidden_NH: Tensor, targets_N: Tensor, head: LayerHead, boundary_ids_K: Tensor, entropy: bool, top: int
-) -> NextToken:
-    """Dense, for a few positions at a time; the backward pass computes them again."""
+) -> NextTokenNumbers:
+    """Compute dense logits for a few positions at a time; the backward pass computes them again."""
     length = max(1, _LAYER_PIECE_ELEMENTS // head.vocabulary)
     boundary_ids_K = boundary_ids_K[boundary_ids_K < head.vocabulary]
     pieces = [
@@ -361,17 +363,17 @@ def _layer_numbers(
         for hidden_PH, targets_P in zip(hidden_NH.split(length), targets_N.split(length), strict=True)
     ]
     columns: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in zip(*pieces, strict=True)]
-    return NextToken(*columns)
+    return NextTokenNumbers(*columns)
 
 
 def _dense_numbers(
     hidden_NH: Tensor, targets_N: Tensor, head: LayerHead, boundary_ids_K: Tensor, entropy: bool, top: int
-) -> NextToken:
+) -> NextTokenNumbers:
     logprobs_NV = head.logits(hidden_NH).log_softmax(-1)
     inside_N, places_N = _within(targets_N, slice(0, head.vocabulary))
-    found_N = logprobs_NV.gather(-1, places_N[:, None]).squeeze(-1)
-    target_N = torch.where(inside_N, found_N, -torch.inf)
+    at_place_N = logprobs_NV.gather(-1, places_N[:, None]).squeeze(-1)
+    target_N = torch.where(inside_N, at_place_N, -torch.inf)
     boundary_N = logprobs_NV.index_select(-1, boundary_ids_K).logsumexp(-1).clamp(max=0)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if entropy else None
     top_NR, top_ids_NR = logprobs_NV.detach().topk(top, -1) if top else (None, None)
-    return NextToken(target_N, boundary_N, entropy_N, top_NR, top_ids_NR)
+    return NextTokenNumbers(target_N, boundary_N, entropy_N, top_NR, top_ids_NR)

@@ -1,7 +1,7 @@
-"""A model that scores tokens: log-probabilities of each token, and of a boundary token after it.
+"""Scores tokens with a model: the log-probability of each token, and of a boundary token after it.
 
-Shapes: B rows of a batch, T tokens of a row with padding, N positions that are wanted of it, H hidden width, K the
-likeliest tokens. Only wanted positions reach the head: no padding, and of a window's context just the last one.
+Shapes: B rows of a batch, T tokens of a row with padding, N positions that are scored, H hidden width, K likeliest
+tokens. Only scored positions reach the head: no padding, and only the last position of a window's context.
 """
 
 import contextlib
@@ -24,44 +24,44 @@ from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, 
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
-from alm_pipeline.scoring.batching import Budget, groups, is_out_of_memory
+from alm_pipeline.scoring.batching import BatchBudget, is_out_of_memory, weighted_groups
 from alm_pipeline.scoring.head import NextTokens
-from alm_pipeline.scoring.windows import Ids, Row, Windows
+from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 _GROUP_BATCHES = 64
-"""batches' worth of examples that are sorted by length together"""
+"""the number of batches whose examples are sorted by length together"""
 _PROBE_TOKENS = 8
-# a processor's precision of matrix products is the whole process's: no two replicas at once
+# the precision of matrix products on a processor is a setting of the whole process, so replicas take turns
 _processor = threading.Lock()
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """The scores of an example of T tokens."""
 
     logprobs: Floats
     """[T]; NaN for the first token, which has no prediction"""
     boundary_logprobs: Floats
-    """[T] of a boundary token after each"""
+    """[T] of a boundary token after each token"""
     top_ids: Ids
-    """[T, K] the likeliest tokens after each, likeliest first"""
+    """[T, K] the likeliest tokens after each token, likeliest first"""
     top_logprobs: Floats
     """[T, K]"""
 
     @classmethod
-    def empty(cls, tokens: int, top_k: int) -> "Scores":
+    def empty(cls, tokens: int, top_k: int) -> "TokenScores":
         floats = np.full(tokens, np.nan, np.float32), np.empty(tokens, np.float32)
         return cls(*floats, np.empty((tokens, top_k), np.int32), np.empty((tokens, top_k), np.float32))
 
 
 class Scorer:
-    """A model that gives every token its log-probability, and the one of a boundary token after it."""
+    """Scores tokens with a model: the log-probability of each token, and of a boundary token after it."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: HeadVocabulary, config: ScoreConfig | None = None) -> None:
         config = config or ScoreConfig()
-        self.model, self.top_k, self.budget = model.eval(), config.top_k, Budget(config.batch_tokens)
-        self.windows = Windows.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
+        self.model, self.top_k, self.budget = model.eval(), config.top_k, BatchBudget(config.batch_tokens)
+        self.windows = WindowPlan.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
         check_output_head(model, self.head, self._hidden_states)
         self.next_tokens = NextTokens(self.head, vocabulary.boundary_ids_K.to(self.device))
@@ -69,7 +69,7 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the scores are computed; the rest of the model may lie elsewhere."""
+        """The device of the head; the rest of the model may be on others."""
         return self.head.device
 
     @classmethod
@@ -80,7 +80,7 @@ class Scorer:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: LoadedTokenizer, config: ScoreConfig | None = None) -> "Scorer":
-        """Raises UserError when the tokenizer is not the model's, or its logits are not those of its output layer."""
+        """Raises UserError if the tokenizer is not the model's, or its logits are not those of its output layer."""
         return cls(model, HeadVocabulary.of(model, tokenizer), config)
 
     @torch.inference_mode()
@@ -91,14 +91,14 @@ class Scorer:
         *,
         begins: Sequence[bool] | None = None,
         names: Sequence[str] | None = None,
-    ) -> list[Scores]:
-        """The scores of each example.
+    ) -> list[TokenScores]:
+        """Return the scores of each example.
 
-        `begins` says of each whether its first token begins a text, which windows then have in front; `names` are for
-        errors. Raises UserError where memory does not suffice for a row alone.
+        `begins` is whether each example's first token is a begin-of-text token, which windows then repeat; `names` are
+        for errors. Raises UserError if memory is too small for a single row.
         """
-        scores = [Scores.empty(len(example), self.top_k) for example in examples]
-        for group in groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
+        scores = [TokenScores.empty(len(example), self.top_k) for example in examples]
+        for group in weighted_groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
             rows = [row for k in group for row in self.windows.rows(k, examples[k], bool(begins and begins[k]))]
             for batch, parts in self._batches(sorted(rows, key=lambda row: -len(row.ids)), names):
                 _put(scores, batch, parts)
@@ -106,12 +106,14 @@ class Scorer:
                     advance(sum(row.scored for row in batch))
         return scores
 
-    def _batches(self, rows: list[Row], names: Sequence[str] | None) -> Iterator[tuple[list[Row], Scores]]:
-        """The rows, longest first, in batches; each with the scores of its tokens, one row after another."""
+    def _batches(
+        self, rows: list[WindowRow], names: Sequence[str] | None
+    ) -> Iterator[tuple[list[WindowRow], TokenScores]]:
+        """Yield batches of rows, longest first, each with the scores of its tokens, one row after another."""
         done = 0
         while done < len(rows):
             batch = rows[done : done + self.budget.rows(len(rows[done].ids))]
-            parts = self._score_or_nothing(batch)
+            parts = self._score_if_memory_suffices(batch)
             if parts is not None:
                 yield batch, parts
                 done += len(batch)
@@ -120,41 +122,41 @@ class Scorer:
             else:
                 raise UserError(_too_long(batch[0], names))
 
-    def _score_or_nothing(self, batch: Sequence[Row]) -> Scores | None:
-        """None where memory does not suffice."""
+    def _score_if_memory_suffices(self, batch: Sequence[WindowRow]) -> TokenScores | None:
+        """Return the scores of a batch, or None if memory is too small."""
         try:
             return self._score_batch(batch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # here, outside of `except`, nothing holds what was allocated any more
+        # outside of `except`, the error no longer holds the allocated memory
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
-    def _score_batch(self, batch: Sequence[Row]) -> Scores:
+    def _score_batch(self, batch: Sequence[WindowRow]) -> TokenScores:
         ids_BT = torch.zeros(len(batch), len(batch[0].ids), dtype=torch.int64)
-        wanted_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        scored_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for k, row in enumerate(batch):
             ids_BT[k, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-            wanted_BT[k, max(0, row.skipped - 1) : len(row.ids)] = True
-        next_N = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))[wanted_BT]
-        # as indices: a mask on the GPU would make the processor wait for it
-        wanted_N = wanted_BT.flatten().nonzero().squeeze(-1).to(self.device)
+            scored_BT[k, max(0, row.skipped - 1) : len(row.ids)] = True
+        next_N = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))[scored_BT]
+        # as indices, because the processor would have to wait for a mask on the GPU
+        scored_N = scored_BT.flatten().nonzero().squeeze(-1).to(self.device)
         with self._on_device():
-            hidden_NH = self._hidden_states(ids_BT).flatten(0, 1)[wanted_N]
+            hidden_NH = self._hidden_states(ids_BT).flatten(0, 1)[scored_N]
             with self._head_precision():
                 return self._head_scores(hidden_NH, next_N.to(self.device))
 
     def _hidden_states(self, ids_BT: Tensor) -> Tensor:
-        """[B, T, H] where and as the head takes them. No mask, no positions: rows are padded on the right."""
+        """[B, T, H] in the head's dtype, on its device. Rows padded on the right need no mask or positions."""
         ids_BT = ids_BT.to(input_device(self.model))
         hidden_BTH: Tensor = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH.to(self.device, self.head.dtype)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":
-            return torch.cuda.device(self.device)  # compiled kernels run on the thread's current one
+            return torch.cuda.device(self.device)  # compiled kernels run on the thread's current device
         return _processor if self.device.type == "cpu" else contextlib.nullcontext()
 
     def _head_precision(self) -> contextlib.AbstractContextManager[None]:
@@ -162,44 +164,47 @@ class Scorer:
             return contextlib.nullcontext()
         return matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest")
 
-    def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> Scores:
-        found = self.next_tokens(hidden_NH, next_N, top=self.top_k)
-        token, boundary = (each.float().cpu().numpy() for each in found[:2])
-        if found.top_ids_NR is None or found.top_logprobs_NR is None:
-            return Scores(token, boundary, *Scores.empty(len(token), 0)[2:])
-        return Scores(
-            token, boundary, found.top_ids_NR.int().cpu().numpy(), found.top_logprobs_NR.float().cpu().numpy()
+    def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> TokenScores:
+        next_tokens = self.next_tokens(hidden_NH, next_N, top=self.top_k)
+        token, boundary = (logprobs_N.float().cpu().numpy() for logprobs_N in next_tokens[:2])
+        if next_tokens.top_ids_NR is None or next_tokens.top_logprobs_NR is None:
+            return TokenScores(token, boundary, *TokenScores.empty(len(token), 0)[2:])
+        return TokenScores(
+            token,
+            boundary,
+            next_tokens.top_ids_NR.int().cpu().numpy(),
+            next_tokens.top_logprobs_NR.float().cpu().numpy(),
         )
 
 
-def _too_long(row: Row, names: Sequence[str] | None) -> str:
+def _too_long(row: WindowRow, names: Sequence[str] | None) -> str:
     name = f"example {names[row.example]}" if names else "an example"
     return (
-        f"{name}: out of memory with {len(row.ids)} tokens of it alone: set a smaller score.window, a smaller "
-        "score.dtype, or score.device_map to auto, which spreads the teacher over GPUs and memory"
+        f"{name}: out of memory with only {len(row.ids)} of its tokens: set a smaller score.window, a smaller "
+        "score.dtype, or set score.device_map to auto to spread the teacher over GPUs and memory"
     )
 
 
-def _put(scores: list[Scores], batch: Sequence[Row], parts: Scores) -> None:
-    """A batch's scores, position after position, to their examples' tokens."""
+def _put(scores: list[TokenScores], batch: Sequence[WindowRow], parts: TokenScores) -> None:
+    """Write a batch's scores, position after position, to the scores of their examples."""
     at = 0
     for row in batch:
-        # a window has its last token of context among its positions, for the first prediction
+        # the last context token of a window is one of its positions: it predicts the first scored token
         before = min(1, row.skipped)
         tokens, end = slice(row.first, row.first + row.scored), at + before + row.scored
         target = scores[row.example]
         predicted = slice(tokens.start + 1 - before, tokens.stop)
         target.logprobs[predicted] = parts.logprobs[at : end - 1]
-        for values, found in zip(target[1:], parts[1:], strict=True):
-            values[tokens] = found[at + before : end]
+        for values, part in zip(target[1:], parts[1:], strict=True):
+            values[tokens] = part[at + before : end]
         at = end
 
 
 def _head(model: PreTrainedModel, rows: int | None) -> Head | LayerHead:
-    """The model's head, where it is or, where it was left on the disk, in the processor's memory."""
+    """Return the model's head on its device, or in the processor's memory if it was left on disk."""
     layer: Any = model.get_output_embeddings()
     on_disk = isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "meta"
     with align_module_device(layer) if on_disk else contextlib.nullcontext():
         on_processor = isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "cpu"
-        # the head's sums in float32: rounded to bfloat16, logits of 20 are off by 0.06
+        # sums in float32: in bfloat16, logits of 20 would be off by 0.06
         return output_head(model, torch.float32 if on_processor else None, rows)

@@ -1,7 +1,7 @@
-"""The stage TOKENS → TEACHER SCORES: two numbers a token, whatever the vocabulary's size.
+"""The stage TOKENS → TEACHER SCORES: two numbers per token, whatever the size of the vocabulary.
 
-Each device has its own copy of the teacher and takes the next shard that nobody scores; a shard is scored by one of
-them alone, so what is written does not depend on how many there are.
+Each device has its own copy of the teacher and scores the next free shard. A shard is scored on one device, so the
+result does not depend on the number of devices.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.loading import all_devices
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
-from alm_pipeline.scoring.scorer import Scorer, Scores
+from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def scores_dataset(tokens: Dataset, teacher: ModelReference, config: ScoreConfig) -> Dataset:
-    """The teacher's scores of these tokens, whether or not they are written yet."""
+    """Return the dataset of the teacher's scores of these tokens, whether or not it is written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "tokens": tokens.name,
@@ -45,20 +45,20 @@ def score(
     config: ScoreConfig,
     shards: Sequence[int] | None = None,
 ) -> Manifest | None:
-    """Score every shard that is not scored yet.
+    """Score every shard that is not scored yet, and return the manifest.
 
-    With `shards`, these alone, of which the tokens have to be there and no others: then the last call is one without,
-    which finds all of them there and writes the manifest. Returns None where there is none yet.
+    With `shards`, only these are scored, only their tokens must exist, and None is returned. After that, a call without
+    `shards` writes the manifest.
     """
     if manifest := scores.manifest():
         return manifest
-    chosen = range(len(tokens.complete_manifest().shards)) if shards is None else shards
-    if missing := scores.missing(chosen):
-        records = tokens.required_records(chosen)
-        sizes = {shard: record.counts["tokens"] for shard, record in zip(chosen, records, strict=True)}
+    requested = range(len(tokens.complete_manifest().shards)) if shards is None else shards
+    if missing := scores.missing(requested):
+        records = tokens.required_records(requested)
+        sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
         scorers = _scorers(teacher, config, len(missing))
         _score_missing(tokens, scores, scorers, config, sizes, missing)
-    return scores.finish(len(chosen)) if shards is None else None
+    return scores.finish(len(requested)) if shards is None else None
 
 
 def _score_missing(
@@ -69,13 +69,13 @@ def _score_missing(
     sizes: Mapping[int, int],
     missing: Sequence[int],
 ) -> None:
-    """`sizes` are the tokens of all shards that are asked for."""
+    """Score the missing shards. `sizes` is the number of tokens of every requested shard."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
     with track(f"score {tokens.label}", total, "tokens", done) as advance:
 
         def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
-            if scores.record(shard):  # another run was first
+            if scores.record(shard):  # another run scored it meanwhile
                 advance(sizes[shard])
             else:
                 _score_shard(tokens, scores, shard, scorer, config, advance)
@@ -84,7 +84,7 @@ def _score_missing(
 
 
 def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> list[Scorer]:
-    """A scorer for each device, but no more than there are shards."""
+    """Load one scorer per device, but not more than there are shards."""
     devices = [None] if config.device_map else list(config.devices or all_devices())
     return [Scorer.load(teacher, config, device) for device in devices[:shards]]
 
@@ -96,7 +96,7 @@ class _Stopped(Exception):
 def _share(
     scorers: Sequence[Scorer], shards: Sequence[int], work: Callable[[Scorer, int, Advance], None], advance: Advance
 ) -> None:
-    """Let each scorer take the next shard whenever it is free. Where one fails, the others stop with their batch."""
+    """Let each scorer take the next shard whenever it is free. If one fails, the others stop after their batch."""
     waiting, lock, stopped = deque(shards), Lock(), Event()
 
     def report(units: float, note: str = "") -> None:
@@ -122,10 +122,10 @@ def _share(
     with ThreadPoolExecutor(max(1, len(scorers))) as pool:
         running = [pool.submit(work_on, scorer) for scorer in scorers[1:]]
         try:
-            for scorer in scorers[:1]:  # in this thread, which so takes an interrupt at once
+            for scorer in scorers[:1]:  # in this thread, so that it reacts to an interrupt at once
                 work_on(scorer)
-            for done in running:
-                done.result()
+            for future in running:
+                future.result()
         finally:
             stopped.set()
 
@@ -136,19 +136,19 @@ def _score_shard(
     table = tokens.read_shard(shard, ["id", "token_ids", "kinds"])
     examples = list_rows(table["token_ids"])
     begins = [len(kinds) > 0 and kinds[0] == TokenKind.BEGIN_OF_TEXT for kinds in list_rows(table["kinds"])]
-    found = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
-    columns = {"id": table["id"], **_columns(found, config)}
+    shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
+    columns = {"id": table["id"], **_columns(shard_scores, config)}
     scores.write_shard(shard, columns, counts={"tokens": sum(map(len, examples))})
 
 
-def _columns(scores: Sequence[Scores], config: ScoreConfig) -> dict[str, Any]:
-    """As a dataset of scores has them, without the ids."""
+def _columns(scores: Sequence[TokenScores], config: ScoreConfig) -> dict[str, Any]:
+    """Return the columns of a dataset of scores, without the ids."""
     names = {"logprobs": pa.float32(), "boundary_logprobs": pa.float32()}
     if config.top_k:
         names |= {"top_ids": pa.int32(), "top_logprobs": pa.float32()}
     columns: dict[str, Any] = {}
     for name, type_ in names.items():
-        rows = [getattr(each, name).reshape(-1) for each in scores]
+        rows = [getattr(example, name).reshape(-1) for example in scores]
         if pa.types.is_floating(type_):
             rows = [round_mantissa(row, config.mantissa_bits) for row in rows]
         columns[name] = join_rows(rows, type_)
@@ -156,14 +156,14 @@ def _columns(scores: Sequence[Scores], config: ScoreConfig) -> dict[str, Any]:
 
 
 def round_mantissa(values: Floats, bits: int) -> Floats:
-    """Rounded to the nearest float32 of so many mantissa bits: a relative error of at most 2^-(bits + 1).
+    """Round to the nearest float32 with `bits` mantissa bits; the relative error is at most 2^-(bits + 1).
 
-    A teacher that computes in bfloat16 is itself off by 2^-9; zeros at the end cost next to nothing compressed.
+    A teacher in bfloat16 is itself off by 2^-9, and compressed zeros at the end take almost no space.
     """
     dropped = 23 - bits
     if not dropped:
         return values
     as_integers = values.view(np.uint32)
-    # the carry out of a mantissa of ones goes into the exponent, which is what rounding up means
+    # the carry out of a mantissa of ones goes into the exponent, as rounding up requires
     rounded = (as_integers + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     return np.where(np.isfinite(values), rounded.view(np.float32), values)

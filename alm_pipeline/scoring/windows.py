@@ -1,8 +1,8 @@
-"""Windows: how an example that is longer than the teacher sees at once is scored.
+"""Overlapping windows, in which the teacher scores examples that are longer than its context.
 
-Windows overlap, so that each token is predicted from enough of what stands before it. In a window behind the first
-one the example's begin-of-text token stands in front, where it has one: models that were trained with it compute
-nonsense without. Positions count from 0 in every window.
+The overlap gives each token enough tokens to be predicted from. Every window after the first begins with the example's
+begin-of-text token, if it has one: models that were trained with it give meaningless predictions without it. Positions
+count from 0 in every window.
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from storage.errors import UserError
 
 Ids = npt.NDArray[np.int32]
 _BEGIN = 1
-"""the most begin-of-text tokens that are put in front of a window"""
+"""the maximum number of begin-of-text tokens before a window"""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What the teacher sees at once of an example, and which of the example's tokens it scores there."""
+class WindowRow:
+    """One window of an example, and the tokens that are scored in it."""
 
     example: int
     ids: Ids
     first: int
-    """the first token that is scored, counted in the example"""
+    """the index of the first scored token in the example"""
     skipped: int
-    """as many of the row's tokens stand before it: context"""
+    """the number of the row's tokens before it, which are context"""
 
     @property
     def scored(self) -> int:
@@ -35,41 +35,41 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Windows of at most `size` tokens (None: no limit), with `context` tokens before each that is scored.
+class WindowPlan:
+    """Windows of at most `size` tokens (None: no limit), with at least `context` tokens before each scored token.
 
-    The context is counted without the begin-of-text token; a token with fewer tokens before it has all of them.
+    The context does not include the begin-of-text token. A token with fewer tokens before it has all of them.
     """
 
     size: int | None
     context: int
 
     @classmethod
-    def of(cls, length: int | None, size: int | None, context: int | None) -> "Windows":
-        """The windows that a setting means for a model that takes `length` tokens.
+    def of(cls, length: int | None, size: int | None, context: int | None) -> "WindowPlan":
+        """Return the windows for a model with a context of `length` tokens.
 
-        Raises UserError where the context leaves no room in them.
+        Raises UserError if the context leaves no room for scored tokens.
         """
         limits = [limit for limit in (length, size) if limit]
         if not limits:
             return cls(None, 0)
-        most = min(limits)
-        least = max(1, most // 2) if context is None else context
-        if least > most - _BEGIN - 1:
+        largest = min(limits)
+        used_context = max(1, largest // 2) if context is None else context
+        if used_context > largest - _BEGIN - 1:
             raise UserError(
-                f"score.context: {least} tokens leave no room in the teacher's window of {most}: "
-                f"at most {most - _BEGIN - 1}"
+                f"score.context: {used_context} tokens leave no room in the teacher's window of {largest}: "
+                f"use at most {largest - _BEGIN - 1}"
             )
-        return cls(most, least)
+        return cls(largest, used_context)
 
-    def rows(self, example: int, ids: Ids, begins: bool) -> Iterator[Row]:
-        """The example's rows, each of its tokens scored in one of them; `begins`: its first token begins a text."""
+    def rows(self, example: int, ids: Ids, begins: bool) -> Iterator[WindowRow]:
+        """Yield the example's rows, which score each token once; `begins`: its first token is a begin-of-text token."""
         stop = min(len(ids), self.size or len(ids))
         if stop:
-            yield Row(example, ids[:stop], 0, 0)
+            yield WindowRow(example, ids[:stop], 0, 0)
         while stop < len(ids):
             assert self.size is not None
             front, first = ids[: _BEGIN if begins else 0], stop
             start = first - self.context
             stop = min(len(ids), start + self.size - len(front))
-            yield Row(example, np.concatenate([front, ids[start:stop]]), first, len(front) + self.context)
+            yield WindowRow(example, np.concatenate([front, ids[start:stop]]), first, len(front) + self.context)

@@ -1,10 +1,12 @@
 """The initial embeddings of a new vocabulary, by one of several methods.
 
-All copy what is the same in both vocabularies (special tokens by literal or role, others by their bytes); they differ
-in the rest. Where a method has nothing to say of a token, FVT does: the mean of its pieces, or a draw.
+All methods copy the tokens that both vocabularies have (special tokens by literal or role, others by their bytes), and
+differ in the others. A token that a method cannot compose is made by FVT: the mean of its pieces, or a draw.
+
+A new method is a name in `config.student.Method`, and an entry in `METHODS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,54 +35,42 @@ class Initialization:
 
     method: Method = "fvt"
     donor: ModelReference | None = None
-    """the model that the target's tokens come from; of the method omp"""
+    """the model that the target's tokens come from, for methods that need one"""
     terms: int = 8
-    """shared tokens per new one; of the method omp"""
+    """shared tokens per new one, for the method omp"""
 
     @classmethod
     def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
-        """A student's. Raises UserError for the method omp without a donor."""
+        """Return a student's initialization. Raises UserError if the method needs a donor and there is none."""
         tokenizer = student.tokenizer if isinstance(student.tokenizer, str) else None
         donor = find_donor(student.initialization, student.donor, tokenizer)
         reference = ModelReference(donor, trust_remote_code) if donor else None
         return cls(student.initialization, reference, student.omp_terms)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the embeddings, beside source, target and seed."""
-        if self.method != "omp" or self.donor is None:
+        """Return what decides the embeddings, besides source, target and seed."""
+        if not METHODS[self.method].needs_donor or self.donor is None:
             return {"method": self.method}
         donor = {"model": self.donor.identity, "tokenizer": self.donor.tokenizer.identity}
         return {"method": self.method, "donor": donor, "terms": self.terms}
 
     def compositions(self, mapping: VocabularyMap, tables: int) -> list[Composition]:
-        """What makes up each of the model's tables: the input embedding and, where it is not tied, the output's."""
-        match self.method:
-            case "fvt":
-                return [mapping.means()] * tables
-            case "mean":
-                return [mapping.copies("mean")] * tables
-            case "random":
-                return [mapping.copies("draw")] * tables
-            case "focus":
-                return [_by_spelling(mapping)] * tables
-            case "omp":
-                assert self.donor is not None
-                donor = Donor.load(self.donor, mapping, tables)
-                return donor.compositions(mapping, self.terms)
+        """Compose each of the model's tables: the input embedding and, if it is not tied, the output embedding."""
+        return METHODS[self.method].compose(self, mapping, tables)
 
 
 def find_donor(method: Method, donor: str | None, tokenizer: str | None) -> str | None:
-    """The donor by name, or else the model beside the tokenizer; None where the method asks for none.
+    """Return the donor, or else the model beside the tokenizer if the method needs a donor.
 
-    Raises UserError where it asks for one and there is none.
+    Raises UserError if the method needs one and there is none.
     """
-    if method != "omp" or donor:
+    if not METHODS[method].needs_donor or donor:
         return donor
     if tokenizer is None or not (tokenizer_files(tokenizer) / "config.json").is_file():
         raise UserError(
-            f"initialization omp: {tokenizer or 'the tokenizer'} comes without a model, and OMP looks at the "
-            "embeddings of the model whose tokens these are: name it as the donor (student.donor, --donor), or use "
-            "the initialization fvt or focus"
+            f"initialization {method}: {tokenizer or 'the tokenizer'} has no model beside it, and {method} needs the "
+            "embeddings of the model that uses this tokenizer: name that model as the donor (student.donor, --donor), "
+            "or use the initialization fvt or focus"
         )
     return tokenizer
 
@@ -104,14 +94,14 @@ def _first_pieces(mapping: VocabularyMap, ids: Ints) -> Ints:
 def _with_rows(
     mapping: VocabularyMap, new: Ints, ids: Sequence[Ints], weights: Sequence[npt.NDArray[np.float64]]
 ) -> Composition:
-    """FVT with other terms for the rows `new`, where there are any."""
+    """Return FVT's composition, with other terms for those of the rows `new` that have any."""
     rows: list[Sequence[int] | Ints] = list(mapping.pieces)
     shares: list[Sequence[float] | npt.NDArray[np.float64]] = [
-        (1 / len(own),) * len(own) if own else () for own in rows
+        (1 / len(pieces),) * len(pieces) if pieces else () for pieces in mapping.pieces
     ]
-    for row, own, share in zip(new.tolist(), ids, weights, strict=True):
-        if len(own):
-            rows[row], shares[row] = own, share
+    for row, row_ids, row_weights in zip(new.tolist(), ids, weights, strict=True):
+        if len(row_ids):
+            rows[row], shares[row] = row_ids, row_weights
     return Composition.of(rows, shares, mapping.copied)
 
 
@@ -119,13 +109,13 @@ class Donor(NamedTuple):
     """The embeddings of the model that the target's tokens come from."""
 
     tables: list[Tensor]
-    """of the source's tables each its counterpart"""
+    """the counterpart of each of the source's tables"""
     ids: Ints
-    """[V] the donor's row of each target token, -1 where it has none"""
+    """[V] the donor's row of each target token, -1 if it has none"""
 
     @classmethod
     def load(cls, donor: ModelReference, mapping: VocabularyMap, tables: int) -> "Donor":
-        """Raises UserError when it lacks a token that is to be made."""
+        """Load the donor's embeddings. Raises UserError if it lacks a token that has to be composed."""
         ids = _donor_ids(donor.tokenizer, mapping.target)
         missing = (ids < 0) & ~mapping.copied & ~mapping.target.special & (mapping.target.lengths > 0)
         if missing.any():
@@ -140,25 +130,49 @@ class Donor(NamedTuple):
         return cls([layer.get_parameter("weight").detach() for layer in layers], ids)
 
     def compositions(self, mapping: VocabularyMap, terms: int) -> list[Composition]:
-        """OMP: each new token of as many shared ones, for every table of its own."""
+        """OMP: compose each new token of `terms` shared ones, separately for every table."""
         ordinary = (self.ids >= 0) & ~mapping.target.special
         shared = np.flatnonzero(mapping.copied & ordinary)
         new = np.flatnonzero(~mapping.copied & (self.ids >= 0))
         if not len(shared) or not len(new):
             return [mapping.means()] * len(self.tables)
         sources = _first_pieces(mapping, shared)
-        made = []
+        compositions = []
         for table_SD in self.tables:
-            found, weights = omp(table_SD[self.ids[new]], table_SD[self.ids[shared]], terms)
-            made.append(_with_rows(mapping, new, list(sources[found]), list(weights)))
-        return made
+            atoms, weights = omp(table_SD[self.ids[new]], table_SD[self.ids[shared]], terms)
+            compositions.append(_with_rows(mapping, new, list(sources[atoms]), list(weights)))
+        return compositions
 
 
 def _donor_ids(tokenizer: LoadedTokenizer, target: ByteView) -> Ints:
-    """The same token's id: of special ones by literal, of others by bytes."""
+    """[V] the id of the same token: special tokens by literal, others by bytes; -1 if there is none."""
     ordinary, special = tokens_by_spelling(tokenizer.view), tokenizer.fast.get_added_vocab()
-    found = [
+    ids = [
         special.get(spelling.decode(), -1) if target.special[id_] else ordinary.get(spelling, -1) if spelling else -1
         for id_, spelling in enumerate(target.spelling)
     ]
-    return np.array(found, np.int64)
+    return np.array(ids, np.int64)
+
+
+def _omp(initialization: Initialization, mapping: VocabularyMap, tables: int) -> list[Composition]:
+    assert initialization.donor is not None
+    donor = Donor.load(initialization.donor, mapping, tables)
+    return donor.compositions(mapping, initialization.terms)
+
+
+@dataclass(frozen=True)
+class MethodRule:
+    """What a method needs, and how it composes a number of tables."""
+
+    compose: Callable[[Initialization, VocabularyMap, int], list[Composition]]
+    needs_donor: bool = False
+    """it looks at the model that the target's tokens come from"""
+
+
+METHODS: dict[Method, MethodRule] = {
+    "fvt": MethodRule(lambda _, mapping, tables: [mapping.means()] * tables),
+    "mean": MethodRule(lambda _, mapping, tables: [mapping.copies("mean")] * tables),
+    "random": MethodRule(lambda _, mapping, tables: [mapping.copies("draw")] * tables),
+    "focus": MethodRule(lambda _, mapping, tables: [_by_spelling(mapping)] * tables),
+    "omp": MethodRule(_omp, needs_donor=True),
+}

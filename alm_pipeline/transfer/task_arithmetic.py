@@ -1,19 +1,19 @@
-"""Task arithmetic: a base model's transfer, applied to a fine-tune of the same base.
+"""Task arithmetic: applies the transfer of a base model to a fine-tune of the same base.
 
-With θ of the base, the transferred base and the fine-tune, every tensor that has no row for each token becomes
+With the parameters θ of the base, the transferred base and the fine-tune, every tensor without a row per token becomes
 
     θ_fine-tune + λ (θ_transferred − θ_base)
 
-(Ilharco et al. 2023, 2212.04089). Embeddings and head have other rows in the new vocabulary; with F the initialization
-by FVT, which writes each new row as a mean of old ones:
+(Ilharco et al. 2023, 2212.04089). Embeddings and head have other rows in the new vocabulary. With the initialization F
+by FVT, which composes each new row as a mean of old ones, they become
 
     F(E_fine-tune) + λ (E_transferred − F(E_base))
 
-So what the fine-tune learnt of old tokens reaches the new ones made of them, and λ = 0 is the fine-tune's own zero-step
-transfer. (ZeTT, 2405.07883, takes E_transferred as it is there, which gives up the fine-tune's embeddings.) Tokens that
-the fine-tune added to the base's vocabulary are added to the new one, with its rows.
+So what the fine-tune learned about old tokens reaches the new tokens that are composed of them, and λ = 0 is the
+fine-tune's own zero-step transfer. (ZeTT, 2405.07883, uses E_transferred instead, and loses the fine-tune's
+embeddings.) Tokens that the fine-tune added to the base's vocabulary are added to the new one, with their rows.
 
-One tensor of each model is in memory at a time, and of the result one file's worth.
+One tensor of each model is in memory at a time, and the tensors of one file of the result.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,10 @@ from alm_pipeline.transfer.weights import Weights, first_names, write_weights
 from storage.errors import UserError
 
 _HEAD = "lm_head.weight"
-"""which some keep beside the embedding that it is tied to"""
-_SAVE_AGAIN = "the three have to be of one base, and saved alike: load and save them with this version of transformers"
+"""the head's tensor, which some models store although it is tied to the embedding"""
+_SAVE_AGAIN = (
+    "all three models must come from one base and be saved alike: load and save them with this version of transformers"
+)
 
 
 def apply_transfer(
@@ -54,20 +56,20 @@ def apply_transfer(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the fine-tune in the transferred base's tokenizer into a new folder; `scale` is λ.
+    """Write the fine-tune with the transferred base's tokenizer into a new folder; `scale` is λ.
 
-    Raises UserError when the folder is there and not empty, and when the models are not of one base: other tensors,
-    other shapes, another vocabulary.
+    Raises UserError if the folder exists and is not empty, or if the models do not come from one base: their tensors,
+    shapes or vocabularies differ.
     """
     with new_folder(Path(folder)) as written, ExitStack() as stack:
-        weights = _Weights(*(stack.enter_context(Weights(name)) for name in (base, transferred, fine_tune)))
-        vocabulary = _Vocabulary.of(base, transferred, fine_tune)
+        weights = _ModelWeights(*(stack.enter_context(Weights(name)) for name in (base, transferred, fine_tune)))
+        vocabulary = _MergedVocabulary.of(base, transferred, fine_tune)
         model = _empty_model(transferred, fine_tune, vocabulary.rows, trust_remote_code)
         tables = {table.name: table for table in embedding_tables(model)}
         _check(weights, tables)
-        made = partial(_tensor, weights=weights, tables=tables, vocabulary=vocabulary, scale=scale, seed=seed)
+        make_tensor = partial(_tensor, weights=weights, tables=tables, vocabulary=vocabulary, scale=scale, seed=seed)
         dtype = getattr(torch, ModelReference(fine_tune).weights_dtype)
-        write_weights(written, _sizes(weights, tables, vocabulary), made, dtype)
+        write_weights(written, _sizes(weights, tables, vocabulary), make_tensor, dtype)
         carry_over(model, vocabulary.source, vocabulary.target)
         with quiet_transformers():
             model.config.save_pretrained(written)
@@ -75,60 +77,65 @@ def apply_transfer(
             vocabulary.target.save_pretrained(written)
 
 
-class _Weights(NamedTuple):
+class _ModelWeights(NamedTuple):
     base: Weights
     transferred: Weights
     fine_tune: Weights
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
-    """The fine-tune's tokens and those of the result."""
+class _MergedVocabulary:
+    """The tokens of the fine-tune and of the result."""
 
     source: PreTrainedTokenizerFast
     """the fine-tune's tokenizer"""
     target: PreTrainedTokenizerFast
-    """the transferred base's, with what the fine-tune added to the base's"""
+    """the transferred base's tokenizer, with the tokens that the fine-tune added to the base's"""
     composition: Composition
-    """of the transferred base's tokens, out of the base's"""
+    """composes the transferred base's tokens from the base's"""
     base_tokens: int
     """the base tokenizer's highest id + 1"""
     added: dict[int, int]
-    """the result's id → the fine-tune's, of tokens that the fine-tune added, whether or not the target had them"""
+    """the result's id → the fine-tune's id of every token that the fine-tune added, also of those the target had"""
     rows: int
-    """of the result's embedding"""
+    """the rows of the result's embedding"""
 
     @classmethod
-    def of(cls, base: str, transferred: str, fine_tune: str) -> "_Vocabulary":
-        """Raises UserError when the fine-tune's tokenizer is not the base's with tokens added."""
-        known, target, source = (load_tokenizer(name) for name in (base, transferred, fine_tune))
-        ours, theirs = source.get_vocab(), known.get_vocab()
-        if other := {token for token, id_ in theirs.items() if ours.get(token) != id_}:
+    def of(cls, base: str, transferred: str, fine_tune: str) -> "_MergedVocabulary":
+        """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added."""
+        base_tokenizer, target, source = (load_tokenizer(name) for name in (base, transferred, fine_tune))
+        source_ids, base_ids = source.get_vocab(), base_tokenizer.get_vocab()
+        if other := {token for token, id_ in base_ids.items() if source_ids.get(token) != id_}:
             raise UserError(
                 f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids "
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
-        mapping = map_vocabulary(known, target)
-        literals, held = sorted(ours.keys() - theirs.keys(), key=ours.__getitem__), target.get_vocab()
+        mapping = map_vocabulary(base_tokenizer, target)
+        literals, known = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__), target.get_vocab()
         tokens = source.added_tokens_decoder
-        target.add_tokens([tokens.get(ours[literal], literal) for literal in literals if literal not in held])
+        target.add_tokens([tokens.get(source_ids[literal], literal) for literal in literals if literal not in known])
         ids = target.get_vocab()
-        added = {ids[literal]: ours[literal] for literal in literals}
+        added = {ids[literal]: source_ids[literal] for literal in literals}
         carry_template(source, target)
         rows = max(ModelReference(transferred).vocabulary_rows, max(ids.values()) + 1)
         return cls(source, target, mapping.means(), mapping.source.size, added, rows)
 
 
 def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code: bool) -> PreTrainedModel:
-    """The result without weights: configured as the fine-tune, with the transferred base's vocabulary and head."""
+    """Return the result without weights: the fine-tune's configuration with the transferred vocabulary and head."""
     folders = model_folder(transferred), model_folder(fine_tune)
-    like, config = (AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) for folder in folders)
-    if like.model_type != config.model_type:
-        raise UserError(f"{fine_tune} is a {config.model_type}, {transferred} a {like.model_type}: not of one base")
-    if like.tie_word_embeddings and not config.tie_word_embeddings:
-        raise UserError(f"{fine_tune} has a head of its own, {transferred} ties it to the embedding: not of one base")
+    transferred_config, config = (
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) for folder in folders
+    )
+    kinds = config.model_type, transferred_config.model_type
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{fine_tune} is a {kinds[0]} model and {transferred} a {kinds[1]} model: not of one base")
+    if transferred_config.tie_word_embeddings and not config.tie_word_embeddings:
+        raise UserError(
+            f"{fine_tune} has a separate head and {transferred} ties its head to the embedding: not of one base"
+        )
     config.get_text_config().vocab_size = rows
-    config.tie_word_embeddings = like.tie_word_embeddings
+    config.tie_word_embeddings = transferred_config.tie_word_embeddings
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     if (folders[1] / "generation_config.json").is_file():
@@ -136,63 +143,70 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
     return model
 
 
-def _check(weights: _Weights, tables: Mapping[str, EmbeddingTable]) -> None:
-    """Raises UserError unless the three hold the same tensors of the same shapes, but for tables' rows."""
-    wanted = weights.transferred.names
-    if missing := tables.keys() - wanted:
-        raise UserError(f"{weights.transferred.name}: holds no tensor {first_names(missing)}: {_SAVE_AGAIN}")
-    for own in (weights.base, weights.fine_tune):
+def _check(weights: _ModelWeights, tables: Mapping[str, EmbeddingTable]) -> None:
+    """Raises UserError if the models have other tensors, or tensors of other shapes except for the tables' rows."""
+    names = weights.transferred.names
+    if missing := tables.keys() - names:
+        raise UserError(f"{weights.transferred.name}: contains no tensor {first_names(missing)}: {_SAVE_AGAIN}")
+    for model in (weights.base, weights.fine_tune):
         heads = {name for name, table in tables.items() if table.of_head}
-        if other := (own.names ^ wanted) - heads - {_HEAD}:
+        if other := (model.names ^ names) - heads - {_HEAD}:
             raise UserError(
-                f"{own.name} and {weights.transferred.name}: only one of them has {first_names(other)}: {_SAVE_AGAIN}"
+                f"{model.name} and {weights.transferred.name}: only one of them has {first_names(other)}: {_SAVE_AGAIN}"
             )
-        for name in sorted(wanted & own.names):
+        for name in sorted(names & model.names):
             cut = 1 if name in tables else 0
-            shapes = own.shape(name), weights.transferred.shape(name)
+            shapes = model.shape(name), weights.transferred.shape(name)
             if shapes[0][cut:] != shapes[1][cut:]:
                 raise UserError(
-                    f"{own.name}: {name} has the shape {shapes[0]}, {weights.transferred.name}'s {shapes[1]}"
+                    f"{model.name}: {name} has shape {shapes[0]}, but shape {shapes[1]} in {weights.transferred.name}"
                 )
 
 
-def _sizes(weights: _Weights, tables: Mapping[str, EmbeddingTable], vocabulary: _Vocabulary) -> dict[str, int]:
+def _sizes(
+    weights: _ModelWeights, tables: Mapping[str, EmbeddingTable], vocabulary: _MergedVocabulary
+) -> dict[str, int]:
     shapes = {name: weights.transferred.shape(name) for name in sorted(weights.transferred.names)}
     return {name: prod((vocabulary.rows, *shape[1:]) if name in tables else shape) for name, shape in shapes.items()}
 
 
 def _tensor(
     name: str,
-    weights: _Weights,
+    weights: _ModelWeights,
     tables: Mapping[str, EmbeddingTable],
-    vocabulary: _Vocabulary,
+    vocabulary: _MergedVocabulary,
     scale: float,
     seed: int,
 ) -> Tensor:
-    """The result's tensor, in float32."""
+    """Return a tensor of the result, in float32."""
     if name in tables:
         return _table(name, weights, tables, vocabulary, scale, seed)
-    moved = weights.transferred.read(name).float() - weights.base.read(name).float()
-    return weights.fine_tune.read(name).float() + scale * moved
+    change = weights.transferred.read(name).float() - weights.base.read(name).float()
+    return weights.fine_tune.read(name).float() + scale * change
 
 
 def _table(
-    name: str, weights: _Weights, tables: Mapping[str, EmbeddingTable], vocabulary: _Vocabulary, scale: float, seed: int
+    name: str,
+    weights: _ModelWeights,
+    tables: Mapping[str, EmbeddingTable],
+    vocabulary: _MergedVocabulary,
+    scale: float,
+    seed: int,
 ) -> Tensor:
-    """[rows, ...]: F(E_fine-tune) + λ (E_transferred − F(E_base)); padding rows are the transferred base's."""
+    """[rows, ...] F(E_fine-tune) + λ (E_transferred − F(E_base)); padding rows are the transferred base's."""
     embedding = next(table.name for table in tables.values() if not table.of_head)
-    moved, theirs, own = (
-        # a head that is tied there is the embedding
-        each.read(name if name in each.names else embedding).float()
-        for each in (weights.transferred, weights.base, weights.fine_tune)
+    transferred, base, fine_tune = (
+        # a tied head is the embedding
+        model.read(name if name in model.names else embedding).float()
+        for model in (weights.transferred, weights.base, weights.fine_tune)
     )
     tokens = len(vocabulary.composition.copied)
-    fresh, before = (
-        compose_rows(table, vocabulary.composition, vocabulary.base_tokens, seed) for table in (own, theirs)
+    composed_fine_tune, composed_base = (
+        compose_rows(table, vocabulary.composition, vocabulary.base_tokens, seed) for table in (fine_tune, base)
     )
-    result = moved.new_zeros(vocabulary.rows, *moved.shape[1:])
-    result[: len(moved)] = moved
-    result[:tokens] = fresh + scale * (moved[:tokens] - before)
-    for id_, source in vocabulary.added.items():
-        result[id_] = own[source]
+    result = transferred.new_zeros(vocabulary.rows, *transferred.shape[1:])
+    result[: len(transferred)] = transferred
+    result[:tokens] = composed_fine_tune + scale * (transferred[:tokens] - composed_base)
+    for id_, source_id in vocabulary.added.items():
+        result[id_] = fine_tune[source_id]
     return result

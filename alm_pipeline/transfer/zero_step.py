@@ -1,4 +1,4 @@
-"""Zero-step transfer: a model with a new tokenizer, without corpus or training.
+"""Zero-step transfer: puts a new tokenizer on a model, without corpus or training.
 
 from alm_pipeline.transfer.zero_step import transfer
 
@@ -34,8 +34,8 @@ def transfer(
     """Write the model with the new tokenizer into a new folder, in the model's own precision.
 
     Models and tokenizers are folders, hub names or `demo:NAME`. The settings are those of `student` in a configuration.
-    Returns how many rows of the embedding are copied, composed and drawn. Raises UserError when the folder is there and
-    not empty, or the model, the tokenizer or the donor can't be had or don't fit.
+    Returns the numbers of embedding rows that are copied, composed and drawn. Raises UserError if the folder exists and
+    is not empty, or if the model, the tokenizer or the donor cannot be loaded or do not fit together.
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
@@ -55,5 +55,5 @@ def transfer(
 def target_for(
     source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, setting: SpecialTokens
 ) -> PreTrainedTokenizerFast:
-    """The target, with the source's special tokens where the setting says so."""
+    """Return the target, with the source's special tokens if the setting asks for them."""
     return with_special_tokens(source, target) if keeps_source(source, target, setting) else target

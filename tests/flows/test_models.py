@@ -14,7 +14,7 @@ from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
-from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
+from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
 from flows.cli.app import app
 from flows.models import ensemble, evaluate, transfer
 from storage.errors import UserError
@@ -99,7 +99,7 @@ def test_an_ensemble_is_written_and_measured_beside_its_members(
     assert list(found) == [file, llama_folder, gemma_folder]
     written = load_ensemble(file)
     spoken = [f"{row['question']} {row['answer']}" for row in map(json.loads, Path(texts).read_text().splitlines())]
-    assert found[file]["bits per byte"] == pytest.approx(text_bits_per_byte(score_texts(written, spoken)), rel=1e-5)
+    assert found[file]["bits per byte"] == pytest.approx(text_bits_per_byte(text_logprobs(written, spoken)), rel=1e-5)
     assert min(found[llama_folder].values()) != min(found[gemma_folder].values())
     with pytest.raises(UserError, match="exists already"):
         ensemble(members[:1], str(tmp_path / "both"))

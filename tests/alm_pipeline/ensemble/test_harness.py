@@ -16,8 +16,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from alm_pipeline.ensemble.harness import HarnessModel, evaluate
-from alm_pipeline.ensemble.loading import Part, ensemble_of, load
-from alm_pipeline.ensemble.scoring import score_texts
+from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of, load
+from alm_pipeline.ensemble.logprobs import text_logprobs
 from storage.errors import UserError
 
 PAIRS = [("The quick brown", " fox"), ("def add(left,", " right):\n"), ("", "東京"), ("Natalia sold", " 48 clips")]
@@ -39,7 +39,7 @@ def answers(model: HFLM) -> tuple[list[Any], list[Any], list[Any]]:
 def test_an_ensemble_of_a_model_with_itself_answers_as_the_model(folder: str, request: pytest.FixtureRequest) -> None:
     model, tokenizer = load(request.getfixturevalue(folder))
     alone = answers(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2))
-    both = answers(HarnessModel(ensemble_of([Part(model, tokenizer)] * 2), batch_size=2))
+    both = answers(HarnessModel(ensemble_of([LoadedMember(model, tokenizer)] * 2), batch_size=2))
     for ours, theirs in zip(both[0], alone[0], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert both[1] == pytest.approx(alone[1], abs=1e-4)
@@ -50,11 +50,13 @@ def test_an_ensemble_of_a_model_with_itself_answers_as_the_model(folder: str, re
 def test_two_families_answer_with_their_common_distribution(
     llama_folder: str, gemma_folder: str, vocabulary: Any
 ) -> None:
-    ensemble = ensemble_of([Part(*load(gemma_folder)), Part(*load(llama_folder))], vocabulary=vocabulary)
+    ensemble = ensemble_of(
+        [LoadedMember(*load(gemma_folder)), LoadedMember(*load(llama_folder))], vocabulary=vocabulary
+    )
     found, rolling, texts = answers(HarnessModel(ensemble, batch_size=2))
     for (context, continuation), (likelihood, _) in zip(PAIRS, found, strict=True):
         if context:
-            whole, front = score_texts(ensemble, [context + continuation, context])
+            whole, front = text_logprobs(ensemble, [context + continuation, context])
             expected = whole.logprobs[len(front.token_ids) :].sum()
             assert likelihood == pytest.approx(float(expected), abs=1e-3)
     assert all(math.isfinite(each) for each in rolling)
@@ -64,7 +66,7 @@ def test_two_families_answer_with_their_common_distribution(
 
 
 def test_greedy_continuations_are_known(llama_folder: str) -> None:
-    ensemble = ensemble_of([Part(*load(llama_folder))])
+    ensemble = ensemble_of([LoadedMember(*load(llama_folder))])
     context = ensemble.ids("The quick")
     written = ensemble.generate(torch.tensor([context]), do_sample=False, max_new_tokens=3)[0, len(context) :].tolist()
     answer = HarnessModel(ensemble)._loglikelihood_tokens([(None, context, written), (None, context, [5, 6])])
@@ -115,4 +117,4 @@ def test_tasks_that_can_not_be_had_are_told(llama_folder: str, tasks: Path) -> N
 
 def test_batches_of_an_unknown_size_are_refused(llama_folder: str) -> None:
     with pytest.raises(UserError, match="batch_size"):
-        HarnessModel(ensemble_of([Part(*load(llama_folder))]), batch_size="auto")
+        HarnessModel(ensemble_of([LoadedMember(*load(llama_folder))]), batch_size="auto")

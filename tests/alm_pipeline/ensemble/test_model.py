@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.ensemble.config import Mean
-from alm_pipeline.ensemble.loading import Part, Vocabulary, ensemble_of
+from alm_pipeline.ensemble.config import Mean, SharedTokens
+from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.ensemble.vocabulary import counterparts
 from storage.errors import UserError
@@ -19,31 +19,31 @@ TEXTS = ["The quick brown", "def add(left, right): 東京", "Natalia sold 48"]
 
 
 @pytest.fixture(scope="module")
-def llama(byte_level: PreTrainedTokenizerFast) -> Part:
+def llama(byte_level: PreTrainedTokenizerFast) -> LoadedMember:
     return _part(tiny.tiny_llama(len(byte_level)), byte_level)
 
 
 @pytest.fixture(scope="module")
-def other_llama(byte_level: PreTrainedTokenizerFast) -> Part:
+def other_llama(byte_level: PreTrainedTokenizerFast) -> LoadedMember:
     return _part(tiny.tiny_qwen(len(byte_level) + 7), byte_level)  # with rows of padding
 
 
 @pytest.fixture(scope="module")
-def gemma(sentencepiece: PreTrainedTokenizerFast) -> Part:
+def gemma(sentencepiece: PreTrainedTokenizerFast) -> LoadedMember:
     return _part(tiny.tiny_gemma(len(sentencepiece)), sentencepiece)
 
 
-def _part(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Part:
+def _part(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedMember:
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return Part(model.eval(), tokenizer)
+    return LoadedMember(model.eval(), tokenizer)
 
 
-def weighted(part: Part, weight: float) -> Part:
-    return Part(part.model, part.tokenizer, weight)
+def weighted(part: LoadedMember, weight: float) -> LoadedMember:
+    return LoadedMember(part.model, part.tokenizer, weight)
 
 
-def logprobs(part: Part, ids: Sequence[int]) -> Tensor:
+def logprobs(part: LoadedMember, ids: Sequence[int]) -> Tensor:
     """[T, V] of the model alone, in float64."""
     with torch.no_grad():
         return part.model(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
@@ -53,7 +53,7 @@ def logprobs(part: Part, ids: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("weights", [(1, 1), (3, 0.5), (0, 2)])
 @pytest.mark.parametrize("vocabulary", ["shared", "mined"])
 def test_a_model_with_itself_is_the_model(
-    llama: Part, mean: Mean, weights: tuple[float, float], vocabulary: Vocabulary
+    llama: LoadedMember, mean: Mean, weights: tuple[float, float], vocabulary: SharedTokens
 ) -> None:
     ensemble = ensemble_of([weighted(llama, weight) for weight in weights], mean, vocabulary)
     inputs = ensemble.encode(TEXTS)
@@ -70,7 +70,7 @@ def test_a_model_with_itself_is_the_model(
 
 
 @pytest.mark.parametrize("mean", MEANS)
-def test_a_weight_of_zero_leaves_a_member_out(llama: Part, gemma: Part, mean: Mean) -> None:
+def test_a_weight_of_zero_leaves_a_member_out(llama: LoadedMember, gemma: LoadedMember, mean: Mean) -> None:
     ensemble = ensemble_of([weighted(llama, 1), weighted(gemma, 0)], mean)
     ids = llama.tokenizer(TEXTS[0])["input_ids"]
     found = ensemble(torch.tensor([ids])).logits[0].double()
@@ -87,7 +87,7 @@ def combined(parts: Sequence[Tensor], weights: Sequence[float], mean: Mean) -> T
 
 
 @pytest.mark.parametrize("mean", MEANS)
-def test_two_models_of_a_tokenizer_are_their_mean(llama: Part, other_llama: Part, mean: Mean) -> None:
+def test_two_models_of_a_tokenizer_are_their_mean(llama: LoadedMember, other_llama: LoadedMember, mean: Mean) -> None:
     ensemble = ensemble_of([weighted(llama, 1), weighted(other_llama, 3)], mean)
     ids = llama.tokenizer(TEXTS[1])["input_ids"]
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_two_models_of_a_tokenizer_are_their_mean(llama: Part, other_llama: Part
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("turned", [False, True])
 def test_vocabularies_that_agree_in_part_are_masked_before_the_softmax(
-    llama: Part, gemma: Part, mean: Mean, turned: bool
+    llama: LoadedMember, gemma: LoadedMember, mean: Mean, turned: bool
 ) -> None:
     lead, member = (gemma, llama) if turned else (llama, gemma)
     ensemble = ensemble_of([weighted(lead, 1), weighted(member, 2)], mean)
@@ -123,7 +123,7 @@ def test_vocabularies_that_agree_in_part_are_masked_before_the_softmax(
     assert bool((found[:, others] == -torch.inf).all())
 
 
-def test_a_mined_member_reads_the_text_in_its_own_tokens(llama: Part, gemma: Part) -> None:
+def test_a_mined_member_reads_the_text_in_its_own_tokens(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([weighted(llama, 0), weighted(gemma, 1)], vocabulary="mined")
     ids = llama.tokenizer("The quick brown fox")["input_ids"]
     found = ensemble(torch.tensor([ids])).logits[0].double()
@@ -136,7 +136,7 @@ def test_a_mined_member_reads_the_text_in_its_own_tokens(llama: Part, gemma: Par
         )
 
 
-def several(llama: Part, other_llama: Part, gemma: Part) -> list[EnsembleModel]:
+def several(llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember) -> list[EnsembleModel]:
     return [
         ensemble_of([llama, weighted(other_llama, 2)]),
         ensemble_of([llama, gemma], "logprobs"),
@@ -147,7 +147,9 @@ def several(llama: Part, other_llama: Part, gemma: Part) -> list[EnsembleModel]:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generating_with_a_cache_is_generating_without(llama: Part, other_llama: Part, gemma: Part, beams: int) -> None:
+def test_generating_with_a_cache_is_generating_without(
+    llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember, beams: int
+) -> None:
     for ensemble in several(llama, other_llama, gemma):
         inputs = ensemble.encode(TEXTS)
         settings = {"do_sample": False, "num_beams": beams, "max_new_tokens": 14}
@@ -156,7 +158,7 @@ def test_generating_with_a_cache_is_generating_without(llama: Part, other_llama:
         assert len({tuple(row) for row in cached.tolist()}) == len(TEXTS)
 
 
-def test_a_cache_spares_the_tokens_that_were_seen(llama: Part, gemma: Part) -> None:
+def test_a_cache_spares_the_tokens_that_were_seen(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([llama, gemma])
     inputs, widths = ensemble.encode(TEXTS), list[int]()
     handles = [
@@ -170,7 +172,9 @@ def test_a_cache_spares_the_tokens_that_were_seen(llama: Part, gemma: Part) -> N
     assert widths == [width, width + 1] + [1, 1] * 3  # Gemma's <bos> in front
 
 
-def test_a_batch_gives_what_its_texts_give_alone(llama: Part, other_llama: Part, gemma: Part) -> None:
+def test_a_batch_gives_what_its_texts_give_alone(
+    llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember
+) -> None:
     for ensemble in several(llama, other_llama, gemma):
         batch = ensemble.encode(TEXTS)
         width = batch["input_ids"].shape[1]
@@ -182,7 +186,7 @@ def test_a_batch_gives_what_its_texts_give_alone(llama: Part, other_llama: Part,
             assert together[row, width : width + len(alone)].tolist() == alone.tolist()
 
 
-def test_beams_are_those_of_a_plain_search(llama: Part, gemma: Part) -> None:
+def test_beams_are_those_of_a_plain_search(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([llama, gemma])
     ensemble.generation_config.eos_token_id = None
     inputs = ensemble.encode([TEXTS[0]])
@@ -197,7 +201,7 @@ def test_beams_are_those_of_a_plain_search(llama: Part, gemma: Part) -> None:
     assert found == beams[0][1]
 
 
-def test_a_cache_is_cropped_and_reordered(llama: Part, other_llama: Part, gemma: Part) -> None:
+def test_a_cache_is_cropped_and_reordered(llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember) -> None:
     for ensemble in several(llama, other_llama, gemma):
         inputs = ensemble.encode(["The quick", "def add"])
         cache = ensemble(**inputs, use_cache=True, logits_to_keep=1).past_key_values
@@ -214,7 +218,7 @@ def test_a_cache_is_cropped_and_reordered(llama: Part, other_llama: Part, gemma:
         torch.testing.assert_close(found, ensemble(whole, grown[[1, 1]], logits_to_keep=1).logits)
 
 
-def test_sampling_has_the_ensembles_distribution(llama: Part, gemma: Part) -> None:
+def test_sampling_has_the_ensembles_distribution(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([llama, gemma])
     inputs = ensemble.encode(["The quick"])
     expected = ensemble(**inputs, logits_to_keep=1).logits[0, -1].double().exp()
@@ -228,8 +232,8 @@ def test_sampling_has_the_ensembles_distribution(llama: Part, gemma: Part) -> No
     assert spread.mean() < 1.7  # χ² over its degrees of freedom
 
 
-def test_precisions_meet_in_float32(llama: Part, other_llama: Part) -> None:
-    half = Part(tiny.tiny_qwen(len(llama.tokenizer) + 7).to(torch.bfloat16), llama.tokenizer)
+def test_precisions_meet_in_float32(llama: LoadedMember, other_llama: LoadedMember) -> None:
+    half = LoadedMember(tiny.tiny_qwen(len(llama.tokenizer) + 7).to(torch.bfloat16), llama.tokenizer)
     ensemble = ensemble_of([llama, half])
     inputs = ensemble.encode(TEXTS)
     found = ensemble(**inputs).logits
@@ -241,8 +245,10 @@ def test_precisions_meet_in_float32(llama: Part, other_llama: Part) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("vocabulary", ["shared", "mined"])
-def test_members_may_lie_on_different_devices(llama: Part, gemma: Part, vocabulary: Vocabulary) -> None:
-    on_gpu = Part(tiny.tiny_gemma(len(gemma.tokenizer)).to("cuda"), gemma.tokenizer)  # type: ignore[arg-type]
+def test_members_may_lie_on_different_devices(
+    llama: LoadedMember, gemma: LoadedMember, vocabulary: SharedTokens
+) -> None:
+    on_gpu = LoadedMember(tiny.tiny_gemma(len(gemma.tokenizer)).to("cuda"), gemma.tokenizer)  # type: ignore[arg-type]
     for here, there in (([llama, gemma], [llama, on_gpu]), ([gemma, llama], [on_gpu, llama])):
         near, far = ensemble_of(here, vocabulary=vocabulary), ensemble_of(there, vocabulary=vocabulary)
         inputs = near.encode(TEXTS)
@@ -251,7 +257,7 @@ def test_members_may_lie_on_different_devices(llama: Part, gemma: Part, vocabula
         assert torch.equal(far.generate(**far.encode(TEXTS), **settings).cpu(), near.generate(**inputs, **settings))
 
 
-def test_what_a_member_can_not_read_is_told(llama: Part, gemma: Part) -> None:
+def test_what_a_member_can_not_read_is_told(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([gemma, llama])
     pairs = counterparts(gemma.tokenizer, llama.tokenizer)
     missing = next(id_ for id_ in range(300, len(pairs)) if pairs[id_] < 0)
@@ -263,7 +269,7 @@ def test_what_a_member_can_not_read_is_told(llama: Part, gemma: Part) -> None:
     assert mined.encode(["<start_of_turn>user"])["input_ids"][0, 1] == 4
 
 
-def test_padding_in_front_changes_nothing_whatever_its_id(llama: Part, gemma: Part) -> None:
+def test_padding_in_front_changes_nothing_whatever_its_id(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([llama, gemma])
     inputs = ensemble.encode(TEXTS)
     expected = ensemble(**inputs).logits

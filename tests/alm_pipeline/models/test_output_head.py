@@ -194,7 +194,7 @@ def test_rows_of_padding_are_those_beyond_the_tokenizers() -> None:
 
 def test_a_model_without_an_output_layer_is_refused() -> None:
     model = tiny.tiny_llama(50)
-    with pytest.raises(UserError, match="llama: names no output layer"):
+    with pytest.raises(UserError, match="llama: has no output layer"):
         output_head(model.base_model)
 
 

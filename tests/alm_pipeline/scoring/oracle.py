@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.models.output_head import Head
-from alm_pipeline.scoring.head import NextToken
+from alm_pipeline.scoring.head import NextTokenNumbers
 
 
-def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: int = 0) -> NextToken:
+def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: int = 0) -> NextTokenNumbers:
     """Differentiable; a token of the padding has no chance, whatever its logit."""
     rows = head.vocabulary
     tokens, boundaries, entropies, ranked, ids = [], [], [], [], []
@@ -22,8 +22,10 @@ def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: i
         ids.append(torch.tensor(best, dtype=torch.int64))
         ranked.append(torch.stack([logprobs[row].detach() for row in best]) if best else torch.zeros(0))
     if not tokens:
-        return NextToken(*(hidden.sum(-1) for _ in range(3)), hidden.new_zeros(0, top), targets.new_zeros(0, top))
-    return NextToken(*map(torch.stack, (tokens, boundaries, entropies, ranked, ids)))
+        return NextTokenNumbers(
+            *(hidden.sum(-1) for _ in range(3)), hidden.new_zeros(0, top), targets.new_zeros(0, top)
+        )
+    return NextTokenNumbers(*map(torch.stack, (tokens, boundaries, entropies, ranked, ids)))
 
 
 def looped_logit(state: Tensor, head: Head, row: int) -> Tensor:

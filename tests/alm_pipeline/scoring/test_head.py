@@ -13,7 +13,7 @@ from torch import Tensor
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.output_head import Head, LayerHead
 from alm_pipeline.scoring import head as head_module
-from alm_pipeline.scoring.head import NextToken, NextTokens, next_token, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import NextTokenNumbers, NextTokens, next_token, token_and_boundary_logprobs
 from tests.alm_pipeline.scoring.oracle import looped, random_case
 
 
@@ -58,7 +58,7 @@ def as_layer(head: Head) -> LayerHead:
     return LayerHead(layer, parameters, head.vocabulary, head.scale, head.softcap)
 
 
-def numbers_and_gradients(function: Callable[[], NextToken], leaves: list[Tensor]) -> list[Tensor]:
+def numbers_and_gradients(function: Callable[[], NextTokenNumbers], leaves: list[Tensor]) -> list[Tensor]:
     numbers = function()
     parts = [part for part in numbers[:3] if part is not None]
     generator = torch.Generator().manual_seed(5)

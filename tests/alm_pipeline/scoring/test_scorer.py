@@ -15,8 +15,8 @@ from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.scoring.batching import Budget
-from alm_pipeline.scoring.scorer import Scorer, Scores
+from alm_pipeline.scoring.batching import BatchBudget
+from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from storage.errors import UserError
 from tests import tiny
 
@@ -57,8 +57,8 @@ def dense_logprobs(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
     return torch.log_softmax(logits.double(), -1)
 
 
-def assert_scores(found: Scores, expected: Scores, tolerance: float) -> None:
-    for name, ours, theirs in zip(Scores._fields[:2], found, expected, strict=False):
+def assert_scores(found: TokenScores, expected: TokenScores, tolerance: float) -> None:
+    for name, ours, theirs in zip(TokenScores._fields[:2], found, expected, strict=False):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
@@ -198,7 +198,7 @@ def test_out_of_memory_halves_the_batch_and_drops_nothing(
         "out of memory with 540 tokens at once (9 rows of up to 60)",
         "out of memory with 240 tokens at once (4 rows of up to 60)",
     ]
-    assert "going on with 120" in told[1]
+    assert "continuing with 120" in told[1]
     assert scorer.budget.tokens == 120
 
 
@@ -273,4 +273,4 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_budget_is_kept_by_all_but_a_single_row() -> None:
-    assert [Budget(100).rows(length) for length in (1, 33, 50, 51, 100, 101, 9000)] == [100, 3, 2, 1, 1, 1, 1]
+    assert [BatchBudget(100).rows(length) for length in (1, 33, 50, 51, 100, 101, 9000)] == [100, 3, 2, 1, 1, 1, 1]

@@ -19,13 +19,16 @@ from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.focus import LENGTHS, focus
 from alm_pipeline.transfer.focus_kernel import sparsemax_threshold
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.initialization import Initialization, find_donor
+from alm_pipeline.transfer.initialization import METHODS, Initialization, find_donor
 from alm_pipeline.transfer.omp import omp
 from alm_pipeline.transfer.swap import embedding_tables, swap_tokenizer
 from storage.errors import UserError
 from tests import tiny
 
-METHODS = get_args(Method)
+
+def test_every_method_is_in_the_table() -> None:
+    assert set(METHODS) == set(get_args(Method))
+    assert {method for method, rule in METHODS.items() if rule.needs_donor} == {"omp"}
 
 
 @pytest.fixture(scope="module")

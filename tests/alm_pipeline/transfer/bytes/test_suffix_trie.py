@@ -99,5 +99,5 @@ def test_the_table_is_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("spellings", [[b"a", b"a"], [b""], [b"a" * (LONGEST + 1)]])
 def test_other_spellings_are_refused(spellings: list[bytes]) -> None:
-    with pytest.raises(ValueError, match="distinct, and of 1 to 16 bytes"):
+    with pytest.raises(ValueError, match="distinct, and have 1 to 16 bytes"):
         suffix_trie(spellings)
