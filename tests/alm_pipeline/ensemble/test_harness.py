@@ -111,7 +111,7 @@ def test_tasks_that_can_not_be_had_are_told(llama_folder: str, tasks: Path) -> N
     with pytest.raises(UserError, match="--tasks no_such_task: lm_eval has no such task"):
         list(evaluate([llama_folder], ["no_such_task"], task_folder=tasks))
     (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("questions.jsonl", "gone.jsonl"))
-    with pytest.raises(UserError, match=r"lm_eval can't load foxes: .*gone\.jsonl"):
+    with pytest.raises(UserError, match=r"lm_eval cannot load foxes: .*gone\.jsonl"):
         list(evaluate([llama_folder], ["foxes"], task_folder=tasks))
 
 

@@ -263,7 +263,7 @@ def test_what_a_member_can_not_read_is_told(llama: LoadedMember, gemma: LoadedMe
     missing = next(id_ for id_ in range(300, len(pairs)) if pairs[id_] < 0)
     with pytest.raises(UserError, match=f"token {missing}, .* the ensemble's `encode`"):
         ensemble(torch.tensor([[missing]]))
-    with pytest.raises(UserError, match=r"'<start_of_turn>' has no counterpart .*vocabulary: mined"):
+    with pytest.raises(UserError, match=r"'<start_of_turn>' does not have a counterpart .*vocabulary: mined"):
         ensemble.encode(["<start_of_turn>user"])
     mined = ensemble_of([gemma, llama], vocabulary="mined")
     assert mined.encode(["<start_of_turn>user"])["input_ids"][0, 1] == 4

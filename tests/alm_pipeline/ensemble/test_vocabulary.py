@@ -79,7 +79,7 @@ def test_the_fewest_pieces_are_taken() -> None:
 
 
 def test_what_can_not_be_spelled_is_told() -> None:
-    with pytest.raises(UserError, match="can't be spelled with the tokens that all members have"):
+    with pytest.raises(UserError, match="cannot be spelled with the tokens that all members have"):
         Respeller(VIEW, np.zeros(VIEW.size, dtype=bool)).respell([300])
 
 

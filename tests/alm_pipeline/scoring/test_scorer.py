@@ -193,12 +193,12 @@ def test_out_of_memory_halves_the_batch_and_drops_nothing(
     # 540 = 9 rows of 60; 270: 4 rows; 135 tokens: 2 rows of 60
     assert room.tried[:3] == [540, 240, 120]
     assert all(tokens <= 130 for tokens in room.tried[2:])
-    told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split(":")[0] for line in told] == [
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line.split(":")[0] for line in warnings] == [
         "out of memory with 540 tokens at once (9 rows of up to 60)",
         "out of memory with 240 tokens at once (4 rows of up to 60)",
     ]
-    assert "continuing with 120" in told[1]
+    assert "continuing with 120" in warnings[1]
     assert scorer.budget.tokens == 120
 
 
@@ -206,7 +206,9 @@ def test_an_example_that_does_not_fit_alone_is_named(out_of_memory: Exception, m
     scorer = make_scorer(tiny.tiny_llama(VOCABULARY))
     monkeypatch.setattr(scorer, "_hidden_states", Room(scorer, 40, out_of_memory))
     examples = random_examples(10, 41, 30)
-    with pytest.raises(UserError, match=r"example long: out of memory with 41 tokens .* smaller score\.window"):
+    with pytest.raises(
+        UserError, match=r"example long: out of memory with only 41 of its tokens .* smaller score\.window"
+    ):
         scorer.score(examples, names=["short", "long", "middle"])
     windowed = make_scorer(tiny.tiny_llama(VOCABULARY), window=40)
     monkeypatch.setattr(windowed, "_hidden_states", Room(windowed, 40, out_of_memory))
@@ -261,7 +263,7 @@ def test_a_model_that_does_more_than_its_head_is_refused() -> None:
         return (inputs[0] * 1.5,)
 
     model.get_output_embeddings().register_forward_pre_hook(scaled)
-    with pytest.raises(UserError, match="not those of its output layer on"):
+    with pytest.raises(UserError, match="differ from those of its output layer on"):
         make_scorer(model)
 
 

@@ -55,7 +55,7 @@ def test_members_beside_the_file(tmp_path: Path, llama_folder: str) -> None:
     assert (first.model, second.model) == (f"{tmp_path}/model", f"{tmp_path}/../elsewhere")
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({"members": [{"model": "./model"}]}))
     assert len(load_ensemble(tmp_path / "one.yaml").members) == 1
-    with pytest.raises(UserError, match="is no ensemble"):
+    with pytest.raises(UserError, match="is not an ensemble"):
         load_ensemble(llama_folder)
 
 
