@@ -1,4 +1,4 @@
-"""The stage TOKENS × TOKENS × ALIGNMENTS → PAIR BIASES: one table a corpus and pair of tokenizers, for `pair_bias`."""
+"""The stage TOKENS × TOKENS × ALIGNMENTS → PAIR BIASES: a table for the chunking `pair_bias`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("towards_student", pa.float32()),
     ]
 )
-"""The columns of `pair_biases.parquet`, a row a pair that stands at the end of a chunk; sorted by the ids."""
+"""The columns of `pair_biases.parquet`, with one row per pair of tokens at the end of a chunk, sorted by the ids."""
 _COLUMNS = {
     "teacher_tokens": ("token_ids",),
     "student_tokens": ("token_ids",),
@@ -36,7 +36,7 @@ _COLUMNS = {
 
 
 def token_counts(tokens: Dataset) -> npt.NDArray[np.int64]:
-    """[highest id + 1] how often each token stands in the corpus's texts; the scaffold around them is not counted."""
+    """[highest id + 1] how often each token occurs in the corpus's texts, without the scaffold around them."""
     total = np.zeros(0, np.int64)
     for shard in range(len(tokens.complete_manifest().shards)):
         table = tokens.read_shard(shard, ["token_ids", "kinds"])
@@ -48,9 +48,9 @@ def token_counts(tokens: Dataset) -> npt.NDArray[np.int64]:
 
 
 def chunk_end_pairs(datasets: Mapping[str, Dataset]) -> Pairs:
-    """The unique pairs of tokens that a content chunk ends with.
+    """Return the unique pairs of tokens at the ends of content chunks.
 
-    `datasets` has `teacher_tokens`, `student_tokens` and `alignments`; one shard of them is held at a time.
+    `datasets` has `teacher_tokens`, `student_tokens` and `alignments`; one shard of them is in memory at a time.
     """
     keys = np.zeros(0, np.int64)
     shards = len(datasets["alignments"].complete_manifest().shards)
@@ -71,7 +71,7 @@ def _shard_pairs(tables: Mapping[str, pa.Table]) -> Pairs:
 
 
 def pair_bias_folder(alignments: Dataset, teacher: LoadedTokenizer, student: LoadedTokenizer) -> StoredFolder:
-    """The biases of the pairs in these alignments, whether or not they are there yet."""
+    """Return the folder for the biases of the pairs in these alignments, whether or not it exists yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "alignments": alignments.name,
@@ -87,7 +87,7 @@ def write_pair_biases(
     teacher: LoadedTokenizer,
     student: LoadedTokenizer,
 ) -> FolderManifest:
-    """Compute the biases, unless they are there. `datasets` as for `chunk_end_pairs`."""
+    """Compute the biases, unless they exist. `datasets` is as for `chunk_end_pairs`."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():
@@ -113,12 +113,12 @@ def _write_pair_biases(
 
 
 def _results(biases: PairBiases) -> dict[str, Any]:
-    """How many pairs there are, and how many of them are within some γ."""
+    """Return the number of pairs, and the numbers of pairs within several values of γ."""
     within = {str(gamma): int(biases.at_most(gamma, *biases[:2]).sum()) for gamma in (0.0, 0.001, 0.01, 0.1)}
     return {"pairs": len(biases.teacher_ids), "pairs_within": within}
 
 
 def read_pair_biases(folder: StoredFolder) -> PairBiases:
-    """The biases of a complete folder. Raises UserError where it is not complete, or damaged."""
+    """Read the biases of a complete folder. Raises UserError if it is incomplete or damaged."""
     table = pq.read_table(folder.fetch() / FILE)
     return PairBiases(*(table[name].to_numpy() for name in SCHEMA.names))

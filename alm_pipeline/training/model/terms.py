@@ -104,12 +104,13 @@ def _dskd(batch: MicroBatch) -> Tensor:
     projections = projections_of(batch.student)["dskd"]
     assert isinstance(projections, DskdProjections)
     ids_N, teacher_ids_M = (batch.columns[name].flatten() for name in ("token_ids_BS", "teacher_token_ids_BT"))
-    teacher_hidden_MJ, hidden_NH, *heads = batch.hidden_and_heads
+    teacher_hidden_MJ, hidden_NH, teacher_head, head = batch.hidden_and_heads
     teacher_embeddings_MJ: Tensor = batch.live.teacher.model.get_input_embeddings()(teacher_ids_M)
     embeddings_NH: Tensor = batch.student.get_input_embeddings()(ids_N)
-    tensors = (teacher_hidden_MJ, hidden_NH, teacher_embeddings_MJ, embeddings_NH)
+    hidden_and_embeddings = (teacher_hidden_MJ, hidden_NH, teacher_embeddings_MJ, embeddings_NH)
     places = (*batch.predicted, *batch.examples)
-    return dskd_loss(projections, *tensors, *heads, ids_N, *places, count=batch.counts.tokens)
+    count = batch.counts.tokens
+    return dskd_loss(projections, *hidden_and_embeddings, teacher_head, head, ids_N, *places, count=count)
 
 
 def _no_projection(teacher_width: int, student_width: int) -> None:

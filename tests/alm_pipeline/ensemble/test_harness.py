@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""lm-evaluation-harness takes an ensemble as it takes a model."""
+"""lm-evaluation-harness evaluates an ensemble like a model."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def requests(kind: str, arguments: list[Any]) -> list[Instance]:
 
 
 def answers(model: HFLM) -> tuple[list[Any], list[Any], list[Any]]:
-    """Of the three kinds of requests."""
+    """The answers to the three kinds of requests."""
     likelihoods = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
     rolling = model.loglikelihood_rolling(requests("loglikelihood_rolling", [("The quick",), ("a b",)]), True)
     until = [(text, {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}) for text, _ in PAIRS if text]
@@ -75,7 +75,7 @@ def test_greedy_continuations_are_known(llama_folder: str) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """A folder with a task of choices over local questions."""
+    """A folder with a multiple-choice task over local questions."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     lines = [
@@ -107,7 +107,7 @@ def test_a_local_task_is_evaluated(llama_folder: str, tasks: Path, monkeypatch: 
     assert twice["results"]["foxes"]["acc,none"] == alone["results"]["foxes"]["acc,none"]
 
 
-def test_tasks_that_can_not_be_had_are_told(llama_folder: str, tasks: Path) -> None:
+def test_tasks_that_cannot_be_loaded_are_refused(llama_folder: str, tasks: Path) -> None:
     with pytest.raises(UserError, match="--tasks no_such_task: lm_eval has no such task"):
         list(evaluate([llama_folder], ["no_such_task"], task_folder=tasks))
     (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("questions.jsonl", "gone.jsonl"))

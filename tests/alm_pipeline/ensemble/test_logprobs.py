@@ -1,4 +1,4 @@
-"""Scores of texts are those of the distribution that the ensemble generates with."""
+"""Log-probabilities of texts come from the same distribution as generation."""
 
 import copy
 import math
@@ -63,7 +63,7 @@ def test_a_token_that_is_not_shared_is_impossible(llama_folder: str, gemma_folde
     assert found[-1] == -np.inf
 
 
-def test_a_space_that_the_tokenizer_puts_before_a_text_is_no_byte_of_it(sentencepiece: PreTrainedTokenizerFast) -> None:
+def test_a_space_that_the_tokenizer_puts_before_a_text_is_not_counted(sentencepiece: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(sentencepiece)
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]

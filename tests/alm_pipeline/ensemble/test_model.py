@@ -1,4 +1,4 @@
-"""Ensembles against their members, against a dense oracle in float64, and under transformers' own `generate`."""
+"""Ensembles compared with their members, with a dense oracle in float64, and in transformers' own `generate`."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def weighted(part: LoadedMember, weight: float) -> LoadedMember:
 
 
 def logprobs(part: LoadedMember, ids: Sequence[int]) -> Tensor:
-    """[T, V] of the model alone, in float64."""
+    """[T, V] the log-probabilities of the model alone, in float64."""
     with torch.no_grad():
         return part.model(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
 
@@ -92,7 +92,7 @@ def test_two_models_of_a_tokenizer_are_their_mean(llama: LoadedMember, other_lla
     ids = llama.tokenizer(TEXTS[1])["input_ids"]
     with torch.no_grad():
         raw = other_llama.model(torch.tensor([ids])).logits[0].double()
-    # the rows that no token has are no part of the other's distribution
+    # rows without a token are not part of the other's distribution
     second = raw[:, : len(llama.tokenizer)].log_softmax(-1)
     found = ensemble(torch.tensor([ids])).logits[0].double()
     assert found.shape[-1] == len(llama.tokenizer)
@@ -109,7 +109,7 @@ def test_vocabularies_that_agree_in_part_are_masked_before_the_softmax(
     pairs = counterparts(lead.tokenizer, member.tokenizer)
     ids = ensemble.ids(TEXTS[1])
     own = [int(pairs[id_]) for id_ in ids]
-    # Gemma's tokenizer puts <bos> in front, and the member reads it whoever leads
+    # Gemma's tokenizer puts <bos> before texts, and the member reads it whichever model leads
     front = [] if turned else [member.tokenizer.bos_token_id]
     shared = torch.tensor([id_ for id_ in range(len(pairs)) if pairs[id_] >= 0])
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_precisions_meet_in_float32(llama: LoadedMember, other_llama: LoadedMemb
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("vocabulary", ["shared", "mined"])
-def test_members_may_lie_on_different_devices(
+def test_members_may_be_on_different_devices(
     llama: LoadedMember, gemma: LoadedMember, vocabulary: SharedTokens
 ) -> None:
     on_gpu = LoadedMember(tiny.tiny_gemma(len(gemma.tokenizer)).to("cuda"), gemma.tokenizer)  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def test_members_may_lie_on_different_devices(
         assert torch.equal(far.generate(**far.encode(TEXTS), **settings).cpu(), near.generate(**inputs, **settings))
 
 
-def test_what_a_member_can_not_read_is_told(llama: LoadedMember, gemma: LoadedMember) -> None:
+def test_what_a_member_cannot_read_is_refused(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([gemma, llama])
     pairs = counterparts(gemma.tokenizer, llama.tokenizer)
     missing = next(id_ for id_ in range(300, len(pairs)) if pairs[id_] < 0)
@@ -269,7 +269,7 @@ def test_what_a_member_can_not_read_is_told(llama: LoadedMember, gemma: LoadedMe
     assert mined.encode(["<start_of_turn>user"])["input_ids"][0, 1] == 4
 
 
-def test_padding_in_front_changes_nothing_whatever_its_id(llama: LoadedMember, gemma: LoadedMember) -> None:
+def test_padding_before_a_text_changes_nothing_whatever_its_id(llama: LoadedMember, gemma: LoadedMember) -> None:
     ensemble = ensemble_of([llama, gemma])
     inputs = ensemble.encode(TEXTS)
     expected = ensemble(**inputs).logits

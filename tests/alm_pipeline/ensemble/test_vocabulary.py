@@ -1,4 +1,4 @@
-"""Which tokens two vocabularies share, and texts spelled with those."""
+"""The tokens that two vocabularies share, and texts spelled with them."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_tokens_are_paired_one_to_one_by_bytes_and_roles(
         if pairs[id_] >= 0:
             assert views[0].spelling[id_] == views[1].spelling[pairs[id_]]
             once.add(views[0].spelling[id_])
-    # none that both have is missing
+    # no token of both is missing
     assert once == spellings & {views[0].spelling[id_] for id_ in np.flatnonzero(~views[0].special)}
 
 
@@ -78,7 +78,7 @@ def test_the_fewest_pieces_are_taken() -> None:
     assert pieces == [b" ", b"qu", b"i", b"c", b"k"]
 
 
-def test_what_can_not_be_spelled_is_told() -> None:
+def test_what_cannot_be_spelled_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be spelled with the tokens that all members have"):
         Respeller(VIEW, np.zeros(VIEW.size, dtype=bool)).respell([300])
 

@@ -1,4 +1,4 @@
-"""The head taken out of a model gives what the model gives, for every way in which models end."""
+"""The head outside of a model gives the same logits as the model, for every kind of head."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def assert_same_as_model(model: Any) -> None:
 
 
 class Adapted(nn.Module):
-    """As peft's layer with a low-rank adapter."""
+    """Like peft's layer with a low-rank adapter."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Adapted(nn.Module):
 
 
 class Copied(nn.Module):
-    """As peft's wrapper of a layer that is trained whole."""
+    """Like peft's wrapper of a layer that is trained as a whole."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Copied(nn.Module):
 
 
 class Quantized(nn.Linear):
-    """Its weight is not what it multiplies by."""
+    """A layer that does not multiply by its weight."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(hidden, self.weight * 0.5, self.bias)
@@ -148,7 +148,7 @@ def test_a_head_that_is_not_one_linear_layer(family: str, wrap: Any, kind: type)
     assert_same_as_model(model)
 
 
-def test_a_trained_copy_that_is_switched_off_does_not_answer() -> None:
+def test_a_trained_copy_that_is_switched_off_is_not_used() -> None:
     model = tiny_model("Llama", {"tie_word_embeddings": False})
     model.lm_head = Copied(model.lm_head)
     model.lm_head.disable_adapters = True
@@ -156,7 +156,7 @@ def test_a_trained_copy_that_is_switched_off_does_not_answer() -> None:
 
 
 class Shell:
-    """As peft's model around a model, whose `base_model` is not what transformers calls so."""
+    """Like peft's model around a model, whose `base_model` differs from transformers'."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.inside, self.base_model = model, None
@@ -165,7 +165,7 @@ class Shell:
         return self.inside
 
 
-def test_a_model_within_a_shell_of_adapters() -> None:
+def test_a_model_inside_a_peft_model() -> None:
     model = tiny_model("Llama", {})
     assert output_head(Shell(model)).weight_VH is output_head(model).weight_VH
     positions = torch.arange(12)[None]
@@ -199,9 +199,7 @@ def test_a_model_without_an_output_layer_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_architecture_whose_logits_are_made_otherwise_is_refused(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_architecture_with_other_logits_is_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.tiny_llama(50).to(dtype)
     check_output_head(model)
     forward = model.forward

@@ -1,4 +1,4 @@
-"""Chunk likelihoods and the two losses of the student alone, held to loops in float64."""
+"""Chunk likelihoods, and the two losses that need no live teacher, checked against loops in float64."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_a_token_of_no_chunk_may_be_nan_and_has_no_gradient() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> dict[str, torch.Tensor]:
-    """Positions of which some are in chunks: runs of them, with gaps."""
+    """Positions in chunks, with gaps between some of them."""
     positions = draw(st.integers(1, 20))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     chunk_of, last, at = [-1], [], 1

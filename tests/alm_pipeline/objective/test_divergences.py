@@ -1,4 +1,4 @@
-"""Every divergence, held to its formula in float64, value and gradient."""
+"""Every divergence, checked against its formula in float64, value and gradient."""
 
 import math
 from typing import get_args
@@ -21,7 +21,7 @@ def log1m(x: float) -> float:
 
 
 def oracle(name: str, teacher: float, student: float, temperature: float) -> float:
-    """The table of the method's description, a line a divergence."""
+    """The table in the method's description, one line per divergence."""
     a, b = teacher / temperature - EPSILON, student / temperature - EPSILON
     r = (teacher - student) / temperature
     if name == "binary_ce":
@@ -40,7 +40,7 @@ def oracle(name: str, teacher: float, student: float, temperature: float) -> flo
     return formulas[name]()
 
 
-def test_every_divergence_is_there() -> None:
+def test_every_divergence_is_in_the_table() -> None:
     assert set(DIVERGENCES) == set(get_args(Divergence))
 
 
@@ -111,7 +111,7 @@ def test_the_limit_is_what_the_kl_times_temperature_tends_to(teacher: float, stu
     assert distances[2] <= distances[0] + 1e-3
 
 
-def test_k3_goes_on_in_a_straight_line() -> None:
+def test_k3_continues_as_a_straight_line() -> None:
     student = torch.tensor([-39.0, -40.0, -50.0, -1e4], dtype=torch.float64, requires_grad=True)
     values = DIVERGENCES["k3"](torch.zeros(4, dtype=torch.float64), student, 1.0)
     (gradient,) = torch.autograd.grad(values.sum(), student)

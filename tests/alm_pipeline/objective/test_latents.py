@@ -1,4 +1,4 @@
-"""The latents term, held to loops in float64."""
+"""The latents term, checked against loops in float64."""
 
 import pytest
 import torch

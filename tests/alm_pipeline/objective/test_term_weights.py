@@ -1,4 +1,4 @@
-"""How terms are weighted."""
+"""Weights of terms."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the head is held to: every number of the next token, written as loops over float64 scalars, and random cases."""
+"""The reference for the head: every number of the next token as loops over float64 scalars, and random cases."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from alm_pipeline.scoring.head import NextTokenNumbers
 
 
 def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: int = 0) -> NextTokenNumbers:
-    """Differentiable; a token of the padding has no chance, whatever its logit."""
+    """Differentiable; a padding row has probability 0, whatever its logit."""
     rows = head.vocabulary
     tokens, boundaries, entropies, ranked, ids = [], [], [], [], []
     for state, target in zip(hidden, targets.tolist(), strict=True):
@@ -56,7 +56,7 @@ def random_case(
     boundary: int | None = None,
     width: int = 6,
 ) -> tuple[Tensor, Tensor, Head, Tensor]:
-    """Hidden states, targets among the rows, a head, and some boundary tokens (a third of all where None)."""
+    """Hidden states, targets among the rows, a head, and some boundary tokens (None: a third of all)."""
     generator = torch.Generator().manual_seed(positions * 1000 + vocabulary)
     random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()  # noqa: E731
     targets = torch.randint(rows or vocabulary, (positions,), generator=generator)

@@ -1,4 +1,4 @@
-"""The head in pieces, held to a dense float64 log-softmax."""
+"""The head in pieces, checked against a dense float64 log-softmax."""
 
 import gc
 import weakref
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_a_dense_log_softmax(options: dict[str
 
 
 def as_layer(head: Head) -> LayerHead:
-    """The same numbers by the path for layers that are not linear."""
+    """The same head on the path for layers that are not linear."""
     layer = torch.nn.Linear(*head.weight_VH.T.shape, bias=head.bias_V is not None, device="meta")
     parameters = {"weight": head.weight_VH, **({} if head.bias_V is None else {"bias": head.bias_V})}
     return LayerHead(layer, parameters, head.vocabulary, head.scale, head.softcap)
@@ -152,7 +152,7 @@ def test_the_likeliest_tokens(top: int, through: Callable[[Head], Head | LayerHe
     assert got.entropy_N is None
 
 
-def test_equal_logits_share_their_chance() -> None:
+def test_equal_logits_have_equal_probability() -> None:
     hidden, weight = torch.ones(3, 2, requires_grad=True), torch.ones(8, 2, requires_grad=True)
     numbers = next_token(hidden, torch.arange(3), Head(weight), torch.arange(4), entropy=True, top=2)
     torch.testing.assert_close(numbers.target_logprobs_N.exp(), torch.full((3,), 1 / 8))
@@ -162,7 +162,7 @@ def test_equal_logits_share_their_chance() -> None:
     torch.testing.assert_close(hidden.grad, torch.zeros(3, 2), rtol=0, atol=1e-6)
 
 
-def test_padding_has_no_chance_and_no_gradient() -> None:
+def test_padding_has_no_probability_and_no_gradient() -> None:
     hidden, _, head, _ = random_case(5, 20, rows=15, bias=True)
     targets, boundary = torch.tensor([0, 14, 15, 19, 3]), torch.arange(15, 20)
     for padded in (head, as_layer(head)):
@@ -182,7 +182,7 @@ def test_gradcheck() -> None:
 
 @given(scale=st.sampled_from([1.0, 1e2, 1e4]), sign=st.sampled_from([-1.0, 1.0]))
 def test_extreme_logits_stay_finite(scale: float, sign: float) -> None:
-    """The boundary set may be hopeless (its share underflows float32) or certain."""
+    """The boundary set may be impossible (its probability underflows float32) or certain."""
     weight = torch.eye(4) * scale * sign
     hidden = torch.eye(4, requires_grad=True)
     targets, boundary = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 2])
@@ -197,7 +197,7 @@ def test_extreme_logits_stay_finite(scale: float, sign: float) -> None:
 
 @given(scale=st.sampled_from([1.0, 30.0, 1e4]), boundary=st.sampled_from([[0, 2], [0], [0, 1, 2, 3], [3]]))
 def test_gradients_of_extreme_logits_are_those_of_float64(scale: float, boundary: list[int]) -> None:
-    """Also where the boundary set is hopeless, and where it is certain."""
+    """Also if the boundary set is impossible or certain."""
     generator = torch.Generator().manual_seed(int(scale))
     hidden, weight = (torch.randn(4, 4, generator=generator).requires_grad_() for _ in range(2))
     head, targets, ids = Head(weight, None, scale), torch.arange(4), torch.tensor(boundary)
@@ -239,7 +239,7 @@ def test_bfloat16_gradients_are_within_a_hundredth_of_their_length() -> None:
         assert torch.linalg.vector_norm(grad.double() - exact_grad) < 0.01 * torch.linalg.vector_norm(exact_grad)
 
 
-def test_nothing_is_kept_once_the_numbers_are_gone() -> None:
+def test_nothing_is_held_after_the_numbers_are_freed() -> None:
     hidden, targets, head, boundary = random_case(4, 9)
     numbers = next_token(hidden, targets, head, boundary, entropy=True, top=2)
     kept = weakref.ref(numbers.boundary_logprobs_N.grad_fn)
@@ -251,8 +251,8 @@ def test_nothing_is_kept_once_the_numbers_are_gone() -> None:
         gc.enable()
 
 
-def test_what_is_boundary_and_what_is_not_make_one() -> None:
-    """Also where matrix products round to bfloat16; nothing is likelier than certain."""
+def test_boundary_and_other_probabilities_add_up_to_one() -> None:
+    """Also if matrix products round to bfloat16; no probability is above 1."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(rows, 64, generator=generator) for rows in (200, 5000))
     targets, ids = torch.zeros(200, dtype=torch.int64), torch.arange(5000)

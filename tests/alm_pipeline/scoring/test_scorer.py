@@ -1,4 +1,4 @@
-"""Teacher scores: what they are, and that batching, padding and devices do not change them."""
+"""The values of teacher scores; batching, padding and devices do not change them."""
 
 import logging
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_models_own_log_softmax(model: PreTrainedModel) 
 def test_padding_and_batches_do_not_change_a_score(
     model: PreTrainedModel, dtype: torch.dtype, batch_tokens: int
 ) -> None:
-    """Each example alone, in batches of many sizes, and in another company."""
+    """Each example alone, in batches of many sizes, and with other examples."""
     scorer, examples = make_scorer(model.to(dtype), batch_tokens=batch_tokens), ragged_examples()
     alone = [make_scorer(model, batch_tokens=1).score([example])[0] for example in examples]
     for row, expected in zip(scorer.score(examples), alone, strict=True):
@@ -90,7 +90,7 @@ def test_padding_and_batches_do_not_change_a_score(
 
 
 def window_of(token: int, size: int, context: int, front: int) -> int:
-    """Where the window begins that scores the token: `context` tokens before the first that it scores."""
+    """The beginning of the window that scores a token: `context` tokens before the first that it scores."""
     step = size - context - front
     return 0 if token < size else size + (token - size) // step * step - context
 
@@ -98,7 +98,7 @@ def window_of(token: int, size: int, context: int, front: int) -> int:
 def windowed_oracle(
     model: PreTrainedModel, ids: np.ndarray, size: int, context: int, begins: bool
 ) -> tuple[list[float], torch.Tensor]:
-    """The log-probability of each token but the first, and [T, V] of what follows each, out of dense ones."""
+    """The log-probability of each token but the first, and [T, V] of each next token, from dense ones."""
     front = int(begins)
     windows: dict[int, torch.Tensor] = {}
     tokens, following = [], []
@@ -137,7 +137,7 @@ def test_a_window_as_long_as_the_example_changes_nothing(model: PreTrainedModel)
 
 
 def test_what_is_longer_than_the_models_context_is_scored_in_windows() -> None:
-    """A GPT-2 has no position behind its 128."""
+    """A GPT-2 has only 128 positions."""
     scorer = make_scorer(tiny.tiny_gpt2(VOCABULARY))
     assert (scorer.windows.size, scorer.windows.context) == (128, 64)
     scores = scorer.score(random_examples(500))[0]
@@ -149,13 +149,13 @@ def test_what_is_longer_than_the_models_context_is_scored_in_windows() -> None:
     ("settings", "message"),
     [({"context": 127}, r"score\.context: 127 .* at most 126"), ({"window": 10, "context": 9}, "at most window - 2")],
 )
-def test_a_context_that_leaves_no_room_is_told(settings: dict[str, int], message: str) -> None:
+def test_a_context_that_leaves_no_room_is_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises((ValidationError, UserError), match=message):
         make_scorer(tiny.tiny_gpt2(VOCABULARY), **settings)
 
 
 class Room:
-    """Memory for so many tokens: the model raises above, as torch does."""
+    """Memory for a number of tokens: with more, the model raises as torch does."""
 
     def __init__(self, scorer: Scorer, tokens: int, error: Exception) -> None:
         self.tokens, self.error = tokens, error
@@ -190,7 +190,7 @@ def test_out_of_memory_halves_the_batch_and_drops_nothing(
     monkeypatch.setattr(scorer, "_hidden_states", room)
     for row, other in zip(scorer.score(examples), expected, strict=True):
         assert_scores(row, other, 1e-5)
-    # 540 = 9 rows of 60; 270: 4 rows; 135 tokens: 2 rows of 60
+    # 540 tokens: 9 rows of 60; 270: 4 rows; 135: 2 rows
     assert room.tried[:3] == [540, 240, 120]
     assert all(tokens <= 130 for tokens in room.tried[2:])
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -251,7 +251,7 @@ def test_a_model_spread_by_accelerate_scores_the_same(on_disk: list[str], tmp_pa
         assert_scores(row, other, 0)
 
 
-def test_a_device_that_is_not_there_is_told(llama_folder: str) -> None:
+def test_a_missing_device_is_refused(llama_folder: str) -> None:
     with pytest.raises(UserError, match="cuda:99: this machine has no such device"):
         Scorer.load(ModelReference(llama_folder), ScoreConfig(dtype="float32"), device="cuda:99")
 

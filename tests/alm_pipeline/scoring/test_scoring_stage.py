@@ -1,4 +1,4 @@
-"""The stage: shards of scores, whatever device makes them, resumed and counted."""
+"""The stage: shards of scores do not depend on the device, are resumed, and are counted."""
 
 import logging
 import shutil
@@ -46,7 +46,7 @@ def tokens(tmp_path: Path, gemma_folder: str) -> Dataset:
 
 
 def run(tokens: Dataset, root: Path, teacher: str, **settings: Any) -> Dataset:
-    """Scores under a root of their own: the same datasets, with other settings of what decides no byte."""
+    """Score under a separate root, with other settings that change no byte."""
     config = ScoreConfig.model_validate({"dtype": "float32", **settings})
     named = scores_dataset(tokens, ModelReference(teacher), config)
     made = Dataset(str(root), named.kind, named.label, named.identity)
@@ -111,7 +111,7 @@ def test_a_resumed_run_scores_what_is_missing(
 def test_a_failing_device_stops_the_others(
     tokens: Dataset, tmp_path: Path, gemma_folder: str, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error is told, whichever it is."""
+    """The error of the failing device is raised, whichever it is."""
     scorers: list[Scorer] = []
     load, failed = Scorer.load, threading.Event()
 
@@ -134,7 +134,7 @@ def test_a_failing_device_stops_the_others(
         run(tokens, tmp_path / "failing", gemma_folder, devices=["cpu", "cpu"])
 
 
-def test_progress_is_in_tokens_a_second(
+def test_progress_is_in_tokens_per_second(
     tokens: Dataset, tmp_path: Path, gemma_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "alm_pipeline")
@@ -155,12 +155,12 @@ def test_what_decides_the_scores_decides_their_name(tokens: Dataset, gemma_folde
     assert len({plain, *others}) == 6
 
 
-def test_the_likeliest_tokens_are_columns_where_asked_for(tokens: Dataset, tmp_path: Path, gemma_folder: str) -> None:
+def test_the_likeliest_tokens_are_columns_if_configured(tokens: Dataset, tmp_path: Path, gemma_folder: str) -> None:
     made = run(tokens, tmp_path, gemma_folder, top_k=3, mantissa_bits=10)
     frame = pl.read_parquet(f"{made.url}/shard-*.parquet")
     assert frame.columns == ["id", "logprobs", "boundary_logprobs", "top_ids", "top_logprobs"]
     assert (frame["top_ids"].list.len() == 3 * frame["logprobs"].list.len()).all()
-    # as a row a token, without this project
+    # one row per token, without this project
     likely = frame.select(pl.col("top_logprobs").explode().reshape((-1, 3))).to_series()
     assert len(likely) == made.complete_manifest().counts["tokens"]
     assert (likely.arr.get(0) >= likely.arr.get(1)).all()
@@ -170,7 +170,7 @@ def test_the_likeliest_tokens_are_columns_where_asked_for(tokens: Dataset, tmp_p
     assert pl.read_parquet(f"{plain.url}/shard-*.parquet").equals(frame.select("id", "logprobs", "boundary_logprobs"))
 
 
-def test_long_examples_are_scored_in_windows_behind_their_begin(
+def test_long_examples_are_scored_in_windows_after_their_begin_token(
     tokens: Dataset, tmp_path: Path, gemma_folder: str
 ) -> None:
     found = list_rows(run(tokens, tmp_path, gemma_folder, window=24, mantissa_bits=23).read_shard(3)["logprobs"])

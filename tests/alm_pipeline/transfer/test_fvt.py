@@ -1,4 +1,4 @@
-"""Vocabulary transfer by FVT: what spells what, and which special token is which."""
+"""Vocabulary transfer by FVT: pieces of tokens, and counterparts of special tokens."""
 
 from transformers import PreTrainedTokenizerFast
 

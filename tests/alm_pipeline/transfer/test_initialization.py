@@ -1,4 +1,4 @@
-"""Every initialization, held to loops in float64."""
+"""Every initialization, checked against loops in float64."""
 
 import math
 from pathlib import Path
@@ -48,10 +48,10 @@ def donor(target: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFact
 
 
 def with_bias(vocab_size: int, tied: bool) -> PreTrainedModel:
-    """More rows than tokens, and a bias at the head."""
+    """A model with more rows than tokens, and a bias in its head."""
     model = tiny.tiny_llama(vocab_size + 30, tied=tied)
     model.lm_head.bias = torch.nn.Parameter(torch.randn(vocab_size + 30))
-    model.lm_head.bias.data[vocab_size:] = 1e6  # padding has no part in anything
+    model.lm_head.bias.data[vocab_size:] = 1e6  # padding must not affect anything
     for table in embedding_tables(model):
         if not table.name.endswith("bias"):
             table.value.data[vocab_size:] = 1e6
@@ -96,7 +96,7 @@ def test_a_models_tables_are_the_sums_that_the_method_says(
                 torch.testing.assert_close(
                     row.double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-4, rtol=1e-4
                 )
-        assert table.value.abs().max() < 100  # padding, at a million, is in no row
+        assert table.value.abs().max() < 100  # no row contains padding, which is a million
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -126,7 +126,7 @@ def test_a_model_moved_to_its_own_tokenizer_is_the_same(
     torch.testing.assert_close(moved(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
 
 
-def test_draws_come_from_the_sources_distribution_and_the_seed() -> None:
+def test_draws_depend_on_the_sources_distribution_and_the_seed() -> None:
     source = torch.randn(500, 40) * torch.linspace(0.1, 2, 40) + 3
     source[480:] = 1e6
     none: list[tuple[int, ...]] = [()] * 4000
@@ -147,7 +147,7 @@ def slow_sparsemax(values: list[float]) -> list[float]:
     return [max(value - high, 0.0) for value in values]
 
 
-@settings(deadline=None)  # compiles at first
+@settings(deadline=None)  # the first call compiles
 @given(hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
 def test_sparsemax_is_the_projection_on_the_simplex(values: np.ndarray) -> None:
     found = np.maximum(values - sparsemax_threshold(values), 0)
@@ -175,7 +175,7 @@ def slow_focus(new: list[bytes], shared: list[bytes]) -> list[dict[int, float]]:
     return result
 
 
-@settings(max_examples=50, deadline=None)  # compiles at first
+@settings(max_examples=50, deadline=None)  # the first call compiles
 @given(*[st.lists(st.binary(min_size=1, max_size=9) | st.text("ab", min_size=1).map(str.encode), min_size=1)] * 2)
 def test_focus_is_the_sparsemax_of_the_spellings_likeness(new: list[bytes], shared: list[bytes]) -> None:
     rows = focus(new, shared)
@@ -186,7 +186,7 @@ def test_focus_is_the_sparsemax_of_the_spellings_likeness(new: list[bytes], shar
 
 
 def slow_omp(target: np.ndarray, atoms: np.ndarray, terms: int) -> tuple[list[int], np.ndarray]:
-    """The definition: the atom of the largest cosine with the residual, then least squares over those chosen."""
+    """The definition: the atom of the largest cosine with the residual, then least squares over the selected atoms."""
     chosen: list[int] = []
     residual, coefficients = target, np.zeros(0)
     for _ in range(terms):

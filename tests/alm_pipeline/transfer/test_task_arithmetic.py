@@ -1,4 +1,4 @@
-"""A base's transfer on a fine-tune: the corners of the formula, its middle by hand, and models that don't belong."""
+"""A base's transfer applied to a fine-tune: the formula's limits, a case by hand, and models that do not fit."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests import tiny
 
 
 def moved(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Trained a little, as if."""
+    """Change the weights a little, as training would."""
     generator = torch.Generator().manual_seed(seed)
     trained = copy.deepcopy(model)
     for value in trained.parameters():
@@ -100,7 +100,7 @@ def test_between_them_it_is_the_formula(
 def test_tokens_that_the_fine_tune_added_come_along(
     models: dict[str, str], byte_level: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """As many a chat model adds its turns' tokens to a base: its template, its end of turn, its rows."""
+    """Many chat models add the tokens of their turns to a base: the template, the end of turn and the rows follow."""
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<turn>", "</turn>"]}, replace_extra_special_tokens=True
@@ -133,7 +133,7 @@ def wrong(models: dict[str, str], tmp_path: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
-def test_models_that_do_not_belong_together_are_told(
+def test_models_that_do_not_belong_together_are_refused(
     models: dict[str, str], byte_level: PreTrainedTokenizerFast, gemma_folder: str, tmp_path: Path
 ) -> None:
     assert "not a fine-tune of this base" in wrong(models, tmp_path, fine_tune=gemma_folder)

@@ -1,4 +1,4 @@
-"""A zero-step transfer is a model that plain transformers load, and that begins, chats and stops as before."""
+"""Plain transformers loads the model of a zero-step transfer; it begins, chats and stops as before."""
 
 import math
 from collections import Counter
@@ -30,7 +30,7 @@ def test_the_folder_loads_generates_and_chats(
     special = AutoTokenizer.from_pretrained(source if special_tokens == "source" else target)
     assert tokenizer.eos_token == special.eos_token
     assert model.generation_config.eos_token_id == model.config.eos_token_id
-    # what ended turns before ends them now, in the tokens that the template writes
+    # the same tokens end turns as before, spelled as in the template
     ends = {"llama_folder": "<|im_end|>", "gemma_folder": "<eos>"}[names[0]]
     if special_tokens == "target":
         ends = {"gemma_folder": "<end_of_turn>", "llama_folder": "<|im_end|>"}[names[1]]
@@ -90,7 +90,7 @@ def test_models_are_compared_on_the_same_bytes(llama_folder: str, gemma_folder: 
 
 
 def slow_bits(folder: str, corpus: CorpusConfig) -> float:
-    """Text by text, with plain transformers; Gemma begins with <bos>, so that every token is predicted."""
+    """Bits per byte with plain transformers, text by text. Gemma begins with <bos>, so every token is predicted."""
 
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
     nats, size = 0.0, 0
@@ -112,7 +112,7 @@ def slow_bits(folder: str, corpus: CorpusConfig) -> float:
 def test_the_pipeline_with_no_steps_is_the_transfer(
     config: AlmConfig, llama_folder: str, gemma_folder: str, tmp_path: Path
 ) -> None:
-    """Gemma moved to a tokenizer that puts no <bos> in front: the pipeline makes one that does, and aligns with it."""
+    """Gemma gets a tokenizer without <bos> before texts; the pipeline adds it, and aligns with the result."""
     student = config.student.model_copy(
         update={"model": gemma_folder, "tokenizer": llama_folder, "initialization": "focus"}
     )

@@ -1,4 +1,4 @@
-"""Random ragged examples, packed into rows for a teacher and a student, as the baselines take them."""
+"""Random ragged examples, packed into rows for a teacher and a student, as input for the baselines."""
 
 from dataclasses import dataclass, field
 
@@ -75,7 +75,7 @@ class Maker:
         return torch.randint(size, (tokens,), generator=self.generator)
 
     def side(self, index: int, rows: list[list[int]], padding: int) -> Side:
-        """The teacher's (0) or the student's (1) rows: which examples each holds, and what is left at its end."""
+        """Pack the teacher's (0) or the student's (1) rows; `rows` lists the examples of each."""
         width = (TEACHER_WIDTH, WIDTH)[index]
         lengths = [sum(len(self.drawn[example][index][2]) for example in row) for row in rows]
         longest = max(lengths) + padding
@@ -117,13 +117,13 @@ def packed(maker: Maker) -> tuple[Side, Side]:
 
 
 def unpacked(maker: Maker) -> tuple[Side, Side]:
-    """An example a row, on both sides."""
+    """One example per row, on both sides."""
     rows = [[example] for example in range(len(maker.examples))]
     return maker.side(0, rows, 0), maker.side(1, rows, 3)
 
 
 def logits(side: Side, position: int) -> Tensor:
-    """The oracle's: of one position."""
+    """The oracle's logits of one position."""
     head = side.head
     assert head.bias_V is not None
     assert head.softcap is not None
@@ -138,13 +138,13 @@ def example_positions(side: Side, example: int) -> list[int]:
 
 
 def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Zeros where the loss doesn't depend on a leaf."""
+    """Gradients; zeros if the loss does not depend on a leaf."""
     found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)]
 
 
 def check_close(expected: Tensor, got: Tensor, leaves: list[Tensor]) -> None:
-    """Values and gradients of two losses."""
+    """Compare the values and gradients of two losses."""
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(gradients(got, leaves), gradients(expected, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)

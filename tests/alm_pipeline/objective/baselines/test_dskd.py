@@ -1,4 +1,4 @@
-"""Dual-space distillation, held to a loop in float64."""
+"""Dual-space distillation, checked against a loop in float64."""
 
 import math
 
@@ -50,7 +50,7 @@ def kl(fixed: Tensor, learning: Tensor, temperature: float) -> Tensor:
 def loop_dskd(
     projections: DskdProjections, teacher: Side, student: Side, temperature: float
 ) -> tuple[Tensor, int, int]:
-    """The oracle: position by position. The loss, the student positions, and those the mixture gets right."""
+    """The oracle, position by position: the loss, the student positions, and how many the mixture predicts right."""
     positions = [
         (example_positions(teacher, example), example_positions(student, example)) for example in range(len(EXAMPLES))
     ]

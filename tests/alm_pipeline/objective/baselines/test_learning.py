@@ -1,4 +1,4 @@
-"""Each baseline, followed downhill: the student comes nearer to the teacher, and the teacher stays where it is."""
+"""Gradient descent on each baseline moves the student towards the teacher, and does not change the teacher."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""MinED's divergence, held to a loop in float64."""
+"""MinED's divergence, checked against a loop in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The nearest token in edits, held to the textbook's table over all pairs."""
+"""The nearest token in edits, checked against the textbook's table over all pairs."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def levenshtein(one: bytes, other: bytes) -> int:
 
 def brute_force(teacher: ByteView, student: ByteView) -> list[int]:
     ordinary = [id_ for id_ in range(teacher.size) if teacher.spelling[id_] and not teacher.special[id_]]
-    # a byte fallback's token is never used where another is spelled alike
+    # a byte fallback's token is never used if another token has the same spelling
     letters = {teacher.spelling[id_] for id_ in ordinary if not teacher.fallback[id_]}
     ids = [id_ for id_ in ordinary if not (teacher.fallback[id_] and teacher.spelling[id_] in letters)]
     return [min(ids, key=lambda id_: levenshtein(teacher.spelling[id_], spelling)) for spelling in student.spelling]
@@ -62,7 +62,7 @@ def test_the_mapping_of_trained_vocabularies_is_brute_force() -> None:
         assert (mapping[~ordinary] == -1).all()
 
 
-def test_special_tokens_go_by_their_literal_or_as_told() -> None:
+def test_special_tokens_go_by_their_literal_or_by_the_given_pairs() -> None:
     teacher = vocabulary(["a", "<eos>x"], ("<pad>", "<end>", "<bos>"))
     student = vocabulary(["b", "<bos>"], ("<eos>", "<pad>", "<stop>"))
     # an ordinary token that looks like a special one is ordinary
@@ -81,7 +81,7 @@ def test_ids_without_a_token_and_vocabularies_without_ordinary_tokens() -> None:
 
 @pytest.mark.parametrize("letters", ["", "x"])
 def test_the_lowest_id_of_equally_near_tokens(letters: str) -> None:
-    """Also where the other is found first, because its length is nearer."""
+    """Also if another token is found first, because its length is closer."""
     teacher = vocabulary([letters + "abcd", letters + "ab", letters + "abx", letters + "aby"])
     assert mined_mapping(teacher, vocabulary([letters + "abc"])).tolist() == [0]
     assert mined_mapping(teacher, vocabulary([letters + "abz"])).tolist() == [1]

@@ -1,4 +1,4 @@
-"""What the baselines keep in memory, and sums in pieces as such."""
+"""The memory that the baselines use, and sums in pieces."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ POSITIONS, WIDTH, VOCABULARY, PIECE = 200, 4, 1000, 10
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives."""
+    """Records the largest number of elements of any tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Largest(TorchDispatchMode):
 
 
 class Saved:
-    """A tensor saved for a backward pass that is still to come: what a piece has kept is gone with it."""
+    """Counts tensors that are saved for a later backward pass; those of a piece are freed with it."""
 
     def __init__(self, tensor: Tensor, register: "WeakSet[Saved]") -> None:
         self.tensor = tensor
@@ -85,7 +85,7 @@ def square(rows: Tensor, shared: Tensor, unused: Tensor | None) -> Tensor:
 
 
 def test_gradients_may_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Balancing terms by their gradients' norms asks twice."""
+    """Balancing terms by their gradients' norms computes them twice."""
     monkeypatch.setattr(pieces, "_PIECE_ELEMENTS", 2)
     rows, shared = torch.arange(6.0).view(3, 2).requires_grad_(), torch.tensor([1.0, -2.0], requires_grad=True)
     total = sum_in_pieces(square, [rows], [shared, None], 1)

@@ -1,4 +1,4 @@
-"""Universal Logit Distillation, held to a loop in float64."""
+"""Universal Logit Distillation, checked against a loop in float64."""
 
 import pytest
 import torch

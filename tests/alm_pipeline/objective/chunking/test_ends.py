@@ -1,4 +1,4 @@
-"""Where chunks may end by the tokens beside them, held to a loop."""
+"""Where chunks may end by the tokens beside them, checked against a loop."""
 
 import itertools
 
@@ -15,7 +15,7 @@ TEACHER_BOUNDARY, STUDENT_BOUNDARY = np.arange(7) % 2 == 0, np.arange(5) < 2
 
 @st.composite
 def examples(draw: st.DrawFn) -> list[tuple[list[list[int]], list[list[int]], list[int]]]:
-    """By example: each chunk's teacher and student ids, and its kind; an example may have tokens but no chunk."""
+    """For each example: each chunk's teacher and student ids, and its kind; an example may have tokens but no chunk."""
 
     def chunks(most: int, count: int) -> list[list[int]]:
         return [draw(st.lists(st.integers(0, most), min_size=1, max_size=3)) for _ in range(count)]
@@ -26,7 +26,7 @@ def examples(draw: st.DrawFn) -> list[tuple[list[list[int]], list[list[int]], li
 
 
 def side(chunks: list[list[list[int]]], dropped: int) -> SideTokens:
-    """With as many tokens that are in no chunk in an example without chunks."""
+    """One side's tokens; an example without chunks has `dropped` tokens."""
     ids = [list(itertools.chain(*example)) or [0] * dropped for example in chunks]
     offsets, chunk_offsets = (np.cumsum([0, *map(len, rows)], dtype=np.int64) for rows in (ids, chunks))
     of_chunk = np.array([len(chunk) for example in chunks for chunk in example], np.int32)
@@ -56,7 +56,7 @@ def test_space_ends_are_the_loop(examples: list[tuple[Chunks, Chunks, list[int]]
     at = 0
     for left, right, of in examples:
         for k in range(len(of)):
-            if k + 1 < len(of):  # the last one ends whatever is open
+            if k + 1 < len(of):  # a merged chunk always ends at the last
                 space = TEACHER_BOUNDARY[left[k + 1][0]] and STUDENT_BOUNDARY[right[k + 1][0]]
                 assert got[at] == (space or of[k] == ChunkKind.PAIRED)
             at += 1

@@ -1,4 +1,4 @@
-"""Merging, held to a loop over chunks and tokens."""
+"""Merging, checked against a loop over chunks and tokens."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The tokenization bias of token pairs, against its definition played through in strings."""
+"""The tokenization bias of token pairs, checked against its definition on strings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests import tiny
 
 
 def words_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that has these words beside single bytes, merged from left to right."""
+    """Byte-level BPE with single bytes and these words, merged from left to right."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spelled = [word.replace(" ", "\u0120") for word in words]
     merges = list(dict.fromkeys((word[:at], word[at]) for word in spelled for at in range(1, len(word))))
@@ -83,7 +83,7 @@ def check_by_definition(
 def some_pairs(
     teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast, texts: Sequence[str], most: int
 ) -> Pairs:
-    """Tokens that occur, of which one ends as the other."""
+    """Pairs of tokens that occur, one of which is a suffix of the other."""
     spelled = [byte_view(side.backend_tokenizer).spelling for side in (teacher, student)]
     occurring = [np.flatnonzero(counts_of(side, texts)) for side in (teacher, student)]
     found = [
@@ -107,7 +107,7 @@ def test_a_word_that_only_one_side_has_with_its_comma() -> None:
 
 
 def test_a_token_that_never_occurs_excludes_and_weighs_nothing() -> None:
-    """The student has ` Hello,` too: it excludes `,` though it never chose to."""
+    """The student has ` Hello,` too: it also excludes `,`, although ` Hello,` never occurs."""
     teacher, student = words_tokenizer([" Hello,"]), words_tokenizer([" Hello,", " Hello!"])
     pairs = Pairs.of(np.array([id_of(teacher, " Hello")]), np.array([id_of(student, " Hello")]))
     found = pair_biases(teacher, student, counts_of(teacher, [" Hello,"]), counts_of(student, [" Hello"]), pairs)
@@ -116,7 +116,7 @@ def test_a_token_that_never_occurs_excludes_and_weighs_nothing() -> None:
 
 
 def test_a_token_from_within_the_other_excludes() -> None:
-    """`ab` can't be followed by `cd`: the tokenizer reads `a`, `bcd`."""
+    """`ab` cannot be followed by `cd`: the tokenizer encodes `a`, `bcd`."""
     teacher, student = words_tokenizer([]), words_tokenizer([])
     letters = student.get_vocab()
     base = max(letters.values())
@@ -177,7 +177,7 @@ def test_any_small_vocabularies_as_by_the_definition(words: list[str], others: l
 
 
 def test_nothing_is_put_in_front_of_a_text() -> None:
-    """With a space put in front, no text would begin with the token `ab`, and it would exclude nothing."""
+    """With a space before it, no text would begin with the token `ab`, and it would exclude nothing."""
     plain = words_tokenizer([" ab", "abc"])
     pieces = ["<unk>", "\u2581", "a", "b", "c", "ab", "abc"]
     bpe = Tokenizer(models.BPE({piece: id_ for id_, piece in enumerate(pieces)}, [("a", "b"), ("ab", "c")]))

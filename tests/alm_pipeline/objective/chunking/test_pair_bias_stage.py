@@ -1,4 +1,4 @@
-"""Pair biases in the store: counted over all shards, computed once, and mended like the rest."""
+"""Pair biases in the store: counted over all shards, computed once, and repaired like other datasets."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, memory: object, monkeyp
 
 @pytest.fixture
 def pipeline(config: AlmConfig, root: str) -> Pipeline:
-    """Complete but for the scores."""
+    """Complete except for the scores."""
     objective = config.objective.model_copy(update={"chunking": "pair_bias"})
     made = Pipeline(config.model_copy(update={"objective": objective}), root)
     made.shard()
@@ -122,11 +122,11 @@ def test_the_store_knows_what_they_were_made_from(pipeline: Pipeline) -> None:
     node = store.lineage(key)
     assert [made_from.role for made_from in node.inputs] == ["alignments"]
     assert highlights(node) == []
-    # kept or gone together with the alignments: no student was made from either
+    # waste like the alignments, because no student was made from either
     assert key in {item.url.removeprefix(f"{store.root}/") for item in find_waste(store, before=4e9)}
 
 
-def test_what_is_damaged_is_computed_again(pipeline: Pipeline) -> None:
+def test_damaged_files_are_computed_again(pipeline: Pipeline) -> None:
     folder = pipeline.stored_pair_biases
     assert folder
     url, key = join_url(folder.url, "pair_biases.parquet"), f"pair_biases/{folder.name}"

@@ -31,7 +31,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], PreTrainedModel], Callable[[], Pr
     "llama": (tiny.tiny_llama, tiny.byte_level_tokenizer),
     # scales its embeddings
     "gemma": (tiny.tiny_gemma, tiny.sentencepiece_tokenizer),
-    # calls its own model with positional ids, and learnt its positions
+    # calls its own model with positional ids, and has learned positions
     "gpt2": (tiny.tiny_gpt2, tiny.byte_level_tokenizer),
     "qwen": (tiny.tiny_qwen, tiny.byte_level_tokenizer),
 }
@@ -39,13 +39,13 @@ TEXTS = ["The quick brown fox", "jumps over the", "def add(left, right):\n", "�
 
 
 class Made:
-    """A tiny model on bytes, and what it was made of."""
+    """A tiny model on bytes, and the model and tokenizers that it was made from."""
 
     def __init__(self, architecture: str, *, ngram_embeddings: bool) -> None:
         make_model, make_tokenizer = ARCHITECTURES[architecture]
         self.source = make_tokenizer()
         self.tokenizer = byte_level_tokenizer(self.source)
-        # pads left, as generation wants it, with a token of its own
+        # pads on the left, as generation needs it, with a padding token of its own
         self.tokenizer.padding_side = "left"
         self.model: Any = make_model(len(self.source)).eval()
         self.source_rows_VH = self.model.get_input_embeddings().weight.detach().clone()
@@ -61,7 +61,7 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 
 def embedded(made: Made, text: list[int]) -> Tensor:
-    """[S, H] what a text goes in as, by trying every suffix."""
+    """[S, H] the input embeddings of a text, by trying every suffix."""
     spelled = tokens_by_spelling(byte_view(made.source.backend_tokenizer))
     own, scale = made.model.get_input_embeddings(), getattr(made.model.get_input_embeddings(), "embed_scale", 1.0)
     rows = []
@@ -75,7 +75,7 @@ def embedded(made: Made, text: list[int]) -> Tensor:
 
 
 def logits_of(made: Made, text: list[int]) -> Tensor:
-    """[S, V] by the architecture alone, from embeddings: the slow way, with no cache and no packing."""
+    """[S, V] the logits of the plain architecture from embeddings, without cache and packing."""
     architecture = type(made.model).__mro__[1]
     plain = architecture(made.model.config).eval()
     weights = {name: value for name, value in made.model.state_dict().items() if not name.startswith("ngrams.")}
@@ -122,7 +122,7 @@ def test_generation_with_a_cache_in_a_batch_is_the_slow_one(made: Made, cache: s
 
 @torch.no_grad()
 def test_each_beam_keeps_its_own_bytes(made: Made) -> None:
-    """The scores that a search with a cache gives its sequences are those of the whole sequences."""
+    """The scores of sequences from a search with a cache are those of the whole sequences."""
     ids = made.ids(TEXTS[0])
     settings = {"max_new_tokens": 12, "num_beams": 4, "num_return_sequences": 4, "eos_token_id": None}
     results = [
@@ -132,7 +132,7 @@ def test_each_beam_keeps_its_own_bytes(made: Made) -> None:
     assert torch.equal(*results)
 
 
-def test_a_cache_without_the_bytes_before_is_told(made: Made) -> None:
+def test_a_cache_without_the_bytes_before_is_refused(made: Made) -> None:
     ids = made.ids(TEXTS[0])
     cache = made.model(ids[:, :-1], use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"set past_key_values\.previous_ids"):
@@ -172,7 +172,7 @@ def test_the_head_has_rows_of_its_own(tied: bool) -> None:
 
 def test_it_is_saved_with_its_code_and_loads_with_other_dtypes(made: Made, tmp_path: Path) -> None:
     for folder, model in ((tmp_path / "one", made.model), (tmp_path / "two", None)):
-        # what was loaded is saved again with all that it needs
+        # the loaded model is saved again with all its files
         (model or load_model(str(tmp_path / "one"), "float32", trust_remote_code=True)).save_pretrained(folder)
     loaded = load_model(str(tmp_path / "two"), "float32", trust_remote_code=True)
     ids = made.ids(TEXTS[2])
@@ -228,7 +228,7 @@ def test_a_plain_byte_model_keeps_its_class_and_its_rows() -> None:
     assert torch.equal(rows[end], made.source_rows_VH[made.source.eos_token_id])
 
 
-def test_an_architecture_of_another_kind_is_told() -> None:
+def test_an_architecture_of_another_kind_is_refused() -> None:
     tokenizer = tiny.byte_level_tokenizer()
     model = tiny.tiny_llama(len(tokenizer))
     type_of = type("LlamaOfMine", (type(model),), {})
@@ -242,9 +242,9 @@ STREAMED = "naïve 東京 🙂👩‍👩‍👧\nПривет  мир, über �
 
 @pytest.mark.parametrize("data", [STREAMED.encode(), STREAMED.encode()[:-1]], ids=["whole", "cut"])
 def test_streamed_text_never_breaks_a_character(data: bytes) -> None:
-    """Byte by byte into transformers' streamer: what comes out is whole characters, and all of them.
+    """Tokens go byte by byte into transformers' streamer, which writes all characters, each of them whole.
 
-    Only a text that itself ends within a character has a stand-in for it, at its end.
+    Only a text that ends within a character gets a replacement character, at its end.
     """
     tokenizer = byte_level_tokenizer(tiny.byte_level_tokenizer())
     streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)

@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_ends_with_the_same_student(
 
 
 def test_settings_decide_the_students_name(config: AlmConfig, tmp_path: Path) -> None:
-    """A tokenizer of bytes is made once; with n-gram embeddings it is another student."""
+    """The byte tokenizer is made once. N-gram embeddings give another student."""
     pipelines = [Pipeline(to_bytes(config, ngram_embeddings=given), str(tmp_path)) for given in (True, False)]
     for pipeline in pipelines:
         pipeline.shard()

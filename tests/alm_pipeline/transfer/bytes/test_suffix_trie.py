@@ -1,4 +1,4 @@
-"""The look-up finds what trying every suffix finds, whatever the vocabulary and the text."""
+"""The look-up finds the same as trying every suffix, for any vocabulary and text."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def longest(ngrams: Ngrams, rows: list[Text], positions: Tensor | None = None) -
 
 
 def tried(spellings: list[bytes], text: Text) -> list[int]:
-    """By trying every suffix at every place of one text."""
+    """Try every suffix at every place of one text."""
     token_of = {spelling: number for number, spelling in enumerate(spellings, 1)}
     found = []
     for end in range(1, len(text) + 1):
