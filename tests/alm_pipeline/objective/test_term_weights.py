@@ -1,12 +1,14 @@
 """Weights of terms."""
 
+from typing import get_args
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from alm_pipeline.config import ObjectiveConfig, Ramp, Term
-from alm_pipeline.objective.term_weights import gradmag, last_layer, weights_at
+from alm_pipeline.config import Balance, ObjectiveConfig, Ramp, Term
+from alm_pipeline.objective.term_weights import gradmag, last_layer, uses_gradients, weights_at
 from tests import tiny
 
 
@@ -21,6 +23,10 @@ def test_ramps_go_from_start_to_end_and_stay() -> None:
 def test_wrong_terms_are_refused(terms: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ObjectiveConfig.model_validate({"terms": terms})
+
+
+def test_every_balance_is_known() -> None:
+    assert {balance: uses_gradients(balance) for balance in get_args(Balance)} == {"fixed": False, "gradmag": True}
 
 
 def test_gradmag_gives_each_term_the_same_pull() -> None:
