@@ -21,6 +21,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.registry import machine_findings
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
 from storage.dataset import Dataset
@@ -39,14 +40,14 @@ def main() -> None:
     started = time.perf_counter()
     encoders = {name: ByteEncoder(LoadedTokenizer(name)) for name in names}
     engines = {
-        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard)
+        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard, machine_findings())
         for each in encoders.values()
     }
     print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
     with (
         tempfile.TemporaryDirectory() as root,
         patch.object(stage, "ByteEncoder", lambda tokenizer, _: encoders[tokenizer.name]),
-        patch.object(stage, "KitokenEngine", lambda tokenizer, view, standard: engines[standard]),
+        patch.object(stage, "KitokenEngine", lambda tokenizer, view, standard, _: engines[standard]),
     ):
         prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, fast=False)  # compiles
         examples = text_examples(Path(root), shards(documents))

@@ -22,6 +22,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.proof import first_difference
+from alm_pipeline.tokenization.engines.registry import machine_findings
 from alm_pipeline.tokenization.rows import EncodedBatch
 from tests.real_tokenizers import REAL_TOKENIZERS, require
 
@@ -78,7 +79,7 @@ def sides(name: str) -> Sides:
 
 
 def first_difference_of(encoder: ByteEncoder) -> str | None:
-    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard, machine_findings())
     found = (first_difference(fast, encoder.standard, special_literals=literals) for literals in (False, True))
     return next(filter(None, found), None)
 

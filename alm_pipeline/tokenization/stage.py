@@ -17,9 +17,9 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.findings import Finding
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.proof import first_difference
+from alm_pipeline.tokenization.engines.registry import machine_findings
 from alm_pipeline.tokenization.engines.standard import Engine, one_thread_a_call
 from alm_pipeline.tokenization.rows import EncodedBatch
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
@@ -31,6 +31,7 @@ STAGE_VERSION = 4
 _EXAMPLES_A_PART = 64
 _SHARDS_WORTH_A_PROOF = 3
 _MOST_PARTS_AT_ONCE = 16
+_QUESTION = "whether kitoken encodes a dataset's first shard as tokenizers does"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,7 +102,7 @@ def _choose_engine(
     examples: Dataset, tokens: Dataset, encoder: ByteEncoder, proof: int, run: Callable[[Sequence[int]], None]
 ) -> None:
     """By the shard `proof`, encoded first unless it is known what that says."""
-    if not _proof(tokens).known():
+    if not machine_findings().recall(_QUESTION, tokens.name):
         run(tokens.missing([proof]))
     encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
 
@@ -202,21 +203,17 @@ def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Seq
     tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
 
 
-def _proof(tokens: Dataset) -> Finding:
-    """Of the fast engine, with a dataset's tokenizer and texts; its `difference` is None where it holds."""
-    return Finding("whether kitoken encodes a dataset's first shard as tokenizers does", tokens.name)
-
-
 def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> Engine:
     """The fast engine where it is installed and gives the ids of this shard, otherwise the encoder's own."""
-    proof = _proof(tokens)
-    known = proof.known() or {}
+    findings = machine_findings()
+    known = findings.recall(_QUESTION, tokens.name) or {}
     difference = known.get("difference")
     try:
         if not difference:
-            encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard)
+            encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard, findings)
         if not known:
-            difference = proof.keep({"difference": _difference(encoder, examples, tokens, shard)})["difference"]
+            difference = _difference(encoder, examples, tokens, shard)
+            findings.record(_QUESTION, tokens.name, {"difference": difference})
     except ImportError:
         return encoder.standard
     except ValueError as error:

@@ -12,7 +12,7 @@ import pytest
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines import findings
+from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
@@ -202,25 +202,14 @@ def test_a_folder_that_can_not_be_written_to_or_holds_nonsense_costs_time_only(
     proofs: list[object] = []
     prove = stage._difference
     monkeypatch.setattr(stage, "_difference", lambda *arguments: proofs.append(arguments) or prove(*arguments))
-    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(registry, "cache_folder", lambda: tmp_path / "file")
     run(text_examples(tmp_path / "first", MANY), llama_folder)
-    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "machine")
+    monkeypatch.setattr(registry, "cache_folder", lambda: tmp_path / "machine")
     run(text_examples(tmp_path / "second", MANY), llama_folder)
     for kept in (tmp_path / "machine").rglob("*.json"):
         kept.write_text("{")
     run(text_examples(tmp_path / "third", MANY), llama_folder)
     assert len(proofs) == 3
-
-
-def test_another_version_of_an_engine_or_of_what_asks_it_is_proven_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = findings.Finding("whether", "this")
-    assert finding.keep({"difference": None}) == {"difference": None} == finding.known()
-    assert findings.Finding("whether", "that").known() is None
-    for decides, changed in (("installed_version", lambda _: "99"), ("_own_code", lambda: "edited")):
-        with monkeypatch.context() as patch:
-            patch.setattr(findings, decides, changed)
-            assert findings.Finding("whether", "this").known() is None
-    assert findings.Finding("whether", "this").known()
 
 
 def test_where_nothing_is_missing_no_tokenizer_is_loaded(tmp_path: Path, llama_folder: str) -> None:
