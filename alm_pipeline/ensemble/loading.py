@@ -21,7 +21,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
 from storage.folders import stored_folder
 
@@ -130,7 +130,7 @@ def _member(lead: Part, part: Part, ids: Longs, shared: np.ndarray, vocabulary: 
     if pad is not None and inputs[pad] < 0:
         # `generate` writes it behind a finished row, where nobody reads on
         inputs[pad] = 0
-    prefix = [] if same else put_around(part.tokenizer)[0]
+    prefix = [] if same else special_tokens_around(part.tokenizer)[0]
     tokens = lead.tokenizer.convert_ids_to_tokens
     return AlignedMember(
         part.model, columns, part.weight, torch.from_numpy(inputs), prefix, lambda id_: str(tokens(id_))
@@ -141,7 +141,7 @@ def _config(lead: Part, parts: Sequence[Part], rows: int) -> EnsembleModelConfig
     """As long a context as the shortest member's, but for the tokens that some put in front."""
     lengths = [length_in(part.model.config.get_text_config().to_dict()) for part in parts]
     others = [part.tokenizer for part in parts if not same_vocabulary(lead.tokenizer, part.tokenizer)]
-    front = max((len(put_around(other)[0]) for other in others), default=0)
+    front = max((len(special_tokens_around(other)[0]) for other in others), default=0)
     limits = [length - front for length in lengths if length]
     roles: dict[str, Any] = {
         f"{role}_token_id": getattr(lead.tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import SpecialTokens
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, same_frame, wrapped_like
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
 
 _RESERVED = "<|reserved {}|>"
@@ -27,7 +27,7 @@ def keeps_source(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFas
     """
     if setting != "auto":
         return setting == "source"
-    begins = bool(put_around(source)[0]) and not put_around(target)[0]
+    begins = bool(special_tokens_around(source)[0]) and not special_tokens_around(target)[0]
     named = source.bos_token is not None and target.bos_token is None
     return begins or named or (source.chat_template is not None and target.chat_template is None)
 
