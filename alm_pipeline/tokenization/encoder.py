@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from alm_pipeline.corpus.conversation import Conversation, contents
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.tokenization.chat.template import Rendering, TemplateRefused
+from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.tokenization.literals import encode_around, typed_literals
@@ -125,24 +125,26 @@ class ByteEncoder:
         Special tokens' literals are special tokens in the template's own text, and just text in a content.
         """
         renderings = [self._render(conversation) for conversation in conversations]
-        texts = [rendering.text for rendering in renderings if isinstance(rendering, Rendering)]
+        texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
         bodies = iter(self.engine.encode(texts, special_literals=True))
         return EncodedBatch.of(
             [
                 self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))
-                if isinstance(rendering, Rendering)
+                if isinstance(rendering, RenderedConversation)
                 else rendering
                 for conversation, rendering in zip(conversations, renderings, strict=True)
             ]
         )
 
-    def _render(self, conversation: Conversation) -> Rendering | Dropped:
+    def _render(self, conversation: Conversation) -> RenderedConversation | Dropped:
         try:
             return self.tokenizer.template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 
-    def _conversation(self, conversation: Conversation, rendering: Rendering, ids: Ids) -> EncodedExample | str:
+    def _conversation(
+        self, conversation: Conversation, rendering: RenderedConversation, ids: Ids
+    ) -> EncodedExample | str:
         text, added = rendering.text.encode(), self._added[ids]
         spans = token_spans(self.view, ids, added, text)
         if spans is not None and (typed := typed_literals(self.view, rendering, ids, spans)).any():

@@ -93,5 +93,7 @@ def test_a_form_by_its_json() -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(UserError, match="'nfx' is not a form; the forms are nfc, nfd, nfkc, nfkd, lowercase, strip_accents"):
+    with pytest.raises(
+        UserError, match="'nfx' is not a form; the forms are nfc, nfd, nfkc, nfkd, lowercase, strip_accents"
+    ):
         form_named("nfx")
