@@ -183,8 +183,8 @@ def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
 @lru_cache(1)
 def fast_encoder(tokenizer: str) -> ByteEncoder:
     encoder = ByteEncoder(LoadedTokenizer(tokenizer), None)
-    encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard, machine_findings())
-    return encoder
+    backend = encoder.tokenizer.encoding_backend
+    return encoder.with_engine(KitokenEngine(backend, encoder.view, encoder.standard, machine_findings()))
 
 
 def processor_seconds() -> float:

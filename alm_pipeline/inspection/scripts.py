@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import regex
+import regex  # type: ignore[import-untyped]
 
 _SCRIPTS = {
     **{name: (name,) for name in ("Latin", "Greek", "Cyrillic", "Arabic", "Hebrew", "Devanagari", "Thai", "Han")},

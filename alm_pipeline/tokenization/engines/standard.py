@@ -67,7 +67,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_literals: bool) 
 
 
 @contextmanager
-def one_thread_a_call() -> Iterator[None]:
+def single_threaded_calls() -> Iterator[None]:
     """Within it, `tokenizers` encodes a batch in the thread that calls it.
 
     For a caller that has a thread per core: the threads of `tokenizers` would sit idle until the last text of a batch

@@ -1,5 +1,6 @@
 """The texts that kitoken is known to read differently are left to the standard engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_a_token_that_no_merge_reaches_is_not_taken_for_its_word(tmp_path: Path)
     expected = standard.encode(texts, special_literals=False)
     assert expected[0] == [vocabulary.index("a"), vocabulary.index("\u0120b")]
     assert engine(tokenizer, tmp_path).encode(texts, special_literals=False) == expected
+
+
+def test_the_tokens_that_it_reads_differently_are_found_out_once(
+    byte_level: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    class Unused(StandardEngine):
+        def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+            raise AssertionError("asked again")
+
+    backend = byte_level.backend_tokenizer
+    engine(backend, tmp_path)
+    later = KitokenEngine(backend, byte_view(backend), Unused(backend), Findings(tmp_path, {}))
+    with pytest.raises(AssertionError, match="asked again"):
+        later.encode(["a <|im_end|>"], special_literals=False)
