@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from alm_pipeline.models.demo import demo_model, publish_folder
+from alm_pipeline.models.demo.models import demo_model, publish_folder
 from storage.errors import UserError
 from storage.fingerprints import hash_file
 from storage.folders import cache_folder

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import alm_pipeline.ensemble.model as model_module
 from alm_pipeline.ensemble.loading import Part, ensemble_of, load
 from alm_pipeline.ensemble.scoring import score_ids, score_texts, text_bits_per_byte
-from alm_pipeline.models.demo import check_installed
+from alm_pipeline.models.demo.models import check_installed
 from storage.errors import UserError
 from tests import tiny
 

@@ -90,10 +90,10 @@ def test_nothing_to_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"shard": 2}, "there is no shard 2; it has 2, from 0"),
-        ({"shard": -1}, "there is no shard -1"),
-        ({"example": "0-9"}, "shard 0 has no example 0-9; it has 0-0 to 0-1"),
-        ({"shard": 1, "example": "0-0"}, "shard 1 has no example 0-0; it is empty"),
+        ({"shard": 2}, "has no shard 2: it has 2, numbered from 0"),
+        ({"shard": -1}, "has no shard -1"),
+        ({"example": "0-9"}, "shard 0 has no example 0-9: it has 0-0 to 0-1"),
+        ({"shard": 1, "example": "0-0"}, "shard 1 has no example 0-0: it is empty"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, choice: dict[str, int | str], message: str) -> None:

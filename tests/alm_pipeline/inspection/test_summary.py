@@ -11,7 +11,13 @@ import pytest
 
 from alm_pipeline.inspection import summary
 from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
-from alm_pipeline.inspection.summary import chunk_lengths, coverage, dropped_examples, largest_chunks, summarize
+from alm_pipeline.inspection.summary import (
+    chunk_lengths,
+    coverage,
+    dropped_examples,
+    largest_chunks,
+    summarize_alignments,
+)
 from storage.schemas import ChunkKind
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, random_row, write
 
@@ -204,7 +210,7 @@ def test_dropped_examples_are_listed_by_side_and_reason(tmp_path: Path) -> None:
 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
-    found = summarize(write(tmp_path, [[], []]).url)
+    found = summarize_alignments(write(tmp_path, [[], []]).url)
     assert found.coverage["bytes"].sum() == 0
     assert found.coverage["share"].null_count() == len(found.coverage)
     assert (len(found.lengths), len(found.largest), len(found.dropped)) == (0, 0, 0)

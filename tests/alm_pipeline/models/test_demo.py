@@ -11,8 +11,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from alm_pipeline.models import demo as demo_models
-from alm_pipeline.models.demo import DemoModel, demo_model, demo_models_folder, publish_folder
+from alm_pipeline.models.demo import models as demo_models
+from alm_pipeline.models.demo.models import DemoModel, demo_model, demo_models_folder, publish_folder
 from alm_pipeline.models.demo.tokenizer import build_tokenizer, tokenizer_config
 from storage.errors import UserError
 
