@@ -84,7 +84,7 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
 
 @pytest.fixture(autouse=True)
 def machine_without_findings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What earlier tests found out about the fast engine is not known."""
+    """Forget what earlier tests found out about the fast engine."""
     folder = tmp_path_factory.getbasetemp() / "machines" / secrets.token_hex(8)
     monkeypatch.setattr(alm_pipeline.tokenization.engines.registry, "cache_folder", lambda: folder)
 

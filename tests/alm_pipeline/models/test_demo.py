@@ -1,4 +1,4 @@
-"""Demo models: the cache and its errors with stand-ins; SmolLM2 where its package is installed."""
+"""Demo models: the cache and its errors are tested with fakes, SmolLM2 if its package is installed."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def test_publishing_nowhere_raises(tmp_path):
 
 
 def gemma_metadata() -> dict[str, object]:
-    """The form of Gemma's vocabulary: byte pieces, spaces instead of ▁▁, -1000 for added tokens."""
+    """Return a vocabulary like Gemma's: byte pieces, spaces instead of ▁▁, -1000 for added tokens."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>"]
     added = ["  ", "   ", "\n", "\n\n"]
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
