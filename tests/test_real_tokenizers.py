@@ -1,7 +1,7 @@
-"""Real tokenizers, all pairs of them: what is counted out is known, and the rest is aligned to the last byte.
+"""All pairs of real tokenizers: the dropped texts are the expected ones, and all others are aligned exactly.
 
-The chunks are held against ends that are worked out here another way: as sets of byte positions, from what each token
-spells.
+The ends of the chunks are compared with ends that are computed here in another way: as sets of byte positions, from the
+tokens' spellings.
 """
 
 import re
@@ -22,13 +22,14 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, long_text, random_texts
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.proof import first_difference
+from alm_pipeline.tokenization.engines.registry import machine_findings
 from alm_pipeline.tokenization.rows import EncodedBatch
 from tests.real_tokenizers import REAL_TOKENIZERS, require
 
 TEXTS = (*ADVERSARIAL_TEXTS, *random_texts(2, 150))
 # bytes of UTF-8 that SmolLM2's vocabulary lacks
 NOT_IN_SMOLLM2 = frozenset(b"\x04\x06\x13\x14\x16\x1d\xf1\xf2")
-# without what a tokenizer counts out
+# without the characters for which a tokenizer drops a text
 LONG = unicodedata.normalize("NFC", re.sub("[\u2581\x04\x06\x13\x14\x16\x1d]", "", long_text()))
 
 Ints = npt.NDArray[np.int64]
@@ -41,18 +42,18 @@ class Side:
     tokens: ShardTokens
     dropped: Sequence[str | None]
     sizes: Ints
-    """of each text in bytes"""
+    """size of each text in bytes"""
     ends: Ints
-    """where tokens end, by what they spell alone: bytes from the first text's start, in order"""
+    """the ends of tokens, from their spellings alone: bytes from the start of the first text, in order"""
 
     def ends_of(self, rows: npt.NDArray[np.bool_]) -> Ints:
-        """The ends in those texts."""
+        """Return the ends in these texts."""
         return self.ends[rows[np.searchsorted(np.cumsum(self.sizes), self.ends)]]
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What a tokenizer and its byte-level conversion make of the texts, and of the long one."""
+    """The tokens of the texts, and of the long one, by a tokenizer and by its byte-level conversion."""
 
     own: Side
     own_long: Side
@@ -63,12 +64,12 @@ class Sides:
     special: list[str]
     """the source's special tokens"""
     differs: str | None
-    """an adversarial text for which the fast engine gives other ids"""
+    """an adversarial text for which the fast engine gives different ids, or None"""
 
 
 @cache
 def sides(name: str) -> Sides:
-    """Encoded once, and the tokenizer let go: thirteen of them take gigabytes."""
+    """Encode the texts once, and don't keep the tokenizer: thirteen of them take gigabytes."""
     tokenizer = require(name)
     conversion = byte_level_tokenizer(tokenizer)
     own, converted = (encode(each, (*TEXTS, LONG)) for each in (tokenizer, conversion))
@@ -78,13 +79,13 @@ def sides(name: str) -> Sides:
 
 
 def first_difference_of(encoder: ByteEncoder) -> str | None:
-    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard)
+    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard, machine_findings())
     found = (first_difference(fast, encoder.standard, special_literals=literals) for literals in (False, True))
     return next(filter(None, found), None)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Side, Side]:
-    """All texts but the last, and the last."""
+    """Encode all texts except the last, and the last."""
     encoder = ByteEncoder(LoadedTokenizer.of(tokenizer))
     return side(encoder, texts[:-1]), side(encoder, texts[-1:])
 
@@ -128,7 +129,7 @@ def aligned(teacher: Side, student: Side) -> ShardChunks:
 
 
 def assert_exact(teacher: Side, student: Side) -> None:
-    """Chunks end where tokens of both sides do, and nowhere else; they hold all bytes, and all tokens of both sides."""
+    """Assert that chunks end exactly where tokens of both sides end, and contain all bytes and tokens."""
     chunks = aligned(teacher, student)
     kept = ~(teacher.tokens.dropped | student.tokens.dropped)
     expected = np.intersect1d(teacher.ends_of(kept), student.ends_of(kept), assume_unique=True)
@@ -168,7 +169,7 @@ def test_a_million_characters(name: str) -> None:
 
 
 def expected_reason(name: str, text: str) -> str | None:
-    """Why a text is counted out."""
+    """Return why a text is dropped."""
     if name in ("gemma2", "gemma3", "mistral_7b") and "\u2581" in text:
         return "holds_the_space_stand_in"
     if name in ("qwen2_5", "qwen3") and not unicodedata.is_normalized("NFC", text):
@@ -179,7 +180,7 @@ def expected_reason(name: str, text: str) -> str | None:
 
 
 @pytest.mark.parametrize("name", REAL_TOKENIZERS)
-def test_what_is_counted_out(name: str) -> None:
+def test_the_dropped_texts(name: str) -> None:
     found = {text: reason for text, reason in zip(TEXTS, sides(name).own.dropped, strict=True) if reason}
     assert found == {text: reason for text in TEXTS if (reason := expected_reason(name, text))}
     assert sides(name).converted.dropped == [None] * len(TEXTS)
@@ -203,8 +204,8 @@ def test_control_tokens_of_the_conversion(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REAL_TOKENIZERS)
-def test_for_whom_the_fast_engine_is_no_match(name: str) -> None:
-    """It is one for all but those with GPT-2's pattern, whose contractions it cuts otherwise behind a line break."""
+def test_tokenizers_for_which_the_fast_engine_differs(name: str) -> None:
+    """Only those with GPT-2's pattern: the engine splits its contractions differently after a line break."""
     differs = sides(name).differs
     assert (differs is not None) == (name in ("gpt2", "smollm2"))
     assert differs is None or "\n'terminator'" in differs

@@ -1,14 +1,13 @@
-"""The compiled loop behind `align`: one pass over both sides of a shard, example by example.
+"""The compiled loop of `align`: one pass over both sides of a shard, example by example.
 
-Importing numba takes seconds, so this module is imported by the function that runs it. What is compiled is kept on
-disk until this file changes.
+Importing numba takes seconds, so the function that runs this module imports it. The compiled code is cached on disk
+until this file changes.
 
-`_merge_example` stands at a byte position where both sides have an end. From there `_merge_tokens` writes one chunk of
-bytes after the other: the side that is behind takes its next token until both are at the same byte again. Nearly all of
-them are content alone, and `_merge_content`, where nearly all time goes, writes those. It stops where tokens without
-bytes follow (`_write_gap` pairs them), and before a chunk with bytes that a side does not cover (`_merge_uncovered`
-writes it). The few values that an inner loop needs stay in registers: with the rest in the same loop it took twice the
-time.
+`_merge_example` starts at a byte position where both sides have an end. From there `_merge_tokens` writes one chunk of
+bytes after the other: the side that lags takes its next token until both are at the same byte again. Nearly all chunks
+consist of content only. `_merge_content` writes those and takes nearly all of the time. It stops at tokens without
+bytes, which `_write_gap` pairs, and at a chunk with bytes that a side does not cover, which `_merge_uncovered` writes.
+The few values that an inner loop needs stay in registers: a single loop for everything took twice as long.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 Position = np.uintp
 """an unsigned index: a signed one is checked for Python's negative indices at every access"""
 
-# Written out: the functions on disk hold these numbers, and only a change of this file makes them anew.
+# Copied from the enums: the cached functions contain these numbers, and only a change of this file recompiles them.
 _CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN = 0, 1, 3, 7
 _COMPARED, _PAIRED, _UNPAIRED = 0, 1, 2
 assert (_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN) == (
@@ -37,7 +36,7 @@ assert (_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN) == (
 assert (_COMPARED, _PAIRED, _UNPAIRED) == (ChunkKind.CONTENT, ChunkKind.PAIRED, ChunkKind.UNPAIRED)
 
 _BLOCK = Position(64)
-_KINDS = 256  # room for any kind in the key of a role
+_KINDS = 256  # any kind fits into the key of a role
 _MAX_BYTES = np.iinfo(np.int32).max
 _0, _1 = Position(0), Position(1)
 
@@ -45,15 +44,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _compiled(function: Function) -> Function:
-    """Compiled into its callers: a call of its own would count every array's references, which costs conversations a
-    third of their time. Without a way in from Python, compiling takes half as long."""
+    """Compile a function into its callers: a call would count every array's references, which takes a third of the time
+    on conversations. Without an entry point for Python, compiling takes half as long."""
     options: Any = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Function = njit(**options)(function)
     return compiled
 
 
-class Side(NamedTuple):
-    """One side's tokens of N examples: the columns of `ShardTokens`."""
+class TokenColumns(NamedTuple):
+    """The columns of `ShardTokens`: one side's tokens of N examples."""
 
     offsets: Ints
     byte_lengths: Ints
@@ -64,26 +63,26 @@ class Side(NamedTuple):
     uncovered_bytes: Ints
 
 
-class Turns(NamedTuple):
-    """Which messages are an assistant's: the columns of `AssistantTurns`."""
+class TurnColumns(NamedTuple):
+    """The columns of `AssistantTurns`: which messages are an assistant's."""
 
     offsets: Ints
     assistant: Bools
 
 
-class Chunks(NamedTuple):
-    """Where the chunks are written, as many as there may be at most."""
+class ChunkColumns(NamedTuple):
+    """The columns that the chunks are written to, as long as the largest possible number of chunks."""
 
     teacher_tokens: Ints
     student_tokens: Ints
     byte_lengths: Ints
     kinds: Ints
     assistant: Bools
-    """False at first"""
+    """initially False"""
 
 
-class _Scaffold(NamedTuple):
-    """One side's kinds and turns, and room for the runs of tokens in a role at one place."""
+class _TemplateRuns(NamedTuple):
+    """One side's kinds and turns, and buffers for the runs of tokens of one role at a byte position."""
 
     kinds: Ints
     turns: Ints
@@ -92,18 +91,25 @@ class _Scaffold(NamedTuple):
     keys: Ints
     """turn and kind in one number"""
     first_with: Ints
-    """[keys] the first run with a key since the last pair; -1: none"""
+    """[keys] the first run with each key since the last pair; -1 where there is none"""
 
 
 @njit(cache=True, nogil=True)
-def merge_shard(teacher: Side, student: Side, turns: Turns, dropped: Bools, offsets: Ints, chunks: Chunks) -> int:
-    """Write the chunks, and `offsets` [N + 1], where each example's begin.
+def merge_shard(
+    teacher: TokenColumns,
+    student: TokenColumns,
+    turns: TurnColumns,
+    dropped: Bools,
+    offsets: Ints,
+    chunks: ChunkColumns,
+) -> int:
+    """Write the chunks, and `offsets` [N + 1], where each example's chunks begin.
 
-    Returns the number of chunks, or -1 - k where example k's sides disagree or hold what they must not. Nothing is
-    read or written outside the arrays, as long as their lengths agree.
+    Returns the number of chunks, or -1 - k if the sides of example k cover different bytes or hold invalid values.
+    Nothing is read or written outside the arrays as long as their lengths agree.
     """
     keys = _KINDS * (1 + _longest(turns.offsets))
-    teacher_scaffold, student_scaffold = _scaffold(teacher, keys), _scaffold(student, keys)
+    teacher_runs, student_runs = _template_runs(teacher, keys), _template_runs(student, keys)
     chunk = 0
     offsets[0] = 0
     for example in range(len(dropped)):
@@ -111,7 +117,7 @@ def merge_shard(teacher: Side, student: Side, turns: Turns, dropped: Bools, offs
             covered = _covered(teacher, turns, example)
             if not 0 <= covered <= _MAX_BYTES or covered != _covered(student, turns, example):
                 return -1 - example
-            chunk = _merge_example(example, chunk, teacher, student, teacher_scaffold, student_scaffold, chunks)
+            chunk = _merge_example(example, chunk, teacher, student, teacher_runs, student_runs, chunks)
             if turns.offsets[example] < turns.offsets[example + 1]:
                 own = slice(offsets[example], chunk)
                 _mark_assistant(example, chunks.teacher_tokens[own], teacher, turns, chunks.assistant[own])
@@ -129,15 +135,15 @@ def _longest(offsets: Ints) -> int:
 
 
 @_compiled
-def _scaffold(side: Side, keys: int) -> _Scaffold:
+def _template_runs(side: TokenColumns, keys: int) -> _TemplateRuns:
     most = _longest(side.offsets)
     starts, ends, run_keys = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    return _Scaffold(side.kinds, side.turns, starts, ends, run_keys, np.full(keys, -1, np.int64))
+    return _TemplateRuns(side.kinds, side.turns, starts, ends, run_keys, np.full(keys, -1, np.int64))
 
 
 @_compiled
-def _covered(side: Side, turns: Turns, example: int) -> int:
-    """The bytes of an example; -1 where a length, turn or uncovered run is out of range."""
+def _covered(side: TokenColumns, turns: TurnColumns, example: int) -> int:
+    """Return the number of bytes of an example; -1 if a length, turn or uncovered run is out of range."""
     start, end = side.offsets[example], side.offsets[example + 1]
     total, signs = _sum(side.byte_lengths[start:end])
     messages = turns.offsets[example + 1] - turns.offsets[example]
@@ -147,14 +153,14 @@ def _covered(side: Side, turns: Turns, example: int) -> int:
             return -1
         at = side.uncovered_at[run]
         total += side.uncovered_bytes[run]
-    # a plain text's turns are not worth reading: they would cost a tenth of the whole
+    # the turns of a plain text are not read: that would take a tenth of the total time
     turns_fit = messages == 0 or _largest(side.turns[start:end]) < messages
     return total if signs >= 0 and at <= end - start and turns_fit else -1
 
 
 @_compiled
 def _sum(lengths: Ints) -> tuple[int, int]:
-    """The sum, and a number below zero if any is."""
+    """Return the sum, and a number that is negative if any length is."""
     total, signs = np.int64(0), np.int32(0)
     for k in range(len(lengths)):
         total += lengths[k]
@@ -174,13 +180,13 @@ def _largest(turns: Ints) -> int:
 def _merge_example(
     example: int,
     chunk: int,
-    teacher: Side,
-    student: Side,
-    teacher_scaffold: _Scaffold,
-    student_scaffold: _Scaffold,
-    chunks: Chunks,
+    teacher: TokenColumns,
+    student: TokenColumns,
+    teacher_runs: _TemplateRuns,
+    student_runs: _TemplateRuns,
+    chunks: ChunkColumns,
 ) -> int:
-    """The number of chunks once the example's are written, from `chunk` on."""
+    """Write the example's chunks from index `chunk` on. Returns the number of chunks so far."""
     t, t_end = Position(teacher.offsets[example]), Position(teacher.offsets[example + 1])
     s, s_end = Position(student.offsets[example]), Position(student.offsets[example + 1])
     t_run, t_runs = teacher.uncovered_offsets[example], teacher.uncovered_offsets[example + 1]
@@ -194,7 +200,7 @@ def _merge_example(
         t_start, t = t, _without_bytes(teacher.byte_lengths, t, t_stop)
         s_start, s = s, _without_bytes(student.byte_lengths, s, s_stop)
         if t_start < t or s_start < s:
-            n = _write_gap(n, teacher_scaffold, t_start, t, student_scaffold, s_start, s, chunks)
+            n = _write_gap(n, teacher_runs, t_start, t, student_runs, s_start, s, chunks)
         elif t < t_end or s < s_end or t_run < t_runs or s_run < s_runs:
             t, t_run, s, s_run = _merge_uncovered(example, n, teacher, t, t_run, student, s, s_run, chunks)
             n += _1
@@ -203,8 +209,8 @@ def _merge_example(
 
 
 @_compiled
-def _stop(side: Side, example: int, run: int) -> Position:
-    """The token before which the next uncovered bytes stand; without any, the example's end."""
+def _stop(side: TokenColumns, example: int, run: int) -> Position:
+    """Return the token that follows the next uncovered run, or the example's end if there is no such run."""
     if run < side.uncovered_offsets[example + 1]:
         return Position(side.offsets[example] + side.uncovered_at[run])
     return Position(side.offsets[example + 1])
@@ -221,11 +227,11 @@ def _merge_tokens(
     s: Position,
     s_stop: Position,
     n: Position,
-    chunks: Chunks,
+    chunks: ChunkColumns,
 ) -> tuple[Position, Position, Position]:
-    """Write the chunks of bytes up to the first that does not begin with bytes on both sides, or passes a stop.
+    """Write chunks of bytes up to the first that does not begin with bytes on both sides or goes past a stop.
 
-    Returns the tokens at which that one begins, and the number of chunks.
+    Returns the tokens at which that chunk begins, and the number of chunks.
     """
     teacher_tokens, student_tokens, byte_lengths, kinds, _ = chunks
     t_end, s_end = t, s
@@ -237,7 +243,7 @@ def _merge_tokens(
         t, s, n = _merge_content(teacher_lengths, t, t_end, student_lengths, s, s_end, n, chunks)
         if t == t_stop or s == s_stop or teacher_lengths[t] == 0 or student_lengths[s] == 0:
             return t, s, n
-        # in a function of its own, this makes the whole a fifth slower
+        # moving this into a function makes everything a fifth slower
         t_next, s_next = t + _1, s + _1
         t_bytes, s_bytes = np.int64(teacher_lengths[t]), np.int64(student_lengths[s])
         foreign = (teacher_kinds[t] != _CONTENT) | (student_kinds[s] != _CONTENT)
@@ -263,11 +269,11 @@ def _merge_tokens(
 
 @_compiled
 def _content_end(lengths: Ints, kinds: Ints, token: Position, stop: Position) -> Position:
-    """One past the tokens of nothing but content from `token` on."""
+    """Return the first token from `token` on that is not content or has no bytes, or `stop`."""
     while token < stop:
         end = min(token + _BLOCK, stop)
         other = False
-        for k in range(token, end):  # without a way out, it is done for many tokens at once
+        for k in range(token, end):  # without a break, so that the loop is vectorized
             other |= (kinds[k] != _CONTENT) | (lengths[k] == 0)
         if other:
             break
@@ -286,17 +292,17 @@ def _merge_content(
     s: Position,
     s_end: Position,
     n: Position,
-    chunks: Chunks,
+    chunks: ChunkColumns,
 ) -> tuple[Position, Position, Position]:
-    """Write the chunks of content that neither end cuts.
+    """Write the chunks of content that end before `t_end` and `s_end`.
 
-    Returns the tokens at which the next one begins, and the number of chunks. Each step takes a token of the side that
-    is behind, or of both, and writes where the chunk would end, without a branch on the lengths: which side is behind
-    can't be foreseen, and a processor that guesses wrong loses more time than the step takes.
+    Returns the tokens at which the next chunk begins, and the number of chunks. Each step takes a token of the side
+    that lags, or of both, and writes the chunk as if it ended there. There is no branch on the lengths: which side lags
+    is unpredictable, and a mispredicted branch takes longer than the step.
     """
     teacher_tokens, student_tokens, byte_lengths, kinds, _ = chunks
     t_start, s_start, first = t, s, n
-    ahead, taken = np.int64(0), np.int32(0)  # bytes: of the teacher over the student, and of the teacher
+    ahead, taken = np.int64(0), np.int32(0)  # bytes that the teacher is ahead, and the teacher's bytes in this chunk
     while t < t_end and s < s_end:
         take_t, take_s = ahead <= 0, ahead >= 0
         t_bytes = teacher_lengths[t] & -np.int32(take_t)
@@ -318,7 +324,7 @@ def _merge_content(
 
 @_compiled
 def _without_bytes(lengths: Ints, token: Position, stop: Position) -> Position:
-    """One past the tokens without bytes from `token` on."""
+    """Return the first token from `token` on that has bytes, or `stop`."""
     while token < stop and lengths[token] == 0:
         token += _1
     return token
@@ -328,15 +334,15 @@ def _without_bytes(lengths: Ints, token: Position, stop: Position) -> Position:
 def _merge_uncovered(
     example: int,
     n: Position,
-    teacher: Side,
+    teacher: TokenColumns,
     t: Position,
     t_run: int,
-    student: Side,
+    student: TokenColumns,
     s: Position,
     s_run: int,
-    chunks: Chunks,
+    chunks: ChunkColumns,
 ) -> tuple[Position, int, Position, int]:
-    """Write the one chunk of bytes that holds uncovered ones; where both sides are behind it."""
+    """Write one chunk that holds uncovered bytes. Returns the token and the run of each side that follow it."""
     t_start, s_start = t, s
     t_bytes, t, t_run = _take(teacher, example, t, t_run)
     s_bytes, s, s_run = _take(student, example, s, s_run)
@@ -355,8 +361,8 @@ def _merge_uncovered(
 
 
 @_compiled
-def _take(side: Side, example: int, token: Position, run: int) -> tuple[int, Position, int]:
-    """(bytes, token, run) past the next token, or the next uncovered bytes."""
+def _take(side: TokenColumns, example: int, token: Position, run: int) -> tuple[int, Position, int]:
+    """Return the size of the next token or uncovered run in bytes, and the token and the run that follow it."""
     if run < side.uncovered_offsets[example + 1] and token == _stop(side, example, run):
         return int(side.uncovered_bytes[run]), token, run + 1
     return int(side.byte_lengths[token]), token + _1, run
@@ -365,15 +371,15 @@ def _take(side: Side, example: int, token: Position, run: int) -> tuple[int, Pos
 @_compiled
 def _write_gap(
     n: Position,
-    teacher: _Scaffold,
+    teacher: _TemplateRuns,
     t: Position,
     t_end: Position,
-    student: _Scaffold,
+    student: _TemplateRuns,
     s: Position,
     s_end: Position,
-    chunks: Chunks,
+    chunks: ChunkColumns,
 ) -> Position:
-    """Write the chunks of the tokens without bytes at one place; the number of chunks then."""
+    """Write the chunks of the tokens without bytes at one byte position. Returns the number of chunks so far."""
     t_runs, s_runs = _find_roles(teacher, t, t_end), _find_roles(student, s, s_end)
     t_run, s_run = _next_pair(teacher, 0, t_runs, student, 0, s_runs)
     while t_run >= 0:
@@ -387,8 +393,10 @@ def _write_gap(
 
 
 @_compiled
-def _write(n: Position, teacher_tokens: Position, student_tokens: Position, kind: int, chunks: Chunks) -> Position:
-    """Write a chunk without bytes, unless it has no tokens; the number of chunks then."""
+def _write(
+    n: Position, teacher_tokens: Position, student_tokens: Position, kind: int, chunks: ChunkColumns
+) -> Position:
+    """Write a chunk without bytes, unless it has no tokens. Returns the number of chunks so far."""
     if teacher_tokens == _0 and student_tokens == _0:
         return n
     chunks.teacher_tokens[n] = teacher_tokens
@@ -399,8 +407,8 @@ def _write(n: Position, teacher_tokens: Position, student_tokens: Position, kind
 
 
 @_compiled
-def _find_roles(side: _Scaffold, token: Position, end: Position) -> int:
-    """Write the runs of equal turn and kind, of those kinds that are roles; how many they are."""
+def _find_roles(side: _TemplateRuns, token: Position, end: Position) -> int:
+    """Find the runs of tokens of equal turn and kind, for the kinds that are roles. Returns their number."""
     count, before = 0, -1
     while token < end:
         kind = side.kinds[token]
@@ -420,12 +428,13 @@ def _find_roles(side: _Scaffold, token: Position, end: Position) -> int:
 
 @_compiled
 def _next_pair(
-    teacher: _Scaffold, t_start: int, t_end: int, student: _Scaffold, s_start: int, s_end: int
+    teacher: _TemplateRuns, t_start: int, t_end: int, student: _TemplateRuns, s_start: int, s_end: int
 ) -> tuple[int, int]:
-    """The next two runs of the same key, (-1, -1) if there are none: those of which the farther one is the nearest.
+    """Return the next two runs of the same key, one per side, or (-1, -1).
 
-    Among equally near ones those whose other run is nearer, and then those of the smaller key, whichever side is
-    called the teacher. No more than twice the runs that are passed over are looked at.
+    The distance of a pair is that of its farther run; the pair of the smallest distance is returned. A tie is broken by
+    the nearer run's distance, and then by the smaller key, so the result does not depend on which side is the teacher.
+    At most twice as many runs are examined as are skipped.
     """
     t_found, s_found, ahead = -1, -1, 0
     while t_found < 0 and (t_start + ahead < t_end or s_start + ahead < s_end):
@@ -449,20 +458,20 @@ def _next_pair(
 
 
 @_compiled
-def _forget(roles: _Scaffold, start: int, end: int) -> None:
+def _forget(roles: _TemplateRuns, start: int, end: int) -> None:
     for run in range(start, end):
         roles.first_with[roles.keys[run]] = -1
 
 
 @_compiled
-def _mark_assistant(example: int, tokens: Ints, side: Side, turns: Turns, marks: Bools) -> None:
-    """Mark those of an example's chunks [C] whose last token on this side is an assistant's word or ends its turn."""
+def _mark_assistant(example: int, tokens: Ints, side: TokenColumns, turns: TurnColumns, marks: Bools) -> None:
+    """Mark the chunks [C] of an example whose last token on this side is content or the end of an assistant's turn."""
     start, end = side.offsets[example], side.offsets[example + 1]
     kinds, token_turns = side.kinds[start:end], side.turns[start:end]
     assistant = turns.assistant[turns.offsets[example] : turns.offsets[example + 1]]
-    behind = _0
+    end_of_chunk = _0
     for k in range(len(tokens)):
-        behind += Position(tokens[k])
-        if tokens[k] > 0 and token_turns[behind - _1] >= 0 and assistant[token_turns[behind - _1]]:
-            kind = kinds[behind - _1]
+        end_of_chunk += Position(tokens[k])
+        if tokens[k] > 0 and token_turns[end_of_chunk - _1] >= 0 and assistant[token_turns[end_of_chunk - _1]]:
+            kind = kinds[end_of_chunk - _1]
             marks[k] |= (kind == _CONTENT) | (kind == _MIXED) | (kind == _END_OF_TURN)

@@ -1,4 +1,4 @@
-"""The stage TOKENS × TOKENS → ALIGNMENTS: one dataset a pair of tokens datasets."""
+"""The stage TOKENS × TOKENS → ALIGNMENTS: one dataset for each pair of tokens datasets."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ _SHARDS_AT_ONCE = 2
 
 
 def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Dataset:
-    """The alignments of two tokens datasets of a corpus, whether or not they are written yet."""
+    """Return the dataset of the alignments of two tokens datasets of a corpus, which need not be written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "teacher_tokens": teacher.name,
@@ -35,24 +35,23 @@ def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Datas
 def align_datasets(
     teacher: Dataset, student: Dataset, alignments: Dataset, shards: Sequence[int] | None = None
 ) -> Manifest | None:
-    """Align every shard that is not aligned yet.
+    """Align every shard that is not aligned yet, and write the manifest.
 
-    With `shards`, these alone, for which the same shards of both sides' tokens have to be there and no others: then
-    the last call is one without, which finds all of them there and writes the manifest. Returns None where there is
-    none yet.
+    With `shards`, only these are aligned, and only the same shards of both tokens datasets need to exist. No manifest
+    is written then, and None is returned; a last call without `shards` writes it.
 
-    Raises UserError when the two are not tokens of the same examples, or not there.
+    Raises UserError if the two datasets are not tokens of the same examples, or are not written yet.
     """
     if manifest := alignments.manifest():
         return manifest
     _check_same_examples(teacher, student)
     if (teacher.name, student.name) != (alignments.identity["teacher_tokens"], alignments.identity["student_tokens"]):
-        raise UserError(f"{alignments.url}: is of other tokens than {teacher.name} and {student.name}")
+        raise UserError(f"{alignments.url}: holds alignments of tokens other than {teacher.name} and {student.name}")
     if shards is not None:
         _align_shards(teacher, student, alignments, shards)
         return None
-    count, others = (len(side.complete_manifest().shards) for side in (teacher, student))
-    assert count == others, "tokens of the same examples have as many shards"
+    count, student_count = (len(side.complete_manifest().shards) for side in (teacher, student))
+    assert count == student_count, "two tokens datasets of the same examples have different numbers of shards"
     _align_shards(teacher, student, alignments, range(count))
     return alignments.finish(count)
 
@@ -63,17 +62,17 @@ def _align_shards(teacher: Dataset, student: Dataset, alignments: Dataset, shard
         return
     records = (side.required_records(missing) for side in sides.values())
     tokens = [sum(record.counts["tokens"] for record in pair) for pair in zip(*records, strict=True)]
-    # decoding, the merge and compression hold no lock
+    # decoding, the merge and compression release the interpreter's lock
     with track("align", sum(tokens), "tokens") as advance, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         for count, _ in zip(tokens, pool.map(partial(_align_shard, sides, alignments), missing), strict=True):
             advance(count)
 
 
 def _check_same_examples(teacher: Dataset, student: Dataset) -> None:
-    # equal ids would not show it: the same ids can name other texts
+    # comparing the examples' ids would not be enough: the same ids can name other texts
     if teacher.identity["examples"] != student.identity["examples"]:
         raise UserError(
-            f"{teacher.url} and {student.url} are tokens of other examples ({teacher.identity['examples']} and "
+            f"{teacher.url} and {student.url} are tokens of different examples ({teacher.identity['examples']} and "
             f"{student.identity['examples']}): tokenize the same examples for both"
         )
 
@@ -94,9 +93,9 @@ def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> 
     )
 
 
-def _check_same_roles(teacher: pa.Table, student: pa.Table, kept: npt.NDArray[np.bool_]) -> None:
-    roles = [table["roles"].filter(pa.array(kept)) for table in (teacher, student)]
-    assert roles[0].equals(roles[1]), "the sides have other roles for the same messages"
+def _check_same_roles(teacher: pa.Table, student: pa.Table, aligned: npt.NDArray[np.bool_]) -> None:
+    teacher_roles, student_roles = (table["roles"].filter(pa.array(aligned)) for table in (teacher, student))
+    assert teacher_roles.equals(student_roles), "the sides have different roles for the same messages"
 
 
 def _shard_tokens(table: pa.Table) -> ShardTokens:
@@ -121,20 +120,20 @@ def _assistant_turns(table: pa.Table) -> AssistantTurns:
 
 def _counts(chunks: ShardChunks) -> dict[str, int]:
     content = chunks.kinds == ChunkKind.CONTENT
-    aligned, covered = (
+    aligned_bytes, all_bytes = (
         int(lengths.sum(dtype=np.int64)) for lengths in (chunks.byte_lengths[content], chunks.byte_lengths)
     )
     return {
         "chunks": len(chunks.kinds),
         "paired": int((chunks.kinds == ChunkKind.PAIRED).sum()),
         "assistant": int(chunks.assistant.sum()),
-        "aligned_bytes": aligned,
-        "unaligned_bytes": covered - aligned,
+        "aligned_bytes": aligned_bytes,
+        "unaligned_bytes": all_bytes - aligned_bytes,
     }
 
 
 def _columns(chunks: ShardChunks, turns: AssistantTurns) -> dict[str, pa.Array]:
-    """The columns named as the chunks' are."""
+    """Return the dataset's columns, which are named as the fields of `ShardChunks`."""
     types = {field.name: field.type.value_type for field in SCHEMAS[Kind.ALIGNMENTS] if field.name != "id"}
     columns = {name: list_array(getattr(chunks, name), chunks.offsets, type_) for name, type_ in types.items()}
     if not turns.offsets[-1]:

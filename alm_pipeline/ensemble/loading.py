@@ -21,7 +21,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
 from storage.folders import stored_folder
 
@@ -135,7 +135,7 @@ def _member(
     if pad is not None and inputs[pad] < 0:
         # `generate` writes it after a finished row, where its prediction does not matter
         inputs[pad] = 0
-    prefix = [] if same else put_around(member.tokenizer)[0]
+    prefix = [] if same else special_tokens_around(member.tokenizer)[0]
     tokens = lead.tokenizer.convert_ids_to_tokens
     return AlignedMember(
         member.model, columns, member.weight, torch.from_numpy(inputs), prefix, lambda id_: str(tokens(id_))
@@ -146,7 +146,7 @@ def _config(lead: LoadedMember, members: Sequence[LoadedMember], rows: int) -> E
     """Return the configuration. Its context is the shortest member's, less the tokens that members put before texts."""
     lengths = [length_in(member.model.config.get_text_config().to_dict()) for member in members]
     others = [member.tokenizer for member in members if not same_vocabulary(lead.tokenizer, member.tokenizer)]
-    longest_prefix = max((len(put_around(other)[0]) for other in others), default=0)
+    longest_prefix = max((len(special_tokens_around(other)[0]) for other in others), default=0)
     limits = [length - longest_prefix for length in lengths if length]
     roles: dict[str, Any] = {
         f"{role}_token_id": getattr(lead.tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")

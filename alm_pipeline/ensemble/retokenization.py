@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.vocabulary import counterparts
 from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 
 _LONGEST_CHARACTER = 4
 
@@ -22,7 +22,7 @@ class Retokenizer:
 
     def __init__(self, lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> None:
         self._view, self._backend = byte_view(lead.backend_tokenizer), member.backend_tokenizer
-        self._prefix, _ = put_around(member)
+        self._prefix, _ = special_tokens_around(member)
         self._spelling = list(self._view.spelling)
         pairs = counterparts(lead, member)
         for special in np.flatnonzero(self._view.special & (pairs >= 0)).tolist():

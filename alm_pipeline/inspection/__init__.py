@@ -1,1 +1,0 @@
-"""Looking at alignments: a frame, a summary, a picture."""

@@ -1,4 +1,4 @@
-"""A picture as a PNG. Needs the extra `pictures`: Pillow draws, and fontTools says what a font can show."""
+"""A picture as a PNG. Needs the extra `pictures`: Pillow draws, and fontTools lists the characters of a font."""
 
 import io
 from collections.abc import Sequence
@@ -6,26 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from alm_pipeline.inspection.fonts import Fonts
-from alm_pipeline.inspection.picture import LEGEND, Box, Picture, PicturedChunk
+from alm_pipeline.inspection.picture import ASSISTANT_LEGEND, LIGHT, Box, Picture, PicturedChunk
 from alm_pipeline.inspection.shards import SIDES
 
-# twice the pixels of a screen, to be sharp on any
+# pixels: twice as many as on a usual screen, to be sharp on all screens
 _WIDTH, _MARGIN, _PAD, _GAP, _LINE_GAP = 2400, 56, 7, 5, 26
 _TOKEN_SIZE, _TEXT_SIZE, _TITLE_SIZE = 25, 29, 40
 _TOKEN_HEIGHT, _TEXT_HEIGHT, _ROLE_HEIGHT = 42, 50, 56
-_INK, _FAINT, _PAPER = "#1a1a1a", "#5f5f5f", "#ffffff"
-# fill and frame, as on the page
-_COLORS = {
-    "first": ("#cfe8f9", "#4a9fd4"),
-    "second": ("#fbe2b0", "#c98a00"),
-    "paired": ("#c4ecdf", "#00805d"),
-    "unpaired": ("#eeeeee", "#888888"),
-}
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A chunk, with its tokens in rows that fit the paper."""
+    """A chunk, with its tokens in rows that fit the width of the paper."""
 
     chunk: PicturedChunk
     rows: dict[str, list[list[Box]]]
@@ -34,7 +26,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Line:
-    """Chunks beside each other, their texts at one height; or the beginning of a turn."""
+    """Chunks side by side, with their texts at the same height; or the role of a turn that begins."""
 
     columns: list[_Column]
     role: str | None = None
@@ -50,28 +42,28 @@ class _Line:
 
 
 def draw(picture: Picture) -> bytes:
-    """The PNG of a picture. Raises ModuleNotFoundError without Pillow or fontTools."""
+    """Return the PNG of a picture. Raises ModuleNotFoundError without Pillow or fontTools."""
     from PIL import Image, ImageDraw
 
     fonts = Fonts()
     lines = _lines(picture.chunks, fonts)
-    header = _header(picture)
-    footer = [f"{picture.left:,} more chunks are not shown."] if picture.left else []
-    height = 2 * _MARGIN + 2 * _ROLE_HEIGHT + sum(line.height for line in lines) + _TEXT_HEIGHT * len(header + footer)
-    image = Image.new("RGB", (_WIDTH, height), _PAPER)
+    text_lines = len(picture.header + picture.footer)
+    height = 2 * _MARGIN + 2 * _ROLE_HEIGHT + sum(line.height for line in lines) + _TEXT_HEIGHT * text_lines
+    image = Image.new("RGB", (_WIDTH, height), LIGHT.paper)
     pen = _Pen(image, ImageDraw.Draw(image), fonts)
-    y = _draw_header(pen, picture, header)
+    y = _draw_header(pen, picture)
     for line in lines:
         _draw_line(pen, line, y)
         y += line.height
-    for text in footer:
-        pen.text(_MARGIN, y, _TEXT_HEIGHT, text, _TOKEN_SIZE, _FAINT)
+    for text in picture.footer:
+        pen.text(_MARGIN, y, _TEXT_HEIGHT, text, _TOKEN_SIZE, LIGHT.faint)
     content = io.BytesIO()
     image.save(content, "PNG")
     return content.getvalue()
 
 
 def _lines(chunks: Sequence[PicturedChunk], fonts: Fonts) -> list[_Line]:
+    """Break the chunks into lines that fit the width of the paper."""
     lines, columns, room = [], list[_Column](), 0
     for chunk in chunks:
         column = _column(chunk, fonts)
@@ -112,7 +104,7 @@ def _row_width(row: list[Box], fonts: Fonts) -> int:
 
 
 def _flow(boxes: list[Box], fonts: Fonts) -> list[list[Box]]:
-    """The boxes in rows no wider than the paper; an empty row where there are none."""
+    """Break the boxes into rows no wider than the paper; without boxes, one empty row."""
     rows: list[list[Box]] = [[]]
     for box in boxes:
         if rows[-1] and _row_width([*rows[-1], box], fonts) > _inner_width():
@@ -131,7 +123,7 @@ class _Pen:
         self.on.rounded_rectangle((x, y, x + width - 1, y + height - 1), 6, fill, frame, line)
 
     def text(self, x: float, y: int, height: int, label: str, size: int, color: str) -> None:
-        """One line, in the middle of the height."""
+        """Write a line in the middle of the height."""
         baseline = y + height / 2 + 0.36 * size
         for face, text in self.fonts.runs(label):
             if face.is_bitmap:
@@ -141,10 +133,10 @@ class _Pen:
             x += face.width(text, size)
 
     def centered(self, x: int, y: int, width: int, height: int, label: str, size: int) -> None:
-        """One line in the middle of a box; as much of it as fits."""
-        while (taken := self.fonts.width(label, size)) > width and len(label) > 1:
-            label = label[: max(1, len(label) * width // taken - 2)] + "…"
-        self.text(x + (width - taken) / 2, y, height, label, size, _INK)
+        """Write a line in the middle of a box, shortened to its width."""
+        while (label_width := self.fonts.width(label, size)) > width and len(label) > 1:
+            label = label[: max(1, len(label) * width // label_width - 2)] + "…"
+        self.text(x + (width - label_width) / 2, y, height, label, size, LIGHT.ink)
 
     def _bitmaps(self, x: float, baseline: float, face: Any, text: str, size: int) -> None:
         from PIL import Image, ImageDraw
@@ -158,37 +150,27 @@ class _Pen:
         self.image.paste(small, (round(x + left * scale), round(baseline + top * scale)), small)
 
 
-def _header(picture: Picture) -> list[str]:
-    return [
-        f"above: teacher’s tokens, {picture.tokenizers['teacher']}",
-        f"below: student’s tokens, {picture.tokenizers['student']}",
-        " · ".join(picture.facts),
-    ]
-
-
-def _draw_header(pen: _Pen, picture: Picture, header: list[str]) -> int:
-    """Draw the header and the legend. Returns where the chunks begin."""
-    pen.text(_MARGIN, _MARGIN, _ROLE_HEIGHT, f"example {picture.example}", _TITLE_SIZE, _INK)
+def _draw_header(pen: _Pen, picture: Picture) -> int:
+    """Draw the header and the legend. Returns the y position at which the chunks begin."""
+    pen.text(_MARGIN, _MARGIN, _ROLE_HEIGHT, picture.title, _TITLE_SIZE, LIGHT.ink)
     y = _MARGIN + _ROLE_HEIGHT
-    for text in header:
-        pen.text(_MARGIN, y, _TEXT_HEIGHT - 8, text, _TOKEN_SIZE, _FAINT)
+    for text in picture.header:
+        pen.text(_MARGIN, y, _TEXT_HEIGHT - 8, text, _TOKEN_SIZE, LIGHT.faint)
         y += _TEXT_HEIGHT - 8
     x = _MARGIN
-    used = {chunk.style for chunk in picture.chunks}
-    for style, what in LEGEND.items():
-        if style in used:
-            pen.box(x, y + 14, 44, 28, *_COLORS[style], 4 if style == "paired" else 2)
-            pen.text(x + 54, y, _ROLE_HEIGHT, what, _TOKEN_SIZE, _FAINT)
-            x += 54 + pen.fonts.width(what, _TOKEN_SIZE) + 40
-    if any(chunk.assistant for chunk in picture.chunks):
-        pen.text(x, y, _ROLE_HEIGHT, "underlined: the assistant’s", _TOKEN_SIZE, _FAINT)
+    for style, meaning in picture.legend.items():
+        pen.box(x, y + 14, 44, 28, *LIGHT.chunks[style], 4 if style == "paired" else 2)
+        pen.text(x + 54, y, _ROLE_HEIGHT, meaning, _TOKEN_SIZE, LIGHT.faint)
+        x += 54 + pen.fonts.width(meaning, _TOKEN_SIZE) + 40
+    if picture.has_assistant:
+        pen.text(x, y, _ROLE_HEIGHT, f"underlined: {ASSISTANT_LEGEND}", _TOKEN_SIZE, LIGHT.faint)
     return y + _ROLE_HEIGHT + 24
 
 
 def _draw_line(pen: _Pen, line: _Line, y: int) -> None:
     if line.role is not None:
-        pen.text(_MARGIN, y, _ROLE_HEIGHT - 12, line.role, _TOKEN_SIZE, _FAINT)
-        pen.on.line((_MARGIN, y + _ROLE_HEIGHT - 14, _WIDTH - _MARGIN, y + _ROLE_HEIGHT - 14), _FAINT, 2)
+        pen.text(_MARGIN, y, _ROLE_HEIGHT - 12, line.role, _TOKEN_SIZE, LIGHT.faint)
+        pen.on.line((_MARGIN, y + _ROLE_HEIGHT - 14, _WIDTH - _MARGIN, y + _ROLE_HEIGHT - 14), LIGHT.faint, 2)
         return
     x, text_at = _MARGIN, y + _PAD + line.rows("teacher") * (_TOKEN_HEIGHT + _GAP)
     for column in line.columns:
@@ -197,16 +179,16 @@ def _draw_line(pen: _Pen, line: _Line, y: int) -> None:
 
 
 def _draw_column(pen: _Pen, column: _Column, x: int, text_at: int) -> None:
-    """A chunk with its text at a height, the teacher's tokens above and the student's below."""
+    """Draw a chunk with its text at y position `text_at`, the teacher's tokens above it and the student's below."""
     step = _TOKEN_HEIGHT + _GAP
     above, below = (len(column.rows[side]) * step for side in SIDES)
     style = column.chunk.style
     top, height = text_at - above - _PAD, above + _TEXT_HEIGHT + below + 2 * _PAD
-    pen.box(x, top, column.width, height, *_COLORS[style], 5 if style == "paired" else 2)
+    pen.box(x, top, column.width, height, *LIGHT.chunks[style], 5 if style == "paired" else 2)
     label, inner = column.chunk.text.label, column.width - 2 * _PAD
     pen.centered(x + _PAD, text_at, inner, _TEXT_HEIGHT, label, _TEXT_SIZE)
     if column.chunk.assistant and label:
-        pen.on.line((x + 2 * _PAD, text_at + _TEXT_HEIGHT - 6, x + inner, text_at + _TEXT_HEIGHT - 6), _INK, 3)
+        pen.on.line((x + 2 * _PAD, text_at + _TEXT_HEIGHT - 6, x + inner, text_at + _TEXT_HEIGHT - 6), LIGHT.ink, 3)
     for k, row in enumerate(column.rows["teacher"]):
         _draw_row(pen, row, x + _PAD, text_at - above + k * step, inner)
     for k, row in enumerate(column.rows["student"]):
@@ -214,10 +196,10 @@ def _draw_column(pen: _Pen, column: _Column, x: int, text_at: int) -> None:
 
 
 def _draw_row(pen: _Pen, row: list[Box], x: int, y: int, width: int) -> None:
-    """The boxes, stretched to the whole width."""
+    """Draw a row of boxes, stretched to the whole width."""
     spare = width - _row_width(row, pen.fonts) if row else 0
     for k, box in enumerate(row):
         wide = _token_width(box, pen.fonts) + spare // len(row) + (k < spare % len(row))
-        pen.box(x, y, wide, _TOKEN_HEIGHT, _PAPER, "#9a9a9a")
+        pen.box(x, y, wide, _TOKEN_HEIGHT, LIGHT.token, LIGHT.token_frame)
         pen.centered(x, y, wide, _TOKEN_HEIGHT, box.label, _TOKEN_SIZE)
         x += wide + _GAP

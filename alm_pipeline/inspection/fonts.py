@@ -1,4 +1,4 @@
-"""The system's fonts for a picture: each character in the first font that has it. Needs Pillow and fontTools."""
+"""The system's fonts for a picture: each character in the first font that contains it. Needs Pillow and fontTools."""
 
 import functools
 import io
@@ -12,26 +12,26 @@ _FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts"),
     *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts"),
 )
-# what is drawn where no font has it
+# replacements for our own signs if no font contains them
 _PLAIN = {"⟨": "<", "⟩": ">", "‹": "<", "›": ">", "␣": "_", "⏎": "\\n", "⇥": "\\t", "◌": "", "·": "|", "–": "-"}
 _JOINERS = "\u200c\u200d\ufe0e\ufe0f"
-_BITMAP_SIZE = 109  # the one size of a color font of bitmaps
+_BITMAP_SIZE = 109  # the only size of a color font made of bitmaps
 _LAST_STYLES = ("bold", "italic", "oblique", "light", "thin", "condensed", "narrow", "black", "medium", "serif", "mono")
 
 
 class Face:
-    """A font file, or its content, at any size."""
+    """A font file, or the content of one, at any size."""
 
     def __init__(self, file: str | bytes) -> None:
         from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
         self._file = file
-        # TTFont leaves a broken file open
+        # TTFont does not close a broken file
         with self._stream() as stream, TTFont(stream, fontNumber=0, lazy=True) as font:
             self.characters = frozenset(map(chr, font.getBestCmap() or {}))
             self.is_bitmap = "CBDT" in font
 
-    @functools.cache  # noqa: B019 faces live as long as the picture
+    @functools.cache  # noqa: B019 a face is needed as long as the picture is drawn
     def sized(self, size: int) -> Any:
         from PIL import ImageFont
 
@@ -47,44 +47,47 @@ class Face:
 
 
 class Fonts:
-    """Faces by character, opened as characters ask for them."""
+    """The faces for characters. A font file is opened when a character needs it."""
 
     def __init__(self, files: list[str] | None = None) -> None:
         from PIL import ImageFont
 
         self._waiting = _font_files() if files is None else list(files)
         self._opened: list[Face] = []
-        # Pillow's own, Latin only, for machines without fonts
-        own: Any = ImageFont.load_default(20)
-        self._own = Face(own.font_bytes)
+        # Pillow's font has Latin only, for machines without fonts
+        default: Any = ImageFont.load_default(20)
+        self._default = Face(default.font_bytes)
 
     def runs(self, label: str) -> list[tuple[Face, str]]:
-        """The label in pieces of one face each. What no font has is spelt out: ⟨U+0E01⟩, or in plain letters."""
+        """Split the label into pieces of one face each.
+
+        Characters that no font contains are spelled out: ⟨U+0E01⟩, or in plain letters.
+        """
         runs: list[tuple[Face, str]] = []
-        for char in self._spelt(label):
+        for char in self._spelled(label):
             joins = runs and (char in _JOINERS or unicodedata.category(char)[0] == "M")
             face = runs[-1][0] if joins and (char in _JOINERS or char in runs[-1][0].characters) else self._face(char)
             if runs and runs[-1][0] is face:
                 runs[-1] = (face, runs[-1][1] + char)
             else:
-                runs.append((face or self._own, char))
+                runs.append((face or self._default, char))
         return runs
 
     def width(self, label: str, size: int) -> int:
         return round(sum(face.width(text, size) for face, text in self.runs(label)))
 
-    def _spelt(self, label: str) -> str:
+    def _spelled(self, label: str) -> str:
         groups = itertools.groupby(label, self._is_missing)
         return "".join(self._spelling("".join(chars)) if missing else "".join(chars) for missing, chars in groups)
 
     def _is_missing(self, char: str) -> str | None:
-        """None where a font has it, else the sort of what no font has."""
+        """Return None if a font contains the character, otherwise the group of characters that it is spelled with."""
         if char in _JOINERS or self._face(char):
             return None
         return char if char in _PLAIN else "other"
 
     def _spelling(self, chars: str) -> str:
-        """Of characters that no font has: signs of ours in plain letters, others by code point."""
+        """Spell characters that no font contains: our own signs in plain letters, others by code point."""
         if chars[0] in _PLAIN:
             return _PLAIN[chars[0]] * len(chars)
         codes = " ".join(f"{ord(char):04X}" for char in chars)
@@ -92,17 +95,17 @@ class Fonts:
 
     @functools.cache  # noqa: B019
     def _face(self, char: str) -> Face | None:
-        # a text font may have a black and white smiley, but the emoji font has all of them
+        # a text font may contain some emoji in black and white, but the emoji font contains all of them in color
         if ord(char) >= 0x1F000 and (emoji := next((f for f in self._waiting if "emoji" in f.lower()), None)):
             self._open(emoji)
         faces = sorted(self._opened, key=lambda face: face.is_bitmap != (ord(char) >= 0x1F000))
-        if found := next((face for face in faces if char in face.characters), None):
-            return found
+        if face := next((face for face in faces if char in face.characters), None):
+            return face
         while self._waiting:
-            face = self._open(self._waiting[0])
-            if face and char in face.characters:
-                return face
-        return self._own if char in self._own.characters else None
+            opened = self._open(self._waiting[0])
+            if opened and char in opened.characters:
+                return opened
+        return self._default if char in self._default.characters else None
 
     def _open(self, file: str) -> Face | None:
         from fontTools.ttLib import TTLibError
@@ -112,15 +115,15 @@ class Fonts:
             self._opened.append(Face(file))
             self._opened[-1].sized(20)
         except (TTLibError, OSError, KeyError):
-            # a broken or foreign file among the system's fonts is no reason to draw nothing
+            # a broken or foreign file among the system's fonts must not prevent the drawing
             return None
         return self._opened[-1]
 
 
 def _font_files() -> list[str]:
-    """The system's font files, those for plain text first."""
-    found = [path for folder in _FOLDERS for path in _files(Path(folder).expanduser())]
-    return [str(path) for path in sorted(found, key=_rank)]
+    """Return the system's font files, those for plain text first."""
+    paths = [path for folder in _FOLDERS for path in _files(Path(folder).expanduser())]
+    return [str(path) for path in sorted(paths, key=_rank)]
 
 
 def _files(folder: Path) -> Iterator[Path]:

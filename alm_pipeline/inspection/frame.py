@@ -1,7 +1,7 @@
-"""One row a chunk, with the text and both sides' tokens, as a Polars frame.
+"""A Polars frame with one row per chunk: its text and both sides' tokens.
 
-Whole arrays throughout: a shard may hold millions of chunks. Strings are slices of the shard's text; Python makes only
-those that are none, each distinct one once.
+Everything is computed on whole arrays, since a shard may have millions of chunks. Strings are slices of the shard's
+text. Python only makes those that are not slices, each distinct one once.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ _KINDS = pl.Series(_NAMES, dtype=pl.Enum(_NAMES))
 
 
 def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.DataFrame:
-    """One row a chunk of a shard of the alignments dataset at `url`, or of one of its examples.
+    """Return one row per chunk of a shard of the alignments dataset at `url`, or of one of its examples.
 
     Columns: `id`, `turn` and `role` (the message's number and role; null in a plain text and between turns), `start`
-    and `end` (bytes of the example's text), `text`, `teacher` and `student` (what each token covers; a token that
-    covers no byte as its id in angle brackets), `kind` (content, paired, unpaired), `assistant`. Bytes that are no
-    whole characters are shown as U+FFFD.
-    Raises UserError when the dataset holds no alignments, or the shard or example is not there.
+    and `end` (bytes of the example's text), `text`, `teacher` and `student` (the text that each token covers, or its id
+    in angle brackets if it covers no byte), `kind` (content, paired, unpaired), `assistant`. Bytes that are not whole
+    characters are shown as U+FFFD.
+    Raises UserError if the dataset holds no alignments, or the shard or example does not exist.
     """
     content = read_shard(url, shard, example)
     chunks, texts = content.chunks, content.texts
@@ -66,9 +66,9 @@ def _token_texts(shard: Shard, tokens: Tokens) -> pa.Array:
 
 
 def _strings(text: Bytes, starts: Ints, lengths: Ints) -> pa.Array:
-    """text[start : start + length] for each, as strings; U+FFFD for what is no whole character."""
+    """Return text[start : start + length] for each, as strings, with U+FFFD for parts of characters."""
     ends = starts + lengths
-    # the whole text is UTF-8, so a slice is unless it begins or ends inside a character
+    # the text is UTF-8, so a slice is too, unless it begins or ends inside a character
     inside = np.append((text & 0xC0) == 0x80, False)
     slices = _slices(text, starts, ends)
     partial = (inside[starts] | inside[ends]) & (lengths > 0)
@@ -76,7 +76,7 @@ def _strings(text: Bytes, starts: Ints, lengths: Ints) -> pa.Array:
 
 
 def _slices(text: Bytes, starts: Ints, ends: Ints) -> pa.Array:
-    """text[start:end] for each, in order and without overlap: the text itself, with offsets into it."""
+    """Return text[start:end] for each, as offsets into the text. The slices are in order and do not overlap."""
     gaps = np.flatnonzero(starts[1:] != ends[:-1])
     offsets = np.append(np.insert(starts, gaps + 1, ends[gaps]), ends[-1] if len(ends) else 0)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
@@ -87,7 +87,7 @@ def _slices(text: Bytes, starts: Ints, ends: Ints) -> pa.Array:
 
 
 def _replace(texts: pa.Array, where: npt.NDArray[np.bool_], values: Any, show: Callable[[Any], str]) -> pa.Array:
-    """The texts, with the shown values where the mask says so. Each distinct value is shown once."""
+    """Replace the texts in the mask by `show(value)`, which is called once for each distinct value."""
     if not where.any() or not len(texts):
         return texts
     distinct = pa.array(values).filter(pa.array(where)).dictionary_encode()

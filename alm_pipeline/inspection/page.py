@@ -1,25 +1,14 @@
-"""A picture as a page of HTML: all in one file, and without anything that could run or be fetched."""
+"""A picture as an HTML page: a single file, without anything that could run or be fetched."""
 
 from html import escape
 
-from alm_pipeline.inspection.picture import LEGEND, Box, Picture, PicturedChunk
+from alm_pipeline.inspection.picture import ASSISTANT_LEGEND, DARK, LIGHT, Box, Colors, Picture, PicturedChunk
 
-# tints of Okabe and Ito's sky blue, orange and bluish green, which color-blind people tell apart; besides, frames
-# differ by kind
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --faint: #666; --box: #fff;
-  --first: #cfe8f9; --first-line: #4a9fd4; --second: #fbe2b0; --second-line: #c98a00;
-  --paired: #c4ecdf; --paired-line: #00805d; --unpaired: #eee; --unpaired-line: #888; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #ececec; --faint: #a5a5a5; --box: #22262b;
-  --first: #17455f; --first-line: #56b4e9; --second: #553d08; --second-line: #e69f00;
-  --paired: #0c4a3a; --paired-line: #1fc79a; --unpaired: #2c2f33; --unpaired-line: #999; } }
-@media print { :root { --paper: #fff; --ink: #000; --faint: #444; --box: #fff;
-  --first: #cfe8f9; --second: #fbe2b0; --paired: #c4ecdf; --unpaired: #eee; } .chunk { break-inside: avoid; } }
 * { box-sizing: border-box; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 body { margin: 1.5rem; background: var(--paper); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
 h1 { margin: 0 0 .3rem; font-size: 1.25rem; overflow-wrap: anywhere; }
-p, dl { margin: .2rem 0; } dl { display: grid; grid-template-columns: max-content 1fr; column-gap: .8rem; }
-dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
+p { margin: .2rem 0; overflow-wrap: anywhere; } header { color: var(--faint); }
 .legend, .chunks { display: flex; flex-wrap: wrap; align-items: stretch; column-gap: 3px; }
 .legend { margin: .8rem 0 1.2rem; column-gap: 1rem; color: var(--faint); font-size: .85rem; }
 .legend .key { display: inline-block; width: 1.6em; height: 1em; margin-right: .4em; vertical-align: -.15em; }
@@ -28,15 +17,15 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
   font-size: .85rem; }
 .chunk { display: flex; flex-direction: column; max-width: 100%; margin-bottom: .8rem; padding: 3px;
   border-radius: 5px; }
-.first { background: var(--first); border: 1px solid var(--first-line); }
-.second { background: var(--second); border: 1px solid var(--second-line); }
-.paired { background: var(--paired); border: 2px solid var(--paired-line); }
-.unpaired { border: 1px dashed var(--unpaired-line);
+.first { background: var(--first); border: 1px solid var(--first-frame); }
+.second { background: var(--second); border: 1px solid var(--second-frame); }
+.paired { background: var(--paired); border: 2px solid var(--paired-frame); }
+.unpaired { border: 1px dashed var(--unpaired-frame);
   background: repeating-linear-gradient(135deg, var(--unpaired) 0 5px, var(--paper) 5px 8px); }
 .tokens { display: flex; flex-wrap: wrap; justify-content: center; gap: 2px; min-height: 1.55rem; }
 .token { flex: 1 0 auto; max-width: 100%; padding: 0 .25em;
-  border: 1px solid color-mix(in srgb, var(--ink) 35%, transparent);
-  border-radius: 3px; background: var(--box); text-align: center; font: 13px/1.4rem ui-monospace, monospace; }
+  border: 1px solid var(--token_frame);
+  border-radius: 3px; background: var(--token); text-align: center; font: 13px/1.4rem ui-monospace, monospace; }
 .text { padding: 0 .2em; text-align: center; font-weight: 600; min-height: 1.5rem; }
 .assistant .text span { border-bottom: 2px solid currentcolor; }
 bdi { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -44,37 +33,45 @@ bdi { white-space: pre-wrap; overflow-wrap: anywhere; }
 
 
 def page(picture: Picture) -> str:
-    """The HTML of a picture. Texts are escaped, and the page allows no script, no frame and no request."""
-    title = escape(f"example {picture.example}")
+    """Return the HTML of a picture. Texts are escaped, and the page allows no script, no frame and no request."""
+    title = escape(picture.title)
+    header = "\n".join(f"<p>{escape(line)}</p>" for line in picture.header)
     chunks = "\n".join(map(_chunk, picture.chunks))
-    left = f"<p>{picture.left:,} more chunks are not shown.</p>" if picture.left else ""
+    footer = "\n".join(f"<p>{escape(line)}</p>" for line in picture.footer)
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+@media print {{ :root {{ {_variables(LIGHT)} }} .chunk {{ break-inside: avoid; }} }}{_STYLE}</style>
 <h1>{title}</h1>
-<dl>
-<dt>above</dt><dd>teacher’s tokens: {escape(picture.tokenizers["teacher"])}</dd>
-<dt>below</dt><dd>student’s tokens: {escape(picture.tokenizers["student"])}</dd>
-</dl>
-<p>{escape(" · ".join(picture.facts))}</p>
+<header>
+{header}
+</header>
 {_legend(picture)}
 <main class="chunks">
 {chunks}
 </main>
-{left}
+{footer}
 </html>
 """
 
 
+def _variables(colors: Colors) -> str:
+    """Return CSS variables: a dark page is printed in the light colors."""
+    plain = [f"--{name}: {value};" for name, value in colors._asdict().items() if name != "chunks"]
+    chunks = [f"--{style}: {fill}; --{style}-frame: {frame};" for style, (fill, frame) in colors.chunks.items()]
+    return " ".join([*plain, *chunks])
+
+
 def _legend(picture: Picture) -> str:
-    used = {chunk.style for chunk in picture.chunks}
-    keys = [f'<span><span class="key {style}"></span>{what}</span>' for style, what in LEGEND.items() if style in used]
-    if any(chunk.assistant for chunk in picture.chunks):
-        keys.append('<span class="assistant"><span class="text"><span>text</span></span> the assistant’s</span>')
+    keys = [f'<span><span class="key {style}"></span>{meaning}</span>' for style, meaning in picture.legend.items()]
+    if picture.has_assistant:
+        keys.append(f'<span class="assistant"><span class="text"><span>text</span></span> {ASSISTANT_LEGEND}</span>')
     return f'<div class="legend">{"".join(keys)}</div>'
 
 
@@ -93,5 +90,5 @@ def _tokens(boxes: list[Box]) -> str:
 
 
 def _label(box: Box) -> str:
-    """Isolated, so that text from right to left does not move its neighbors."""
+    """Isolate the label, so that right-to-left text does not move its neighbors."""
     return f"<bdi>{escape(box.label)}</bdi>"

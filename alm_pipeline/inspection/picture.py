@@ -1,11 +1,16 @@
-"""What a picture of an example shows, whatever it is drawn with: its chunks, with both sides' tokens as labels.
+"""What a picture of an example shows: its header, its legend, its colors, and its chunks with both sides' tokens.
 
-Texts are untrusted: whatever has no shape of its own (blanks, controls, text direction, marks without a base, bytes
-that are no whole character) is spelt out, so that nothing hides or moves what stands around it.
+`page` renders it as HTML, which a browser lays out, and `drawing` as PNG. No library that pip installs alone turns such
+a page into a PNG: WeasyPrint and CairoSVG need system libraries, Playwright downloads a browser, and resvg neither lays
+text out nor spells out characters that no font has.
+
+Texts are untrusted: whatever is not visible by itself (blanks, controls, text direction, marks without a base, bytes
+that are not whole characters) is spelled out, so that nothing hides or moves what is around it.
 """
 
 import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +21,7 @@ from storage.errors import UserError
 from storage.schemas import ChunkKind, TokenKind
 
 _BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-# joiners and variation selectors shape the characters around them
+# joiners and variation selectors change the characters around them
 _JOINERS = ("\u200c", "\u200d", "\ufe0e", "\ufe0f")
 
 
@@ -25,26 +30,29 @@ class Box:
     """A token, or a chunk's text."""
 
     label: str
-    """what to show: one line, without blanks"""
+    """the text shown: one line, without blanks"""
     note: str
-    """what else there is to know of it"""
+    """further facts, for a tooltip"""
 
 
 @dataclass(frozen=True)
 class PicturedChunk:
+    """A chunk's text, and the tokens of both sides."""
+
     kind: ChunkKind
     number: int
-    """among the content chunks: neighbors have different colors"""
+    """its number among the content chunks, from which its color follows"""
     assistant: bool
     text: Box
     tokens: dict[str, list[Box]]
     role: str | None
-    """the role whose turn begins here"""
+    """the role of the turn that begins here, or None"""
     ends_line: bool
+    """whether its text ends a line"""
 
     @property
     def style(self) -> str:
-        """`first` and `second` take turns for content; `paired` and `unpaired` as they are."""
+        """The key in `LEGEND`: `first` and `second` alternate for content."""
         return ("first", "second")[self.number % 2] if self.kind == ChunkKind.CONTENT else self.kind.name.lower()
 
 
@@ -54,24 +62,99 @@ LEGEND = {
     "paired": "paired special tokens",
     "unpaired": "unpaired: not compared",
 }
+"""the meaning of each style of a chunk"""
+ASSISTANT_LEGEND = "the assistant’s"
+"""the meaning of an underlined text"""
+
+
+class Colors(NamedTuple):
+    """CSS colors of a theme."""
+
+    paper: str
+    ink: str
+    faint: str
+    """of the header and the legend"""
+    token: str
+    token_frame: str
+    chunks: dict[str, tuple[str, str]]
+    """fill and frame by style"""
+
+
+# tints of Okabe and Ito's sky blue, orange and bluish green, which color-blind people can distinguish
+LIGHT = Colors(
+    paper="#ffffff",
+    ink="#1a1a1a",
+    faint="#5f5f5f",
+    token="#ffffff",
+    token_frame="#9a9a9a",
+    chunks={
+        "first": ("#cfe8f9", "#4a9fd4"),
+        "second": ("#fbe2b0", "#c98a00"),
+        "paired": ("#c4ecdf", "#00805d"),
+        "unpaired": ("#eeeeee", "#888888"),
+    },
+)
+DARK = Colors(
+    paper="#16181b",
+    ink="#ececec",
+    faint="#a5a5a5",
+    token="#22262b",
+    token_frame="#696b6f",
+    chunks={
+        "first": ("#17455f", "#56b4e9"),
+        "second": ("#553d08", "#e69f00"),
+        "paired": ("#0c4a3a", "#1fc79a"),
+        "unpaired": ("#2c2f33", "#999999"),
+    },
+)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The first chunks of an example, and what its header says."""
+    """The first chunks of an example, and the facts of its header."""
 
     example: str
     tokenizers: dict[str, str]
     facts: list[str]
     chunks: list[PicturedChunk]
     left: int
-    """chunks that are not shown"""
+    """number of chunks that are not shown"""
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+        return f"example {self.example}"
+
+    @property
+    def header(self) -> list[str]:
+        """The lines under the title."""
+        return [
+            f"above: teacher’s tokens, {self.tokenizers['teacher']}",
+            f"below: student’s tokens, {self.tokenizers['student']}",
+            " · ".join(self.facts),
+        ]
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """The meaning of each style that occurs."""
+        used = {chunk.style for chunk in self.chunks}
+        return {style: meaning for style, meaning in LEGEND.items() if style in used}
+
+    @property
+    def has_assistant(self) -> bool:
+        """Whether a chunk is the assistant's."""
+        return any(chunk.assistant for chunk in self.chunks)
+
+    @property
+    def footer(self) -> list[str]:
+        """The lines under the chunks."""
+        return [f"{self.left:,} more chunks are not shown."] if self.left else []
 
 
 def picture(url: str, example: str | None = None, shard: int = 0, chunks: int = 200) -> Picture:
-    """The first chunks of an example; without its id, of the shard's first example that has chunks.
+    """Return a picture of the first chunks of an example, by default of the shard's first example that has chunks.
 
-    Raises UserError when the URL holds no alignments, or the shard or example is not there or has no chunks.
+    Raises UserError if the URL holds no alignments, or the shard or example does not exist or has no chunks.
     """
     content = read_shard(url, shard, example)
     if not len(content.chunks.starts):
@@ -90,16 +173,16 @@ def picture(url: str, example: str | None = None, shard: int = 0, chunks: int = 
 
 
 def visible(text: bytes) -> str:
-    """A label for bytes: ␣ ⏎ ⇥ for blanks, ⟨E4 BD⟩ for what is no whole character, ⟨U+200F⟩ for what has no shape."""
+    """Return a label for bytes: ␣ ⏎ ⇥ for blanks, ⟨E4 BD⟩ for part of a character, ⟨U+200F⟩ for an invisible one."""
     parts = _parts(text)
-    # joiners and marks need something before them
+    # joiners and marks need a character before them
     bare = bool(parts) and parts[0] in _JOINERS
     label = (_code_point(str(parts[0])) if bare else "") + "".join(map(_visible_part, parts[bare:]))
     return f"◌{label}" if label and unicodedata.category(label[0])[0] == "M" else label
 
 
 def _parts(text: bytes) -> list[str | bytes]:
-    """Whole characters as strings, and the bytes between them."""
+    """Split bytes into whole characters, as strings, and the bytes between them."""
     decoded = text.decode(errors="surrogateescape")
     parts: list[str | bytes] = []
     for char in decoded:
@@ -125,7 +208,7 @@ def _code_point(char: str) -> str:
 
 
 def _tokenizers(datasets: dict[str, Dataset]) -> dict[str, str]:
-    """Their names, as the datasets' labels have them behind the examples' label."""
+    """Return the tokenizers' names, which follow the examples' label in the datasets' labels."""
     corpus = f"{datasets['examples'].label}-"
     return {side: datasets[side].label.removeprefix(corpus) for side in SIDES}
 
@@ -144,18 +227,18 @@ def _chunks(one: Shard, count: int) -> list[PicturedChunk]:
     kinds = one.chunks.kinds[:count]
     content_before = (np.cumsum(kinds == ChunkKind.CONTENT) - 1).tolist()
     roles = _new_roles(one, count)
-    found = []
+    chunks = []
     for k in range(count):
         text = _bytes(one, int(one.chunks.starts[k]), int(one.chunks.lengths[k]))
         note = f"chunk {k}, {_span(int(one.chunks.starts[k]), len(text))}"
         tokens = {side: boxes[side][edges[side][k] : edges[side][k + 1]] for side in SIDES}
         kind, assistant = ChunkKind(kinds[k]), bool(one.chunks.assistant[k])
-        found.append(
+        chunks.append(
             PicturedChunk(
                 kind, content_before[k], assistant, Box(visible(text), note), tokens, roles[k], text.endswith(b"\n")
             )
         )
-    return found
+    return chunks
 
 
 def _token_boxes(one: Shard, side: str, count: int) -> list[Box]:
@@ -168,7 +251,7 @@ def _token_boxes(one: Shard, side: str, count: int) -> list[Box]:
 
 
 def _token_label(text: bytes, id_: int, kind: int) -> str:
-    """A token without bytes shows its role, or else its id."""
+    """Return the label of a token; for one without bytes its role, or else its id."""
     if text:
         return visible(text)
     return f"‹{_kind_name(kind)}›" if kind >= TokenKind.BEGIN_OF_TEXT else f"‹{id_}›"
@@ -191,7 +274,7 @@ def _bytes(one: Shard, start: int, length: int) -> bytes:
 
 
 def _new_roles(one: Shard, count: int) -> list[str | None]:
-    """Where a turn begins, its role."""
+    """Return the role for each chunk that begins a turn, otherwise None."""
     turns = one.turns()[:count]
     begins = (turns >= 0) & (np.diff(turns, prepend=-1) != 0)
     roles, _ = flatten_lists(one.tables["teacher"]["roles"])

@@ -1,7 +1,7 @@
-"""A shard of alignments with everything that it was made from, as flat arrays.
+"""A shard of alignments with the examples and tokens that it was made from, as flat arrays.
 
-Positions are bytes of the shard's texts, one after the other. An example that was dropped on a side has no chunks;
-its tokens on the other side are left out here.
+Positions are bytes of the shard's texts, concatenated. An example that was dropped on a side has no chunks, and its
+tokens on the other side are omitted here.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class Texts:
 
     ids: pa.Array
     content: Bytes
-    """all texts, one after the other"""
+    """all texts, concatenated"""
     offsets: Ints
-    """[E + 1]"""
+    """[E + 1] where each text begins in `content`"""
 
     @classmethod
     def of(cls, examples: pa.Table) -> "Texts":
@@ -52,7 +52,7 @@ class Chunks:
     """The C chunks of E examples."""
 
     examples: Ints
-    """[C] the example of each"""
+    """[C] the index of each chunk's example"""
     starts: Ints
     lengths: Ints
     """[C] bytes"""
@@ -60,7 +60,7 @@ class Chunks:
     """[C] ChunkKind"""
     assistant: npt.NDArray[np.bool_]
     tokens: dict[str, Ints]
-    """[C] tokens of the chunk by side"""
+    """[C] each chunk's number of tokens, by side"""
 
     @classmethod
     def of(cls, alignments: pa.Table, texts: Texts) -> "Chunks":
@@ -75,18 +75,18 @@ class Chunks:
         )
 
     def edges(self, side: str) -> Ints:
-        """[C + 1] the side's tokens before each chunk, and of all."""
+        """Return the number of the side's tokens before each chunk, and of all [C + 1]."""
         return np.concatenate([[0], np.cumsum(self.tokens[side])])
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one side, of the examples that have chunks."""
+    """The tokens of one side, for the examples that have chunks."""
 
     ids: npt.NDArray[np.int32]
     starts: Ints
     lengths: Ints
-    """bytes; uncovered ones may stand between two tokens"""
+    """in bytes; there may be uncovered bytes between two tokens"""
     kinds: npt.NDArray[np.uint8]
     """TokenKind"""
     turns: npt.NDArray[np.int16]
@@ -95,8 +95,8 @@ class Tokens:
     def of(cls, tokens: pa.Table, texts: Texts, chunks: Chunks) -> "Tokens":
         lengths, offsets = flatten_lists(tokens["byte_lengths"])
         starts = _starts(lengths, lengths + _uncovered_before(tokens, offsets), offsets, texts.offsets)
-        kept = np.isin(np.arange(tokens.num_rows), chunks.examples)
-        mask = slice(None) if kept.all() else np.repeat(kept, np.diff(offsets))
+        has_chunks = np.isin(np.arange(tokens.num_rows), chunks.examples)
+        mask = slice(None) if has_chunks.all() else np.repeat(has_chunks, np.diff(offsets))
         ids, kinds = (flatten_lists(tokens[name])[0][mask] for name in ("token_ids", "kinds"))
         turns = flatten_filled(tokens["turns"], offsets, -1)[mask]
         return cls(ids, starts[mask], lengths[mask].astype(np.int64), kinds, turns)
@@ -112,16 +112,16 @@ class Shard:
     tables: dict[str, pa.Table]
 
     def turns(self) -> npt.NDArray[np.int16]:
-        """[C] the turn of each chunk's first token, the teacher's where it has one; -1: none."""
+        """Return the turn [C] of each chunk's first token on the teacher's side, or else the student's; -1 for none."""
         turns = np.full(len(self.chunks.starts), -1, np.int16)
         for side in reversed(SIDES):
-            some = self.chunks.tokens[side] > 0
-            turns[some] = self.sides[side].turns[self.chunks.edges(side)[:-1][some]]
+            has_tokens = self.chunks.tokens[side] > 0
+            turns[has_tokens] = self.sides[side].turns[self.chunks.edges(side)[:-1][has_tokens]]
         return turns
 
 
 def _starts(lengths: Ints, advances: Ints, offsets: Ints, text_offsets: Ints) -> Ints:
-    """Where each span starts, from its bytes and from those by which it moves its example's position forward."""
+    """Return the start of each span, from its length and the bytes by which it advances within its example."""
     ends = np.cumsum(advances, dtype=np.int64)
     before = np.concatenate([[0], ends])[offsets[:-1]]
     starts: Ints = ends - lengths + np.repeat(text_offsets[:-1] - before, np.diff(offsets))
@@ -129,17 +129,17 @@ def _starts(lengths: Ints, advances: Ints, offsets: Ints, text_offsets: Ints) ->
 
 
 def _uncovered_before(tokens: pa.Table, offsets: Ints) -> Ints:
-    """[tokens] bytes that no token covers right before each."""
+    """Return the number of uncovered bytes [tokens] right before each token."""
     at, runs = flatten_lists(tokens["uncovered_at"])
     examples = np.repeat(np.arange(tokens.num_rows), np.diff(runs))
-    inside = at < np.diff(offsets)[examples]  # those behind an example's last token stand before none
+    inside = at < np.diff(offsets)[examples]  # bytes after an example's last token precede none
     before = np.zeros(offsets[-1], np.int64)
     np.add.at(before, (at + offsets[examples])[inside], flatten_lists(tokens["uncovered_bytes"])[0][inside])
     return before
 
 
 def related(url: str) -> dict[str, Dataset]:
-    """The alignments at the URL, and the datasets that it was made from. Raises UserError when it holds others."""
+    """Open the alignments at the URL and the datasets they were made from. Raises UserError for another kind."""
     alignments = open_dataset(url)
     if alignments.kind != Kind.ALIGNMENTS:
         raise UserError(f"{url}: holds {alignments.kind}, not alignments")
@@ -151,27 +151,27 @@ def related(url: str) -> dict[str, Dataset]:
 
 
 def read_tables(url: str, shard: int, example: str | None) -> dict[str, pa.Table]:
-    """A shard of the alignments and of what they were made from; of one example where its id is given.
+    """Read a shard of the alignments and of the datasets they were made from, or only the example with this id.
 
-    Raises UserError when the shard or the example is not there.
+    Raises UserError if the shard or the example does not exist.
     """
     datasets = related(url)
     shards = len(datasets["alignments"].complete_manifest().shards)
     if not 0 <= shard < shards:
-        raise UserError(f"{url}: there is no shard {shard}; it has {shards}, from 0")
+        raise UserError(f"{url}: has no shard {shard}: it has {shards}, numbered from 0")
     tables = read_aligned(datasets, shard, _COLUMNS)
     if example is None:
         return tables
     row = tables["examples"]["id"].index(example).as_py()
     if row < 0:
         ids = tables["examples"]["id"]
-        held = f"it has {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
-        raise UserError(f"{url}: shard {shard} has no example {example}; {held}")
+        contents = f"it has {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
+        raise UserError(f"{url}: shard {shard} has no example {example}: {contents}")
     return {name: table.slice(row, 1) for name, table in tables.items()}
 
 
 def read_shard(url: str, shard: int, example: str | None = None) -> Shard:
-    """A shard of the alignments at the URL, or one of its examples. Raises UserError as `read_tables`."""
+    """Read a shard of the alignments at the URL, or one of its examples. Raises UserError like `read_tables`."""
     tables = read_tables(url, shard, example)
     texts = Texts.of(tables["examples"])
     chunks = Chunks.of(tables["alignments"], texts)

@@ -1,6 +1,6 @@
-"""What the chunks of a whole alignments dataset are like: coverage by script, lengths, the largest, what was dropped.
+"""A summary of a whole alignments dataset: coverage by script, lengths of chunks, the largest, dropped examples.
 
-Shard by shard, and within one a block of examples at a time, so memory does not grow with the dataset.
+It reads a shard at a time, and counts a block of its examples at a time, so memory does not grow with the dataset.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from storage.schemas import ChunkKind
 
 _COLUMNS = {
     "examples": ("text",),
-    # of the tokens only how many there are is asked
+    # only the number of tokens is needed
     "teacher": ("kinds", "dropped"),
     "student": ("kinds", "dropped"),
     "alignments": ("teacher_tokens", "student_tokens", "byte_lengths", "kinds", "assistant"),
@@ -32,8 +32,8 @@ _TEXT_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Frames as `coverage`, `chunk_lengths`, `largest_chunks` and `dropped_examples` return them."""
+class AlignmentSummary:
+    """The frames that `coverage`, `chunk_lengths`, `largest_chunks` and `dropped_examples` return."""
 
     coverage: pl.DataFrame
     lengths: pl.DataFrame
@@ -41,53 +41,56 @@ class Summary:
     dropped: pl.DataFrame
 
 
-def summarize(url: str, largest: int = 10) -> Summary:
-    """Everything below, reading the dataset once. Raises UserError when the URL holds no alignments."""
-    return Summary(*_collect(url, _Coverage(), _Lengths(), _Largest(largest), _Dropped()))
+def summarize_alignments(url: str, largest: int = 10) -> AlignmentSummary:
+    """Compute all four frames in one pass over the dataset. Raises UserError if the URL holds no alignments."""
+    return AlignmentSummary(
+        *_collect(url, _CoverageCollector(), _LengthCollector(), _LargestCollector(largest), _DropCollector())
+    )
 
 
 def coverage(url: str) -> pl.DataFrame:
-    """How much of the text is in chunks that the objective compares (content), and what these are like, by script.
+    """Return how much of the text is in content chunks, which the objective compares, and statistics of these chunks.
 
-    A row for `all` the text; one a script (`by` = "script"), where each byte counts for its character's; and the same
-    text once more by what its example is (`by` = "text"), code or prose: see `scripts.is_code`.
-    Columns: `by`, `name`, `bytes` (of all examples, the dropped ones too), `aligned_bytes` (in content chunks),
-    `share`; `chunks` (content chunks; each of the script that most of its bytes have, of equal ones the first in
+    The first row is for `all` the text. Then there is one row per script (`by` = "script"), which counts the bytes of
+    its characters, and one row each for code and prose (`by` = "text"), which counts whole examples by
+    `scripts.is_code`.
+    Columns: `by`, `name`, `bytes` (of all examples, including the dropped ones), `aligned_bytes` (in content chunks),
+    `share`, `chunks` (content chunks, each counted for the script of most of its bytes; in a tie, for the first in
     `CLASSES`), their `mean_bytes`, `median_bytes`, `{side}_tokens_per_chunk` and `bytes_per_{side}_token`.
-    Null where there is nothing to divide by. Raises UserError when the URL holds no alignments.
+    A ratio is null if its denominator is zero. Raises UserError if the URL holds no alignments.
     """
-    return _collect(url, _Coverage())[0]
+    return _collect(url, _CoverageCollector())[0]
 
 
 def chunk_lengths(url: str) -> pl.DataFrame:
-    """How many chunks are how long: `kind`, `bytes`, `teacher_tokens`, `student_tokens`, `chunks`, most chunks first.
+    """Return the number of `chunks` of each `kind`, `bytes`, `teacher_tokens` and `student_tokens`, most chunks first.
 
-    Raises UserError when the URL holds no alignments.
+    Raises UserError if the URL holds no alignments.
     """
-    return _collect(url, _Lengths())[0]
+    return _collect(url, _LengthCollector())[0]
 
 
 def largest_chunks(url: str, count: int = 10) -> pl.DataFrame:
-    """The content chunks of most bytes, the largest first: `shard`, `id`, `start`, `end`, tokens by side, `text`.
+    """Return the largest content chunks by bytes: `shard`, `id`, `start`, `end`, tokens by side, `text`.
 
-    Of the text the first 200 bytes. Raises UserError when the URL holds no alignments.
+    `text` is cut after 200 bytes. Raises UserError if the URL holds no alignments.
     """
-    return _collect(url, _Largest(count))[0]
+    return _collect(url, _LargestCollector(count))[0]
 
 
 def dropped_examples(url: str) -> pl.DataFrame:
-    """Examples without chunks: `side`, `reason`, `examples`, `bytes`.
+    """Return the number of examples without chunks: `side`, `reason`, `examples`, `bytes`.
 
-    `side` is where they were dropped: teacher, student (their tokens datasets say why) or alignments, for examples that
-    have no tokens on a side, for whatever reason; those dropped on a side are counted there again.
-    Raises UserError when the URL holds no alignments.
+    `side` is the dataset that dropped them. For `teacher` and `student`, the reasons are those of the tokens dataset.
+    `alignments` counts all examples without tokens on a side, including those that are counted for that side already.
+    Raises UserError if the URL holds no alignments.
     """
-    return _collect(url, _Dropped())[0]
+    return _collect(url, _DropCollector())[0]
 
 
 @dataclass(frozen=True)
-class _View:
-    """What a summary is made of: a shard."""
+class _ShardView:
+    """A shard, as the collectors read it."""
 
     shard: int
     texts: Texts
@@ -96,7 +99,7 @@ class _View:
 
 
 class _Collector(Protocol):
-    def add(self, view: _View) -> None: ...
+    def add(self, view: _ShardView) -> None: ...
 
     def frame(self) -> pl.DataFrame: ...
 
@@ -106,24 +109,24 @@ def _collect(url: str, *collectors: _Collector) -> list[pl.DataFrame]:
     for shard in range(len(datasets["alignments"].complete_manifest().shards)):
         tables = read_aligned(datasets, shard, _COLUMNS)
         texts = Texts.of(tables["examples"])
-        view = _View(shard, texts, Chunks.of(tables["alignments"], texts), tables)
+        view = _ShardView(shard, texts, Chunks.of(tables["alignments"], texts), tables)
         for collector in collectors:
             collector.add(view)
     return [collector.frame() for collector in collectors]
 
 
-class _Coverage:
+class _CoverageCollector:
     def __init__(self) -> None:
         self.bytes = np.zeros(len(_GROUPS), np.int64)
         self.aligned = np.zeros(len(_GROUPS), np.int64)
         self.chunks = pl.DataFrame(schema=dict.fromkeys(("group", "bytes", *_token_names(), "chunks"), pl.Int64))
 
-    def add(self, view: _View) -> None:
+    def add(self, view: _ShardView) -> None:
         for start, end in _blocks(view.texts.offsets):
             self._add_block(view, start, end)
 
-    def _add_block(self, view: _View, start: int, end: int) -> None:
-        """Count the examples from `start` to `end`."""
+    def _add_block(self, view: _ShardView, start: int, end: int) -> None:
+        """Count the examples from `start` to `end` (exclusive)."""
         texts = view.tables["examples"]["text"].slice(start, end - start).to_pylist()
         sizes = np.diff(view.texts.offsets[start : end + 1])
         classes = _joined_classes(texts, sizes)
@@ -144,7 +147,7 @@ class _Coverage:
         total += np.bincount(code, sizes, len(_GROUPS)).astype(np.int64)
 
     def _add_chunks(self, groups: list[Ints], lengths: Ints, tokens: list[Ints]) -> None:
-        """Group the chunks by all their groups and their bytes: few rows, from which all else follows."""
+        """Count the chunks by group and bytes: few rows, from which all statistics follow."""
         columns = {"bytes": lengths, **dict(zip(_token_names(), tokens, strict=True)), "chunks": np.ones_like(lengths)}
         parts = [pl.DataFrame({"group": group, **columns}) for group in groups]
         self.chunks = pl.concat([self.chunks, *parts]).group_by("group", "bytes").sum()
@@ -182,14 +185,14 @@ def _ratio(part: str, whole: str) -> pl.Expr:
 
 
 def _median(values: Ints, counts: Ints) -> float:
-    """Of ascending values that occur so many times."""
+    """Return the median of ascending values with these numbers of occurrences."""
     ends = np.cumsum(counts)
     middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
     return float(values[middle].mean())
 
 
 def _blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of examples of about `_BLOCK_BYTES` each."""
+    """Yield ranges of examples with about `_BLOCK_BYTES` bytes each."""
     start, examples = 0, len(offsets) - 1
     while start < examples:
         end = int(np.searchsorted(offsets, offsets[start] + _BLOCK_BYTES, side="right")) - 1
@@ -199,33 +202,33 @@ def _blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
 
 
 def _joined_classes(texts: list[str], sizes: Ints) -> npt.NDArray[np.uint8]:
-    """The class of each byte of the texts. A NUL between them keeps a mark from the text before."""
+    """Return the class of each byte of the texts. A NUL between texts separates a mark from the text before."""
     classes = byte_classes("\0".join(texts).encode())
     return np.delete(classes, np.cumsum(sizes)[:-1] + np.arange(len(texts) - 1))
 
 
 def _content(chunks: Chunks, start: int, end: int) -> Ints:
-    """The content chunks of a range of examples."""
+    """Return the indices of the content chunks of a range of examples."""
     first, last = np.searchsorted(chunks.examples, [start, end])
-    found: Ints = first + np.flatnonzero(chunks.kinds[first:last] == ChunkKind.CONTENT)
-    return found
+    indices: Ints = first + np.flatnonzero(chunks.kinds[first:last] == ChunkKind.CONTENT)
+    return indices
 
 
 def _votes(classes: npt.NDArray[np.uint8], starts: Ints, lengths: Ints) -> Ints:
-    """[spans, classes] how many bytes of each span are of each class."""
+    """Return the number of bytes of each class in each span [spans, classes]."""
     span = np.repeat(np.arange(len(starts)), lengths)
     places = np.arange(len(span)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     keys = span * len(CLASSES) + classes[places]
     return np.bincount(keys, minlength=len(starts) * len(CLASSES)).reshape(len(starts), len(CLASSES))
 
 
-class _Lengths:
+class _LengthCollector:
     _KEYS = ("kind", "bytes", *(f"{side}_tokens" for side in SIDES))
 
     def __init__(self) -> None:
         self.counts = pl.DataFrame(schema=dict.fromkeys((*self._KEYS, "chunks"), pl.Int64))
 
-    def add(self, view: _View) -> None:
+    def add(self, view: _ShardView) -> None:
         chunks = view.chunks
         columns = (chunks.kinds.astype(np.int64), chunks.lengths, *(chunks.tokens[side] for side in SIDES))
         counts = pl.DataFrame(dict(zip(self._KEYS, columns, strict=True))).group_by(self._KEYS).len("chunks")
@@ -237,13 +240,13 @@ class _Lengths:
         return counts.with_columns(pl.col("kind").replace_strict(names, return_dtype=pl.Enum(names.values())))
 
 
-class _Largest:
+class _LargestCollector:
     def __init__(self, count: int) -> None:
         self.count = count
         plain = {"start": pl.Int64, "end": pl.Int64, **dict.fromkeys(_token_names(), pl.Int64), "text": pl.String}
         self.rows = pl.DataFrame(schema={"shard": pl.Int64, "id": pl.String, **plain})
 
-    def add(self, view: _View) -> None:
+    def add(self, view: _ShardView) -> None:
         chunks, texts = view.chunks, view.texts
         content = np.flatnonzero(chunks.kinds == ChunkKind.CONTENT)
         chosen = content[np.argsort(-chunks.lengths[content], kind="stable")[: self.count]]
@@ -264,18 +267,18 @@ class _Largest:
         return self.rows
 
 
-def _beginning(view: _View, chunk: int) -> str:
+def _beginning(view: _ShardView, chunk: int) -> str:
     start, length = view.chunks.starts[chunk], view.chunks.lengths[chunk]
     return bytes(view.texts.content[start : start + min(length, _TEXT_BYTES)]).decode(errors="replace")
 
 
-class _Dropped:
+class _DropCollector:
     def __init__(self) -> None:
         self.rows = pl.DataFrame(
             schema={"side": pl.String, "reason": pl.String, "examples": pl.Int64, "bytes": pl.Int64}
         )
 
-    def add(self, view: _View) -> None:
+    def add(self, view: _ShardView) -> None:
         sizes = np.diff(view.texts.offsets)
         reasons = {side: view.tables[side]["dropped"] for side in SIDES}
         empty = [pc.equal(pc.list_value_length(view.tables[side]["kinds"]), 0) for side in SIDES]

@@ -1,4 +1,4 @@
-"""A summary as tables to print: title, header, rows of text."""
+"""A summary as tables to print, each with a title, a header and rows of text."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 import polars as pl
 
 from alm_pipeline.inspection.shards import SIDES
-from alm_pipeline.inspection.summary import Summary
+from alm_pipeline.inspection.summary import AlignmentSummary
 
 Printed = tuple[str, list[str], list[list[str]]]
 _PATTERN_ROWS = 8
 _TEXT_CHARACTERS = 40
 
 
-def tables(summary: Summary) -> Iterator[Printed]:
-    """The tables that have rows."""
-    made = (
-        ("coverage, by script and by what the text is", _COVERAGE, _coverage(summary.coverage)),
+def tables(summary: AlignmentSummary) -> Iterator[Printed]:
+    """Yield the tables that have rows."""
+    candidates = (
+        ("coverage by script, and of code and prose", _COVERAGE, _coverage(summary.coverage)),
         ("content chunks by tokens, teacher : student", ["tokens", "chunks", "share"], _patterns(summary.lengths)),
         ("content chunks by bytes", ["bytes", "chunks", "share"], _bytes(summary.lengths)),
         (
@@ -26,12 +26,12 @@ def tables(summary: Summary) -> Iterator[Printed]:
         ),
         ("dropped examples", ["by", "reason", "examples", "bytes"], _dropped(summary.dropped)),
     )
-    return (table for table in made if table[2])
+    return (table for table in candidates if table[2])
 
 
 _COVERAGE = [
-    *("", "bytes", "aligned", "chunks", "bytes a chunk", "median", "tokens a chunk, teacher", "student"),
-    *("bytes a token, teacher", "student"),
+    *("", "bytes", "aligned", "chunks", "bytes per chunk", "median", "tokens per chunk, teacher", "student"),
+    *("bytes per token, teacher", "student"),
 ]
 
 
@@ -51,7 +51,7 @@ def _coverage(frame: pl.DataFrame) -> list[list[str]]:
 
 
 def _patterns(lengths: pl.DataFrame) -> list[list[str]]:
-    """The most frequent patterns, and all others together."""
+    """Return the most frequent numbers of tokens, and all others together."""
     keys = [f"{side}_tokens" for side in SIDES]
     counts = _content(lengths).group_by(keys).agg(pl.col("chunks").sum())
     counts = counts.sort("chunks", *keys, descending=[True, False, False])
@@ -61,7 +61,7 @@ def _patterns(lengths: pl.DataFrame) -> list[list[str]]:
 
 
 def _bytes(lengths: pl.DataFrame) -> list[list[str]]:
-    """By powers of two: 1, 2, 3-4, 5-8, …"""
+    """Count chunks by powers of two: 1, 2, 3-4, 5-8, …"""
     counts: Counter[int] = Counter()
     for size, chunks in _content(lengths).select("bytes", "chunks").iter_rows():
         counts[(size - 1).bit_length()] += chunks

@@ -42,7 +42,7 @@ def fetch_folder(name: str, files: tuple[str, ...]) -> Path:
     Raises UserError as `model_folder` does.
     """
     if name.startswith(_DEMO):
-        from alm_pipeline.models.demo import demo_model
+        from alm_pipeline.models.demo.models import demo_model
 
         return demo_model(name.removeprefix(_DEMO))
     if not is_on_hub(name):

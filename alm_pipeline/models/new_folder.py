@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alm_pipeline.models.demo import publish_folder
+from alm_pipeline.models.demo.models import publish_folder
 from storage.errors import UserError
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from alm_pipeline.models.files import label, quiet_transformers, tokenizer_files
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 from alm_pipeline.vocabulary.text_forms import NFC, TextForm, forms_of, text_forms
 from storage.errors import UserError
 from storage.fingerprints import TOKENIZER_FILES, hash_files
@@ -90,7 +90,7 @@ class LoadedTokenizer:
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after every text."""
-        return put_around(self.fast)
+        return special_tokens_around(self.fast)
 
     @cached_property
     def template(self) -> ChatTemplate:

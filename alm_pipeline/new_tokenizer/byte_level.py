@@ -1,16 +1,16 @@
 """Byte-level conversion: a tokenizer whose tokens are the 256 bytes and the source's control tokens.
 
 Id k is byte k; the control tokens follow from 256 on, in the source's order. Between control tokens every text becomes
-its UTF-8, one token a byte, and comes back from it: no normalizer of the source, no dummy prefix and no flag that lets
-a token swallow white space is kept. It is written as a byte-level BPE tokenizer without merges, which every library
-that reads tokenizer.json knows, and takes 0.3 µs a byte however long the text.
+its UTF-8, with one token per byte, and can be decoded exactly: the source's normalizer, its dummy prefix and the flags
+that let a token absorb white space are not kept. The tokenizer is a byte-level BPE tokenizer without merges, which
+every library that reads tokenizer.json supports. It takes 0.3 µs per byte, however long the text.
 
-Control tokens are the source's special tokens, and, unflagged as they are, those bracketed names among its other added
-tokens that its chat template writes: Qwen's `<think>`, DeepSeek's `<｜User｜>`. As for the source, they are that
-token wherever a text holds them. Other added tokens stay behind: Gemma's `<table>`, and its line breaks.
+Control tokens are the source's special tokens, and those of its other added tokens that look like a name in brackets
+and that its chat template writes: Qwen's `<think>`, DeepSeek's `<｜User｜>`. As with the source, their literals are
+tokens anywhere in a text. Other added tokens are not kept, such as Gemma's `<table>` and its line breaks.
 
-AutoTokenizer gives it back as saved, except beside a config.json of model type qwen2, where transformers 5 puts
-Qwen2's own normalizer and special tokens in whatever the tokenizer's files say: PreTrainedTokenizerFast doesn't.
+AutoTokenizer loads it as it was saved, except beside a config.json of model type qwen2: there transformers 5 uses
+Qwen2's own normalizer and special tokens, whatever the tokenizer's files say. PreTrainedTokenizerFast doesn't.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from alm_pipeline.vocabulary.byte_view import byte_vocabulary
 from storage.errors import UserError
 
 BYTES = 256
-# a name between signs, as `<think>` and `[INST]`: what a template writes is otherwise plain text
+# a name between signs, such as `<think>` and `[INST]`: anything else that a template writes is plain text
 _BRACKETED = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 _CONVERSATIONS = (
     [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}],
@@ -37,9 +37,9 @@ _CONVERSATIONS = (
 
 
 def write_byte_level(source_name: str, folder: Path) -> PreTrainedTokenizerFast:
-    """Convert the tokenizer of that name (a folder, a hub name, `demo:NAME`) into a new folder.
+    """Convert the tokenizer of this name (a folder, a hub name, `demo:NAME`) into a new folder.
 
-    Raises UserError when the folder is there and not empty, and for a source that can't be had or converted.
+    Raises UserError if the folder exists and is not empty, or if the source can't be loaded or converted.
     """
     with new_folder(folder) as written:
         tokenizer = byte_level_tokenizer(load_tokenizer(source_name))
@@ -48,10 +48,10 @@ def write_byte_level(source_name: str, folder: Path) -> PreTrainedTokenizerFast:
 
 
 def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """256 byte tokens and the source's control tokens, with its literals, roles, flags and chat template.
+    """Return a tokenizer of 256 byte tokens and the source's control tokens, with the source's chat template.
 
-    It puts the same control tokens around a text as the source does.
-    Raises UserError when a control token of the source is a letter that stands for a byte.
+    The control tokens keep their literals, roles and flags, and the tokenizer puts the same ones around a text.
+    Raises UserError if a control token of the source is a letter that stands for a byte.
     """
     backend = Tokenizer(models.BPE(byte_vocabulary(), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -62,7 +62,7 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
 
 
 def wrapped_like(source: PreTrainedTokenizerFast, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """The backend with the source's roles, sides, lengths and chat template."""
+    """Wrap the backend with the source's roles, sides, lengths and chat template."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=source.model_max_length,
@@ -77,10 +77,10 @@ def wrapped_like(source: PreTrainedTokenizerFast, backend: Tokenizer) -> PreTrai
 
 
 def control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:
-    """Its special tokens, and those bracketed names among its other added tokens that its chat template writes."""
+    """Return its special tokens, and the bracketed names among its other added tokens that its chat template writes."""
     texts = list(template_texts(source))
     added = [token for _, token in sorted(source.added_tokens_decoder.items())]
-    # `normalized` and the flags that swallow white space are dropped: a literal is matched as it is
+    # `normalized` and the flags that absorb white space are dropped: a literal is matched exactly
     return [
         AddedToken(token.content, single_word=token.single_word, special=token.special, normalized=False)
         for token in added
@@ -95,18 +95,18 @@ def _checked(control: list[AddedToken], name: str) -> list[AddedToken]:
 
 
 def template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
-    """The chat templates, and what they write: some put their tokens together, as in '<|' + role + '|>'."""
+    """Yield the chat templates and what they write: some assemble their tokens, as in '<|' + role + '|>'."""
     templates = source.chat_template
     if not templates:
         return
     yield from templates.values() if isinstance(templates, Mapping) else [templates]
     for conversation in _CONVERSATIONS:
-        with contextlib.suppress(TemplateError, TypeError, ValueError):  # a template may refuse: no system role, say
+        with contextlib.suppress(TemplateError, TypeError, ValueError):  # a template may refuse a role
             yield str(source.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
 
 
 def same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> processors.TemplateProcessing:
-    """What the source's post-processor puts around a text and around a pair, with the target's ids."""
+    """Return a post-processor that puts the source's tokens around a text and around a pair, with the target's ids."""
     single, pair = _frame(source, target, 1), _frame(source, target, 2)
     literals = sorted({piece.rpartition(":")[0] for piece in [*single, *pair]} - {"$A", "$B"})
     return processors.TemplateProcessing(
@@ -115,7 +115,7 @@ def same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> pr
 
 
 def _frame(source: processors.PostProcessor | None, target: Tokenizer, texts: int) -> list[str]:
-    """The pieces of a template, as in ["<bos>:0", "$A:0"]: seen on short texts, whatever kind the processor is."""
+    """Return the pieces of a template, such as ["<bos>:0", "$A:0"], found by processing short texts."""
     if source is None:
         return ["$A:0", "$B:1"][:texts]
     plain = (target.encode("0", add_special_tokens=False) for _ in range(texts))
@@ -123,7 +123,7 @@ def _frame(source: processors.PostProcessor | None, target: Tokenizer, texts: in
     pieces: list[str] = []
     for token, text, type_id in zip(framed.tokens, framed.sequence_ids, framed.type_ids, strict=True):
         piece = f"{token if text is None else ('$A', '$B')[text]}:{type_id}"
-        # a text may be more than a token: SentencePiece puts a space in front
+        # a text may have several tokens, since SentencePiece puts a space in front
         if text is None or pieces[-1:] != [piece]:
             pieces.append(piece)
     return pieces

@@ -1,7 +1,7 @@
-"""Whose special tokens a new vocabulary has: its own, or those that the model knows.
+"""The special tokens of a new vocabulary: its own, or those that the model was trained with.
 
-A model with the source's special tokens in the target's vocabulary begins texts, takes turns and ends them as it learnt
-to; moving Gemma to Qwen's special tokens costs 9 points (2503.20083).
+A model that keeps the source's special tokens in the target's vocabulary begins texts, takes turns and ends them as it
+has learned. Moving Gemma to Qwen's special tokens costs 9 points (2503.20083).
 """
 
 import json
@@ -13,31 +13,31 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import SpecialTokens
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, same_frame, wrapped_like
-from alm_pipeline.vocabulary.framing import put_around
+from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
 
 _RESERVED = "<|reserved {}|>"
 
 
 def keeps_source(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, setting: SpecialTokens) -> bool:
-    """Whether the source's special tokens are to be put on the target.
+    """Return whether the target gets the source's special tokens.
 
-    `auto`: where the source puts something before a text, names a begin-of-text token or has a chat template, and the
-    target does not.
+    With `auto`, it does if the source puts tokens before a text, names a begin-of-text token or has a chat template,
+    and the target does not.
     """
     if setting != "auto":
         return setting == "source"
-    begins = bool(put_around(source)[0]) and not put_around(target)[0]
+    begins = bool(special_tokens_around(source)[0]) and not special_tokens_around(target)[0]
     named = source.bos_token is not None and target.bos_token is None
     return begins or named or (source.chat_template is not None and target.chat_template is None)
 
 
 def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The target's ordinary vocabulary, with the source's special tokens, roles and chat template.
+    """Return a tokenizer of the target's ordinary tokens and the source's special tokens, roles and chat template.
 
-    Ordinary tokens keep their ids. The source's special tokens take the ids of the target's, or go behind the
-    vocabulary; a token that both have keeps its id. An id of the target's that stays free is a reserved token.
-    Raises UserError for a target whose vocabulary can't do without its own.
+    Ordinary tokens keep their ids. The source's special tokens take the ids of the target's special tokens, and then
+    ids after the vocabulary; a token that both have keeps its id. Ids that remain free become reserved tokens.
+    Raises UserError for a target whose vocabulary needs its own special tokens.
     """
     backend = _backend(_exchanged(target, control_tokens(source)), target.name_or_path)
     backend.post_processor = same_frame(source.backend_tokenizer.post_processor, backend)
@@ -45,7 +45,7 @@ def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedToken
 
 
 def _exchanged(target: PreTrainedTokenizerFast, wanted: Sequence[AddedToken]) -> dict[str, Any]:
-    """The target's tokenizer.json with other control tokens."""
+    """Return the target's tokenizer.json with other control tokens."""
     state: dict[str, Any] = json.loads(target.backend_tokenizer.to_str())
     added = {token["id"]: token for token in state["added_tokens"]}
     gone = {token.content for token in control_tokens(target)} - {token.content for token in wanted}
@@ -53,21 +53,21 @@ def _exchanged(target: PreTrainedTokenizerFast, wanted: Sequence[AddedToken]) ->
     free = [id_ for id_, token in sorted(added.items()) if token["content"] in gone]
     known = target.get_vocab()
     placed = _placed([token.content for token in wanted if token.content not in known], free, max(known.values()) + 1)
-    kept = {id_: token for id_, token in added.items() if id_ not in free}
+    unchanged = {id_: token for id_, token in added.items() if id_ not in free}
     new = {known.get(token.content, placed.get(token.content, -1)): _entry(token) for token in wanted}
     last = max([*(set(known.values()) - set(free)), *new])
     reserved = [id_ for id_ in free if id_ < last and id_ not in new]
     new |= {id_: _entry(AddedToken(_RESERVED.format(k), special=True)) for k, id_ in enumerate(reserved)}
     _rename(state["model"], {id_: entry["content"] for id_, entry in new.items()})
-    state["added_tokens"] = [{**token, "id": id_} for id_, token in sorted((kept | new).items())]
+    state["added_tokens"] = [{**token, "id": id_} for id_, token in sorted((unchanged | new).items())]
     state["post_processor"] = None
     return state
 
 
 def _placed(literals: Sequence[str], free: Sequence[int], end: int) -> dict[str, int]:
-    """Free ids first, then those from `end` on."""
-    behind = range(end, end + max(0, len(literals) - len(free)))
-    return dict(zip(literals, [*free[: len(literals)], *behind], strict=True))
+    """Assign free ids first, and then those from `end` on."""
+    further_ids = range(end, end + max(0, len(literals) - len(free)))
+    return dict(zip(literals, [*free[: len(literals)], *further_ids], strict=True))
 
 
 def _entry(token: AddedToken) -> dict[str, Any]:
@@ -76,14 +76,14 @@ def _entry(token: AddedToken) -> dict[str, Any]:
 
 
 def _unknown(model: Mapping[str, Any]) -> str | None:
-    """The token that the model itself names: without it, it can't be loaded."""
+    """Return the unknown token that the model names: the model can't be loaded without it."""
     if model["type"] == "Unigram":
         return None if model["unk_id"] is None else str(model["vocab"][model["unk_id"]][0])
     return model.get("unk_token")
 
 
 def _rename(model: dict[str, Any], literals: Mapping[int, str]) -> None:
-    """Give ids of the model's vocabulary other literals, in place; those that are added tokens alone are not in it."""
+    """Rename ids in the model's vocabulary, in place. Ids of tokens that are only added tokens are not in it."""
     if model["type"] == "Unigram":
         model["vocab"] = [[literals.get(id_, piece), score] for id_, (piece, score) in enumerate(model["vocab"])]
     else:

@@ -20,7 +20,7 @@ STAGE_VERSION = 1
 def tokenizer_folder(
     corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer, root: str
 ) -> StoredFolder:
-    """The tokenizer trained on this corpus, or of bytes, whether or not it is there yet."""
+    """Return the folder of the tokenizer trained on this corpus, or of bytes. It need not be written yet."""
     identity = {"stage_version": STAGE_VERSION, "source_tokenizer": source.identity}
     if isinstance(setting, str):
         return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
@@ -29,7 +29,7 @@ def tokenizer_folder(
 
 
 def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: str) -> StoredFolder:
-    """The tokenizer with the source's special tokens, whether or not it is there yet."""
+    """Return the folder of the tokenizer with the source's special tokens. It need not be written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "tokenizer": tokenizer.identity,
@@ -39,7 +39,7 @@ def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: 
 
 
 def write_exchanged(folder: StoredFolder, tokenizer: LoadedTokenizer, source: LoadedTokenizer) -> FolderManifest:
-    """Put the source's special tokens on the tokenizer, unless it is there."""
+    """Write the tokenizer with the source's special tokens, unless it is written."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():
@@ -51,14 +51,14 @@ def write_exchanged(folder: StoredFolder, tokenizer: LoadedTokenizer, source: Lo
 
 
 def _whole(corpus: CorpusConfig) -> CorpusConfig:
-    """The corpus without sampling: a tokenizer takes more text than a teacher can score in the same time."""
+    """Return the corpus without sampling: training a tokenizer is faster than scoring, so it can use more text."""
     return corpus.model_copy(update={"sample": 1.0, "max_examples": None})
 
 
 def write_tokenizer(
     folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
 ) -> FolderManifest:
-    """Train the tokenizer on the training split, or make it of bytes, unless it is there."""
+    """Train the tokenizer on the training split, or make it of bytes, unless it is written."""
     if manifest := folder.manifest():
         return manifest
     with folder.held():

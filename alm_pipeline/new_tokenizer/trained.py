@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, source: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens, special ones included; digits stand alone.
+    """Train a tokenizer of at most `vocab_size` tokens, including the special ones. Every digit is a token.
 
-    Special tokens keep their literals and roles, so that the source's chat template goes on working.
+    Special tokens keep their literals and roles, so that the source's chat template still works.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

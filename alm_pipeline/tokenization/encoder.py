@@ -1,5 +1,6 @@
-"""Encoding of texts and conversations to ids and the bytes that each token covers, verified example by example."""
+"""Encoding of texts and conversations to ids, with the bytes that each token covers, verified for every example."""
 
+import copy
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from alm_pipeline.corpus.conversation import Conversation, contents
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.tokenization.chat.template import Rendering, TemplateRefused
+from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.tokenization.literals import encode_around, typed_literals
@@ -22,63 +23,68 @@ Ids = npt.NDArray[np.int32]
 
 
 class Dropped(StrEnum):
-    """Why an example has no tokens. What a normalizer changes is named after its step: `changed_by_nfc`."""
+    """Why an example has no tokens. For a text that a normalizer changes, the step is named: `changed_by_nfc`."""
 
     NOT_ROUND_TRIP = "tokens_spell_other_bytes"
-    """and no other reason is known"""
+    """for no other known reason"""
     UNKNOWN_TOKEN = "unknown_token"
-    """the vocabulary can't spell all of it"""
+    """the vocabulary can't spell the whole text"""
     STAND_IN = "holds_the_space_stand_in"
-    """U+2581 itself, which SentencePiece reads as a space"""
+    """the text contains U+2581, which SentencePiece reads as a space"""
     TEMPLATE_CHANGES_CONTENT = "template_changes_content"
     TEMPLATE_REFUSES = "template_refuses"
     OVER_CONTEXT = "over_context"
 
 
 class ByteEncoder:
-    """Encodes texts and conversations with a tokenizer, and knows the bytes that each token covers.
+    """Encodes texts and conversations with a tokenizer, and determines the bytes that each token covers.
 
-    Raises UserError, when made, for a tokenizer whose bytes are not known exactly.
+    The constructor raises UserError for a tokenizer whose bytes are not known exactly.
     """
 
     def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int | None = None) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.view = tokenizer.view
         self.standard = StandardEngine(tokenizer.encoding_backend)
-        self.engine: Engine = self.standard
-        """may be replaced by one that is proven to give the same ids"""
+        self._engine: Engine = self.standard
         self._forms = [(form.name, TextNormalizer([form])) for form in tokenizer.forms]
         self._added = np.zeros(self.view.size, dtype=bool)
         self._added[list(self.view.added)] = True
-        self._before, self._behind = tokenizer.frame
+        self._before, self._after = tokenizer.frame
+
+    def with_engine(self, engine: Engine) -> "ByteEncoder":
+        """Return this encoder with another engine, which has to give the same ids as the standard one."""
+        encoder = copy.copy(self)
+        encoder._engine = engine
+        return encoder
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
-        """Plain texts, with the special tokens that the tokenizer adds; special tokens' literals are just text."""
-        bodies = self.engine.encode(texts, special_literals=False)
+        """Encode plain texts, with the special tokens that the tokenizer adds. Literals of special tokens are text."""
+        bodies = self._engine.encode(texts, special_literals=False)
         counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
-        # twice as fast as NumPy's ways from lists to an array
+        # twice as fast as NumPy's conversion of lists to an array
         ids = np.frombuffer(b"".join(struct.pack(f"={len(body)}i", *body) for body in bodies), np.int32)
-        batch = self._own_tokens(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
-        too_long = counts + len(self._before) + len(self._behind) > (self.max_tokens or np.inf)
+        batch = self._verified(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
+        too_long = counts + len(self._before) + len(self._after) > (self.max_tokens or np.inf)
         dropped = [
             Dropped.OVER_CONTEXT if reason is None and long else reason
             for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
         ]
-        return surround(replace(batch, dropped=dropped), self._before, self._behind)
+        return surround(replace(batch, dropped=dropped), self._before, self._after)
 
-    def _own_tokens(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
-        """The texts' tokens, held against their bytes."""
+    def _verified(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
+        """Compare the texts' tokens with the bytes of the texts, and drop the texts that differ."""
         contents = [text.encode() for text in texts]
         lengths, spelled = self._spelled(ids, offsets, contents)
         unknown = self._rows_with_unknown(ids, offsets)
         dropped: list[str | None] = [None] * len(texts)
         uncovered: dict[int, Uncovered] = {}
         for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown}):
-            own = slice(offsets[row], offsets[row + 1])
-            if row in unknown or not (spans := self._spans(ids[own], contents[row])):
+            tokens = slice(offsets[row], offsets[row + 1])
+            if row in unknown or not (spans := self._spans(ids[tokens], contents[row])):
                 dropped[row] = self._reason(texts[row], unknown=row in unknown)
             else:
-                lengths[own] = spans.ends - spans.starts
+                lengths[tokens] = spans.ends - spans.starts
                 gaps = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
                 uncovered |= {row: gaps} if len(gaps.at) else {}
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
@@ -87,10 +93,13 @@ class ByteEncoder:
     def _spelled(
         self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """[tokens] bytes of each, and [texts] whether the tokens spell it, but for a space in front (dummy prefix)."""
+        """Return the bytes of each token [tokens], and whether the tokens spell each text [texts].
+
+        A space in front of the text is allowed for (dummy prefix).
+        """
         from alm_pipeline.tokenization.spelling_kernel import spell_texts  # imports numba, which takes seconds
 
-        # compiled code reads past an array's end without a word
+        # compiled code reads past the end of an array without an error
         assert not len(ids) or 0 <= ids.min() <= ids.max() < self.view.size, "an id beyond the vocabulary"
         text_offsets = np.cumsum([0, *map(len, contents)], dtype=np.int64)
         lengths, spelled = np.empty(len(ids), np.int32), np.empty(len(contents), dtype=bool)
@@ -108,7 +117,7 @@ class ByteEncoder:
         return set((np.searchsorted(offsets, at, side="right") - 1).tolist())
 
     def _cut_out(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Where a text's added tokens are that are not special: those cut it, whatever is around them."""
+        """Return the mask of a text's added tokens that are not special: their literals are always cut out."""
         return self._added[ids] & ~self.view.special[ids]
 
     def _reason(self, text: str, *, unknown: bool) -> str:
@@ -120,29 +129,31 @@ class ByteEncoder:
         return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
 
     def encode_conversations(self, conversations: Sequence[Conversation]) -> EncodedBatch:
-        """Conversations rendered with the tokenizer's chat template; only the messages' contents count as bytes.
+        """Encode conversations in the tokenizer's chat template. Only the bytes of the contents are counted.
 
-        Special tokens' literals are special tokens in the template's own text, and just text in a content.
+        The literal of a special token is that token in the template's own text, and text in a content.
         """
         renderings = [self._render(conversation) for conversation in conversations]
-        texts = [rendering.text for rendering in renderings if isinstance(rendering, Rendering)]
-        bodies = iter(self.engine.encode(texts, special_literals=True))
+        texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
+        bodies = iter(self._engine.encode(texts, special_literals=True))
         return EncodedBatch.of(
             [
                 self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))
-                if isinstance(rendering, Rendering)
+                if isinstance(rendering, RenderedConversation)
                 else rendering
                 for conversation, rendering in zip(conversations, renderings, strict=True)
             ]
         )
 
-    def _render(self, conversation: Conversation) -> Rendering | Dropped:
+    def _render(self, conversation: Conversation) -> RenderedConversation | Dropped:
         try:
             return self.tokenizer.template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 
-    def _conversation(self, conversation: Conversation, rendering: Rendering, ids: Ids) -> EncodedExample | str:
+    def _conversation(
+        self, conversation: Conversation, rendering: RenderedConversation, ids: Ids
+    ) -> EncodedExample | str:
         text, added = rendering.text.encode(), self._added[ids]
         spans = token_spans(self.view, ids, added, text)
         if spans is not None and (typed := typed_literals(self.view, rendering, ids, spans)).any():

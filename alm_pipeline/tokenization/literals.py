@@ -1,7 +1,7 @@
-"""Special tokens' literals that stand in a message's content: what a user typed is text, not a token of the template.
+"""Literals of special tokens in a message's content: what a user typed is text, not a token of the template.
 
-`tokenizers` reads every literal in a rendered conversation as the special token. Where one stands in a content, the
-text between the template's own special tokens is encoded again, as text only.
+`tokenizers` reads every literal in a rendered conversation as the special token. If a content has one, the text between
+the template's own special tokens is encoded again, as text only.
 """
 
 from itertools import chain
@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.tokenization.chat.template import Rendering
+from alm_pipeline.tokenization.chat.template import RenderedConversation
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.tokenization.spans import Spans
 from alm_pipeline.vocabulary.byte_view import ByteView
@@ -18,8 +18,8 @@ from storage.schemas import TokenKind
 Ids = npt.NDArray[np.int32]
 
 
-def typed_literals(view: ByteView, rendering: Rendering, ids: Ids, spans: Spans) -> npt.NDArray[np.bool_]:
-    """[tokens] special tokens whose literal stands in a content, whatever white space around it they swallow."""
+def typed_literals(view: ByteView, rendering: RenderedConversation, ids: Ids, spans: Spans) -> npt.NDArray[np.bool_]:
+    """Return the mask [tokens] of special tokens whose literal is in a content, with any white space they absorb."""
     parts = [
         np.searchsorted(rendering.ends, at, side="right").clip(max=len(rendering.ends) - 1)
         for at in (spans.starts, spans.ends - 1)
@@ -34,9 +34,9 @@ def typed_literals(view: ByteView, rendering: Rendering, ids: Ids, spans: Spans)
 def encode_around(
     engine: StandardEngine, text: bytes, ids: Ids, spans: Spans, kept: npt.NDArray[np.bool_]
 ) -> tuple[Ids, npt.NDArray[np.bool_]]:
-    """The text's ids with these special tokens in place and the stretches between them as text.
+    """Encode the stretches between these special tokens as text.
 
-    Returns the ids, and which of them are the ones that were kept.
+    Returns the ids, and a mask of the special tokens that were kept.
     """
     cuts = np.flatnonzero(kept)
     edges = zip(np.insert(spans.ends[cuts], 0, 0), np.append(spans.starts[cuts], len(text)), strict=True)

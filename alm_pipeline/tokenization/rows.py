@@ -1,4 +1,4 @@
-"""Encoded examples: one as arrays, and a batch of them as the flat columns that a shard is written from."""
+"""Encoded examples: a single one as arrays, and a batch as the flat columns that a shard is written from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +17,14 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class Uncovered:
-    """Bytes of an example's text that no token covers: bytes[k] of them stand before token at[k]."""
+    """The bytes of an example's text that no token covers: bytes[k] of them come right before token at[k]."""
 
     at: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     bytes: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def between(cls, starts: Ints, ends: Ints, total: int) -> "Uncovered":
-        """The gaps between spans of a text of `total` bytes."""
+        """Return the gaps between spans of a text of `total` bytes."""
         gaps = np.append(starts, total) - np.insert(ends, 0, 0)
         at = np.flatnonzero(gaps)
         return cls(at, gaps[at])
@@ -32,7 +32,7 @@ class Uncovered:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One example's tokens; the byte lengths and the uncovered bytes add up to the example's text."""
+    """The tokens of one example. The byte lengths and the uncovered bytes add up to the example's text."""
 
     token_ids: npt.NDArray[np.int32]
     byte_lengths: npt.NDArray[np.int32]
@@ -45,38 +45,38 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """N examples' tokens, one after the other; one that was dropped has none."""
+    """The tokens of N examples, concatenated. An example that was dropped has none."""
 
     offsets: Ints
-    """[N + 1]"""
+    """[N + 1] where the tokens of each example begin"""
     token_ids: npt.NDArray[np.int32]
     byte_lengths: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.uint8]
     turns: npt.NDArray[np.int16]
     uncovered: dict[int, Uncovered]
-    """by row; most texts have none"""
+    """by row; most rows have none"""
     roles: Sequence[tuple[str, ...]]
     dropped: Sequence[str | None]
-    """why an example has no tokens"""
+    """why each example has no tokens; None if it has"""
 
     @classmethod
     def of(cls, rows: Sequence[EncodedExample | str]) -> "EncodedBatch":
-        """The batch of single rows, or of the reasons why there is none."""
-        kept = [row if isinstance(row, EncodedExample) else _NOTHING for row in rows]
+        """Return the batch of single rows. A row may be the reason why its example was dropped."""
+        examples = [row if isinstance(row, EncodedExample) else _NO_TOKENS for row in rows]
         return cls(
-            offsets=_offsets([len(row.token_ids) for row in kept]),
-            token_ids=_concatenated([row.token_ids for row in kept], np.int32),
-            byte_lengths=_concatenated([row.byte_lengths for row in kept], np.int32),
-            kinds=_concatenated([row.kinds for row in kept], np.uint8),
-            turns=_concatenated([row.turns for row in kept], np.int16),
-            uncovered={index: row.uncovered for index, row in enumerate(kept) if len(row.uncovered.at)},
-            roles=[row.roles for row in kept],
+            offsets=_offsets([len(row.token_ids) for row in examples]),
+            token_ids=_concatenated([row.token_ids for row in examples], np.int32),
+            byte_lengths=_concatenated([row.byte_lengths for row in examples], np.int32),
+            kinds=_concatenated([row.kinds for row in examples], np.uint8),
+            turns=_concatenated([row.turns for row in examples], np.int16),
+            uncovered={index: row.uncovered for index, row in enumerate(examples) if len(row.uncovered.at)},
+            roles=[row.roles for row in examples],
             dropped=[row if isinstance(row, str) else None for row in rows],
         )
 
     @classmethod
     def join(cls, batches: Sequence["EncodedBatch"]) -> "EncodedBatch":
-        """The batches as one."""
+        """Concatenate batches."""
         first_rows = _offsets([len(batch) for batch in batches])
         return cls(
             offsets=_offsets(_concatenated([np.diff(batch.offsets) for batch in batches], np.int64)),
@@ -97,7 +97,7 @@ class EncodedBatch:
         return len(self.dropped)
 
     def example(self, row: int) -> EncodedExample | str:
-        """One row, or why there is none."""
+        """Return one row, or the reason why its example was dropped."""
         if reason := self.dropped[row]:
             return reason
         span = slice(self.offsets[row], self.offsets[row + 1])
@@ -105,7 +105,7 @@ class EncodedBatch:
         return EncodedExample(*arrays, self.uncovered.get(row, Uncovered()), self.roles[row])
 
     def columns(self) -> dict[str, Any]:
-        """As a tokens dataset has them, without the ids."""
+        """Return the columns of a tokens dataset, without the ids."""
         uncovered = [self.uncovered.get(row, Uncovered()) for row in range(len(self))] if self.uncovered else []
         runs = [(run.at, run.bytes) for run in uncovered] or [(Uncovered().at,) * 2] * len(self)
         return {
@@ -120,13 +120,13 @@ class EncodedBatch:
         }
 
     def _turns_column(self) -> pa.ListArray:
-        """Empty lists for plain texts: writing and reading what says nothing took a tenth of a shard's time."""
+        """Return empty lists for plain texts: writing and reading turns of -1 took a tenth of a shard's time."""
         if any(self.roles):
             return list_array(self.turns, self.offsets, pa.int16())
         return list_array(self.turns[:0], np.zeros_like(self.offsets), pa.int16())
 
 
-_NOTHING = EncodedExample(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int16))
+_NO_TOKENS = EncodedExample(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int16))
 _ROLES = pa.list_(pa.field("item", pa.string(), nullable=False))
 
 
@@ -138,27 +138,27 @@ def _concatenated(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
-def surround(batch: EncodedBatch, before: Sequence[int], behind: Sequence[int]) -> EncodedBatch:
-    """The batch without the tokens of dropped rows, and with these special tokens around each other row's.
+def surround(batch: EncodedBatch, before: Sequence[int], after: Sequence[int]) -> EncodedBatch:
+    """Return the batch without the tokens of dropped rows, and with these special tokens around all other rows.
 
-    The outermost ones begin and end the text; they cover no byte.
+    The outermost special tokens begin and end the text. None of them covers a byte.
     """
     kept = np.array([reason is None for reason in batch.dropped], dtype=bool)
-    if kept.all() and not before and not behind:
+    if kept.all() and not before and not after:
         return batch
     counts = np.diff(batch.offsets)
-    offsets = _offsets(np.where(kept, counts + len(before) + len(behind), 0))
+    offsets = _offsets(np.where(kept, counts + len(before) + len(after), 0))
     starts, ends = offsets[:-1][kept], offsets[1:][kept]
     edges = [(starts + k, id_, _edge(k, TokenKind.BEGIN_OF_TEXT)) for k, id_ in enumerate(before)]
-    edges += [(ends - 1 - k, id_, _edge(k, TokenKind.END_OF_TEXT)) for k, id_ in enumerate(reversed(behind))]
-    own = np.ones(offsets[-1], dtype=bool)
+    edges += [(ends - 1 - k, id_, _edge(k, TokenKind.END_OF_TEXT)) for k, id_ in enumerate(reversed(after))]
+    is_body = np.ones(offsets[-1], dtype=bool)
     for at, _, _ in edges:
-        own[at] = False
+        is_body[at] = False
     body = np.repeat(kept, counts)
 
     def spread(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        array = np.zeros(len(own), values.dtype)
-        array[own] = values[body]
+        array = np.zeros(len(is_body), values.dtype)
+        array[is_body] = values[body]
         return array
 
     ids, kinds = spread(batch.token_ids), spread(batch.kinds)
@@ -170,7 +170,7 @@ def surround(batch: EncodedBatch, before: Sequence[int], behind: Sequence[int]) 
         token_ids=ids,
         byte_lengths=spread(batch.byte_lengths),
         kinds=kinds,
-        turns=np.full(len(own), -1, np.int16),
+        turns=np.full(len(is_body), -1, np.int16),
         uncovered={
             row: Uncovered(run.at + len(before), run.bytes) for row, run in batch.uncovered.items() if kept[row]
         },

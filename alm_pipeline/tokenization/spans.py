@@ -1,13 +1,13 @@
-"""Where a text's tokens stand in it: exact spans in bytes, or none at all.
+"""The exact spans, in bytes, that a text's tokens cover.
 
-The tokens' spellings, one after the other, are the text; what a tokenizer does to a text beyond that is known by name:
+Usually the tokens' spellings, concatenated, are the text. Three deviations from that are handled:
 
-- it puts a space in front of each stretch of text between added tokens (a dummy prefix): the stretch's first token
-  covers a byte less than it spells;
-- an added token swallows the white space beside its literal: it covers that too;
-- white space is thrown away (WordPiece): no token covers it.
+- the tokenizer puts a space in front of each stretch of text between added tokens (a dummy prefix): the first token of
+  the stretch covers one byte less than it spells;
+- an added token absorbs the white space beside its literal: it covers that too;
+- the tokenizer removes white space (WordPiece): no token covers it.
 
-Anything else is not traced, and the example is counted out.
+Anything else is not traced, and the example is dropped.
 """
 
 import re
@@ -20,22 +20,22 @@ from alm_pipeline.vocabulary.byte_view import ByteView
 
 Ints = npt.NDArray[np.int64]
 
-# Unicode's White_Space, which `tokenizers` goes by; Python's \s holds four control characters more
+# Unicode's White_Space, which `tokenizers` uses; Python's \s has four more control characters
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _SPACE_RUN = re.compile(b"(?:%s)*" % b"|".join(re.escape(space.encode()) for space in _SPACES))
 
 
 class Spans(NamedTuple):
-    """[tokens] bytes of the text: token k covers starts[k] to ends[k]. Bytes between two tokens are covered by none."""
+    """Byte positions [tokens]: token k covers the text from starts[k] to ends[k]. Gaps between tokens are uncovered."""
 
     starts: Ints
     ends: Ints
 
 
 def token_spans(view: ByteView, ids: npt.NDArray[np.int32], added: npt.NDArray[np.bool_], text: bytes) -> Spans | None:
-    """The tokens' spans, or None where the tokens spell another text.
+    """Return the tokens' spans, or None if the tokens spell a different text.
 
-    `added` [tokens] says which tokens were cut out of the text by their literal, before the others.
+    `added` [tokens] is a mask of the tokens that were cut out of the text by their literal, before all other steps.
     """
     if view.spell(ids) == text:
         lengths = view.lengths[ids]
@@ -55,7 +55,7 @@ def _walk(view: ByteView, ids: npt.NDArray[np.int32], added: npt.NDArray[np.bool
         starts[first:cut], ends[first:cut] = stretch
         position = int(stretch.ends[-1]) if cut > first else position
         position = _past_space(text, position) if view.drops_space else position
-        if not _goes_on(text, position, literal):
+        if not _continues(text, position, literal):
             return None
         if literal is not None:
             starts[cut], ends[cut] = literal.span(text, position)
@@ -70,40 +70,40 @@ def _past_space(text: bytes, position: int) -> int:
 
 
 class _Literal(NamedTuple):
-    """An added token, and the white space that it takes in."""
+    """An added token's literal, and whether the token absorbs the white space before and after it."""
 
     spelling: bytes
-    before: bool
-    behind: bool
+    absorbs_before: bool
+    absorbs_after: bool
 
     @classmethod
     def of(cls, view: ByteView, id_: int) -> "_Literal":
         return cls(view.spelling[id_], *view.added[id_])
 
-    def stands_at(self, text: bytes, position: int) -> bool:
-        return text.startswith(self.spelling, _past_space(text, position) if self.before else position)
+    def is_at(self, text: bytes, position: int) -> bool:
+        return text.startswith(self.spelling, _past_space(text, position) if self.absorbs_before else position)
 
     def span(self, text: bytes, position: int) -> tuple[int, int]:
-        end = (_past_space(text, position) if self.before else position) + len(self.spelling)
-        return position, _past_space(text, end) if self.behind else end
+        end = (_past_space(text, position) if self.absorbs_before else position) + len(self.spelling)
+        return position, _past_space(text, end) if self.absorbs_after else end
 
 
 def _stretch(
     view: ByteView, ids: npt.NDArray[np.int32], text: bytes, position: int, follows: _Literal | None
 ) -> Spans | None:
-    """The spans of the tokens up to the next added token, which has to stand right behind them."""
+    """Return the spans of the tokens up to the next added token, whose literal has to follow right after them."""
     lengths = view.lengths[ids].astype(np.int64)
     spelled = view.spell(ids)
     for prefix in (0, 1) if spelled.startswith(b" ") else (0,):
-        if text.startswith(spelled[prefix:], position) and _goes_on(text, position + len(spelled) - prefix, follows):
+        if text.startswith(spelled[prefix:], position) and _continues(text, position + len(spelled) - prefix, follows):
             lengths[np.flatnonzero(lengths)[:prefix]] -= 1
             ends = position + np.cumsum(lengths)
             return Spans(ends - lengths, ends)
     return _around_space(view, ids, text, position) if view.drops_space else None
 
 
-def _goes_on(text: bytes, position: int, follows: _Literal | None) -> bool:
-    return position == len(text) if follows is None else follows.stands_at(text, position)
+def _continues(text: bytes, position: int, follows: _Literal | None) -> bool:
+    return position == len(text) if follows is None else follows.is_at(text, position)
 
 
 def _around_space(view: ByteView, ids: npt.NDArray[np.int32], text: bytes, position: int) -> Spans | None:

@@ -1,6 +1,6 @@
-"""The compiled comparison of tokens' spellings with the texts' bytes, which nearly every text passes.
+"""The compiled comparison of tokens' spellings with the bytes of their texts, which nearly every text passes.
 
-Importing numba takes seconds, so this module is imported by the function that runs it.
+Importing numba takes seconds, so the function that runs this module imports it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Ints = npt.NDArray[np.integer[Any]]
 Bytes = npt.NDArray[np.uint8]
 
 _SPACE = np.uint8(32)
-# unsigned: a signed index is checked for Python's negative ones at every access
+# unsigned: a signed index is checked for being negative at every access
 _0, _1 = np.uintp(0), np.uintp(1)
 
 
@@ -30,9 +30,9 @@ def spell_texts(
 ) -> None:
     """Write each token's bytes to `lengths` [tokens], and whether an example's tokens spell its text to `spelled` [N].
 
-    Id k's spelling stands in `vocabulary` from starts[k] to starts[k + 1], the N examples' texts one after the other in
-    `text`. Of a space that only the tokens begin with (a dummy prefix) the text has nothing: the first token is a byte
-    shorter then.
+    The spelling of id k is in `vocabulary` from starts[k] to starts[k + 1]; `text` holds the texts of the N examples,
+    concatenated. If the tokens begin with a space that the text does not have (a dummy prefix), the first token's
+    length is reduced by a byte.
     """
     for row in range(len(spelled)):
         first, end = offsets[row], offsets[row + 1]
@@ -55,7 +55,7 @@ def _spells(
     lengths: Ints,
     prefix: np.uintp,
 ) -> bool:
-    """Whether the tokens, without so many bytes in front, spell text[at:stop]; writes all their lengths."""
+    """Return whether the tokens, without the first `prefix` bytes, spell text[at:stop]. Writes all their lengths."""
     same = True
     for k in range(len(ids)):
         id_ = np.uintp(ids[k])

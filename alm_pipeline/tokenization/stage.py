@@ -1,4 +1,4 @@
-"""The stage EXAMPLES → TOKENS: one dataset a tokenizer."""
+"""The stage EXAMPLES → TOKENS: one dataset for each tokenizer."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
@@ -17,10 +17,9 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.findings import Finding
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
-from alm_pipeline.tokenization.engines.proof import first_difference
-from alm_pipeline.tokenization.engines.standard import Engine, one_thread_a_call
+from alm_pipeline.tokenization.encoders import Encoders
+from alm_pipeline.tokenization.engines.choice import Trial
+from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.rows import EncodedBatch
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.dataset import Dataset, Manifest
@@ -28,9 +27,9 @@ from storage.errors import UserError
 from storage.schemas import Kind
 
 STAGE_VERSION = 4
-_EXAMPLES_A_PART = 64
-_SHARDS_WORTH_A_PROOF = 3
-_MOST_PARTS_AT_ONCE = 16
+_EXAMPLES_PER_SLICE = 64
+_SHARDS_WORTH_A_TRIAL = 3
+_MOST_SLICES_AT_ONCE = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def tokens_dataset(examples: Dataset, tokenizer: LoadedTokenizer, max_tokens: int | None) -> Dataset:
-    """The tokens of these examples by a tokenizer, whether or not they are written yet."""
+    """Return the dataset of these examples' tokens by a tokenizer, which need not be written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "examples": examples.name,
@@ -56,85 +55,98 @@ def tokenize(
     max_tokens: int | None,
     shards: Sequence[int] | None = None,
     embedding_rows: int | None = None,
+    encoders: Encoders | None = None,
 ) -> Manifest | None:
-    """Encode every shard of the examples that is not encoded yet.
+    """Encode every shard of the examples that is not encoded yet, and write the manifest.
 
-    With `shards`, these alone, so that several processes share a dataset's: then the last call is one without, which
-    finds all of them there and writes the manifest. Returns None where there is none yet.
+    With `shards`, only these are encoded, so that several processes can share the work. No manifest is written then,
+    and None is returned; a last call without `shards` writes it. Calls with the same `encoders` share the encoder.
 
-    Where kitoken is installed, it encodes the shards after the first: once it gave the same ids as `tokenizers` on a
-    set of adversarial texts and on the first shard, or, of `shards`, on the first that this process encodes of the
-    dataset; what a process of this machine found is kept for the others. Otherwise one warning says why it does not.
+    A fast engine encodes the shards after the first, if it gives the same ids as `tokenizers` for the adversarial texts
+    and for the first of the shards. The outcome is recorded for the other processes of this machine. A warning says why
+    an installed engine is not used.
 
-    Raises UserError when the tokenizer has ids beyond `embedding_rows`, its model's, or a shard is not the examples'.
+    Raises UserError if the tokenizer has ids beyond `embedding_rows`, the rows of its model's embedding, or if the
+    examples do not have one of the shards.
     """
     if manifest := tokens.manifest():
         return manifest
-    if tokens.identity["tokenizer"] != tokenizer.identity:
-        raise UserError(
-            f"{tokenizer.name}: has other files here than where {tokens.name} was asked for: give all machines the same"
-        )
+    _check_tokenizer(tokens, tokenizer)
     sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
     chosen = range(len(sizes)) if shards is None else shards
     if other := [shard for shard in chosen if not 0 <= shard < len(sizes)]:
-        raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for those that it has")
+        raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for one that it has")
+    encoders = encoders or Encoders()
     if missing := tokens.missing(chosen):
-        encoding = _Encoding() if shards is None else _shared_encoding(tokens.name)
-        encoder = encoding.encoder or ByteEncoder(tokenizer, max_tokens)
+        prepared = encoders.prepared(tokens.name)
+        encoder = prepared or ByteEncoder(tokenizer, max_tokens)
         if embedding_rows is not None:
             check_vocabulary(encoder.view, embedding_rows, tokenizer.name)
-        # the proof costs a shard's time with the fast engine; who encodes some shards will encode others, too
-        worth = len(sizes) >= _SHARDS_WORTH_A_PROOF and (shards is not None or len(missing) > 1 or missing[0] > 0)
-        proof = chosen[0] if worth and not encoding.encoder else None
-        with _encoding_shards(examples, tokens, encoder, {shard: sizes[shard] for shard in chosen}, missing) as run:
-            if proof is not None:
-                _choose_engine(examples, tokens, encoder, proof, run)
-            encoding.encoder = encoder
-            run(tokens.missing(missing))
+        # a trial costs as much as encoding a shard; a process that encodes some shards will encode others too
+        is_worth_a_trial = shards is not None or len(missing) > 1 or missing[0] > 0
+        with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing) as encode:
+            if not prepared and is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
+                encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
+            encoders.keep(tokens.name, encoder)
+            encode(encoder, tokens.missing(missing))
     if shards is not None:
         return None
-    _shared_encoding.cache_clear()
+    encoders.drop(tokens.name)
     return tokens.finish(len(sizes))
 
 
-def _choose_engine(
-    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, proof: int, run: Callable[[Sequence[int]], None]
-) -> None:
-    """By the shard `proof`, encoded first unless it is known what that says."""
-    if not _proof(tokens).known():
-        run(tokens.missing([proof]))
-    encoder.engine = _fast_if_proven(encoder, examples, tokens, proof)
+def _check_tokenizer(tokens: Dataset, tokenizer: LoadedTokenizer) -> None:
+    if tokens.identity["tokenizer"] != tokenizer.identity:
+        raise UserError(
+            f"{tokenizer.name}: its files differ from those that {tokens.name} is made with: "
+            "give all machines the same files"
+        )
 
 
-@dataclass
-class _Encoding:
-    encoder: ByteEncoder | None = None
-    """None until its engine is chosen: to prove one, special tokens' literals are read in both ways"""
+def _with_best_engine(
+    encoder: ByteEncoder,
+    encoders: Encoders,
+    examples: Dataset,
+    tokens: Dataset,
+    shard: int,
+    encode: Callable[[ByteEncoder, Sequence[int]], None],
+) -> ByteEncoder:
+    """Return the encoder with the chosen engine. For a trial, the standard engine encodes the shard first."""
+
+    def agrees(engine: Engine) -> bool:
+        encode(encoder, tokens.missing([shard]))
+        return _encodes_as_written(encoder.with_engine(engine), examples, tokens, shard)
+
+    choice = encoders.choose(encoder, Trial(tokens.name, f"shard {shard}", agrees))
+    for name, reason in choice.refusals.items():
+        _log.warning("%s: not encoded with %s: %s", tokens.label, name, reason)
+    return encoder.with_engine(choice.engine)
 
 
-@lru_cache(maxsize=2)
-def _shared_encoding(tokens: str) -> _Encoding:
-    """Of the dataset of that name, for all groups of shards that this process encodes, also at once."""
-    return _Encoding()
+def _encodes_as_written(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> bool:
+    """Return whether the encoder gives the ids that are written for a shard."""
+    batch = EncodedBatch.join([batch for _, batch in _encoded(_slices(examples, [shard]), encoder)])
+    written = tokens.read_shard(shard, ["token_ids"])["token_ids"].combine_chunks()
+    return bool(written.equals(batch.columns()["token_ids"]))
 
 
 @contextmanager
-def _encoding_shards(
-    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, sizes: Mapping[int, int], missing: Sequence[int]
-) -> Iterator[Callable[[Sequence[int]], None]]:
-    """What encodes shards and shows how far it is; `sizes` in bytes are of all shards that are asked for."""
+def _encoding(
+    examples: Dataset, tokens: Dataset, sizes: Mapping[int, int], missing: Sequence[int]
+) -> Iterator[Callable[[ByteEncoder, Sequence[int]], None]]:
+    """Yield the function that encodes shards and reports progress. `sizes` holds the bytes of all requested shards."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
-    with one_thread_a_call(), track(f"tokenize {tokens.label}", total, "B", done) as advance:
-        yield partial(_tokenize_shards, examples, tokens, encoder, lambda shard: advance(sizes[shard]))
+    with single_threaded_calls(), track(f"tokenize {tokens.label}", total, "B", done) as advance:
+        yield partial(_tokenize_shards, examples, tokens, lambda shard: advance(sizes[shard]))
 
 
 def _tokenize_shards(
-    examples: Dataset, tokens: Dataset, encoder: ByteEncoder, advance: Callable[[int], None], shards: Sequence[int]
+    examples: Dataset, tokens: Dataset, advance: Callable[[int], None], encoder: ByteEncoder, shards: Sequence[int]
 ) -> None:
     with in_background(partial(_write_shard, tokens)) as write:
         batches: list[EncodedBatch] = []
-        for part, batch in _encoded(_parts(examples, shards), encoder):
+        for part, batch in _encoded(_slices(examples, shards), encoder):
             batches.append(batch)
             if part.last:
                 write(part.shard, part.ids, batches)
@@ -143,49 +155,50 @@ def _tokenize_shards(
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some of a shard's examples, one after the other."""
+class _ExampleSlice:
+    """Consecutive examples of a shard."""
 
     shard: int
     last: bool
+    """whether it is the shard's last slice"""
     ids: pa.ChunkedArray
-    """of the whole shard"""
+    """of all examples of the shard"""
     texts: list[str]
     conversations: list[Conversation] | None
-    """instead of the texts"""
+    """None for a corpus of texts"""
 
 
-def _parts(examples: Dataset, shards: Iterable[int]) -> Iterator[_Part]:
+def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]:
     for shard in shards:
         table = examples.read_shard(shard, ["id", "text", "messages"])
-        # an empty shard is one empty part
-        for start in range(0, max(1, table.num_rows), _EXAMPLES_A_PART):
-            part = table.slice(start, _EXAMPLES_A_PART)
-            last = start + _EXAMPLES_A_PART >= table.num_rows
-            yield _Part(shard, last, table["id"], part["text"].to_pylist(), _conversations(part["messages"]))
+        # an empty shard has one empty slice
+        for start in range(0, max(1, table.num_rows), _EXAMPLES_PER_SLICE):
+            part = table.slice(start, _EXAMPLES_PER_SLICE)
+            last = start + _EXAMPLES_PER_SLICE >= table.num_rows
+            yield _ExampleSlice(shard, last, table["id"], part["text"].to_pylist(), _conversations(part["messages"]))
 
 
 def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
-    """A corpus holds texts or conversations throughout, so a part does."""
+    """Parse the conversations; None for texts. A corpus never mixes the two."""
     if not len(messages) or not messages[0].is_valid:
         return None
     return [json.loads(conversation) for conversation in messages.to_pylist()]
 
 
-def _encoded(parts: Iterable[_Part], encoder: ByteEncoder) -> Iterator[tuple[_Part, EncodedBatch]]:
-    """The parts with their tokens, in order."""
+def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[tuple[_ExampleSlice, EncodedBatch]]:
+    """Yield the slices with their tokens, in order."""
 
-    def encode(part: _Part) -> tuple[_Part, EncodedBatch]:
+    def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
         if part.conversations is not None:
             return part, encoder.encode_conversations(part.conversations)
         return part, encoder.encode(part.texts)
 
-    return _ahead(encode, parts)
+    return _ahead(encode, slices)
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function's results in order; a thread for each core works on the next ones while the caller uses one."""
-    at_once = min(threads_at_once(), _MOST_PARTS_AT_ONCE)
+    """Yield the function's results in order. One thread per core computes the next ones while the caller uses one."""
+    at_once = min(threads_at_once(), _MOST_SLICES_AT_ONCE)
     with ThreadPoolExecutor(at_once) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
@@ -200,39 +213,3 @@ def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Seq
     batch = EncodedBatch.join(batches)
     dropped = Counter(reason for reason in batch.dropped if reason)
     tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
-
-
-def _proof(tokens: Dataset) -> Finding:
-    """Of the fast engine, with a dataset's tokenizer and texts; its `difference` is None where it holds."""
-    return Finding("whether kitoken encodes a dataset's first shard as tokenizers does", tokens.name)
-
-
-def _fast_if_proven(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> Engine:
-    """The fast engine where it is installed and gives the ids of this shard, otherwise the encoder's own."""
-    proof = _proof(tokens)
-    known = proof.known() or {}
-    difference = known.get("difference")
-    try:
-        if not difference:
-            encoder.engine = KitokenEngine(encoder.tokenizer.encoding_backend, encoder.view, encoder.standard)
-        if not known:
-            difference = proof.keep({"difference": _difference(encoder, examples, tokens, shard)})["difference"]
-    except ImportError:
-        return encoder.standard
-    except ValueError as error:
-        difference = str(error)
-    if difference:
-        _log.warning("%s: encoded with the standard engine, since %s", tokens.label, difference)
-        return encoder.standard
-    return encoder.engine
-
-
-def _difference(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> str | None:
-    """What the encoder's engine gives other ids for than `tokenizers`."""
-    for special_literals in (False, True):
-        text = first_difference(encoder.engine, encoder.standard, special_literals=special_literals)
-        if text is not None:
-            return f"{encoder.engine.name} gives other ids for {text[:80]!r}"
-    batch = EncodedBatch.join([batch for _, batch in _encoded(_parts(examples, [shard]), encoder)])
-    same = tokens.read_shard(shard, ["token_ids"])["token_ids"].combine_chunks().equals(batch.columns()["token_ids"])
-    return None if same else f"{encoder.engine.name} gives other ids for shard {shard}"

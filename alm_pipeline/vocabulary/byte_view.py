@@ -1,16 +1,16 @@
-"""Byteification: the bytes that each token of a vocabulary stands for, read off the tokenizer itself.
+"""Byteification: the bytes that each token of a vocabulary stands for, derived from the tokenizer itself.
 
-Ids and segmentation do not change. What a token spells is decided by the tokenizer's model and decoder, never by a
-table of model names:
+Ids and segmentation do not change. The tokenizer's model and decoder determine what a token spells; there is no table
+of model names:
 
 - byte-level: each character of the token is one byte, in GPT-2's alphabet;
 - SentencePiece style, BPE or Unigram: a stand-in (U+2581) is a space, and with byte fallback `<0xNN>` is that byte;
-- WordPiece, and BPE with an end-of-word mark: the marks (`##`, `</w>`) are no text, and white space between words is
-  covered by no token;
+- WordPiece, and BPE with an end-of-word mark: the marks (`##`, `</w>`) are not text, and no token covers the white
+  space between words;
 - without a decoder, or with one that only joins: a token is its own text.
 
-Any other decoder is refused. This is a claim about the vocabulary only: `encoding` holds every example's tokens
-against its text.
+Any other decoder is refused. This is a claim about the vocabulary only: `tokenization.encoder` compares the tokens of
+every example with its text.
 """
 
 import json
@@ -27,52 +27,52 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from storage.errors import UserError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# decoder steps that join tokens, or change the joined text at its edges only
+# decoder steps that join tokens, or change only the edges of the joined text
 _JOINING = ("Fuse", "ByteFallback", "Strip", "WordPiece", "BPEDecoder")
-# normalizers and pre-tokenizers that throw white space away
+# normalizers and pre-tokenizers that remove white space
 _DROPS_SPACE = ("Strip", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
 
 
-class Swallows(NamedTuple):
-    """The white space beside an added token's literal that it takes in."""
+class AbsorbedSpace(NamedTuple):
+    """Whether an added token also covers the white space before and after its literal."""
 
     before: bool
-    behind: bool
+    after: bool
 
 
 @dataclass(frozen=True)
 class ByteView:
-    """The vocabulary in bytes; V is the highest id + 1, and an id without a token stands for no byte."""
+    """The vocabulary in bytes. V is the highest id + 1; an id without a token has an empty spelling."""
 
     spelling: tuple[bytes, ...]
-    """V entries: what each token looks like in a text; of a special token its literal"""
+    """V entries: the text of each token; for a special token its literal"""
     lengths: npt.NDArray[np.int32]
-    """[V] bytes of each spelling"""
+    """[V] length of each spelling in bytes"""
     special: npt.NDArray[np.bool_]
-    """[V] special tokens: they cover no byte of a content"""
+    """[V] whether the token is special: a special token covers no byte of a message's content"""
     starts_word: npt.NDArray[np.bool_]
-    """[V] the token begins with a space, tab or newline, or white space that no token covers stands before it"""
+    """[V] whether the token begins with a space, tab or newline, or follows white space that no token covers"""
     fallback: npt.NDArray[np.bool_]
-    """[V] a byte fallback's token (`<0x41>`): where there is a token `A`, it is never used"""
+    """[V] whether the token is a byte fallback (`<0x41>`), which is never used if there is a token `A`"""
     arrow: pa.LargeBinaryArray
-    """the spellings again, for look-ups by whole arrays of ids"""
+    """the spellings again, for look-ups by arrays of ids"""
     unknown: int | None
-    """the id that stands for what the vocabulary can't spell"""
+    """the id for text that the vocabulary can't spell"""
     space: str | None
-    """the character that stands for a space in the vocabulary, and that a text therefore can't hold as itself"""
+    """the character that stands for a space in the vocabulary, so that the tokens can't spell the character itself"""
     drops_space: bool
-    """white space between words, or at the text's edges, is covered by no token"""
-    added: dict[int, "Swallows"]
-    """added tokens, special ones among them: they cut the text before anything else looks at it"""
+    """whether no token covers the white space between words or at the edges of a text"""
+    added: dict[int, AbsorbedSpace]
+    """added tokens, including the special ones, by id: their literals are cut out of a text before all other steps"""
 
     @cached_property
     def letters(self) -> npt.NDArray[np.uint8]:
-        """All spellings, one after the other."""
+        """All spellings, concatenated."""
         return np.frombuffer(self.arrow.buffers()[2] or b"", np.uint8)
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        """[V + 1] where each begins in `letters`."""
+        """[V + 1] where each spelling begins in `letters`."""
         return np.frombuffer(self.arrow.buffers()[1], np.int64)[: self.size + 1]
 
     @property
@@ -80,27 +80,28 @@ class ByteView:
         return len(self.spelling)
 
     def boundary(self, size: int) -> npt.NDArray[np.bool_]:
-        """[size] boundary tokens: those that start a word, and special ones.
+        """Return the mask [size] of the boundary tokens: those that start a word, and the special ones.
 
-        `size` is the model's number of output rows; rows beyond the tokenizer's are no boundary.
+        `size` is the model's number of output rows. Rows beyond the tokenizer's highest id are not boundary tokens.
         """
         mask = np.zeros(size, dtype=bool)
         mask[: self.size] = self.starts_word | self.special
         return mask
 
     def spell(self, ids: npt.NDArray[np.int32]) -> bytes:
-        """The bytes of the tokens, joined."""
-        taken = self.arrow.take(pa.array(ids))
-        if not len(taken):
+        """Return the bytes of the tokens, concatenated."""
+        spellings = self.arrow.take(pa.array(ids))
+        if not len(spellings):
             return b""
-        start, end = np.frombuffer(taken.buffers()[1], np.int64)[[taken.offset, taken.offset + len(taken)]]
-        return bytes(taken.buffers()[2][start:end])
+        offsets = np.frombuffer(spellings.buffers()[1], np.int64)
+        start, end = offsets[[spellings.offset, spellings.offset + len(spellings)]]
+        return bytes(spellings.buffers()[2][start:end])
 
 
 def byte_view(tokenizer: Tokenizer) -> ByteView:
-    """The bytes of every token of a fast tokenizer.
+    """Return the bytes of every token of a fast tokenizer.
 
-    Raises UserError when the tokenizer's decoder is of no known family.
+    Raises UserError if the tokenizer's decoder belongs to none of the known families.
     """
     model = _settings(tokenizer.model)
     style = _Style.of(tokenizer, model)
@@ -128,22 +129,23 @@ def byte_view(tokenizer: Tokenizer) -> ByteView:
         unknown=_unknown(tokenizer, model),
         space=style.space,
         drops_space=style.drops_space,
-        added={id_: Swallows(token.lstrip, token.rstrip) for id_, token in added.items()},
+        added={id_: AbsorbedSpace(token.lstrip, token.rstrip) for id_, token in added.items()},
     )
 
 
 def tokens_by_spelling(view: ByteView, among: npt.NDArray[np.bool_] | None = None) -> dict[bytes, int]:
-    """The token of each spelling, special ones left out; of several the lowest id, a byte fallback's last.
+    """Return the id of each spelling. Special tokens are left out.
 
-    `among` [V] says which tokens there are to choose from; all by default.
+    If several tokens have the same spelling, the lowest id is taken, and a byte fallback only if there is no other.
+    `among` [V] is a mask of the tokens to choose from, by default all.
     """
-    own = np.flatnonzero(~view.special & (view.lengths > 0) & (True if among is None else among))
-    own = own[np.argsort(view.fallback[own], kind="stable")]
-    return {view.spelling[id_]: id_ for id_ in own[::-1].tolist()}
+    ids = np.flatnonzero(~view.special & (view.lengths > 0) & (True if among is None else among))
+    ids = ids[np.argsort(view.fallback[ids], kind="stable")]
+    return {view.spelling[id_]: id_ for id_ in ids[::-1].tolist()}
 
 
 def check_vocabulary(view: ByteView, embedding_rows: int, model: str) -> None:
-    """Raises UserError when a token has no row in the model's embedding."""
+    """Raise UserError if a token has no row in the model's embedding."""
     if view.size > embedding_rows:
         raise UserError(
             f"{model}: the tokenizer's highest id is {view.size - 1}, the model's embedding has {embedding_rows} rows: "
@@ -152,7 +154,7 @@ def check_vocabulary(view: ByteView, embedding_rows: int, model: str) -> None:
 
 
 def _settings(model: models.Model) -> dict[str, Any]:
-    """What the model says beside its vocabulary, which for the others would take seconds to serialize."""
+    """Return the model's settings without its vocabulary, which takes seconds to serialize except for Unigram."""
     if isinstance(model, models.Unigram):
         settings: dict[str, Any] = json.loads(model.__getstate__())
         return settings
@@ -161,12 +163,12 @@ def _settings(model: models.Model) -> dict[str, Any]:
 
 
 def component(part: Any) -> dict[str, Any] | None:
-    """A tokenizer's normalizer, pre-tokenizer or decoder as its tokenizer.json has it."""
+    """Return a tokenizer's normalizer, pre-tokenizer or decoder as in its tokenizer.json."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A tokenizer component (normalizer, pre-tokenizer, decoder) as a flat list of its steps."""
+    """Return the steps of a tokenizer component (normalizer, pre-tokenizer, decoder) as a flat list."""
     if part is None:
         return []
     nested = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
@@ -183,9 +185,9 @@ class _Style:
     space: str | None
     byte_fallback: bool
     prefix: str
-    """of a token that goes on with a word: `##`"""
+    """begins a token that continues a word: `##`"""
     suffix: str
-    """of a token that ends a word: `</w>`"""
+    """ends a token that ends a word: `</w>`"""
     drops_space: bool
 
     @classmethod
@@ -221,7 +223,7 @@ class _Style:
 
 
 def stand_in(step: dict[str, Any]) -> str | None:
-    """The character that a decoder step turns into a space, None where it is no such step."""
+    """Return the character that a decoder step turns into a space, or None for any other step."""
     if step["type"] == "Metaspace":
         return str(step["replacement"])
     if step["type"] == "Replace" and step["content"] == " " and len(step["pattern"].get("String", "")) == 1:
@@ -251,7 +253,7 @@ def _unknown(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:
 
 def _spell_byte_level(token: str) -> bytes:
     letters, bytes_of_letters = _byte_alphabet()
-    # a whole vocabulary is spelled each time a tokenizer is loaded: faster than letter by letter
+    # str.translate, since a whole vocabulary is spelled each time a tokenizer is loaded
     return token.translate(bytes_of_letters).encode("latin-1") if letters.issuperset(token) else token.encode()
 
 
@@ -263,7 +265,10 @@ def _byte_alphabet() -> tuple[frozenset[str], dict[int, int]]:
 
 @cache
 def byte_vocabulary() -> dict[str, int]:
-    """GPT-2's letter of every byte: printable Latin-1 bytes are their own, the others follow from U+0100 on."""
+    """Return the byte of each letter of GPT-2's alphabet.
+
+    Printable Latin-1 characters stand for themselves; the letters of the other bytes follow from U+0100 on.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     printable = [ord(letter) for letter in letters if ord(letter) < 256]
     others = [byte for byte in range(256) if byte not in printable]

@@ -3,11 +3,11 @@
 from transformers import PreTrainedTokenizerFast
 
 
-def put_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer's post-processor puts before and behind every text."""
+def special_tokens_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer's post-processor puts before and after every text."""
     backend = tokenizer.backend_tokenizer
     probe = "a"
     bare = backend.encode(probe, add_special_tokens=False).ids
-    whole = backend.encode(probe, add_special_tokens=True).ids
-    at = next(start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-    return whole[:at], whole[at + len(bare) :]
+    framed = backend.encode(probe, add_special_tokens=True).ids
+    start = next(start for start in range(len(framed)) if framed[start : start + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]

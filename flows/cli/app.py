@@ -296,10 +296,10 @@ def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> Non
 
 
 def _print_summary(url: str) -> None:
-    from alm_pipeline.inspection.summary import summarize
+    from alm_pipeline.inspection.summary import summarize_alignments
     from alm_pipeline.inspection.tables import tables
 
-    for title, header, rows in tables(summarize(url)):
+    for title, header, rows in tables(summarize_alignments(url)):
         table = Table(*header, title=title, title_justify="left")
         for row in rows:
             table.add_row(*map(escape, row))

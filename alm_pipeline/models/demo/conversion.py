@@ -1,8 +1,8 @@
-"""A Hugging Face folder from a gguf file of a Llama or Gemma 3 model with tied embeddings.
+"""Conversion of a gguf file of a Llama or Gemma 3 model with tied embeddings into a Hugging Face folder.
 
-Straight from the gguf's own tensors and metadata rather than through `from_pretrained(gguf_file=…)`, which
-needs accelerate, leaves a quantization config behind and brings a tokenizer that is subtly off. The files hold
-nothing of the machine or of library versions: the same gguf gives the same bytes.
+It reads the gguf's tensors and metadata directly. `from_pretrained(gguf_file=…)` needs accelerate, leaves a
+quantization config in the folder and gives a tokenizer with subtly different ids. The files do not depend on the
+machine or on library versions: the same gguf gives the same bytes.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from alm_pipeline.models.demo.tokenizer import Metadata, build_tokenizer, tokenizer_config
 
-# The rounding is far below the quantization's: 0.0003 bits per byte and less against float32
+# the rounding error is far below that of the quantization: at most 0.0003 bits per byte compared with float32
 WEIGHTS_DTYPE = torch.bfloat16
 
 _LLAMA_NAMES = {
@@ -42,15 +42,15 @@ _LAYER_NAMES = {"llama": _LLAMA_NAMES, "gemma3": _GEMMA3_NAMES}
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write config, generation config, weights and tokenizer of the gguf's model into the new folder."""
+    """Write the config, generation config, weights and tokenizer of the gguf's model into the new folder."""
     folder.mkdir()
     reader = GGUFReader(gguf)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
-    reader.fields.clear()  # an array view for every token, score and merge: a gigabyte for Gemma
+    reader.fields.clear()  # they hold an array view for every token, score and merge: a gigabyte for Gemma
     _write_json(folder / "config.json", model_config(metadata))
     _write_json(folder / "generation_config.json", _special_ids(metadata))
     save_file(read_weights(reader, metadata), folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors makes a file that nobody else may read, whatever the umask
+    # safetensors writes a file that only its owner may read, whatever the umask
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
@@ -61,7 +61,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_weights(reader: GGUFReader, metadata: Metadata, dtype: torch.dtype = WEIGHTS_DTYPE) -> dict[str, torch.Tensor]:
-    """The dequantized tensors under the names that transformers gives them, rounded to `dtype`."""
+    """Return the dequantized tensors by their names in transformers, rounded to `dtype`."""
     return {
         hugging_face_name(tensor.name, metadata["general.architecture"]): _weight(tensor, metadata).to(dtype)
         for tensor in reader.tensors
@@ -69,7 +69,10 @@ def read_weights(reader: GGUFReader, metadata: Metadata, dtype: torch.dtype = WE
 
 
 def hugging_face_name(name: str, architecture: str) -> str:
-    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`; KeyError for an unknown one."""
+    """Return the name in transformers: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+
+    Raises KeyError for an unknown name.
+    """
     if not name.startswith("blk."):
         return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name]
     _, layer, module, kind = name.split(".")
@@ -77,10 +80,10 @@ def hugging_face_name(name: str, architecture: str) -> str:
 
 
 def _weight(tensor: ReaderTensor, metadata: Metadata) -> torch.Tensor:
-    # torch takes over what was dequantized; a float32 tensor is a read-only view of the file and is copied
+    # torch uses the dequantized array itself; a float32 tensor is a read-only view of the file and is copied
     weight = torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
     if metadata["general.architecture"] == "gemma3":
-        # llama.cpp stores the factor 1 + w that Gemma's RMSNorm multiplies with, transformers w
+        # Gemma's RMSNorm multiplies by 1 + w: llama.cpp stores 1 + w, and transformers w
         return weight - 1 if tensor.name.endswith("norm.weight") else weight
     heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
     key = heads.get(tensor.name.split(".")[-2])
@@ -88,31 +91,31 @@ def _weight(tensor: ReaderTensor, metadata: Metadata) -> torch.Tensor:
 
 
 def _rotate_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """[heads · size, inputs], the rows of a head from llama.cpp's order (RoPE pairs) to transformers' (halves)."""
+    """Reorder the rows of each head [heads · size, inputs] from llama.cpp's RoPE pairs to transformers' halves."""
     pairs = weight.reshape(heads, -1, 2, weight.shape[1])
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def model_config(metadata: Metadata) -> dict[str, Any]:
-    """What config.json holds."""
+    """Return the content of config.json."""
     return _common_config(metadata) | {"llama": _llama_config, "gemma3": _gemma3_config}[
         metadata["general.architecture"]
     ](metadata)
 
 
 def _common_config(metadata: Metadata) -> dict[str, Any]:
-    of = metadata["general.architecture"]
+    prefix = metadata["general.architecture"]
     return {
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
-        "hidden_size": metadata[f"{of}.embedding_length"],
-        "intermediate_size": metadata[f"{of}.feed_forward_length"],
-        "num_hidden_layers": metadata[f"{of}.block_count"],
-        "num_attention_heads": metadata[f"{of}.attention.head_count"],
-        "num_key_value_heads": metadata[f"{of}.attention.head_count_kv"],
-        "max_position_embeddings": metadata[f"{of}.context_length"],
-        # float32 in the file: 9.99999974e-06 was 1e-05
-        "rms_norm_eps": float(f"{metadata[f'{of}.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": metadata[f"{of}.rope.freq_base"],
+        "hidden_size": metadata[f"{prefix}.embedding_length"],
+        "intermediate_size": metadata[f"{prefix}.feed_forward_length"],
+        "num_hidden_layers": metadata[f"{prefix}.block_count"],
+        "num_attention_heads": metadata[f"{prefix}.attention.head_count"],
+        "num_key_value_heads": metadata[f"{prefix}.attention.head_count_kv"],
+        "max_position_embeddings": metadata[f"{prefix}.context_length"],
+        # the file has float32, in which 1e-05 is 9.99999974e-06
+        "rms_norm_eps": float(f"{metadata[f'{prefix}.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": metadata[f"{prefix}.rope.freq_base"],
         "attention_bias": False,
         "tie_word_embeddings": True,
         "dtype": str(WEIGHTS_DTYPE).removeprefix("torch."),
@@ -135,7 +138,7 @@ def _llama_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def _gemma3_config(metadata: Metadata) -> dict[str, Any]:
-    """What the gguf leaves open is as in google/gemma-3-270m: every sixth layer attends fully."""
+    """Return Gemma's fields. Those not in the gguf are as in google/gemma-3-270m: every sixth layer attends fully."""
     layers = range(1, metadata["gemma3.block_count"] + 1)
     return {
         "architectures": ["Gemma3ForCausalLM"],

@@ -1,7 +1,7 @@
 """The exact tokenizer from a gguf's metadata.
 
-A gguf holds the vocabulary, the merges or scores, the types of the tokens and the name of a pre-tokenizer, and
-leaves what surrounds them to llama.cpp's code. Here that is spelt out for the two kinds of the demo models.
+A gguf holds the vocabulary, the merges or scores, the types of the tokens and the name of a pre-tokenizer. The other
+components are in llama.cpp's code; this module defines them for the two kinds of demo models.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ Metadata = Mapping[str, Any]
 # gguf's token types
 _CONTROL, _USER_DEFINED = 3, 4
 
-# The control tokens of Gemma that decoding may skip; its thousands of others (<unused0>, <mask>) are text
+# the control tokens of Gemma that decoding may skip; its thousands of other ones (<unused0>, <mask>) are text
 _GEMMA_SPECIAL = frozenset(
     (
         "<pad>",
@@ -31,15 +31,15 @@ _GEMMA_SPECIAL = frozenset(
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
-    """The tokenizer with the ids of the gguf. KeyError for a kind that is not known exactly."""
+    """Return the tokenizer with the ids of the gguf. Raises KeyError for a kind that is not known exactly."""
     kind = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
     return {("gpt2", "smollm"): _build_smollm, ("llama", "default"): _build_gemma}[kind](metadata)
 
 
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
-    """What tokenizer_config.json holds.
+    """Return the content of tokenizer_config.json.
 
-    The class is the one that takes tokenizer.json as it is: AutoTokenizer would rebuild a model type's own.
+    Its class uses tokenizer.json unchanged; for a model type's own class, AutoTokenizer would rebuild the tokenizer.
     """
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     tokens = metadata["tokenizer.ggml.tokens"]
@@ -57,7 +57,7 @@ def _build_smollm(metadata: Metadata) -> Tokenizer:
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
-    # llama.cpp knows from the name "smollm" that digits stand alone; transformers' gguf converter does not
+    # for the name "smollm" llama.cpp separates digits, which transformers' gguf converter does not know
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -72,7 +72,7 @@ def _added_tokens(metadata: Metadata, tokens: Iterable[str]) -> list[AddedToken]
 
 
 def _build_gemma(metadata: Metadata) -> Tokenizer:
-    # a gguf has Gemma's tokens of several spaces as spaces, where the tokenizer itself has "▁▁"
+    # a gguf writes Gemma's tokens of several spaces with spaces, the tokenizer itself with "▁▁"
     tokens = [token.replace(" ", "▁") for token in metadata["tokenizer.ggml.tokens"]]
     added = _added_tokens(metadata, tokens)
     tokenizer = Tokenizer(_sentencepiece_bpe(tokens, metadata["tokenizer.ggml.scores"], added))
@@ -88,8 +88,8 @@ def _build_gemma(metadata: Metadata) -> Tokenizer:
 
 def _sentencepiece_bpe(tokens: list[str], scores: list[float], added: list[AddedToken]) -> BPE:
     vocab = {token: index for index, token in enumerate(tokens)}
-    # a gguf puts added tokens at -1000, among the words; Gemma merges runs of spaces, newlines and tabs
-    # before anything else
+    # a gguf gives added tokens the score -1000, within the range of words; Gemma merges runs of spaces, newlines and
+    # tabs before anything else
     score_of = dict(zip(tokens, scores, strict=True)) | {token.content: 0.0 for token in added}
     merges = sorted(
         _merges(vocab), key=lambda pair: (score_of["".join(pair)], len(pair[0]), len(pair[1])), reverse=True
@@ -98,7 +98,7 @@ def _sentencepiece_bpe(tokens: list[str], scores: list[float], added: list[Added
 
 
 def _merges(vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Every way in which a token is two tokens: a token's own ways are in the order of the two ids."""
+    """Yield every pair of tokens that spells a token; the pairs of one token are ordered by their two ids."""
     for token in vocab:
         cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         pairs = [(left, right) for left, right in cuts if left in vocab and right in vocab]

@@ -1,9 +1,9 @@
-"""The grammar of a chat template's scaffold: what opens a turn, names its role, ends its header, ends the turn.
+"""The grammar of a chat template's own text: what opens a turn, names its role, ends its header and ends the turn.
 
-It is learnt once, from renderings of short conversations of placeholders. What stands behind the last content of a
-truncated conversation and again behind the same content in a longer one closes the turn; the rest, up to the next
-content, opens the next turn. Where the openings of user and assistant differ is the role's name. Everything that the
-grammar doesn't explain stays `TEMPLATE`: a token left unpaired is safe, a wrong pairing is not.
+It is learned once, from renderings of short conversations of placeholders. A truncated conversation and a longer one
+have the same text after a content: this text closes the turn. The rest, up to the next content, opens the next turn.
+The openings of user and assistant differ in the role's name. Everything that the grammar doesn't explain remains
+`TEMPLATE`: a token left unpaired is safe, a wrong pairing is not.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from storage.schemas import TokenKind
 
 Probe = Callable[[Sequence[str]], list[str] | None]
-"""Renders placeholders in these roles: the text before, between and behind them; None where that can't be had."""
+"""Renders placeholders in these roles, and returns the text before, between and after them; None if that fails."""
 
 _NEVER = re.compile(r"(?!)")
 _CONTROL = re.compile(r"<[|｜].*[|｜]>")
@@ -24,7 +24,7 @@ _LONGEST_ROLE = 64
 
 
 class Label(NamedTuple):
-    """A stretch of scaffold; positions are characters of the text that was labeled."""
+    """A labeled stretch of the template's text. Positions are characters of the text that was labeled."""
 
     start: int
     end: int
@@ -33,75 +33,75 @@ class Label(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of scaffold from a header (or a content's end) to the next header (or content)."""
+    """A stretch of the template's text from a header (or a content's end) to the next header (or content)."""
 
     owner: int
-    """the message; -1: none"""
+    """the index of the message; -1 for none"""
     header: re.Match[str] | None
     start: int
     end: int
 
 
-@dataclass(frozen=True, eq=False)  # an instance is itself: it is part of a cache's key
+@dataclass(frozen=True, eq=False)  # compared by identity, since it is part of a cache's key
 class Grammar:
-    """How a template writes turns; what it lacks is empty, or a pattern that matches nothing."""
+    """How a template writes turns. What it doesn't write is empty, or a pattern that matches nothing."""
 
     begin: str = ""
-    """what begins every text"""
+    """begins every text"""
     header: re.Pattern[str] = _NEVER
-    """groups: start, role, end; a template whose openings share no beginning has each of them whole as its start"""
+    """has the groups start, role and end; if the openings have no common beginning, each is matched whole as start"""
     names: Mapping[str, str] = field(default_factory=dict)
-    """role → how the template names it; of user and assistant"""
+    """for user and assistant: the template's name of each role"""
     turn_ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """role → what may end its turns; of user and assistant"""
+    """for user and assistant: the literals that may end a turn of each role"""
     text_end: str = ""
-    """what comes behind the end of the last turn"""
+    """follows the end of the last turn"""
 
-    def label(self, text: str, before: int, behind: int, roles: Sequence[str]) -> list[Label]:
-        """Tiles scaffold that stands between the contents of the messages `before` and `behind`.
+    def label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
+        """Tile the template's text between the contents of the messages `before` and `after` with labels.
 
-        `before` is -1 at the start of the text, `behind` is len(roles) at its end; what is between the two is messages
-        that show no content.
+        `before` is -1 at the start of the conversation, and `after` is len(roles) at its end. The messages between the
+        two show no content.
         """
         shift = max(before, 0)
-        labels = _label(self, text, before - shift, behind - shift, tuple(roles[shift : behind + 1]))
+        labels = _label(self, text, before - shift, after - shift, tuple(roles[shift : after + 1]))
         return [label._replace(turn=label.turn + shift) if label.turn >= 0 else label for label in labels]
 
-    def _label(self, text: str, before: int, behind: int, roles: Sequence[str]) -> list[Label]:
-        if before == behind:
+    def _label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
+        if before == after:
             return _tiled([], 0, len(text), before)
         begin = len(self.begin) if before == -1 and text.startswith(self.begin) else 0
         labels = [Label(0, begin, TokenKind.BEGIN_OF_TEXT, -1)] if begin else []
-        for segment in self._segments(text, begin, before, behind, roles):
-            own = self._segment(text, segment, behind, roles) if segment.owner >= 0 else []
-            labels += _tiled(own, segment.start, segment.end, segment.owner)
+        for segment in self._segments(text, begin, before, after, roles):
+            segment_labels = self._segment(text, segment, after, roles) if segment.owner >= 0 else []
+            labels += _tiled(segment_labels, segment.start, segment.end, segment.owner)
         return labels
 
-    def _segments(self, text: str, begin: int, before: int, behind: int, roles: Sequence[str]) -> list[Segment]:
+    def _segments(self, text: str, begin: int, before: int, after: int, roles: Sequence[str]) -> list[Segment]:
         headers = list(self.header.finditer(text, begin))
-        owners = [before, *self._owners(headers, before, behind, roles)]
+        owners = [before, *self._owners(headers, before, after, roles)]
         edges = [begin, *(header.start() for header in headers), len(text)]
         return [
             Segment(owner, header, start, end)
             for owner, header, (start, end) in zip(owners, [None, *headers], pairwise(edges), strict=True)
         ]
 
-    def _owners(self, headers: Sequence[re.Match[str]], before: int, behind: int, roles: Sequence[str]) -> list[int]:
-        """Each header's message, -1 where it has none (a default system prompt, a header for the next answer).
+    def _owners(self, headers: Sequence[re.Match[str]], before: int, after: int, roles: Sequence[str]) -> list[int]:
+        """Return each header's message, or -1 for none (a default system prompt, a header for the next answer).
 
-        The last header before a content is that message's, even if it names another role (a template may write a
-        tool's answer under a user's header), unless it names a message in between that shows no content: such a
-        message is known by its role's name alone.
+        The last header before a content belongs to that content's message, even if it names another role: a template
+        may write a tool's answer under a user's header. The exception is a header that names a message in between
+        without content; such a message can only be recognized by its role's name.
         """
         owners = [-1] * len(headers)
-        order, messages = range(len(headers)), range(before + 1, min(behind + 1, len(roles)))
-        if behind < len(roles):
+        order, messages = range(len(headers)), range(before + 1, min(after + 1, len(roles)))
+        if after < len(roles):
             order, messages = order[::-1], messages[::-1]
-            if len(headers) < len(messages) and headers and not self._is_named(headers[-1], roles[behind]):
+            if len(headers) < len(messages) and headers and not self._is_named(headers[-1], roles[after]):
                 between = [message for message in messages[1:] if self._is_named(headers[-1], roles[message])]
                 messages = range(between[0], before, -1) if between else messages
         for index, message in zip(order, messages, strict=False):
-            if message != behind and not self._is_named(headers[index], roles[message]):
+            if message != after and not self._is_named(headers[index], roles[message]):
                 break
             owners[index] = message
         return owners
@@ -109,44 +109,48 @@ class Grammar:
     def _is_named(self, header: re.Match[str], role: str) -> bool:
         return _name(header) == self.names.get(role, role)
 
-    def _segment(self, text: str, segment: Segment, behind: int, roles: Sequence[str]) -> list[Label]:
-        """What has a role in a segment that is some message's."""
+    def _segment(self, text: str, segment: Segment, after: int, roles: Sequence[str]) -> list[Label]:
+        """Return the labels of a segment that belongs to a message, without its `TEMPLATE` text."""
         opening, start = [], segment.start
         if segment.header:
             opening, start = self._header(segment.header, segment.owner, roles), segment.header.end()
-        if segment.owner == behind:
+        if segment.owner == after:
             return opening
-        return opening + self._closings(text, start, segment.end, segment.owner, behind, roles)
+        return opening + self._closings(text, start, segment.end, segment.owner, after, roles)
 
     def _header(self, header: re.Match[str], owner: int, roles: Sequence[str]) -> list[Label]:
         groups = {"start": TokenKind.START_OF_TURN, "role": TokenKind.ROLE, "end": TokenKind.END_OF_HEADER}
         labels = [Label(*header.span(name), groups[name], owner) for name, part in header.groupdict().items() if part]
-        # a role that the template has no name for may be named in any way but as user or assistant
-        own = self._is_named(header, roles[owner])
-        if own or (roles[owner] not in self.names and _name(header) not in self.names.values()):
+        # a role that the grammar has no name for may have any name except the user's or the assistant's
+        if self._is_named(header, roles[owner]) or (
+            roles[owner] not in self.names and _name(header) not in self.names.values()
+        ):
             return labels
         return [label for label in labels if label.kind != TokenKind.ROLE]
 
-    def _closings(self, text: str, start: int, end: int, owner: int, behind: int, roles: Sequence[str]) -> list[Label]:
-        """The ends of the owner's turn, and of the next one's if that has neither content nor header."""
-        at = self._turn_end(text, start, end, owner, roles)
-        if at is None:
+    def _closings(self, text: str, start: int, end: int, owner: int, after: int, roles: Sequence[str]) -> list[Label]:
+        """Return the ends of the owner's turn, and of the next turn if that has neither content nor header."""
+        span = self._turn_end(text, start, end, owner, roles)
+        if span is None:
             return []
-        labels = [Label(*at, TokenKind.END_OF_TURN, owner)]
+        labels = [Label(*span, TokenKind.END_OF_TURN, owner)]
         following = owner + 1
-        if following < min(behind, len(roles)) and self.names and roles[following] not in self.names:
-            at_next = self._turn_end(text, at[1], end, following, roles)
-            if at_next:
-                labels.append(Label(*at_next, TokenKind.END_OF_TURN, following))
+        if following < min(after, len(roles)) and self.names and roles[following] not in self.names:
+            next_span = self._turn_end(text, span[1], end, following, roles)
+            if next_span:
+                labels.append(Label(*next_span, TokenKind.END_OF_TURN, following))
         rest = labels[-1].end
-        if behind == len(roles) and self.text_end and text[rest:end].strip() == self.text_end:
+        if after == len(roles) and self.text_end and text[rest:end].strip() == self.text_end:
             rest = text.index(self.text_end, rest)
             labels.append(Label(rest, rest + len(self.text_end), TokenKind.END_OF_TEXT, len(roles) - 1))
         return labels
 
     def _turn_end(self, text: str, start: int, end: int, owner: int, roles: Sequence[str]) -> tuple[int, int] | None:
-        """Right behind the content, or else behind what the template adds to it, where nothing but space follows."""
-        ends = self.turn_ends.get(roles[owner], _flat(self.turn_ends))
+        """Return the span of the turn's end: right after the content, or else after what the template adds to it.
+
+        In the second case only white space may follow.
+        """
+        ends = self.turn_ends.get(roles[owner], _all_ends(self.turn_ends))
         literals = "|".join(map(re.escape, sorted(ends, key=len, reverse=True)))
         if not literals:
             return None
@@ -157,9 +161,9 @@ class Grammar:
 
 
 @lru_cache(maxsize=1024)
-def _label(grammar: Grammar, text: str, before: int, behind: int, roles: tuple[str, ...]) -> list[Label]:
-    """Scaffold repeats itself from conversation to conversation."""
-    return grammar._label(text, before, behind, roles)
+def _label(grammar: Grammar, text: str, before: int, after: int, roles: tuple[str, ...]) -> list[Label]:
+    """Cached, since the template's text is much the same in every conversation."""
+    return grammar._label(text, before, after, roles)
 
 
 def _name(header: re.Match[str]) -> str:
@@ -167,7 +171,7 @@ def _name(header: re.Match[str]) -> str:
 
 
 def _tiled(labels: Iterable[Label], start: int, end: int, turn: int) -> list[Label]:
-    """The labels with template text around them."""
+    """Return the labels, with `TEMPLATE` labels for the text around them."""
     tiled, at = [], start
     for label in labels:
         tiled += [Label(at, label.start, TokenKind.TEMPLATE, turn), label]
@@ -177,15 +181,18 @@ def _tiled(labels: Iterable[Label], start: int, end: int, turn: int) -> list[Lab
 
 
 def control_tokens(added: Iterable[tuple[str, bool]]) -> list[str]:
-    """The added tokens (content, flagged special) that a template may use; some look like it without being flagged."""
+    """Return the added tokens that a template may use, given as (content, is special).
+
+    These are the special ones, and those that look like control tokens without being flagged.
+    """
     return [content for content, special in added if content and (special or _CONTROL.fullmatch(content))]
 
 
 Items = tuple[str, ...]
 
 
-def learn(probe: Probe, controls: Iterable[str], begin_of_text: str | None) -> Grammar:
-    """The template's grammar, of what it renders for the usual roles; an empty one where it refuses them."""
+def learn_grammar(probe: Probe, controls: Iterable[str], begin_of_text: str | None) -> Grammar:
+    """Learn a template's grammar from what it renders for the usual roles; an empty one if it refuses them."""
     turns, user, answered = probe(["user", "assistant"] * 2), probe(["user"]), probe(["user", "assistant"])
     system = probe(["system", "user", "assistant"])
     if turns is None or user is None or answered is None:
@@ -197,7 +204,7 @@ def learn(probe: Probe, controls: Iterable[str], begin_of_text: str | None) -> G
 
 @dataclass(frozen=True)
 class _Learner:
-    """Works on items, which are control tokens and single other characters: no comparison cuts a control token."""
+    """Works on items, each a control token or a single other character: no comparison splits a control token."""
 
     controls: Sequence[str]
 
@@ -213,7 +220,7 @@ class _Learner:
         openings = _stripped(to_user[len(closings[1]) :]), _stripped(to_answer[len(closings[0]) :])
         begin = self.begin(first, openings[0], {*to_answer, *to_user}, begin_of_text)
         if set(self.controls).intersection(*map(set, ((*openings[0], *openings[1]), (*closings[0], *closings[1])))):
-            return Grammar(begin)  # a token that opens turns and closes them: the cut is at the wrong place
+            return Grammar(begin)  # a token both opens and closes turns, so the text was split at the wrong place
         turn_ends = {
             role: self.turn_ends(closing, end)
             for role, closing, end in zip(("user", "assistant"), closings, ends, strict=True)
@@ -222,13 +229,13 @@ class _Learner:
         return Grammar(begin, header, names, turn_ends, self.end_of_text(ends[1], closings[1]))
 
     def unprompted(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
-        """The ends of truncated conversations, without an answer's header where the template always writes one."""
+        """Return the ends of truncated conversations, without an answer's header if the template always writes one."""
         prompt = _common_end(user_end, answer_end)
         if user_end != to_answer or not "".join(prompt).strip():
             return user_end, answer_end
         if user_end != answer_end:
             return user_end[: -len(prompt)], answer_end[: -len(prompt)]
-        # user and assistant end in one way; their headers begin alike, with a control token, or are one each
+        # turns of user and assistant end alike; their headers begin alike, with a control token, or are one token each
         shared = _common(to_answer, to_user)
         tokens = [index for index, item in enumerate(shared) if item in self.controls]
         opens = to_answer[len(shared) : len(shared) + 1]
@@ -236,9 +243,9 @@ class _Learner:
         return closing, closing
 
     def closings(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
-        """What closes a user's and an assistant's turn, with the white space behind it."""
+        """Return what closes a user's and an assistant's turn, with the white space after it."""
         user, assistant = _common(to_answer, user_end), _common(to_user, answer_end)
-        # a last turn may be ended by a token of its own
+        # a special token may end the last turn only
         if not user and to_answer[: len(assistant)] == assistant:
             user = assistant
         if not assistant and to_user[: len(user)] == user:
@@ -246,20 +253,20 @@ class _Learner:
         return user, assistant
 
     def begin(self, first: Items, opening: Items, inner: set[str], begin_of_text: str | None) -> str:
-        """What begins a text: control tokens alone before the first turn, or the tokenizer's own token for it."""
+        """Return what begins a text: control tokens alone before the first turn, or the begin-of-text token."""
         rest = first[: len(first) - len(opening)] if opening and first[-len(opening) :] == opening else ()
         if rest and all(item in self.controls for item in rest):
             return "".join(rest)
         return first[0] if first and first[0] == begin_of_text and first[0] not in inner else ""
 
     def turn_ends(self, closing: Items, last_closing: Items) -> list[str]:
-        """What ends a turn, and what ends it as the text's last one where that is something else."""
+        """Return what ends a turn, and what ends the text's last turn if that differs."""
         usual = self.end_of_turn(closing)
         last = "" if usual and usual in "".join(last_closing) else self.end_of_turn(last_closing)
         return [end for end in (usual, last) if end]
 
     def end_of_turn(self, closing: Items) -> str:
-        """The last control tokens in a row; the text without its white space where there are none."""
+        """Return the last run of control tokens; if there is none, the text without white space around it."""
         tokens = [index for index, item in enumerate(closing) if item in self.controls]
         if not tokens:
             return "".join(closing).strip()
@@ -269,7 +276,7 @@ class _Learner:
         return "".join(closing[start : tokens[-1] + 1])
 
     def end_of_text(self, answer_end: Items, closing: Items) -> str:
-        """Control tokens behind the last turn's closing."""
+        """Return the control tokens after the last turn's closing."""
         rest = _stripped(answer_end[len(_common(answer_end, closing)) :])
         follows = "".join(closing).strip() and answer_end[: len(_stripped_end(closing))] == _stripped_end(closing)
         text = "".join(rest).strip()
@@ -278,9 +285,12 @@ class _Learner:
     def headers(
         self, openings: tuple[Items, Items], turn_ends: Mapping[str, Sequence[str]]
     ) -> tuple[re.Pattern[str], dict[str, str]] | None:
-        """Headers of a common beginning, a name and a common end; None where the openings are no such headers."""
+        """Return the pattern of headers with a common beginning, a name and a common end, and the two names.
+
+        Returns None if the openings are not such headers.
+        """
         start = _common(*openings)
-        while start and start[-1].isalnum():  # two names that begin alike
+        while start and start[-1].isalnum():  # the two names begin alike
             start = start[:-1]
         rests = [opening[len(start) :] for opening in openings]
         end = _common_end(*rests)
@@ -289,11 +299,11 @@ class _Learner:
         user, assistant = (self.name(rest[: len(rest) - len(end)]) for rest in rests)
         if not "".join(start).strip() or not user or not assistant:
             return None
-        pattern = self.header_pattern("".join(start), "".join(end), _flat(turn_ends))
+        pattern = self.header_pattern("".join(start), "".join(end), _all_ends(turn_ends))
         return pattern, {"user": user, "assistant": assistant}
 
     def name(self, items: Items) -> str:
-        """The text before the first control token: what is behind it, such as a channel, is not the role."""
+        """Return the text before the first control token. What follows it, such as a channel, is not the role."""
         return "".join(items[: next((index for index, item in enumerate(items) if item in self.controls), None)])
 
     def header_pattern(self, start: str, end: str, turn_ends: Sequence[str]) -> re.Pattern[str]:
@@ -310,18 +320,22 @@ class _Learner:
         system: list[str] | None,
         begin: str,
     ) -> tuple[re.Pattern[str], dict[str, str]]:
-        """Openings that have nothing in common: each is a start of turn, and says the role by itself."""
+        """Return the pattern and the names for openings that have nothing in common: each is a role's start of turn."""
         pairs = zip(("user", "assistant"), map("".join, openings), strict=True)
-        # text that says nothing of the role may as well belong to something else, such as a name before it
-        tells = openings[0] != openings[1] or set(openings[0]) & set(self.controls)
-        names = {role: opening for role, opening in pairs if opening and tells}
-        of_system = system[0].removeprefix(begin).lstrip() if system else ""
-        if set(self.items(of_system)) & set(self.controls) and not any(name in of_system for name in names.values()):
-            names["system"] = of_system
-        return self.openings_pattern(names.values(), _flat(turn_ends)), names
+        # text that does not identify the role may belong to something else, such as a name before it
+        identifies = openings[0] != openings[1] or set(openings[0]) & set(self.controls)
+        names = {role: opening for role, opening in pairs if opening and identifies}
+        system_opening = system[0].removeprefix(begin).lstrip() if system else ""
+        has_control = set(self.items(system_opening)) & set(self.controls)
+        if has_control and not any(name in system_opening for name in names.values()):
+            names["system"] = system_opening
+        return self.openings_pattern(names.values(), _all_ends(turn_ends)), names
 
     def openings_pattern(self, openings: Collection[str], turn_ends: Sequence[str]) -> re.Pattern[str]:
-        """Plain text is an opening only where the turn's content or end is next: a preamble may hold it too."""
+        """Return the pattern of these openings.
+
+        Plain text is an opening only if the turn's content or end comes next, since a preamble may contain it too.
+        """
         if not openings:
             return _NEVER
         follows = "|".join(map(re.escape, [*(opening.strip() for opening in openings), *turn_ends]))
@@ -332,7 +346,7 @@ class _Learner:
         return re.compile(rf"(?P<start>{'|'.join(literals)})")
 
 
-def _flat(turn_ends: Mapping[str, Sequence[str]]) -> list[str]:
+def _all_ends(turn_ends: Mapping[str, Sequence[str]]) -> list[str]:
     return [end for ends in turn_ends.values() for end in ends]
 
 
@@ -346,7 +360,7 @@ def _common_end(left: Items, right: Items) -> Items:
 
 
 def _stripped(items: Items) -> Items:
-    """Without the white space that they begin with."""
+    """Return the items without leading white space."""
     return items[next((index for index, item in enumerate(items) if not item.isspace()), len(items)) :]
 
 

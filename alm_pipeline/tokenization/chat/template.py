@@ -1,7 +1,7 @@
-"""Conversations: a chat template's text, and what each byte of it is: a message's content, or scaffold in some role.
+"""Conversations in a chat template, and what each byte is: a message's content, or a part of the template's own text.
 
-A template is any Jinja program, so everything is found out by rendering: where the contents stand, by placeholders
-(`tracing`); what the rest is, by a grammar learnt from short conversations (`scaffold`).
+A template can be any Jinja program, so both are found by rendering. Placeholders show where the contents are
+(`tracing`), and a grammar learned from short conversations explains the rest (`grammar`).
 """
 
 import re
@@ -16,13 +16,13 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.corpus.conversation import Conversation, contents
-from alm_pipeline.tokenization.chat.grammar import Grammar, control_tokens, learn
+from alm_pipeline.tokenization.chat.grammar import Grammar, control_tokens, learn_grammar
 from alm_pipeline.tokenization.chat.tracing import (
-    Fragment,
+    ContentFragment,
     cut_at,
-    known_markup,
     placeholders,
     split_parts,
+    template_tags,
     trace,
     whole_parts,
     with_placeholders,
@@ -30,34 +30,34 @@ from alm_pipeline.tokenization.chat.tracing import (
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
-# Some templates write the day's date, and a rendering has to be the same on every day: in their place stands this one.
+# Replaces the current date, which some templates write: a rendering has to be the same on every day.
 _FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 class TemplateRefused(UserError):
-    """A chat template that takes others refuses this conversation: no system role, say, or two turns of one role."""
+    """A chat template refuses this conversation, for example its system role, or two turns of the same role."""
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """A rendered conversation in P spans, which tile the text's bytes in order; none is empty.
+class RenderedConversation:
+    """A rendered conversation in P spans, which tile the text's bytes in order. No span is empty.
 
-    Within a turn the order is start of turn, role, end of header, contents, end of turn; each but the contents comes
-    at most once. What the template leaves out of a content is in no span.
+    Within a turn the order is start of turn, role, end of header, contents, end of turn. Each except the contents
+    occurs at most once. What the template omits from a content is in no span.
     """
 
     text: str
     ends: npt.NDArray[np.int64]
-    """[P] in bytes of the text"""
+    """[P] the end of each span in bytes of the text"""
     kinds: npt.NDArray[np.uint8]
-    """[P] TokenKind, `MIXED` excepted"""
+    """[P] TokenKind, except `MIXED`"""
     turns: npt.NDArray[np.int16]
-    """[P] the message that the span belongs to; -1: none, as begin of text or a default system prompt"""
+    """[P] the message that each span belongs to; -1 for none, as for begin of text or a default system prompt"""
     content_starts: npt.NDArray[np.int64]
-    """[P] of a content the byte of the joined contents that it begins with, in increasing order; -1 of others"""
+    """[P] for a content, its first byte in the joined contents, in increasing order; otherwise -1"""
 
 
-# the template's own refusal, and what Python says to an expression that does not fit the messages
+# raised by the template itself, or by Python for an expression that does not fit the messages
 _REFUSALS = (TemplateError, TypeError, ValueError)
 
 
@@ -67,10 +67,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
 
-    def render(self, conversation: Conversation) -> Rendering | None:
-        """The conversation in the template, or None where the template changes a content in an untraceable way.
+    def render(self, conversation: Conversation) -> RenderedConversation | None:
+        """Render the conversation. Returns None if the template changes a content in a way that can't be traced.
 
-        Raises TemplateRefused when the template refuses the conversation, UserError when the tokenizer has none.
+        Raises TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template.
         """
         try:
             text = self._apply(conversation, contents(conversation))
@@ -96,44 +96,46 @@ class ChatTemplate:
         template = self.tokenizer.get_chat_template()
         return _FIXED_DATE + template if "strftime_now" in template else template
 
-    def _trace(self, text: str, conversation: Conversation) -> list[Fragment] | None:
-        """By placeholders for whole contents, then for what is between the tags that the template may look for."""
-        shared = contents(conversation)
-        whole = whole_parts(shared)
-        split = split_parts(shared, self._markup)
+    def _trace(self, text: str, conversation: Conversation) -> list[ContentFragment] | None:
+        """Trace placeholders for whole contents, then for the parts between tags that the template may look for."""
+        texts = contents(conversation)
+        whole = whole_parts(texts)
+        split = split_parts(texts, self._markup)
         for parts in [whole] if split == whole else [whole, split]:
-            marks = placeholders(len(parts), text, *shared)
+            marks = placeholders(len(parts), text, *texts)
             try:
-                scaffold = self._apply(conversation, with_placeholders(shared, parts, marks))
-            except _REFUSALS:  # the template looks into the contents
+                scaffold = self._apply(conversation, with_placeholders(texts, parts, marks))
+            except _REFUSALS:  # the template reads the contents
                 continue
-            fragments = trace(text, scaffold, shared, parts, marks)
+            fragments = trace(text, scaffold, texts, parts, marks)
             if fragments is not None:
                 return fragments
         return None
 
     @cached_property
     def _markup(self) -> re.Pattern[str]:
-        return known_markup(self._source)
+        return template_tags(self._source)
 
-    def _rendering(self, text: str, conversation: Conversation, fragments: list[Fragment]) -> Rendering:
-        shared, roles = contents(conversation), [message["role"] for message in conversation]
-        message_starts = [0, *accumulate(len(content.encode()) for content in shared)]
+    def _rendering(
+        self, text: str, conversation: Conversation, fragments: list[ContentFragment]
+    ) -> RenderedConversation:
+        texts, roles = contents(conversation), [message["role"] for message in conversation]
+        message_starts = [0, *accumulate(len(content.encode()) for content in texts)]
         spans: list[tuple[int, TokenKind, int, int]] = []  # end (characters), kind, turn, content start (bytes)
-        at, turn = 0, -1
-        for fragment in [*fragments, Fragment(len(text), len(text), len(roles), 0)]:
-            labels = self._grammar.label(text[at : fragment.start], turn, fragment.message, roles)
-            spans += [(at + label.end, label.kind, label.turn, -1) for label in labels]
-            at, turn = fragment.end, fragment.message
+        end, turn = 0, -1
+        for fragment in [*fragments, ContentFragment(len(text), len(text), len(roles), 0)]:
+            labels = self._grammar.label(text[end : fragment.start], turn, fragment.message, roles)
+            spans += [(end + label.end, label.kind, label.turn, -1) for label in labels]
+            end, turn = fragment.end, fragment.message
             if turn < len(roles):
-                before = len(shared[turn][: fragment.content_start].encode())
-                spans.append((at, TokenKind.CONTENT, turn, message_starts[turn] + before))
+                bytes_before = len(texts[turn][: fragment.content_start].encode())
+                spans.append((end, TokenKind.CONTENT, turn, message_starts[turn] + bytes_before))
         return _in_bytes(text, spans)
 
     @cached_property
     def _grammar(self) -> Grammar:
         added = ((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
-        return learn(self._probe, control_tokens(added), self.tokenizer.bos_token)
+        return learn_grammar(self._probe, control_tokens(added), self.tokenizer.bos_token)
 
     def _probe(self, roles: Sequence[str]) -> list[str] | None:
         marks = placeholders(len(roles), self._source)
@@ -145,11 +147,11 @@ class ChatTemplate:
         return pieces if len(shown) == len(marks) else None
 
 
-def _in_bytes(text: str, spans: Sequence[tuple[int, TokenKind, int, int]]) -> Rendering:
+def _in_bytes(text: str, spans: Sequence[tuple[int, TokenKind, int, int]]) -> RenderedConversation:
     ends, kinds, turns, content_starts = zip(*spans, strict=True) if spans else ((),) * 4
     starts = (0, *ends[:-1])
     sizes = [len(text[start:end].encode()) for start, end in zip(starts, ends, strict=False)]
-    return Rendering(
+    return RenderedConversation(
         text,
         np.cumsum(sizes, dtype=np.int64),
         np.array(kinds, np.uint8),

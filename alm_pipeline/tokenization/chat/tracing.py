@@ -1,8 +1,9 @@
-"""Where the messages' contents stand in a rendered conversation.
+"""Where the messages' contents are in a rendered conversation.
 
-The conversation is rendered with placeholders in place of parts of the contents: what is left is the template's own
-text. The real rendering has to be this text with the parts in place, each whole or without white space at its edges;
-then every byte is accounted for, and no content can be mistaken for an equal piece of the template.
+The conversation is rendered again with placeholders instead of parts of the contents. What surrounds the placeholders
+is the template's own text, the scaffold. The real rendering has to be the scaffold with the parts inserted, each whole
+or without white space at its edges. Then every byte is accounted for, and no content can be mistaken for an equal piece
+of the template.
 """
 
 import re
@@ -16,7 +17,7 @@ _MARKUP = re.compile(r"</?[\w|｜▁:.-]+>|\[/?[A-Z_]+\]")
 _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
 
 
-class Part(NamedTuple):
+class ContentPart(NamedTuple):
     """A stretch of a message's content that one placeholder stands for."""
 
     message: int
@@ -29,8 +30,8 @@ class Part(NamedTuple):
         return self.start + len(self.text)
 
 
-class Fragment(NamedTuple):
-    """A stretch of the rendered text that is a content's; all in characters."""
+class ContentFragment(NamedTuple):
+    """A stretch of the rendered text that is part of a content. All positions are characters."""
 
     start: int
     end: int
@@ -40,37 +41,36 @@ class Fragment(NamedTuple):
 
 
 def placeholders(count: int, *texts: str) -> list[str]:
-    """So many characters that are in none of the texts, and that no template knows."""
+    """Return `count` different characters that none of the texts contains and no template uses."""
     marks: list[str] = []
     for character in map(chr, _PRIVATE_USE):
         if len(marks) == count:
             return marks
         if not any(character in text for text in texts):
             marks.append(character)
-    raise UserError(f"a conversation of {count} parts is too long to be told apart from its template")
+    raise UserError(f"a conversation of {count} parts is too long: there are not enough placeholder characters")
 
 
-def whole_parts(contents: Sequence[str]) -> list[Part]:
-    """Each content in one part. An empty one has none: a template may leave out more than the content there."""
-    return [Part(message, 0, content) for message, content in enumerate(contents) if content]
+def whole_parts(contents: Sequence[str]) -> list[ContentPart]:
+    """Return a part for each whole content, but none for an empty one, since a template may omit its whole turn."""
+    return [ContentPart(message, 0, content) for message, content in enumerate(contents) if content]
 
 
-def split_parts(contents: Sequence[str], markup: re.Pattern[str]) -> list[Part]:
-    """What stands between the markup that the template knows, such as `<think>`, without the white space beside it.
+def split_parts(contents: Sequence[str], markup: re.Pattern[str]) -> list[ContentPart]:
+    """Return the parts of the contents between tags of the template, such as `<think>`, without adjacent white space.
 
-    The markup and that white space stay as they are, so that the template does to them what it does in the real
-    rendering.
+    The tags and that white space are not replaced, so the template treats them as in the real rendering.
     """
     return [part for message, content in enumerate(contents) for part in _split(message, content, markup)]
 
 
-def known_markup(template: str) -> re.Pattern[str]:
-    """The tags that a template's source spells: those by which it may take a content apart."""
+def template_tags(template: str) -> re.Pattern[str]:
+    """Return a pattern of the tags in a template's source: the template may split a content at them."""
     tags = sorted(set(_MARKUP.findall(template)), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tags)) or r"(?!)")
 
 
-def _split(message: int, content: str, markup: re.Pattern[str]) -> list[Part]:
+def _split(message: int, content: str, markup: re.Pattern[str]) -> list[ContentPart]:
     tags = [(0, 0), *(tag.span() for tag in markup.finditer(content)), (len(content),) * 2]
     parts = []
     for (_, start), (end, _) in pairwise(tags):
@@ -80,20 +80,20 @@ def _split(message: int, content: str, markup: re.Pattern[str]) -> list[Part]:
         if end < len(content):
             text = text.rstrip()
         if text.strip():
-            parts.append(Part(message, start, text))
+            parts.append(ContentPart(message, start, text))
     return parts
 
 
-def with_placeholders(contents: Sequence[str], parts: Sequence[Part], marks: Sequence[str]) -> list[str]:
-    """The contents with a mark in place of each part."""
+def with_placeholders(contents: Sequence[str], parts: Sequence[ContentPart], marks: Sequence[str]) -> list[str]:
+    """Return the contents with each part replaced by its mark."""
     marked = list(contents)
-    for part, mark in reversed(list(zip(parts, marks, strict=True))):  # from the end: earlier positions stay
+    for part, mark in reversed(list(zip(parts, marks, strict=True))):  # from the end, so that positions stay valid
         marked[part.message] = marked[part.message][: part.start] + mark + marked[part.message][part.end :]
     return marked
 
 
 def cut_at(scaffold: str, marks: Sequence[str]) -> tuple[list[str], list[int]] | None:
-    """The text between the marks, and which marks there are; None where they are out of order or there twice."""
+    """Return the text between the marks, and the indices of the marks; None if they are out of order or repeated."""
     places = [(scaffold.find(mark), index) for index, mark in enumerate(marks) if mark in scaffold]
     if places != sorted(places) or any(scaffold.count(marks[index]) > 1 for _, index in places):
         return None
@@ -102,9 +102,9 @@ def cut_at(scaffold: str, marks: Sequence[str]) -> tuple[list[str], list[int]] |
 
 
 def trace(
-    text: str, scaffold: str, contents: Sequence[str], parts: Sequence[Part], marks: Sequence[str]
-) -> list[Fragment] | None:
-    """The rendered text's fragments of contents, in order; None where it isn't the scaffold with the parts in place."""
+    text: str, scaffold: str, contents: Sequence[str], parts: Sequence[ContentPart], marks: Sequence[str]
+) -> list[ContentFragment] | None:
+    """Return the fragments of contents in order; None if the text isn't the scaffold with the parts inserted."""
     cut = cut_at(scaffold, marks)
     if cut is None:
         return None
@@ -118,8 +118,8 @@ def trace(
     return joined if _is_exact(joined, text, contents) else None
 
 
-def _is_exact(fragments: Sequence[Fragment], text: str, contents: Sequence[str]) -> bool:
-    """The fragments are the contents' own characters, in both texts' order."""
+def _is_exact(fragments: Sequence[ContentFragment], text: str, contents: Sequence[str]) -> bool:
+    """Return whether the fragments equal the contents' characters and are in order in both texts."""
     sizes = [end - start for start, end, _, _ in fragments]
     ends = [(message, start + size) for (_, _, message, start), size in zip(fragments, sizes, strict=True)]
     in_order = all(
@@ -131,7 +131,7 @@ def _is_exact(fragments: Sequence[Fragment], text: str, contents: Sequence[str])
     )
 
 
-def _place(text: str, pieces: Sequence[str], parts: Sequence[Part]) -> list[Fragment] | None:
+def _place(text: str, pieces: Sequence[str], parts: Sequence[ContentPart]) -> list[ContentFragment] | None:
     fragments, at = [], len(pieces[0])
     if not text.startswith(pieces[0]):
         return None
@@ -140,13 +140,13 @@ def _place(text: str, pieces: Sequence[str], parts: Sequence[Part]) -> list[Frag
         end = at + size
         if part.text[skipped : skipped + size] != text[at:end] or not text.startswith(following, end):
             return None
-        fragments.append(Fragment(at, end, part.message, part.start + skipped))
+        fragments.append(ContentFragment(at, end, part.message, part.start + skipped))
         at = end + len(following)
     return fragments if at == len(text) else None
 
 
 def _shown(text: str, at: int, content: str, following: str) -> tuple[int, int]:
-    """Which characters of the content would be at this place: how many are left out before them, and how many."""
+    """Return how many characters of the content are omitted before those shown at `at`, and how many are shown."""
     if text.startswith(content, at) and text.startswith(following, at + len(content)):
         return 0, len(content)
     core = content.strip()
@@ -168,9 +168,13 @@ def _space(text: str, at: int) -> int:
 
 
 def _between(
-    pieces: Sequence[str], contents: Sequence[str], parts: Sequence[Part], shown: Sequence[int], placed: list[Fragment]
-) -> list[Fragment]:
-    """The fragments of the markup that was left standing beside the parts."""
+    pieces: Sequence[str],
+    contents: Sequence[str],
+    parts: Sequence[ContentPart],
+    shown: Sequence[int],
+    placed: list[ContentFragment],
+) -> list[ContentFragment]:
+    """Return the fragments of tags and white space beside the parts, which were not replaced."""
     starts = [0, *(fragment.end for fragment in placed)]
     fragments = []
     for place, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
@@ -179,25 +183,25 @@ def _between(
         same = left is not None and right == left + 1 and parts[left].message == parts[right].message
         tail = _rest_of_content(contents, parts, left, +1)
         head = _rest_of_content(contents, parts, right, -1)
-        behind = _matches(_items(piece), _items(tail), whole=same)
-        used = max((at + size for at, _, size in behind), default=0)
+        following = _matches(_items(piece), _items(tail), whole=same)
+        used = max((at + size for at, _, size in following), default=0)
         items = [] if same else [item for item in _items(piece) if item[0] >= used]
-        before = _matches(items[::-1], _items(head)[::-1], whole=False)
+        preceding = _matches(items[::-1], _items(head)[::-1], whole=False)
         if left is not None:
-            fragments += [_fragment(start, match, parts[left].message, parts[left].end) for match in behind]
+            fragments += [_fragment(start, match, parts[left].message, parts[left].end) for match in following]
         if right is not None:
             origin = parts[right].start - len(head)
-            fragments += [_fragment(start, match, parts[right].message, origin) for match in before]
+            fragments += [_fragment(start, match, parts[right].message, origin) for match in preceding]
     return fragments
 
 
-def _fragment(start: int, match: tuple[int, int, int], message: int, content_start: int) -> Fragment:
+def _fragment(start: int, match: tuple[int, int, int], message: int, content_start: int) -> ContentFragment:
     at, content_at, size = match
-    return Fragment(start + at, start + at + size, message, content_start + content_at)
+    return ContentFragment(start + at, start + at + size, message, content_start + content_at)
 
 
-def _rest_of_content(contents: Sequence[str], parts: Sequence[Part], index: int | None, step: int) -> str:
-    """What stands in a part's message between it and the next part behind it (step 1) or before it (step -1)."""
+def _rest_of_content(contents: Sequence[str], parts: Sequence[ContentPart], index: int | None, step: int) -> str:
+    """Return the text between a part and the next (step 1) or previous (step -1) part of its message."""
     if index is None:
         return ""
     part, content = parts[index], contents[parts[index].message]
@@ -211,7 +215,7 @@ _Item = tuple[int, str]
 
 
 def _items(text: str) -> list[_Item]:
-    """Markup, white space and what is between them, each with its position."""
+    """Split a text into tags, white space and the stretches between them, each with its position."""
     at, items = 0, []
     for item in re.split(rf"({_MARKUP.pattern}|\s+)", text):
         items += [(at, item)] if item else []
@@ -220,12 +224,12 @@ def _items(text: str) -> list[_Item]:
 
 
 def _matches(rendered: list[_Item], content: list[_Item], whole: bool) -> list[tuple[int, int, int]]:
-    """What both begin with, as (position, position, size); white space that differs is passed over.
+    """Return the items that both begin with, as (position, content position, size). Other white space is skipped.
 
-    White space counts only between things that match: else it may as well be the template's own.
-    `whole` says that a part follows on both sides, which is such a thing.
+    White space counts only between items that match, since otherwise it may be the template's own. With `whole`, the
+    text reaches from one part to the next, so white space at its end counts too.
     """
-    found: list[tuple[int, int, int]] = []
+    matches: list[tuple[int, int, int]] = []
     spaces: list[tuple[int, int, int]] = []
     here = there = 0
     while here < len(rendered) and there < len(content):
@@ -233,18 +237,18 @@ def _matches(rendered: list[_Item], content: list[_Item], whole: bool) -> list[t
         if left == right:
             spaces.append((at, content_at, len(left)))
             if not left.isspace():
-                found, spaces = found + spaces, []
+                matches, spaces = matches + spaces, []
         elif not left.isspace() and not right.isspace():
             break
         here += left == right or left.isspace()
         there += left == right or right.isspace()
     complete = whole and here == len(rendered) and there == len(content)
-    return found + spaces if complete else found
+    return matches + spaces if complete else matches
 
 
-def _joined(fragments: Sequence[Fragment]) -> list[Fragment]:
-    """Neighbors that go on with the same content as one."""
-    joined: list[Fragment] = []
+def _joined(fragments: Sequence[ContentFragment]) -> list[ContentFragment]:
+    """Join neighbors that continue the same content."""
+    joined: list[ContentFragment] = []
     for fragment in fragments:
         last = joined[-1] if joined else None
         if (

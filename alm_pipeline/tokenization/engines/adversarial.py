@@ -1,7 +1,6 @@
-"""Texts that tokenizers get wrong: what a claim about a tokenizer (an engine's ids, a view's bytes) is tried on.
+"""Texts that tokenizers get wrong, to test a claim about a tokenizer on: an engine's ids, a view's bytes.
 
-Fixed, and the same on every machine. `random_texts` goes on where the collection ends; `long_text` is for what
-has to stay fast.
+They are fixed and the same on every machine. `random_texts` draws more of them; `long_text` is for tests of speed.
 """
 
 import random
@@ -81,14 +80,14 @@ def _collection() -> Iterator[str]:
 
 
 ADVERSARIAL_TEXTS: tuple[str, ...] = tuple(dict.fromkeys(_collection()))
-"""Scripts, combining marks, emoji, invisible characters, white space, special tokens' literals, code, long words"""
+"""scripts, combining marks, emoji, invisible characters, white space, special tokens' literals, code, long words"""
 
-# ASCII, and blocks where tokenizers have rules of their own
+# the first code points of ASCII and of other blocks that tokenizers have special rules for
 _BLOCKS = (0, 0, 0x80, 0x300, 0x400, 0x600, 0x900, 0xE00, 0x1100, 0x1E00, 0x2000, 0x3000, 0x4E00, 0xAC00, 0xFB00)
 
 
 def random_texts(seed: int, count: int) -> list[str]:
-    """Texts of up to 30 pieces: characters of all of Unicode (no surrogates), or of one block, and known pieces."""
+    """Draw texts of 1 to 30 pieces: characters of all of Unicode or of one block, or short texts of the collection."""
     draw = random.Random(seed)
     short = [text for text in ADVERSARIAL_TEXTS if 0 < len(text) <= 12]
     return ["".join(_piece(draw, short) for _ in range(draw.randint(1, 30))) for _ in range(count)]
@@ -107,12 +106,12 @@ def _piece(draw: random.Random, short: list[str]) -> str:
 
 
 def _scalar(index: int) -> int:
-    """The index-th code point that is no surrogate."""
+    """Return the index-th code point that is not a surrogate."""
     return index if index < 0xD800 else index + 0x800
 
 
 def long_text(characters: int = 1_000_000) -> str:
-    """A text of that many characters that mixes the collection."""
+    """Return a text of this number of characters, drawn from the collection."""
     draw = random.Random(0)
     pieces: list[str] = []
     length = 0

@@ -1,49 +1,48 @@
-"""What was found out about the fast engine, in this machine's cache folder: other processes need not find it again.
+"""What has been found out about engines, in a folder of this machine: other processes need not find it out again.
 
-Not the datasets' content: without the folder the same is found again, which takes seconds for a large vocabulary.
+No dataset depends on it: without the folder the same is found out again, which takes seconds for a large vocabulary.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alm_pipeline.runtime.versions import installed_version
-from storage.fingerprints import fingerprint, hash_files
-from storage.folders import cache_folder
+from storage.fingerprints import fingerprint
 
-_DECIDING = ("kitoken", "tokenizers")
-"""packages whose other version may find otherwise"""
+Answer = dict[str, Any]
+"""a JSON object"""
 
 
-class Finding:
-    """One thing found out: a JSON object, of whatever `about` says in full."""
+class Findings:
+    """Answers by question and subject, in a folder.
 
-    def __init__(self, what: str, about: str) -> None:
-        versions = {package: installed_version(package) for package in _DECIDING}
-        name = fingerprint({"what": what, "about": about, "code": _own_code(), **versions})
-        self._file = cache_folder() / "findings" / f"{name}.json"
+    `circumstances` is everything else that an answer depends on, such as the engines' versions: an answer that was
+    found under other circumstances is not returned.
+    """
 
-    def known(self) -> dict[str, Any] | None:
-        """What a process of this machine found, or None."""
+    def __init__(self, folder: Path, circumstances: Mapping[str, Any]) -> None:
+        self._folder, self._circumstances = folder, dict(circumstances)
+
+    def recall(self, question: str, subject: str) -> Answer | None:
+        """Return the recorded answer, or None."""
         with suppress(OSError, ValueError):
-            found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
-            return found
+            answer: Answer = json.loads(self._file(question, subject).read_text(encoding="utf-8"))
+            return answer
         return None
 
-    def keep(self, found: dict[str, Any]) -> dict[str, Any]:
-        """The same, for other processes too, if the folder can be written to."""
-        partial = self._file.with_suffix(f".{os.getpid()}")
+    def record(self, question: str, subject: str, answer: Answer) -> Answer:
+        """Return the answer, and write it for other processes if the folder is writable."""
+        file = self._file(question, subject)
+        partial = file.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            partial.replace(self._file)
-        return found
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(answer), encoding="utf-8")
+            partial.replace(file)
+        return answer
 
-
-@cache
-def _own_code() -> str:
-    """What asks the engines, and compares what they say."""
-    return hash_files(Path(__file__).parent, ("*.py",))
+    def _file(self, question: str, subject: str) -> Path:
+        name = fingerprint({"question": question, "subject": subject, "circumstances": self._circumstances})
+        return self._folder / f"{name}.json"

@@ -5,7 +5,9 @@ from alm_pipeline.tokenization.engines.standard import Engine
 
 
 def first_difference(engine: Engine, standard: Engine, *, special_literals: bool) -> str | None:
-    """The first of the built-in adversarial texts to which the engines give other ids."""
-    encoded = [each.encode(ADVERSARIAL_TEXTS, special_literals=special_literals) for each in (engine, standard)]
-    triples = zip(ADVERSARIAL_TEXTS, *encoded, strict=True)
-    return next((text for text, ours, theirs in triples if ours != theirs), None)
+    """Return the first built-in adversarial text to which the two engines give different ids, or None."""
+    ids, standard_ids = (
+        either.encode(ADVERSARIAL_TEXTS, special_literals=special_literals) for either in (engine, standard)
+    )
+    triples = zip(ADVERSARIAL_TEXTS, ids, standard_ids, strict=True)
+    return next((text for text, row, standard_row in triples if row != standard_row), None)

@@ -1,4 +1,4 @@
-"""What turns texts into ids, and Hugging Face `tokenizers`, which all others are held against."""
+"""The interface of an engine, which turns texts into ids, and the standard one: Hugging Face `tokenizers`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,26 +10,26 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_parallelism_before: str | None = None
+_previous_parallelism: str | None = None
 _callers = 0
 _callers_lock = Lock()
 
 
 class Engine(Protocol):
-    """Encodes texts. `special_literals`: a special token's literal in a text is that token, and not text.
+    """Encodes texts. With `special_literals`, a special token's literal in a text is that token; otherwise it is text.
 
-    Threads may share one as long as they ask for the same `special_literals`.
+    Threads may share an engine as long as they all pass the same `special_literals`.
     """
 
     name: str
 
     def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
-        """The ids of each text, without what a post-processor puts around them."""
+        """Return the ids of each text, without the special tokens that a post-processor puts around them."""
         ...
 
 
 class StandardEngine:
-    """Hugging Face `tokenizers`, which every tokenizer.json is written for."""
+    """Hugging Face `tokenizers`. Every tokenizer.json is written for it, so its ids are the right ones."""
 
     name = "tokenizers"
 
@@ -40,18 +40,18 @@ class StandardEngine:
         return _encode(self._tokenizer, texts, special_literals)
 
     def encode_stretches(self, stretches: Sequence[str]) -> list[list[int]]:
-        """The ids of a text's stretches between its special tokens, each as it is encoded in the whole text.
+        """Return the ids of the stretches between a text's special tokens, as they are encoded in the whole text.
 
-        Special tokens' literals in them are text.
+        A special token's literal within a stretch is text.
         """
-        start, inside = self._of_stretches
+        start, inside = self._stretch_tokenizers
         return _encode(start, stretches[:1], False) + _encode(inside, stretches[1:], False)
 
     @cached_property
-    def _of_stretches(self) -> tuple[Tokenizer, Tokenizer]:
-        """For the start of a text, and for behind it: without the space that is put in front of a whole text only.
+    def _stretch_tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """The tokenizers of the first and of later stretches. Only the first puts a space in front of a text.
 
-        Not the engine's own tokenizer, with which other threads may be reading special tokens' literals otherwise.
+        Both are copies: other threads may be using the engine's tokenizer with special tokens' literals.
         """
         state = self._tokenizer.to_str()
         inside = state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
@@ -60,22 +60,23 @@ class StandardEngine:
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_literals: bool) -> list[list[int]]:
-    # to set it is to wait for the other threads' calls, with the interpreter's lock held
+    # setting it waits for the other threads' calls and holds the interpreter's lock meanwhile
     if tokenizer.encode_special_tokens == special_literals:
         tokenizer.encode_special_tokens = not special_literals
     return [row.ids for row in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 @contextmanager
-def one_thread_a_call() -> Iterator[None]:
-    """`tokenizers` encodes a batch in the thread that calls it: for a caller with a thread for each core.
+def single_threaded_calls() -> Iterator[None]:
+    """Within it, `tokenizers` encodes a batch in the thread that calls it.
 
-    Its own threads wait for the batch's last text, and for the caller to take the ids of each batch.
+    For a caller that has a thread per core: the threads of `tokenizers` would sit idle until the last text of a batch
+    is encoded and the caller has taken its ids.
     """
-    global _callers, _parallelism_before
+    global _callers, _previous_parallelism
     with _callers_lock:
         if not _callers:
-            _parallelism_before = os.environ.get(_PARALLELISM)
+            _previous_parallelism = os.environ.get(_PARALLELISM)
         _callers += 1
         os.environ[_PARALLELISM] = "false"
     try:
@@ -85,4 +86,4 @@ def one_thread_a_call() -> Iterator[None]:
             _callers -= 1
             if not _callers:
                 os.environ.pop(_PARALLELISM)
-                os.environ.update({} if _parallelism_before is None else {_PARALLELISM: _parallelism_before})
+                os.environ.update({} if _previous_parallelism is None else {_PARALLELISM: _previous_parallelism})

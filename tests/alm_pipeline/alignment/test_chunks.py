@@ -1,4 +1,4 @@
-"""`align` against an oracle that knows no order of events: it sorts everything by byte position, and filters."""
+"""`align` against an oracle that does not merge: it sorts everything by byte position and filters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -26,13 +26,13 @@ class Token:
 
 
 Element = Token | int
-"""a token, or so many uncovered bytes"""
+"""a token, or a number of uncovered bytes"""
 
 
 @dataclass(frozen=True)
 class Example:
     teacher: list[Element] | None
-    """None: dropped"""
+    """None where the example was dropped"""
     student: list[Element] | None
     assistant: tuple[bool, ...] = ()
     """by message"""
@@ -51,12 +51,12 @@ class Chunk:
 
 
 def chars(lengths: str) -> list[Element]:
-    """Content tokens of so many bytes: `chars("312")`."""
+    """Return content tokens of these numbers of bytes: `chars("312")`."""
     return [Token(int(length)) for length in lengths]
 
 
 def scaffold(*roles: TokenKind | tuple[TokenKind, int]) -> list[Element]:
-    """Tokens without bytes, by kind or by kind and turn."""
+    """Return tokens without bytes of these kinds, or kinds and turns."""
     return [Token(0, *role) if isinstance(role, tuple) else Token(0, role) for role in roles]
 
 
@@ -68,7 +68,7 @@ def unpaired(teacher: int, student: int, bytes_: int = 0, assistant: bool = Fals
     return Chunk(teacher, student, bytes_, UNPAIRED, assistant)
 
 
-# To arrays and back
+# Conversion to arrays and back
 
 
 def joined(lists: list[list]) -> list:
@@ -130,7 +130,7 @@ class Placed:
     start: int
     end: int
     token: Token | None
-    """None: uncovered bytes"""
+    """None for uncovered bytes"""
 
 
 def place(side: list[Element]) -> list[Placed]:
@@ -190,7 +190,7 @@ def oracle_gap(teacher: list[Token], student: list[Token], assistant: tuple[bool
         strict=True,
     )
     chunk = Chunk(len(pair[0]), len(pair[1]), 0, ChunkKind.PAIRED, spoken(list(pair), assistant))
-    # before the nearest pair there is none
+    # there is no pair before the nearest one
     return [*oracle_gap(*before, assistant), chunk, *oracle_gap(*after, assistant)]
 
 
@@ -199,12 +199,12 @@ def spoken(sides: list[list[Token]], assistant: tuple[bool, ...]) -> bool:
     return any(last.turn >= 0 and assistant[last.turn] and last.kind in (CONTENT, MIXED, END) for last in lasts)
 
 
-# What hypothesis draws
+# Strategies
 
 
 @st.composite
 def side_of(draw: Callable, total: int, messages: int) -> list[Element]:
-    """Elements that cover `total` bytes, with tokens without bytes between them."""
+    """Draw elements that cover `total` bytes, with tokens without bytes between them."""
     turns = st.integers(-1, messages - 1)
     cuts = sorted(draw(st.sets(st.integers(1, total - 1))) if total > 1 else set())
     lengths = [end - start for start, end in pairwise([0, *cuts, total])] if total else []
@@ -281,7 +281,7 @@ def test_shards_one_after_the_other_align_as_each_does(first: list[Example], sec
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1), max_size=4))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_tokenization_with_itself_gives_one_chunk_a_token(lengths: list[list[int]]) -> None:
+def test_aligning_a_tokenization_with_itself_gives_one_chunk_per_token(lengths: list[list[int]]) -> None:
     sides = [[Token(length) for length in example] for example in lengths]
     assert aligned(*(Example(side, side) for side in sides)) == [
         [Chunk(1, 1, length) for length in example] for example in lengths
@@ -293,7 +293,7 @@ ORDER = [(kind, turn) for turn in range(12) for kind in (START, ROLE, HEADER, EN
 
 @given(st.lists(st.sampled_from(ORDER), unique=True), st.lists(st.sampled_from(ORDER), unique=True))
 @thorough
-def test_roles_in_the_same_order_all_pair(
+def test_roles_in_the_same_order_are_all_paired(
     teacher: list[tuple[TokenKind, int]], student: list[tuple[TokenKind, int]]
 ) -> None:
     sides = [sorted(side, key=ORDER.index) for side in (teacher, student)]
@@ -302,14 +302,14 @@ def test_roles_in_the_same_order_all_pair(
     assert sum(chunk.kind == ChunkKind.PAIRED for chunk in chunks) == len(common)
 
 
-# By hand
+# Written by hand
 
 
-def test_finest_chunks() -> None:
+def test_chunks_are_the_smallest_possible() -> None:
     assert aligned_sides(chars("324"), chars("3132")) == [Chunk(1, 1, 3), Chunk(2, 3, 6)]
 
 
-def test_an_example_ends_what_the_next_one_begins() -> None:
+def test_no_chunk_crosses_from_an_example_to_the_next() -> None:
     end, begin = scaffold(EOT), scaffold(EOT)
     assert aligned(Example([*chars("5"), *end], chars("5")), Example(chars("5"), [*begin, *chars("5")])) == [
         [Chunk(1, 1, 5), unpaired(1, 0)],
@@ -317,7 +317,7 @@ def test_an_example_ends_what_the_next_one_begins() -> None:
     ]
 
 
-def test_templates_of_a_conversation() -> None:
+def test_tokens_of_two_templates_are_paired() -> None:
     teacher = [
         *scaffold(BOT, (START, 0), (ROLE, 0), (HEADER, 0)), Token(4, CONTENT, 0), *scaffold((END, 0), (TEMPLATE, 0)),
         *scaffold((START, 1), (ROLE, 1), (ROLE, 1), (HEADER, 1)), Token(2, CONTENT, 1), Token(1, CONTENT, 1),
@@ -334,13 +334,13 @@ def test_templates_of_a_conversation() -> None:
     ]  # fmt: skip
 
 
-def test_turns_tell_equal_roles_apart() -> None:
+def test_equal_roles_of_different_turns_are_not_paired() -> None:
     assert aligned_sides(scaffold((START, 1)), scaffold((START, 0)), (False,) * 2) == [unpaired(1, 1)]
     runs = scaffold((ROLE, 0), (ROLE, 1), (ROLE, 1)), scaffold((ROLE, 0), (ROLE, 0), (ROLE, 1))
     assert aligned_sides(*runs, (False,) * 2) == [paired(1, 2), paired(2, 1)]
 
 
-def test_runs_that_other_tokens_part_are_two() -> None:
+def test_a_token_in_between_splits_a_run() -> None:
     assert aligned_sides(scaffold(ROLE, TEMPLATE, ROLE), scaffold(ROLE, ROLE)) == [paired(1, 2), unpaired(2, 0)]
     parted = scaffold(ROLE, MIXED, ROLE)
     assert aligned_sides(parted, parted) == [paired(), unpaired(1, 1), paired()]
@@ -351,18 +351,18 @@ def test_tokens_without_bytes_and_role_do_not_pair(kind: TokenKind) -> None:
     assert aligned_sides(scaffold(kind), scaffold(kind)) == [unpaired(1, 1)]
 
 
-def test_crossing_roles_pair_the_same_whichever_side_is_the_teacher() -> None:
+def test_crossing_roles_are_paired_alike_if_the_sides_are_swapped() -> None:
     there, back = scaffold(START, END), scaffold(END, START)
     assert aligned_sides(there, back) == [unpaired(0, 1), paired(), unpaired(1, 0)]
     assert aligned_sides(back, there) == [unpaired(1, 0), paired(), unpaired(0, 1)]
 
 
-def test_the_nearest_role_pairs() -> None:
+def test_the_nearest_role_is_paired() -> None:
     teacher = scaffold(START, END, ROLE)
     assert aligned_sides(teacher, scaffold(BOT, HEADER, ROLE, END, START)) == [unpaired(2, 2), paired(), unpaired(0, 2)]
 
 
-def test_of_equal_roles_the_first_pairs() -> None:
+def test_the_first_of_equal_roles_is_paired() -> None:
     twice, once = scaffold(ROLE, TEMPLATE, ROLE), scaffold(BOT, HEADER, ROLE)
     assert aligned_sides(twice, once) == [unpaired(0, 2), paired(), unpaired(2, 0)]
     assert aligned_sides(once, twice) == [unpaired(2, 0), paired(), unpaired(0, 2)]
@@ -405,7 +405,7 @@ def test_uncovered_bytes(teacher: list[Element], student: list[Element], expecte
     assert aligned_sides(teacher, student) == expected
 
 
-def test_the_last_token_decides_whose_words_a_chunk_is() -> None:
+def test_the_last_token_decides_whether_a_chunk_is_an_assistants() -> None:
     turns = (False, True)
     words, question = Token(2, CONTENT, 1), Token(2, CONTENT, 0)
     assert aligned_sides([words], [words], turns) == [Chunk(1, 1, 2, assistant=True)]
@@ -418,21 +418,21 @@ def test_the_last_token_decides_whose_words_a_chunk_is() -> None:
     assert aligned_sides(scaffold((END, 1)), [], turns) == [unpaired(1, 0, assistant=True)]
 
 
-def test_empty_texts_are_not_dropped_ones() -> None:
+def test_an_empty_text_is_not_a_dropped_one() -> None:
     only, nothing = scaffold(BOT), Example([], [])
     assert aligned(
         nothing, Example(only, only), Example(only, []), Example(None, only), Example(only, None), Example(None, None)
     ) == [[], [paired()], [unpaired(1, 0)], [], [], []]
 
 
-def test_a_dropped_sides_tokens_are_passed_over() -> None:
+def test_the_other_sides_tokens_of_a_dropped_example_are_ignored() -> None:
     assert aligned(Example(None, chars("12")), Example(chars("2"), chars("2"))) == [[], [Chunk(1, 1, 2)]]
-    # the other side covers other bytes, since this one covers none
+    # the sides cover different bytes, since the dropped one covers none
     assert aligned(Example(chars("12"), None)) == [[]]
 
 
 @pytest.mark.parametrize("examples", [0, 1, 3])
-def test_no_example_left(examples: int) -> None:
+def test_a_shard_without_aligned_examples(examples: int) -> None:
     chunks = align_examples([Example(None, chars("1"))] * examples)
     assert chunks.offsets.tolist() == [0] * (examples + 1)
     assert {len(getattr(chunks, field.name)) for field in fields(chunks)[1:]} == {0}
@@ -469,7 +469,7 @@ def test_without_messages_a_turn_has_no_role() -> None:
     assert aligned_sides(scaffold((ROLE, 32_767)), scaffold((ROLE, 32_767))) == [unpaired(1, 1)]
 
 
-def test_as_many_bytes_as_int32_holds() -> None:
+def test_an_example_has_at_most_the_bytes_that_int32_holds() -> None:
     teacher, student = [Token(INT32_MAX)], [Token(INT32_MAX - 1), 1]
     assert aligned_sides(teacher, student) == [unpaired(1, 1, INT32_MAX)]
     assert aligned_sides(teacher, teacher) == [Chunk(1, 1, INT32_MAX)]
@@ -483,7 +483,7 @@ def test_types() -> None:
     assert types == [np.int64, np.int32, np.int32, np.int32, np.uint8, np.bool_]
 
 
-def test_what_is_given_is_left_alone() -> None:
+def test_the_arguments_are_not_changed() -> None:
     tokens = shard([chars("3")])
     align(tokens, tokens, AssistantTurns(offsets([0]), np.zeros(0, np.bool_)))
     assert all(getattr(tokens, field.name).flags.writeable for field in fields(tokens))

@@ -1,4 +1,4 @@
-"""Two tokens datasets to alignments, shard by shard."""
+"""Two tokens datasets are aligned shard by shard."""
 
 import shutil
 import subprocess
@@ -25,12 +25,12 @@ class Row:
 
     lengths: tuple[int, ...] = ()
     kinds: tuple[int, ...] | None = None
-    """None: content"""
+    """None if all are content"""
     turns: tuple[int, ...] | None = None
-    """None: a plain text's"""
+    """None for a plain text"""
     roles: tuple[str, ...] = ()
     uncovered: Mapping[int, int] | None = None
-    """bytes by the token that they stand before"""
+    """numbers of bytes by the token that follows them"""
     dropped: str | None = None
 
     def columns(self) -> dict[str, object]:
@@ -95,7 +95,7 @@ def test_rows(sides: tuple[Dataset, Dataset]) -> None:
         assert [row["id"] for row in rows] == [f"{shard}-{k}" for k in range(len(expected))]
         columns = ("teacher_tokens", "student_tokens", "byte_lengths", "kinds")
         assert [tuple(row[name] for name in columns) for row in rows] == expected
-        assert not any(row["assistant"] for row in rows)  # empty lists: nobody's turns
+        assert not any(row["assistant"] for row in rows)  # empty lists, since there are no turns
 
 
 def test_counts(sides: tuple[Dataset, Dataset]) -> None:
@@ -126,7 +126,7 @@ def test_conversations(tmp_path: Path) -> None:
 def test_the_sides_have_the_same_roles(tmp_path: Path) -> None:
     row = Row((0, 3, 0, 0, 2, 0), **CHAT)
     other = replace(row, roles=("user", "tool"))
-    with pytest.raises(AssertionError, match="other roles"):
+    with pytest.raises(AssertionError, match="different roles"):
         run(tokens_dataset(tmp_path, "tiny-llama", [[row]]), tokens_dataset(tmp_path, "tiny-gemma", [[other]]))
 
 
@@ -147,13 +147,13 @@ def test_resume_writes_only_the_shard_without_a_record(sides: tuple[Dataset, Dat
         name: content for name, (content, _) in before.items()
     }
     rewritten = {name for name in after if after[name][1] != before[name][1]}
-    assert rewritten == {"manifest.json", "shard-00000.json"}  # the shard itself is there
+    assert rewritten == {"manifest.json", "shard-00000.json"}  # the shard itself exists
     assert shard_files(run(*sides)) == after
 
 
 @dataclass(frozen=True)
 class Watched(Dataset):
-    """Tells of each shard that is to be written."""
+    """Records each shard that is to be written."""
 
     before: Callable[[int], None] = lambda shard: None
 
@@ -186,7 +186,7 @@ def test_label_names_the_corpus_once(sides: tuple[Dataset, Dataset]) -> None:
 
 def test_tokens_of_other_examples(tmp_path: Path, sides: tuple[Dataset, Dataset]) -> None:
     other = tokens_dataset(tmp_path, "tiny-gemma", STUDENT, examples="tiny-2")
-    with pytest.raises(UserError, match="tokens of other examples"):
+    with pytest.raises(UserError, match="tokens of different examples"):
         run(sides[0], other)
 
 

@@ -127,7 +127,7 @@ def test_other_forms(tmp_path: Path) -> None:
     assert ([example.text for example in found], dropped) == (["E\ufb01"], {"empty": 1})
     found, dropped = examples(corpus(path, normalize=("nfc", "nfd")))
     assert ([example.text for example in found], dropped) == (["\u0301"], {"no_form_fits_both_tokenizers": 1})
-    with pytest.raises(UserError, match=r"corpus.normalize: there is no form 'nfx'"):
+    with pytest.raises(UserError, match=r"corpus.normalize: 'nfx' is not a form"):
         examples(corpus(path, normalize=("nfx",)))
 
 

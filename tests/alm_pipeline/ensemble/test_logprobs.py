@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import alm_pipeline.ensemble.model as model_module
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of, load
 from alm_pipeline.ensemble.logprobs import id_logprobs, text_bits_per_byte, text_logprobs
-from alm_pipeline.models.demo import check_installed
+from alm_pipeline.models.demo.models import check_installed
 from storage.errors import UserError
 from tests import tiny
 

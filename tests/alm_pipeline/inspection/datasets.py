@@ -15,7 +15,7 @@ SIDES = ("teacher", "student")
 
 @dataclass
 class Side:
-    """One side's tokens of an example: (id, start, end) by bytes of the text; what is between two is uncovered."""
+    """One side's tokens of an example: (id, start, end) in bytes of the text. Bytes between two tokens are uncovered."""
 
     tokens: list[tuple[int, int, int]] = field(default_factory=list)
     kinds: list[int] | None = None
@@ -43,7 +43,7 @@ class Row:
 
 
 def write(root: Path, shards: Sequence[Sequence[Row]]) -> Dataset:
-    """The alignments, with the datasets that they come from."""
+    """Write the alignments and the datasets they were made from."""
     examples = Dataset(str(root), Kind.EXAMPLES, "tiny", {"of": "test"})
     sides = {
         side: Dataset(str(root), Kind.TOKENS, f"tiny-{side}", {"examples": examples.name, "side": side})
@@ -99,7 +99,7 @@ ALPHABET = "aé Ж東かカ한ก🙂1.\n\u0301अعא\ufe0f❤z"
 
 
 def random_row(random: Random, id_: str, size: int) -> Row:
-    """Random text, cut anywhere into random tokens and chunks, with uncovered runs and tokens without bytes."""
+    """Return random text in random tokens and chunks, with uncovered runs and tokens without bytes."""
     text = "".join(random.choice(ALPHABET) for _ in range(random.randrange(size)))
     row = Row(id_, text, Side(), Side(), [])
     if random.random() < 0.2:
@@ -121,7 +121,7 @@ def random_row(random: Random, id_: str, size: int) -> Row:
 
 
 def _random_tokens(random: Random, side: Side, start: int, end: int) -> int:
-    """Tokens within the bytes; some of these remain uncovered."""
+    """Add tokens within these bytes, some of which remain uncovered. Returns their number."""
     cuts = sorted(random.randint(start, end) for _ in range(random.randrange(4)))
     edges = [start, *cuts] if random.random() < 0.8 else cuts
     spans = list(zip(edges, edges[1:] if edges else [], strict=False))

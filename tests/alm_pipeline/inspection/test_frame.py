@@ -1,4 +1,4 @@
-"""The frame of chunks, against plain loops over plain rows."""
+"""The frame of chunks, compared with loops over plain rows."""
 
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ COLUMNS = ["id", "turn", "role", "start", "end", "text", "teacher", "student", "
 
 
 def expected(row: Row) -> list[dict[str, object]]:
-    """The rows of the frame, one byte and one token after the other."""
+    """Return the rows of the frame, computed byte by byte and token by token."""
     text, start = row.text.encode(), 0
     tokens = {side: iter(getattr(row, side).tokens) for side in SIDES}
     found = []
@@ -32,7 +32,7 @@ def expected(row: Row) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_random_chunks_are_those_of_a_loop(tmp_path: Path, seed: int) -> None:
+def test_the_frame_equals_a_loop(tmp_path: Path, seed: int) -> None:
     random = Random(seed)
     shards = [[random_row(random, f"{shard}-{k}", 60) for k in range(random.randrange(12))] for shard in range(2)]
     url = write(tmp_path, shards).url
@@ -45,7 +45,7 @@ def test_random_chunks_are_those_of_a_loop(tmp_path: Path, seed: int) -> None:
             assert one.drop("turn", "role").to_dicts() == expected(row)
 
 
-def test_tokens_after_uncovered_bytes_stand_where_they_are(tmp_path: Path) -> None:
+def test_tokens_after_uncovered_bytes_are_at_their_place(tmp_path: Path) -> None:
     teacher, student = Side([(7, 1, 3), (8, 5, 6)]), Side([(9, 1, 6)])
     chunks = [Chunk(0, 0, 1, ChunkKind.UNPAIRED), Chunk(2, 1, 5), Chunk(0, 0, 1, ChunkKind.UNPAIRED)]
     rows = [
@@ -90,13 +90,13 @@ def test_nothing_to_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"shard": 2}, "there is no shard 2; it has 2, from 0"),
-        ({"shard": -1}, "there is no shard -1"),
-        ({"example": "0-9"}, "shard 0 has no example 0-9; it has 0-0 to 0-1"),
-        ({"shard": 1, "example": "0-0"}, "shard 1 has no example 0-0; it is empty"),
+        ({"shard": 2}, "has no shard 2: it has 2, numbered from 0"),
+        ({"shard": -1}, "has no shard -1"),
+        ({"example": "0-9"}, "shard 0 has no example 0-9: it has 0-0 to 0-1"),
+        ({"shard": 1, "example": "0-0"}, "shard 1 has no example 0-0: it is empty"),
     ],
 )
-def test_what_is_not_there(tmp_path: Path, choice: dict[str, int | str], message: str) -> None:
+def test_a_shard_or_example_that_does_not_exist(tmp_path: Path, choice: dict[str, int | str], message: str) -> None:
     url = write(tmp_path, [[Row(f"0-{k}", "", Side(), Side(), []) for k in range(2)], []]).url
     with pytest.raises(UserError, match=message):
         chunk_frame(url, **choice)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ EVIL = '<script>alert("x")</script>\u202e&amp;\n'
         (b"", ""),
     ],
 )
-def test_labels_show_what_has_no_shape(text: bytes, label: str) -> None:
+def test_labels_spell_out_what_is_invisible(text: bytes, label: str) -> None:
     assert visible(text) == label
 
 
@@ -56,7 +56,7 @@ def url(tmp_path: Path) -> str:
     return write(tmp_path, [[dropped, plain, chat]]).url
 
 
-def test_a_picture_is_of_the_first_example_with_chunks(url: str) -> None:
+def test_by_default_the_picture_shows_the_first_example_with_chunks(url: str) -> None:
     shown = picture(url)
     assert (shown.example, shown.left) == ("<b>0</b>", 0)
     assert shown.tokenizers == {"teacher": "teacher", "student": "student"}
@@ -81,7 +81,7 @@ def test_a_picture_of_a_conversation(url: str) -> None:
     [
         ({"example": "dropped"}, "example dropped has no chunks"),
         ({"example": "none"}, "has no example none"),
-        ({"shard": 1}, "there is no shard 1"),
+        ({"shard": 1}, "has no shard 1: it has 1, numbered from 0"),
     ],
 )
 def test_what_cannot_be_pictured(url: str, choice: dict[str, str | int], message: str) -> None:
@@ -112,7 +112,7 @@ def test_a_page_runs_and_fetches_nothing(url: str) -> None:
     content = page(picture(url))
     found = _Page(content)
     assert set(found.tags) <= {
-        *("html", "meta", "title", "style", "h1", "dl", "dt", "dd"),
+        *("html", "meta", "title", "style", "h1", "header"),
         *("p", "div", "span", "main", "bdi"),
     }
     assert {name for name, _ in found.attributes} <= {
@@ -133,7 +133,7 @@ def test_a_page_shows_the_tokens_above_and_below_the_text(url: str) -> None:
     assert _Page(page(picture(url))).labels == [body[:3], body[3:], body, body, "⏎", "⏎", "⏎"]
 
 
-def test_a_page_tells_what_is_left_and_names_the_roles(url: str) -> None:
+def test_a_page_counts_the_other_chunks_and_names_the_roles(url: str) -> None:
     content = page(picture(url, "chat", chunks=1))
     assert "3 more chunks are not shown." in content
     assert '<div class="role">assistant</div>' in content
@@ -153,7 +153,7 @@ def test_a_drawing_grows_with_its_chunks(url: str) -> None:
     assert (0xFB, 0xE2, 0xB0) not in colors
 
 
-def test_what_no_font_has_is_spelt_out() -> None:
+def test_what_no_font_contains_is_spelled_out() -> None:
     pytest.importorskip("PIL")
     pytest.importorskip("fontTools")
     from alm_pipeline.inspection.fonts import Fonts

@@ -1,4 +1,4 @@
-"""Summaries of a dataset, against plain loops over plain rows."""
+"""Summaries of a dataset, compared with loops over plain rows."""
 
 import statistics
 import unicodedata
@@ -11,7 +11,13 @@ import pytest
 
 from alm_pipeline.inspection import summary
 from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
-from alm_pipeline.inspection.summary import chunk_lengths, coverage, dropped_examples, largest_chunks, summarize
+from alm_pipeline.inspection.summary import (
+    chunk_lengths,
+    coverage,
+    dropped_examples,
+    largest_chunks,
+    summarize_alignments,
+)
 from storage.schemas import ChunkKind
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, random_row, write
 
@@ -31,7 +37,7 @@ NAMES = {
 
 
 def script_of(text: str, k: int) -> str:
-    """By the character's name: independent of the blocks."""
+    """Return a character's class by its name, independently of its properties."""
     name = unicodedata.name(text[k], "")
     if unicodedata.combining(text[k]) or text[k] == "\ufe0f":
         return script_of(text, k - 1) if k else "other"
@@ -46,11 +52,11 @@ def script_of(text: str, k: int) -> str:
 
 
 def scripts(text: str) -> list[str]:
-    """One a byte."""
+    """Return the class of each byte."""
     return [script_of(text, k) for k in range(len(text)) for _ in text[k].encode()]
 
 
-def test_letters_are_of_the_script_that_their_name_begins_with() -> None:
+def test_a_letter_has_the_script_that_its_name_begins_with() -> None:
     letters = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code))[0] == "L"]
     named = [(letter, name) for letter in letters for name in NAMES if unicodedata.name(letter, "").startswith(name)]
     assert len(named) > 80_000
@@ -76,7 +82,7 @@ def test_letters_are_of_the_script_that_their_name_begins_with() -> None:
         ("ሀ\x00", ["other"] * 4),
     ],
 )
-def test_classes_of_what_is_no_letter(text: str, names: list[str]) -> None:
+def test_classes_of_other_characters(text: str, names: list[str]) -> None:
     assert [CLASSES[number] for number in byte_classes(text.encode())] == names
 
 
@@ -96,12 +102,12 @@ PROSE = {
 
 
 @pytest.mark.parametrize("name", [*CODE, *PROSE])
-def test_code_is_told_from_prose(name: str) -> None:
+def test_code_is_distinguished_from_prose(name: str) -> None:
     assert is_code({**CODE, **PROSE}[name]) == (name in CODE)
 
 
 def oracle(rows: list[Row]) -> dict[tuple[str, str], dict[str, object]]:
-    """The coverage by loops over bytes and chunks."""
+    """Compute the coverage by loops over bytes and chunks."""
     groups = [("all", "all"), *(("script", name) for name in CLASSES), ("text", "code"), ("text", "prose")]
     sizes: Counter[tuple[str, str]] = Counter()
     aligned: Counter[tuple[str, str]] = Counter()
@@ -145,7 +151,7 @@ def some_shards(seed: int) -> list[list[Row]]:
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_coverage_is_that_of_a_loop(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_coverage_equals_a_loop(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "_BLOCK_BYTES", 100)
     shards = some_shards(seed)
     found = {(row.pop("by"), row.pop("name")): row for row in coverage(write(tmp_path, shards).url).to_dicts()}
@@ -163,7 +169,7 @@ def test_bytes_of_all_scripts_are_all_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_lengths_and_largest_are_those_of_a_loop(tmp_path: Path, seed: int) -> None:
+def test_lengths_and_largest_chunks_equal_a_loop(tmp_path: Path, seed: int) -> None:
     shards = some_shards(seed)
     url = write(tmp_path, shards).url
     chunks = [(shard, row, k) for shard, rows in enumerate(shards) for row in rows for k in range(len(row.chunks))]
@@ -204,7 +210,7 @@ def test_dropped_examples_are_listed_by_side_and_reason(tmp_path: Path) -> None:
 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
-    found = summarize(write(tmp_path, [[], []]).url)
+    found = summarize_alignments(write(tmp_path, [[], []]).url)
     assert found.coverage["bytes"].sum() == 0
     assert found.coverage["share"].null_count() == len(found.coverage)
     assert (len(found.lengths), len(found.largest), len(found.dropped)) == (0, 0, 0)

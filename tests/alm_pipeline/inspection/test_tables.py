@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alm_pipeline.inspection.summary import summarize
+from alm_pipeline.inspection.summary import summarize_alignments
 from alm_pipeline.inspection.tables import tables
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, write
 
@@ -13,8 +13,11 @@ def test_tables_of_a_summary(tmp_path: Path) -> None:
         Row("0-0", "abc東京", teacher, student, [Chunk(2, 1, 3), Chunk(1, 2, 6)]),
         Row("0-1", "12", Side(dropped="too_long"), Side(dropped="changed"), []),
     ]
-    found = {title.partition(",")[0]: printed for title, _, printed in tables(summarize(write(tmp_path, [rows]).url))}
-    assert found["coverage"] == [
+    found = {
+        title.partition(",")[0]: printed
+        for title, _, printed in tables(summarize_alignments(write(tmp_path, [rows]).url))
+    }
+    assert found["coverage by script"] == [
         ["all", "11", "81.82%", "2", "4.50", "4.50", "1.50", "1.50", "3.00", "3.00"],
         ["Latin", "3", "100.00%", "1", "3.00", "3.00", "2.00", "1.00", "1.50", "3.00"],
         ["Han", "6", "100.00%", "1", "6.00", "6.00", "1.00", "2.00", "6.00", "3.00"],

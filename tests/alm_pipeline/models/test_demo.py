@@ -1,4 +1,4 @@
-"""Demo models: the cache and its errors with stand-ins; SmolLM2 where its package is installed."""
+"""Demo models: the cache and its errors are tested with fakes, SmolLM2 if its package is installed."""
 
 import json
 import math
@@ -11,8 +11,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from alm_pipeline.models import demo as demo_models
-from alm_pipeline.models.demo import DemoModel, demo_model, demo_models_folder, publish_folder
+from alm_pipeline.models.demo import models as demo_models
+from alm_pipeline.models.demo.models import DemoModel, demo_model, demo_models_folder, publish_folder
 from alm_pipeline.models.demo.tokenizer import build_tokenizer, tokenizer_config
 from storage.errors import UserError
 
@@ -107,7 +107,7 @@ def test_publishing_nowhere_raises(tmp_path):
 
 
 def gemma_metadata() -> dict[str, object]:
-    """The form of Gemma's vocabulary: byte pieces, spaces instead of ▁▁, -1000 for added tokens."""
+    """Return a vocabulary like Gemma's: byte pieces, spaces instead of ▁▁, -1000 for added tokens."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>"]
     added = ["  ", "   ", "\n", "\n\n"]
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]

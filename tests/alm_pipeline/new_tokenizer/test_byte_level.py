@@ -1,4 +1,4 @@
-"""A byte-level conversion is the source in everything but the text between control tokens: that is bytes."""
+"""A byte-level conversion equals its source, except that the text between control tokens is encoded as bytes."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def converted(source: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 def source_with(
     added: list[AddedToken], template: str | None = None, processor: processors.PostProcessor | None = None
 ) -> PreTrainedTokenizerFast:
-    """A small source of a vocabulary of letters, with these added tokens."""
+    """Return a small source with a vocabulary of letters and these added tokens."""
     backend = Tokenizer(models.BPE({letter: id_ for id_, letter in enumerate(byte_vocabulary())}, []))
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(added)
@@ -48,12 +48,12 @@ def special(literal: str) -> AddedToken:
 
 
 def literals(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The added tokens, by id."""
+    """Return the added tokens by id."""
     return [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
 
 
 def text_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> bytes:
-    """What a text is encoded to where nothing in it is a special token."""
+    """Return the ids of a text without special tokens."""
     return bytes(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
@@ -70,7 +70,7 @@ def test_an_id_is_its_byte(converted: PreTrainedTokenizerFast) -> None:
 
 
 @pytest.mark.parametrize("texts", [ADVERSARIAL_TEXTS, random_texts(1, 300)], ids=["collection", "random"])
-def test_one_token_a_byte_and_back(converted: PreTrainedTokenizerFast, texts: list[str]) -> None:
+def test_one_token_per_byte_and_exact_decoding(converted: PreTrainedTokenizerFast, texts: list[str]) -> None:
     for text in texts:
         assert text_bytes(converted, text) == text.encode()
         assert converted.decode(converted(text, add_special_tokens=False).input_ids) == text
@@ -83,7 +83,7 @@ def test_every_character(converted: PreTrainedTokenizerFast) -> None:
     assert converted.decode(list(text.encode())) == text
 
 
-@pytest.mark.timeout(30)  # far above what it takes, far below what anything but linear would
+@pytest.mark.timeout(30)  # far more than linear time needs, and far less than any other
 @pytest.mark.parametrize("text", [long_text(), "a" * 1_000_000, " " * 1_000_000], ids=["mixed", "a", "spaces"])
 def test_a_long_text(byte_level: PreTrainedTokenizerFast, text: str) -> None:
     assert text_bytes(byte_level_tokenizer(byte_level), text) == text.encode()
@@ -109,7 +109,7 @@ def test_control_tokens_keep_their_order_and_flags(
     assert converted.all_special_tokens == source.all_special_tokens
 
 
-def test_settings_are_the_sources(source: PreTrainedTokenizerFast) -> None:
+def test_settings_are_those_of_the_source(source: PreTrainedTokenizerFast) -> None:
     source = load_copy(source)
     source.model_max_length, source.padding_side = 777, "left"
     source.add_special_tokens({"extra_special_tokens": ["<extra>"]})
@@ -143,7 +143,7 @@ def test_control_tokens_without_a_flag() -> None:
     assert converted.decode(ids, skip_special_tokens=True) == "<｜User｜>\n\n<table>"
 
 
-def test_control_tokens_that_a_template_puts_together() -> None:
+def test_control_tokens_that_a_template_assembles() -> None:
     template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
@@ -160,7 +160,7 @@ def test_several_templates() -> None:
     assert converted.chat_template == source.chat_template
 
 
-def test_no_token_swallows_white_space() -> None:
+def test_no_token_absorbs_white_space() -> None:
     converted = byte_level_tokenizer(source_with([AddedToken("<end>", special=True, lstrip=True, rstrip=True)]))
     assert converted("a <end>\nb").input_ids == [*b"a ", BYTES, *b"\nb"]
 
@@ -170,7 +170,7 @@ def test_a_control_token_that_is_a_letter_of_the_alphabet() -> None:
         byte_level_tokenizer(source_with([special("!")]))
 
 
-def test_no_normalizer_nor_dummy_prefix() -> None:
+def test_neither_normalizer_nor_dummy_prefix_is_kept() -> None:
     source = load_copy(sentencepiece_tokenizer())
     source.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
@@ -192,7 +192,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_what_stands_around_a_text_is_the_sources(kind: str) -> None:
+def test_the_tokens_around_a_text_are_those_of_the_source(kind: str) -> None:
     source = source_with([special("<unused>"), special("[CLS]"), special("[SEP]")], processor=PROCESSORS[kind])
     converted = byte_level_tokenizer(source)
     for texts in (("a",), ("a", "b"), ("",)):
@@ -200,7 +200,7 @@ def test_what_stands_around_a_text_is_the_sources(kind: str) -> None:
     assert ("[CLS]" in framed(converted, "a")[0]) == (kind not in ("none", "byte level"))
 
 
-def test_begin_of_text_as_the_source(sentencepiece: PreTrainedTokenizerFast) -> None:
+def test_the_begin_of_text_token_is_that_of_the_source(sentencepiece: PreTrainedTokenizerFast) -> None:
     converted = byte_level_tokenizer(sentencepiece)
     bos = converted.bos_token_id
     assert converted("ab").input_ids == [bos, *b"ab"]
@@ -224,7 +224,7 @@ def test_templates(source: PreTrainedTokenizerFast, converted: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize("model_type", [None, "llama", "gemma3_text", "gpt2", "qwen3", "phi3", "mistral"])
-def test_auto_tokenizer_gives_it_back(
+def test_auto_tokenizer_loads_it(
     source: PreTrainedTokenizerFast, converted: PreTrainedTokenizerFast, model_type: str | None, tmp_path: Path
 ) -> None:
     converted.save_pretrained(tmp_path)

@@ -19,7 +19,7 @@ PAIRS = [("byte_level", "sentencepiece"), ("sentencepiece", "byte_level"), ("byt
 
 
 def check(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
-    """Holds for every pair: ordinary tokens as in the target, everything special as in the source."""
+    """Check what is true of every pair: ordinary tokens as in the target, special ones as in the source."""
     made = with_special_tokens(source, target)
     wanted, before = {token.content for token in control_tokens(source)}, target.get_vocab()
     gone = {token.content for token in control_tokens(target)} - wanted
@@ -32,7 +32,7 @@ def check(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, fold
     assert len(set(now.values())) == len(now) == max(now.values()) + 1
     for text in ADVERSARIAL_TEXTS:
         plain = {"add_special_tokens": False, "split_special_tokens": True}
-        if not any(token in text for token in gone):  # which are ordinary text now
+        if not any(token in text for token in gone):  # those are ordinary text now
             assert made(text, **plain).input_ids == target(text, **plain).input_ids
         bodies = [tokenizer(text, add_special_tokens=False).tokens() for tokenizer in (source, made)]
         framed = [tokenizer(text).tokens() for tokenizer in (source, made)]
@@ -52,7 +52,7 @@ def check(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, fold
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_ordinary_tokens_are_the_targets_and_special_ones_the_sources(
+def test_ordinary_tokens_are_those_of_the_target_and_special_ones_those_of_the_source(
     pair: tuple[str, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     source, target = map(request.getfixturevalue, pair)
@@ -67,11 +67,11 @@ def test_with_real_tokenizers(pair: tuple[str, str], tmp_path: Path) -> None:
     check(real_tokenizers.require(pair[0]), real_tokenizers.require(pair[1]), tmp_path)
 
 
-def test_ids_that_stay_free_are_reserved(byte_level: PreTrainedTokenizerFast) -> None:
+def test_ids_that_remain_free_are_reserved(byte_level: PreTrainedTokenizerFast) -> None:
     target = tiny.sentencepiece_tokenizer()
     made = with_special_tokens(byte_level, target)
     tokens = made.convert_ids_to_tokens(range(6))
-    # pad, eos, bos, unk, start and end of turn: three are taken, and the model can't do without <unk>
+    # pad, eos, bos, unk, start and end of turn: three are replaced, and the model needs <unk>
     assert tokens == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<|reserved 0|>", "<|reserved 1|>"]
     assert len(made) == len(target)
 
@@ -98,7 +98,7 @@ def test_a_vocabulary_that_needs_its_own_is_refused(byte_level: PreTrainedTokeni
         with_special_tokens(byte_level, PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
-def test_auto_keeps_the_sources_where_the_target_lacks_something(
+def test_auto_keeps_the_sources_special_tokens_if_the_target_lacks_some(
     byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast
 ) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=byte_level.backend_tokenizer, chat_template=tiny.CHATML)

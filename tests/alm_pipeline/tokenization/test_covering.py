@@ -1,11 +1,11 @@
-"""What a rendered conversation's tokens stand for, against a walk over single bytes."""
+"""What the tokens of a rendered conversation cover, compared with a walk over single bytes."""
 
 import random
 
 import numpy as np
 import pytest
 
-from alm_pipeline.tokenization.chat.template import Rendering
+from alm_pipeline.tokenization.chat.template import RenderedConversation
 from alm_pipeline.tokenization.covering import Covering, cover
 from alm_pipeline.tokenization.spans import Spans
 from storage.schemas import TokenKind
@@ -13,12 +13,12 @@ from storage.schemas import TokenKind
 CONTENT, MIXED, TEMPLATE = TokenKind.CONTENT, TokenKind.MIXED, TokenKind.TEMPLATE
 START, END = TokenKind.START_OF_TURN, TokenKind.END_OF_TURN
 Part = tuple[int, TokenKind, int, int]
-"""bytes, kind, turn, and of a content the byte of the joined contents that it begins with"""
+"""bytes, kind, turn, and for a content its first byte in the joined contents"""
 
 
-def rendering(parts: list[Part]) -> Rendering:
+def rendering(parts: list[Part]) -> RenderedConversation:
     sizes, kinds, turns, starts = zip(*parts, strict=True)
-    return Rendering("x" * sum(sizes), np.cumsum(sizes), *map(np.array, (kinds, turns, starts)))
+    return RenderedConversation("x" * sum(sizes), np.cumsum(sizes), *map(np.array, (kinds, turns, starts)))
 
 
 def spans(lengths: list[int]) -> Spans:
@@ -34,7 +34,7 @@ def runs(covering: Covering) -> list[tuple[int, int]]:
     return list(zip(covering.uncovered.at.tolist(), covering.uncovered.bytes.tolist(), strict=True))
 
 
-def test_tokens_of_one_part_each() -> None:
+def test_tokens_that_cover_one_span_each() -> None:
     parts = [(3, START, 0, -1), (5, CONTENT, 0, 0), (2, END, 0, -1), (1, TEMPLATE, -1, -1)]
     covering = covered(parts, [3, 2, 3, 2, 1], [5])
     assert covering.byte_lengths.tolist() == [0, 2, 3, 0, 0]
@@ -43,14 +43,14 @@ def test_tokens_of_one_part_each() -> None:
     assert runs(covering) == []
 
 
-def test_a_token_over_several_parts() -> None:
+def test_a_token_that_covers_several_spans() -> None:
     parts = [(2, START, 0, -1), (2, TokenKind.ROLE, 0, -1), (4, CONTENT, 0, 0), (2, TEMPLATE, 0, -1)]
     covering = covered(parts, [3, 2, 2, 3], [4])
     assert covering.kinds.tolist() == [TEMPLATE, MIXED, CONTENT, MIXED]
     assert covering.byte_lengths.tolist() == [0, 1, 2, 1]
 
 
-def test_a_token_without_bytes_is_no_content() -> None:
+def test_a_token_without_bytes_is_not_content() -> None:
     covering = covered([(4, CONTENT, 0, 0)], [0, 4, 0], [4])
     assert covering.kinds.tolist() == [TEMPLATE, CONTENT, TEMPLATE]
 
@@ -60,39 +60,39 @@ def test_a_token_without_bytes_is_no_content() -> None:
     [
         # trimmed at the front: before the content's first token
         ([(2, START, 0, -1), (3, CONTENT, 0, 2), (2, END, 0, -1)], [5], [(1, 2)]),
-        # at the end: right behind the content, before what ends the turn
+        # trimmed at the end: right after the content, before what ends the turn
         ([(2, START, 0, -1), (3, CONTENT, 0, 0), (2, END, 0, -1)], [5], [(2, 2)]),
-        # inside, where the template has something else or nothing
+        # omitted inside, where the template has other text or nothing
         ([(1, CONTENT, 0, 0), (2, TEMPLATE, 0, -1), (3, CONTENT, 0, 4)], [7], [(1, 3)]),
         ([(3, CONTENT, 0, 0), (2, CONTENT, 0, 4)], [6], [(1, 1)]),
         # nothing of the message is shown
         ([(2, START, 0, -1), (2, END, 0, -1), (2, START, 1, -1), (2, CONTENT, 1, 3)], [3, 5], [(1, 3)]),
         ([(2, START, 0, -1), (2, START, 1, -1), (2, CONTENT, 1, 3)], [3, 5], [(1, 3)]),
         ([(2, START, 0, -1), (2, CONTENT, 0, 0), (2, TEMPLATE, -1, -1)], [2, 5], [(3, 3)]),
-        # the end of one message and the front of the next, each at its own message
+        # the end of one message and the start of the next, each at its own message
         ([(2, CONTENT, 0, 0), (2, END, 0, -1), (2, CONTENT, 1, 5)], [3, 7], [(1, 1), (2, 2)]),
     ],
 )
-def test_where_left_out_content_stands(
+def test_the_place_of_omitted_content(
     parts: list[Part], message_ends: list[int], expected: list[tuple[int, int]]
 ) -> None:
     covering = covered(parts, [size for size, *_ in parts], message_ends)
     assert runs(covering) == expected
 
 
-def test_content_that_the_tokenizer_throws_away() -> None:
+def test_content_that_the_tokenizer_removes() -> None:
     given = rendering([(2, START, 0, -1), (6, CONTENT, 0, 0), (2, END, 0, -1)])
     covering = cover(given, Spans(np.array([0, 2, 6, 8]), np.array([2, 5, 8, 10])), np.array([6]))
     assert covering.byte_lengths.tolist() == [0, 3, 2, 0]
     assert runs(covering) == [(2, 1)]
 
 
-def test_contents_that_are_lost_are_an_error() -> None:
+def test_lost_content_is_an_error() -> None:
     with pytest.raises(AssertionError):
         covered([(2, CONTENT, 0, 0), (2, CONTENT, 0, 0)], [4], [2])
 
 
-def test_against_a_walk_over_bytes() -> None:
+def test_it_equals_a_walk_over_bytes() -> None:
     rng = random.Random(0)
     for _ in range(300):
         parts, at = [], 0

@@ -1,4 +1,4 @@
-"""Every kept example's tokens spell its text exactly; what is not exact is dropped by name."""
+"""The tokens of every example spell its text exactly, or it is dropped for a named reason."""
 
 import json
 from typing import Any
@@ -70,7 +70,7 @@ def rebuilt(tokenizer: PreTrainedTokenizerFast, change: dict[str, Any], template
 
 
 def dummy_prefix(template: str | None = None) -> ByteEncoder:
-    """As Llama 2's: U+2581 before every stretch of text, and for every space."""
+    """Return a tokenizer like Llama 2's: U+2581 before every stretch of text, and for every space."""
     vocabulary = ["<unk>", "<s>", "</s>", *BYTE_PIECES, "\u2581", "\u2581Hi", *"Hiasername|", "\u2581\u2581"]
     vocabulary += ["\u2581H"]
     ids = {token: id_ for id_, token in enumerate(dict.fromkeys(vocabulary))}
@@ -92,7 +92,7 @@ def encoded(encoder: ByteEncoder, text: str) -> EncodedExample:
 
 
 def reason(encoder: ByteEncoder, text: str) -> str | None:
-    """Why a text that stands among others has no tokens."""
+    """Return why a text has no tokens, encoded among others."""
     return encoder.encode(["the fox", text, "a"]).dropped[1]
 
 
@@ -143,7 +143,7 @@ def test_byte_level_keeps_every_text(text: str) -> None:
 @example("<|im_end|> <bos><0x0A>")
 @example("\u2581")
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_sentencepiece_drops_only_what_holds_its_space(text: str) -> None:
+def test_sentencepiece_drops_only_texts_with_its_stand_in_for_a_space(text: str) -> None:
     encoder = ENCODERS["sentencepiece"]
     if "\u2581" in text:
         assert reason(encoder, text) is Dropped.STAND_IN
@@ -194,7 +194,7 @@ def test_begin_of_text_covers_no_byte() -> None:
         ("Hi Hi", ["<s>", "\u2581Hi", "\u2581Hi"], [0, 2, 3]),
     ],
 )
-def test_a_dummy_prefix_is_no_byte_of_the_text(text: str, tokens: list[str], lengths: list[int]) -> None:
+def test_a_dummy_prefix_covers_no_byte_of_the_text(text: str, tokens: list[str], lengths: list[int]) -> None:
     encoder = dummy_prefix()
     row = encoded(encoder, text)
     assert tokens_of(encoder, row) == tokens
@@ -254,11 +254,11 @@ def test_an_unknown_token_is_dropped(sentencepiece: PreTrainedTokenizerFast) -> 
     encoder = rebuilt(sentencepiece, {"model": state | {"byte_fallback": False}}, bare)
     assert reason(encoder, "\u6771") is Dropped.UNKNOWN_TOKEN
     assert conversation(encoder, "\u6771") is Dropped.UNKNOWN_TOKEN
-    # what it spells is the text, and it still is not known what it stands for
+    # its spelling is the text, but what it stands for is unknown all the same
     assert reason(encoder, "<unk>\u6771") is Dropped.UNKNOWN_TOKEN
 
 
-def test_a_special_token_that_swallows_white_space(byte_level: PreTrainedTokenizerFast) -> None:
+def test_a_special_token_that_absorbs_white_space(byte_level: PreTrainedTokenizerFast) -> None:
     added = json.loads(byte_level.backend_tokenizer.to_str())["added_tokens"]
     encoder = rebuilt(byte_level, {"added_tokens": [token | {"rstrip": True} for token in added]}, CHATML)
     row = kept(encoder, "Hi", " a\n")
@@ -267,7 +267,7 @@ def test_a_special_token_that_swallows_white_space(byte_level: PreTrainedTokeniz
     bare = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
     encoder = rebuilt(byte_level, {"added_tokens": [token | {"rstrip": True} for token in added]}, bare)
     row = kept(encoder, "  Hi")
-    # what it swallows is the content's, so it is no scaffold alone
+    # the white space belongs to the content, so the token is not only the template's
     assert (row.kinds[0], row.byte_lengths[0]) == (TokenKind.MIXED, 2)
 
 
@@ -289,7 +289,7 @@ def test_saved_truncation_and_padding_are_ignored() -> None:
     assert rows.offsets.tolist() == plain.offsets.tolist()
 
 
-def test_texts_and_conversations_in_turn() -> None:
+def test_texts_and_conversations_alternately() -> None:
     encoder = ByteEncoder(LoadedTokenizer.of(byte_level_tokenizer()))
     first = encoded(encoder, "<|im_end|>")
     kept(encoder, "Hi")
@@ -325,7 +325,7 @@ def test_special_tokens_that_a_content_spells_are_text(family: str) -> None:
     inside = row.byte_lengths > 0
     assert not encoder.view.special[row.token_ids[inside]].any()
     assert encoder.view.special[row.token_ids[~inside]].any()
-    # the rest is as in a conversation without them
+    # the rest equals a conversation without them
     plain = kept(encoder, "a", "c")
     scaffold = [token for token, kind in kind_of(encoder, row) if kind != "CONTENT"]
     assert scaffold == [token for token, kind in kind_of(encoder, plain) if kind != "CONTENT"]
@@ -350,7 +350,7 @@ def test_template_that_changes_a_content_drops_that_conversation() -> None:
     assert conversation(ByteEncoder(LoadedTokenizer.of(tokenizer)), "Hi ") is Dropped.TEMPLATE_CHANGES_CONTENT
 
 
-def test_what_a_template_trims_is_covered_by_no_token() -> None:
+def test_no_token_covers_what_a_template_trims() -> None:
     encoder = ENCODERS["sentencepiece"]
     row = conversation(encoder, " Hi \n", "the fox")
     assert isinstance(row, EncodedExample)
@@ -370,7 +370,7 @@ def test_check_vocabulary(family: str) -> None:
         check_vocabulary(view, view.size - 1, "a model")
 
 
-def test_a_conversation_that_the_template_refuses_is_dropped_alone() -> None:
+def test_only_the_conversation_that_the_template_refuses_is_dropped() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
@@ -383,7 +383,7 @@ def test_a_conversation_that_the_template_refuses_is_dropped_alone() -> None:
 
 
 def bert(lowercase: bool = False) -> ByteEncoder:
-    """WordPiece, as BERT's: no token covers white space."""
+    """Return a WordPiece tokenizer like BERT's: no token covers white space."""
     words = ["[UNK]", "[CLS]", "[SEP]", "play", "##ing", "##s", "the", ".", "P", "e", "##e"]
     backend = Tokenizer(models.WordPiece({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -426,7 +426,7 @@ def test_unigram_with_byte_fallback() -> None:
     assert reason(unigram(byte_fallback=False), "a\u6771") is Dropped.UNKNOWN_TOKEN
 
 
-def test_a_dummy_prefix_at_the_texts_front_only() -> None:
+def test_a_dummy_prefix_at_the_start_of_the_text_only() -> None:
     encoder = unigram()
     literal = kept(encoder, "the<s> a", "the")
     assert tokens_of(encoder, literal)[:2] == ["<s>", "<0x74>"]

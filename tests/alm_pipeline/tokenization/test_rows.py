@@ -36,7 +36,7 @@ ROWS: list[EncodedExample | str] = [
 ]
 
 
-def test_the_rows_come_back() -> None:
+def test_a_batch_returns_its_rows() -> None:
     batch = EncodedBatch.of(ROWS)
     assert len(batch) == 4
     assert [plain(batch.example(row)) for row in range(4)] == [plain(row) for row in ROWS]
@@ -69,7 +69,7 @@ def test_gaps_between_spans() -> None:
 
 
 def test_special_tokens_around_each_row() -> None:
-    batch = surround(EncodedBatch.of(ROWS), before=[100, 101], behind=[102, 103])
+    batch = surround(EncodedBatch.of(ROWS), before=[100, 101], after=[102, 103])
     row = batch.example(0)
     assert isinstance(row, EncodedExample)
     assert row.token_ids.tolist() == [100, 101, 7, 8, 9, 102, 103]
@@ -88,12 +88,12 @@ def test_special_tokens_around_each_row() -> None:
 def test_a_dropped_row_loses_its_tokens() -> None:
     batch = EncodedBatch.of([example(1, 2), example(3, uncovered=((0, 1),)), example(4)])
     cut = EncodedBatch(**{**vars(batch), "dropped": [None, "unknown_token", None]})
-    kept = surround(cut, before=[], behind=[9])
+    kept = surround(cut, before=[], after=[9])
     assert kept.token_ids.tolist() == [1, 2, 9, 4, 9]
     assert kept.uncovered == {}
     assert kept.columns()["token_ids"].to_pylist() == [[1, 2, 9], [], [4, 9]]
 
 
-def test_nothing_to_put_around() -> None:
+def test_without_special_tokens_the_batch_is_unchanged() -> None:
     batch = EncodedBatch.of([example(1), example()])
-    assert surround(batch, before=[], behind=[]) is batch
+    assert surround(batch, before=[], after=[]) is batch

@@ -1,4 +1,4 @@
-"""Spans of tokens in a text: exact, or none."""
+"""The spans of tokens in a text are exact, or None."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 
 
 def view_of(*tokens: str, special: tuple[AddedToken, ...] = ()) -> ByteView:
-    """A SentencePiece-style vocabulary; ids in the order given."""
+    """Return a SentencePiece-style vocabulary with ids in this order."""
     tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, []))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     tokenizer.decoder = decoders.Replace("\u2581", " ")
@@ -25,7 +25,7 @@ def word_pieces(*tokens: str) -> ByteView:
 
 
 def pieces(view: ByteView, text: str, *ids: int, cut_out: tuple[int, ...] = ()) -> list[str] | None:
-    """What each token covers."""
+    """Return what each token covers."""
     added = np.isin(np.array(ids), cut_out)
     spans = token_spans(view, np.array(ids, np.int32), added, text.encode())
     if spans is None:
@@ -40,7 +40,7 @@ def test_the_spellings_are_the_text() -> None:
 
 
 @pytest.mark.parametrize(("text", "ids"), [("ab", [0]), ("a", [0, 0]), ("b", [0]), ("", [0]), ("a ", [0])])
-def test_another_text_has_no_spans(text: str, ids: list[int]) -> None:
+def test_tokens_that_spell_another_text_have_no_spans(text: str, ids: list[int]) -> None:
     assert pieces(view_of("a", "\u2581"), text, *ids) is None
 
 
@@ -51,33 +51,33 @@ def test_a_dummy_prefix_is_covered_by_no_token() -> None:
     assert pieces(view, " ", 2) == [" "]
 
 
-def test_a_dummy_prefix_behind_each_added_token() -> None:
+def test_a_dummy_prefix_after_each_added_token() -> None:
     view = view_of("\u2581a", special=(AddedToken("<s>"),))
     assert pieces(view, "a<s>a a<s>", 0, 1, 0, 0, 1, cut_out=(1,)) == ["a", "<s>", "a", " a", "<s>"]
-    # a space that is there is no dummy
+    # a space of the text is not a dummy prefix
     assert pieces(view, "a<s> a", 0, 1, 0, cut_out=(1,)) == ["a", "<s>", " a"]
     assert pieces(view, "a<s>a", 0, 1, 0) is None
 
 
-def test_a_space_before_an_added_token_is_no_dummy_prefix() -> None:
+def test_a_space_before_an_added_token_is_not_a_dummy_prefix() -> None:
     view = view_of("\u2581", "\u2581\u2581", special=(AddedToken("<s>"),))
     assert pieces(view, " <s>", 1, 2, cut_out=(2,)) == [" ", "<s>"]
     assert pieces(view, " <s>", 0, 2, cut_out=(2,)) == [" ", "<s>"]
 
 
-def test_added_tokens_swallow_white_space_beside_them() -> None:
+def test_added_tokens_absorb_white_space_beside_them() -> None:
     view = view_of("a", special=(AddedToken("<b>", lstrip=True, rstrip=True), AddedToken("<r>", rstrip=True)))
     assert pieces(view, "a\n <b>\u3000\n\n a", 0, 1, 0, cut_out=(1,)) == ["a", "\n <b>\u3000\n\n ", "a"]
     assert pieces(view, "a<r> <r> ", 0, 2, 2, cut_out=(2,)) == ["a", "<r> ", "<r> "]
     assert pieces(view, "a <r>", 0, 2, cut_out=(2,)) is None
 
 
-def test_an_added_token_that_is_not_there() -> None:
+def test_an_added_token_that_the_text_does_not_contain() -> None:
     view = view_of("a", special=(AddedToken("<s>"),))
     assert pieces(view, "aaa", 0, 1, 0, cut_out=(1,)) is None
 
 
-def test_white_space_between_word_pieces_is_covered_by_none() -> None:
+def test_no_token_covers_white_space_between_word_pieces() -> None:
     view = word_pieces("[UNK]", "play", "##ing", "##s", "ok")
     spans = token_spans(view, np.array([1, 2, 4, 1, 3], np.int32), np.zeros(5, bool), b"  playing\tok \n plays ")
     assert spans is not None
@@ -88,7 +88,7 @@ def test_white_space_between_word_pieces_is_covered_by_none() -> None:
     assert pieces(view, "ok [MASK] ok", 4, 5, 4, cut_out=(5,)) == ["ok", "[MASK]", "ok"]
 
 
-def test_only_white_space_is_thrown_away() -> None:
+def test_only_white_space_may_be_removed() -> None:
     view = word_pieces("[UNK]", "a")
-    assert pieces(view, "a\x1ca", 1, 1) is None  # a control character, which is no white space in Unicode
+    assert pieces(view, "a\x1ca", 1, 1) is None  # a control character, which is not white space in Unicode
     assert pieces(view, "a\u2003a", 1, 1) == ["a", "a"]

@@ -1,4 +1,4 @@
-"""The compiled comparison of spellings with texts, against one in plain Python."""
+"""The compiled comparison of spellings with texts gives the results of plain Python."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ def oracle(ids: list[int], text: bytes) -> tuple[list[int], bool]:
 
 @given(st.lists(st.tuples(rows, st.sampled_from(["same", "shorter", "without", "other"])), max_size=5))
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_as_in_plain_python(examples: list[tuple[list[int], str]]) -> None:
+def test_it_equals_plain_python(examples: list[tuple[list[int], str]]) -> None:
     ids = [row for row, _ in examples]
     spellings = [b"".join(VOCABULARY[id_] for id_ in row) for row in ids]
     change = {

@@ -1,9 +1,9 @@
-"""Examples to tokens, shard by shard."""
+"""Examples are encoded shard by shard."""
 
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,20 +12,14 @@ import pytest
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines import findings
+from alm_pipeline.tokenization.encoders import Encoders
+from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests.corpora import conversations, text_examples
-
-
-@pytest.fixture(autouse=True)
-def other_process() -> Callable[[], None]:
-    """What this process keeps in memory is gone, and goes whenever it is called."""
-    stage._shared_encoding.cache_clear()
-    return stage._shared_encoding.cache_clear
-
 
 SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog " * 40]]
 
@@ -34,14 +28,19 @@ def shard_files(dataset: Dataset) -> dict[str, tuple[bytes, int]]:
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in sorted(Path(dataset.url).iterdir())}
 
 
-def run(examples: Dataset, tokenizer: str, max_tokens: int | None = None) -> Dataset:
+def run(
+    examples: Dataset,
+    tokenizer: str,
+    max_tokens: int | None = None,
+    engines: Mapping[str, EngineFactory] = FAST_ENGINES,
+) -> Dataset:
     tokens = tokens_dataset(examples, LoadedTokenizer(tokenizer), max_tokens)
-    tokenize(examples, tokens, LoadedTokenizer(tokenizer), max_tokens)
+    tokenize(examples, tokens, LoadedTokenizer(tokenizer), max_tokens, encoders=Encoders(engines))
     return tokens
 
 
 @pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
-def test_rows_are_the_encoders(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_rows_are_those_of_the_encoder(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(family)
     tokens = run(text_examples(tmp_path, SHARDS), tokenizer)
     encoder = ByteEncoder(LoadedTokenizer(tokenizer))
@@ -51,7 +50,7 @@ def test_rows_are_the_encoders(family: str, tmp_path: Path, request: pytest.Fixt
         batch = encoder.encode(texts)
         columns = {name: column.to_pylist() for name, column in batch.columns().items()}
         assert [row.pop("id") for row in rows] == [f"{shard}-{k}" for k in range(len(texts))]
-        assert not any(row["turns"] for row in rows)  # of plain texts
+        assert not any(row["turns"] for row in rows)  # empty for plain texts
         assert rows == [{name: column[k] for name, column in columns.items()} for k in range(len(texts))]
 
 
@@ -85,55 +84,56 @@ def test_conversations(tmp_path: Path, gemma_folder: str) -> None:
 MANY = [[f"The fox {shard} jumps over {k} dogs <|im_end|>." for k in range(4)] for shard in range(4)]
 
 
-def engines_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The engine of each shard that is written from now on."""
-    used: list[str] = []
-    write = stage._write_shard
+def recording(shards: set[int], wrong_on: str | None = None) -> Mapping[str, EngineFactory]:
+    """Kitoken as the only fast engine, which records the shards of `MANY` whose texts it encodes.
 
-    def spy(*arguments: object) -> None:
-        used.append(engine_now[0])
-        write(*arguments)  # type: ignore[arg-type]
+    For texts that contain `wrong_on` it gives wrong ids.
+    """
 
-    engine_now = ["tokenizers"]
-    choose = stage._fast_if_proven
+    class RecordingEngine(KitokenEngine):
+        def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+            shards.update(int(text.split()[2]) for text in texts if text.startswith("The fox "))
+            rows = super().encode(texts, special_literals=special_literals)
+            pairs = zip(texts, rows, strict=True)
+            return [row[::-1] if wrong_on and wrong_on in text else row for text, row in pairs]
 
-    def chosen(*arguments: object) -> object:
-        engine = choose(*arguments)  # type: ignore[arg-type]
-        engine_now[0] = engine.name
-        return engine
-
-    monkeypatch.setattr(stage, "_write_shard", spy)
-    monkeypatch.setattr(stage, "_fast_if_proven", chosen)
-    return used
-
-
-@pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
-def test_the_fast_engine_takes_over_and_writes_the_same(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    tokenizer = request.getfixturevalue(family)
-    used = engines_used(monkeypatch)
-    fast = run(text_examples(tmp_path / "fast", MANY), tokenizer)
-    assert used == ["tokenizers", "kitoken", "kitoken", "kitoken"]
-    monkeypatch.setattr(stage, "_SHARDS_WORTH_A_PROOF", 99)
-    standard = run(text_examples(tmp_path / "standard", MANY), tokenizer)
-    assert {name: content for name, (content, _) in shard_files(fast).items()} == {
-        name: content for name, (content, _) in shard_files(standard).items()
-    }
-
-
-def run_groups(examples: Dataset, tokenizer: str, groups: list[list[int]]) -> Dataset:
-    tokens = tokens_dataset(examples, LoadedTokenizer(tokenizer), None)
-    with ThreadPoolExecutor(3) as pool:  # also at once
-        done = pool.map(lambda group: tokenize(examples, tokens, LoadedTokenizer(tokenizer), None, group), groups)
-        assert list(done) == [None] * len(groups)
-    assert tokens.manifest() is None
-    tokenize(examples, tokens, LoadedTokenizer(tokenizer), None)
-    return tokens
+    return {"kitoken": RecordingEngine}
 
 
 def contents(dataset: Dataset) -> dict[str, bytes]:
     return {name: content for name, (content, _) in shard_files(dataset).items()}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
+def test_the_fast_engine_takes_over_and_writes_the_same(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(family)
+    shards: set[int] = set()
+    fast = run(text_examples(tmp_path / "fast", MANY), tokenizer, engines=recording(shards))
+    assert shards == {0, 1, 2, 3}  # shard 0 in the trial
+    assert contents(fast) == contents(run(text_examples(tmp_path / "standard", MANY), tokenizer, engines={}))
+
+
+def test_a_few_shards_are_not_worth_a_trial(tmp_path: Path, llama_folder: str) -> None:
+    shards: set[int] = set()
+    run(text_examples(tmp_path, MANY[:2]), llama_folder, engines=recording(shards))
+    assert shards == set()
+
+
+def run_groups(examples: Dataset, tokenizer: str, groups: list[list[int]]) -> Dataset:
+    loaded, encoders = LoadedTokenizer(tokenizer), Encoders()
+    tokens = tokens_dataset(examples, loaded, None)
+    with ThreadPoolExecutor(3) as pool:
+        done = pool.map(lambda group: tokenize(examples, tokens, loaded, None, group, encoders=encoders), groups)
+        assert list(done) == [None] * len(groups)
+    assert tokens.manifest() is None
+    tokenize(examples, tokens, loaded, None, encoders=encoders)
+    return tokens
 
 
 @pytest.mark.parametrize("groups", [[[0, 1, 2, 3]], [[3], [1], [0], [2]], [[2, 3], [0, 1]], [[1, 2], [], [3, 0]]])
@@ -145,85 +145,71 @@ def test_groups_of_shards_are_written_as_all_at_once(
     assert contents(parts) == contents(whole)
 
 
-def test_a_process_proves_the_engine_once_for_its_groups(
-    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used = engines_used(monkeypatch)
-    examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
-    for group in ([2], [3, 1]):
-        tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, group)
-    assert used == ["tokenizers", "kitoken", "kitoken"]
-    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None)
+def tokenize_group(
+    examples: Dataset, tokenizer: LoadedTokenizer, encoders: Encoders, group: list[int] | None
+) -> Dataset:
+    tokens = tokens_dataset(examples, tokenizer, None)
+    tokenize(examples, tokens, tokenizer, None, group, encoders=encoders)
+    return tokens
+
+
+def test_a_process_prepares_one_encoder_for_its_groups(tmp_path: Path, llama_folder: str) -> None:
+    shards: set[int] = set()
+    examples, encoders = text_examples(tmp_path, MANY), Encoders(recording(shards))
+    tokens = tokenize_group(examples, LoadedTokenizer(llama_folder), encoders, [2])
+    assert shards == {2}  # in the trial
+    prepared, unused = encoders.prepared(tokens.name), LoadedTokenizer(llama_folder)
+    tokenize_group(examples, unused, encoders, [3, 1])
+    assert shards == {1, 2, 3}
+    assert encoders.prepared(tokens.name) is prepared
+    assert "fast" not in vars(unused)
+    tokenize_group(examples, LoadedTokenizer(llama_folder), encoders, None)
     assert tokens.complete_manifest().rows == 16
+    assert encoders.prepared(tokens.name) is None
 
 
-def test_what_one_process_found_is_not_found_again(
-    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, other_process: Callable[[], None]
+def test_another_process_does_not_repeat_the_trial(tmp_path: Path, llama_folder: str) -> None:
+    examples, tokenizer = text_examples(tmp_path, MANY), LoadedTokenizer(llama_folder)
+    tokenize_group(examples, tokenizer, Encoders(), [2])
+    shards: set[int] = set()
+    tokenize_group(examples, tokenizer, Encoders(recording(shards)), [0, 1, 3])
+    assert shards == {0, 1, 3}
+
+
+def test_another_process_does_not_repeat_a_trial_that_failed(
+    tmp_path: Path, llama_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
-    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [2])
-    other_process()
-    monkeypatch.setattr(KitokenEngine, "_misread", None)
-    monkeypatch.setattr(stage, "_difference", None)
-    used = engines_used(monkeypatch)
-    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [0, 1, 3])
-    assert used == ["kitoken"] * 3
+    examples, tokenizer = text_examples(tmp_path, MANY), LoadedTokenizer(llama_folder)
+    shards: set[int] = set()
+    tokens = tokenize_group(examples, tokenizer, Encoders(recording(shards, wrong_on="0 dogs")), [1])
+    assert shards == {1}
+    tokenize_group(examples, tokenizer, Encoders(recording(shards)), [0, 2, 3])
+    assert shards == {1}
+    assert (
+        warnings(caplog) == [f"{tokens.label}: not encoded with kitoken: kitoken gives different ids for shard 1"] * 2
+    )
 
 
-def test_what_one_process_found_against_the_engine_holds_for_others(
-    tmp_path: Path,
-    llama_folder: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    other_process: Callable[[], None],
-) -> None:
-    monkeypatch.setattr(stage, "KitokenEngine", WrongOn)
-    monkeypatch.setattr(WrongOn, "word", "0 dogs")
-    used = engines_used(monkeypatch)
-    examples = text_examples(tmp_path, MANY)
-    tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
-    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [1])
-    other_process()
-    for effort in ("KitokenEngine", "_difference"):
-        monkeypatch.setattr(stage, effort, None)
-    tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [0, 2, 3])
-    assert used == ["tokenizers"] * 4
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{tokens.label}: encoded with the standard engine, since kitoken gives other ids for shard 1"
-    ] * 2
-
-
-def test_a_folder_that_can_not_be_written_to_or_holds_nonsense_costs_time_only(
+def test_without_findings_the_trial_is_repeated(
     tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def tried_shards(name: str) -> set[int]:
+        shards: set[int] = set()
+        run(text_examples(tmp_path / name, MANY), llama_folder, engines=recording(shards, wrong_on="0 dogs"))
+        return shards
+
     (tmp_path / "file").touch()
-    proofs: list[object] = []
-    prove = stage._difference
-    monkeypatch.setattr(stage, "_difference", lambda *arguments: proofs.append(arguments) or prove(*arguments))
-    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "file")
-    run(text_examples(tmp_path / "first", MANY), llama_folder)
-    monkeypatch.setattr(findings, "cache_folder", lambda: tmp_path / "machine")
-    run(text_examples(tmp_path / "second", MANY), llama_folder)
-    for kept in (tmp_path / "machine").rglob("*.json"):
-        kept.write_text("{")
-    run(text_examples(tmp_path / "third", MANY), llama_folder)
-    assert len(proofs) == 3
+    monkeypatch.setattr(registry, "cache_folder", lambda: tmp_path / "file")
+    assert tried_shards("first") == {0}
+    monkeypatch.setattr(registry, "cache_folder", lambda: tmp_path / "machine")
+    assert tried_shards("second") == {0}
+    assert tried_shards("third") == set()
+    for finding in (tmp_path / "machine").rglob("*.json"):
+        finding.write_text("{")
+    assert tried_shards("fourth") == {0}
 
 
-def test_another_version_of_an_engine_or_of_what_asks_it_is_proven_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = findings.Finding("whether", "this")
-    assert finding.keep({"difference": None}) == {"difference": None} == finding.known()
-    assert findings.Finding("whether", "that").known() is None
-    for decides, changed in (("installed_version", lambda _: "99"), ("_own_code", lambda: "edited")):
-        with monkeypatch.context() as patch:
-            patch.setattr(findings, decides, changed)
-            assert findings.Finding("whether", "this").known() is None
-    assert findings.Finding("whether", "this").known()
-
-
-def test_where_nothing_is_missing_no_tokenizer_is_loaded(tmp_path: Path, llama_folder: str) -> None:
+def test_if_nothing_is_missing_no_tokenizer_is_loaded(tmp_path: Path, llama_folder: str) -> None:
     examples = text_examples(tmp_path, MANY)
     tokens = tokens_dataset(examples, LoadedTokenizer(llama_folder), None)
     tokenize(examples, tokens, LoadedTokenizer(llama_folder), None, [3, 2, 1, 0])
@@ -235,64 +221,48 @@ def test_where_nothing_is_missing_no_tokenizer_is_loaded(tmp_path: Path, llama_f
     assert "fast" not in vars(tokenizer)
 
 
-def test_shards_that_are_not_there_are_refused(tmp_path: Path, llama_folder: str) -> None:
+def test_shards_that_do_not_exist_are_refused(tmp_path: Path, llama_folder: str) -> None:
     examples, tokenizer = text_examples(tmp_path, SHARDS), LoadedTokenizer(llama_folder)
     for shard in (2, -1):
         with pytest.raises(UserError, match=f"has 2 shards, and no shard {shard}"):
             tokenize(examples, tokens_dataset(examples, tokenizer, None), tokenizer, None, [0, shard])
 
 
-class WrongOn(KitokenEngine):
-    """Differs from `tokenizers` on texts with a certain word."""
-
-    word = ""
-
-    def encode(self, texts, *, special_literals):  # type: ignore[no-untyped-def]
-        rows = super().encode(texts, special_literals=special_literals)
-        return [row[::-1] if self.word in text else row for text, row in zip(texts, rows, strict=True)]
-
-
-@pytest.mark.parametrize(("word", "said"), [("\u0e20", "gives other ids for "), ("0 dogs", "for shard 0")])
+@pytest.mark.parametrize(
+    ("wrong_on", "reason", "tried"), [("\u0e20", "different ids for ", set()), ("0 dogs", "ids for shard 0", {0})]
+)
 def test_an_engine_that_differs_is_not_used(
-    word: str,
-    said: str,
-    tmp_path: Path,
-    llama_folder: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    wrong_on: str, reason: str, tried: set[int], tmp_path: Path, llama_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stage, "KitokenEngine", WrongOn)
-    monkeypatch.setattr(WrongOn, "word", word)
-    used = engines_used(monkeypatch)
-    run(text_examples(tmp_path, MANY), llama_folder)
-    assert used == ["tokenizers"] * 4
-    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "encoded with the standard engine, since kitoken " in warning.getMessage()
-    assert said in warning.getMessage()
+    shards: set[int] = set()
+    tokens = run(text_examples(tmp_path / "one", MANY), llama_folder, engines=recording(shards, wrong_on))
+    assert shards == tried
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{tokens.label}: not encoded with kitoken: kitoken gives ")
+    assert reason in warning
+    assert contents(tokens) == contents(run(text_examples(tmp_path / "two", MANY), llama_folder, engines={}))
 
 
-def test_without_kitoken_nothing_is_said(
+def test_without_kitoken_there_is_no_warning(
     tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "kitoken", None)
-    used = engines_used(monkeypatch)
-    run(text_examples(tmp_path, MANY), llama_folder)
-    assert used == ["tokenizers"] * 4
+    shards: set[int] = set()
+    run(text_examples(tmp_path, MANY), llama_folder, engines=recording(shards))
+    assert shards == set()
     assert not caplog.records
 
 
-def test_the_engine_is_proven_again_on_resuming(
-    tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_uses_the_fast_engine(tmp_path: Path, llama_folder: str) -> None:
     tokens = run(text_examples(tmp_path, MANY), llama_folder)
     for name in ("manifest.json", "shard-00003.json"):
         (Path(tokens.url) / name).unlink()
-    used = engines_used(monkeypatch)
-    run(text_examples(tmp_path, MANY), llama_folder)
-    assert used == ["kitoken"]
+    shards: set[int] = set()
+    run(text_examples(tmp_path, MANY), llama_folder, engines=recording(shards))
+    assert shards == {3}
 
 
-def test_a_failed_write_is_told(tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_raised(tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
@@ -302,7 +272,7 @@ def test_a_failed_write_is_told(tmp_path: Path, llama_folder: str, monkeypatch: 
         run(examples, llama_folder)
 
 
-def test_the_next_is_worked_on_while_this_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_results_are_computed_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     started: list[int] = []
     event = threading.Event()
@@ -344,7 +314,7 @@ def test_resume_writes_only_the_shard_without_a_record(tmp_path: Path, llama_fol
         name: content for name, (content, _) in before.items()
     }
     rewritten = {name for name in after if after[name][1] != before[name][1]}
-    assert rewritten == {"manifest.json", "shard-00001.json"}  # the shard itself is there
+    assert rewritten == {"manifest.json", "shard-00001.json"}  # the shard itself exists
 
 
 def test_a_complete_dataset_is_left_alone(tmp_path: Path, llama_folder: str) -> None:
@@ -356,8 +326,8 @@ def test_a_complete_dataset_is_left_alone(tmp_path: Path, llama_folder: str) -> 
 def test_what_decides_the_name(tmp_path: Path, llama_folder: str, gemma_folder: str) -> None:
     examples = text_examples(tmp_path, SHARDS)
     names = [
-        tokens_dataset(given, LoadedTokenizer(tokenizer), limit).name
-        for given in (examples, text_examples(tmp_path, [["other"]]))
+        tokens_dataset(dataset, LoadedTokenizer(tokenizer), limit).name
+        for dataset in (examples, text_examples(tmp_path, [["other"]]))
         for tokenizer in (llama_folder, gemma_folder)
         for limit in (None, 8)
     ]

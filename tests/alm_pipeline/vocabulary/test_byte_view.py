@@ -1,4 +1,4 @@
-"""The bytes of tokens, for both families of tokenizers."""
+"""The bytes of each token, for both families of tokenizers."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def test_every_byte_of_the_byte_level_alphabet(byte_level: PreTrainedTokenizerFa
 
 
 def test_the_alphabet_is_what_the_pre_tokenizer_writes(byte_level: PreTrainedTokenizerFast) -> None:
-    """Every byte that occurs in UTF-8: ASCII, and each lead and continuation byte."""
+    """It is tested with every byte that occurs in UTF-8: ASCII, and each lead and continuation byte."""
     text = "".join(map(chr, [*range(0x800), *range(0x800, 0xD800, 0x3F), *range(0xE000, 0x110000, 0xFFF)]))
     pieces = byte_level.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     spelling_of = spelled(byte_level)
@@ -91,7 +91,7 @@ def test_shapes_and_special_tokens(family: str, request: pytest.FixtureRequest) 
     assert np.flatnonzero(view.special).tolist() == sorted(token["id"] for token in added if token["special"])
 
 
-def test_id_without_a_token_stands_for_no_byte() -> None:
+def test_an_id_without_a_token_has_an_empty_spelling() -> None:
     view = byte_view(byte_level_of({"a": 0, "b": 3}))
     assert view.spelling == (b"a", b"", b"", b"b")
     assert view.spell(np.array([1, 2], np.int32)) == b""
@@ -153,7 +153,7 @@ def test_word_pieces() -> None:
     view = view_with(model, decoders.WordPiece())
     assert view.spelling == (b"[UNK]", b"a", b"b", b"#")
     assert (view.unknown, view.space, view.drops_space) == (0, None, True)
-    # a new word comes behind white space, or behind punctuation
+    # a new word follows white space or punctuation
     assert view.boundary(5).tolist() == [True, True, False, True, False]
 
 
@@ -190,11 +190,11 @@ def test_another_stand_in_for_a_space() -> None:
         pre_tokenizers.Split(" ", "removed"),
     ],
 )
-def test_pre_tokenizers_that_throw_white_space_away(pre_tokenizer: Any) -> None:
+def test_pre_tokenizers_that_remove_white_space(pre_tokenizer: Any) -> None:
     assert view_with(models.BPE({"a": 0}, []), decoders.Fuse(), pre_tokenizer).drops_space
 
 
-def test_added_tokens_and_the_white_space_they_take(byte_level: PreTrainedTokenizerFast) -> None:
+def test_added_tokens_and_the_white_space_they_absorb(byte_level: PreTrainedTokenizerFast) -> None:
     backend = Tokenizer.from_str(byte_level.backend_tokenizer.to_str())
     backend.add_tokens([AddedToken("<b>", lstrip=True), AddedToken("<r>", rstrip=True)])
     view = byte_view(backend)
@@ -211,7 +211,7 @@ def test_other_decoders_are_refused(decoder: Any, named: str) -> None:
         view_with(models.BPE({"a": 0}, []), decoder)
 
 
-def test_a_letter_is_preferred_to_the_byte_fallback_of_it(sentencepiece: PreTrainedTokenizerFast) -> None:
+def test_a_letter_is_preferred_to_its_byte_fallback(sentencepiece: PreTrainedTokenizerFast) -> None:
     view = byte_view(sentencepiece.backend_tokenizer)
     letter, fallback = sentencepiece.convert_tokens_to_ids("a"), sentencepiece.convert_tokens_to_ids("<0x61>")
     assert view.fallback[fallback]

@@ -1,4 +1,4 @@
-"""The form of text that a tokenizer means, and texts in several forms at once."""
+"""The form that a tokenizer puts texts into, and texts that are put into several forms."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def names(normalizer: Any, decoder: Any = None) -> list[str]:
     return [form.name for form in forms_of(tokenizer)]
 
 
-def test_no_normalizer_means_texts_as_they_are() -> None:
+def test_without_a_normalizer_there_are_no_forms() -> None:
     assert forms_of(Tokenizer(models.BPE())) == ()
 
 
@@ -37,7 +37,7 @@ def test_forms_by_name() -> None:
     assert names(normalizers.Sequence([normalizers.Sequence([normalizers.NFD()])])) == ["nfd"]
 
 
-def test_what_only_serves_the_vocabularys_spelling_is_no_form() -> None:
+def test_steps_that_prepare_the_spelling_are_not_forms() -> None:
     space = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     back = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
     assert names(normalizers.Sequence(space), back) == []
@@ -46,13 +46,13 @@ def test_what_only_serves_the_vocabularys_spelling_is_no_form() -> None:
     assert names(normalizers.Sequence([normalizers.ByteLevel(), normalizers.Strip()])) == []
 
 
-def test_runs_of_spaces_made_one() -> None:
+def test_runs_of_spaces_are_replaced_by_one() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
     assert TextNormalizer(forms_of(tokenizer))("a   b  c d") == "a b c d"
 
 
-def test_berts_spaces_around_han_are_left_out() -> None:
+def test_berts_spaces_around_han_characters_are_ignored() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.BertNormalizer()
     assert TextNormalizer(forms_of(tokenizer))("ÉTÉ 東京\x00\u2003x") == "ete 東京 x"
@@ -66,7 +66,7 @@ def test_nfc_is_what_the_tokenizers_normalizer_makes(text: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(["nfc", "nfkc", "lowercase"]))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_no_step_changes_the_result(text: str, name: str) -> None:
+def test_the_result_is_stable_under_every_step(text: str, name: str) -> None:
     forms = [form_named(name), form_named("lowercase"), NFC]
     try:
         result = TextNormalizer(forms)(text)
@@ -82,16 +82,18 @@ def test_forms_that_undo_each_other() -> None:
         normalize("\u00e9")
 
 
-def test_no_forms_change_nothing() -> None:
+def test_without_forms_nothing_changes() -> None:
     assert TextNormalizer([])("e\u0301 A ") == "e\u0301 A "
 
 
-def test_a_form_as_a_tokenizer_json_has_it() -> None:
+def test_a_form_by_its_json() -> None:
     serialized = json.dumps({"type": "Replace", "pattern": {"String": "``"}, "content": '"'})
     assert form_named(serialized) == TextForm(serialized)
     assert TextNormalizer([form_named(serialized)])("``a``") == '"a"'
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(UserError, match="no form 'nfx'; there are nfc, nfd, nfkc, nfkd, lowercase, strip_accents"):
+    with pytest.raises(
+        UserError, match="'nfx' is not a form; the forms are nfc, nfd, nfkc, nfkd, lowercase, strip_accents"
+    ):
         form_named("nfx")

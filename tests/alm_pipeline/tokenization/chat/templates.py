@@ -1,4 +1,4 @@
-"""Chat templates in the manner of well-known models', and tokenizers for them."""
+"""Chat templates like those of well-known models, and tokenizers for them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.tokenization.chat.template import Rendering
+from alm_pipeline.tokenization.chat.template import RenderedConversation
 from storage.schemas import TokenKind
 
 CHATML = (
@@ -162,7 +162,7 @@ _NOT_FLAGGED = ["<｜User｜>", "<｜Assistant｜>", "<table>", "user", "\n\n"] 
 
 
 def templated(name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with one of the templates above."""
+    """Return a tokenizer with one of the templates above."""
     template, special, begin, end = TEMPLATES[name]
     return with_template(template, special, begin, end)
 
@@ -170,7 +170,7 @@ def templated(name: str) -> PreTrainedTokenizerFast:
 def with_template(
     template: str | None, special: Sequence[str] = (), begin: str | None = None, end: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows special tokens, and no words."""
+    """Return a tokenizer that has special tokens but no words."""
     backend = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     backend.add_tokens([AddedToken(token, normalized=False) for token in _NOT_FLAGGED])
@@ -181,8 +181,8 @@ def with_template(
     return tokenizer
 
 
-def spans(rendering: Rendering | None) -> list[tuple[str, int, str]]:
-    """(TokenKind, turn, text) of a rendering's spans."""
+def spans(rendering: RenderedConversation | None) -> list[tuple[str, int, str]]:
+    """Return (TokenKind, turn, text) for each span of a rendering."""
     assert rendering
     text = rendering.text.encode()
     pieces = [text[start:end].decode() for start, end in pairwise([0, *rendering.ends.tolist()])]

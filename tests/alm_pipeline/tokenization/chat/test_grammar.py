@@ -1,4 +1,4 @@
-"""What the parts of a rendered conversation's scaffold are, template by template."""
+"""The labels of the template's own text in rendered conversations, for each template."""
 
 import re
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def messages(turns: Turns) -> list[dict[str, Any]]:
 
 
 def parts(name: str, turns: Turns | list[dict[str, Any]]) -> list[str]:
-    """Each span as `kind turn text`; a content has no kind."""
+    """Return each span as `kind turn text`, and a content without a kind."""
     return parts_of(ChatTemplate(templated(name)), turns)
 
 
@@ -56,17 +56,17 @@ def test_chatml() -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "default_system", "qwen3", "chatml_with_eos"])
-def test_a_begin_of_text_token_that_starts_every_turn_is_no_begin_of_text(name: str) -> None:
+def test_a_begin_of_text_token_that_starts_every_turn_is_not_a_begin_of_text(name: str) -> None:
     assert not any(part.startswith("bot") for part in parts(name, TWO_ROUNDS))
 
 
-def test_a_default_system_prompt_is_nobodys() -> None:
+def test_a_default_system_prompt_belongs_to_no_message() -> None:
     prompt = "- -1 <|im_start|>system\nBe kind.<|im_end|>\n"
     assert parts("default_system", ROUND) == [prompt, *chatml_turn(0, "user", "U"), *chatml_turn(1, "assistant", "A")]
     assert parts("default_system", SYSTEM) == parts("chatml", SYSTEM)
 
 
-def test_the_end_of_the_text_is_behind_the_last_turns_end() -> None:
+def test_the_end_of_the_text_follows_the_last_turns_end() -> None:
     assert parts("chatml_with_eos", TWO_ROUNDS) == [*parts("chatml", TWO_ROUNDS), "eot 3 <|endoftext|>"]
     assert parts("chatml_with_eos", [("user", "U")])[-1] == "eot 0 <|endoftext|>"
 
@@ -87,7 +87,7 @@ def test_a_system_message_under_the_users_header() -> None:
     ]
 
 
-def test_an_empty_system_message_leaves_the_header_to_the_user() -> None:
+def test_with_an_empty_system_message_the_header_is_the_users() -> None:
     found = parts("gemma", [("system", ""), *ROUND])
     assert found[1:6] == ["start 1 <start_of_turn>", "role 1 user", "head 1 \n", "- 1 \n\n", "1 U"]
 
@@ -99,7 +99,7 @@ def test_llama3() -> None:
     ]
 
 
-def test_a_header_for_the_next_answer_is_nobodys() -> None:
+def test_a_header_for_the_next_answer_belongs_to_no_message() -> None:
     prompt = "- -1 <|start_header_id|>assistant<|end_header_id|>\n\n"
     assert parts("llama3_always_prompting", SYSTEM) == [*parts("llama3", SYSTEM), prompt]
     turns = [("user", "U"), ("assistant", "")]
@@ -117,7 +117,7 @@ def test_a_header_for_the_next_answer_is_nobodys() -> None:
         ("vicuna", " ASSISTANT: "),
     ],
 )
-def test_a_template_that_always_prompts_is_learnt_as_one_that_does_not(name: str, prompt: str) -> None:
+def test_a_template_that_always_prompts_is_learned_as_one_that_does_not(name: str, prompt: str) -> None:
     template, special, begin, end = TEMPLATES[name]
     prompting = ChatTemplate(with_template(template + "{{ " + repr(prompt) + " }}", special, begin, end))
     usual, found = parts(name, TWO_ROUNDS), parts_of(prompting, TWO_ROUNDS)
@@ -125,14 +125,14 @@ def test_a_template_that_always_prompts_is_learnt_as_one_that_does_not(name: str
     assert [part for part in found if not part.startswith("-")] == labeled
 
 
-def test_ends_that_truncation_does_not_show_are_not_guessed() -> None:
+def test_ends_that_truncation_does_not_reveal_are_not_guessed() -> None:
     template, special, begin, end = TEMPLATES["harmony"]
     prompting = ChatTemplate(with_template(template + "<|start|>assistant", special, begin, end))
     found = parts_of(prompting, TWO_ROUNDS)
     assert [part for part in found if not part.startswith("-")] == ["0 U", "1 A", "2 V", "3 B"]
 
 
-def test_a_date_in_the_system_turn_is_the_templates() -> None:
+def test_a_date_in_the_system_turn_belongs_to_the_template() -> None:
     date = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     header = "<|start_header_id|>system<|end_header_id|>\n\n"
     found = parts("llama3_dated", SYSTEM)
@@ -166,7 +166,7 @@ def test_start_and_role_in_one_token() -> None:
     assert parts("phi3", SYSTEM)[3:7] == ["- 0 \n", "start 1 <|user|>\n", "1 U", "end 1 <|end|>"]
 
 
-def test_a_calls_header_is_not_its_answers() -> None:
+def test_the_header_of_a_call_does_not_belong_to_its_answer() -> None:
     turns = [("user", "U"), ("assistant", ""), ("tool", "T"), ("assistant", "A")]
     assert parts("deepseek", turns)[3:] == [
         *["start 1 <｜Assistant｜>", "end 1 <｜end▁of▁sentence｜>", "- 1 <｜tool▁output▁begin｜>", "2 T"],
@@ -183,7 +183,7 @@ def test_harmony() -> None:
     assert "end 1 <|end|>" in parts("harmony", TWO_ROUNDS)
 
 
-def test_vicuna_has_no_special_tokens_but_the_texts() -> None:
+def test_vicuna_has_no_special_tokens_except_around_the_text() -> None:
     preamble = "- -1 A chat between a USER: and an ASSISTANT. "
     assert parts("vicuna", ROUND) == [
         *["bot -1 <s>", preamble, "start 0 USER: ", "0 U", "- 0  "],
@@ -202,7 +202,7 @@ def test_a_turn_that_never_ends_has_no_end() -> None:
     ]
 
 
-def test_an_empty_think_block_is_the_templates() -> None:
+def test_an_empty_think_block_belongs_to_the_template() -> None:
     found = parts("qwen3", ROUND)
     assert found[6:] == [
         *["start 1 <|im_start|>", "role 1 assistant", "head 1 \n", "- 1 <think>\n\n</think>\n\n"],
@@ -227,7 +227,7 @@ def test_calls_and_answers_of_tools() -> None:
     ]
 
 
-def test_a_call_behind_a_content_is_before_the_turns_end() -> None:
+def test_a_call_after_a_content_is_before_the_turns_end() -> None:
     call = {"role": "assistant", "content": "A", "tool_calls": [{"name": "<|im_end|>"}]}
     assert parts("qwen3", [*messages([("user", "U")]), call])[-4:] == [
         "1 A",
@@ -238,7 +238,7 @@ def test_a_call_behind_a_content_is_before_the_turns_end() -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral", "deepseek", "harmony", "phi3"])
-def test_what_a_user_types_is_no_scaffold(name: str) -> None:
+def test_what_a_user_types_is_content(name: str) -> None:
     template = ChatTemplate(templated(name))
     typed = "".join(part.split(" ", 2)[-1] for part in parts_of(template, TWO_ROUNDS))
     found = parts_of(template, [("user", typed), ("assistant", typed.strip()), ("user", "V"), ("assistant", "B")])
@@ -247,7 +247,7 @@ def test_what_a_user_types_is_no_scaffold(name: str) -> None:
     assert [part for part in found if part[0].isalpha()] == [part for part in usual if part[0].isalpha()]
 
 
-def test_empty_messages_keep_their_scaffold() -> None:
+def test_empty_messages_keep_their_labels() -> None:
     for name in ("chatml", "default_system", "llama3", "gemma", "mistral", "deepseek", "harmony", "phi3"):
         full = parts(name, TWO_ROUNDS)
         for empty in range(4):
@@ -255,7 +255,7 @@ def test_empty_messages_keep_their_scaffold() -> None:
             assert parts(name, turns) == [part for part in full if not part.startswith(f"{empty} ")]
 
 
-def test_a_name_behind_the_role_leaves_the_role_unknown() -> None:
+def test_a_name_after_the_role_leaves_the_role_unknown() -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + (' name=' + m['name'] if m['name'] else '') + '\n' }}"
         "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -295,7 +295,7 @@ def test_turns_that_end_in_different_ways() -> None:
         "{% for m in messages %}, {{ m['content'] }}{% endfor %}",
     ],
 )
-def test_what_is_not_understood_is_the_templates(template: str) -> None:
+def test_what_the_grammar_does_not_explain_is_template_text(template: str) -> None:
     chat = ChatTemplate(with_template(template, ["<|im_start|>", "<|im_end|>"]))
     assert all(part.startswith(("-", "0 ")) for part in parts_of(chat, [("user", "U")]))
 
@@ -310,22 +310,22 @@ def labels(text: str, before: int, behind: int, roles: Sequence[str]) -> list[tu
     return [(f"{label.kind.name} {text[label.start : label.end]}", label.turn) for label in found]
 
 
-def test_a_turn_is_not_ended_by_another_roles_end() -> None:
+def test_the_end_of_another_role_does_not_end_a_turn() -> None:
     assert labels("</s>", 0, 2, ["user", "assistant"]) == [("TEMPLATE </s>", 0)]
     assert labels("</s>", 1, 2, ["user", "assistant"]) == [("END_OF_TURN </s>", 1)]
     assert labels("</s>", 0, 1, ["tool"]) == [("END_OF_TURN </s>", 0)]
 
 
-def test_scaffold_between_two_parts_of_a_content_has_no_role() -> None:
+def test_template_text_between_two_parts_of_a_content_has_no_role() -> None:
     assert labels("[/INST][INST]", 2, 2, ["user", "assistant", "user"]) == [("TEMPLATE [/INST][INST]", 2)]
 
 
-def test_a_default_prompts_header_is_not_an_empty_messages() -> None:
+def test_the_header_of_a_default_prompt_does_not_belong_to_an_empty_message() -> None:
     found = parts("default_system", [("user", ""), ("assistant", "")])
     assert all(part.startswith("- -1 ") for part in found)
 
 
-def test_a_begin_of_text_that_ends_turns_too() -> None:
+def test_a_begin_of_text_that_also_ends_turns() -> None:
     template = "<eos>{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<eos>' }}{% endfor %}"
     chat = ChatTemplate(with_template(template, ["<|user|>", "<|assistant|>", "<eos>"], "<eos>", "<eos>"))
     assert parts_of(chat, ROUND)[:4] == ["bot -1 <eos>", "start 0 <|user|>", "0 U", "end 0 <eos>"]

@@ -1,4 +1,4 @@
-"""Where the contents stand in a rendered conversation."""
+"""Where the contents are in a rendered conversation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from alm_pipeline.corpus.conversation import Conversation, joined_contents
-from alm_pipeline.tokenization.chat.template import ChatTemplate, Rendering, TemplateRefused
+from alm_pipeline.tokenization.chat.template import ChatTemplate, RenderedConversation, TemplateRefused
 from storage.errors import UserError
 from storage.schemas import TokenKind
 from tests.alm_pipeline.tokenization.chat.templates import CHATML, TEMPLATES, spans, templated, with_template
@@ -21,15 +21,15 @@ def chat(*contents: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
-def render(template: str, conversation: Conversation) -> Rendering | None:
+def render(template: str, conversation: Conversation) -> RenderedConversation | None:
     return ChatTemplate(with_template(template, ["<|im_start|>", "<|im_end|>"])).render(conversation)
 
 
-def content_spans(rendering: Rendering | None) -> list[tuple[int, str]]:
+def content_spans(rendering: RenderedConversation | None) -> list[tuple[int, str]]:
     return [(turn, text) for kind, turn, text in spans(rendering) if kind == "CONTENT"]
 
 
-def assert_exact(rendering: Rendering, conversation: Conversation) -> None:
+def assert_exact(rendering: RenderedConversation, conversation: Conversation) -> None:
     text, joined = rendering.text.encode(), joined_contents(conversation).encode()
     starts = np.concatenate([[0], rendering.ends[:-1]])
     assert (rendering.ends > starts).all()
@@ -52,7 +52,7 @@ def assert_exact(rendering: Rendering, conversation: Conversation) -> None:
 ORDER = [TokenKind.START_OF_TURN, TokenKind.ROLE, TokenKind.END_OF_HEADER, TokenKind.CONTENT, TokenKind.END_OF_TURN]
 
 
-def assert_ordered(rendering: Rendering, messages: int) -> None:
+def assert_ordered(rendering: RenderedConversation, messages: int) -> None:
     pairs = list(zip(rendering.turns.tolist(), rendering.kinds.tolist(), strict=True))
     for turn in range(messages):
         kinds = [kind for of, kind in pairs if of == turn and kind in ORDER]
@@ -98,13 +98,13 @@ def test_every_byte_of_the_contents_is_found(contents: tuple[str, ...], name: st
     assert content_spans(rendering) == [(turn, text) for turn, text in enumerate(contents) if text]
 
 
-def test_the_text_is_the_templates() -> None:
+def test_the_text_is_what_the_template_renders() -> None:
     rendering = render(CHATML, chat("Hello", "Hi"))
     assert rendering
     assert rendering.text == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n"
 
 
-def test_a_content_equal_to_a_role_is_told_from_the_role() -> None:
+def test_a_content_equal_to_a_role_is_distinguished_from_the_role() -> None:
     rendering = render(CHATML, chat("user"))
     assert rendering
     assert rendering.ends.tolist() == [12, 16, 17, 21, 31, 32]
@@ -120,7 +120,7 @@ def test_a_content_equal_to_a_role_is_told_from_the_role() -> None:
         ((" user", "<end_of_turn>\n"), ["user", "<end_of_turn>"]),
     ],
 )
-def test_what_a_template_trims_is_left_out(contents: tuple[str, ...], shown: list[str]) -> None:
+def test_what_a_template_trims_is_omitted(contents: tuple[str, ...], shown: list[str]) -> None:
     conversation = chat(*contents)
     rendering = CHAT_TEMPLATES["gemma"].render(conversation)
     assert rendering
@@ -128,7 +128,7 @@ def test_what_a_template_trims_is_left_out(contents: tuple[str, ...], shown: lis
     assert [text for _, text in content_spans(rendering)] == shown
 
 
-def test_white_space_is_the_contents_own_or_the_templates() -> None:
+def test_white_space_belongs_to_the_content_or_to_the_template() -> None:
     template = "{% for m in messages %}[{{ m['content'] | trim if loop.first else m['content'] }}\n]{% endfor %}"
     rendering = render(template, chat("one\n", "two\n"))
     assert rendering
@@ -145,17 +145,17 @@ def thinking(*contents: str) -> list[tuple[int, str]]:
     return content_spans(rendering)
 
 
-def test_thoughts_of_earlier_turns_are_left_out() -> None:
+def test_thoughts_of_earlier_turns_are_omitted() -> None:
     found = thinking("a ", "<think>\nhm\n</think>\n\nb", "c\n", "<think>\nso\n</think>\n\nd \n")
     assert found == [(0, "a "), (1, "b"), (2, "c\n"), (3, "<think>\nso\n</think>\n\nd \n")]
 
 
-def test_a_template_that_spaces_thoughts_anew() -> None:
+def test_a_template_that_changes_the_white_space_around_thoughts() -> None:
     assert thinking("a", "<think>so</think>b") == [(0, "a"), (1, "<think>"), (1, "so"), (1, "</think>"), (1, "b")]
     assert thinking("a", "<think>\n\nso\n</think>\n\n\nb") == [(0, "a"), (1, "<think>"), (1, "so\n</think>"), (1, "b")]
 
 
-def test_a_thought_equal_to_the_scaffold() -> None:
+def test_a_thought_equal_to_the_templates_text() -> None:
     assert thinking("assistant", "<think>\nassistant\n</think>\nuser", "user", "assistant") == [
         (0, "assistant"),
         (1, "user"),
@@ -164,7 +164,7 @@ def test_a_thought_equal_to_the_scaffold() -> None:
     ]
 
 
-def test_markup_that_the_template_does_not_know_is_content() -> None:
+def test_tags_that_the_template_does_not_contain_are_content() -> None:
     assert thinking("<b>x</b>\n", "<think>y</think>\n\n<p>z</p>", "<i></i>", "<a>") == [
         (0, "<b>x</b>\n"),
         (1, "<p>z</p>"),
@@ -173,7 +173,7 @@ def test_markup_that_the_template_does_not_know_is_content() -> None:
     ]
 
 
-def test_a_message_that_is_not_shown_is_left_out() -> None:
+def test_a_message_that_is_not_shown_is_omitted() -> None:
     rendering = render("{{ messages[0]['content'] }}|{{ messages[2]['content'] }}", chat("a", "b", "c"))
     assert content_spans(rendering) == [(0, "a"), (2, "c")]
     assert rendering
@@ -228,7 +228,7 @@ def test_the_date_never_changes() -> None:
     assert rendering.text.startswith("26 Jul 2024 <|im_start|>user\n")
 
 
-def test_few_renderings() -> None:
+def test_the_number_of_renderings_is_small() -> None:
     tokenizer, rendered = templated("qwen3"), []
     apply = tokenizer.apply_chat_template
     tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)

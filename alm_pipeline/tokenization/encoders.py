@@ -1,0 +1,51 @@
+"""The encoders that a process has prepared: groups of shards of one dataset that it encodes share an encoder."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+from uuid import uuid4
+
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine
+from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory, machine_findings
+
+
+class Encoders:
+    """Prepared encoders by the name of their tokens dataset, and the fast engines to choose from.
+
+    Loading a tokenizer and proving an engine take seconds, so an encoder is prepared once per process. A pickled
+    instance becomes one object in each other process, however often it is sent there, and begins without encoders.
+    """
+
+    def __init__(self, engines: Mapping[str, EngineFactory] = FAST_ENGINES) -> None:
+        self._engines = dict(engines)
+        self._key = uuid4().hex
+        self._prepared: dict[str, ByteEncoder] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., "Encoders"], tuple[Any, ...]]:
+        return _instance_of_this_process, (self._key, tuple(self._engines.items()))
+
+    def prepared(self, dataset: str) -> ByteEncoder | None:
+        """Return the encoder of a dataset, or None."""
+        return self._prepared.get(dataset)
+
+    def keep(self, dataset: str, encoder: ByteEncoder) -> None:
+        """Keep an encoder whose engine is chosen for the dataset's other shards.
+
+        Several threads may use it, so its engine must no longer be tried with other `special_literals`.
+        """
+        self._prepared[dataset] = encoder
+
+    def drop(self, dataset: str) -> None:
+        """Forget the encoder of a dataset that is complete: a vocabulary takes much memory."""
+        self._prepared.pop(dataset, None)
+
+    def choose(self, encoder: ByteEncoder, trial: Trial) -> EngineChoice:
+        """Choose the engine for an encoder by what is found out on this machine, and otherwise by a trial."""
+        backend = encoder.tokenizer.encoding_backend
+        return choose_engine(backend, encoder.view, encoder.standard, trial, machine_findings(), self._engines)
+
+
+@lru_cache(maxsize=1)
+def _instance_of_this_process(key: str, engines: tuple[tuple[str, EngineFactory], ...]) -> Encoders:
+    return Encoders(dict(engines))
