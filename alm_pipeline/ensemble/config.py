@@ -6,12 +6,13 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from alm_pipeline.config import Frozen
+from alm_pipeline.config import Dtype, Frozen
 from storage.errors import UserError
 
 FILE = "ensemble.yaml"
 
 Mean = Literal["probabilities", "logprobs"]
+JointVocabulary = Literal["shared", "mined"]
 
 
 class MemberConfig(Frozen):
@@ -20,7 +21,7 @@ class MemberConfig(Frozen):
     model: str = Field(description="a folder, a stored student's URL, a hub name, or demo:NAME; ./ is beside the file")
     tokenizer: str | None = Field(None, description="null is the model's own")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="its share; 0 leaves it out")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     device: str | None = Field(None, description="cpu, cuda:1, …; null is the GPU where there is one")
     trust_remote_code: bool = Field(False, description="run the code that the model's folder carries")
 
@@ -30,7 +31,7 @@ class EnsembleConfig(Frozen):
 
     members: tuple[MemberConfig, ...] = Field(min_length=1)
     mean: Mean = Field("probabilities", description="or logprobs: the geometric mean, renormalized")
-    vocabulary: Literal["shared", "mined"] = Field(
+    vocabulary: JointVocabulary = Field(
         "shared",
         description="shared: the tokens that all members have; mined: the first one's tokens, for which every other "
         "member's nearest ones stand",

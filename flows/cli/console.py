@@ -1,4 +1,4 @@
-"""Where the commands print, and how they tell mistakes."""
+"""Where the commands print, and how they report mistakes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from rich.markup import escape
 
 from storage.errors import UserError
 
-# a file or a pipe has no width to keep to
+# a file or a pipe has no width of its own
 out = Console(width=None if Console().is_terminal else 200)
 err = Console(stderr=True)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """What the user can mend is told without a traceback."""
+    """Print errors that the user can fix without a traceback, and exit with 1."""
     try:
         yield
     except UserError as error:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.jobs import MOST_GROUPS, Job, group_shards, plan, run_jobs
+from flows.execution.jobs import MOST_GROUPS, Job, group_shards, plan, run_jobs
 
 STAGES = ("tokenize teacher", "tokenize student", "align", "score")
 

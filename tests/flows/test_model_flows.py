@@ -16,7 +16,7 @@ from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.scoring import score_texts, text_bits_per_byte
 from flows.cli.app import app
-from flows.models import ensemble, evaluate, transfer
+from flows.model_flows import ensemble, evaluate, transfer
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import torch
 
-from flows.retries import is_worth_retrying
+from flows.execution.retries import is_worth_retrying
 from storage.errors import OtherFormatError, UserError
 
 

@@ -17,7 +17,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.runtime.threads import threads_at_once
 from alm_pipeline.tokenization import stage as tokenization
 from flows.alm import alm
-from flows.runners import Runner, task_runner
+from flows.execution.runners import Runner, task_runner
 from storage.errors import UserError
 from tests.flows.loopback import wait_for
 

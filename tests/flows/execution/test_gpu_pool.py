@@ -11,9 +11,9 @@ from prefect.states import Cancelled, Completed, Crashed, Running
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from flows import gpu_pool
 from flows.alm import alm
-from flows.gpu_pool import GpuPool, PoolRunFailed
+from flows.execution import gpu_pool
+from flows.execution.gpu_pool import GpuPool, PoolRunFailed
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
