@@ -34,7 +34,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from benchmarks.corpus import mixed_documents
-from flows.alm_run import AlmRun
+from flows.alm_run import AlmRun, Workers
 from flows.execution.jobs import Job, JobStage, plan_jobs, run_jobs
 from flows.execution.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
@@ -131,7 +131,7 @@ def directly(config: AlmConfig, root: str) -> None:
 @flow(persist_result=False)
 def prepared(config: AlmConfig, root: str, runner: Runner, workers: int) -> None:
     run = AlmRun(Pipeline(config, root), root, {})
-    run.prepare(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20, pool=None)
+    run.prepare(Workers(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20), pool=None)
 
 
 def cost(config: AlmConfig, rounds: int) -> str:

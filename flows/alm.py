@@ -87,7 +87,7 @@ def alm(
         temperature: The temperature of the ALM objective.
         settings: Any other fields of the configuration, by dotted name: {"train.seed": 1}.
         runner: Where groups of shards are tokenized and aligned: threads of this process, processes, dask or ray.
-        workers: The number of groups in work at a time; for a cluster at `address`, its number of workers.
+        workers: The number of groups worked on at a time; for a cluster at `address`, its number of workers.
         address: The address of an existing Dask or Ray cluster; by default the run starts its own.
         group_bytes: The bytes of text per task; larger where this would make over 500 tasks.
         gpu_pool: The work pool that runs alm/score and alm/train; by default this run scores and trains itself.

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alm_pipeline.config import Method, SpecialTokens
-from flows.cli.console import err, out, user_errors
+from flows.cli.console import err, out, user_errors, write_picture
 from flows.cli.models import models, print_comparison
 from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, override_options
 from flows.cli.store import store
@@ -308,8 +308,5 @@ def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks
         raise UserError(
             f"--picture {file}: needs {error.name}: pip install 'alm-pipeline[pictures]', or write FILE.html"
         ) from error
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
+    write_picture(file, content)
     out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -12,6 +13,14 @@ from storage.errors import UserError
 # a file or a pipe has no width of its own
 out = Console(width=None if Console().is_terminal else 200)
 err = Console(stderr=True)
+
+
+def write_picture(file: Path, content: bytes) -> None:
+    """Write the file of the option `--picture`. Raises UserError where that fails."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from flows.cli.console import err, out, user_errors
 from storage.errors import UserError
 
 if TYPE_CHECKING:
+    from alm_pipeline.repair import Repair
     from storage.upkeep.catalog import Entry, Node, Store
     from storage.upkeep.prune import Wasted
     from storage.upkeep.verify import Finding
@@ -25,7 +27,7 @@ RootOrFolder = Annotated[
     str, typer.Argument(metavar="URL", help="The storage root, or the folder of one dataset, tokenizer or student.")
 ]
 Folder = Annotated[str, typer.Argument(metavar="URL", help="The folder of one dataset, tokenizer or student.")]
-Checksums = Annotated[bool, typer.Option("--checksums", help="Read all files and compare checksums instead of sizes.")]
+Checksums = Annotated[bool, typer.Option("--checksums", help="Also read all files and compare their checksums.")]
 
 
 @store.command(name="list")
@@ -35,7 +37,7 @@ def list_(root: Root = "alm-data") -> None:
 
     with user_errors():
         entries = list(Store.open(root).entries.values())
-    # names never wrap between words, so that they can be copied
+    # the counts wrap, not the names, so that names can be copied
     table = Table("kind", Column("name", no_wrap=True, overflow="fold"), "rows", "MB", "state", "counts")
     for entry in entries:
         table.add_row(entry.kind, entry.name, _rows(entry), _mb(entry.bytes), entry.state, escape(_counts(entry)))
@@ -92,7 +94,7 @@ def _select_one(url: str) -> tuple["Store", str]:
 
 @store.command()
 def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None:
-    """Check that every stored file exists and has its recorded size. Exits with 1 if not.
+    """Check that every stored file exists and has its recorded size. Exits with 1 if something is wrong.
 
     With --checksums, also read every file and compare its SHA-256.
     """
@@ -116,12 +118,8 @@ def _print_findings(findings: "list[Finding]", repair_command: str) -> None:
         table.add_row(escape(finding.url), escape(finding.problem), fix)
     out.print(table)
     if any(finding.stale or finding.again for finding in findings):
-        out.print(
-            f"`{repair_command}` writes only the damaged or missing files again",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        hint = f"`{repair_command}` writes only the damaged or missing files again"
+        out.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
 @store.command()
@@ -146,19 +144,23 @@ def repair(
         with progress_bars(err):
             done = list(repair_all(opened, keys, checksums, load_config(config) if config else None))
     for item in done:
-        for problem in item.found:
-            out.print(f"{problem.url}: {problem.problem}", highlight=False, markup=False, soft_wrap=True)
-        if item.refused:
-            err.print(f"[bold red]not repaired:[/] {escape(item.refused)}", highlight=False, soft_wrap=True)
-        elif item.left:
-            _print_findings(list(item.left), f"alm repair {url}")
-        else:
-            how = "repaired, but its bytes have changed" if item.changed else "repaired, with the same bytes"
-            out.print(f"{item.key}: {how}", highlight=False, markup=False, soft_wrap=True)
+        _print_repair(item, url)
     if not done:
         out.print(f"{len(keys)} datasets and folders: no problems", highlight=False)
     if any(item.left for item in done):
         raise typer.Exit(1)
+
+
+def _print_repair(item: "Repair", url: str) -> None:
+    for finding in item.found:
+        out.print(f"{finding.url}: {finding.problem}", highlight=False, markup=False, soft_wrap=True)
+    if item.refused:
+        err.print(f"[bold red]not repaired:[/] {escape(item.refused)}", highlight=False, soft_wrap=True)
+    elif item.left:
+        _print_findings(list(item.left), f"alm repair {url}")
+    else:
+        how = "repaired, but its bytes have changed" if item.changed else "repaired, with the same bytes"
+        out.print(f"{item.key}: {how}", highlight=False, markup=False, soft_wrap=True)
 
 
 @store.command()
@@ -226,17 +228,21 @@ def prune(
     chosen = {Waste.TEMPORARY} | ({Waste.INCOMPLETE} if incomplete else set()) | ({Waste.UNUSED} if unused else set())
     with user_errors():
         opened, before = Store.open(root), time.time() - older_than * 3600
-        blocking = blockers(opened, before, incomplete)
-        if unused and blocking:
-            raise UserError(
-                f"{blocking[0]}: is not complete, so what it is made from is not known: let its run finish it, "
-                "repair or delete it, or add --incomplete (which covers only what is older than --older-than)"
-            )
+        if unused:
+            _check_unused_is_known(blockers(opened, before, incomplete))
         items = find_waste(opened, before, incomplete)
         selected = [item for item in items if item.waste in chosen]
         _print_waste(items, selected, apply)
         for item in selected if apply else ():
             discard(item)
+
+
+def _check_unused_is_known(blocking: Sequence[str]) -> None:
+    if blocking:
+        raise UserError(
+            f"{blocking[0]}: is not complete, so what it is made from is not known: let its run finish it, repair or "
+            "delete it, or add --incomplete (which covers only what is older than --older-than)"
+        )
 
 
 def _print_waste(items: "list[Wasted]", selected: "list[Wasted]", apply: bool) -> None:

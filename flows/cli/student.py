@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import out, user_errors
+from flows.cli.console import out, user_errors, write_picture
 from storage.errors import UserError
 
 student_commands = typer.Typer()
@@ -26,10 +26,7 @@ def curves(
         if picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         content = draw_curves([read_run(url) for url in urls])
-        try:
-            picture.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"--picture {picture}: can't be written ({error.strerror})") from error
+        write_picture(picture, content)
         out.print(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}", highlight=False, markup=False)
 
 
