@@ -62,12 +62,12 @@ def test_every_phase_of_a_gpu_pool_has_its_deployment(deployments: dict[str, Any
         assert deployments[deployment]["work_pool"]["name"] == "gpu"
 
 
-def test_every_deployment_sets_parameters_of_its_flow(deployments: dict[str, Any]) -> None:
-    flows = {flow.fn.__name__: flow for flow in FLOWS}
+def test_every_flow_has_a_deployment_and_every_deployment_a_flow(deployments: dict[str, Any]) -> None:
+    flows = {f"{flow.fn.__module__}.{flow.fn.__name__}": flow for flow in FLOWS}
+    used = set()
     for name, deployment in deployments.items():
-        flow = flows[deployment["entrypoint"].replace(":", ".").split(".")[-1]]
-        assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties), name
+        entrypoint = deployment["entrypoint"].replace(".py:", ".").replace("/", ".")
+        assert set(deployment.get("parameters", {})) <= set(flows[entrypoint].parameters.properties), name
         assert deployment["description"], name
-    assert {flow.fn.__name__ for flow in FLOWS} == {
-        deployment["entrypoint"].replace(":", ".").split(".")[-1] for deployment in deployments.values()
-    }
+        used.add(entrypoint)
+    assert used == set(flows)
