@@ -71,7 +71,7 @@ def test_nothing_to_measure_and_nothing_to_combine_are_refused(llama_folder: str
         evaluate([llama_folder])
     with pytest.raises(ParameterTypeError, match="examples"):
         evaluate([llama_folder], "texts.jsonl", examples=0)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         ensemble([MemberConfig(model=llama_folder), MemberConfig(model=str(tmp_path / "none"))], str(tmp_path / "both"))
     assert not (tmp_path / "both").exists()
 

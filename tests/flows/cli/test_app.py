@@ -1,16 +1,22 @@
 """The command `alm`: what it prints, and that it reports mistakes without a traceback."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+import flows.alm
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
+from flows.cli import app as app_module
+from flows.cli import embedded
 from flows.cli.app import _forget_student, _parse_value, app
+from storage.errors import UserError
 
 
 def command(*arguments: str) -> Result:
@@ -75,6 +81,35 @@ def test_mistakes_are_reported(arguments: list[str], message: str) -> None:
 )
 def test_values_of_settings(text: str, value: object) -> None:
     assert _parse_value(text) == value
+
+
+def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fake_alm(**parameters: Any) -> None:
+        calls.append(parameters)
+        raise UserError("not run")
+
+    monkeypatch.setattr(flows.alm, "alm", fake_alm)
+    monkeypatch.setattr(embedded, "prepare", lambda: None)
+    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    options = [
+        "--teacher",
+        "T",
+        "--steps",
+        "7",
+        "--learning-rate",
+        "1e-3",
+        "--set",
+        "train.seed=5",
+        "--until",
+        "scores",
+    ]
+    assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), *options)
+    changed = override(
+        RECIPES["maths"](), Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5})
+    )
+    assert calls == [{"config": changed, "storage": str(tmp_path), "until": "scores"}]
 
 
 def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_processes_need_a_server(runner: Runner) -> None:
 
 
 def test_an_address_needs_a_runner_with_a_cluster() -> None:
-    with pytest.raises(UserError, match="set runner to dask or ray"):
+    with pytest.raises(UserError, match="set `runner` to dask or ray"):
         task_runner("threads", 2, "tcp://127.0.0.1:8786")
 
 
