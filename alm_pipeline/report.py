@@ -1,4 +1,4 @@
-"""What a run made, in a short table: read from the manifests alone."""
+"""The summary of a run as a short table, read from the manifests alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from rich.table import Column, Table
 from alm_pipeline.pipeline import Pipeline
 
 
-class Summary(BaseModel):
-    """The numbers of a run; those of the student are None after a run that stopped at the teacher's scores."""
+class RunSummary(BaseModel):
+    """The numbers of a run. After a run that stopped at the teacher's scores, the student's are None or empty."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,38 +18,41 @@ class Summary(BaseModel):
     held_out_examples: int
     text_bytes: int
     dropped: dict[str, int]
-    """by dataset and reason"""
+    """number of examples by dataset and reason"""
     teacher_tokens: int
     student_tokens: int
     chunks: int
     aligned_share: float
-    """of the text's bytes"""
-    cache_bytes_a_teacher_token: float
-    """both sides' tokens, the alignment and the scores, as stored"""
+    """share of the text's bytes that are in aligned chunks"""
+    cache_bytes_per_teacher_token: float
+    """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
-    """held-out: of the teacher, the student before and after"""
+    """on held-out examples: the teacher's, and the student's before and after training"""
     initialization: dict[str, int]
     """rows of the student's new embedding by origin; empty where it kept its tokenizer"""
     places: dict[str, str]
+    """the URL of each dataset, and of the student"""
 
 
-def summarize(pipeline: Pipeline, *, with_student: bool = True) -> Summary:
+def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
     """Gather the summary of a finished run. Raises UserError where a stage is not complete."""
     manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
     examples = manifests["examples"]
     cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]
     teacher_tokens = manifests["teacher_tokens"].counts["tokens"]
     results = _results(pipeline) if with_student else {}
-    return Summary(
+    return RunSummary(
         examples=examples.rows,
         held_out_examples=examples.counts["held_out_examples"],
         text_bytes=examples.counts["text_bytes"],
-        dropped={f"{name}: {reason}": n for name, part in manifests.items() for reason, n in part.dropped.items()},
+        dropped={
+            f"{name}: {reason}": n for name, manifest in manifests.items() for reason, n in manifest.dropped.items()
+        },
         teacher_tokens=teacher_tokens,
         student_tokens=manifests["student_tokens"].counts["tokens"],
         chunks=manifests["alignments"].counts["chunks"],
         aligned_share=manifests["alignments"].counts["aligned_bytes"] / examples.counts["text_bytes"],
-        cache_bytes_a_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
+        cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
         initialization=results.get("initialization", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
@@ -62,15 +65,15 @@ def _results(pipeline: Pipeline) -> Mapping[str, Any]:
     return manifest.results if manifest else {}
 
 
-def summary_rows(summary: Summary, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The table's rows: what, and how much. `seconds` is the time of each stage in this run."""
+def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the table's rows, name and value. `seconds` is the time of each stage in this run."""
     rows = [
         ("examples", f"{summary.examples:,} ({summary.held_out_examples:,} held out), {summary.text_bytes:,} bytes"),
         *((f"left out, {reason}", f"{count:,}") for reason, count in summary.dropped.items()),
         ("tokens", f"teacher {summary.teacher_tokens:,}, student {summary.student_tokens:,}"),
         ("aligned chunks", f"{summary.chunks:,}"),
         ("bytes aligned", f"{summary.aligned_share:.2%}"),
-        ("cache", f"{summary.cache_bytes_a_teacher_token:.2f} bytes a teacher token"),
+        ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),
     ]
     if summary.initialization:
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))
@@ -81,8 +84,8 @@ def summary_rows(summary: Summary, seconds: Mapping[str, float]) -> list[tuple[s
     return rows
 
 
-def summary_table(summary: Summary, seconds: Mapping[str, float]) -> Table:
-    """The rows for a terminal, and below them where the files are."""
+def summary_table(summary: RunSummary, seconds: Mapping[str, float]) -> Table:
+    """Make a table for a terminal: the rows, and below them the places of the files."""
     table = Table(Column(), Column(overflow="fold"), show_header=False, title="alm", title_justify="left")
     for what, value in summary_rows(summary, seconds):
         table.add_row(what, value)

@@ -35,9 +35,9 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.registry import machine_findings
 from benchmarks.corpus import mixed_documents
-from flows.alm_run import Run
-from flows.jobs import Job, plan, run_jobs
-from flows.runners import Runner, task_runner
+from flows.alm_run import AlmRun, Workers
+from flows.execution.jobs import Job, JobStage, plan_jobs, run_jobs
+from flows.execution.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
 
 MEASURES = ("cost", "processes", "sleep")
@@ -131,8 +131,8 @@ def directly(config: AlmConfig, root: str) -> None:
 
 @flow(persist_result=False)
 def prepared(config: AlmConfig, root: str, runner: Runner, workers: int) -> None:
-    run = Run(Pipeline(config, root), root, {})
-    run.prepare(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20, pool=None)
+    run = AlmRun(Pipeline(config, root), root, {})
+    run.prepare(Workers(task_runner(runner, workers, None), workers, group_bytes=16 * 2**20), pool=None)
 
 
 def cost(config: AlmConfig, rounds: int) -> str:
@@ -209,9 +209,9 @@ def sleeping(jobs: list[Any], seconds: float) -> None:
 
 
 def sleeping_shards(server_pid: int, seconds: float) -> str:
-    stages = ("tokenize teacher", "tokenize student", "align")
+    stages: tuple[JobStage, ...] = ("tokenize teacher", "tokenize student", "align")
     shards = range(SLEEPING_SHARDS)
-    jobs = plan(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
+    jobs = plan_jobs(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
     start = time.perf_counter()
     sleeping(jobs, seconds)
     took = time.perf_counter() - start

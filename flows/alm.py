@@ -1,23 +1,25 @@
 """The flow `alm`: from a corpus to a student, its stages as tasks on groups of shards and as runs on a GPU pool.
 
-A run that crashed or was cancelled is simply run again: the datasets' own records tell what is done.
+A run that crashed or was cancelled is simply run again: the datasets' own records hold what is done.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.states import Cancelled
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import OVERRIDES, override
+from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import recipe as find_recipe
 from flows import tasks
-from flows.alm_run import SCORE, TRAIN, Run
-from flows.gpu_pool import GpuPool, PoolRunCancelled
-from flows.runners import Runner, task_runner
+from flows.alm_run import AlmRun, Workers
+from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
+from flows.execution.runners import Runner, task_runner
+from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
 from storage.errors import UserError
 from storage.urls import absolute_url
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 
 
-@lru_cache(maxsize=1)
-def _pipeline_of(config_json: str, root: str) -> "Pipeline":
-    """One for all stages of a run: what the corpus and models are is hashed once."""
-    from alm_pipeline.pipeline import Pipeline
-
-    return Pipeline(AlmConfig.model_validate_json(config_json), root)
-
-
 def _run_name() -> str:
     from prefect.runtime import flow_run
 
@@ -45,9 +39,9 @@ def _run_name() -> str:
     return f"{only} {config.title}" if only else config.title
 
 
-def _resolve(parameters: dict[str, Any]) -> AlmConfig:
+def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     config: AlmConfig = parameters["config"] or find_recipe(parameters["recipe"])
-    return override(config, **{name: parameters[name] for name in OVERRIDES})
+    return override(config, Overrides(**{name: parameters[name] for name in Overrides.model_fields}))
 
 
 @flow(name="alm", flow_run_name=_run_name, persist_result=False)
@@ -55,8 +49,8 @@ def alm(
     recipe: str = "transfer",
     config: AlmConfig | None = None,
     storage: str = "alm-data",
-    until: Literal["scores", "student"] = "student",
-    only: Literal["score", "train"] | None = None,
+    until: Until = "student",
+    only: Only | None = None,
     corpus: str | None = None,
     teacher: str | None = None,
     student: str | None = None,
@@ -74,68 +68,93 @@ def alm(
     gpu_runs: Count = 1,
     shards: list[int] | None = None,
 ) -> dict[str, Any]:
-    """Distil a student from a teacher, whatever their tokenizers.
+    """Distill a teacher into a student, whatever their tokenizers.
 
     Args:
-        recipe: A complete configuration by name (transfer, maths, bytes), for when `config` is not given.
+        recipe: The name of a complete configuration (transfer, maths, bytes), used where `config` is not set.
         config: A complete configuration.
-        storage: Where datasets and students go: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME, a
-            Prefect block RemoteFileSystem, which holds the credentials.
-        until: `scores` stops once the caches are complete; `student` goes on to the student.
-        only: One stage alone, on what the stages before it have written.
-        corpus: URL of Parquet, JSONL or text files, taken whole, instead of the configuration's corpus.
-        teacher: A folder, a hub name, or demo:NAME.
-        student: A folder, a hub name, or demo:NAME.
-        tokenizer: The tokenizer to put on the student: a folder, a hub name, or bytes.
-        steps: Training steps.
+        storage: Where datasets and students are stored: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME,
+            the Prefect block RemoteFileSystem that holds the credentials.
+        until: `scores` stops once the caches are complete; `student` goes on to the finished student.
+        only: Run this stage alone, on what the earlier stages have written.
+        corpus: URL of Parquet, JSONL or text files to use, with all their texts, as the corpus.
+        teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
+        student: The student: a local folder, a name on the Hub, or demo:NAME.
+        tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.
+        steps: The number of training steps.
         learning_rate: The peak learning rate.
-        gamma: A chunk ends where the teacher's probability of a boundary token exceeds this.
-        temperature: The objective's temperature.
-        settings: Any other fields of the configuration, dotted: {"train.seed": 1}.
-        runner: What tokenizes and aligns groups of shards: threads of this process, processes, dask or ray.
-        workers: So many groups at a time; of a cluster at an address, as many as it has workers.
-        address: An existing Dask or Ray cluster's, instead of one for the time of the run.
-        group_bytes: A task's shards have about so many bytes of text, more where that would make over 500 tasks.
-        gpu_pool: The work pool that scores and trains, through the deployments alm/score and alm/train; in place
-            where there is none.
-        gpu_runs: So many of the pool's runs score at a time.
-        shards: For `only: score`, these shards alone.
+        gamma: A chunk ends where the teacher's probability of a token boundary exceeds this.
+        temperature: The temperature of the ALM objective.
+        settings: Any other fields of the configuration, by dotted name: {"train.seed": 1}.
+        runner: Where groups of shards are tokenized and aligned: threads of this process, processes, dask or ray.
+        workers: The number of groups worked on at a time; for a cluster at `address`, its number of workers.
+        address: The address of an existing Dask or Ray cluster; by default the run starts its own.
+        group_bytes: The bytes of text per task; larger where this would make over 500 tasks.
+        gpu_pool: The work pool that runs alm/score and alm/train; by default this run scores and trains itself.
+        gpu_runs: The number of scoring runs on the GPU pool at a time.
+        shards: With `only: score`, the shards to score; by default all.
     """
     chosen = _resolve(locals())
     _check_only(only, until, shards, gpu_pool)
-    tasks.let_stages_speak()
-    root = storage_root(storage)
-    # a pool's machine, or a run in another folder, looks at the same place
-    place = storage if root != storage else absolute_url(storage)
-    if address:  # a cluster's workers run in folders of their own
-        root = absolute_url(root)
-    run = Run(
-        _pipeline_of(chosen.model_dump_json(), root),
-        storage,
-        {"config": chosen.model_dump(mode="json"), "storage": place},
-    )
+    tasks.log_stages_at_info()
+    run = _alm_run(chosen, storage, address)
     if only == "score":
         return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
+    pool = GpuPool(gpu_pool, gpu_runs) if gpu_pool else None
+    phases: Sequence[Phase] = (only,) if only else PHASES[until]
+    return _run_phases(run, phases, pool, lambda: Workers(task_runner(runner, workers, address), workers, group_bytes))
+
+
+def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:
+    root = storage_root(storage)
+    # runs on other machines or in other folders have to find the same place
+    storage_elsewhere = storage if root != storage else absolute_url(storage)
+    if address:  # a cluster's workers run in folders of their own
+        root = absolute_url(root)
+    pipeline = _pipeline_of(config.model_dump_json(), root)
+    return AlmRun(pipeline, storage, {"config": config.model_dump(mode="json"), "storage": storage_elsewhere})
+
+
+@lru_cache(maxsize=1)
+def _pipeline_of(config_json: str, root: str) -> "Pipeline":
+    """Make one pipeline for all stages of a run, so that the corpus and the models are hashed once."""
+    from alm_pipeline.pipeline import Pipeline
+
+    return Pipeline(AlmConfig.model_validate_json(config_json), root)
+
+
+def _check_only(only: Only | None, until: Until, shards: list[int] | None, gpu_pool: str | None) -> None:
+    if only and only not in PHASES[until]:
+        raise UserError(f"until: {until} stops before `only: {only}`; leave `until` out")
+    if shards is not None and only != "score":
+        raise UserError("shards: needs `only: score`; set it, or leave `shards` out")
+    if only and gpu_pool:
+        raise UserError(
+            f"gpu_pool: a run with `only: {only}` does its work itself; leave `gpu_pool` out, or run the deployment "
+            f"{POOL_DEPLOYMENTS[only]} on that pool"
+        )
+
+
+def _run_phases(
+    run: AlmRun, phases: Sequence[Phase], pool: GpuPool | None, workers: Callable[[], Workers]
+) -> dict[str, Any]:
     try:
-        with GpuPool(gpu_pool, gpu_runs) if gpu_pool else nullcontext() as pool:
+        with pool or nullcontext():
             if pool:
-                for deployment in (SCORE, *([TRAIN] if until == "student" else [])):
-                    pool.check(deployment)
-            if not only:
-                run.prepare(task_runner(runner, workers, address), workers, group_bytes, pool)
+                _check_deployments(pool, phases)
+            if "prepare" in phases:
+                run.prepare(workers(), pool)
+            if "score" in phases:
                 run.score()
-            if until == "student":
+            if "train" in phases:
                 run.train(pool)
-        summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, until == "student")
+        summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, "train" in phases)
         return summary
     except PoolRunCancelled as cancelled:
         return Cancelled(message=str(cancelled))  # type: ignore[return-value]  # a state that is returned is the run's
 
 
-def _check_only(only: str | None, until: str, shards: list[int] | None, gpu_pool: str | None) -> None:
-    if only == "train" and until != "student":
-        raise UserError(f"until: {until} comes before `only: train`; leave it out")
-    if shards is not None and only != "score":
-        raise UserError("shards: is for `only: score`; leave it out")
-    if only and gpu_pool:
-        raise UserError(f"gpu_pool: a run of one stage works where it is; run the deployment alm/{only} on that pool")
+def _check_deployments(pool: GpuPool, phases: Sequence[Phase]) -> None:
+    for phase, deployment in POOL_DEPLOYMENTS.items():
+        if phase in phases:
+            pool.check(deployment)

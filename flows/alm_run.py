@@ -1,116 +1,149 @@
-"""One run of the stages: what is missing of each is planned as jobs on groups of shards, and given out."""
+"""One run of the stages: what is missing of each stage is planned as jobs on groups of shards, and submitted."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from prefect.task_runners import TaskRunner
 
 from alm_pipeline.runtime.threads import shared_by
 from flows import tasks
-from flows.gpu_pool import GpuPool
-from flows.jobs import Future, Job, plan, run_jobs
+from flows.execution.gpu_pool import GpuPool
+from flows.execution.jobs import Future, Job, JobStage, plan_jobs, run_jobs
 from flows.progress_artifacts import ProgressArtifacts
+from flows.stages import POOL_DEPLOYMENTS
+from storage.dataset import Dataset
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from alm_pipeline.pipeline import Pipeline
 
-SCORE, TRAIN = "alm/score", "alm/train"
 _OTHER = "its machines have other model files, or another version of this project"
-_TASKS_A_WORKER = 2
-"""in flight: one that it works on, and one that waits for it"""
+_TASKS_PER_WORKER = 2
+"""in flight: one that the worker runs, and one that waits for it"""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What groups of shards are tokenized and aligned on."""
+
+    runner: TaskRunner[Any]
+    count: int
+    group_bytes: int
 
 
 @dataclass
-class Run:
+class AlmRun:
     """The stages of one configuration, and how many seconds of work each took."""
 
     pipeline: "Pipeline"
     storage: str
     parameters: Mapping[str, Any]
-    """of the flow, for a run of it on the GPU pool"""
+    """the flow's parameters for a run of it on the GPU pool"""
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def prepare(self, runner: TaskRunner[Any], workers: int, group_bytes: int, pool: GpuPool | None) -> None:
-        """Everything up to the alignments; where there is a pool, its runs score meanwhile."""
-        self._do("shard", tasks.shard)
-        self._do("train tokenizer", tasks.train_tokenizer)
-        if jobs := self._missing_jobs(group_bytes, pool):
-            self._run_jobs(jobs, runner, workers, pool)
-        self._do("manifests", tasks.publish_manifests)
+    def prepare(self, workers: Workers, pool: GpuPool | None) -> None:
+        """Run every stage up to the alignments. Runs of the pool, where there is one, score at the same time."""
+        self._run_stage("shard", tasks.shard)
+        self._run_stage("train tokenizer", tasks.train_tokenizer)
+        if jobs := self._missing_jobs(workers.group_bytes, pool):
+            self._run_jobs(jobs, workers, pool)
+        self._run_stage("manifests", tasks.publish_manifests)
         if self.pipeline.stored_pair_biases:
-            self._do("pair biases", tasks.pair_biases)
+            self._run_stage("pair biases", tasks.pair_biases)
 
     def score(self) -> None:
-        """What the pool has not scored."""
-        self._do("score", tasks.score)
+        """Score what the pool has not scored."""
+        self._run_stage("score", tasks.score)
 
     def train(self, pool: GpuPool | None) -> None:
-        """Train the student, here or on the pool, and publish it from there where the configuration asks for it."""
+        """Train the student, here or on the pool; the machine that trains also publishes it if configured."""
         if pool:
-            self.seconds["train"] = pool.submit(TRAIN, {**self.parameters, "only": "train"}).result()
+            result = pool.submit(POOL_DEPLOYMENTS["train"], {**self.parameters, "only": "train"})
+            self.seconds["train"] = result.result()
             if not self.pipeline.student.manifest():
                 raise UserError(f"{self.pipeline.student.url}: the pool's run completed without writing it: {_OTHER}")
         else:
-            self._do("train", tasks.train)
+            self._run_stage("train", tasks.train)
             if self.pipeline.config.publish:
-                self._do("publish", tasks.publish)
+                self._run_stage("publish", tasks.publish)
 
-    def _do(self, name: str, stage: Any) -> None:
+    def _run_stage(self, name: str, stage: Any) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + stage(self.pipeline, self.storage)
 
     def _missing_jobs(self, group_bytes: int, pool: GpuPool | None) -> list[Job]:
         pipeline = self.pipeline
         sizes = [record.counts["text_bytes"] for record in pipeline.examples.complete_manifest().shards]
-        datasets = {
+        datasets: dict[JobStage, Dataset] = {
             "tokenize teacher": pipeline.tokens("teacher"),
             "tokenize student": pipeline.tokens("student"),
             "align": pipeline.alignments,
-            **({"score": pipeline.scores} if pool else {}),
         }
+        if pool:
+            datasets["score"] = pipeline.scores
         self.seconds |= dict.fromkeys(datasets, 0.0)
         missing = {
-            name: [] if dataset.manifest() else dataset.missing(range(len(sizes))) for name, dataset in datasets.items()
+            stage: [] if dataset.manifest() else dataset.missing(range(len(sizes)))
+            for stage, dataset in datasets.items()
         }
-        return plan(dict(enumerate(sizes)), missing, group_bytes)
+        return plan_jobs(dict(enumerate(sizes)), missing, group_bytes)
 
-    def _run_jobs(self, jobs: list[Job], runner: TaskRunner[Any], workers: int, pool: GpuPool | None) -> None:
-        done, artifacts = Counter[str](), ProgressArtifacts()
-        totals = {job.stage: sum(each.bytes for each in jobs if each.stage == job.stage) for job in jobs}
-        for stage, total in totals.items():
-            artifacts.show(stage, 0, total, "B")
+    def _run_jobs(self, jobs: list[Job], workers: Workers, pool: GpuPool | None) -> None:
+        progress = _JobProgress(jobs, self.seconds)
 
-        def on_done(job: Job, seconds: float) -> None:
-            self.seconds[job.stage] += seconds
-            done[job.stage] += job.bytes
-            artifacts.show(job.stage, done[job.stage], totals[job.stage], "B")
-
-        def submit(job: Job) -> Future:
-            if job.on_pool:
-                assert pool
-                return pool.submit(SCORE, {**self.parameters, "only": "score", "shards": list(job.shards)})
-            return self._submit(job, runner)
-
-        def at_once(job: Job) -> int:
-            return pool.runs_at_once if pool and job.on_pool else _TASKS_A_WORKER * workers
+        def limit(job: Job) -> int:
+            return pool.max_runs if pool and job.on_pool else _TASKS_PER_WORKER * workers.count
 
         with ExitStack() as stack:
-            stack.enter_context(shared_by(workers))  # where they are threads of this process
+            stack.enter_context(shared_by(workers.count))  # where the workers are threads of this process
             if not all(job.on_pool for job in jobs):
-                stack.enter_context(runner)  # which may start a cluster
-            run_jobs(jobs, submit, at_once, on_done)
-        scored = [shard for job in jobs if job.on_pool for shard in job.shards]
-        if left := self.pipeline.scores.missing(scored):
-            raise UserError(f"{self.pipeline.scores.url}: the pool's runs completed without shard {left[0]}: {_OTHER}")
+                stack.enter_context(workers.runner)  # which may start a cluster
+            run_jobs(jobs, lambda job: self._submit(job, workers.runner, pool), limit, progress.on_done)
+        self._check_scored([shard for job in jobs if job.on_pool for shard in job.shards])
 
-    def _submit(self, job: Job, runner: TaskRunner[Any]) -> Future:
-        task, given = tasks.align_shards, {}
-        if job.stage != "align":
-            task, given = tasks.tokenize_shards, {"side": job.stage.removeprefix("tokenize ")}
-        future: Future = runner.submit(
-            task, {"pipeline": self.pipeline, "storage": self.storage, "shards": job.shards, **given}
-        )
+    def _submit(self, job: Job, runner: TaskRunner[Any], pool: GpuPool | None) -> Future:
+        parameters: dict[str, Any]
+        match job.stage:
+            case "tokenize teacher":
+                task, parameters = tasks.tokenize_shards, {"side": "teacher"}
+            case "tokenize student":
+                task, parameters = tasks.tokenize_shards, {"side": "student"}
+            case "align":
+                task, parameters = tasks.align_shards, {}
+            case "score":
+                assert pool
+                shards = {"only": "score", "shards": list(job.shards)}
+                return pool.submit(POOL_DEPLOYMENTS["score"], {**self.parameters, **shards})
+            case _:
+                assert_never(job.stage)
+        parameters |= {"pipeline": self.pipeline, "storage": self.storage, "shards": job.shards}
+        future: Future = runner.submit(task, parameters)
         return future
+
+    def _check_scored(self, shards: Sequence[int]) -> None:
+        if missing := self.pipeline.scores.missing(shards):
+            raise UserError(
+                f"{self.pipeline.scores.url}: the pool's runs completed without writing shard {missing[0]}: {_OTHER}"
+            )
+
+
+class _JobProgress:
+    """Adds up the bytes and seconds of finished jobs by stage, and shows them as progress artifacts."""
+
+    def __init__(self, jobs: Sequence[Job], seconds: dict[str, float]) -> None:
+        self._seconds, self._done, self._artifacts = seconds, Counter[str](), ProgressArtifacts()
+        self._totals = Counter[str]()
+        for job in jobs:
+            self._totals[job.stage] += job.bytes
+        for stage in self._totals:
+            self._show(stage)
+
+    def on_done(self, job: Job, seconds: float) -> None:
+        self._seconds[job.stage] += seconds
+        self._done[job.stage] += job.bytes
+        self._show(job.stage)
+
+    def _show(self, stage: str) -> None:
+        self._artifacts.show(stage, self._done[stage], self._totals[stage], "B")

@@ -1,7 +1,7 @@
-"""What a finished run shows in Prefect's UI: its numbers as a table, and a page with links and pictures.
+"""The artifacts of a finished run in Prefect's UI: its numbers as a table, and a page with links and pictures.
 
-They are for people: what can't be shown is told in the log, and the run goes on. Pictures stand in the page itself,
-since a store's files have no address that a browser could open.
+They are for people: what can't be shown is logged as a warning, and the run goes on. Pictures are embedded in the
+page, since a store's files have no address that a browser could open.
 """
 
 import base64
@@ -15,16 +15,16 @@ from storage.urls import join_url, read_bytes
 
 if TYPE_CHECKING:
     from alm_pipeline.pipeline import Pipeline
-    from alm_pipeline.report import Summary
+    from alm_pipeline.report import RunSummary
 
 Rows = Sequence[tuple[str, str]]
-Shown = TypeVar("Shown")
+Result = TypeVar("Result")
 _CHUNKS = 120
-"""of the example whose alignment is drawn"""
+"""drawn of the example alignment"""
 
 
-def show_summary(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> None:
-    """Artifacts `alm-summary`, a table, and `alm-report`, a page."""
+def create_summary_artifacts(pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> None:
+    """Create the artifacts `alm-summary`, a table, and `alm-report`, a page."""
     title = pipeline.config.title
     table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
     page = _page(title, pipeline, summary, rows)
@@ -32,16 +32,16 @@ def show_summary(pipeline: "Pipeline", summary: "Summary", rows: Rows) -> None:
     _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
 
 
-def _page(title: str, pipeline: "Pipeline", summary: "Summary", rows: Rows) -> str:
-    pictures = {"An example's chunks": _attempt("alignment", lambda: _alignment(pipeline))}
+def _page(title: str, pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> str:
+    pictures = {"Aligned chunks of an example": _attempt("alignment", lambda: _draw_alignment(pipeline))}
     if "student" in summary.places:
-        pictures["The student's training"] = _attempt("curves", lambda: _curves(pipeline))
-    # no table: Prefect's cuts long cells off
+        pictures["Training curves of the student"] = _attempt("curves", lambda: _read_curves(pipeline))
+    # lists, since Prefect's tables cut long cells off
     parts = [
         f"# {title}",
         "\n".join(f"- {what}: **{value}**" for what, value in rows),
-        *(f"## {name}\n\n![{name}]({_address(png)})" for name, png in pictures.items() if png is not None),
-        "## Where it lies",
+        *(f"## {name}\n\n![{name}]({_data_url(png)})" for name, png in pictures.items() if png is not None),
+        "## Where the files are",
         "\n".join(f"- {name.replace('_', ' ')}: {_link(url)}" for name, url in summary.places.items()),
     ]
     return "\n\n".join(parts)
@@ -51,25 +51,25 @@ def _link(url: str) -> str:
     return f"[{url}]({url})" if "://" in url else f"`{url}`"
 
 
-def _address(png: bytes) -> str:
+def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _alignment(pipeline: "Pipeline") -> bytes:
+def _draw_alignment(pipeline: "Pipeline") -> bytes:
     from alm_pipeline.inspection.drawing import draw
     from alm_pipeline.inspection.picture import picture
 
     return draw(picture(pipeline.alignments.url, chunks=_CHUNKS))
 
 
-def _curves(pipeline: "Pipeline") -> bytes | None:
-    """None of a student without any: it was not trained, or matplotlib is not installed."""
+def _read_curves(pipeline: "Pipeline") -> bytes | None:
+    """Read the student's curves; None where it has none: it was not trained, or matplotlib is not installed."""
     from alm_pipeline.training.student.curves import PICTURE
 
     return read_bytes(join_url(pipeline.student.url, PICTURE))
 
 
-def _attempt(what: str, show: Callable[[], Shown]) -> Shown | None:
+def _attempt(what: str, show: Callable[[], Result]) -> Result | None:
     try:
         return show()
     except Exception as error:

@@ -1,7 +1,7 @@
 """A storage root whose credentials are in a Prefect block: `block:NAME`, or `block:NAME/prefix` below its base path.
 
-The block is a `RemoteFileSystem`; its settings go to fsspec, in every process that works on the root, and neither into
-a parameter nor into a manifest.
+The block is a `RemoteFileSystem`. Its settings go to fsspec in every process that works on the root, but into no
+parameter and no manifest.
 """
 
 from prefect.filesystems import RemoteFileSystem
@@ -13,9 +13,9 @@ _PREFIX = "block:"
 
 
 def storage_root(storage: str) -> str:
-    """The URL that a flow's `storage` stands for: itself, or a block's base path, once its settings are in use.
+    """Return the root's URL: `storage` itself, or a block's base path after its settings are put to use.
 
-    Raises UserError where there is no such block.
+    Raises UserError where the block does not exist.
     """
     if not storage.startswith(_PREFIX):
         return storage
@@ -24,7 +24,7 @@ def storage_root(storage: str) -> str:
         block = RemoteFileSystem.load(name)
     except ValueError as error:
         raise UserError(
-            f"{storage}: there is no block remote-file-system/{name}: make it in Prefect's UI, or in Python by "
+            f"{storage}: there is no block remote-file-system/{name}: create it in Prefect's UI, or in Python with "
             f"RemoteFileSystem(basepath=…, settings=…).save({name!r})"
         ) from error
     assert isinstance(block, RemoteFileSystem)

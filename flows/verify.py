@@ -1,4 +1,4 @@
-"""The flow `verify`: whether a store holds what was written, with what is wrong as a table."""
+"""The flow `verify`: checks that a store holds what was written, and lists what is wrong as a table."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -9,22 +9,22 @@ from storage.errors import UserError
 
 @flow(name="verify", flow_run_name="verify {storage}", persist_result=False)
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
-    """Check every dataset, tokenizer and student under a root. Returns how many were checked.
+    """Check every dataset, tokenizer and student under a root. Returns the number of them.
 
-    Fails where something is wrong; `alm repair` makes that again.
+    Fails where something is wrong; `alm repair` fixes it.
 
     Args:
-        storage: A folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
-        checksums: Read everything, instead of comparing sizes.
+        storage: The storage root: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
+        checksums: Read every file and compare its checksum, instead of comparing sizes.
     """
     from storage.upkeep.catalog import Store
     from storage.upkeep.verify import verify_entry
 
     entries = Store.open(storage_root(storage)).entries.values()
     findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]
-    rows = [{"file": finding.url, "what is wrong": finding.problem} for finding in findings]
-    create_table_artifact(rows, key="alm-verify", description=f"{len(entries)} datasets and folders of {storage}")
+    rows = [{"file": finding.url, "problem": finding.problem} for finding in findings]
+    create_table_artifact(rows, key="alm-verify", description=f"{len(entries)} datasets and folders in {storage}")
     if findings:
         first = f"{findings[0].url}: {findings[0].problem}"
-        raise UserError(f"{storage}: {len(findings)} files are wrong, {first}; `alm repair {storage}` makes them again")
+        raise UserError(f"{storage}: {len(findings)} problems; the first: {first}; `alm repair {storage}` fixes them")
     return len(entries)

@@ -51,6 +51,7 @@ ROOMS = (
     "alm_pipeline.comparison",
     "alm_pipeline.inspection",
     "alm_pipeline",
+    "flows.execution",
     "flows",
     "flows.cli",
 )

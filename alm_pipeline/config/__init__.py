@@ -9,7 +9,7 @@ from alm_pipeline.config.evaluation import EvaluationConfig, HeldOutScore
 from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
-from alm_pipeline.config.scoring import ScoreConfig
+from alm_pipeline.config.scoring import Dtype, ScoreConfig
 from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
 from alm_pipeline.config.training import LoraConfig, TrainConfig
 
@@ -21,6 +21,7 @@ __all__ = [
     "Chunking",
     "CorpusConfig",
     "Divergence",
+    "Dtype",
     "EvaluationConfig",
     "FilesSource",
     "Frozen",

@@ -1,51 +1,73 @@
-"""The values that people change from run to run, put into a configuration."""
+"""The values that people change from run to run, put into a configuration.
 
-import inspect
+`Overrides` is the only list of them: the command line makes its options of it, and a test compares the parameters of
+the flow `alm` with it.
+"""
+
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from alm_pipeline.config import AlmConfig, parse_config
+from alm_pipeline.config.frozen import Frozen
 
 
-def override(
-    config: AlmConfig,
-    *,
-    corpus: str | None = None,
-    teacher: str | None = None,
-    student: str | None = None,
-    tokenizer: str | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    gamma: float | None = None,
-    temperature: float | None = None,
-    settings: dict[str, Any] | None = None,
-) -> AlmConfig:
-    """The configuration with what is not None replaced.
+class Overrides(Frozen):
+    """Values that replace those of a configuration; None keeps the configuration's own."""
 
-    `corpus` is the URL of files, taken whole with the default settings; `settings` has dotted fields (`train.seed`)
-    for everything else, and may set None.
-    Raises UserError naming a field that does not exist or does not take the value.
+    corpus: str | None = Field(
+        None,
+        description="URL of Parquet, JSONL or text files to use, with all their texts, as the corpus.",
+    )
+    teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
+    student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")
+    tokenizer: str | None = Field(
+        None, description="The student's new tokenizer: a local folder, a name on the Hub, or bytes."
+    )
+    steps: int | None = Field(None, description="The number of training steps.")
+    learning_rate: float | None = Field(None, description="The peak learning rate.")
+    gamma: float | None = Field(
+        None, description="A chunk ends where the teacher's probability of a token boundary exceeds this."
+    )
+    temperature: float | None = Field(None, description="The temperature of the ALM objective.")
+    settings: dict[str, Any] | None = Field(
+        None, description='Any other fields of the configuration, by dotted name: {"train.seed": 1}.'
+    )
+
+
+FIELDS = {
+    "corpus": "corpus",
+    "teacher": "teacher",
+    "student": "student.model",
+    "tokenizer": "student.tokenizer",
+    "steps": "train.steps",
+    "learning_rate": "train.learning_rate",
+    "gamma": "objective.gamma",
+    "temperature": "objective.temperature",
+}
+"""The field of the configuration that each override replaces; `settings` names its own."""
+
+
+def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
+    """Return the configuration with the given values replaced. Only `settings` can set a field to None.
+
+    Raises UserError naming a field that does not exist or does not accept the value.
     """
     values = {
-        # the whole corpus: how the recipe's was cut and sampled says nothing about this one
-        "corpus": None if corpus is None else {"name": _name(corpus), "source": {"kind": "files", "urls": [corpus]}},
-        "teacher": teacher,
-        "student.model": student,
-        "student.tokenizer": tokenizer,
-        "train.steps": steps,
-        "train.learning_rate": learning_rate,
-        "objective.gamma": gamma,
-        "objective.temperature": temperature,
+        FIELDS[name]: _corpus(value) if name == "corpus" else value
+        for name, value in overrides
+        if name in FIELDS and value is not None
     }
     content = config.model_dump(mode="json")
-    chosen = {field: value for field, value in values.items() if value is not None}
-    for field, value in {**chosen, **(settings or {})}.items():
+    for field, value in {**values, **(overrides.settings or {})}.items():
         _put(content, field.split("."), value)
     return parse_config(content, "overrides")
 
 
-OVERRIDES = tuple(inspect.signature(override).parameters)[1:]
-"""The values by name: the parameters of the flow and the options of the command."""
+def _corpus(url: str) -> dict[str, Any]:
+    """Take the whole corpus: how the recipe cuts and samples its own texts does not apply to this one."""
+    return {"name": _name(url), "source": {"kind": "files", "urls": [url]}}
 
 
 def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
@@ -57,7 +79,7 @@ def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _name(url: str) -> str:
-    """A folder's name out of a URL: its last part without patterns and endings."""
+    """Make a folder's name out of a URL: its last part without patterns and file endings."""
     parts = [part for part in PurePosixPath(url.split("://")[-1]).parts if "*" not in part]
     stem = (parts[-1] if parts else "").split(".")[0]
     return "".join(character if character.isalnum() else "-" for character in stem).strip("-") or "corpus"

@@ -6,11 +6,13 @@ from pydantic import Field, model_validator
 
 from alm_pipeline.config.frozen import Frozen
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
 
 class ScoreConfig(Frozen):
     """How the teacher scores."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     mantissa_bits: int = Field(
         15,
         ge=4,

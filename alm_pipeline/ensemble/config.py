@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from alm_pipeline.config import Frozen
+from alm_pipeline.config import Dtype, Frozen
 from storage.errors import UserError
 
 FILE = "ensemble.yaml"
@@ -28,7 +28,7 @@ class MemberConfig(Frozen):
     weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="The member's share; 0 leaves its predictions out."
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the weights.")
+    dtype: Dtype = Field("float32", description="The precision of the weights.")
     device: str | None = Field(
         None, description="The device, such as `cpu` or `cuda:1`. Default: the GPU, or the CPU if there is none."
     )

@@ -1,7 +1,7 @@
-"""Progress with rates: bars on a terminal, a log line now and then elsewhere.
+"""Progress with rates: bars on a terminal, and a log line every ten seconds elsewhere.
 
-A stage calls `track` and knows nothing of who looks: `progress_bars` (the command line) shows bars, otherwise
-lines go to the logger `alm_pipeline`, which Prefect, pytest or a script collect as they like.
+A stage calls `track` and does not know where its progress is shown: `progress_bars` (the command line) shows bars,
+otherwise lines go to the logger `alm_pipeline`, for Prefect, pytest or a script to collect.
 """
 
 import contextlib
@@ -25,26 +25,26 @@ from rich.text import Text
 
 
 class Advance(Protocol):
-    """Called with the units done since the last call, and what is worth seeing beside them."""
+    """Called with the units done since the last call, and a note to show with them, such as the loss."""
 
     def __call__(self, units: float, note: str = "") -> None: ...
 
 
 class Observer(Protocol):
-    """Called, besides, with what is tracked and the units that are done of it."""
+    """Called after each advance, with the name of what is tracked, the units done so far and their total."""
 
-    def __call__(self, description: str, done: float, total: float | None, unit: str) -> None: ...
+    def __call__(self, description: str, done: float, total: float | None, unit: str, /) -> None: ...
 
 
 logger = logging.getLogger("alm_pipeline")
-_SECONDS_A_LINE = 10.0
+_SECONDS_PER_LINE = 10.0
 _bars: Progress | None = None
 _observer: Observer | None = None
 
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[None]:
-    """Show bars on the console while inside; lines in the log where it is no terminal."""
+    """Show bars on the console inside this context; where it is not a terminal, lines go to the log."""
     global _bars
     if not console.is_terminal:
         yield
@@ -64,8 +64,8 @@ def progress_bars(console: Console) -> Iterator[None]:
             _bars = None
 
 
-def say(line: str) -> None:
-    """A line for whoever looks: above the bars, or in the log."""
+def show_line(line: str) -> None:
+    """Show a line above the bars, or in the log where there are none."""
     if _bars:
         _bars.console.print(line, markup=False, highlight=False)
     else:
@@ -73,7 +73,7 @@ def say(line: str) -> None:
 
 
 class _Bars(Progress):
-    """A line a stage, and below them what the running ones tell: beside its bar, a narrow terminal would cut it."""
+    """One line per stage, and below them the notes of running stages, which would not fit beside the bars."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -84,7 +84,7 @@ class _Bars(Progress):
 
 @contextlib.contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Let the observer know, too, how far what is tracked inside is."""
+    """Also call the observer on the progress of everything tracked inside this context."""
     global _observer
     _observer = observer
     try:
@@ -95,16 +95,16 @@ def observed(observer: Observer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def track(description: str, total: float | None, unit: str, already: float = 0.0) -> Iterator[Advance]:
-    """Track a stage of so many units; the value is called with the units done since the last call.
+    """Track a stage of `total` units. Call the value with the units done since its last call.
 
-    `already` were done by an earlier run: they count for what is left, not for the rate.
+    An earlier run did `already` units: they count towards the total, not towards the rate.
     """
-    shown = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
-    with shown as advance:
-        yield _observing(advance, _observer, description, total, unit, already) if _observer else advance
+    display = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
+    with display as advance:
+        yield _advance_and_notify(advance, _observer, description, total, unit, already) if _observer else advance
 
 
-def _observing(
+def _advance_and_notify(
     advance: Advance, observer: Observer, description: str, total: float | None, unit: str, done: float
 ) -> Advance:
     def advance_both(units: float, note: str = "") -> None:
@@ -126,7 +126,7 @@ def _bar(bars: Progress, description: str, total: float | None, unit: str, alrea
     yield advance
     done = bars.tasks[bars.task_ids.index(task)].completed
     bars.update(task, total=done, completed=done)
-    bars.stop_task(task)  # its time, and so its rate, stand still
+    bars.stop_task(task)  # freezes its time, and so its rate
 
 
 @contextlib.contextmanager
@@ -137,11 +137,11 @@ def _lines(description: str, total: float | None, unit: str, already: float) -> 
     def advance(units: float, note: str = "") -> None:
         nonlocal done, last
         done += units
-        if time.monotonic() - last >= _SECONDS_A_LINE:
+        if time.monotonic() - last >= _SECONDS_PER_LINE:
             last = time.monotonic()
             amount = f"{done:,.0f} of {total:,.0f}" if total else f"{done:,.0f}"
             rate = _rate(done - already, last - start, unit)
-            left = _left(total, done, already, last - start)
+            left = _time_left(total, done, already, last - start)
             logger.info("%s: %s %s, %s", description, amount, unit, ", ".join(filter(None, [rate, left, note])))
 
     yield advance
@@ -155,7 +155,7 @@ def _rate(units: float, seconds: float, unit: str) -> str:
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
-def _left(total: float | None, done: float, already: float, seconds: float) -> str:
+def _time_left(total: float | None, done: float, already: float, seconds: float) -> str:
     if not total or done <= already:
         return ""
     left = max(0.0, total - done) * seconds / (done - already)

@@ -1,8 +1,7 @@
-"""The command `alm`. Heavy imports happen in the commands, so that `alm --help` answers at once."""
+"""The command `alm`. Commands import heavy packages when they run, so that `alm --help` answers at once."""
 
 import logging
 import re
-from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -11,10 +10,13 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.console import err, out, user_errors
+from alm_pipeline.config import Method, SpecialTokens
+from flows.cli.console import err, out, user_errors, write_picture
 from flows.cli.models import models, print_comparison
+from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, override_options
 from flows.cli.store import store
 from flows.cli.student import student_commands
+from flows.stages import Until
 from storage.errors import UserError
 
 app = typer.Typer(
@@ -22,18 +24,18 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="""
-Distil any language model into any other, whatever their tokenizers, by **Approximate Likelihood Matching**.
+Distill any language model into any other, whatever their tokenizers, by **Approximate Likelihood Matching**.
 
-A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizer, aligns both by
-bytes, lets the teacher score its tokens once, and trains the student on these caches. Every stage is kept under the
-storage root and found again, so a run that was interrupted is simply run again.
+A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizers, aligns the two
+tokenizations by bytes, lets the teacher score its tokens once, and trains the student on these caches. Every finished
+stage stays under the storage root, so a run that was interrupted is simply run again.
 
-- `alm run transfer` moves SmolLM2 to a new tokenizer, on this machine, in minutes.
-- `alm show transfer > my.yaml`, edit it, and `alm run my.yaml --storage s3://bucket/prefix` runs your own.
-- `alm list alm-data` says what is stored, and `alm inspect URL` shows aligned chunks side by side.
-- `alm curves URL` draws how a student was trained, and `alm push URL USER/NAME` publishes it.
-- `alm generate MODEL PROMPT` and `alm evaluate MODEL` use a model, or an ensemble of several.
-- `alm verify`, `alm repair`, `alm lineage` and `alm prune` keep a store in order.
+- `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
+- `alm show transfer > my.yaml` writes a configuration to edit, and `alm run my.yaml` runs it.
+- `alm list alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
+- `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
+- `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
+- `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
 app.add_typer(student_commands)
@@ -41,59 +43,39 @@ app.add_typer(store)
 app.add_typer(models)
 
 
-class Until(StrEnum):
-    SCORES = "scores"
-    STUDENT = "student"
-
-
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="transfer, maths, bytes, or a YAML or JSON file")]
-Setting = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="any field, dotted: train.learning_rate=1e-4 (YAML value)"),
-]
-
-
 @app.command()
+@override_options
 def run(
-    context: typer.Context,
     recipe: Recipe = "transfer",
-    storage: Annotated[
-        str, typer.Option(help="a folder, any fsspec URL (s3://bucket/prefix), or block:NAME")
-    ] = "alm-data",
-    until: Annotated[Until, typer.Option(help="scores: stop once the caches are complete")] = Until.STUDENT,
-    corpus: Annotated[str | None, typer.Option(help="URL of files (Parquet, JSONL, text), taken whole")] = None,
-    teacher: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
-    student: Annotated[str | None, typer.Option(help="a folder, a hub name, or demo:NAME")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="put on the student: a folder, a hub name, or bytes")] = None,
-    steps: Annotated[int | None, typer.Option(help="training steps")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="the peak learning rate")] = None,
-    gamma: Annotated[float | None, typer.Option(help="a chunk ends where P(boundary) exceeds this")] = None,
-    temperature: Annotated[float | None, typer.Option(help="of the objective")] = None,
-    settings: Setting = None,
-    again: Annotated[bool, typer.Option("--again", help="train again even if this student is finished")] = False,
+    storage: Storage = "alm-data",
+    until: Annotated[
+        Until, typer.Option(help="Where to stop: at complete caches (scores), or at the finished student (student).")
+    ] = "student",
+    again: Annotated[bool, typer.Option("--again", help="Train again even if this student is finished.")] = False,
+    **overrides: Any,
 ) -> None:
-    """Run every stage that is not done yet, and print a summary.
+    """Run every stage that is not finished, and print a summary.
 
-    Without a Prefect server (no PREFECT_API_URL) it starts an embedded one for the time of the run.
+    Without a Prefect server (no PREFECT_API_URL), the run starts its own and stops it at the end.
     """
     from flows.cli.embedded import prepare
 
     prepare()
-    from alm_pipeline.config.overrides import OVERRIDES, override
-    from alm_pipeline.report import Summary, summary_table
+    from alm_pipeline.config.overrides import Overrides, override
+    from alm_pipeline.report import RunSummary, summary_table
     from alm_pipeline.runtime.progress import progress_bars
     from flows.alm import alm
 
     with user_errors():
-        chosen = {**context.params, "settings": _settings(settings)}
-        config = override(_configuration(recipe), **{name: chosen[name] for name in OVERRIDES})
+        settings = _parse_settings(overrides.pop("settings"))
+        config = override(_configuration(recipe), Overrides(**overrides, settings=settings))
         if again:
             _forget_student(config, storage)
-        _log_lines()
+        _log_to_stderr()
         with progress_bars(err):
-            result = alm(config=config, storage=storage, until=until.value)
+            result = alm(config=config, storage=storage, until=until)
         seconds = result.pop("seconds")
-        out.print(summary_table(Summary.model_validate(result), seconds))
+        out.print(summary_table(RunSummary.model_validate(result), seconds))
 
 
 def _configuration(name: str) -> Any:
@@ -103,18 +85,18 @@ def _configuration(name: str) -> Any:
     return load_config(Path(name)) if Path(name).suffix in (".yaml", ".yml", ".json") else recipe(name)
 
 
-def _settings(settings: list[str] | None) -> dict[str, Any]:
+def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
     values = {}
     for setting in settings or []:
         field, separator, value = setting.partition("=")
         if not separator:
-            raise UserError(f"--set {setting}: has no '=': write FIELD=VALUE, as in --set train.seed=1")
-        values[field] = _value(value)
+            raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
+        values[field] = _parse_value(value)
     return values
 
 
-def _value(text: str) -> Any:
-    """A YAML value; a template of columns, '{question} {answer}', is the text that it looks like."""
+def _parse_value(text: str) -> Any:
+    """Parse a YAML value; a template of columns such as '{question} {answer}' stays a text."""
     if re.search(r"\{\w+\}", text):
         return text
     try:
@@ -133,8 +115,8 @@ def _forget_student(config: Any, storage: str) -> None:
         student.remove(MANIFEST)
 
 
-def _log_lines() -> None:
-    """Stages say what they do on stderr; on a terminal their bars do, and only warnings are lines."""
+def _log_to_stderr() -> None:
+    """Log the stages' lines to stderr; on a terminal, where bars show their progress, only warnings."""
     logger = logging.getLogger("alm_pipeline")
     logger.propagate = False
     logger.setLevel("WARNING" if err.is_terminal else "INFO")
@@ -153,8 +135,10 @@ def show(recipe: Recipe = "transfer") -> None:
 
 
 @app.command()
-def describe(url: Annotated[str, typer.Argument(help="one dataset's or student's folder")]) -> None:
-    """Say what one dataset, tokenizer or student holds and was made from: its manifest, as YAML."""
+def describe(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The folder of one dataset, tokenizer or student.")],
+) -> None:
+    """Print the manifest of a dataset, tokenizer or student as YAML: what it holds and what it was made from."""
     from storage.dataset import load_manifest
     from storage.folders import FOLDER_KINDS, load_folder_manifest
 
@@ -162,7 +146,10 @@ def describe(url: Annotated[str, typer.Argument(help="one dataset's or student's
         is_folder = PurePosixPath(url).parent.name in FOLDER_KINDS
         manifest = load_folder_manifest(url) if is_folder else load_manifest(url)
         if manifest is None:
-            raise UserError(f"{url}: no complete dataset (it has no manifest.json); `alm list ROOT` says what there is")
+            raise UserError(
+                f"{url}: there is no complete dataset, tokenizer or student here (no manifest.json); `alm list ROOT` "
+                "lists what is stored"
+            )
         print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
 
 
@@ -175,50 +162,43 @@ def _description(manifest: Any) -> dict[str, Any]:
 
 @app.command()
 def byte_level(
-    source: Annotated[str, typer.Argument(help="a model's or tokenizer's folder, hub name, or demo:NAME")],
-    folder: Annotated[Path, typer.Argument(help="a new folder for it")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer to take them from: {MODEL}.")
+    ],
+    folder: NewFolder,
 ) -> None:
-    """Make a tokenizer of single bytes: 256 of them, with the source's special tokens and chat template."""
+    """Write a tokenizer of the 256 single bytes, with the special tokens and chat template of another one."""
     from alm_pipeline.new_tokenizer.byte_level import write_byte_level
 
     with user_errors():
         tokenizer = write_byte_level(source, folder)
-        out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them control tokens", markup=False)
-
-
-class Method(StrEnum):
-    FVT = "fvt"
-    MEAN = "mean"
-    RANDOM = "random"
-    FOCUS = "focus"
-    OMP = "omp"
-
-
-class SpecialTokens(StrEnum):
-    AUTO = "auto"
-    SOURCE = "source"
-    TARGET = "target"
+        out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them special tokens", markup=False)
 
 
 @app.command()
 def transfer(
-    model: Annotated[str, typer.Argument(help="a folder, a hub name, or demo:NAME")],
-    tokenizer: Annotated[str, typer.Argument(help="the new one: a folder, a hub name, or demo:NAME")],
-    folder: Annotated[Path, typer.Argument(help="a new folder for the model with it")],
-    initialization: Annotated[Method, typer.Option(help="of embeddings that are not copied")] = Method.FVT,
-    special_tokens: Annotated[SpecialTokens, typer.Option(help="the model's own, or the tokenizer's")] = (
-        SpecialTokens.AUTO
-    ),
-    donor: Annotated[str | None, typer.Option(help="of omp: the model that has this tokenizer")] = None,
-    omp_terms: Annotated[int, typer.Option(min=1, help="of omp: shared tokens a new one")] = 8,
-    seed: Annotated[int, typer.Option(help="of drawn embeddings")] = 0,
-    corpus: Annotated[str | None, typer.Option(help="URL of texts: compare both models on them")] = None,
-    text: Annotated[str, typer.Option(help="of the corpus: a column, or a template of columns")] = "text",
-    examples: Annotated[int, typer.Option(min=1, help="of the corpus: how many")] = 200,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {MODEL}.")],
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=f"The new tokenizer: {MODEL}.")],
+    folder: NewFolder,
+    initialization: Annotated[
+        Method, typer.Option(help="How to make the embeddings of tokens that the model does not have.")
+    ] = "fvt",
+    special_tokens: Annotated[
+        SpecialTokens,
+        typer.Option(help="Whose special tokens to use: the model's (source), the tokenizer's (target), or auto."),
+    ] = "auto",
+    donor: Annotated[str | None, typer.Option(help="With omp: the model that has the new tokenizer.")] = None,
+    omp_terms: Annotated[
+        int, typer.Option(min=1, help="With omp: the number of shared tokens that make up a new one.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="The seed of random embeddings.")] = 0,
+    corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
+    text: Text = "text",
+    examples: Examples = 200,
 ) -> None:
-    """Put a tokenizer on a model without training (zero steps), and say how its embeddings were made.
+    """Give a model a new tokenizer without training it, and print how its embeddings were made.
 
-    With --corpus it also prints the bits per byte of both models on those texts.
+    With --corpus, also print the bits per byte of both models on those texts.
     """
     from alm_pipeline.runtime.progress import progress_bars
     from alm_pipeline.transfer.zero_step import transfer
@@ -228,46 +208,54 @@ def transfer(
             model,
             tokenizer,
             folder,
-            initialization=initialization.value,
-            special_tokens=special_tokens.value,
+            initialization=initialization,
+            special_tokens=special_tokens,
             donor=donor,
             omp_terms=omp_terms,
             seed=seed,
         )
-        made = ", ".join(f"{count:,} {how}" for how, count in counts.items())
-        out.print(f"{folder}: new embeddings: {made}", markup=False, highlight=False, soft_wrap=True)
+        embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
+        out.print(f"{folder}: new embeddings: {embeddings}", markup=False, highlight=False, soft_wrap=True)
         if corpus:
             print_comparison([model, str(folder)], corpus, text, examples)
 
 
 @app.command()
 def apply_transfer(
-    base: Annotated[str, typer.Argument(help="the base model: a folder, a hub name, or demo:NAME")],
-    transferred: Annotated[str, typer.Argument(help="the base model in the new tokenizer")],
-    fine_tune: Annotated[str, typer.Argument(help="a fine-tune of the base model")],
-    folder: Annotated[Path, typer.Argument(help="a new folder for the fine-tune in the new tokenizer")],
-    scale: Annotated[float, typer.Option(help="of what the transfer changed (lambda)")] = 1.0,
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {MODEL}.")],
+    transferred: Annotated[
+        str, typer.Argument(metavar="TRANSFERRED", help="The base model after its transfer to the new tokenizer.")
+    ],
+    fine_tune: Annotated[str, typer.Argument(metavar="FINE_TUNE", help="A fine-tune of the base model.")],
+    folder: NewFolder,
+    scale: Annotated[float, typer.Option(help="The weight (lambda) of what the transfer changed in the base.")] = 1.0,
 ) -> None:
-    """Move a fine-tune to the tokenizer that its base was transferred to, by task arithmetic."""
+    """Give a fine-tune the tokenizer that its base model was transferred to, by task arithmetic."""
     from alm_pipeline.transfer.task_arithmetic import apply_transfer
 
     with user_errors():
         apply_transfer(base, transferred, fine_tune, folder, scale=scale)
-        out.print(f"{folder}: {fine_tune} in the tokenizer of {transferred}", markup=False, soft_wrap=True)
+        out.print(f"{folder}: {fine_tune} with the tokenizer of {transferred}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def inspect(
-    url: Annotated[str, typer.Argument(help="the folder of an alignments dataset")],
-    shard: Annotated[int, typer.Option(help="which shard")] = 0,
-    example: Annotated[str | None, typer.Option(help="an example's id; the shard's first where none is given")] = None,
-    chunks: Annotated[int | None, typer.Option(min=1, help="how many to show  [default: 30, 200 in a picture]")] = None,
-    summary: Annotated[bool, typer.Option("--summary", help="of all shards: coverage by script, lengths")] = False,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="write a picture, .html or .png")] = None,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The folder of an alignments dataset.")],
+    shard: Annotated[int, typer.Option(help="The number of the shard.")] = 0,
+    example: Annotated[str | None, typer.Option(help="The id of the example; by default the shard's first.")] = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="The number of chunks to show.  [default: 30, or 200 in a picture]")
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Show all shards' coverage by script and their chunks' lengths.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a picture of the example to this .html or .png file.")
+    ] = None,
 ) -> None:
     """Show the aligned chunks of one example: its text, the teacher's tokens, the student's tokens.
 
-    Or, with --summary, what the chunks of the whole dataset are like; or, with --picture, draw the example.
+    With --summary, show statistics of the whole dataset instead; with --picture, draw the example.
     """
     with user_errors():
         if summary:
@@ -284,7 +272,7 @@ def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> Non
     frame = chunk_frame(url, shard, example)
     if frame.is_empty():
         what = f"example {example}" if example else f"shard {shard}"
-        raise UserError(f"{url}: {what} has no chunks (dropped, or empty); --summary lists what was dropped")
+        raise UserError(f"{url}: {what} has no chunks (it was dropped, or is empty); --summary counts what was dropped")
     first = frame.filter(frame["id"] == frame["id"][0])
     table = Table("bytes", "text", "teacher's tokens", "student's tokens", "kind", title=f"example {first['id'][0]}")
     for row in first.head(chunks).iter_rows(named=True):
@@ -312,7 +300,7 @@ def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks
     from alm_pipeline.inspection.picture import picture
 
     if file.suffix not in (".html", ".png"):
-        raise UserError(f"--picture {file}: is neither .html nor .png: write FILE.html or FILE.png")
+        raise UserError(f"--picture {file}: not an .html or .png file: write FILE.html or FILE.png")
     shown = picture(url, example, shard, chunks)
     try:
         content = page(shown).encode() if file.suffix == ".html" else draw(shown)
@@ -320,8 +308,5 @@ def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks
         raise UserError(
             f"--picture {file}: needs {error.name}: pip install 'alm-pipeline[pictures]', or write FILE.html"
         ) from error
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
+    write_picture(file, content)
     out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)

@@ -1,6 +1,6 @@
-"""Runs on one machine without a server: Prefect's embedded server, quiet, and never left behind.
+"""Runs on one machine without a server: Prefect's embedded server, quiet, and always ended with its run.
 
-Imported before Prefect: what it puts into the environment is read when Prefect is imported.
+This has to run before Prefect is imported, since Prefect reads its environment variables at import.
 """
 
 import os
@@ -16,25 +16,25 @@ _DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
     # the default of 20 s is too short on a cold or busy machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    # an error is told by the command itself, once and without Prefect's traceback
+    # the command itself reports an error, once and without Prefect's traceback
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
 }
 
 
 def prepare() -> None:
-    """Set what an embedded run needs, where the user has not, and end the servers of runs that were killed."""
+    """Set the variables of an embedded run that the user has not set, and end the servers of runs that were killed."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     end_orphans()
     os.environ[_OWNER] = str(os.getpid())
-    # Python ends at once on SIGTERM, and Prefect stops its server at exit
+    # by default Python ends without exit handlers on SIGTERM; Prefect stops its server in one
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def end_orphans() -> None:
     """End embedded servers whose run was killed.
 
-    A server inherits its run's process id in its environment, so one whose run is gone is an orphan.
+    A server inherits its run's process id in its environment. If that process is gone, the server is an orphan.
     """
     for process in psutil.process_iter():
         owner = _owner(process)

@@ -1,7 +1,6 @@
 """The commands that use a finished model, or an ensemble of several."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,39 +8,39 @@ import typer
 from rich.table import Table
 
 from flows.cli.console import err, out, user_errors
+from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode
 
 models = typer.Typer()
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="a folder, a hub name, demo:NAME, or an ensemble's YAML file or folder")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model: a local folder, a name on the Hub, demo:NAME, or an ensemble's YAML file or folder.",
+    ),
 ]
-
-
-class Dtype(StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-Precision = Annotated[Dtype, typer.Option(help="of the computation; an ensemble's file says its own")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run the code that the model's folder carries")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda:1, …; the GPU where there is one")]
 
 
 @models.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="the text to continue")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="new tokens at most")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="sample from the likeliest tokens of this mass")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="for sampling the same text again")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="the prompt is a user's message: use the chat template")] = False,
-    dtype: Precision = Dtype.FLOAT32,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="The maximum number of new tokens.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="The sampling temperature; 0 always takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample only from the likeliest tokens with this total probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The seed of sampling, to get the same text again.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the tokenizer's chat template.")
+    ] = False,
+    dtype: Precision = "float32",
     device: Device = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Print what a model or an ensemble makes of a prompt, as it comes."""
+    """Print the text that a model or an ensemble generates from a prompt, as it is generated."""
     with user_errors():
         from alm_pipeline.ensemble.generation import generate_text
 
@@ -54,7 +53,7 @@ def generate(
             top_p=top_p,
             seed=seed,
             chat=chat,
-            dtype=dtype.value,
+            dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
         )
@@ -64,19 +63,24 @@ def generate(
 @models.command()
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="as of `alm evaluate`, and stored students' URLs")
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="The models: local folders, names on the Hub, demo:NAME, URLs of stored students, or ensembles' YAML "
+            "files or folders.",
+        ),
     ],
-    corpus: Annotated[str, typer.Option(help="URL of Parquet, JSONL or text files")],
-    text: Annotated[str, typer.Option(help="of the corpus: a column, or a template of columns")] = "text",
-    examples: Annotated[int, typer.Option(min=1, help="of the corpus: how many")] = 200,
-    dtype: Precision = Dtype.FLOAT32,
-    trust_remote_code: Trust = False,
+    corpus: Annotated[str, typer.Option(help="URL of Parquet, JSONL or text files.")],
+    text: Text = "text",
+    examples: Examples = 200,
+    dtype: Precision = "float32",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers."""
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
-        print_comparison(models, corpus, text, examples, dtype.value, trust_remote_code=trust_remote_code)
+        print_comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
 
 
 def print_comparison(
@@ -88,35 +92,39 @@ def print_comparison(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """A table of the models' bits per byte, and what texts were left out."""
+    """Print a table of the models' bits per byte, and the number of texts left out, by reason."""
     from alm_pipeline.comparison.texts import compare_models, texts_at
     from alm_pipeline.config import ScoreConfig
 
     score, texts = ScoreConfig.model_validate({"dtype": dtype}), texts_at(corpus, text, examples)
-    found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
-    table = Table("model", "bits per byte", title=f"{found.texts:,} texts, {found.text_bytes:,} bytes")
-    for name, bits in zip(models, found.bits_per_byte, strict=True):
+    comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    table = Table("model", "bits per byte", title=f"{comparison.texts:,} texts, {comparison.text_bytes:,} bytes")
+    for name, bits in zip(models, comparison.bits_per_byte, strict=True):
         table.add_row(name, f"{bits:.4f}")
     out.print(table)
-    for reason, count in found.left_out.items():
+    for reason, count in comparison.left_out.items():
         out.print(f"left out, {reason}: {count:,}", markup=False)
 
 
 @models.command()
 def evaluate(
     model: Model,
-    tasks: Annotated[str, typer.Option(help="lm_eval's tasks, with commas between them")],
-    task_folder: Annotated[Path | None, typer.Option(help="a folder of YAML tasks of your own")] = None,
-    few_shot: Annotated[int | None, typer.Option(min=0, help="examples in the prompt; the task's own number")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="so many examples of each task; all")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="rows at once")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="prompts in the tokenizer's chat template")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write lm_eval's results there, too")] = None,
-    dtype: Precision = Dtype.FLOAT32,
+    tasks: Annotated[str, typer.Option(help="Names of lm_eval tasks, separated by commas.")],
+    task_folder: Annotated[Path | None, typer.Option(help="A folder with your own YAML tasks.")] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, help="The number of examples in the prompt; by default the task's own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The number of examples per task; by default all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="The number of rows per batch.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write lm_eval's results to this JSON file.")
+    ] = None,
+    dtype: Precision = "float32",
     device: Device = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Run tasks of lm-evaluation-harness on a model or an ensemble, and print its table."""
+    """Run tasks of lm-evaluation-harness on a model or an ensemble, and print a table of the results."""
     with user_errors():
         from alm_pipeline.ensemble.tasks import lm_eval_harness
 
@@ -129,7 +137,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             chat=chat,
-            dtype=dtype.value,
+            dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
         )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import out, user_errors
+from flows.cli.console import out, user_errors, write_picture
 from storage.errors import UserError
 
 student_commands = typer.Typer()
@@ -13,10 +13,10 @@ student_commands = typer.Typer()
 
 @student_commands.command()
 def curves(
-    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="students' folders")],
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="where the picture goes, a .png")] = Path("curves.png"),
+    urls: Annotated[list[str], typer.Argument(metavar="URL", help="The folder of one or more students.")],
+    picture: Annotated[Path, typer.Option(metavar="FILE", help="The .png file to write.")] = Path("curves.png"),
 ) -> None:
-    """Draw students' training: loss, divergence, held-out bits per byte, learning rate, gradient, speed.
+    """Draw the training of students: loss, divergence, held-out bits per byte, learning rate, gradient norm, speed.
 
     Several students are drawn into one picture, to compare them.
     """
@@ -24,24 +24,23 @@ def curves(
 
     with user_errors():
         if picture.suffix != ".png":
-            raise UserError(f"--picture {picture}: is no .png: write FILE.png")
+            raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         content = draw_curves([read_run(url) for url in urls])
-        try:
-            picture.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"--picture {picture}: can't be written ({error.strerror})") from error
+        write_picture(picture, content)
         out.print(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}", highlight=False, markup=False)
 
 
 @student_commands.command()
 def push(
-    url: Annotated[str, typer.Argument(metavar="URL", help="a finished student's folder")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="USER/NAME on the Hugging Face hub")],
-    private: Annotated[bool, typer.Option("--private/--public", help="of a repository that has to be made")] = True,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The folder of a finished student.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository on the Hugging Face Hub: USER/NAME.")],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Whether a repository that does not exist yet is private.")
+    ] = True,
 ) -> None:
-    """Publish a finished student on the Hugging Face hub: its model, tokenizer, card, metrics and curves.
+    """Publish a finished student on the Hugging Face Hub: its model, tokenizer, model card, metrics and curves.
 
-    The token comes from the environment (HF_TOKEN, or `hf auth login`).
+    The Hub's token comes from the environment variable HF_TOKEN or from `hf auth login`.
     """
     from alm_pipeline.training.student.publish import push as push_student
     from alm_pipeline.training.student.publish import stored_student

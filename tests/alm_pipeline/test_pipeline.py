@@ -86,7 +86,7 @@ def test_the_summary_says_everything(config: AlmConfig, tmp_path: Path) -> None:
     assert summary.teacher_tokens == scores.counts["tokens"]
     cached = [pipeline.tokens("teacher"), pipeline.tokens("student"), pipeline.alignments, pipeline.scores]
     stored = sum(file.stat().st_size for dataset in cached for file in Path(dataset.url).glob("*.parquet"))
-    assert summary.cache_bytes_a_teacher_token == stored / summary.teacher_tokens
+    assert summary.cache_bytes_per_teacher_token == stored / summary.teacher_tokens
     assert summary_table(summary, {"shard": 1.0}).row_count >= 14
 
 

@@ -1,4 +1,4 @@
-"""One Prefect test server for all flow tests, without heartbeat threads; real servers for modules that ask for one."""
+"""One Prefect test server for all flow tests, without heartbeat threads; real servers for the modules that need one."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -25,14 +25,14 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture
 def shown(prefect_server: None) -> Callable[[str], list[Artifact]]:
-    """Gives the artifacts that this test's runs have shown under keys of a beginning, the newest first."""
+    """A function that returns the artifacts of this test's runs whose keys begin with a prefix, the newest first."""
     start = datetime.now(UTC)
 
     def since_start(key: str) -> list[Artifact]:
         named = ArtifactFilter(key=ArtifactFilterKey(like_=f"{key}%"))
         with get_client(sync_client=True) as client:
-            found = client.read_artifacts(artifact_filter=named, sort=ArtifactSort.CREATED_DESC)
-        return [artifact for artifact in found if artifact.created and artifact.created >= start]
+            artifacts = client.read_artifacts(artifact_filter=named, sort=ArtifactSort.CREATED_DESC)
+        return [artifact for artifact in artifacts if artifact.created and artifact.created >= start]
 
     return since_start
 

@@ -51,7 +51,7 @@ class Loopback:
         }
 
     def _start(self, log: str, *command: str) -> "subprocess.Popen[bytes]":
-        # in a group of its own, which can be killed as a whole; SIGINT as on a terminal
+        # in its own session, which can be killed as a whole
         with (self.folder / f"{log}.log").open("a") as file:
             return subprocess.Popen(
                 command, cwd=ROOT, env=self.environment, stdout=file, stderr=file, start_new_session=True
@@ -82,7 +82,7 @@ class Loopback:
         self.start()
 
     def deploy(self) -> None:
-        """All deployments, on two pools without workers."""
+        """Make all deployments, on two pools without workers."""
         for pool in ("alm", "gpu"):
             self.done("work-pool", "create", pool, "--type", "process", "--overwrite")
         self.done("deploy", "--all")
@@ -93,7 +93,7 @@ class Loopback:
         return worker
 
     def kill(self, worker: "subprocess.Popen[bytes]") -> None:
-        """With -9, together with the runs that it works on."""
+        """Kill a worker with -9, together with the runs that it works on."""
         kill(worker)
         self._workers.remove(worker)
 
@@ -107,7 +107,7 @@ class Loopback:
             kill(self._server)
 
     def forget(self, run: Any) -> None:
-        """Of a run whose worker was killed: mark it crashed, as the heartbeat automation does after a while."""
+        """Mark a run whose worker was killed as crashed, as the heartbeat automation does after 90 seconds."""
         with self.client() as client:
             client.set_flow_run_state(run, Crashed(message="killed"))
 
@@ -117,27 +117,27 @@ class Loopback:
         )
 
     def done(self, *arguments: str) -> str:
-        """What a command of `prefect` said, that has to succeed."""
-        said = self.cli(*arguments)
-        assert said.returncode == 0, said.stdout + said.stderr
-        return said.stdout
+        """Run a command of `prefect` that has to succeed; returns its output."""
+        process = self.cli(*arguments)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
 
     def client(self) -> SyncPrefectClient:
         with temporary_settings({PREFECT_API_URL: self.url}):
             return get_client(sync_client=True)
 
     def run(self, deployment: str, **parameters: Any) -> Any:
-        """Ask for a run of a deployment; returns its id."""
+        """Create a run of a deployment; returns the run's id."""
         with self.client() as client:
-            found = client.read_deployment_by_name(deployment)
-            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+            id_ = client.read_deployment_by_name(deployment).id
+            return client.create_flow_run_from_deployment(id_, parameters=parameters).id
 
     def state(self, run: Any) -> Any:
         with self.client() as client:
             return client.read_flow_run(run).state
 
     def finished(self, run: Any) -> Any:
-        """The run's last state."""
+        """Wait for the run's end; returns its last state."""
         wait_for("the run's end", lambda: (state := self.state(run)) is not None and state.is_final())
         return self.state(run)
 
@@ -146,12 +146,12 @@ class Loopback:
             return client.read_flow_runs()
 
     def logs(self) -> str:
-        """What the server and the workers said, for a failed test."""
+        """The ends of the server's and the workers' logs, for the message of a failed test."""
         return "\n".join(file.read_text(errors="replace")[-4000:] for file in sorted(self.folder.glob("*.log")))
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """With -9, and all that it has started."""
+    """Kill a process with -9, and all processes that it has started."""
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -166,7 +166,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def wait_for(what: str, happens: Callable[[], bool], seconds: float = 600, between: float = 0.3) -> None:
-    """Raises TimeoutError when it does not happen."""
+    """Wait until `happens()` is true. Raises TimeoutError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not happens():
         if time.monotonic() > deadline:

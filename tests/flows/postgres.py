@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own on this machine, out of the binaries of a distribution's package."""
+"""A PostgreSQL server for one test on this machine, from the binaries of a distribution's package."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ _USER = "nobody" if os.geteuid() == 0 else None
 
 
 def missing() -> str | None:
-    """What to do where there is no PostgreSQL."""
+    """Say how to install PostgreSQL; None where it is installed."""
     if all(shutil.which(name, path=_PATH) for name in ("initdb", "postgres", "pg_isready")):
         return None
     return "no PostgreSQL on this machine: apt-get install postgresql"
@@ -27,9 +27,9 @@ def missing() -> str | None:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The URL of an empty database, as Prefect wants it, while its server runs."""
+    """Run a server with an empty database; yields its URL in the form that Prefect expects."""
     port = str(free_port())
-    with tempfile.TemporaryDirectory(prefix="postgres-") as name:  # pytest's own folders are root's alone
+    with tempfile.TemporaryDirectory(prefix="postgres-") as name:  # pytest's own folders are readable only by root
         folder = Path(name)
         if _USER:
             shutil.chown(folder, _USER)
@@ -54,6 +54,6 @@ def _answers(port: str) -> bool:
 
 
 def _command(name: str, *arguments: str) -> list[str]:
-    found = shutil.which(name, path=_PATH)
-    assert found
-    return [found, *arguments]
+    program = shutil.which(name, path=_PATH)
+    assert program
+    return [program, *arguments]

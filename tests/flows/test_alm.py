@@ -1,4 +1,4 @@
-"""The flow on a real (ephemeral) Prefect server: every stage, its resume, its parameters."""
+"""The flow on a real (ephemeral) Prefect server: all stages, resuming, parameters."""
 
 import base64
 import io
@@ -33,11 +33,11 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path, shown: Callable[[str]
     assert "- bytes aligned: **100.00%**" in text.data
     assert f"- student: `{result['places']['student']}`" in text.data
     pictures = re.findall(r"!\[(.*?)\]\(data:image/png;base64,(.*?)\)", text.data)
-    assert [name for name, _ in pictures] == ["An example's chunks", "The student's training"]
+    assert [name for name, _ in pictures] == ["Aligned chunks of an example", "Training curves of the student"]
     assert all(Image.open(io.BytesIO(base64.b64decode(content))).width > 400 for _, content in pictures)
 
 
-def test_what_can_not_be_shown_fails_no_run(
+def test_artifacts_that_fail_do_not_fail_the_run(
     config: AlmConfig,
     tmp_path: Path,
     shown: Callable[[str], list[Artifact]],
@@ -47,7 +47,7 @@ def test_what_can_not_be_shown_fails_no_run(
     def fail(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'PIL'")
 
-    monkeypatch.setattr(artifacts, "_alignment", fail)
+    monkeypatch.setattr(artifacts, "_draw_alignment", fail)
     monkeypatch.setattr(artifacts, "create_table_artifact", fail)
     result = alm(config=config, storage=str(tmp_path), until="scores")
     assert result["examples"] == 80
@@ -55,10 +55,10 @@ def test_what_can_not_be_shown_fails_no_run(
     assert "the table can't be shown" in caplog.text
     (text,) = shown("alm-report")
     assert "bytes aligned" in text.data
-    assert "An example's chunks" not in text.data
+    assert "Aligned chunks of an example" not in text.data
 
 
-def test_until_scores_writes_no_student_and_a_later_run_goes_on_from_there(config: AlmConfig, tmp_path: Path) -> None:
+def test_until_scores_writes_no_student_and_a_later_run_continues_from_there(config: AlmConfig, tmp_path: Path) -> None:
     result = alm(config=config, storage=str(tmp_path), until="scores")
     assert result["bits_per_byte"] is None
     assert not (tmp_path / "students").exists()
@@ -68,17 +68,17 @@ def test_until_scores_writes_no_student_and_a_later_run_goes_on_from_there(confi
     assert after == before
 
 
-def test_a_failed_stage_is_told_by_its_own_error_and_not_retried(
+def test_a_users_error_is_raised_unchanged_and_not_retried(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def failing(self: Pipeline, shards: object = None) -> None:
         calls.append(1)
-        raise UserError("mend this")
+        raise UserError("fix this")
 
     monkeypatch.setattr(Pipeline, "align", failing)
-    with pytest.raises(UserError, match="mend this"):
+    with pytest.raises(UserError, match="fix this"):
         alm(config=config, storage=str(tmp_path))
     assert len(calls) == 1
 
@@ -96,11 +96,11 @@ def test_a_misspelt_parameter_is_refused_with_its_name(config: AlmConfig, tmp_pa
         alm(config=content, storage=str(tmp_path))
 
 
-def test_what_one_stage_alone_has_no_use_for_is_refused(config: AlmConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="until: scores comes before `only: train`"):
+def test_parameters_that_contradict_only_are_refused(config: AlmConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="until: scores stops before `only: train`"):
         alm(config=config, storage=str(tmp_path), only="train", until="scores")
-    with pytest.raises(UserError, match="shards: is for `only: score`"):
+    with pytest.raises(UserError, match="shards: needs `only: score`"):
         alm(config=config, storage=str(tmp_path), shards=[0])
-    with pytest.raises(UserError, match="gpu_pool: a run of one stage works where it is"):
+    with pytest.raises(UserError, match="gpu_pool: a run with `only: score` does its work itself"):
         alm(config=config, storage=str(tmp_path), only="score", gpu_pool="gpu")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a server starts by itself: a schedule's runs, and the automations of automations/."""
+"""What a server starts by itself: the runs of a schedule, and the automations in automations/."""
 
 import subprocess
 import sys
@@ -24,12 +24,12 @@ FILES = ROOT / "automations"
 
 @pytest.fixture
 def messages() -> Iterator[tuple[str, list[str]]]:
-    """The URL of a web hook, and what it has been told."""
-    told: list[str] = []
+    """The URL of a web hook, and the messages that it has received."""
+    received: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            received.append(self.rfile.read(int(self.headers["content-length"])).decode())
             self.send_response(200)
             self.end_headers()
 
@@ -38,7 +38,7 @@ def messages() -> Iterator[tuple[str, list[str]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", told
+        yield f"http://127.0.0.1:{server.server_port}", received
         server.shutdown()
 
 
@@ -48,9 +48,9 @@ def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
 
 def runs_of(loopback: Loopback, deployment: str) -> list[Any]:
     with loopback.client() as client:
-        found = client.read_deployment_by_name(deployment)
-        only = FlowRunFilter.model_validate({"deployment_id": {"any_": [found.id]}})
-        return client.read_flow_runs(flow_run_filter=only)
+        id_ = client.read_deployment_by_name(deployment).id
+        runs = FlowRunFilter.model_validate({"deployment_id": {"any_": [id_]}})
+        return client.read_flow_runs(flow_run_filter=runs)
 
 
 def edited(file: str, folder: Path, old: str, new: str) -> str:
@@ -61,7 +61,7 @@ def edited(file: str, folder: Path, old: str, new: str) -> str:
 
 
 def test_a_schedule_starts_runs(loopback: Loopback, config: AlmConfig, tmp_path: Path) -> None:
-    """The nightly one is paused; switched on, and due every few seconds, it starts runs that nobody asked for."""
+    """The nightly schedule is paused. Switched on, and due every few seconds, it starts runs."""
     with loopback.client() as client:
         cache = client.read_deployment_by_name("alm/cache")
         (nightly,) = cache.schedules
@@ -79,12 +79,12 @@ def test_a_schedule_starts_runs(loopback: Loopback, config: AlmConfig, tmp_path:
     assert any(tmp_path.glob("teacher_scores/*/manifest.json"))
 
 
-def test_what_was_cached_is_distilled(loopback: Loopback, config: AlmConfig, tmp_path: Path) -> None:
+def test_a_completed_cache_is_distilled(loopback: Loopback, config: AlmConfig, tmp_path: Path) -> None:
     """With the same parameters."""
     loopback.done("deploy", "--name", "distill", "--trigger", str(FILES / "distill-after-cache.yaml"))
     loopback.worker("alm")
-    asked = loopback.run("alm/cache", **parameters(config, tmp_path))
-    assert loopback.finished(asked).is_completed(), loopback.logs()
+    cache = loopback.run("alm/cache", **parameters(config, tmp_path))
+    assert loopback.finished(cache).is_completed(), loopback.logs()
     wait_for("a run of alm/distill", lambda: bool(runs_of(loopback, "alm/distill")))
     (run,) = runs_of(loopback, "alm/distill")
     assert run.parameters == {**parameters(config, tmp_path), "until": "student"}
@@ -93,42 +93,44 @@ def test_what_was_cached_is_distilled(loopback: Loopback, config: AlmConfig, tmp
     assert any(tmp_path.glob("students/*/manifest.json"))
 
 
-def test_a_failure_is_told(loopback: Loopback, tmp_path: Path, messages: tuple[str, list[str]]) -> None:
-    url, told = messages
+def test_a_failure_sends_a_message(loopback: Loopback, tmp_path: Path, messages: tuple[str, list[str]]) -> None:
+    url, received = messages
     block = (
         "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook\n"
         f"hook = Hook(name='hook', url={url!r}, json_data={{'text': '{{{{subject}}}} {{{{body}}}}'}})\n"
         "print(hook.save('alm-failures'))"
     )
-    made = subprocess.run(
+    saved = subprocess.run(
         [sys.executable, "-c", block], env=loopback.environment, capture_output=True, text=True, check=False
     )
-    assert made.returncode == 0, made.stderr
-    file = edited("notify-failure.yaml", tmp_path, "00000000-0000-0000-0000-000000000000", made.stdout.strip())
+    assert saved.returncode == 0, saved.stderr
+    file = edited("notify-failure.yaml", tmp_path, "00000000-0000-0000-0000-000000000000", saved.stdout.strip())
     loopback.done("automation", "create", "--from-file", file)
     loopback.worker("alm")
     run = loopback.run("verify/verify", storage=str(tmp_path / "nowhere"))
     assert loopback.finished(run).is_failed()
-    wait_for("the message", lambda: bool(told))
-    assert "verify/verify failed" in told[0]
-    assert f"runs/flow-run/{run}" in told[0]
+    wait_for("the message", lambda: bool(received))
+    assert "verify/verify failed" in received[0]
+    assert f"runs/flow-run/{run}" in received[0]
 
 
-def test_a_run_that_died_with_its_worker_is_crashed(loopback: Loopback, config: AlmConfig, tmp_path: Path) -> None:
-    """After ten seconds without a sign of life instead of 90; it gives one when it starts."""
+def test_a_run_that_died_with_its_worker_is_marked_crashed(
+    loopback: Loopback, config: AlmConfig, tmp_path: Path
+) -> None:
+    """After ten seconds without a heartbeat instead of 90. A run sends one when it starts."""
     file = edited("crash-zombies.yaml", tmp_path, "within: 90", "within: 10")
     loopback.done("automation", "create", "--from-file", file)
     worker = loopback.worker("alm")
     run = loopback.run("alm/distill", **parameters(config, tmp_path))
-    wait_for("a sign of life", lambda: gave_sign_of_life(loopback, run), between=0.1)
+    wait_for("a heartbeat", lambda: has_sent_heartbeat(loopback, run), between=0.1)
     loopback.kill(worker)
     state = loopback.finished(run)
     assert state.is_crashed()
-    assert state.message.startswith("No sign of life")
+    assert state.message.startswith("No heartbeat")
     assert not any(tmp_path.glob("students/*/manifest.json"))
 
 
-def gave_sign_of_life(loopback: Loopback, run: Any) -> bool:
+def has_sent_heartbeat(loopback: Loopback, run: Any) -> bool:
     beats = {
         "event": {"name": ["prefect.flow-run.heartbeat"]},
         "resource": {"id": [f"prefect.flow-run.{run}"]},
@@ -137,7 +139,7 @@ def gave_sign_of_life(loopback: Loopback, run: Any) -> bool:
     return bool(answer.json()["events"])
 
 
-def test_runs_give_signs_of_life_often_enough(loopback: Loopback) -> None:
+def test_runs_send_heartbeats_often_enough(loopback: Loopback) -> None:
     within = yaml.safe_load((FILES / "crash-zombies.yaml").read_text())["trigger"]["within"]
     with loopback.client() as client:
         for deployment in client.read_deployments():

@@ -1,4 +1,4 @@
-"""What scores or trains takes as many slots of the limit `gpu` as this machine has GPUs, if there is such a limit."""
+"""Scoring and training take one slot of the limit `gpu`, if it exists, for each GPU of this machine."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def limit() -> Iterator[None]:
         client.delete_global_concurrency_limit_by_name("gpu")
 
 
-def taken() -> int:
+def active_slots() -> int:
     with get_client(sync_client=True) as client:
         return client.read_global_concurrency_limit_by_name("gpu").active_slots
 
@@ -31,20 +31,20 @@ def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alm_pipeline.models.loading, "all_devices", lambda: devices)
 
 
-def test_slots_are_taken_and_given_back(limit: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_taken_and_released(limit: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(2, monkeypatch)
     with gpu_slots():
-        assert taken() == 2
-    assert taken() == 0
+        assert active_slots() == 2
+    assert active_slots() == 0
     with pytest.raises(OSError, match="disk full"), gpu_slots():
         raise OSError("disk full")
-    assert taken() == 0
+    assert active_slots() == 0
     with_gpus(0, monkeypatch)
     with gpu_slots():
-        assert taken() == 0
+        assert active_slots() == 0
 
 
 def test_without_a_limit_all_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(8, monkeypatch)
     with gpu_slots(), pytest.raises(ObjectNotFound):
-        taken()
+        active_slots()

@@ -1,4 +1,4 @@
-"""Prefect's server on PostgreSQL, as for more than one machine."""
+"""Prefect's server on PostgreSQL, which several machines need."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +29,6 @@ def test_a_run_on_postgres(loopback: Loopback, config: AlmConfig, tmp_path: Path
     assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
     assert any(tmp_path.glob("students/*/manifest.json"))
     loopback.kill_workers()
-    loopback.restart()  # what there was is in the database
+    loopback.restart()  # the run is in the database
     assert loopback.state(run).is_completed()
     assert not list(loopback.folder.glob("*.db"))

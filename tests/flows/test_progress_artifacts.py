@@ -1,4 +1,4 @@
-"""Progress artifacts, as they stand on the server."""
+"""Progress artifacts, as the server holds them."""
 
 from collections.abc import Callable
 
@@ -12,20 +12,20 @@ from flows.progress_artifacts import ProgressArtifacts
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
 
-def test_one_artifact_a_stage_follows_what_is_done(
+def test_each_stage_has_one_artifact_that_is_updated(
     monkeypatch: pytest.MonkeyPatch, shown: Callable[[str], list[Artifact]]
 ) -> None:
-    monkeypatch.setattr(progress_artifacts, "_SECONDS_AN_UPDATE", 0.0)
+    monkeypatch.setattr(progress_artifacts, "_SECONDS_PER_UPDATE", 0.0)
 
     @flow
-    def showing() -> None:
+    def show_progress() -> None:
         progress = ProgressArtifacts()
         for done in (1, 2, 4):
             progress.show("tokenize Teacher/1", done, 4, "B")
         progress.show("without total", 10, None, "B")
         progress.show("a third", 1, 3, "tokens")
 
-    showing()
+    show_progress()
     (whole,) = shown("progress-tokenize-teacher-1")
     assert (whole.type, whole.data) == ("progress", 100.0)
     assert whole.description.startswith("tokenize Teacher/1: 4 of 4 B, ")
@@ -33,15 +33,15 @@ def test_one_artifact_a_stage_follows_what_is_done(
     assert shown("progress-without-total") == []
 
 
-def test_a_server_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_server_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def fail(*_: object) -> None:
         raise ConnectionError("restarting")
 
     monkeypatch.setattr(progress_artifacts, "create_progress_artifact", fail)
 
     @flow
-    def showing() -> None:
+    def show_progress() -> None:
         ProgressArtifacts().show("score", 4, 4, "tokens")
 
-    showing()
+    show_progress()
     assert "its progress can't be shown for now: ConnectionError('restarting')" in caplog.text

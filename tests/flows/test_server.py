@@ -1,4 +1,4 @@
-"""A real server and real workers on this machine: deployments by name, a GPU pool, kills, cancellations, restarts."""
+"""A real server and real workers on this machine: deployments, a GPU pool, kills, cancellations, restarts."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import psutil
 import pytest
 from prefect.states import Cancelling
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, CorpusConfig
 from alm_pipeline.pipeline import Pipeline
 from tests.flows.loopback import Loopback, wait_for
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def many(config: AlmConfig) -> AlmConfig:
-    """Some twenty shards, and training that takes a while."""
+    """About twenty shards, and training that takes a while."""
     corpus = config.corpus.model_copy(update={"shard_bytes": 1024, "max_bytes": 100})
     train = config.train.model_copy(update={"steps": 30, "checkpoint_steps": 3})
     return config.model_copy(update={"corpus": corpus, "train": train})
@@ -30,14 +30,14 @@ def unbroken(many: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def files(root: Path) -> dict[str, bytes]:
-    # times of training are not the same twice
+    # the times of training differ between runs
     names = [file for file in root.rglob("*") if file.is_file() and file.name[0] != "." and file.parent.name != "runs"]
     return {str(file.relative_to(root)): file.read_bytes() for file in names}
 
 
 def differing(root: Path, unbroken: dict[str, bytes]) -> set[str]:
-    found = files(root)
-    return {name for name in found.keys() | unbroken if found.get(name) != unbroken.get(name)}
+    written = files(root)
+    return {name for name in written.keys() | unbroken if written.get(name) != unbroken.get(name)}
 
 
 def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
@@ -49,11 +49,13 @@ def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
     assert set(deployments) == {*("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "verify")}
     assert all(
-        each.description and each.tags and each.work_pool_name in ("alm", "gpu") for each in deployments.values()
+        deployment.description and deployment.tags and deployment.work_pool_name in ("alm", "gpu")
+        for deployment in deployments.values()
     )
     form = deployments["distill"].parameter_openapi_schema
     assert "peak learning rate" in str(form["properties"]["learning_rate"])
-    assert "text bytes a shard" in str(form["definitions"]["CorpusConfig"])  # nested fields are described
+    nested = form["definitions"]["CorpusConfig"]["properties"]["shard_bytes"]["description"]
+    assert nested == CorpusConfig.model_fields["shard_bytes"].description
 
 
 def test_a_misspelt_parameter_is_refused_with_its_name(loopback: Loopback) -> None:
@@ -70,17 +72,17 @@ def test_scoring_and_training_run_on_the_gpu_pool(
     run = loopback.run("alm/distill", **parameters(many, tmp_path), gpu_pool="gpu")
     state = loopback.finished(run)
     assert state.is_completed(), f"{state.message}\n{loopback.logs()}"
-    on_gpu = [each for each in loopback.runs() if each.work_pool_name == "gpu"]
-    assert {each.parameters["only"] for each in on_gpu} == {"score", "train"}
-    assert all(each.state.is_completed() and each.parent_task_run_id for each in on_gpu)
+    on_gpu = [run for run in loopback.runs() if run.work_pool_name == "gpu"]
+    assert {run.parameters["only"] for run in on_gpu} == {"score", "train"}
+    assert all(run.state.is_completed() and run.parent_task_run_id for run in on_gpu)
     assert differing(tmp_path, unbroken) == set()
 
 
-def test_a_cancelled_run_of_the_pool_is_passed_on_both_ways(
+def test_a_cancellation_reaches_both_the_run_and_its_run_on_the_pool(
     loopback: Loopback, many: AlmConfig, tmp_path: Path
 ) -> None:
     Pipeline(many, str(tmp_path)).cache()
-    loopback.worker("alm")  # and nobody works on the pool
+    loopback.worker("alm")  # and no worker on the pool
     run = loopback.run("alm/distill", **parameters(many, tmp_path), gpu_pool="gpu")
     child = _child_of(loopback, run)
     assert loopback.cli("flow-run", "cancel", str(child.id)).returncode == 0
@@ -94,23 +96,23 @@ def test_a_cancelled_run_of_the_pool_is_passed_on_both_ways(
 
 
 def _child_of(loopback: Loopback, run: Any) -> Any:
-    found: list[Any] = []
+    children: list[Any] = []
 
     def there() -> bool:
-        scheduled = [each for each in loopback.runs() if each.work_pool_name == "gpu" and not each.state.is_final()]
-        found[:] = scheduled
+        scheduled = [run for run in loopback.runs() if run.work_pool_name == "gpu" and not run.state.is_final()]
+        children[:] = scheduled
         return bool(scheduled) or loopback.state(run).is_final()
 
     wait_for("a run on the pool", there)
-    assert found, f"{loopback.state(run)}\n{loopback.logs()}"
-    return found[0]
+    assert children, f"{loopback.state(run)}\n{loopback.logs()}"
+    return children[0]
 
 
 def test_killed_and_cancelled_runs_are_run_again(
     loopback: Loopback, many: AlmConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With -9, worker and all, while it tokenizes and while it scores; cancelled while it trains."""
-    # as long as a worker takes to hear of it; that a resumed student is the same to the bit is tested without a server
+    """Killed with -9 together with the worker while it tokenizes and while it scores; cancelled while it trains."""
+    # long enough for a worker to notice; other tests check that a resumed student is the same to the bit
     train = many.train.model_copy(update={"steps": 200, "accumulation": 8, "checkpoint_steps": 10})
     many = many.model_copy(update={"train": train})
     caches = tmp_path_factory.mktemp("caches")

@@ -1,4 +1,4 @@
-"""A root out of a Prefect block works without credentials in the environment, parameters or logs."""
+"""A storage root from a Prefect block needs no credentials in the environment, parameters or logs."""
 
 import fsspec
 import pytest
@@ -28,10 +28,10 @@ def test_a_blocks_settings_open_its_root(s3_server: S3Server, s3_root: str, monk
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_block_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="block:none: there is no block remote-file-system/none: make it"):
+def test_a_missing_block_is_named() -> None:
+    with pytest.raises(UserError, match="block:none: there is no block remote-file-system/none: create it"):
         storage_root("block:none")
 
 
-def test_anything_else_is_itself() -> None:
+def test_anything_else_is_returned_unchanged() -> None:
     assert storage_root("s3://bucket/prefix") == "s3://bucket/prefix"

@@ -23,7 +23,7 @@ from typing import IO
 import psutil
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.runtime.progress import say
+from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.training.parallel.processes import free_gpu_memory
 from storage.errors import UserError
 from storage.urls import configuration_as_environment
@@ -94,7 +94,7 @@ def _logged(lines: IO[str]) -> list[str]:
     last = collections.deque[str](maxlen=_KEPT_LINES)
     for line in lines:
         last.append(line.rstrip())
-        say(last[-1])
+        show_line(last[-1])
     return list(last)
 
 

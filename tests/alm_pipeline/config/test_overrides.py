@@ -3,31 +3,51 @@
 import pytest
 
 from alm_pipeline.config import AlmConfig, FilesSource
-from alm_pipeline.config.overrides import override
+from alm_pipeline.config.overrides import FIELDS, Overrides, override
 from alm_pipeline.config.recipes import transfer
 from storage.errors import UserError
 
 
-def test_nothing_changes_nothing() -> None:
-    assert override(transfer()) == transfer()
+def test_no_overrides_change_nothing() -> None:
+    assert override(transfer(), Overrides()) == transfer()
 
 
 def test_values_replace_the_recipes() -> None:
-    changed = override(
-        transfer(), corpus="s3://bucket/my texts/**/*.jsonl", teacher="T", steps=7, gamma=0.0, tokenizer="folder"
+    chosen = Overrides(
+        corpus="s3://bucket/my texts/**/*.jsonl", teacher="T", steps=7, gamma=0.0, tokenizer="folder", student="S"
     )
+    changed = override(transfer(), chosen)
     assert changed.corpus.source == FilesSource(urls=("s3://bucket/my texts/**/*.jsonl",))
     assert changed.corpus.name == "my-texts"
     assert changed.corpus.sample == 1.0
     assert changed.teacher == "T"
     assert changed.train.steps == 7
     assert changed.objective.gamma == 0.0
+    assert changed.student.model == "S"
     assert changed.student.tokenizer == "folder"
     assert changed.train.learning_rate == transfer().train.learning_rate
 
 
-def test_settings_reach_every_field_and_may_be_none() -> None:
-    changed = override(transfer(), settings={"student.tokenizer": None, "train.batch_tokens": 64})
+def test_every_override_names_a_field_of_the_configuration() -> None:
+    assert list(Overrides.model_fields) == [*FIELDS, "settings"]
+    for name, field in FIELDS.items():
+        value = AlmConfig.model_validate(transfer())
+        for part in field.split("."):
+            assert part in type(value).model_fields, name
+            value = getattr(value, part)
+
+
+def test_every_override_has_a_description() -> None:
+    assert all(field.description for field in Overrides.model_fields.values())
+
+
+def test_a_misspelt_override_is_refused() -> None:
+    with pytest.raises(ValueError, match="stepz"):
+        Overrides.model_validate({"stepz": 3})
+
+
+def test_settings_reach_every_field_and_can_set_none() -> None:
+    changed = override(transfer(), Overrides(settings={"student.tokenizer": None, "train.batch_tokens": 64}))
     assert changed.student.tokenizer is None
     assert changed.train.batch_tokens == 64
 
@@ -43,7 +63,7 @@ def test_settings_reach_every_field_and_may_be_none() -> None:
 )
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        override(transfer(), settings=settings)
+        override(transfer(), Overrides(settings=settings))
 
 
 def test_configurations_are_frozen(config: AlmConfig) -> None:

@@ -15,7 +15,7 @@ SIDES = ("teacher", "student")
 
 @dataclass
 class Side:
-    """One side's tokens of an example: (id, start, end) in bytes of the text. Bytes between two tokens are uncovered."""
+    """The tokens of one side of an example: (id, start, end) in bytes. Bytes between two tokens are uncovered."""
 
     tokens: list[tuple[int, int, int]] = field(default_factory=list)
     kinds: list[int] | None = None

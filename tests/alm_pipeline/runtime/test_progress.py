@@ -1,4 +1,4 @@
-"""Progress: bars where somebody looks, lines elsewhere."""
+"""Progress: bars on a terminal, lines elsewhere."""
 
 import io
 import logging
@@ -11,7 +11,9 @@ from alm_pipeline.runtime import progress
 from alm_pipeline.runtime.progress import observed, progress_bars, track
 
 
-def test_a_line_at_the_end_and_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_logged_every_ten_seconds_and_at_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "alm_pipeline"), track("score", 400, "tokens") as advance:
@@ -37,12 +39,12 @@ def test_a_finished_bar_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress._bars is None
 
 
-def test_no_bars_where_there_is_no_terminal() -> None:
+def test_without_a_terminal_there_are_no_bars() -> None:
     with progress_bars(Console(file=io.StringIO())):
         assert progress._bars is None
 
 
-def test_what_a_stage_tells_stands_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_note_of_a_stage_is_shown_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80)
     with progress_bars(console), track("train", 40, "steps") as advance:
@@ -53,7 +55,7 @@ def test_what_a_stage_tells_stands_below_its_bar(monkeypatch: pytest.MonkeyPatch
     assert progress._bars is None
 
 
-def test_lines_tell_how_long_it_takes_yet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_contain_the_time_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "alm_pipeline"), track("score", 400, "tokens", already=200) as advance:
@@ -62,12 +64,12 @@ def test_lines_tell_how_long_it_takes_yet(caplog: pytest.LogCaptureFixture, monk
     assert ", 0:00:18 left" in caplog.records[0].getMessage()
 
 
-def test_an_observer_is_told_of_what_is_done() -> None:
-    told: list[tuple[object, ...]] = []
-    with observed(lambda *what: told.append(what)), track("score", 9, "tokens", already=2) as advance:
+def test_an_observer_is_called_on_progress() -> None:
+    calls: list[tuple[object, ...]] = []
+    with observed(lambda *arguments: calls.append(arguments)), track("score", 9, "tokens", already=2) as advance:
         advance(3)
         advance(4)
-    assert told == [("score", 5, 9, "tokens"), ("score", 9, 9, "tokens")]
+    assert calls == [("score", 5, 9, "tokens"), ("score", 9, 9, "tokens")]
     with track("score", 9, "tokens") as advance:
         advance(1)
-    assert len(told) == 2
+    assert len(calls) == 2

@@ -1,16 +1,22 @@
-"""The command: what it prints, and that mistakes are told without a traceback."""
+"""The command `alm`: what it prints, and that it reports mistakes without a traceback."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+import flows.alm
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
-from flows.cli.app import _forget_student, _value, app
+from flows.cli import app as app_module
+from flows.cli import embedded
+from flows.cli.app import _forget_student, _parse_value, app
+from storage.errors import UserError
 
 
 def command(*arguments: str) -> Result:
@@ -48,7 +54,7 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
         (["show", "nonsense"], "no such recipe; there are transfer, maths"),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
         (["list", "nothing-here"], "holds no datasets"),
-        (["describe", "nothing-here"], "`alm list ROOT` says what there is"),
+        (["describe", "nothing-here"], "`alm list ROOT` lists what is stored"),
         (["inspect", "nothing-here"], "no complete dataset"),
         (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
         (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
@@ -56,7 +62,7 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
         (["list", "no-such-protocol[x]://here"], "no-such-protocol[x]"),
     ],
 )
-def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(arguments: list[str], message: str) -> None:
     assert message in error_of(*arguments)
 
 
@@ -74,7 +80,36 @@ def test_mistakes_are_told(arguments: list[str], message: str) -> None:
     ],
 )
 def test_values_of_settings(text: str, value: object) -> None:
-    assert _value(text) == value
+    assert _parse_value(text) == value
+
+
+def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fake_alm(**parameters: Any) -> None:
+        calls.append(parameters)
+        raise UserError("not run")
+
+    monkeypatch.setattr(flows.alm, "alm", fake_alm)
+    monkeypatch.setattr(embedded, "prepare", lambda: None)
+    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    options = [
+        "--teacher",
+        "T",
+        "--steps",
+        "7",
+        "--learning-rate",
+        "1e-3",
+        "--set",
+        "train.seed=5",
+        "--until",
+        "scores",
+    ]
+    assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), *options)
+    changed = override(
+        RECIPES["maths"](), Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5})
+    )
+    assert calls == [{"config": changed, "storage": str(tmp_path), "until": "scores"}]
 
 
 def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
@@ -110,6 +145,6 @@ def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_p
 def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -> None:
     result = command("byte-level", gemma_folder, str(tmp_path / "bytes"))
     assert result.exit_code == 0, result.output
-    assert "bytes: 262 tokens, 6 of them control tokens" in result.stdout.replace("\n", "")
+    assert "bytes: 262 tokens, 6 of them special tokens" in result.stdout.replace("\n", "")
     assert len(load_tokenizer(str(tmp_path / "bytes"))) == 262
     assert "name a new folder" in error_of("byte-level", gemma_folder, str(tmp_path / "bytes"))

@@ -1,4 +1,4 @@
-"""Servers of runs that were killed are ended, those of living runs are not."""
+"""Servers of killed runs are ended; servers of living runs are not."""
 
 import os
 import signal

@@ -49,14 +49,14 @@ def test_a_picture_is_written(url: str, tmp_path: Path, suffix: str, begins: byt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--picture", "picture.pdf"], "is neither .html nor .png"),
+        (["--picture", "picture.pdf"], "not an .html or .png file"),
         (["--picture", "no/such/folder/picture.html"], "can't be written (No such file or directory)"),
         (["--shard", "1"], "shard 1 has no chunks"),
         (["--example", "0-0"], "example 0-0 has no chunks"),
         (["--example", "0-0", "--picture", "picture.html"], "example 0-0 has no chunks"),
     ],
 )
-def test_mistakes_are_told(url: str, arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(url: str, arguments: list[str], message: str) -> None:
     result = inspect(url, *arguments)
     assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
 

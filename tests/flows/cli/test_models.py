@@ -31,11 +31,11 @@ def test_an_ensemble_of_a_model_with_itself_writes_what_the_model_writes(llama_f
     for name in (llama_folder, str(folder), str(folder / "ensemble.yaml")):
         result = command("generate", name, "The quick", "--max-tokens", "8")
         assert result.exit_code == 0, result.output
-        # what is no whole character is left out
+        # incomplete characters are left out
         assert result.stdout.rstrip("\n") == expected.rstrip("\n").rstrip("\ufffd").rstrip("\n")
 
 
-def test_mistakes_are_told(llama_folder: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported(llama_folder: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("members: [{model: a, wieght: 2}]\n")
     result = command("generate", str(file), "a")

@@ -1,4 +1,4 @@
-"""The commands that keep a store, on one that a tiny run wrote."""
+"""The commands that maintain a store, on one that a tiny run wrote."""
 
 import os
 from pathlib import Path
@@ -31,9 +31,9 @@ def error_of(*arguments: object) -> str:
 
 @pytest.fixture
 def pipeline(config: AlmConfig, tmp_path: Path) -> Pipeline:
-    made = Pipeline(config, str(tmp_path))
-    made.run()
-    return made
+    finished = Pipeline(config, str(tmp_path))
+    finished.run()
+    return finished
 
 
 def test_a_store_is_listed(pipeline: Pipeline) -> None:
@@ -46,26 +46,26 @@ def test_a_store_is_listed(pipeline: Pipeline) -> None:
     assert "80 examples" in output("list", pipeline.root)
 
 
-def test_what_is_wrong_is_told_and_repaired(pipeline: Pipeline) -> None:
+def test_problems_are_reported_and_repaired(pipeline: Pipeline) -> None:
     assert "6 datasets and folders" in output("verify", pipeline.root)
     shard = Path(pipeline.tokens("teacher").shard_url(1))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "nothing wrong" in output("verify", pipeline.root)
-    assert "nothing wrong" in output("verify", pipeline.scores.url, "--checksums")
+    assert "no problems" in output("verify", pipeline.root)
+    assert "no problems" in output("verify", pipeline.scores.url, "--checksums")
     for place in (pipeline.root, pipeline.tokens("teacher").url):
-        told = command("verify", place, "--checksums")
-        assert told.exit_code == 1
-        assert "is damaged" in told.stdout
-        assert f"alm repair {place} --checksums" in told.stdout
-    assert f"{pipeline.tokens('teacher').name}: repaired, to the same bytes" in output(
+        verified = command("verify", place, "--checksums")
+        assert verified.exit_code == 1
+        assert "is damaged" in verified.stdout
+        assert f"alm repair {place} --checksums" in verified.stdout
+    assert f"{pipeline.tokens('teacher').name}: repaired, with the same bytes" in output(
         "repair", pipeline.root, "--checksums"
     )
     assert shard.read_bytes() == whole
-    assert "nothing wrong" in output("repair", pipeline.root, "--checksums")
+    assert "no problems" in output("repair", pipeline.root, "--checksums")
 
 
-def test_what_is_not_repaired_is_told(pipeline: Pipeline) -> None:
+def test_what_is_not_repaired_is_reported(pipeline: Pipeline) -> None:
     Path(pipeline.root, "examples", pipeline.examples.name, "notes.txt").write_text("mine")
     Path(pipeline.student.url, "manifest.json").unlink()
     result = command("repair", pipeline.root)
@@ -77,7 +77,7 @@ def test_what_is_not_repaired_is_told(pipeline: Pipeline) -> None:
 def test_a_lineage_is_a_tree_down_to_the_corpus(pipeline: Pipeline, corpus_url: str) -> None:
     tree = " ".join(output("lineage", pipeline.student.url).replace("│", "").split())
     assert tree.startswith(f"students/{pipeline.student.name} ")
-    for told in (
+    for line in (
         f"corpus: format auto, kind files, urls {corpus_url}",
         f"teacher: {pipeline.config.teacher}",
         f"from: {pipeline.config.student.model}",
@@ -86,28 +86,27 @@ def test_a_lineage_is_a_tree_down_to_the_corpus(pipeline: Pipeline, corpus_url: 
         "student after",
         "transformers",
     ):
-        assert told in tree
-    # told once, since all were made by the same
+        assert line in tree
+    # once, since all were made by the same
     assert tree.count("made by:") == 1
     for cache in pipeline.caches.values():
         assert f"{cache.kind}/{cache.name} 80 rows, " in tree
     assert "as above" in tree
 
 
-def test_pruning_is_dry_unless_said(pipeline: Pipeline) -> None:
-    left = Path(pipeline.scores.url, ".shard-00000.parquet.0123abcd.tmp")
-    left.write_bytes(b"x" * 50_000)
+def test_pruning_deletes_only_with_apply(pipeline: Pipeline) -> None:
+    leftover = Path(pipeline.scores.url, ".shard-00000.parquet.0123abcd.tmp")
+    leftover.write_bytes(b"x" * 50_000)
     assert "--apply deletes 0" in output("prune", pipeline.root)
-    os.utime(left, (0, 0))
-    told = output("prune", pipeline.root)
-    assert "--apply deletes 1 and frees 0.05 MB" in told
-    assert left.exists()
+    os.utime(leftover, (0, 0))
+    assert "--apply deletes 1 and frees 0.05 MB" in output("prune", pipeline.root)
+    assert leftover.exists()
     assert "1 deleted, 0.05 MB freed" in output("prune", pipeline.root, "--apply")
-    assert not left.exists()
+    assert not leftover.exists()
     assert "--apply deletes 0" in output("prune", pipeline.root, "--older-than", 0, "--unused", "--incomplete")
 
 
-def test_pruning_takes_what_cost_computing_only_when_asked(pipeline: Pipeline) -> None:
+def test_pruning_deletes_what_took_computing_only_when_asked(pipeline: Pipeline) -> None:
     output("delete", pipeline.student.url)
     pruned = ("prune", pipeline.root, "--older-than", 0)
     assert "with --unused" in output(*pruned)
@@ -120,17 +119,17 @@ def test_pruning_takes_what_cost_computing_only_when_asked(pipeline: Pipeline) -
     assert "holds no datasets" in error_of("list", pipeline.root)
 
 
-def test_what_others_refer_to_is_deleted_by_force_only(pipeline: Pipeline) -> None:
+def test_what_others_were_made_from_is_deleted_only_by_force(pipeline: Pipeline) -> None:
     error = error_of("delete", pipeline.tokens("teacher").url)
     for user in (pipeline.alignments, pipeline.scores, pipeline.student):
         assert f"{user.kind}/{user.name}" in error
     assert pipeline.tokens("teacher").manifest()
     assert "deleted" in output("delete", pipeline.tokens("teacher").url, "--force")
-    assert "is not there any more" in output("lineage", pipeline.student.url)
+    assert "no longer exists" in output("lineage", pipeline.student.url)
 
 
 @pytest.mark.parametrize("name", ["list", "verify", "repair", "lineage", "prune", "delete"])
-def test_a_place_without_a_store_is_told(name: str) -> None:
+def test_a_place_without_a_store_is_reported(name: str) -> None:
     assert "alm" in error_of(name, "nothing-here")
     if name not in ("list", "prune"):
         assert "holds no datasets" in error_of(name, "nothing-here/tokens/none")

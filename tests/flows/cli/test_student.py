@@ -38,7 +38,7 @@ def test_curves_of_one_and_of_several_students(tmp_path: Path) -> None:
         (["run", "transfer", "--set", "log.report_to=[wand]"], "log.report_to"),
     ],
 )
-def test_mistakes_are_told(arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1, result.output
     assert message in result.stderr

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 
 
-def test_a_transfer_says_its_counts_and_compares(
+def test_a_transfer_prints_its_counts_and_compares(
     llama_folder: str, gemma_folder: str, corpus_url: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "moved"

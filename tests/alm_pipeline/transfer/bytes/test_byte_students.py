@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alm_pipeline.config import BYTES, AlmConfig, ObjectiveConfig, StudentConfig
-from alm_pipeline.config.overrides import override
+from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.report import summarize
@@ -90,7 +90,7 @@ def test_settings_decide_the_students_name(config: AlmConfig, tmp_path: Path) ->
 
 def test_n_gram_embeddings_are_for_bytes(config: AlmConfig) -> None:
     with pytest.raises(UserError, match="ngram_embeddings is of the tokenizer `bytes`, and this is some/where"):
-        override(to_bytes(config, ngram_embeddings=True), tokenizer="some/where")
+        override(to_bytes(config, ngram_embeddings=True), Overrides(tokenizer="some/where"))
 
 
 def test_the_recipe_is_whole() -> None:

@@ -1,10 +1,11 @@
-"""The same bytes on threads, processes, Dask and Ray; and what each of them needs."""
+"""Threads, processes, Dask and Ray write the same bytes; and what each of them needs."""
 
 import importlib.util
 import logging
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prefect import get_client
@@ -17,7 +18,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.runtime.threads import threads_at_once
 from alm_pipeline.tokenization import stage as tokenization
 from flows.alm import alm
-from flows.runners import Runner, task_runner
+from flows.execution.runners import RUNNERS, Runner, task_runner
 from storage.errors import UserError
 from tests.flows.loopback import wait_for
 
@@ -30,11 +31,11 @@ def test_tasks_on_threads_share_the_cores(config: AlmConfig, tmp_path: Path, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     seen: list[int] = []
 
-    def told() -> int:
+    def count() -> int:
         seen.append(threads_at_once())
         return 1
 
-    monkeypatch.setattr(tokenization, "threads_at_once", told)
+    monkeypatch.setattr(tokenization, "threads_at_once", count)
     alm(config=config, storage=str(tmp_path), until="scores", runner="threads", workers=2)
     assert set(seen) == {4}
     assert threads_at_once() == 8
@@ -42,13 +43,13 @@ def test_tasks_on_threads_share_the_cores(config: AlmConfig, tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def small(config: AlmConfig) -> AlmConfig:
-    """Some ten shards."""
+    """About ten shards."""
     return config.model_copy(update={"corpus": config.corpus.model_copy(update={"shard_bytes": 1024})})
 
 
 @pytest.fixture(scope="module")
 def unbroken(small: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the library writes without Prefect and without groups."""
+    """The files that the library writes without Prefect and without groups."""
     root = tmp_path_factory.mktemp("unbroken")
     Pipeline(small, str(root)).cache()
     return files(root)
@@ -60,7 +61,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize("runner", ["threads", "processes", "dask", "ray"])
+@pytest.mark.parametrize("runner", get_args(Runner))
 def test_the_same_bytes_on_every_runner(
     runner: Runner, small: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -78,7 +79,7 @@ def test_the_same_bytes_on_every_runner(
 
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_server")
-def test_what_a_user_has_to_mend_is_told_from_a_process_and_not_retried(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_users_error_is_raised_from_a_process_and_not_retried(config: AlmConfig, tmp_path: Path) -> None:
     start = datetime.now(UTC)
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.shard()
@@ -91,11 +92,15 @@ def test_what_a_user_has_to_mend_is_told_from_a_process_and_not_retried(config: 
 
 
 def failed_since(start: datetime) -> list[TaskRun]:
-    """A server learns of a task's end a little later than its flow."""
-    begun = TaskRunFilter(start_time=TaskRunFilterStartTime(after_=start))
+    """The failed task runs since a time. A server records a task's end a little later than its flow."""
+    started = TaskRunFilter(start_time=TaskRunFilterStartTime(after_=start))
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(task_run_filter=begun)
+        runs = client.read_task_runs(task_run_filter=started)
     return [run for run in runs if run.state_type == StateType.FAILED]
+
+
+def test_every_runner_is_registered() -> None:
+    assert set(RUNNERS) == set(get_args(Runner))
 
 
 @pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
@@ -104,8 +109,8 @@ def test_processes_need_a_server(runner: Runner) -> None:
         task_runner(runner, 2, None)
 
 
-def test_an_address_is_a_clusters() -> None:
-    with pytest.raises(UserError, match="set runner to dask or ray"):
+def test_an_address_needs_a_runner_with_a_cluster() -> None:
+    with pytest.raises(UserError, match="set `runner` to dask or ray"):
         task_runner("threads", 2, "tcp://127.0.0.1:8786")
 
 

@@ -1,4 +1,4 @@
-"""What is worth another try: a store or network that fails, too little memory; not what a user has to mend."""
+"""Errors that are worth a retry: a store or network that fails, too little memory. What a user has to fix is not."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from prefect.tasks import exponential_backoff
 
 from storage.errors import REFUSALS, UserError, http_status
 
-# of these packages every error is one of the network or of a server; what else they raise are OSErrors, too
+# every error of these packages comes from the network or a server; others that they raise are OSErrors
 _NETWORK = {
     "aiobotocore",
     "aiohttp",
@@ -21,7 +21,7 @@ _NETWORK = {
     "urllib3",
 }
 _MEMORY = {"OutOfMemoryError"}
-# what a server would answer again
+# statuses that a server would answer again
 _FINAL = REFUSALS | {400, 410}
 _NEVER = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
@@ -29,13 +29,13 @@ RETRYING: dict[str, Any] = {
     "retries": 4,
     "retry_delay_seconds": exponential_backoff(backoff_factor=5),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": lambda _task, _run, state: _failed_for_now(state),
+    "retry_condition_fn": lambda _task, _run, state: _is_retryable_failure(state),
 }
-"""A task's settings: after about 5, 10, 20 and 40 s, so that many tasks don't come back at once."""
+"""A task's settings: retries after about 5, 10, 20 and 40 s, with jitter so that many tasks don't retry at once."""
 
 
 def is_worth_retrying(error: BaseException) -> bool:
-    """Whether the same might go well a little later."""
+    """Whether the same call might succeed a little later."""
     if isinstance(error, _NEVER) or http_status(error) in _FINAL:
         return False
     if isinstance(error, OSError | MemoryError | EOFError):
@@ -44,7 +44,7 @@ def is_worth_retrying(error: BaseException) -> bool:
     return any(kind.__module__.split(".")[0] in _NETWORK or kind.__name__ in _MEMORY for kind in kinds)
 
 
-def _failed_for_now(state: Any) -> bool:
+def _is_retryable_failure(state: Any) -> bool:
     try:
         state.result()
     except Exception as error:

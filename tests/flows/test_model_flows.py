@@ -16,7 +16,7 @@ from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
 from flows.cli.app import app
-from flows.models import ensemble, evaluate, transfer
+from flows.model_flows import ensemble, evaluate, transfer
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -54,12 +54,12 @@ def test_models_are_measured_on_texts_and_tasks(
         "metric_list": [{"metric": "acc"}],
     }
     (tmp_path / "sums.yaml").write_text(json.dumps(task))
-    found = evaluate([llama_folder], texts, TEMPLATE, tasks=["sums"], task_folder=str(tmp_path))
-    assert set(found[llama_folder]) == {"bits per byte", "sums acc"}
-    assert found[llama_folder]["sums acc"] in [k / 6 for k in range(7)]
+    results = evaluate([llama_folder], texts, TEMPLATE, tasks=["sums"], task_folder=str(tmp_path))
+    assert set(results[llama_folder]) == {"bits per byte", "sums acc"}
+    assert results[llama_folder]["sums acc"] in [k / 6 for k in range(7)]
 
-    found = evaluate([llama_folder, gemma_folder], texts, TEMPLATE)
-    measured = [found[name]["bits per byte"] for name in (llama_folder, gemma_folder)]
+    results = evaluate([llama_folder, gemma_folder], texts, TEMPLATE)
+    measured = [results[name]["bits per byte"] for name in (llama_folder, gemma_folder)]
     assert measured == pytest.approx(bits_of([llama_folder, gemma_folder], texts))
     rows = json.loads(shown("alm-evaluation")[0].data)
     assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
@@ -71,7 +71,7 @@ def test_nothing_to_measure_and_nothing_to_combine_are_refused(llama_folder: str
         evaluate([llama_folder])
     with pytest.raises(ParameterTypeError, match="examples"):
         evaluate([llama_folder], "texts.jsonl", examples=0)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         ensemble([MemberConfig(model=llama_folder), MemberConfig(model=str(tmp_path / "none"))], str(tmp_path / "both"))
     assert not (tmp_path / "both").exists()
 
@@ -80,12 +80,12 @@ def test_a_model_is_transferred_and_compared(
     llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
 ) -> None:
     folder = str(tmp_path / "moved")
-    made = transfer(llama_folder, gemma_folder, folder, corpus=texts, text=TEMPLATE)
+    transferred = transfer(llama_folder, gemma_folder, folder, corpus=texts, text=TEMPLATE)
     assert load(folder)[1].get_vocab() == load(gemma_folder)[1].get_vocab()
-    assert set(made["bits_per_byte"]) == {llama_folder, folder}
-    assert sum(made["new_embeddings"].values()) == len(load(gemma_folder)[1])
+    assert set(transferred["bits_per_byte"]) == {llama_folder, folder}
+    assert sum(transferred["new_embeddings"].values()) == len(load(gemma_folder)[1])
     counts = {row["new embeddings"]: row["tokens"] for row in json.loads(shown("alm-transfer")[0].data)}
-    assert counts == {how: f"{count:,}" for how, count in made["new_embeddings"].items()}
+    assert counts == {how: f"{count:,}" for how, count in transferred["new_embeddings"].items()}
 
 
 def test_an_ensemble_is_written_and_measured_beside_its_members(
@@ -93,14 +93,14 @@ def test_an_ensemble_is_written_and_measured_beside_its_members(
 ) -> None:
     members = [MemberConfig(model=llama_folder), MemberConfig(model=gemma_folder, weight=2.0)]
     settings: dict[str, Any] = {"corpus": texts, "text": TEMPLATE}
-    for _ in range(2):  # a run that is run again finds its own file
-        found = ensemble(members, str(tmp_path / "both"), **settings)
+    for _ in range(2):  # a second run finds its own file
+        results = ensemble(members, str(tmp_path / "both"), **settings)
     file = str(tmp_path / "both" / "ensemble.yaml")
-    assert list(found) == [file, llama_folder, gemma_folder]
+    assert list(results) == [file, llama_folder, gemma_folder]
     written = load_ensemble(file)
-    spoken = [f"{row['question']} {row['answer']}" for row in map(json.loads, Path(texts).read_text().splitlines())]
-    assert found[file]["bits per byte"] == pytest.approx(text_bits_per_byte(text_logprobs(written, spoken)), rel=1e-5)
-    assert min(found[llama_folder].values()) != min(found[gemma_folder].values())
+    lines = [f"{row['question']} {row['answer']}" for row in map(json.loads, Path(texts).read_text().splitlines())]
+    assert results[file]["bits per byte"] == pytest.approx(text_bits_per_byte(text_logprobs(written, lines)), rel=1e-5)
+    assert min(results[llama_folder].values()) != min(results[gemma_folder].values())
     with pytest.raises(UserError, match="exists already"):
         ensemble(members[:1], str(tmp_path / "both"))
 

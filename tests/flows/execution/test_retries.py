@@ -1,4 +1,4 @@
-"""Store and network errors and too little memory are tried again; what a user has to mend is not."""
+"""Store and network errors and too little memory are retried; what a user has to fix is not."""
 
 import errno
 
@@ -8,12 +8,12 @@ import httpx
 import pytest
 import torch
 
-from flows.retries import is_worth_retrying
+from flows.execution.retries import is_worth_retrying
 from storage.errors import OtherFormatError, UserError
 
 
 def google_error(status: int) -> Exception:
-    """As gcsfs's HttpError: an Exception with a code."""
+    """Like the HttpError of gcsfs: an Exception with a code."""
     error = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})(f"answered {status}")
     error.code = status
     return error  # type: ignore[no-any-return]
@@ -34,14 +34,14 @@ def google_error(status: int) -> Exception:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_worth_another_try(error: Exception) -> None:
+def test_worth_a_retry(error: Exception) -> None:
     assert is_worth_retrying(error)
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        UserError("mend this"),
+        UserError("fix this"),
         google_error(403),
         OtherFormatError("of another version"),
         FileNotFoundError("gone"),
@@ -53,5 +53,5 @@ def test_worth_another_try(error: Exception) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_not_worth_another_try(error: Exception) -> None:
+def test_not_worth_a_retry(error: Exception) -> None:
     assert not is_worth_retrying(error)

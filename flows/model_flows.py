@@ -1,22 +1,29 @@
-"""The flows on finished models: `transfer` and `ensemble`, which make one, and `evaluate`, which measures any.
+"""The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any.
 
-What they make lies in a folder that the worker reaches: on its own disk, or one that its machines share.
+They write into a folder that the worker reaches: on its own disk, or on one that its machines share.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import Method, ScoreConfig, SpecialTokens
-from alm_pipeline.ensemble.config import FILE, EnsembleConfig, Mean, MemberConfig, read_config, write_config
-from flows.tasks import let_stages_speak
+from alm_pipeline.config import Dtype, Method, ScoreConfig, SpecialTokens
+from alm_pipeline.ensemble.config import (
+    FILE,
+    EnsembleConfig,
+    Mean,
+    MemberConfig,
+    SharedTokens,
+    read_config,
+    write_config,
+)
+from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1)]
 Results = dict[str, dict[str, float]]
 
@@ -45,22 +52,22 @@ def evaluate(
     """Measure models and ensembles side by side: bits per byte on texts, and tasks of lm-evaluation-harness.
 
     Args:
-        models: Folders, stored students' URLs, hub names, demo:NAME, or ensembles' YAML files.
+        models: Local folders, URLs of stored students, names on the Hub, demo:NAME, or YAML files of ensembles.
         corpus: URL of Parquet, JSONL or text files to measure bits per byte on.
-        text: Of the corpus: a column, or a template of columns.
-        examples: So many texts of the corpus.
-        tasks: lm_eval's tasks.
-        task_folder: A folder with YAML tasks of your own.
-        few_shot: Examples in the prompt; the task's own number by default.
-        limit: So many examples of each task; all by default.
-        batch_size: Rows at once, of the tasks.
-        chat: The tasks' prompts in the tokenizer's chat template.
-        dtype: What the models compute in; an ensemble's file says its own.
-        trust_remote_code: Run the code that a model's folder carries, such as a byte-level student's.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from the corpus.
+        tasks: Names of lm_eval tasks.
+        task_folder: A folder with your own YAML tasks.
+        few_shot: The number of examples in the prompt; by default the task's own.
+        limit: The number of examples per task; by default all.
+        batch_size: The number of rows per batch for tasks.
+        chat: Whether to put the tasks' prompts into the tokenizer's chat template.
+        dtype: The dtype to compute in; an ensemble's file sets its own.
+        trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
     """
     if not corpus and not tasks:
         raise UserError("corpus, tasks: nothing to measure: name a corpus, tasks of lm_eval, or both")
-    let_stages_speak()
+    log_stages_at_info()
     results: Results = {model: {} for model in models}
     if corpus:
         for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
@@ -68,19 +75,13 @@ def evaluate(
     if tasks:
         from alm_pipeline.ensemble.tasks import lm_eval_harness
 
-        settings: dict[str, Any] = {
-            "few_shot": few_shot,
-            "limit": limit,
-            "batch_size": batch_size,
-            "chat": chat,
-            "dtype": dtype,
-        }
+        settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
+        settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
         folder = Path(task_folder) if task_folder else None
         harness = lm_eval_harness()
-        found = harness.evaluate(models, tasks, task_folder=folder, trust_remote_code=trust_remote_code, **settings)
-        for model, scores in zip(models, found, strict=True):
+        for model, scores in zip(models, harness.evaluate(models, tasks, task_folder=folder, **settings), strict=True):
             results[model] |= harness.metrics(scores)
-    _show(results)
+    _show_results(results)
     return results
 
 
@@ -90,18 +91,20 @@ def _bits_per_byte(
     from alm_pipeline.comparison.texts import compare_models, texts_at
 
     texts, score = texts_at(corpus, text, examples), ScoreConfig(dtype=dtype)
-    found = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    left_out = comparison.left_out or "none"
     get_run_logger().info(
-        "%s: %d texts, %d bytes; left out: %s", corpus, found.texts, found.text_bytes, found.left_out or "none"
+        "%s: %d texts, %d bytes; left out: %s", corpus, comparison.texts, comparison.text_bytes, left_out
     )
-    return dict(zip(models, found.bits_per_byte, strict=True))
+    return dict(zip(models, comparison.bits_per_byte, strict=True))
 
 
-def _show(results: Mapping[str, Mapping[str, float]]) -> None:
+def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
     rows = [
-        {"model": model, **{name: f"{value:.4f}" for name, value in found.items()}} for model, found in results.items()
+        {"model": model, **{name: f"{value:.4f}" for name, value in values.items()}}
+        for model, values in results.items()
     ]
-    create_table_artifact(rows, key="alm-evaluation", description="Bits per byte, and the tasks' scores")
+    create_table_artifact(rows, key="alm-evaluation", description="Bits per byte, and results of tasks")
     for row in rows:
         get_run_logger().info("%s", ", ".join(f"{name}: {value}" for name, value in row.items()))
 
@@ -121,25 +124,25 @@ def transfer(
     examples: Count = 200,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Put a tokenizer on a model without training. To train it, too, run alm/distill with `tokenizer`.
+    """Give a model a new tokenizer without training it. To train it as well, run alm/distill with `tokenizer`.
 
     Args:
-        model: A folder, a hub name, or demo:NAME.
-        tokenizer: The new one: a folder, a hub name, or demo:NAME.
-        folder: A new folder for the model with it.
-        initialization: Of embeddings that are not copied.
-        special_tokens: The model's own, or the tokenizer's.
-        donor: Of omp: the model that has this tokenizer.
-        omp_terms: Of omp: shared tokens a new one.
-        seed: Of drawn embeddings.
+        model: The model: a local folder, a name on the Hub, or demo:NAME.
+        tokenizer: The new tokenizer: a local folder, a name on the Hub, or demo:NAME.
+        folder: A new folder to write the model to.
+        initialization: How to make the embeddings of tokens that the model does not have.
+        special_tokens: Whose special tokens to use: the model's (source), the tokenizer's (target), or auto.
+        donor: With omp, the model that has the new tokenizer.
+        omp_terms: With omp, the number of shared tokens that make up a new one.
+        seed: The seed of random embeddings.
         corpus: URL of texts to compare both models on.
-        text: Of the corpus: a column, or a template of columns.
-        examples: So many texts of the corpus.
-        trust_remote_code: Run the code that the model's folder carries.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from the corpus.
+        trust_remote_code: Whether to run code in the model's folder.
     """
     from alm_pipeline.transfer import zero_step
 
-    let_stages_speak()
+    log_stages_at_info()
     counts = zero_step.transfer(
         model,
         tokenizer,
@@ -156,7 +159,7 @@ def transfer(
     if not corpus:
         return {"folder": folder, "new_embeddings": counts}
     bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
-    _show({name: {"bits per byte": value} for name, value in bits.items()})
+    _show_results({name: {"bits per byte": value} for name, value in bits.items()})
     return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
 
 
@@ -165,31 +168,32 @@ def ensemble(
     members: list[MemberConfig],
     folder: str,
     mean: Mean = "probabilities",
-    vocabulary: Literal["shared", "mined"] = "shared",
+    vocabulary: SharedTokens = "shared",
     corpus: str | None = None,
     text: str = "text",
     examples: Count = 200,
     tasks: list[str] | None = None,
     limit: Count | None = None,
 ) -> Results:
-    """Make models of different families one, and measure it beside each of them.
+    """Combine models of different families into one, and measure it beside each of them.
 
     Args:
-        members: The models and their weights; the first one leads: its tokenizer is used.
-        folder: Where ensemble.yaml goes, which `alm generate`, `alm evaluate` and alm's loader take for a model.
-        mean: Of the members' probabilities, or of their log-probabilities.
-        vocabulary: The tokens that all members have, or the first one's with the others' nearest.
+        members: The models and their weights. The first one leads: its tokenizer is used.
+        folder: Where to write ensemble.yaml, which `alm generate` and `alm evaluate` load like a model.
+        mean: Whether to average the members' probabilities or their log-probabilities.
+        vocabulary: The tokens that all members have (shared), or the leader's, each with its nearest token of every
+            other member (mined).
         corpus: URL of texts to measure bits per byte on.
-        text: Of the corpus: a column, or a template of columns.
-        examples: So many texts of the corpus.
-        tasks: lm_eval's tasks.
-        limit: So many examples of each task; all by default.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from the corpus.
+        tasks: Names of lm_eval tasks.
+        limit: The number of examples per task; by default all.
     """
     from alm_pipeline.ensemble.loading import load_ensemble
 
     config = EnsembleConfig(members=tuple(members), mean=mean, vocabulary=vocabulary)
     load_ensemble(config)  # raises what does not fit before anything is written
-    file = _written(config, Path(folder))
+    file = _write_once(config, Path(folder))
     if not corpus and not tasks:
         return {}
     names = [str(file), *(member.model for member in members)]
@@ -200,8 +204,8 @@ def ensemble(
     return results
 
 
-def _written(config: EnsembleConfig, folder: Path) -> Path:
-    """The ensemble's file; one that says the same, as of a run before this one, stays."""
+def _write_once(config: EnsembleConfig, folder: Path) -> Path:
+    """Write the ensemble's file, unless an earlier run has written the same."""
     if (folder / FILE).is_file() and read_config(folder / FILE) == config:
         return folder / FILE
     return write_config(config, folder)

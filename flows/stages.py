@@ -1,0 +1,21 @@
+"""The parts of a run that parameters name. The command line imports this, so it needs no Prefect."""
+
+from typing import Literal
+
+Until = Literal["scores", "student"]
+"""Where a run stops: at complete caches, or at the finished student."""
+
+Phase = Literal["prepare", "score", "train"]
+"""`prepare` is every stage up to the alignments."""
+
+PHASES: dict[Until, tuple[Phase, ...]] = {
+    "scores": ("prepare", "score"),
+    "student": ("prepare", "score", "train"),
+}
+"""What a run does for each `until`."""
+
+Only = Literal["score", "train"]
+"""A phase that a run can do alone, on what the earlier phases have written."""
+
+POOL_DEPLOYMENTS: dict[Only, str] = {"score": "alm/score", "train": "alm/train"}
+"""The deployment that does a phase alone on a GPU pool."""
