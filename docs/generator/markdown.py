@@ -1,5 +1,6 @@
 """Pieces of Markdown that the generated pages share."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -29,6 +30,8 @@ def _escape_markup(text: str) -> str:
 def code(value: object) -> str:
     """A value as inline code."""
     text = str(value)
+    if "|" in text:  # a bar would end the cell of a table, also in backticks
+        return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
