@@ -52,7 +52,11 @@ def _argument(argument: Any) -> str:
 def _row(command: str, parameter: Any, context: Any) -> tuple[str, str, str]:
     names, text = parameter.get_help_record(context)
     is_option = parameter.param_type_name == "option"
-    cell = anchor(command + parameter.opts[0]) + code(names.replace(" range>", ">")) if is_option else code(_argument(parameter))
+    cell = (
+        anchor(command + parameter.opts[0]) + code(names.replace(" range>", ">"))
+        if is_option
+        else code(_argument(parameter))
+    )
     remarks = _REMARKS.search(text)
     return cell, escape(_REMARKS.sub("", text)), escape(_remark(remarks.group(1) if remarks else ""))
 

@@ -55,7 +55,9 @@ def _type(field: pa.Field) -> str:
 
 def _codes(codes: type[IntEnum]) -> str:
     """A table of an enumeration's numbers, with the comments under its members."""
-    comments = dict(re.findall(r'^    (\w+) = \d+\n    """(.*?)"""', inspect.getsource(codes), re.DOTALL | re.MULTILINE))
+    comments = dict(
+        re.findall(r'^    (\w+) = \d+\n    """(.*?)"""', inspect.getsource(codes), re.DOTALL | re.MULTILINE)
+    )
     rows = [(str(item.value), code(item.name), escape(comments.get(item.name, ""))) for item in codes]
     title = f"## {codes.__name__} {{ #{codes.__name__.lower()} }}"
     return f"{title}\n\n{escape(inspect.cleandoc(codes.__doc__ or ''))}\n\n{table(('number', 'name', 'meaning'), rows)}"

@@ -1,33 +1,15 @@
-"""MkDocs hooks: reference pages generated from the code at each build, so that they can't go stale.
-
-The pages of settings, datasets and commands and the table of rooms come from the configuration models, the Arrow
-schemas, the typer app and `tests/test_layers.py`. Nothing here loads torch.
-"""
+"""MkDocs hooks: they add the generated pages at each build, so that these can't go stale."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parents[2]
 # MkDocs loads this file alone, from the entry point `mkdocs`, which does not put the checkout on the path
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from docs.generator import benchmarks, commands, datasets, rooms, settings  # noqa: E402
-
-PAGES: dict[str, Callable[[], str]] = {
-    "reference/settings.md": settings.page,
-    "reference/datasets.md": datasets.page,
-    "reference/commands.md": commands.page,
-    "pictures/rooms.svg": rooms.picture,
-    "benchmarks.md": benchmarks.page,
-}
-"""What is generated, by its path in the site."""
-
-PARTS: dict[str, Callable[[], str]] = {"<!-- generated: rooms -->": rooms.rooms_table}
-"""What is generated inside a written page, by the comment that it replaces."""
+from docs.generator.pages import PAGES, PARTS  # noqa: E402
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -45,7 +45,8 @@ PURPOSES = {
     "alm_pipeline.comparison": "Models side by side on the same texts.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
-    "flows": "Orchestration only: the Prefect flows, their tasks, runners and the GPU pool.",
+    "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
+    "flows": "Orchestration only: the Prefect flows and their tasks.",
     "flows.cli": "The command `alm`.",
 }
 """Each room's purpose; `tests/test_docs.py` holds that every room has one."""
@@ -57,7 +58,9 @@ _WIDTH, _BOX_WIDTH, _BOX_HEIGHT, _GAP = 1080, 248, 44, 12
 def room_names() -> list[str]:
     """`ROOMS` of `tests/test_layers.py`, read without importing the tests."""
     tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
-    values = (node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS")
+    values = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS"
+    )
     return list(ast.literal_eval(next(values)))
 
 
@@ -84,7 +87,9 @@ def picture() -> str:
         band, y = _band(package, list(names), y)
         shapes += band
     style = "text{font:13.5px sans-serif;fill:#222}.package{font:600 15px monospace}.room{font:13px monospace}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img" aria-label="Rooms of the code">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img" aria-label="Rooms of the code">'
+    )
     return "\n".join([head, f"<style>{style}</style>", *shapes, "</svg>\n"])
 
 

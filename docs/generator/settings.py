@@ -96,7 +96,12 @@ def _section(section: Section) -> str:
 
 def _table(section: Section) -> str:
     rows = [
-        (anchor(setting.path) + code(setting.path), setting.default, setting.values, escape(setting.field.description or ""))
+        (
+            anchor(setting.path) + code(setting.path),
+            setting.default,
+            setting.values,
+            escape(setting.field.description or ""),
+        )
         for setting in section.settings
     ]
     return table(("setting", "default", "values", "meaning"), rows)
@@ -126,7 +131,7 @@ def _values(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         case _ if origin is dict:
             return f"mapping; keys: {_values(arguments[0])}; values: {_values(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section, see below"
+        return "section (see below)"
     bounds = "" if annotation is types.NoneType else _bounds(metadata)
     return _PLAIN.get(annotation, "any") + bounds
 
