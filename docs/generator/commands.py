@@ -11,8 +11,8 @@ from flows.cli.app import app
 
 _INTRODUCTION = """# Commands
 
-Every command of `alm`, with the texts of `alm COMMAND --help`. A mistake that you can fix ends a command with status 1 and a line
-that begins with `error:`.
+Every command of `alm`, with the texts of `alm COMMAND --help`. A mistake that you can fix ends a command with status 1
+and a line that begins with `error:`.
 
 This page is generated from the command line itself.
 """
@@ -51,12 +51,10 @@ def _argument(argument: Any) -> str:
 
 def _row(command: str, parameter: Any, context: Any) -> tuple[str, str, str]:
     names, text = parameter.get_help_record(context)
-    is_option = parameter.param_type_name == "option"
-    cell = (
-        anchor(command + parameter.opts[0]) + code(names.replace(" range>", ">"))
-        if is_option
-        else code(_argument(parameter))
-    )
+    if parameter.param_type_name == "option":
+        cell = anchor(command + parameter.opts[0]) + code(names.replace(" range>", ">"))
+    else:
+        cell = code(_argument(parameter))
     remarks = _REMARKS.search(text)
     return cell, escape(_REMARKS.sub("", text)), escape(_remark(remarks.group(1) if remarks else ""))
 

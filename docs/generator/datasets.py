@@ -11,8 +11,9 @@ from storage.schemas import COLUMN_DESCRIPTIONS, OPTIONAL, SCHEMAS, ChunkKind, K
 
 _INTRODUCTION = """# Datasets
 
-Four kinds of datasets are stored as Parquet shards: `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on, under the storage root. Columns hold plain
-strings and lists of numbers. Row k of shard s is the same example in every dataset that was made from the same examples.
+Four kinds of datasets are stored as Parquet shards under the storage root:
+`KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers. Row k of shard s
+is the same example in every dataset that was made from the same examples.
 [Read the caches with other programs](../how-to/reading-caches.md) has snippets; the Parquet files of a student are in
 [The student's folder](student-folder.md).
 

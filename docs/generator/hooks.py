@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 # MkDocs loads this file alone, from the entry point `mkdocs`, which does not put the checkout on the path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from docs.generator.pages import PAGES, PARTS  # noqa: E402
+from docs.generator.pages import PAGES, PARTS
 
 
 def on_files(files: Files, config: Any) -> Files:

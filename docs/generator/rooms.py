@@ -15,7 +15,7 @@ from docs.generator.markdown import escape as escape_markdown
 ROOT = Path(__file__).parents[2]
 
 PURPOSES = {
-    "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, streaming. No torch, no Prefect.",
+    "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, streaming.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, and threads.",
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
@@ -26,7 +26,7 @@ PURPOSES = {
     "alm_pipeline.tokenization.chat": "Chat templates: which bytes of a rendered conversation are content.",
     "alm_pipeline.new_tokenizer": "Makes the student's tokenizer: trained on the corpus, or of single bytes.",
     "alm_pipeline.tokenization.engines": "The tokenizer engines, and the proof that a fast one gives the same ids.",
-    "alm_pipeline.tokenization": "Token ids, and the bytes of the text that each token covers, verified for each example.",
+    "alm_pipeline.tokenization": "Token ids, and the bytes of the text that each token covers, verified.",
     "alm_pipeline.alignment": "Aligned chunks of both tokenizations, by a compiled loop.",
     "alm_pipeline.scoring": "The teacher's two log-probabilities per token, without a dense log-softmax.",
     "alm_pipeline.evaluation": "Bits per byte on held-out text.",

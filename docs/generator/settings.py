@@ -24,9 +24,9 @@ _PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `f
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 _INTRODUCTION = """# Settings
 
-Every setting of a run. In a YAML file they are nested; on the command line `--set train.seed=1`, in a Prefect run
-`-p 'settings={"train.seed": 1}'` and in Python `override(config, settings={"train.seed": 1})` name one by its dotted path.
-`alm show transfer` prints a complete configuration. A misspelled setting is refused with its name.
+Every setting of a run. In a YAML file they are nested. `--set train.seed=1` on the command line,
+`-p 'settings={"train.seed": 1}'` in a Prefect run and `override(config, settings={"train.seed": 1})` in Python name one
+by its dotted path. `alm show transfer` prints a complete configuration. A misspelled setting is refused with its name.
 
 This page is generated from the models in `alm_pipeline.config`.
 """
