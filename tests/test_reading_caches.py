@@ -1,4 +1,4 @@
-"""The README's snippets run as they are printed there."""
+"""The snippets of docs/how-to/reading-caches.md run as they are printed there."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from alm_pipeline.pipeline import Pipeline
 from storage.schemas import Kind
 from tests.storage.samples import dataset, write
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "reading-caches.md"
 
 
 def snippets() -> list[str]:
-    """The one on a disk, and the one on S3."""
-    return re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """The snippet for a folder, and the one for S3."""
+    return re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_snippet_shows_chunks_side_by_side(

@@ -1,0 +1,119 @@
+"""The rooms of the code, in reading order: a table with a sentence for each, and a picture.
+
+The order is that of `tests/test_layers.py`, where a test holds that a room imports only from rooms before it.
+"""
+
+import ast
+from collections.abc import Iterator
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from docs.generator.markdown import code, table
+from docs.generator.markdown import escape as escape_markdown
+
+ROOT = Path(__file__).parents[2]
+
+PURPOSES = {
+    "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, streaming.",
+    "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
+    "alm_pipeline.runtime": "Progress bars with rates, and threads.",
+    "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
+    "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
+    "alm_pipeline.corpus": "From a source to examples: reading, cutting, ids, the held-out split.",
+    "alm_pipeline.models.demo": "Small real models from package registries, for machines without a model hub.",
+    "alm_pipeline.models": "Models and tokenizers by name: their files, loading, the output head.",
+    "alm_pipeline.tokenization.chat": "Chat templates: which bytes of a rendered conversation are content.",
+    "alm_pipeline.new_tokenizer": "Makes the student's tokenizer: trained on the corpus, or of single bytes.",
+    "alm_pipeline.tokenization.engines": "The tokenizer engines, and the proof that a fast one gives the same ids.",
+    "alm_pipeline.tokenization": "Token ids, and the bytes of the text that each token covers, verified.",
+    "alm_pipeline.alignment": "Aligned chunks of both tokenizations, by a compiled loop.",
+    "alm_pipeline.scoring": "The teacher's two log-probabilities per token, without a dense log-softmax.",
+    "alm_pipeline.evaluation": "Bits per byte on held-out text.",
+    "alm_pipeline.objective.chunking": "Where chunks end: the chunkings and the loop that merges chunks.",
+    "alm_pipeline.objective": "The ALM loss, its divergences, and how terms are weighted.",
+    "alm_pipeline.objective.baselines": "The baselines ULD, MinED and DSKD.",
+    "alm_pipeline.transfer": "A new tokenizer's embeddings without training, and task arithmetic.",
+    "alm_pipeline.transfer.bytes": "Models of bytes, with n-gram embeddings.",
+    "alm_pipeline.training.parallel": "Several processes that train one student.",
+    "alm_pipeline.training.data": "From the caches to packed batches.",
+    "alm_pipeline.training.model": "The student's forward pass, the terms of a micro-batch, a teacher in memory, LoRA.",
+    "alm_pipeline.training.loop": "Steps, evaluations, checkpoints, moving average, trackers.",
+    "alm_pipeline.training.student": "What training writes: the student's folder, its card, its curves.",
+    "alm_pipeline.training": "The stage that makes the student.",
+    "alm_pipeline.ensemble": "Several models as one.",
+    "alm_pipeline.comparison": "Models side by side on the same texts.",
+    "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
+    "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
+    "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
+    "flows": "Orchestration only: the Prefect flows and their tasks.",
+    "flows.cli": "The command `alm`.",
+}
+"""Each room's purpose; `tests/test_docs.py` holds that every room has one."""
+
+_COLORS = {"storage": "#e0f2f1", "alm_pipeline": "#e8eaf6", "flows": "#fff3e0"}
+_WIDTH, _BOX_WIDTH, _BOX_HEIGHT, _GAP = 1080, 248, 44, 12
+
+
+def room_names() -> list[str]:
+    """`ROOMS` of `tests/test_layers.py`, read without importing the tests."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    values = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS"
+    )
+    return list(ast.literal_eval(next(values)))
+
+
+def rooms_table() -> str:
+    """A row per room: its folder, its purpose and its modules with the first line of their docstrings."""
+    rows = [(code(folder(name)), escape_markdown(PURPOSES[name]), _modules(name)) for name in room_names()]
+    return table(("room", "what it is for", "modules"), rows)
+
+
+def folder(room: str) -> str:
+    """A room's folder, from the root of the checkout."""
+    return room.replace(".", "/") + "/"
+
+
+def _modules(room: str) -> str:
+    files = sorted((ROOT / folder(room)).glob("*.py"))
+    return ", ".join(code(file.name) for file in files if file.name != "__init__.py")
+
+
+def picture() -> str:
+    """An SVG of the rooms in reading order: a band for each of the three packages."""
+    shapes, y = [], _GAP
+    for package, names in groupby(room_names(), lambda name: name.split(".")[0]):
+        band, y = _band(package, list(names), y)
+        shapes += band
+    style = "text{font:13.5px sans-serif;fill:#222}.package{font:600 15px monospace}.room{font:13px monospace}"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img" aria-label="Rooms of the code">'
+    )
+    return "\n".join([head, f"<style>{style}</style>", *shapes, "</svg>\n"])
+
+
+def _band(package: str, names: list[str], y: int) -> tuple[list[str], int]:
+    """A package's band at `y`, and where the next one begins."""
+    boxes = list(_boxes(names, y + 34))
+    rows = -(-len(names) // _columns())
+    height = 34 + rows * (_BOX_HEIGHT + _GAP)
+    background = f'<rect x="0" y="{y}" width="{_WIDTH}" height="{height}" rx="10" fill="{_COLORS[package]}"/>'
+    title = f'<text x="{_GAP}" y="{y + 22}" class="package">{package}/</text>'
+    return [background, title, *boxes], y + height + _GAP
+
+
+def _boxes(names: list[str], y: int) -> Iterator[str]:
+    for index, name in enumerate(names):
+        row, column = divmod(index, _columns())
+        left, top = _GAP + column * (_BOX_WIDTH + _GAP), y + row * (_BOX_HEIGHT + _GAP)
+        label = "/".join(name.split(".")[1:]) + "/" if "." in name else "(its own modules)"
+        yield (
+            f'<g><title>{escape(PURPOSES[name])}</title><rect x="{left}" y="{top}" width="{_BOX_WIDTH}" '
+            f'height="{_BOX_HEIGHT}" rx="6" fill="#fff" stroke="#888"/>'
+            f'<text x="{left + 10}" y="{top + 27}" class="room">{room_names().index(name) + 1}. {label}</text></g>'
+        )
+
+
+def _columns() -> int:
+    return (_WIDTH - _GAP) // (_BOX_WIDTH + _GAP)
