@@ -225,11 +225,11 @@ class Pipeline:
     def train(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes if the configuration asks for it."""
         from alm_pipeline.training.parallel.launch import train_in_processes
-        from alm_pipeline.training.parallel.processes import processes_here, this_process
+        from alm_pipeline.training.parallel.processes import local_process_count, this_process
         from alm_pipeline.training.stage import train
 
         if this_process().count == 1 and not self.student.manifest():
-            count = processes_here(self.config.train)
+            count = local_process_count(self.config.train)
             if count > 1:
                 train_in_processes(self.config, self.root, count)
         return train(self.distillation, self.student)

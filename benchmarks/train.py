@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
+from alm_pipeline.training.loop.training_run import TrainingRun
 from benchmarks.step import prepared
 
 Batch = dict[str, Tensor]
@@ -116,9 +117,8 @@ def main() -> None:
         stream = Timed(BatchStream(pipeline.caches, config.objective, train), Bare(other, train))
         vocabulary = HeadVocabulary.of(trained, LoadedTokenizer(config.student.model))
         flops = forward_flops(stream.bare, next(iter(stream.stream)))
-        train_student(
-            trained, lambda *_: stream, vocabulary, config.objective, train, Path(scratch, "checkpoints"), lambda: None
-        )
+        checkpoints = Path(scratch, "checkpoints")
+        train_student(TrainingRun(trained, cast(BatchStream, stream), vocabulary, config.objective, train, checkpoints))
     report(stream.steps[1:], 3 * flops, options.peak_teraflops)
 
 

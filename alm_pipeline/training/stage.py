@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,10 +14,11 @@ from alm_pipeline.training.loop.checkpoints import CheckpointKeeper, checkpoint_
 from alm_pipeline.training.loop.evaluations import Evaluations
 from alm_pipeline.training.loop.trackers import RunLog, hyperparameters
 from alm_pipeline.training.loop.train import train_student
-from alm_pipeline.training.parallel.processes import this_process, told_by_first, wait_for_all
-from alm_pipeline.training.student.curves import PICTURE, draw_curves, read_run
+from alm_pipeline.training.loop.training_run import TrainingRun
+from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process, wait_for_all
+from alm_pipeline.training.student.curves import PICTURE, draw_curves, read_curves
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
-from alm_pipeline.training.student.model_card import Distilled, write_card
+from alm_pipeline.training.student.model_card import DistilledStudent, write_card
 from alm_pipeline.training.student.save import round_weights, save_speed, save_student
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
@@ -37,23 +37,23 @@ def train(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     if not this_process().is_first:
         return _help(distillation, student)
     if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
-        return told_by_first(manifest)
+        return broadcast_from_first(manifest)
     with student.held() as lease:
         if manifest := student.manifest():
             student.remove(CHECKPOINTS)  # a kill came between the manifest and this
-            return told_by_first(manifest)
-        told_by_first(None)
-        return told_by_first(_train_and_save(distillation, student, lease))
+            return broadcast_from_first(manifest)
+        broadcast_from_first(None)
+        return broadcast_from_first(_train_and_save(distillation, student, lease))
 
 
 def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     """Take part in the first process's training, if there is any; return the manifest that it wrote or found."""
-    manifest: FolderManifest | None = told_by_first(None)
+    manifest: FolderManifest | None = broadcast_from_first(None)
     if manifest is None:
         model, _ = distillation.initial_student()
         _share_checkpoints(student)
         _train(distillation, student, model, Evaluations(None, distillation.config.evaluation))
-        manifest = told_by_first(None)
+        manifest = broadcast_from_first(None)
     assert manifest
     return manifest
 
@@ -91,7 +91,7 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
         "student_after": after,
     }
     results = {"initialization": initialization, "held_out_bits_per_byte": bits}
-    _describe(Distilled(config, distillation.caches, student, results))
+    _describe(DistilledStudent(config, distillation.caches, student, results))
     lease.check()
     student.upload(RUNS)
     manifest = student.finish(results)
@@ -109,16 +109,18 @@ def _train(
 ) -> list[dict[str, float]]:
     config = distillation.config
     return train_student(
-        model,
-        partial(BatchStream, distillation.caches, config.objective, config.train, ends=distillation.chunk_ends),
-        HeadVocabulary.of(model, distillation.tokenizer),
-        config.objective,
-        config.train,
-        student.path / CHECKPOINTS,
-        on_checkpoint,
-        distillation.live_teacher(),
-        evaluations,
-        run_log,
+        TrainingRun(
+            model,
+            BatchStream(distillation.caches, config.objective, config.train, ends=distillation.chunk_ends),
+            HeadVocabulary.of(model, distillation.tokenizer),
+            config.objective,
+            config.train,
+            student.path / CHECKPOINTS,
+            distillation.live_teacher(),
+            evaluations,
+            run_log,
+            on_checkpoint,
+        )
     )
 
 
@@ -139,10 +141,10 @@ def _save(
     return bits
 
 
-def _describe(distilled: Distilled) -> None:
+def _describe(distilled: DistilledStudent) -> None:
     """Draw the curves and write the model card, from the files in the student's folder."""
     results: Any = distilled.results["held_out_bits_per_byte"]
-    run = read_run(str(distilled.student.path), results)
+    run = read_curves(str(distilled.student.path), results)
     # speeds differ between two equal runs, and the student's files do not
     picture = draw_curves([replace(run, name=distilled.student.name, speed={})])
     (distilled.student.path / PICTURE).write_bytes(picture)

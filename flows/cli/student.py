@@ -20,12 +20,12 @@ def curves(
 
     Several students are drawn into one picture, to compare them.
     """
-    from alm_pipeline.training.student.curves import draw_curves, read_run
+    from alm_pipeline.training.student.curves import draw_curves, read_curves
 
     with user_errors():
         if picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
-        content = draw_curves([read_run(url) for url in urls])
+        content = draw_curves([read_curves(url) for url in urls])
         write_picture(picture, content)
         out.print(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}", highlight=False, markup=False)
 

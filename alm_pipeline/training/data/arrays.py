@@ -1,4 +1,4 @@
-"""The flat arrays of examples and of a batch, as the compiled loops take them."""
+"""The flat arrays of examples and of a batch, in the form that the compiled loops take."""
 
 from typing import Any, NamedTuple
 
@@ -12,45 +12,45 @@ from storage.columns import flatten_lists
 Ints = npt.NDArray[np.integer[Any]]
 
 
-class Examples(NamedTuple):
-    """E examples as flat arrays, and where each begins in them."""
+class ExampleArrays(NamedTuple):
+    """E examples as flat arrays, with the offset at which each example begins."""
 
     token_ids: npt.NDArray[np.int32]
-    """[tokens] the student's"""
+    """[tokens] the student's tokens"""
     token_offsets: npt.NDArray[np.int64]
     """[E + 1]"""
     learned: npt.NDArray[np.bool_]
-    """[tokens] counts for the student's own likelihood; empty where all do"""
+    """[tokens] whether the token counts for the student's own likelihood; empty if all tokens count"""
     chunks: TeacherChunks
 
     @classmethod
-    def of(cls, rows: pa.Table) -> "Examples":
-        """The arrays of `example_rows`."""
-        (logprobs, offsets), *places = (flatten_lists(rows[name]) for name in ("logprobs", "starts", "ends"))
+    def of(cls, rows: pa.Table) -> "ExampleArrays":
+        """Return the arrays of a table made by `example_rows`."""
+        (logprobs, offsets), *bounds = (flatten_lists(rows[name]) for name in ("logprobs", "starts", "ends"))
         counts = (rows[name].to_numpy() for name in ("aligned", "used"))
-        chunks = TeacherChunks(offsets, *counts, logprobs, *(values for values, _ in places))  # type: ignore[call-arg]
+        chunks = TeacherChunks(offsets, *counts, logprobs, *(values for values, _ in bounds))  # type: ignore[call-arg]
         return cls(*flatten_lists(rows["token_ids"]), learned_column(rows, "learned"), chunks)
 
 
-class TeacherTokens(NamedTuple):
-    """What a teacher in memory needs of the same examples."""
+class TeacherArrays(NamedTuple):
+    """The same examples as a teacher in memory needs them."""
 
     ids: npt.NDArray[np.int32]
     """[teacher tokens]"""
     offsets: npt.NDArray[np.int64]
     """[E + 1]"""
     teacher_ends: npt.NDArray[np.int32]
-    """[aligned chunks, not merged] one past each one's last token, counted within its example"""
+    """[aligned chunks, not merged] one past the chunk's last token, counted within its example"""
     student_ends: npt.NDArray[np.int32]
     single: npt.NDArray[np.bool_]
-    """[aligned chunks] of one token on either side"""
+    """[aligned chunks] whether the chunk has exactly one token on each side"""
     aligned_offsets: npt.NDArray[np.int64]
     """[E + 1] where each example's aligned chunks begin"""
     learned: npt.NDArray[np.bool_]
-    """[teacher tokens] as `Examples.learned`"""
+    """[teacher tokens] like `ExampleArrays.learned`"""
 
     @classmethod
-    def of(cls, rows: pa.Table) -> "TeacherTokens":
+    def of(cls, rows: pa.Table) -> "TeacherArrays":
         (teacher, offsets), (student, _), (single, _) = (
             flatten_lists(rows[name]) for name in ("aligned_teacher_ends", "aligned_student_ends", "single")
         )
@@ -58,17 +58,17 @@ class TeacherTokens(NamedTuple):
         return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, single, offsets, learned)
 
 
-class Group(NamedTuple):
-    """The examples of a batch, in the order of rows."""
+class BatchPlan(NamedTuple):
+    """The examples of a batch and the row that each goes into, ordered by row."""
 
     examples: Ints
     """[E]"""
     rows: Ints
-    """[E] ascending"""
+    """[E] in ascending order"""
 
 
-class FlatBatch(NamedTuple):
-    """The arrays of a batch, which `Batch` tells of; rows one after the other."""
+class BatchArrays(NamedTuple):
+    """The arrays of a batch, documented at `PackedBatch`, with the rows concatenated."""
 
     token_ids: Ints
     position_ids: Ints

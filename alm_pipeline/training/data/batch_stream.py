@@ -1,7 +1,7 @@
-"""The caches as endless training batches, split between ranks and loader workers, from any position on.
+"""The caches as an endless stream of training batches, split between ranks and workers, from any position.
 
-Torch's plain `DataLoader` and `torchdata`'s `StatefulDataLoader` take a `BatchStream` as it is; the second keeps the
-state of every worker's stream. Training does without workers: reading and merging have threads, and hold no lock.
+Torch's plain `DataLoader` and `torchdata`'s `StatefulDataLoader` accept a `BatchStream`; the second one also saves the
+state of every worker's stream. Training needs no workers: reading and merging use threads and release the GIL.
 """
 
 import itertools
@@ -17,24 +17,24 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.objective.chunking.ends import ChunkEnds
-from alm_pipeline.training.data.arrays import Examples, Group, TeacherTokens
+from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays
 from alm_pipeline.training.data.examples import read_examples
-from alm_pipeline.training.data.packing import Place, make_batch, make_teacher_batch, next_group
+from alm_pipeline.training.data.packing import PackingPosition, make_batch, make_teacher_batch, plan_next_batch
 from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.row_stream import Block, Position, Reader, RowStream
 
-State = dict[str, Any]
+StreamState = dict[str, Any]
 _SHARDS_AHEAD = (2, 8)
-"""at least and at most"""
+"""the fewest and the most"""
 
 
 class BatchStream(IterableDataset[dict[str, Tensor]]):
     """Endless batches of the training split for one of several ranks, epoch after epoch, each in its own order.
 
-    In an epoch every example goes to one rank and one worker of it. `datasets` and `ends` are as in `read_examples`.
-    A batch has the fields of `Batch`, and where a term of the objective needs the teacher in memory those of
-    `TeacherBatch`. Iterating raises UserError when the training split holds no chunk to learn from.
+    In an epoch every example goes to exactly one worker of one rank. `datasets` and `ends` are those of
+    `read_examples`. A batch has the fields of `PackedBatch`, and those of `TeacherBatch` if a term of the objective
+    needs the teacher in memory. Iterating raises UserError if the training split holds no chunk to learn from.
     """
 
     def __init__(
@@ -51,50 +51,54 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         self.ends = ends
         manifest = datasets["scores"].complete_manifest()
         self.shards, self.examples = len(manifest.shards), manifest.rows
-        self._start: State | None = None
-        self._state: State | None = None
+        self._start: StreamState | None = None
+        self._state: StreamState | None = None
 
-    def state_dict(self) -> State:
-        """The place behind the last batch, as plain JSON: batches that are made ahead don't count."""
-        return self._state or self._start or _state(self.reader(), Position(), Place())
+    def state_dict(self) -> StreamState:
+        """Return the position after the last batch, as plain JSON. Batches prepared ahead do not count."""
+        return self._state or self._start or _state(self.reader(), Position(), PackingPosition())
 
-    def load_state_dict(self, state: State) -> None:
-        """Begin at a state with the next iteration. That raises UserError when another number of readers saved it."""
+    def load_state_dict(self, state: StreamState) -> None:
+        """Start the next iteration at a state. Iterating raises UserError if another number of readers saved it."""
         self._start, self._state = state, None
 
     def reader(self) -> Reader:
-        """The part that this process reads: ranks' parts are split between their workers."""
+        """Return the part that this process reads. The part of a rank is split between its workers."""
         worker = get_worker_info()
         index, count = (worker.id, worker.num_workers) if worker else (0, 1)
         return Reader(self.rank * count + index, self.ranks * count)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         reader = self.reader()
-        start = self._start or _state(reader, Position(), Place())
+        start = self._start or _state(reader, Position(), PackingPosition())
         self._check_reader(start, reader)
         with closing(self.rows(reader).blocks(_position(start))) as blocks:
-            for window, group, state in self._groups(blocks, reader, start["alone"]):
-                batch = window.batch(group)
+            for window, plan, state in self._plans(blocks, reader, start["alone"]):
+                batch = window.batch(plan)
                 self._state = state
                 yield batch
 
-    def example_ids(self, start: State, batches: int) -> list[str]:
-        """The ids of the examples of so many batches behind a state. They are read again: batches don't carry them."""
+    def example_ids(self, start: StreamState, batches: int) -> list[str]:
+        """Return the ids of the examples in the next `batches` batches after a state.
+
+        The examples are read again, since batches do not carry ids.
+        """
         reader = self.reader()
         with closing(self.rows(reader, with_ids=True).blocks(_position(start))) as blocks:
-            groups = itertools.islice(self._groups(blocks, reader, start["alone"]), batches)
-            return [name for window, group, _ in groups for name in window.ids(group)]
+            plans = itertools.islice(self._plans(blocks, reader, start["alone"]), batches)
+            return [example_id for window, plan, _ in plans for example_id in window.ids(plan)]
 
-    def _check_reader(self, start: State, reader: Reader) -> None:
+    def _check_reader(self, start: StreamState, reader: Reader) -> None:
         if start["reader"] != asdict(reader):
             saved = Reader(**start["reader"])
             raise UserError(
                 f"the stream's position was saved for reader {saved.index} of {saved.count}, and this is reader "
-                f"{reader.index} of {reader.count}: go on with as many ranks and loader workers, or start again"
+                f"{reader.index} of {reader.count}: resume with the same number of ranks and loader workers, or start "
+                "again"
             )
 
     def rows(self, reader: Reader, *, with_ids: bool = False) -> RowStream:
-        """The examples of a reader, as `read_examples` gives them."""
+        """Return the stream of a reader's examples, with the columns of `read_examples`."""
         read = partial(read_examples, self.datasets, objective=self.objective, ends=self.ends, with_ids=with_ids)
         return RowStream(
             partial(read, split="train"),
@@ -108,55 +112,56 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         )
 
     def _shards_ahead(self) -> int:
-        """As many as hold a bufferful: of small shards many, or a store far away would be waited for."""
+        """Return the number of shards that fill the buffer: with small shards, a slow store would stall training."""
         fewest, most = _SHARDS_AHEAD
         return min(most, max(fewest, self.train.shuffle_buffer * self.shards // max(1, self.examples)))
 
-    def _groups(self, blocks: Iterator[Block], reader: Reader, alone: int) -> Iterator[tuple["_Window", Group, State]]:
-        """The examples of each batch, and the state behind it."""
-        window, place = _Window(), Place(0, alone)
+    def _plans(
+        self, blocks: Iterator[Block], reader: Reader, alone: int
+    ) -> Iterator[tuple["ExampleWindow", BatchPlan, StreamState]]:
+        """Yield each batch's examples, with the state after it."""
+        window, position = ExampleWindow(), PackingPosition(0, alone)
         for block in blocks:
-            window, place = window.followed_by(block, place.example), place._replace(example=0)
+            window, position = window.followed_by(block, position.example), position._replace(example=0)
             lengths = window.lengths
-            while found := next_group(lengths, place, self.train.batch_tokens, self.train.row_tokens):
-                group, place = found
-                position = window.position_at(place.example)
-                yield window, group, _state(reader, position, place)
+            while following := plan_next_batch(lengths, position, self.train.batch_tokens, self.train.row_tokens):
+                plan, position = following
+                yield window, plan, _state(reader, window.position_at(position.example), position)
 
 
-class _Window:
-    """The examples that the next batches are packed from: what is left of earlier blocks, and the last one."""
+class ExampleWindow:
+    """The examples that the next batches are packed from: the rest of earlier blocks, and the last block."""
 
     def __init__(self, blocks: tuple[Block, ...] = ()) -> None:
         self.blocks = blocks
         if blocks:
             rows = pa.concat_tables([block.rows for block in blocks])
-            self.examples = Examples.of(rows)
-            self.teacher = TeacherTokens.of(rows) if "teacher_ids" in rows.column_names else None
+            self.examples = ExampleArrays.of(rows)
+            self.teacher = TeacherArrays.of(rows) if "teacher_ids" in rows.column_names else None
             self.lengths = self.examples.token_offsets[1:] - self.examples.token_offsets[:-1]
 
-    def followed_by(self, block: Block, done: int) -> "_Window":
-        """Without the first `done` examples, and with a block behind."""
-        left = []
-        for each in self.blocks:
-            if done < each.rows.num_rows:
-                left.append(Block(each.rows.slice(done), each.position_at(done)))
-            done = max(0, done - each.rows.num_rows)
-        return _Window((*left, block))
+    def followed_by(self, block: Block, done: int) -> "ExampleWindow":
+        """Return the window without its first `done` examples, and with a block after it."""
+        rest = []
+        for earlier in self.blocks:
+            if done < earlier.rows.num_rows:
+                rest.append(Block(earlier.rows.slice(done), earlier.position_at(done)))
+            done = max(0, done - earlier.rows.num_rows)
+        return ExampleWindow((*rest, block))
 
-    def batch(self, group: Group) -> dict[str, Tensor]:
-        """The fields of `Batch`, and where the teacher is needed those of `TeacherBatch`."""
-        batch: dict[str, Tensor] = vars(make_batch(self.examples, group))
-        return batch | vars(make_teacher_batch(self.examples, self.teacher, group)) if self.teacher else batch
+    def batch(self, plan: BatchPlan) -> dict[str, Tensor]:
+        """Return the fields of `PackedBatch`, and those of `TeacherBatch` if the teacher is needed."""
+        batch: dict[str, Tensor] = vars(make_batch(self.examples, plan))
+        return batch | vars(make_teacher_batch(self.examples, self.teacher, plan)) if self.teacher else batch
 
-    def ids(self, group: Group) -> list[str]:
-        """Of examples that were read with them."""
+    def ids(self, plan: BatchPlan) -> list[str]:
+        """Return the ids of examples that were read with their ids."""
         rows = pa.concat_tables([block.rows for block in self.blocks])
-        names: list[str] = rows["id"].take(group.examples).to_pylist()
-        return names
+        ids: list[str] = rows["id"].take(plan.examples).to_pylist()
+        return ids
 
     def position_at(self, example: int) -> Position:
-        """Before an example of the window, or behind its last."""
+        """Return the position before an example of the window, or after its last example."""
         for block in self.blocks[:-1]:
             if example < block.rows.num_rows:
                 return block.position_at(example)
@@ -164,9 +169,14 @@ class _Window:
         return self.blocks[-1].position_at(example)
 
 
-def _position(state: State) -> Position:
+def _position(state: StreamState) -> Position:
     return Position(state["epoch"], tuple(state["unit_rows"]), state["row"])
 
 
-def _state(reader: Reader, position: Position, place: Place) -> State:
-    return {"reader": asdict(reader), **asdict(position), "unit_rows": [*position.unit_rows], "alone": place.alone}
+def _state(reader: Reader, position: Position, packing: PackingPosition) -> StreamState:
+    return {
+        "reader": asdict(reader),
+        **asdict(position),
+        "unit_rows": [*position.unit_rows],
+        "alone": packing.alone,
+    }

@@ -1,112 +1,119 @@
-"""Examples packed into rows, and rows into the tensors of a batch.
+"""ExampleArrays packed into rows, and rows into the tensors of a batch.
 
-Each example goes into the first row with room, and a batch is full when none has; so a batch is a run of examples in
-the stream's order. An example longer than a row is a batch alone, as soon as its turn comes. So the place of a batch
-is where its run begins, and how many long examples within the run are batches before it.
+Each example goes into the first row with room, and a batch is full when no row has room. A batch is therefore a run of
+examples in the stream's order. An example longer than a row becomes a batch of its own as soon as its turn comes. The
+position of a batch is thus where its run begins, and how many long examples of the run were already batches.
 
-Shapes: B rows, S positions a row, N = B·S positions, C chunks of the batch.
+Shapes: B rows, S positions per row, N = B·S positions, C chunks of the batch.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alm_pipeline.training.data.arrays import Examples, FlatBatch, Group, Ints, TeacherTokens
+from alm_pipeline.training.data.arrays import BatchArrays, BatchPlan, ExampleArrays, Ints, TeacherArrays
 
 
-class Place(NamedTuple):
-    """The place between two batches."""
+class PackingPosition(NamedTuple):
+    """A position between two batches."""
 
     example: int = 0
-    """the first that is in no batch before"""
+    """the first example that is not in an earlier batch"""
     alone: int = 0
-    """so many long examples behind it are batches before"""
+    """the number of long examples after it that were already batches of their own"""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's examples, packed into rows; padding is at the ends of rows."""
+class PackedBatch:
+    """The examples of one batch, packed into rows. Padding is at the ends of rows."""
 
     token_ids_BS: Tensor
     position_ids_BS: Tensor
-    """begin again at 0 with each example; 0 in padding, so that none is beyond what a model has learned"""
+    """restart at 0 with each example; 0 in padding, so that no position exceeds what a model has learned"""
     predicted_N: Tensor
-    """the token counts for the student's own likelihood: it has a predecessor in its example, and is no padding"""
+    """whether the token counts for the student's own likelihood: not padding, and not the first of its example"""
     chunk_of_token_N: Tensor
-    """−1 where the token is in no chunk that counts"""
+    """the chunk of each token; −1 if the token is in no chunk that counts"""
     last_token_C: Tensor
-    """positions among the N"""
+    """the position (of N) of each chunk's last token"""
     teacher_logprobs_C: Tensor
     aligned: Tensor
     """the number of aligned chunks before merging"""
     used: Tensor
-    """how many of those are in a chunk that counts"""
+    """the number of those that are in a chunk that counts"""
 
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """The same examples as the teacher reads them, in rows of its own, and where both sides' chunks end.
+    """The same examples as teacher tokens, packed into their own rows, and where the chunks end on both sides.
 
-    Shapes: T positions a row of the teacher, M = B·T positions, A aligned chunks, not merged.
+    Shapes: T positions per teacher row, M = B·T positions, A aligned chunks, not merged.
     """
 
     teacher_token_ids_BT: Tensor
     teacher_position_ids_BT: Tensor
     teacher_predicted_M: Tensor
     example_of_token_N: Tensor
-    """of the batch, in the order of rows; −1: padding"""
+    """the index of the example in the batch, counted in row order; −1 in padding"""
     example_of_teacher_token_M: Tensor
     aligned_token_A: Tensor
-    """positions among the N: the last token of each aligned chunk"""
+    """the position (of N) of each aligned chunk's last student token"""
     aligned_teacher_token_A: Tensor
-    """among the M"""
+    """the position (of M) of each aligned chunk's last teacher token"""
     single_A: Tensor
-    """the chunk is of one token on either side"""
+    """whether the chunk has exactly one token on each side"""
 
 
-def next_group(lengths: Ints, place: Place, batch_tokens: int, row_tokens: int) -> tuple[Group, Place] | None:
-    """The batch that follows a place among examples of these lengths, and the place behind it.
+def plan_next_batch(
+    lengths: Ints, position: PackingPosition, batch_tokens: int, row_tokens: int
+) -> tuple[BatchPlan, PackingPosition] | None:
+    """Return the batch that follows a position among examples of these lengths, and the position after it.
 
-    None where more examples could still join it.
+    Returns None if more examples could still join the batch.
     """
-    from alm_pipeline.training.data.kernel import find_group  # numba takes seconds to import
+    from alm_pipeline.training.data.kernel import find_plan  # numba takes seconds to import
 
-    rows = np.empty(len(lengths) - place.example, np.int32)
-    end, long = find_group(lengths, *place, max(1, batch_tokens // row_tokens), row_tokens, rows)
+    rows = np.empty(len(lengths) - position.example, np.int32)
+    end, long = find_plan(lengths, *position, max(1, batch_tokens // row_tokens), row_tokens, rows)
     if long >= 0:
-        following = Place(long + 1) if long == place.example else Place(place.example, place.alone + 1)
-        return Group(np.array([long]), np.zeros(1, np.int32)), following
+        is_next = long == position.example
+        following = PackingPosition(long + 1) if is_next else PackingPosition(position.example, position.alone + 1)
+        return BatchPlan(np.array([long]), np.zeros(1, np.int32)), following
     if end < 0:
         return None
-    rows = rows[: end - place.example]
-    # a long example has no row: it was a batch before
+    rows = rows[: end - position.example]
+    # a long example has no row: it was already a batch of its own
     order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
-    return Group(place.example + order, rows[order]), Place(end)
+    return BatchPlan(position.example + order, rows[order]), PackingPosition(end)
 
 
-def all_groups(lengths: Ints, batch_tokens: int, row_tokens: int) -> list[Group]:
-    """All examples of these lengths in batches; the last holds what is left."""
-    # rows full of nothing behind the last example close its batch
+def plan_batches(lengths: Ints, batch_tokens: int, row_tokens: int) -> list[BatchPlan]:
+    """Return the batches that hold all examples of these lengths. The last one holds the rest."""
+    # phantom examples as long as a row close the last batch
     rows = max(1, batch_tokens // row_tokens)
-    padded, place, groups = np.concatenate([lengths, np.full(rows + 1, row_tokens)]), Place(), list[Group]()
-    while place.example < len(lengths) and (found := next_group(padded, place, batch_tokens, row_tokens)):
-        group, place = found
-        real = group.examples < len(lengths)
-        groups.append(Group(group.examples[real], group.rows[real]))
-    return groups
+    padded = np.concatenate([lengths, np.full(rows + 1, row_tokens)])
+    position, plans = PackingPosition(), list[BatchPlan]()
+    while position.example < len(lengths) and (
+        plan_and_position := plan_next_batch(padded, position, batch_tokens, row_tokens)
+    ):
+        plan, position = plan_and_position
+        real = plan.examples < len(lengths)
+        plans.append(BatchPlan(plan.examples[real], plan.rows[real]))
+    return plans
 
 
-def make_batch(examples: Examples, group: Group) -> Batch:
-    """The tensors of packed examples."""
+def make_batch(examples: ExampleArrays, plan: BatchPlan) -> PackedBatch:
+    """Return the tensors of packed examples."""
     from alm_pipeline.training.data.kernel import fill_batch
 
-    lengths = np.diff(examples.token_offsets)[group.examples]
-    height, width = _shape(group.rows, lengths)
-    chunks = int(np.diff(examples.chunks.offsets)[group.examples].sum())
-    flat = FlatBatch(
+    lengths = np.diff(examples.token_offsets)[plan.examples]
+    height, width = _shape(plan.rows, lengths)
+    chunks = int(np.diff(examples.chunks.offsets)[plan.examples].sum())
+    flat = BatchArrays(
         token_ids=np.zeros(height * width, np.int64),
         position_ids=np.zeros(height * width, np.int64),
         predicted=np.zeros(height * width, np.bool_),
@@ -114,39 +121,51 @@ def make_batch(examples: Examples, group: Group) -> Batch:
         last_token=np.empty(chunks, np.int64),
         teacher_logprobs=np.empty(chunks, np.float32),
     )
-    fill_batch(examples, group, width, flat)
+    fill_batch(examples, plan, width, flat)
     ids, positions, *rest = map(torch.from_numpy, flat)
-    counts = (torch.tensor(int(of[group.examples].sum())) for of in (examples.chunks.aligned, examples.chunks.used))
-    return Batch(ids.view(height, width), positions.view(height, width), *rest, *counts)
+    counts = (torch.tensor(int(of[plan.examples].sum())) for of in (examples.chunks.aligned, examples.chunks.used))
+    return PackedBatch(ids.view(height, width), positions.view(height, width), *rest, *counts)
 
 
-def make_teacher_batch(examples: Examples, teacher: TeacherTokens, group: Group) -> TeacherBatch:
-    """What the teacher needs of a batch that `make_batch` made of the same group."""
-    own, others = (
-        _Layout.of(np.diff(offsets)[group.examples], group.rows)
-        for offsets in (examples.token_offsets, teacher.offsets)
+def make_teacher_batch(examples: ExampleArrays, teacher: TeacherArrays, plan: BatchPlan) -> TeacherBatch:
+    """Return what the teacher needs of the batch that `make_batch` makes of the same plan."""
+    teacher_layout, student_layout = (
+        _Layout.of(np.diff(offsets)[plan.examples], plan.rows) for offsets in (teacher.offsets, examples.token_offsets)
     )
-    tokens = _ranges(teacher.offsets, group.examples)
-    ids, predicted = np.zeros(others.size, np.int64), np.zeros(others.size, np.bool_)
-    ids[others.places] = teacher.ids[tokens]
-    predicted[others.places] = teacher.learned[tokens] if len(teacher.learned) else True
-    predicted[others.starts] = False
-    chunks = _ranges(teacher.aligned_offsets, group.examples)
-    counts = np.diff(teacher.aligned_offsets)[group.examples]
-    ends = (
-        np.repeat(layout.starts, counts) + side[chunks] - 1
-        for layout, side in ((own, teacher.student_ends), (others, teacher.teacher_ends))
+    chunks = _flat_indices(teacher.aligned_offsets, plan.examples)
+    counts = np.diff(teacher.aligned_offsets)[plan.examples]
+    student_last, teacher_last = (
+        np.repeat(layout.starts, counts) + ends[chunks] - 1
+        for layout, ends in ((student_layout, teacher.student_ends), (teacher_layout, teacher.teacher_ends))
     )
-    rows = (ids.reshape(others.shape), others.positions().reshape(others.shape), predicted)
-    arrays = (*rows, own.examples(), others.examples(), *ends, teacher.single[chunks])
+    arrays = (
+        *_teacher_rows(teacher, plan, teacher_layout),
+        student_layout.examples(),
+        teacher_layout.examples(),
+        student_last,
+        teacher_last,
+        teacher.single[chunks],
+    )
     return TeacherBatch(*map(torch.from_numpy, arrays))
 
 
-def _shape(rows: Ints, lengths: Ints) -> tuple[int, int]:
-    """Rows of examples, and positions of each: the longest row's, and up to an eighth more.
+def _teacher_rows(
+    teacher: TeacherArrays, plan: BatchPlan, layout: "_Layout"
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Return token ids and positions [B, T], and which tokens are predicted [M]."""
+    tokens = _flat_indices(teacher.offsets, plan.examples)
+    ids, predicted = np.zeros(layout.size, np.int64), np.zeros(layout.size, np.bool_)
+    ids[layout.places] = teacher.ids[tokens]
+    predicted[layout.places] = teacher.learned[tokens] if len(teacher.learned) else True
+    predicted[layout.starts] = False
+    return ids.reshape(layout.shape), layout.positions().reshape(layout.shape), predicted
 
-    Of few widths, kernels are few: libraries make, tune and keep them for every shape (oneDNN's, on a processor, took
-    30 MB of memory a new width).
+
+def _shape(rows: Ints, lengths: Ints) -> tuple[int, int]:
+    """Return the number of rows and their width: the longest row's length, rounded up by at most an eighth.
+
+    Few widths mean few kernels: libraries build, tune and keep kernels for every shape (oneDNN on a CPU took 30 MB of
+    memory per new width).
     """
     longest = int(np.bincount(rows, lengths).max())
     step = 1 << max(0, longest.bit_length() - 4)
@@ -155,7 +174,7 @@ def _shape(rows: Ints, lengths: Ints) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a batch's examples stand, in rows one after the other."""
+    """Where the examples of a batch are in its concatenated rows."""
 
     shape: tuple[int, int]
     starts: Ints
@@ -176,28 +195,28 @@ class _Layout:
 
     @property
     def places(self) -> Ints:
-        """[tokens] the position of each."""
-        return np.repeat(self.starts, self.lengths) + _counted(self.lengths)
+        """[tokens] each token's position"""
+        return np.repeat(self.starts, self.lengths) + _indices_within(self.lengths)
 
     def examples(self) -> Ints:
-        """[positions] the example that stands there, −1 where none does."""
-        found = np.full(self.size, -1)
-        found[self.places] = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        return found
+        """[positions] the example at each position; −1 in padding"""
+        example_of_position = np.full(self.size, -1)
+        example_of_position[self.places] = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return example_of_position
 
     def positions(self) -> Ints:
-        """[positions] counted within each example, 0 where none stands."""
-        found = np.zeros(self.size, np.int64)
-        found[self.places] = _counted(self.lengths)
-        return found
+        """[positions] counted within each example; 0 in padding"""
+        position_ids = np.zeros(self.size, np.int64)
+        position_ids[self.places] = _indices_within(self.lengths)
+        return position_ids
 
 
-def _ranges(offsets: Ints, chosen: Ints) -> Ints:
-    """The indices of the values of chosen rows, one row after the other."""
+def _flat_indices(offsets: Ints, chosen: Ints) -> Ints:
+    """Return the indices of all values of the chosen lists, one list after the other."""
     lengths = np.diff(offsets)[chosen]
-    return np.repeat(offsets[:-1][chosen], lengths) + _counted(lengths)
+    return np.repeat(offsets[:-1][chosen], lengths) + _indices_within(lengths)
 
 
-def _counted(lengths: Ints) -> Ints:
-    """0, 1, … for each length, one after the other."""
+def _indices_within(lengths: Ints) -> Ints:
+    """Return 0, 1, … for each length, one after the other."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

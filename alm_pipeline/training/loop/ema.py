@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's trained weights, in float32."""
+"""The exponential moving average (EMA) of a model's trained weights, in float32."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from alm_pipeline.training.parallel.processes import this_process
-from alm_pipeline.training.parallel.sharding import part_like, whole_tensor
+from alm_pipeline.training.parallel.sharding import distribute_like, full_tensor
 
 _FILE = "averages.safetensors"
 
 
-class Averages:
-    """Begins as the weights are; frozen ones are left as they are."""
+class EmaWeights:
+    """The average of the trained weights, initially equal to them. Frozen weights are not averaged."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -25,10 +25,10 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after that step, the first being 1.
+        """Add the weights after a step to the average. The first step is 1.
 
-        The decay rises to its own as (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage and diffusers'
-        EMAModel: otherwise the weights before training would still be most of it after 1 / (1 − decay) steps.
+        The decay rises to its final value as (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage and
+        diffusers' EMAModel. Otherwise the initial weights would still dominate the average after 1 / (1 − decay) steps.
         """
         update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         weights = [value.detach().float() for value in self._weights.values()]
@@ -36,7 +36,7 @@ class Averages:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages for weights while inside."""
+        """Let the model have the averages as its weights inside the context."""
         self.swap()
         try:
             yield
@@ -45,19 +45,19 @@ class Averages:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange weights and averages, to the bit and one at a time: no second copy of the model is made."""
+        """Exchange weights and averages exactly, one tensor at a time, so no second copy of the model is made."""
         for name, weight in self._weights.items():
-            kept = weight.detach().clone()
+            value = weight.detach().clone()
             weight.copy_(self._averages[name])
-            self._averages[name].copy_(kept)
+            self._averages[name].copy_(value)
 
     def save(self, checkpoint: Path) -> None:
-        """The first process writes them, whole; all have to call it."""
-        whole = {name: whole_tensor(average) for name, average in self._averages.items()}
+        """Write the full averages in the first process. All processes have to call this."""
+        averages = {name: full_tensor(average) for name, average in self._averages.items()}
         if this_process().is_first:
-            save_file(whole, checkpoint / _FILE)
+            save_file(averages, checkpoint / _FILE)
 
     def load(self, checkpoint: Path) -> None:
         saved: dict[str, Tensor] = load_file(checkpoint / _FILE)
         for name, average in self._averages.items():
-            average.copy_(part_like(average, saved[name]))
+            average.copy_(distribute_like(average, saved[name]))

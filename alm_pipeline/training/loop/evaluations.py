@@ -1,6 +1,6 @@
-"""A training's evaluations so far, and what follows from them: which step is the best, and when to stop.
+"""The evaluations of a training so far, which decide the best step and when to stop.
 
-They are a part of every checkpoint, and nothing else is remembered: a resumed run decides as the unbroken one.
+Every checkpoint contains them, and no other state decides. So a resumed run decides as an uninterrupted one does.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import EvaluationConfig
-from alm_pipeline.training.parallel.processes import told_by_first
+from alm_pipeline.training.parallel.processes import broadcast_from_first
 from storage.errors import UserError
 
 EVALUATIONS = pa.schema(
@@ -29,9 +29,9 @@ EVALUATIONS = pa.schema(
         ("chunks", pa.int64()),
     ]
 )
-"""The columns of `evaluations.parquet`, a row an evaluation; step 0 is the student before training.
+"""The columns of `evaluations.parquet`, one row per evaluation. Step 0 is the student before training.
 
-`alm` and `kl` are what `metrics.parquet` has of the training's chunks, over held-out ones (null: there are none).
+`alm` and `kl` are the metrics of `metrics.parquet`, over held-out chunks (null: there are none).
 """
 _FILE = "evaluations.json"
 _log = logging.getLogger("alm_pipeline")
@@ -39,7 +39,7 @@ _log = logging.getLogger("alm_pipeline")
 
 @dataclass(frozen=True)
 class Sample:
-    """What the student goes on with after a held-out beginning."""
+    """A student's continuation of the beginning of a held-out example."""
 
     prompt: str
     continuation: str
@@ -47,86 +47,90 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out."""
+    """The result of one evaluation."""
 
-    scores: dict[str, float]
+    metrics: dict[str, float]
     """by column of `evaluations.parquet`"""
     samples: list[Sample]
 
 
-class Evaluator(Protocol):
-    """Evaluates a student on held-out examples; `training.student.evaluator` has the one there is."""
+class StudentEvaluator(Protocol):
+    """Evaluates a student on held-out examples. `training.student.evaluator` implements it."""
 
     def __call__(self, model: PreTrainedModel, title: str | None = None) -> Evaluation:
-        """`title` is what the progress is called; none is shown without."""
+        """Evaluate the student. Progress is shown under `title`, or not at all without one."""
         ...
 
-    def over_all(self, model: PreTrainedModel, scores: Mapping[str, float], title: str) -> float:
-        """The bits per byte over all that is held out, where `scores` are the model's over what was drawn of it."""
+    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> float:
+        """Return the bits per byte over all held-out examples. `metrics` are the model's over the drawn ones."""
         ...
 
 
 class Evaluations:
-    """The rows of `evaluations.parquet`, with the samples."""
+    """The rows of `evaluations.parquet`, with their samples."""
 
-    def __init__(self, evaluator: Evaluator | None, config: EvaluationConfig) -> None:
-        """The first process has the evaluator; what it finds, the others are told."""
+    def __init__(self, evaluator: StudentEvaluator | None, config: EvaluationConfig) -> None:
+        """Only the first process has an evaluator. It sends the results to the others."""
         self.evaluator, self.config = evaluator, config
         self.rows: list[dict[str, Any]] = []
         self.before: float | None = None
-        """bits per byte over all that is held out, of the student before training"""
+        """bits per byte over all held-out examples, of the student before training"""
 
     def begin(self, model: PreTrainedModel) -> None:
-        """Evaluate the student before training. Raises UserError where it has no score to be chosen by."""
-        scores = self.run(model, 0, "evaluate before")
-        if self.config.identity() and self.config.score not in scores:
+        """Evaluate the student before training. Raises UserError if the metric that chooses the best is missing."""
+        metrics = self.run(model, 0, "evaluate before")
+        if self.config.identity() and self.config.score not in metrics:
             raise UserError(
-                f"evaluation.score: {self.config.score}: no held-out example has a chunk to compare: "
-                "raise corpus.held_out, or set it to bits_per_byte"
+                f"evaluation.score: {self.config.score} needs held-out examples with chunks, and there are none: "
+                "raise corpus.held_out, or use bits_per_byte"
             )
         if self.evaluator:
-            self.before = self.evaluator.over_all(model, scores, "evaluate before")
+            self.before = self.evaluator.over_all(model, metrics, "evaluate before")
 
     def run(self, model: PreTrainedModel, step: int, title: str | None = None) -> dict[str, float]:
-        """Evaluate the student of a step, and remember what came out; the scores."""
-        found: Evaluation | None = told_by_first(self.evaluator(model, title) if self.evaluator else None)
-        assert found
-        scores = found.scores
-        self.rows.append({"step": step, **scores, "samples": [asdict(sample) for sample in found.samples]})
-        told = [f"{name} {scores[name]:.4g}" for name in ("alm", "kl") if name in scores]
-        _log.info("step %d, held out: %s", step, ", ".join([f"{scores['bits_per_byte']:.4f} bits per byte", *told]))
-        return scores
+        """Evaluate the student of a step, record the result, and return its metrics."""
+        result = self.evaluator(model, title) if self.evaluator else None
+        evaluation = broadcast_from_first(result)
+        assert evaluation
+        metrics = evaluation.metrics
+        self.rows.append({"step": step, **metrics, "samples": [asdict(sample) for sample in evaluation.samples]})
+        distances = [f"{name} {metrics[name]:.4g}" for name in ("alm", "kl") if name in metrics]
+        _log.info(
+            "step %d, held out: %s", step, ", ".join([f"{metrics['bits_per_byte']:.4f} bits per byte", *distances])
+        )
+        return metrics
 
     def is_due(self, step: int, last: int) -> bool:
         return step % self.config.steps == 0 or step == last
 
     @property
     def best_step(self) -> int | None:
-        """The trained step of the lowest score, the first of equals; None before there is one."""
-        scores = [(score, step) for step, score in self._scores() if not math.isnan(score)]
-        return min(scores)[1] if scores else None
+        """The trained step with the lowest metric, the earliest of several; None before the first evaluation."""
+        values = [(value, step) for step, value in self._metric_by_step() if not math.isnan(value)]
+        return min(values)[1] if values else None
 
     @property
     def is_best(self) -> bool:
-        """Whether the last evaluated student is the best, and the best is asked for."""
+        """Whether `evaluation.student` is best and the last evaluated student is the best so far."""
         return self.config.student == "best" and self.rows[-1]["step"] == self.best_step
 
     @property
-    def says_stop(self) -> bool:
-        """Whether the last so many evaluations in a row brought no improvement."""
+    def should_stop(self) -> bool:
+        """Whether the last `evaluation.patience` evaluations brought no improvement."""
         if self.config.patience is None:
             return False
-        best, without = math.inf, 0
-        for _, score in self._scores():
-            without = 0 if score < best - self.config.least_improvement else without + 1
-            best = min(best, score) if not math.isnan(score) else best
-        return without >= self.config.patience
+        best, without_improvement = math.inf, 0
+        for _, value in self._metric_by_step():
+            improved = value < best - self.config.least_improvement
+            without_improvement = 0 if improved else without_improvement + 1
+            best = min(best, value) if not math.isnan(value) else best
+        return without_improvement >= self.config.patience
 
-    def _scores(self) -> list[tuple[int, float]]:
+    def _metric_by_step(self) -> list[tuple[int, float]]:
         return [(row["step"], row[self.config.score]) for row in self.rows if row["step"]]
 
     def chosen_step(self, last: int) -> int:
-        """The step whose weights become the student."""
+        """Return the step whose weights become the student."""
         return (self.best_step or last) if self.config.student == "best" else last
 
     def save(self, checkpoint: Path) -> None:
@@ -138,7 +142,7 @@ class Evaluations:
         self.before, self.rows = content["before"], content["rows"]
 
     def write(self, folder: Path) -> None:
-        """`evaluations.parquet`, and `samples.txt` for a person to read."""
+        """Write `evaluations.parquet`, and `samples.txt` for people to read."""
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self.rows, EVALUATIONS), folder / "evaluations.parquet")
         if any(row["samples"] for row in self.rows):

@@ -1,4 +1,4 @@
-"""When a training has gone wrong: numbers that are none, and losses far above what they were."""
+"""Detects a training that has gone wrong: values that are NaN or infinite, and losses far above the recent mean."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from alm_pipeline.training.parallel.sharding import whole_tensor
+from alm_pipeline.training.parallel.sharding import full_tensor
 
-_STEPS = 100
-"""that a mean is over"""
-_FEWEST = 10
-_NAMED = 100
+_MEAN_STEPS = 100
+"""the number of steps in the mean"""
+_FEWEST_STEPS = 10
+_LISTED_EXAMPLES = 100
 
 
-def went_wrong(step: Mapping[str, float], before: Sequence[Mapping[str, float]], diverged_at: float | None) -> str:
-    """What is wrong with a step's log entry after those before it; nothing where it is empty."""
+def diagnose_step(step: Mapping[str, float], history: Sequence[Mapping[str, float]], diverged_at: float | None) -> str:
+    """Return what is wrong with a step's log entry, given the entries before it; "" if nothing is wrong."""
     for name in ("loss", "grad_norm"):
         if name in step and not math.isfinite(step[name]):
             return f"the {name} is {step[name]}"
-    losses = [entry["loss"] for entry in before[-2 * _STEPS :] if "loss" in entry][-_STEPS:]
-    if diverged_at is None or len(losses) < _FEWEST:
+    losses = [entry["loss"] for entry in history[-2 * _MEAN_STEPS :] if "loss" in entry][-_MEAN_STEPS:]
+    if diverged_at is None or len(losses) < _FEWEST_STEPS:
         return ""
     mean = math.fsum(losses) / len(losses)
     if step["loss"] <= diverged_at * mean:
@@ -31,17 +31,17 @@ def went_wrong(step: Mapping[str, float], before: Sequence[Mapping[str, float]],
     )
 
 
-def stopped_message(step: int, wrong: str, examples: Sequence[str]) -> str:
-    named = ", ".join(examples[:_NAMED])
-    more = f" and {len(examples) - _NAMED:,} more" if len(examples) > _NAMED else ""
+def stop_message(step: int, problem: str, examples: Sequence[str]) -> str:
+    listed = ", ".join(examples[:_LISTED_EXAMPLES])
+    more = f" and {len(examples) - _LISTED_EXAMPLES:,} more" if len(examples) > _LISTED_EXAMPLES else ""
     return (
-        f"training stopped at step {step}: {wrong}. The last checkpoint before it is kept. The step's examples are "
-        f"{named}{more}: look at them, and lower train.learning_rate, lengthen train.warmup_steps, or lower "
+        f"training stopped at step {step}: {problem}. The last checkpoint before it is kept. The step's examples are "
+        f"{listed}{more}: check them, and lower train.learning_rate, raise train.warmup_steps, or lower "
         "train.max_grad_norm"
     )
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Of a sharded model, all processes have to ask."""
-    found: list[Tensor] = [whole_tensor(value.detach().isfinite().all()) for value in model.parameters()]
-    return bool(torch.stack(found).all())
+    """Return whether all weights are finite. All processes of a sharded model have to call this."""
+    finite: list[Tensor] = [full_tensor(value.detach().isfinite().all()) for value in model.parameters()]
+    return bool(torch.stack(finite).all())

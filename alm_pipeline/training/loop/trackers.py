@@ -1,7 +1,7 @@
 """Experiment trackers: TensorBoard, Weights & Biases, trackio and MLflow, through transformers' callbacks.
 
-A student is one run of a tracker, however often its training is interrupted: it goes on by the student's name, or its
-fingerprint. Nothing is sent anywhere unless `log.report_to` names a tracker that does so.
+A student is one run of a tracker, however often its training is interrupted: the run is found again by the student's
+name or fingerprint. Nothing is sent anywhere unless `log.report_to` names a tracker that sends.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from storage.secrets import without_secrets
 
 @dataclass(frozen=True)
 class RunLog:
-    """A student's run in the trackers. `folder` is for what TensorBoard reads."""
+    """A student's run in the trackers. TensorBoard reads `folder`."""
 
     config: LogConfig
     student: str
@@ -37,7 +37,7 @@ class RunLog:
         return self.config.run_name or self.student
 
     def check(self) -> None:
-        """Raises UserError, with the command that mends it, where a tracker's package is not installed."""
+        """Raise UserError, with the command that installs it, if a tracker's package is missing."""
         for tracker in self.config.report_to:
             if find_spec(tracker) is None:
                 raise UserError(
@@ -46,39 +46,39 @@ class RunLog:
 
     @contextlib.contextmanager
     def attached(self, trainer: Trainer, first_step: int) -> Iterator[None]:
-        """Let the trainer's first process tell the trackers, from the step after `first_step` on."""
+        """Let the trainer's first process report to the trackers, from the step after `first_step`."""
         if not trainer.is_world_process_zero():
             yield
             return
         with _environment(self._variables()), self._runs(), quiet_transformers():
             for tracker in self.config.report_to:
-                trainer.add_callback(_Tracked(self._callback(tracker, first_step), self))
+                trainer.add_callback(_TrackerCallback(self._callback(tracker, first_step), self))
             yield
 
     def _callback(self, tracker: str, first_step: int) -> TrainerCallback:
         if tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            # what an interrupted run told of steps that are trained again is not shown twice
+            # steps that an interrupted run reported and that are trained again are not shown twice
             return TensorBoardCallback(SummaryWriter(str(self.folder), purge_step=first_step + 1))
         (kind,) = get_reporting_integration_callbacks([tracker])
         callback: TrainerCallback = kind()
         return callback
 
     def _variables(self) -> dict[str, str]:
-        """How a run is found again, where the callbacks ask the environment for it."""
-        found: dict[str, str] = {}
+        """Return the environment variables by which the callbacks find a run again."""
+        variables: dict[str, str] = {}
         if "wandb" in self.config.report_to:
             run = self.student.rsplit("-", 1)[-1]
-            found |= {"WANDB_PROJECT": self.config.project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
-            found |= {"WANDB_LOG_MODEL": "false"}  # checkpoints lie in the student's folder
+            variables |= {"WANDB_PROJECT": self.config.project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
+            variables |= {"WANDB_LOG_MODEL": "false"}  # checkpoints are in the student's folder
         if "mlflow" in self.config.report_to:
-            found |= {"MLFLOW_EXPERIMENT_NAME": self.config.project}
-        return found
+            variables |= {"MLFLOW_EXPERIMENT_NAME": self.config.project}
+        return variables
 
     @contextlib.contextmanager
     def _runs(self) -> Iterator[None]:
-        """What the callbacks would leave open, and would take in this process's next training, is ended here."""
+        """End the runs that the callbacks leave open: this process's next training would continue them."""
         with contextlib.ExitStack() as runs:
             if "wandb" in self.config.report_to:
                 import wandb
@@ -90,44 +90,47 @@ class RunLog:
 
 
 def hyperparameters(config: AlmConfig) -> dict[str, Any]:
-    """What decides the student, by dotted name, without passwords and signatures."""
-    whole = config.model_dump(mode="json", include={"corpus", "teacher", "student", "score", "objective"})
-    chosen = {"evaluation": config.evaluation.identity()} if config.evaluation.identity() else {}
-    return dict(_flat({**without_secrets(whole), "train": config.train.identity(), **chosen}))
+    """Return the settings that decide the student, by dotted name, without passwords and signatures."""
+    settings = config.model_dump(mode="json", include={"corpus", "teacher", "student", "score", "objective"})
+    evaluation = {"evaluation": config.evaluation.identity()} if config.evaluation.identity() else {}
+    return dict(_flatten({**without_secrets(settings), "train": config.train.identity(), **evaluation}))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 @contextlib.contextmanager
 def _mlflow_run(name: str) -> Iterator[None]:
-    """The run that is active, or is named in the environment, or that an earlier process began by that name, or a new
-    one: the callback, which would not find the third, takes the active one."""
+    """Activate the student's run, which the callback then uses.
+
+    It is the active run, the one named in the environment, one that an earlier process began under that name (the
+    callback would not find it), or a new one.
+    """
     import mlflow
 
     if mlflow.active_run():
         yield
         return
     experiment = mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
-    named = mlflow.search_runs(
+    earlier_runs = mlflow.search_runs(
         [experiment.experiment_id],
         filter_string=f"attributes.run_name = '{name}'",
         max_results=1,
         output_format="list",
     )
-    begun = os.environ.get("MLFLOW_RUN_ID") or (named[0].info.run_id if named else None)
-    with mlflow.start_run(run_id=begun, run_name=name):
+    run_id = os.environ.get("MLFLOW_RUN_ID") or (earlier_runs[0].info.run_id if earlier_runs else None)
+    with mlflow.start_run(run_id=run_id, run_name=name):
         yield
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """With these variables, except where the user has set them."""
+    """Set these variables inside the context, except those that the user has set."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -137,27 +140,27 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-class _Tracked(TrainerCallback):
-    """A tracker's callback that sees the run's configuration in place of the trainer's arguments, and no checkpoint."""
+class _TrackerCallback(TrainerCallback):
+    """Passes a tracker's callback the run's configuration instead of the trainer's arguments, and no checkpoints."""
 
     def __init__(self, callback: TrainerCallback, run: RunLog) -> None:
         self.callback, self.run = callback, run
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self.callback.on_train_begin(self._seen(args), state, control, **kw)
+        self.callback.on_train_begin(self._arguments(args), state, control, **kw)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self.callback.on_log(self._seen(args), state, control, **kw)
+        self.callback.on_log(self._arguments(args), state, control, **kw)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self.callback.on_train_end(self._seen(args), state, control, **kw)
+        self.callback.on_train_end(self._arguments(args), state, control, **kw)
 
-    def _seen(self, args: TrainingArguments) -> Any:
-        return _Arguments(args, self.run)
+    def _arguments(self, args: TrainingArguments) -> Any:
+        return _TrackerArguments(args, self.run)
 
 
-class _Arguments:
-    """The trainer's arguments, which as values are the run's hyperparameters: no folder of this machine."""
+class _TrackerArguments:
+    """The trainer's arguments, except that the values to report are the hyperparameters: no paths of this machine."""
 
     def __init__(self, arguments: TrainingArguments, run: RunLog) -> None:
         self._arguments = arguments
@@ -170,6 +173,6 @@ class _Arguments:
         return dict(self._settings)
 
     def to_json_string(self) -> str:
-        """Indented by four more: TensorBoard shows texts as Markdown."""
+        """Indent by four more, as a code block: TensorBoard renders texts as Markdown."""
         lines = json.dumps(self.to_dict(), indent=2, ensure_ascii=False).splitlines()
         return "\n".join(f"    {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""A student's training from the first or the last checkpointed step to the end."""
+"""Trains a student from the first step, or from the last checkpoint, to the end."""
 
 import contextlib
 import copy
@@ -9,38 +9,39 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.models.files import quiet_transformers
-from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.runtime.progress import Advance, track
-from alm_pipeline.training.data.batch_stream import BatchStream
-from alm_pipeline.training.loop.checkpoints import checkpoint_name, last_checkpoint, saved_position, step_of
-from alm_pipeline.training.loop.evaluations import Evaluations
-from alm_pipeline.training.loop.step_metrics import StepNote
-from alm_pipeline.training.loop.trackers import RunLog
+from alm_pipeline.training.loop.arguments import training_arguments
+from alm_pipeline.training.loop.checkpoints import (
+    checkpoint_name,
+    checkpoint_step,
+    last_checkpoint,
+    load_stream_state,
+)
+from alm_pipeline.training.loop.step_metrics import ProgressNote
 from alm_pipeline.training.loop.trainer import AlmTrainer
+from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.adapters import attach_adapters
-from alm_pipeline.training.model.execution import attending_with, computing_as
+from alm_pipeline.training.model.execution import configured_execution, using_attention
 from alm_pipeline.training.model.isolation import check_isolation
-from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.parameters import freeze
 from alm_pipeline.training.model.projections import attach_projections, detach_projections
 from alm_pipeline.training.model.terms import make_projections
-from alm_pipeline.training.parallel.processes import batches_each, this_process, told_by_first
+from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
 
 
-class _Watcher(TrainerCallback):
-    """Shows progress, and tells when a checkpoint is finished."""
+class TrainingProgress(TrainerCallback):
+    """Shows the progress, and reports finished checkpoints."""
 
     def __init__(self, trainer: AlmTrainer, advance: Advance, on_checkpoint: Callable[[], None]) -> None:
         self.trainer, self.advance, self.on_checkpoint = trainer, advance, on_checkpoint
-        self.note = StepNote()
+        self.note = ProgressNote()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.finish_step()
+        self.trainer.collect_step_metrics()
 
     def on_log(
         self,
@@ -51,177 +52,127 @@ class _Watcher(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs:
-            self.advance(1, self.note.of(logs))
+            self.advance(1, self.note.describe(logs))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.on_checkpoint()
+        if this_process().is_first:
+            self.on_checkpoint()
 
 
-class _Milestones(TrainerCallback):
-    """Begins the averages, and asks for evaluations when they are due."""
+class EvaluationSchedule(TrainerCallback):
+    """Starts the moving average, and requests evaluations when they are due."""
 
-    def __init__(self, trainer: AlmTrainer, last: Path | None) -> None:
-        self.trainer, self.last = trainer, last
+    def __init__(self, trainer: AlmTrainer, checkpoint: Path | None) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.begin_averages(self.last)
+        self.trainer.start_ema(self.checkpoint)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        evaluations = self.trainer.evaluations
+        evaluations = self.trainer.run.evaluations
         control.should_evaluate = bool(evaluations and evaluations.is_due(state.global_step, args.max_steps))
 
 
-def train_student(
-    model: PreTrainedModel,
-    stream: Callable[[], BatchStream],
-    vocabulary: HeadVocabulary,
-    objective: ObjectiveConfig,
-    config: TrainConfig,
-    checkpoints: Path,
-    on_checkpoint: Callable[[], None],
-    teacher: LiveTeacher | None = None,
-    evaluations: Evaluations | None = None,
-    run_log: RunLog | None = None,
-) -> list[dict[str, float]]:
-    """Train in place and return the log, one entry a step; goes on from the last whole checkpoint in `checkpoints`.
+def train_student(run: TrainingRun) -> list[dict[str, float]]:
+    """Train the student in place, from the last complete checkpoint. Returns the log, with one entry per step.
 
-    `stream` gives the batches; a checkpoint holds their position. `teacher` is there where a term of the objective
-    needs it, `evaluations` where the student is to be evaluated; `run_log` has the trackers that the metrics go to,
-    besides what is returned. Several processes call it together, each with the
-    same; `on_checkpoint` is the first one's, whose model is the one that is trained in place: the others' are of no use
-    afterwards. Raises UserError where a loss or gradient is infinite, no number, or above `config.diverged_at`.
+    Processes that train together all call this. Afterwards only the first process's model is the student. Raises
+    UserError if a loss or gradient is NaN or infinite, or a loss exceeds `train.diverged_at` times the recent mean.
     """
-    last = _agreed_checkpoint(checkpoints)
-    if evaluations:
-        evaluations.load(last) if last else evaluations.begin(model)
-    if not config.steps:
+    checkpoint = _agreed_checkpoint(run.checkpoints)
+    if run.evaluations:
+        run.evaluations.load(checkpoint) if checkpoint else run.evaluations.begin(run.model)
+    if not run.config.steps:
         return []
-    if config.row_tokens > 1:
-        _check_isolation(model, config, teacher)
-    batches = stream()
-    if last:
-        batches.load_state_dict(saved_position(last))
-    given = {"stream": batches, "vocabulary": vocabulary, "objective": objective, "teacher": teacher}
-    watching: dict[str, Any] = {"evaluations": evaluations, "ema": config.ema, "diverged_at": config.diverged_at}
-    watching["own_attention"] = model.config._attn_implementation
-    rates = {"learning_rates": config.learning_rates}
+    if run.config.row_tokens > 1:
+        _check_isolation(run)
+    if checkpoint:
+        run.stream.load_state_dict(load_stream_state(checkpoint))
+    first_step = checkpoint_step(checkpoint) if checkpoint else 0
     with (
-        _with_parts(model, objective, config, teacher),
-        _trainer(model, config, checkpoints, **given, **watching, **rates) as trainer,
-        run_log.attached(trainer, step_of(last) if last else 0) if run_log else contextlib.nullcontext(),
+        _trainable_parts(run),
+        _trainer(run) as trainer,
+        run.run_log.attached(trainer, first_step) if run.run_log else contextlib.nullcontext(),
     ):
-        _train(trainer, checkpoints, last, on_checkpoint if this_process().is_first else lambda: None)
+        _train_with_progress(trainer, checkpoint)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-@contextmanager
-def _with_parts(
-    model: PreTrainedModel, objective: ObjectiveConfig, config: TrainConfig, teacher: LiveTeacher | None
-) -> Iterator[None]:
-    """With the adapters and projections that it is trained with; at the end adapters are merged, projections gone."""
-    adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
-    if teacher:
-        attach_projections(model, make_projections(teacher.model, model, objective, config.seed))
-    freeze(model, config.freeze)
-    yield
-    # its forward pass has accelerate's autocast around it until then
-    extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    model.eval()
-    detach_projections(model)
-    if adapters and this_process().is_first:  # only there the student is whole
-        adapters.merge_and_unload()
-
-
 def _agreed_checkpoint(checkpoints: Path) -> Path | None:
-    """The first process's last one, in this one's folder."""
+    """Return the first process's last checkpoint, in this process's folder."""
     last = last_checkpoint(checkpoints) if this_process().is_first else None
-    name = told_by_first(last.name if last else None)
+    name = broadcast_from_first(last.name if last else None)
     return checkpoints / name if name else None
 
 
-def _check_isolation(model: PreTrainedModel, config: TrainConfig, teacher: LiveTeacher | None) -> None:
-    """Of both models' packed rows, with the attentions that they are trained with."""
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    with attending_with(model, config.attention):
-        check_isolation(model, dtype)
-    if teacher:
-        check_isolation(teacher.model, dtype)
+def _check_isolation(run: TrainingRun) -> None:
+    """Check the packed rows of both models, with the attentions that they have during training."""
+    dtype: torch.dtype = getattr(torch, run.config.dtype)
+    with using_attention(run.model, run.config.attention):
+        check_isolation(run.model, dtype)
+    if run.teacher:
+        check_isolation(run.teacher.model, dtype)
 
 
 @contextmanager
-def _trainer(model: PreTrainedModel, config: TrainConfig, checkpoints: Path, **given: Any) -> Iterator[AlmTrainer]:
-    """At the end the model is whole in the first process, on its device."""
-    arguments = _arguments(config, checkpoints)
-    if config.sharding == "none" or this_process().count == 1:
-        with computing_as(model, config):
-            yield AlmTrainer(model, arguments, **given)
+def _trainable_parts(run: TrainingRun) -> Iterator[None]:
+    """Add adapters and projections to the model, and freeze parameters. At the end, merge the first, remove the others.
+
+    Only the first process merges adapters, since the others do not have the whole student.
+    """
+    model, config, teacher = run.model, run.config, run.teacher
+    adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
+    if teacher:
+        attach_projections(model, make_projections(teacher.model, model, run.objective, config.seed))
+    freeze(model, config.freeze)
+    yield
+    # until now accelerate's autocast wraps its forward pass
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    model.eval()
+    detach_projections(model)
+    if adapters and this_process().is_first:
+        adapters.merge_and_unload()
+
+
+@contextmanager
+def _trainer(run: TrainingRun) -> Iterator[AlmTrainer]:
+    """Yield the trainer. At the end the first process's model is complete and on its device."""
+    model, attention = run.model, run.model.config._attn_implementation
+    sharded = run.config.sharding != "none" and this_process().count > 1
+    arguments = training_arguments(run.config, run.checkpoints, sharded=sharded)
+    if not sharded:
+        with configured_execution(model, run.config):
+            yield AlmTrainer(model, arguments, run, attention)
         return
-    device, whole = model.device, model.cpu() if this_process().is_first else None
-    trained = copy.deepcopy(model) if whole else model.cpu()
-    with computing_as(trained, config):
-        yield AlmTrainer(trained, arguments, sharded=True, whole=whole, **given)
-    if whole:
-        whole.to(device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    device, full_model = model.device, model.cpu() if this_process().is_first else None
+    trained = copy.deepcopy(model) if full_model else model.cpu()
+    with configured_execution(trained, run.config):
+        yield AlmTrainer(trained, arguments, run, attention, full_model)
+    if full_model:
+        full_model.to(device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
 
 
-def _train(trainer: AlmTrainer, checkpoints: Path, last: Path | None, on_checkpoint: Callable[[], None]) -> None:
-    """From a checkpoint on, to the weights that become the student."""
+def _train_with_progress(trainer: AlmTrainer, checkpoint: Path | None) -> None:
     trainer.model.train()
-    already = step_of(last) if last else 0
+    already = checkpoint_step(checkpoint) if checkpoint else 0
     with track("train", trainer.args.max_steps, "steps", already=already) as advance:
-        trainer.add_callback(_Watcher(trainer, advance, on_checkpoint))
-        trainer.add_callback(_Milestones(trainer, last))
+        trainer.add_callback(TrainingProgress(trainer, advance, trainer.run.on_checkpoint))
+        trainer.add_callback(EvaluationSchedule(trainer, checkpoint))
         with quiet_transformers(), matmul_precision("medium" if trainer.args.bf16 else "highest"):
-            _train_to_the_end(trainer, checkpoints, last)
+            _train_to_the_end(trainer, checkpoint)
 
 
-def _train_to_the_end(trainer: AlmTrainer, checkpoints: Path, last: Path | None) -> None:
-    evaluations = trainer.evaluations
-    stopped = bool(evaluations and evaluations.says_stop)
-    if last and (stopped or step_of(last) == trainer.args.max_steps):
-        trainer.load_finished(last)
-        weights_of = None
+def _train_to_the_end(trainer: AlmTrainer, checkpoint: Path | None) -> None:
+    """Train, unless the checkpoint is the end. Then load the weights that become the student."""
+    evaluations = trainer.run.evaluations
+    stopped_early = bool(evaluations and evaluations.should_stop)
+    if checkpoint and (stopped_early or checkpoint_step(checkpoint) == trainer.args.max_steps):
+        trainer.load_final_state(checkpoint)
+        step_of_weights = None
     else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-        weights_of = trainer.state.global_step
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        step_of_weights = trainer.state.global_step
     step = trainer.state.global_step
     chosen = evaluations.chosen_step(step) if evaluations else step
-    trainer.settle(None if chosen == weights_of else checkpoints / checkpoint_name(chosen))
-
-
-def _arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=config.steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        max_grad_norm=config.max_grad_norm,
-        gradient_accumulation_steps=batches_each(config),
-        lr_scheduler_type={"wsd": "warmup_stable_decay"}.get(config.schedule, config.schedule),
-        lr_scheduler_kwargs=_schedule_settings(config),
-        warmup_steps=config.warmup_steps,
-        bf16=config.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps,
-        ignore_data_skip=True,  # the stream itself starts at the checkpoint's position
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        ddp_find_unused_parameters=True,  # some terms leave the head or the last norm out
-    )
-    # with several GPUs in sight, the trainer would copy the model to all of them in this one process
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
-
-
-def _schedule_settings(config: TrainConfig) -> dict[str, Any]:
-    if config.schedule != "wsd":
-        return {}
-    steps = config.decay_steps or max(1, min(config.steps // 10, config.steps - config.warmup_steps))
-    return {"num_decay_steps": steps, "decay_type": "linear"}
+    is_in_model = chosen == step_of_weights
+    trainer.load_chosen_weights(None if is_in_model else trainer.run.checkpoints / checkpoint_name(chosen))

@@ -1,4 +1,17 @@
-"""Training a student on cached teacher scores: `transformers.Trainer` with the ALM objective and the cached stream."""
+"""Training a student on cached teacher scores: `transformers.Trainer` with the ALM objective and the cached stream.
+
+Why not a loop of our own: the Trainer's loop, optimizers, schedules, DDP, autocast and gradient clipping are used
+unchanged, and its callbacks are what every experiment tracker supports. What differs fits into public hooks: arguments,
+optimizer, batches, loss, logging, evaluation, saving of weights. Three private methods have no public counterpart:
+
+- `_save_checkpoint` writes a checkpoint completely or not at all, from all processes.
+- `_load_from_checkpoint` refuses the checkpoint of another student.
+- `_get_grad_norm` makes a sharded student's norm one number.
+
+`_save_rng_state` is called, and `_is_accelerate_prepared` keeps accelerate from wrapping a sharded student. The tests
+compare these names and their signatures with the installed transformers, and fail if another private name is used.
+pyproject.toml bounds transformers above.
+"""
 
 import itertools
 import json
@@ -11,33 +24,46 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.config import Term
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.term_weights import gradmag, last_layer, uses_gradients, weights_at
-from alm_pipeline.training.data.batch_stream import BatchStream, State
-from alm_pipeline.training.loop.checkpoints import STATE, STREAM, UNFINISHED, checkpoint_name, finish_checkpoint
-from alm_pipeline.training.loop.ema import Averages
-from alm_pipeline.training.loop.evaluations import Evaluations
-from alm_pipeline.training.loop.health import all_finite, stopped_message, went_wrong
-from alm_pipeline.training.loop.step_metrics import StepWatch, Stopwatch
-from alm_pipeline.training.model.execution import attending_with, calls_go_to
-from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.training.data.batch_stream import BatchStream, StreamState
+from alm_pipeline.training.loop.arguments import AlmTrainingArguments
+from alm_pipeline.training.loop.checkpoints import (
+    STREAM_STATE,
+    TRAINER_STATE,
+    UNFINISHED,
+    checkpoint_name,
+    finish_checkpoint,
+    load_weights,
+)
+from alm_pipeline.training.loop.ema import EmaWeights
+from alm_pipeline.training.loop.health import all_finite, diagnose_step, stop_message
+from alm_pipeline.training.loop.step_metrics import StepMetrics, StepTimer
+from alm_pipeline.training.loop.training_run import TrainingRun
+from alm_pipeline.training.model.execution import replaced_forward, using_attention
 from alm_pipeline.training.model.parameters import parameter_groups
 from alm_pipeline.training.model.terms import micro_batch_losses
-from alm_pipeline.training.parallel.processes import gathered_by_first, this_process, wait_for_all
-from alm_pipeline.training.parallel.sharding import gather, save_whole_states, shard, stays_gathered, whole_tensor
+from alm_pipeline.training.parallel.processes import gather_to_first, this_process, wait_for_all
+from alm_pipeline.training.parallel.sharding import (
+    copy_full_weights,
+    full_tensor,
+    kept_gathered,
+    shard_model,
+    use_full_optimizer_states,
+)
 from storage.errors import UserError
 
 
 class AlmTrainer(Trainer):
     """Trains on batches of `BatchStream`.
 
-    Several processes share a step's batches equally: of all that the stream gives, each takes those that are its turn.
-    So a step is the same for any number of processes, and so is the stream's position behind it.
+    Several processes share the batches of a step equally: each reads all batches of the stream and computes its share.
+    So a step, and the stream's position after it, are the same for any number of processes.
     """
 
     model: Any
@@ -45,240 +71,240 @@ class AlmTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        arguments: TrainingArguments,
-        stream: BatchStream,
-        vocabulary: HeadVocabulary,
-        objective: ObjectiveConfig,
-        teacher: LiveTeacher | None = None,
-        learning_rates: Mapping[str, float] | None = None,
-        *,
-        evaluations: Evaluations | None = None,
-        ema: float | None = None,
-        own_attention: str | None = None,
-        diverged_at: float | None = None,
-        sharded: bool = False,
-        whole: PreTrainedModel | None = None,
+        arguments: AlmTrainingArguments,
+        run: TrainingRun,
+        evaluation_attention: str | None = None,
+        full_model: PreTrainedModel | None = None,
     ) -> None:
-        """`sharded` splits the model between the processes; `whole`, in the first, is where it is put together."""
-        self.sharded, self.whole = sharded, whole
-        self.own_attention, self._batches_done = own_attention, 0
-        super().__init__(model=model, args=arguments, train_dataset=stream)
-        self.learning_rates = learning_rates or {}
-        self.evaluations, self.ema, self.diverged_at = evaluations, ema, diverged_at
-        self.averages: Averages | None = None
-        self._before_step: State = {}
-        self.model_accepts_loss_kwargs = True  # the loss is a mean over the global batch already
-        self.stream: BatchStream = stream
-        self.objective: ObjectiveConfig = objective
-        self.teacher: LiveTeacher | None = teacher
-        self.vocabulary = vocabulary
-        self.watched: dict[str, float] = {}
-        self._watch = StepWatch(self.accelerator)
-        self._stopwatch = Stopwatch(self.accelerator.device)
+        """`model` is trained, and split between the processes if `arguments.sharded`.
+
+        `full_model`, in the first process, then receives its full weights. Evaluations use `evaluation_attention`.
+        """
+        self.run, self.sharded, self.full_model = run, arguments.sharded, full_model
+        self.evaluation_attention, self._batches_done = evaluation_attention, 0
+        super().__init__(model=model, args=arguments, train_dataset=run.stream)
+        self.ema: EmaWeights | None = None
+        self.model_accepts_loss_kwargs = True  # the loss is already a mean over the global batch
+        self.stream: BatchStream = run.stream
+        self.step_metrics: dict[str, float] = {}
+        self._state_before_step: StreamState = {}
+        self._metrics = StepMetrics(self.accelerator)
+        self._timer = StepTimer(self.accelerator.device)
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """With the rates of `learning_rates`."""
+        """Create the optimizer with the configured learning rates, after sharding the model."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             if self.sharded:
-                # here the checkpoint's weights are loaded, and the optimizer's state is not there yet
-                shard(trained, self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
-                trained._is_accelerate_prepared = True  # accelerate would put it into DDP
+                # now the checkpoint's weights are loaded, and the optimizer's state is not
+                shard_model(trained, self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
+                trained._is_accelerate_prepared = True  # otherwise accelerate wraps it in DDP
             decayed = self.get_decay_parameter_names(trained)
-            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.learning_rates)
+            groups = parameter_groups(trained, decayed, self.args.weight_decay, self.run.config.learning_rates)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = kind(groups, **settings)
             if self.sharded:
-                save_whole_states(self.optimizer)
+                use_full_optimizer_states(self.optimizer)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        # a generator of its own: a loader draws a number as it begins, and a resumed run begins once more
+        # with its own generator: a loader draws a number when it starts, and a resumed run starts it once more
         return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """This process's micro-batches of a step, and what the losses of all are means over."""
-        self._stopwatch.start()
-        self._before_step, self._batches_done = self.stream.state_dict(), 0
+        """Return this process's micro-batches of a step, and the global counts that the losses are means over."""
+        self._timer.start()
+        self._state_before_step, self._batches_done = self.stream.state_dict(), 0
         process = this_process()
         step = list(itertools.islice(epoch_iterator, num_batches * process.count))
         batches = step[process.rank :: process.count]
-        if not batches:  # of a stream that ends
+        if not batches:  # the stream has ended
             return [], None
         counts = LossCounts.of(*batches)
-        return batches, counts.on_all_devices(lambda own: self.accelerator.reduce(own.to(device), "sum"))
+        return batches, counts.on_all_devices(lambda values: self.accelerator.reduce(values.to(device), "sum"))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The weighted terms of a micro-batch; what is watched goes to the next log entry."""
-        # devices' gradients are averaged, and each one's loss is its part of the sum
+        """Return the weighted sum of a micro-batch's terms, and record its metrics for the next log entry."""
+        # each device's loss is its part of the sum, and gradients are averaged over devices
         devices: int = self.accelerator.num_processes
-        with calls_go_to(self.model, self._loss):
+        with replaced_forward(self.model, self._micro_batch_loss):
             loss: Tensor = model(inputs, num_items_in_batch)
         return loss * devices
 
-    def _loss(self, batch: dict[str, Tensor], counts: LossCounts) -> Tensor:
-        self._seed_batch()
+    def _micro_batch_loss(self, batch: dict[str, Tensor], counts: LossCounts) -> Tensor:
+        self._seed_micro_batch()
+        run = self.run
         with self.accelerator.autocast():
-            losses = micro_batch_losses(self.model, batch, self.vocabulary, self.objective, counts, self.teacher)
-        weights: Mapping[Term, float | Tensor] = weights_at(self.objective, self.state.global_step)
-        if uses_gradients(self.objective.balance):
-            # found anew: a sharded layer's weights are whole only now
-            with stays_gathered(self.model):
+            losses = micro_batch_losses(self.model, batch, run.vocabulary, run.objective, counts, run.teacher)
+        weights: Mapping[Term, float | Tensor] = weights_at(run.objective, self.state.global_step)
+        if uses_gradients(run.objective.balance):
+            # the last layer is looked up here: only now are a sharded layer's weights gathered
+            with kept_gathered(self.model):
                 weights = gradmag(losses.terms, weights, last_layer(self.model))
-        self._watch.add(losses, weights, batch)
+        self._metrics.add(losses, weights, batch)
         return torch.stack([losses.terms[term] * weight for term, weight in weights.items()]).sum()
 
-    def _seed_batch(self) -> None:
-        """Dropout goes with the batch's place in the training, so that it matters not which process has it."""
-        process, each = this_process(), self.args.gradient_accumulation_steps
-        place = (self.state.global_step * each + self._batches_done) * process.count + process.rank
-        torch.manual_seed(self.args.seed * 1_000_003 + place)
+    def _seed_micro_batch(self) -> None:
+        """Make dropout depend on the batch's index in the training, not on the process that computes it."""
+        process, batches = this_process(), self.args.gradient_accumulation_steps
+        index = (self.state.global_step * batches + self._batches_done) * process.count + process.rank
+        torch.manual_seed(self.args.seed * 1_000_003 + index)
         self._batches_done += 1
 
-    def begin_averages(self, checkpoint: Path | None) -> None:
-        """Those of the checkpoint, whose weights the model has by now."""
-        if self.ema:
-            self.averages = Averages(self.model, self.ema)
+    def start_ema(self, checkpoint: Path | None) -> None:
+        """Start the average from the current weights, or load it from the checkpoint that they come from."""
+        if self.run.config.ema:
+            self.ema = EmaWeights(self.model, self.run.config.ema)
             if checkpoint:
-                self.averages.load(checkpoint)
+                self.ema.load(checkpoint)
 
-    def finish_step(self) -> None:
-        """Gather what was watched. It waits for the device, so the step's time is that of all its work."""
-        watched = self._watch.told()
-        self.watched = watched | self._stopwatch.told(watched["tokens"])
-        if self.averages:
-            self.averages.update(self.state.global_step)
+    def collect_step_metrics(self) -> None:
+        """Collect the step's metrics. This waits for the device, so the measured time covers all of the step's work."""
+        metrics = self._metrics.collect()
+        self.step_metrics = metrics | self._timer.measure(metrics["tokens"])
+        if self.ema:
+            self.ema.update(self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Raises UserError where the step went wrong: before it is evaluated, or saved."""
-        if "loss" in logs and (wrong := went_wrong(logs, self.state.log_history, self.diverged_at)):
+        """Raises UserError if the step went wrong, before it is evaluated or saved."""
+        is_step = "loss" in logs
+        if is_step and (problem := diagnose_step(logs, self.state.log_history, self.run.config.diverged_at)):
             batches = self.args.gradient_accumulation_steps * this_process().count
-            examples = self.stream.example_ids(self._before_step, batches)
-            raise UserError(stopped_message(self.state.global_step, wrong, examples))
-        super().log({**logs, **self.watched} if "loss" in logs else logs, start_time)
+            examples = self.stream.example_ids(self._state_before_step, batches)
+            raise UserError(stop_message(self.state.global_step, problem, examples))
+        super().log({**logs, **self.step_metrics} if is_step else logs, start_time)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return whole_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
+        return full_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
 
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if not self.sharded:  # its parts go there one by one
-            super()._move_model_to_device(model, device)
-
-    def put_together(self) -> None:
-        """Copy a sharded model's weights into `whole`; all processes have to call it."""
+    def gather_weights(self) -> None:
+        """Copy a sharded model's weights into `full_model`. All processes have to call this."""
         if self.sharded:
-            gather(self.model, self.whole)
+            copy_full_weights(self.model, self.full_model)
 
     @contextmanager
-    def whole_student(self) -> Iterator[None]:
-        """`self.model` is whole in the first process while inside, and on the processor; all have to enter."""
+    def gathered_model(self) -> Iterator[None]:
+        """Let `self.model` be the full model in the first process, on the CPU. All processes have to enter."""
         if not self.sharded:
             yield
             return
-        self.put_together()
+        self.gather_weights()
         trained = self.model
-        self.model = self.whole or trained
+        self.model = self.full_model or trained
         try:
             yield
         finally:
             self.model = trained
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with self.whole_student():
-            super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """In the names and shapes that the model has here: `_load_from_checkpoint` reads no others."""
-        if self.args.should_save:  # the others, of a sharded student, have only their parts
-            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
-        if other := sorted(missing | set(load_result.unexpected_keys)):
-            raise UserError(f"the checkpoint is not of this student, by {other[0]}: delete checkpoints/ to start again")
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.sharded and self.optimizer and not self.args.should_save:
-            self.optimizer.state_dict()  # for the first, which asks all for their parts
-        super()._save_optimizer_and_scheduler(output_dir)
-
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Evaluate the averages, or where there are none the weights; a better student is saved, the last one too."""
-        assert self.evaluations
+        """Evaluate the averaged weights, or the weights if there is no average.
+
+        Asks for a checkpoint if the student is the best so far, or the last.
+        """
+        assert self.run.evaluations
+        evaluations = self.run.evaluations
         with (
-            self.averages.in_place() if self.averages else nullcontext(),
-            self.whole_student(),
-            attending_with(self.model, self.own_attention),  # flash attention takes no float32
+            self.ema.in_place() if self.ema else nullcontext(),
+            self.gathered_model(),
+            using_attention(self.model, self.evaluation_attention),  # flash attention does not accept float32
+            self._full_model_on_device(),
         ):
-            if self.whole:
-                self.whole.to(self.args.device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
-            scores = self.evaluations.run(self.model, self.state.global_step)
-            if self.whole:
-                self.whole.cpu()
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            results = evaluations.run(self.model, self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control.should_training_stop |= self.evaluations.says_stop
-        self.control.should_save |= self.evaluations.is_best or self.evaluations.says_stop
+        self.control.should_training_stop |= evaluations.should_stop
+        self.control.should_save |= evaluations.is_best or evaluations.should_stop
         return metrics
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(super()._get_output_dir(trial), UNFINISHED))
+    @contextmanager
+    def _full_model_on_device(self) -> Iterator[None]:
+        if self.full_model:
+            self.full_model.to(self.args.device)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+        yield
+        if self.full_model:
+            self.full_model.cpu()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights under the names and in the shapes that they have here, which `load_weights` expects."""
+        with self.gathered_model():
+            if self.args.should_save:  # the other processes of a sharded student have only their parts
+                self.model.save_pretrained(output_dir, save_original_format=False)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Whole, or not at all. Raises UserError instead of saving what is no number."""
+        """Save a complete checkpoint or none. Raises UserError instead of saving weights that are NaN or infinite."""
         if not all_finite(self.model):
             raise UserError(
-                f"step {self.state.global_step}: weights are infinite or no numbers, so they are not saved: "
+                f"step {self.state.global_step}: weights are NaN or infinite, so they are not saved: "
                 "lower train.learning_rate"
             )
-        folder = Path(self._get_output_dir(trial), checkpoint_name(self.state.global_step))
+        checkpoints = self.run.checkpoints
+        folder = checkpoints / UNFINISHED / checkpoint_name(self.state.global_step)
+        self._write_checkpoint(folder)
+        wait_for_all()
+        if self.args.should_save:
+            finish_checkpoint(folder, checkpoints)
+        wait_for_all()
+
+    def _write_checkpoint(self, folder: Path) -> None:
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            if self.evaluations:
-                self.evaluations.save(folder)
-        if self.averages:
-            self.averages.save(folder)
-        super()._save_checkpoint(model, trial)
-        wait_for_all()
+            if self.run.evaluations:
+                self.run.evaluations.save(folder)
+        if self.ema:
+            self.ema.save(folder)
+        self.save_model(str(folder))
+        self._write_optimizer(folder)
+        self._write_random_states(folder)
         if self.args.should_save:
-            finish_checkpoint(folder, folder.parent.parent)
-        wait_for_all()
+            self.state.save_to_json(str(folder / TRAINER_STATE))
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """The first process writes all processes' random states, and the stream's position beside them.
+    def _write_optimizer(self, folder: Path) -> None:
+        assert self.optimizer
+        assert self.lr_scheduler
+        # a sharded optimizer gathers its state from all processes
+        state = self.optimizer.state_dict() if self.sharded or self.args.should_save else None
+        if self.args.should_save:
+            torch.save(state, folder / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
-        So they are there before what marks the checkpoint whole, and on the machine that uploads it.
+    def _write_random_states(self, folder: Path) -> None:
+        """Write all processes' random states and the stream's position, in the first process.
+
+        So they exist before the file that marks the checkpoint complete, on the machine that uploads it.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            super()._save_rng_state(folder)
-            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-        own[STREAM] = (json.dumps(self.stream.state_dict()) + "\n").encode()
-        for files in gathered_by_first(own):
-            for name, content in files.items():
-                Path(output_dir, name).write_bytes(content)
+        with tempfile.TemporaryDirectory() as temporary:
+            self._save_rng_state(temporary)
+            files = {file.name: file.read_bytes() for file in Path(temporary).iterdir()}
+        files[STREAM_STATE] = (json.dumps(self.stream.state_dict()) + "\n").encode()
+        for process_files in gather_to_first(files):
+            for name, content in process_files.items():
+                (folder / name).write_bytes(content)
 
-    def load_finished(self, checkpoint: Path) -> None:
-        """The log of the last step's checkpoint: `train` would go one step on from there."""
-        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
 
-    def settle(self, checkpoint: Path | None) -> None:
-        """Give the first process's model the weights that become the student: a checkpoint's, or the last step's."""
+    def load_final_state(self, checkpoint: Path) -> None:
+        """Load the log from the checkpoint of the last step. `train` would do one more step."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+
+    def load_chosen_weights(self, checkpoint: Path | None) -> None:
+        """Give the first process's model the student's weights: those of a checkpoint, or of the last step (None)."""
         if checkpoint is None:
-            if self.averages:
-                self.averages.swap()
-            self.put_together()
-        elif this_process().is_first:
-            student = self.whole or self.model
-            self._load_from_checkpoint(str(checkpoint), student)
             if self.ema:
-                averages = Averages(student, self.ema)
-                averages.load(checkpoint)
-                averages.swap()
+                self.ema.swap()
+            self.gather_weights()
+        elif this_process().is_first:
+            student = self.full_model or self.model
+            load_weights(checkpoint, student)
+            if self.run.config.ema:
+                ema = EmaWeights(student, self.run.config.ema)
+                ema.load(checkpoint)
+                ema.swap()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # counted from `input_ids`, which packed rows do not have
+        return 0  # the Trainer counts `input_ids`, which packed rows do not have

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on a student's linear layers, by peft.
 
-The adapters are put into the student itself, which stays a transformers model. peft's own ways of training embeddings
-make copies of them, which come apart where input and output are one weight; here the weights themselves are trained.
+The adapters are inserted into the student itself, which stays a transformers model. peft trains copies of embeddings.
+The copies of a tied input and output would diverge, so the weights themselves are trained here.
 """
 
 from typing import Any
@@ -17,19 +17,19 @@ from storage.errors import UserError
 
 
 def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
-    """Leave only new adapters and the embeddings, input and output, to be trained.
+    """Insert adapters, and train only them and the input and output embeddings.
 
-    Returns peft's `LoraModel`, whose `merge_and_unload()` makes the student as it was, with the adapters added to its
-    weights. Raises UserError without peft, and where a pattern of the targets matches no linear layer.
+    Returns peft's `LoraModel`. Its `merge_and_unload()` removes the adapters after adding them to the student's
+    weights. Raises UserError if peft is missing, or if a pattern of the targets matches no linear layer.
     """
     try:
         import peft
     except ImportError as error:
         raise UserError("train.lora: needs peft: pip install 'alm-pipeline[lora]'") from error
-    layers = _targets(model, config)
+    layers = _target_layers(model, config)
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # it is only divided by
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=config.dropout,
         target_modules=list(layers),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
@@ -42,8 +42,8 @@ def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> An
     return adapters
 
 
-def _targets(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Module]:
-    """The linear layers that match, by name."""
+def _target_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Module]:
+    """Return the linear layers that match the targets, by name."""
     output = model.get_output_embeddings()
     linear = {
         name: part

@@ -1,4 +1,4 @@
-"""The teacher in training memory, for the terms that need more of it than its scores.
+"""The teacher in memory during training, for terms that need more than its cached scores.
 
 Shapes: M positions of the teacher's rows, J its hidden width.
 """
@@ -13,16 +13,16 @@ from alm_pipeline.models.output_head import hidden_states, output_head
 
 
 class LiveTeacher:
-    """A frozen model and its head."""
+    """A frozen teacher and its output head."""
 
     def __init__(self, model: PreTrainedModel, rows: int | None = None, mapping_V: Tensor | None = None) -> None:
-        """`rows` are the tokenizer's (None: all of the head's); `mapping_V` is of `mined_mapping`, for that term."""
+        """`rows`: the head's rows of the tokenizer (None: all); `mapping_V`: of `mined_mapping`, for `mined`."""
         self.model = model.eval().requires_grad_(False)
         self.head = output_head(model, rows=rows)
         self.mapping_V = None if mapping_V is None else mapping_V.to(self.head.device)
 
     @torch.no_grad()
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[M, J] of its rows of a batch, in its own precision."""
+        """Return the hidden states [M, J] of the teacher's rows of a batch, in the teacher's precision."""
         ids_BT, positions_BT = batch["teacher_token_ids_BT"], batch["teacher_position_ids_BT"]
         return hidden_states(self.model, ids_BT, positions_BT).flatten(0, 1).to(self.head.dtype)

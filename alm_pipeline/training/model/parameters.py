@@ -1,4 +1,4 @@
-"""Which parameters of a student are trained, and at which rate: by patterns of their names (as in `fnmatch`)."""
+"""Selects the trained parameters of a student and their learning rates, by patterns of names (as in `fnmatch`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ from storage.errors import UserError
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Leave parameters whose names match as they are. Raises UserError where a pattern matches none, or all do."""
+    """Exclude matching parameters from training. Raises UserError if a pattern matches none, or all are excluded."""
     names = [name for name, _ in model.named_parameters()]
     check_patterns(patterns, names, "train.freeze")
     for name, parameter in model.named_parameters():
@@ -23,10 +23,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def parameter_groups(
     model: nn.Module, decayed: Iterable[str], weight_decay: float, rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups: by rate (None of a pattern: the optimizer's own) and by whether they decay.
+    """Return the optimizer's groups: one for each learning rate, with and without weight decay.
 
-    `decayed` are the names of parameters with weight decay. The first pattern that matches a name gives its rate.
-    Raises UserError where a pattern matches no trained parameter.
+    `decayed` are the names of parameters with weight decay. The first pattern that matches a name gives its rate;
+    without a match the optimizer's default applies. Raises UserError if a pattern matches no trained parameter.
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     check_patterns(tuple(rates), list(trained), "train.learning_rates")
@@ -34,20 +34,20 @@ def parameter_groups(
     for name, value in trained.items():
         pattern, decay = first_match(name, tuple(rates)), name in decays
         group = {"params": [], "weight_decay": weight_decay if decay else 0.0}
-        own_rate = {} if pattern is None else {"lr": rates[pattern]}
-        groups.setdefault((pattern, decay), group | own_rate)["params"].append(value)
+        rate = {} if pattern is None else {"lr": rates[pattern]}
+        groups.setdefault((pattern, decay), group | rate)["params"].append(value)
     return list(groups.values())
 
 
 def first_match(name: str, patterns: Sequence[str]) -> str | None:
-    """The first pattern that matches, or None."""
+    """Return the first pattern that matches, or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str], setting: str, kind: str = "parameter") -> None:
-    """Raises UserError where a pattern matches no name."""
+    """Raise UserError if a pattern matches no name."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(
-                f"{setting}: {pattern} matches no {kind}; there are {', '.join([*names[:3], '…', *names[-2:]])}"
+                f"{setting}: {pattern} matches no {kind}; the names are {', '.join([*names[:3], '…', *names[-2:]])}"
             )

@@ -1,4 +1,4 @@
-"""What is trained beside the student to bring its hidden states to the teacher's width; not part of the student."""
+"""Projections of a student's hidden states to the teacher's width, trained beside the student but not part of it."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ _NAME = "alm_projections"
 
 
 def attach_projections(model: PreTrainedModel, projections: nn.ModuleDict) -> None:
-    """Make them part of the model while it is trained: optimized, kept in checkpoints, on its device."""
+    """Make the projections part of the model during training: optimized, in checkpoints, on its device."""
     if len(projections):
         model.add_module(_NAME, projections.to(model.device))
 

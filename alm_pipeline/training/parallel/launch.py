@@ -1,10 +1,15 @@
-"""A student's training in several processes.
+"""Training a student in several processes.
 
-By itself, on one machine or, with torchrun's own settings, on several:
+Started by hand, on one machine or, with torchrun's own options, on several:
 
     torchrun --nproc-per-node 2 -m alm_pipeline.training_process CONFIG --storage ROOT
 
-Or by `train.processes`, as a child of whoever runs the pipeline: `train_in_processes`.
+Or started by `train_in_processes` if `train.processes` asks for it, as a child of the process that runs the pipeline.
+
+Each process writes its error into a file, and the earliest error is the cause: the others follow from it within
+milliseconds, when the peers can't reach each other. torchrun's own error files (`torch.distributed.elastic`'s `record`)
+can't decide that: their times are whole seconds, a killed process writes none, and only one file reaches the parent.
+So killed processes are read from torchrun's report, which lists the exit code of each rank.
 """
 
 import collections
@@ -30,16 +35,16 @@ from storage.urls import configuration_as_environment
 
 PARENT, ERRORS = "ALM_PARENT", "ALM_ERRORS"
 _GRACE_S = 10.0
-_KEPT_LINES = 60
+_LAST_LINES = 60
 _KILLED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+) ")
-"""in torchrun's last words"""
+"""a failed process in torchrun's report, with the signal that killed it"""
 
 
 def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
-    """Let so many new processes on this machine train the student, and wait for their end.
+    """Train the student in `count` new processes on this machine, and wait until they end.
 
-    They are in this process's group, say what they do in its log, and end with it, however it ends. Raises UserError
-    with the text of theirs, and RuntimeError when one of them fails otherwise, or is killed.
+    They belong to this process's group, write to its log, and end with it, however it ends. Raises UserError with the
+    text of a process's UserError, and RuntimeError if one of them fails otherwise or is killed.
     """
     free_gpu_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,28 +53,28 @@ def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
         module = ("-m", "alm_pipeline.training_process", str(file), "--storage", root)
         command = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *module)
         parent = {PARENT: str(os.getpid()), ERRORS: folder}
-        with _child(command, {**os.environ, **configuration_as_environment(), **parent}) as child:
+        with _child_process(command, {**os.environ, **configuration_as_environment(), **parent}) as child:
             assert child.stdout
-            last_lines = _logged(child.stdout)
+            last_lines = _forward_output(child.stdout)
         if child.returncode:
             raise _error(Path(folder), child.returncode, last_lines)
 
 
 @contextmanager
-def _child(command: tuple[str, ...], environment: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """Has ended, with all of its own children, at the end."""
+def _child_process(command: tuple[str, ...], environment: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """Start a process that has ended, with all of its own children, when the context ends."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     with subprocess.Popen(command, env=dict(environment), text=True, errors="replace", **streams) as child:  # type: ignore[call-overload]
         try:
             yield child
             child.wait()
         except BaseException:
-            _end(child.pid)
+            _end_tree(child.pid)
             raise
 
 
-def _end(pid: int) -> None:
-    """Ask the process and its children to end; kill what is still there after a while."""
+def _end_tree(pid: int) -> None:
+    """Ask the process and its children to end, and kill those that remain after the grace period."""
     try:
         process = psutil.Process(pid)
         # torchrun's children are in sessions of their own: they would outlive it
@@ -77,40 +82,40 @@ def _end(pid: int) -> None:
     except psutil.NoSuchProcess:
         return
     for member in family:
-        _signal(member, signal.SIGTERM)
+        _send_signal(member, signal.SIGTERM)
     for member in psutil.wait_procs(family, timeout=_GRACE_S)[1]:
-        _signal(member, signal.SIGKILL)
+        _send_signal(member, signal.SIGKILL)
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def _send_signal(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
 
 
-def _logged(lines: IO[str]) -> list[str]:
-    """Every line to whoever looks, until the child ends; returns the last ones."""
-    last = collections.deque[str](maxlen=_KEPT_LINES)
+def _forward_output(lines: IO[str]) -> list[str]:
+    """Pass every line on to the log until the child ends. Returns the last lines."""
+    last_lines = collections.deque[str](maxlen=_LAST_LINES)
     for line in lines:
-        last.append(line.rstrip())
-        show_line(last[-1])
-    return list(last)
+        last_lines.append(line.rstrip())
+        show_line(last_lines[-1])
+    return list(last_lines)
 
 
 def _error(folder: Path, code: int, last_lines: list[str]) -> Exception:
-    """What went wrong first, as torchrun tells of a process that was killed, or as the processes wrote it down."""
-    written = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
-    first = min(written, key=lambda error: error["time"], default=None)
-    if first and first["is_users"]:
+    """Return the error that caused the end: a UserError, a killed process, or the earliest other error."""
+    errors = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
+    first = min(errors, key=lambda error: error["time"], default=None)
+    if first and first["is_user_error"]:
         return UserError(first["text"])
-    told = "\n".join(last_lines)
-    # the others' errors are that they can't reach it, or that torchrun ended them
-    killed = [found for found in _KILLED.findall(told) if int(found[1]) != signal.SIGTERM]
+    output = "\n".join(last_lines)
+    # the other processes failed because they could not reach the killed one, or because torchrun ended them
+    killed = [(rank, int(number)) for rank, number in _KILLED.findall(output) if int(number) != signal.SIGTERM]
     if killed:
         rank, number = killed[-1]
         return RuntimeError(
-            f"training process {rank} was killed ({signal.Signals(int(number)).name}), which ended the others: out of "
-            "memory, or by hand? Run it again: it goes on from the last checkpoint"
+            f"training process {rank} was killed ({signal.Signals(number).name}), which ended the others: out of "
+            "memory, or by hand? Run it again: it resumes from the last checkpoint"
         )
-    return RuntimeError(first["text"] if first else f"the training processes failed (exit code {code}):\n{told}")
+    return RuntimeError(first["text"] if first else f"the training processes failed (exit code {code}):\n{output}")

@@ -1,7 +1,8 @@
-"""The processes that train one student together: who this one is, what it is told, and their end.
+"""The processes that train one student together: which one this is, and how they exchange values.
 
-`torchrun` and `accelerate launch` say so in the environment. The first process does what is done once: it holds the
-lease, evaluates, writes checkpoints and the student. The others wait for it, without using a GPU.
+`torchrun` and `accelerate launch` set the environment variables that this module reads. The first process does what is
+done once: it holds the lease, evaluates, and writes the checkpoints and the student. The others wait for it without
+using a GPU.
 """
 
 import gc
@@ -19,15 +20,15 @@ from alm_pipeline.config import TrainConfig
 from storage.errors import UserError
 
 _log = logging.getLogger(__name__)
-Told = TypeVar("Told")
-# the others wait while the first one evaluates, uploads, or waits for another run's lease; one that dies is noticed by
-# torchrun, which ends the rest
-_PATIENCE = timedelta(days=7)
+Value = TypeVar("Value")
+# the others wait while the first one evaluates, uploads, or waits for another run's lease. If a process dies, torchrun
+# notices it and ends the rest
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of `count`, on one of their machines."""
+    """One of `count` processes, `local_count` of them on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -44,12 +45,12 @@ class Process:
 
     @property
     def leads_another_machine(self) -> bool:
-        """It is the first of its machine, and the first of all is on another one."""
+        """Whether it is the first process of its machine, and the first of all is on another machine."""
         return self.is_on_many_machines and self.local_rank == 0 and self.rank > 0
 
 
 def this_process() -> Process:
-    """As the environment says; the only one where it says nothing."""
+    """Return the process that the environment describes, or the only process if it describes none."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names[:3]):
         return Process()
@@ -58,48 +59,48 @@ def this_process() -> Process:
 
 
 @contextmanager
-def joined() -> Iterator[Process]:
-    """Bound to its GPU, and in touch with the others: over gloo between processors, NCCL between GPUs."""
+def joined_processes() -> Iterator[Process]:
+    """Bind this process to its GPU and connect it with the others: gloo between CPUs, NCCL between GPUs."""
     process = this_process()
     if torch.cuda.is_available():
         torch.cuda.set_device(process.local_rank)
-    torch.distributed.init_process_group(timeout=_PATIENCE)
+    torch.distributed.init_process_group(timeout=_TIMEOUT)
     yield process
-    # not after an error: the others may be waiting in the middle of something
+    # not after an error: the others may be in the middle of a collective operation
     torch.distributed.destroy_process_group()
 
 
-def processes_here(config: TrainConfig) -> int:
-    """How many processes this machine has for a training. Raises UserError where they can't share a step equally."""
+def local_process_count(config: TrainConfig) -> int:
+    """Return how many processes this machine trains with. Raises UserError if they can't share a step equally."""
     if config.processes is not None:
-        _check_share(config, config.processes)
+        _check_equal_shares(config, config.processes)
         return config.processes
     gpus = max(1, torch.cuda.device_count())
     count = max(count for count in range(1, gpus + 1) if config.accumulation % count == 0)
     if count < gpus:
         _log.warning(
-            "train.accumulation %d: the batches of a step go to %d of %d GPUs: a multiple of %d uses all of them",
+            "train.accumulation %d: the batches of a step use %d of %d GPUs: a multiple of %d uses all of them",
             config.accumulation, count, gpus, gpus,
         )  # fmt: skip
     return count
 
 
-def batches_each(config: TrainConfig) -> int:
-    """How many batches of a step are this process's. Raises UserError where not all processes have as many."""
-    _check_share(config, this_process().count)
+def batches_per_process(config: TrainConfig) -> int:
+    """Return how many batches of a step this process computes. Raises UserError if the shares are not equal."""
+    _check_equal_shares(config, this_process().count)
     return config.accumulation // this_process().count
 
 
-def _check_share(config: TrainConfig, processes: int) -> None:
+def _check_equal_shares(config: TrainConfig, processes: int) -> None:
     if config.accumulation % processes:
         raise UserError(
-            f"train.accumulation: {config.accumulation} batches a step can't be shared equally by {processes} "
-            f"processes: take a multiple of {processes}, or other train.processes"
+            f"train.accumulation: {config.accumulation} batches per step can't be shared equally by {processes} "
+            f"processes: use a multiple of {processes}, or change train.processes"
         )
 
 
-def told_by_first(value: Told) -> Told:
-    """The first process's value, in all of them; it waits for the first to say it."""
+def broadcast_from_first(value: Value) -> Value:
+    """Return the first process's value in every process. The others wait for it, and their `value` is ignored."""
     if this_process().count == 1:
         return value
     values = [value]
@@ -107,24 +108,24 @@ def told_by_first(value: Told) -> Told:
     return values[0]
 
 
-def gathered_by_first(value: Told) -> list[Told]:
-    """The values of all in the order of ranks, to the first process; nothing to the others."""
+def gather_to_first(value: Value) -> list[Value]:
+    """Return the values of all processes, in the order of ranks, in the first process; [] in the others."""
     process = this_process()
     if process.count == 1:
         return [value]
-    values: list[Told] | None = [value] * process.count if process.is_first else None
+    values: list[Value] | None = [value] * process.count if process.is_first else None
     torch.distributed.gather_object(value, values)
     return values or []
 
 
 def wait_for_all() -> None:
-    """Until every process has called it."""
+    """Wait until every process has called this function."""
     if this_process().count > 1:
         torch.distributed.all_gather_object([None] * this_process().count, None)
 
 
 def free_gpu_memory() -> None:
-    """What this process keeps without need, such as a scored teacher's: others are about to use the GPU."""
+    """Release cached GPU memory, such as a scored teacher's: other processes are about to use the GPU."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

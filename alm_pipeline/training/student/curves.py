@@ -1,7 +1,7 @@
-"""The curves of training runs in one picture: what each student's folder tells of its steps and evaluations.
+"""Draws the curves of training runs in one picture, from the steps and evaluations in each student's folder.
 
-Read are a student's Parquet files and its manifest, drawn is a panel a quantity, a color a run: pale the steps as
-they were, in full color their running mean.
+The curves come from a student's Parquet files and manifest. Each quantity has a panel, and each run a color: pale for
+the single steps, full for their running mean.
 """
 
 import io
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = "curves.png"
-"""of one student, in its folder"""
+"""the picture of one student, in its folder"""
 METRICS, EVALUATIONS, SPEED = "metrics.parquet", "evaluations.parquet", "runs/speed.parquet"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f", "#8c6d31")
 _INK, _GRID = "#3b3b3b", "#e4e4e4"
 _SMOOTHED_FROM = 20
 _FLAT = 0.02
-"""the least height of a panel, of the values in it: what hardly changes looks it"""
+"""the smallest height of a panel, relative to its values: a curve that hardly changes shall look flat"""
 
 Column = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is drawn of a student: columns by name, and its held-out bits per byte by who was measured."""
+class TrainingCurves:
+    """The data that is drawn for one student: columns by name, and held-out bits per byte by model."""
 
     name: str
     metrics: Mapping[str, Column]
@@ -51,22 +51,22 @@ class Run:
         return float(max(steps, default=0.0))
 
 
-def read_run(url: str, bits_per_byte: Mapping[str, float] | None = None) -> Run:
-    """The curves of the student at a URL. Raises UserError where it has none.
+def read_curves(url: str, bits_per_byte: Mapping[str, float] | None = None) -> TrainingCurves:
+    """Read the curves of the student at a URL. Raises UserError if it has none.
 
     `bits_per_byte` is for a student that has no manifest yet.
     """
     metrics = _table(join_url(url, METRICS))
     if metrics is None:
-        raise UserError(f"{url}: has no {METRICS}: name the folder of a student that was trained (`alm list ROOT`)")
+        raise UserError(f"{url} has no {METRICS}: name the folder of a trained student (`alm list ROOT` lists them)")
     manifest = load_folder_manifest(url)
-    known = manifest.results.get("held_out_bits_per_byte", {}) if manifest else {}
-    return Run(
+    bits_in_manifest = manifest.results.get("held_out_bits_per_byte", {}) if manifest else {}
+    return TrainingCurves(
         url.rstrip("/").rsplit("/", 1)[-1],
-        columns(metrics),
-        evaluations=columns(_table(join_url(url, EVALUATIONS))),
-        speed=columns(_table(join_url(url, SPEED))),
-        bits_per_byte=known if bits_per_byte is None else bits_per_byte,
+        numeric_columns(metrics),
+        evaluations=numeric_columns(_table(join_url(url, EVALUATIONS))),
+        speed=numeric_columns(_table(join_url(url, SPEED))),
+        bits_per_byte=bits_in_manifest if bits_per_byte is None else bits_per_byte,
     )
 
 
@@ -77,17 +77,17 @@ def _table(url: str) -> pa.Table | None:
     try:
         return pq.read_table(pa.BufferReader(content))
     except pa.ArrowInvalid as error:
-        raise UserError(f"{url}: is no Parquet file: {error}") from error
+        raise UserError(f"{url} is not a valid Parquet file: {error}") from error
 
 
-def columns(table: pa.Table | None) -> dict[str, Column]:
-    """A table's numbers by name, NaN where there is none; nothing of no table."""
+def numeric_columns(table: pa.Table | None) -> dict[str, Column]:
+    """Return a table's columns by name, with NaN for null; {} without a table."""
     names = table.column_names if table else []
     return {name: table[name].to_numpy().astype(np.float64) for name in names} if table else {}
 
 
 def smooth(values: Column) -> Column:
-    """The mean of a fortieth of the steps around each one; a few steps as they are."""
+    """Return the mean over a fortieth of the steps around each one. Fewer than 20 steps are not smoothed."""
     half = len(values) // 80
     if len(values) < _SMOOTHED_FROM:
         return values
@@ -95,18 +95,18 @@ def smooth(values: Column) -> Column:
     counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
     start = np.maximum(np.arange(len(values)) - max(1, half), 0)
     end = np.minimum(np.arange(len(values)) + max(1, half) + 1, len(values))
-    known = counts[end] - counts[start]
-    means: Column = np.where(known > 0, (sums[end] - sums[start]) / np.maximum(known, 1), np.nan)
+    finite = counts[end] - counts[start]
+    means: Column = np.where(finite > 0, (sums[end] - sums[start]) / np.maximum(finite, 1), np.nan)
     return means
 
 
-def draw_curves(runs: Sequence[Run]) -> bytes:
-    """A PNG of these runs, the same bytes for the same runs. Raises UserError where matplotlib is missing."""
+def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
+    """Return a PNG of the runs, with the same bytes for the same runs. Raises UserError if matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise UserError("curves need the package matplotlib, not installed here: pip install matplotlib") from error
+        raise UserError("curves need matplotlib, which is not installed: pip install matplotlib") from error
     panels = [panel for panel in _PANELS if any(panel.has(run) for run in runs)]
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across)
@@ -115,13 +115,13 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
     FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(down, across, number + 1), panel, runs)
-    _name(figure, runs)
-    written = io.BytesIO()
-    figure.savefig(written, format="png", metadata={"Software": None})
-    return written.getvalue()
+    _label_runs(figure, runs)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
-def _name(figure: "Figure", runs: Sequence[Run]) -> None:
+def _label_runs(figure: "Figure", runs: Sequence[TrainingCurves]) -> None:
     from matplotlib.lines import Line2D
 
     if len(runs) == 1:
@@ -141,42 +141,42 @@ class _Panel:
     title: str
     unit: str
     part: str
-    """of a Run"""
+    """the field of `TrainingCurves` that has the column"""
     column: str
     log: bool = False
     from_zero: bool = False
     exact: bool = False
-    """as it is: it has no noise"""
+    """drawn without smoothing: it has no noise"""
     large: bool = False
 
     @property
     def has_results(self) -> bool:
-        """Whether a finished student's scores stand in it too."""
+        """Whether the panel also shows a finished student's results."""
         return self.part == "evaluations"
 
-    def values(self, run: Run) -> tuple[Column, Column]:
-        """Steps and values, without those that have none."""
-        found: Mapping[str, Column] = getattr(run, self.part)
-        if self.column not in found:
+    def values(self, run: TrainingCurves) -> tuple[Column, Column]:
+        """Return the steps that have a value, and their values."""
+        columns: Mapping[str, Column] = getattr(run, self.part)
+        if self.column not in columns:
             return np.empty(0), np.empty(0)
-        known = np.isfinite(found[self.column])
-        return found["step"][known], found[self.column][known]
+        finite = np.isfinite(columns[self.column])
+        return columns["step"][finite], columns[self.column][finite]
 
-    def has(self, run: Run) -> bool:
+    def has(self, run: TrainingCurves) -> bool:
         return len(self.values(run)[0]) > 0 or (self.has_results and bool(run.bits_per_byte))
 
 
-def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[Run]) -> None:
-    shown = [panel.values(run) for run in runs]
-    for number, (steps, values) in enumerate(shown):
+def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[TrainingCurves]) -> None:
+    curves = [panel.values(run) for run in runs]
+    for number, (steps, values) in enumerate(curves):
         _draw_steps(axes, steps, values, _color(number), panel, 0.25 if len(runs) == 1 else 0.12)
-    _scale(axes, np.concatenate([values for _, values in shown]), panel)
+    _scale(axes, np.concatenate([values for _, values in curves]), panel)
     if panel.has_results:
         _draw_bits(axes, runs, panel)
     axes.set_title(panel.title, loc="left", fontsize=12, color=_INK)
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel(panel.unit, color=_INK)
-    _tidy(axes, max(run.last_step for run in runs), panel.large)
+    _style_axes(axes, max(run.last_step for run in runs), panel.large)
 
 
 def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: _Panel, pale: float) -> None:
@@ -188,7 +188,7 @@ def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: 
 
 
 def _scale(axes: "Axes", values: Column, panel: _Panel) -> None:
-    """Limits that single spikes do not stretch, and what hardly changes does not fill."""
+    """Set limits that single spikes do not stretch, and that a curve which hardly changes does not fill."""
     if not len(values):
         return
     low, high = np.quantile(values, [0.0, 1.0] if len(values) < 200 or panel.exact else [0.005, 0.995])
@@ -205,22 +205,22 @@ def _scale_log(axes: "Axes", low: float, high: float) -> None:
 
     axes.set_yscale("log")
     axes.set_ylim(low / 1.3, high * 1.3)
-    # few decades need numbers between them
+    # over few decades, powers of ten alone would be too few ticks
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_number))
 
 
 def _number(value: float, _: object = None) -> str:
-    """0.05, 320, 2e-4."""
+    """Format a number as 0.05, 320, or 2e-4."""
     if not 0 < abs(value) < 1e-3:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def _tidy(axes: "Axes", last_step: float, large: bool) -> None:
-    """`large` values have ticks such as 320k."""
+def _style_axes(axes: "Axes", last_step: float, large: bool) -> None:
+    """Style axes, ticks and grid. `large` values have ticks such as 320k."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
     axes.set_xlim(-0.02 * max(last_step, 1.0), 1.02 * max(last_step, 1.0))
@@ -234,32 +234,32 @@ def _tidy(axes: "Axes", last_step: float, large: bool) -> None:
     axes.tick_params(colors=_INK, labelsize=9)
 
 
-def _draw_bits(axes: "Axes", runs: Sequence[Run], panel: _Panel) -> None:
-    """The teacher, and the student before, as lines to compare with; the student after as a point."""
+def _draw_bits(axes: "Axes", runs: Sequence[TrainingCurves], panel: _Panel) -> None:
+    """Draw the teacher and the student before training as lines, and the student after training as a point."""
     values = [value for run in runs for value in (*run.bits_per_byte.values(), *panel.values(run)[1])]
     if values:
-        _scale(axes, np.array([*values, 1.02 * max(values)]), panel)  # with room for the words above a line
+        _scale(axes, np.array([*values, 1.02 * max(values)]), panel)  # leaves room for the label above a line
     for who, style in (("teacher", (0, (6, 3))), ("student_before", (0, (1, 2)))):
         _draw_lines(axes, who.replace("_", " "), [run.bits_per_byte.get(who) for run in runs], style)
     for number, run in enumerate(runs):
         if (value := run.bits_per_byte.get("student_after")) is not None:
             axes.plot([run.last_step], [value], marker="D", markersize=7, color=_color(number), clip_on=False)
-            if len(runs) == 1:  # several runs' numbers would lie on each other
-                _say(axes, run.last_step, value, f"after {value:.3f}", "right")
+            if len(runs) == 1:  # labels of several runs would overlap
+                _annotate(axes, run.last_step, value, f"after {value:.3f}", "right")
 
 
 def _draw_lines(axes: "Axes", who: str, values: Sequence[float | None], style: Any) -> None:
-    """One line with its number where all runs have the same value, otherwise each its own."""
+    """Draw one labeled line if all runs have the same value, otherwise one line per run."""
     if len(set(values)) == 1 and values[0] is not None:
         axes.axhline(values[0], color=_INK, linestyle=style, linewidth=1.3)
-        _say(axes, 0.0, values[0], f"{who} {values[0]:.3f}", "left")
+        _annotate(axes, 0.0, values[0], f"{who} {values[0]:.3f}", "left")
         return
     for number, value in enumerate(values):
         if value is not None:
             axes.axhline(value, color=_color(number), linestyle=style, linewidth=1.3)
 
 
-def _say(axes: "Axes", step: float, value: float, text: str, side: str) -> None:
+def _annotate(axes: "Axes", step: float, value: float, text: str, side: str) -> None:
     offset = (4, 5) if side == "left" else (-6, -15)
     over_curves = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     axes.annotate(
@@ -269,9 +269,9 @@ def _say(axes: "Axes", step: float, value: float, text: str, side: str) -> None:
 
 _PANELS = (
     _Panel("Loss", "weighted sum of its terms", "metrics", "loss", log=True),
-    _Panel("Divergence from the teacher", "KL a chunk, nats", "metrics", "kl", log=True),
+    _Panel("Divergence from the teacher", "KL per chunk, nats", "metrics", "kl", log=True),
     _Panel("Held-out text", "bits per byte", "evaluations", "bits_per_byte", exact=True),
     _Panel("Learning rate", "learning rate", "metrics", "learning_rate", exact=True, from_zero=True),
     _Panel("Gradient", "norm before clipping", "metrics", "grad_norm", log=True),
-    _Panel("Speed", "student tokens a second", "speed", "tokens_per_second", from_zero=True, large=True),
+    _Panel("Speed", "student tokens per second", "speed", "tokens_per_second", from_zero=True, large=True),
 )

@@ -1,4 +1,4 @@
-"""Pushing a finished student to the Hugging Face hub, or to another server with its API (HF_ENDPOINT)."""
+"""Pushes a finished student to the Hugging Face Hub, or to another server with its API (HF_ENDPOINT)."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from storage.urls import absolute_url
 
 
 def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | None = None) -> str:
-    """Upload a finished student's files to a model repository, made where it is not there yet; returns its URL.
+    """Upload a finished student's files to a model repository, which is created if necessary. Returns its URL.
 
-    What goes are the files that its manifest lists, and not the manifest, which has paths of this machine. Files that
-    the repository has already are not sent again. The token is the environment's (HF_TOKEN, or `hf auth login`).
-    Raises UserError when the student is not finished, or the hub refuses.
+    The files are those that the manifest lists, without the manifest itself, which contains paths of this machine.
+    Files that the repository already has are not sent again. The token comes from HF_TOKEN or `hf auth login`. Raises
+    UserError if the student is not finished, or the Hub refuses the upload.
     """
     folder = student.fetch()
     manifest = student.manifest()
@@ -27,7 +27,7 @@ def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | No
     try:
         return _upload(api or HfApi(), folder, sorted(manifest.files), repo, private)
     except HFValidationError as error:
-        raise UserError(f"{repo}: is no repository's name: write USER/NAME ({first_line(error)})") from error
+        raise UserError(f"{repo} is not a valid repository name: write USER/NAME ({first_line(error)})") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise UserError(_refusal(student, repo, error)) from error
     except Exception as error:
@@ -37,18 +37,18 @@ def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | No
 
 
 def stored_student(url: str) -> StoredFolder:
-    """The finished student at a URL. Raises UserError where there is none."""
+    """Return the finished student at a URL. Raises UserError if there is none."""
     root, kind, name = absolute_url(url).rsplit("/", 2)
     manifest = load_folder_manifest(url) if kind == "students" else None
     if manifest is None:
-        raise UserError(f"{url}: is no finished student's folder; `alm list ROOT` says what there is")
+        raise UserError(f"{url} is not the folder of a finished student; `alm list ROOT` lists the students")
     return StoredFolder(root, kind, name.rpartition("-")[0], manifest.identity, provenance=manifest.provenance)
 
 
 def _upload(api: HfApi, folder: Path, files: list[str], repo: str, private: bool) -> str:
     created = api.create_repo(repo, private=private, exist_ok=True)
     message = "A student of alm-pipeline"
-    # the names are no patterns, but none of those that a model's folder has holds a character special to them
+    # names are used as patterns: no file of a model folder has a special character in its name
     api.upload_folder(
         repo_id=repo,
         folder_path=folder,
@@ -63,11 +63,11 @@ def _upload(api: HfApi, folder: Path, files: list[str], repo: str, private: bool
 
 def _refusal(student: StoredFolder, repo: str, error: Any) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    mend = {
-        401: "set HF_TOKEN to a token that may write, or `hf auth login`",
-        403: "the token may not write there: use one that may, or a repository of your own",
-    }.get(status, "mend that")  # type: ignore[arg-type]
+    fix = {
+        401: "set HF_TOKEN to a token with write access, or use `hf auth login`",
+        403: "the token has no write access there: use one that has, or a repository of your own",
+    }.get(status, "solve this")  # type: ignore[arg-type]
     return (
-        f"{repo}: the hub did not take the student ({first_line(error)}). It is finished, in {student.url}: "
-        f"{mend}, and run again or `alm push {student.url} {repo}`; nothing is trained again"
+        f"{repo}: the Hub refused the student ({first_line(error)}). The student is finished, in {student.url}: "
+        f"{fix}, and run again or `alm push {student.url} {repo}`; nothing is trained again"
     )

@@ -1,4 +1,4 @@
-"""What training leaves: a Hugging Face model folder, and the metrics of every step."""
+"""Writes the results of training: a Hugging Face model folder, and the metrics of every step."""
 
 from pathlib import Path
 from typing import get_args
@@ -31,12 +31,13 @@ METRICS = pa.schema(
         ("learning_rate", pa.float64()),
     ]
 )
-"""The columns of `metrics.parquet`, a row a step.
+"""The columns of `metrics.parquet`, one row per step.
 
-`loss` is the terms with their weights (null: not asked for), `kl` the mean divergence of chunks, zero where the student
-gives each the teacher's likelihood. `chunks` and `tokens` count; `aligned_chunk_tokens` and `chunk_tokens` are student
-tokens a chunk before and after merging; `used_share` is of the aligned chunks those in a chunk that counts; the
-probabilities are means over chunks, the last of a boundary token after the chunk by the student.
+`loss` is the weighted sum of the terms; a term that is not in the objective is null. `kl` is the mean divergence of
+chunks, zero if the student gives every chunk the teacher's likelihood. `chunks` and `tokens` are counts.
+`aligned_chunk_tokens` and `chunk_tokens` are student tokens per chunk, before and after merging. `used_share` is the
+share of aligned chunks that are in a chunk that counts. The probabilities are means over chunks; the last one is the
+student's probability of a boundary token after the chunk.
 """
 
 SPEED = pa.schema(
@@ -48,20 +49,20 @@ SPEED = pa.schema(
         ("memory_bytes", pa.int64()),
     ]
 )
-"""The columns of `runs/speed.parquet`, a row a step: student tokens of all devices, and this process's memory."""
+"""The columns of `runs/speed.parquet`, one row per step: student tokens on all devices, and this process's memory."""
 
 
 def round_weights(model: PreTrainedModel, dtype: str) -> None:
-    """Round the weights to what `dtype` holds, in place and in their own type: what is evaluated is what is stored.
+    """Round the weights to values of `dtype`, in place and keeping their type, so the stored values are evaluated.
 
-    Raises UserError where it does not hold them.
+    Raises UserError if a weight exceeds the range of float16.
     """
-    for name, weight in model.state_dict().items():  # buffers that are stored among them
+    for name, weight in model.state_dict().items():  # includes the buffers that are stored
         if not weight.is_floating_point():
             continue
         weight.copy_(weight.to(getattr(torch, dtype)))
         if dtype == "float16" and not weight.isfinite().all():
-            raise UserError(f"train.save_dtype: {name} has weights beyond float16: bfloat16 holds them")
+            raise UserError(f"train.save_dtype: {name} has weights beyond the range of float16: use bfloat16")
 
 
 def save_student(
@@ -71,7 +72,7 @@ def save_student(
     folder: Path,
     dtype: str = "float32",
 ) -> None:
-    """A model folder that plain transformers load, and `metrics.parquet` with a row a step.
+    """Write a model folder that plain transformers loads, and `metrics.parquet` with one row per step.
 
     The model's weights have `dtype` afterwards.
     """
@@ -84,13 +85,13 @@ def save_student(
 
 
 def save_speed(log: list[dict[str, float]], folder: Path) -> None:
-    """`speed.parquet`: a row a step, how long it took; not the same twice, and so no part of the student."""
+    """Write `speed.parquet`, one row per step. Speeds differ between runs, so they are not part of the student."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(log, SPEED), folder / "speed.parquet")
 
 
 def _complete_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The tokenizer's begin, end and padding ids, where the source's configuration of generation told none."""
+    """Set the tokenizer's begin, end and padding ids where the source's generation configuration has none."""
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if model.generation_config and getattr(model.generation_config, role) is None:
             setattr(model.generation_config, role, getattr(tokenizer, role))

@@ -1,4 +1,4 @@
-"""Tiny models of the families that students come from, with what sets each apart."""
+"""Tiny models of the families that students come from, each with its special features."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ _SIZES = {
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2, "pad_token_id": 0}
 _SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-"""its random numbers would not be the same for packed rows and others"""
+"""dropout would draw other random numbers for packed rows than for unpacked ones"""
 
-# positions: as many as the longest example has tokens, and fewer than a row
+# learned positions: 40, the length of the longest example, and fewer than a row
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("Llama", _SIZES | {"tie_word_embeddings": True}),
     "llama, untied": ("Llama", _SIZES | {"tie_word_embeddings": False}),
@@ -53,5 +53,5 @@ def tiny_architecture(name: str, vocab_size: int, attention: str = "eager") -> P
 
 
 def attentions(name: str) -> list[str]:
-    """The attention implementations that it has everywhere."""
+    """Return the attention implementations that the architecture has on every machine."""
     return ["eager"] if name.startswith(("gemma 2", "gpt-j")) else ["eager", "sdpa"]

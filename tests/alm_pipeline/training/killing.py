@@ -1,4 +1,4 @@
-"""Ends a training in the midst of it, as a kill would."""
+"""Interrupts a training at a step, as a kill would."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ class Killed(Exception):
 
 
 def kill_at(step: int) -> Callable[..., None]:
-    """What takes the place of `training._Watcher.on_step_end`: the step's metrics are not told any more."""
-    on_step_end = training._Watcher.on_step_end
+    """Return a replacement of `on_step_end` that raises Killed before the metrics of the step are logged."""
+    on_step_end = training.TrainingProgress.on_step_end
 
     def killing(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
         on_step_end(self, args, state, control, **others)

@@ -1,4 +1,4 @@
-"""Packing, accumulation and resuming are exact for each family of models, and what would not be is refused."""
+"""Packing, accumulation and resuming are exact for each model family; a model that mixes examples is refused."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,12 +18,13 @@ from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
+from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.isolation import check_isolation
 from alm_pipeline.training.model.terms import micro_batch_losses
 from storage.errors import UserError
 from tests.alm_pipeline.training.architectures import ARCHITECTURES, attentions, tiny_architecture
 from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of, example
-from tests.alm_pipeline.training.loop.test_train import SMALL, Given, Killed
+from tests.alm_pipeline.training.loop.test_train import SMALL, FixedStream, Killed
 
 VOCABULARY = HeadVocabulary(torch.arange(0, 1000, 3))
 OBJECTIVE = ObjectiveConfig.model_validate({"temperature": 3.0, "terms": {"alm": 1, "sft": 0.5}})
@@ -42,7 +43,7 @@ def batches(*of: list[list[Example]]) -> Batches:
 
 
 def loss_and_gradients(model: PreTrainedModel, step: Batches) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of all these micro-batches."""
+    """Return the loss and gradients of all these micro-batches."""
     model.zero_grad()
     counts, total = LossCounts.of(*step), 0.0
     for batch in step:
@@ -54,8 +55,8 @@ def loss_and_gradients(model: PreTrainedModel, step: Batches) -> tuple[float, di
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_packed_rows_are_examples_alone(name: str, attention: str) -> None:
-    """One batch of packed rows, a micro-batch a row, and a micro-batch an example: the same loss and gradients."""
+def test_packed_rows_give_the_loss_of_unpacked_examples(name: str, attention: str) -> None:
+    """One batch of packed rows, one micro-batch per row, and one per example give the same loss and gradients."""
     model = tiny_architecture(name, 1000, attention)
     assert model.training
     rows = examples()
@@ -70,8 +71,8 @@ def test_packed_rows_are_examples_alone(name: str, attention: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_no_example_sees_another(name: str, attention: str) -> None:
-    """Other tokens in one of them, or in the padding: the hidden states of all others are the same to the bit."""
+def test_no_example_attends_to_another(name: str, attention: str) -> None:
+    """Changing the tokens of one example, or the padding, leaves all other hidden states bitwise the same."""
     model = tiny_architecture(name, 1000, attention)
     (batch,) = batches(examples())
     ids, positions = batch["token_ids_BS"], batch["position_ids_BS"]
@@ -92,7 +93,7 @@ def test_no_example_sees_another(name: str, attention: str) -> None:
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_keeps_examples_apart_is_not_refused(name: str, attention: str, dtype: torch.dtype) -> None:
+def test_models_that_separate_examples_are_accepted(name: str, attention: str, dtype: torch.dtype) -> None:
     model = tiny_architecture(name, 1000, attention)
     check_isolation(model, dtype)
     assert model.training
@@ -108,33 +109,33 @@ MIXING = {
 
 @pytest.mark.parametrize("family", MIXING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_mixes_examples_is_refused(family: str, dtype: torch.dtype) -> None:
+def test_models_that_mix_examples_are_refused(family: str, dtype: torch.dtype) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**(sizes | MIXING[family]), initializer_range=0.3)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    with pytest.raises(UserError, match=r": examples in one row see each other, .* \(train\.row_tokens: 1\)"):
+    with pytest.raises(UserError, match=r": it attends across packed examples .* \(train\.row_tokens: 1\)"):
         check_isolation(model, dtype)
 
 
-def test_a_model_that_mixes_examples_is_trained_with_each_in_a_row_alone(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_model_that_mixes_examples_trains_with_one_example_per_row(config: AlmConfig, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.cache()
 
     def run(**changes: int) -> list[dict[str, float]]:
         train = config.train.model_copy(update={"steps": 2, **changes})
-        stream = partial(BatchStream, pipeline.caches, config.objective, train)
-        return train_student(model, stream, SMALL, config.objective, train, tmp_path / "checkpoints", lambda: None)
+        stream = BatchStream(pipeline.caches, config.objective, train)
+        return train_student(TrainingRun(model, stream, SMALL, config.objective, train, tmp_path / "checkpoints"))
 
     model.model.forward = partial(model.model.forward, attention_mask=torch.ones(1, 1, 1, 1))
-    with pytest.raises(UserError, match="examples in one row see each other"):
+    with pytest.raises(UserError, match="attends across packed examples"):
         run()
     assert len(run(row_tokens=1)) == 2
 
 
-class Resumable(Given):
-    """Goes on from a state; with `fatal`, a kill comes instead of that batch."""
+class ResumableStream(FixedStream):
+    """A stream that can resume. With `fatal`, it raises Killed in place of that batch."""
 
     def __init__(self, fatal: int | None = None) -> None:
         super().__init__([[[example(30, seed)], [example(20, seed), example(7, seed)]] for seed in range(6)])
@@ -155,8 +156,8 @@ class Resumable(Given):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_run_goes_on_from_its_checkpoint_to_the_bit(name: str, tmp_path: Path) -> None:
-    """With dropout, where the family has it."""
+def test_a_run_resumes_from_its_checkpoint_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Uses dropout, if the family has it."""
     train = TrainConfig(steps=6, checkpoint_steps=2, row_tokens=64, learning_rate=1e-3)
 
     def run(folder: str, fatal: int | None = None) -> tuple[list[dict[str, float]], PreTrainedModel]:
@@ -164,8 +165,8 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(name: str, tmp_path: Path)
         for part in model.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.1
-        stream = Resumable(fatal)
-        log = train_student(model, lambda *_: stream, SMALL, OBJECTIVE, train, tmp_path / folder, lambda: None)
+        stream = ResumableStream(fatal)
+        log = train_student(TrainingRun(model, stream, SMALL, OBJECTIVE, train, tmp_path / folder))
         return log, model
 
     expected, unbroken = run("unbroken")

@@ -1,4 +1,4 @@
-"""Trainings that one process, or several together, do in the same way; the tests compare what comes out."""
+"""A training that one process or several together run in the same way, for tests that compare the results."""
 
 import json
 import shutil
@@ -17,32 +17,33 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
+from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.live_teacher import LiveTeacher
-from alm_pipeline.training.parallel.processes import joined, this_process
+from alm_pipeline.training.parallel.processes import joined_processes, this_process
 
 MIDDLE = "checkpoint-2"
 
 
 def train(content: dict[str, Any], root: str, folder: Path) -> None:
-    """Four steps, from the checkpoint in `folder` on if there is one: leaves log.json, a model and `MIDDLE` there."""
+    """Train four steps, from the checkpoint in `folder` if it has one. Leaves log.json, a model and `MIDDLE` there."""
     config = AlmConfig.model_validate(content)
     pipeline = Pipeline(config, root)
-    # as loaded: train() would do the same in all processes
+    # in evaluation mode: `train_student` itself switches to training mode
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
-    teacher = None
-    if config.objective.is_live:
-        teacher = LiveTeacher(
-            load_model(config.teacher, "float32"), HeadVocabulary.of(model, LoadedTokenizer(config.student.model)).rows
-        )
+    vocabulary = HeadVocabulary.of(model, LoadedTokenizer(config.student.model))
+    is_live = config.objective.is_live
+    teacher = LiveTeacher(load_model(config.teacher, "float32"), vocabulary.rows) if is_live else None
     log = train_student(
-        model,
-        partial(BatchStream, pipeline.caches, config.objective, config.train),
-        HeadVocabulary.of(model, LoadedTokenizer(config.student.model)),
-        config.objective,
-        config.train,
-        folder / "checkpoints",
-        partial(_keep_middle, folder),
-        teacher,
+        TrainingRun(
+            model,
+            BatchStream(pipeline.caches, config.objective, config.train),
+            vocabulary,
+            config.objective,
+            config.train,
+            folder / "checkpoints",
+            teacher,
+            on_checkpoint=partial(_keep_middle, folder),
+        )
     )
     if this_process().is_first:
         (folder / "log.json").write_text(json.dumps(log))
@@ -50,15 +51,15 @@ def train(content: dict[str, Any], root: str, folder: Path) -> None:
 
 
 def _keep_middle(folder: Path) -> None:
-    made, kept = folder / "checkpoints" / MIDDLE, folder / MIDDLE
-    if made.exists() and not kept.exists():
-        shutil.copytree(made, kept)
+    checkpoint, copy = folder / "checkpoints" / MIDDLE, folder / MIDDLE
+    if checkpoint.exists() and not copy.exists():
+        shutil.copytree(checkpoint, copy)
 
 
 def main(orders: str) -> None:
-    """All cases, one after the other; each is [configuration, root, folder, a checkpoint to begin with or null]."""
+    """Run all cases in order; each is [configuration, root, folder, checkpoint to resume from or null]."""
     torch.set_num_threads(1)
-    with joined() as process:
+    with joined_processes() as process:
         for content, root, folder, checkpoint in json.loads(Path(orders).read_text()):
             if checkpoint and process.is_first:
                 shutil.copytree(checkpoint, Path(folder, "checkpoints", MIDDLE))

@@ -1,4 +1,4 @@
-"""Packing and batches, held to the examples they are made of."""
+"""Packing and batches, compared with the examples that they are made of."""
 
 import itertools
 import json
@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.objective.chunking.arrays import TeacherChunks
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.training.data.arrays import Examples, Group
+from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.examples import read_examples
-from alm_pipeline.training.data.packing import Batch, Place, make_batch, next_group
+from alm_pipeline.training.data.packing import PackedBatch, PackingPosition, make_batch, plan_next_batch
 from storage.columns import list_rows
 from storage.errors import UserError
 from storage.row_stream import Position
@@ -40,17 +40,17 @@ class Example:
 
 
 def example(length: int, seed: int = 0) -> Example:
-    """Random ids, and chunks over a part of the tokens with gaps between them."""
+    """Return random ids, and chunks over some of the tokens with gaps between them."""
     generator = np.random.default_rng([length, seed])
     edges = np.unique(generator.integers(1, length + 1, 6)) if length > 1 else np.zeros(0, np.int64)
     starts, ends = edges[:-1].astype(np.int32), edges[1:].astype(np.int32)
-    kept = generator.random(len(starts)) < 0.7
-    logprobs = -generator.random(kept.sum()).astype(np.float32)
+    selected = generator.random(len(starts)) < 0.7
+    logprobs = -generator.random(selected.sum()).astype(np.float32)
     ids = generator.integers(1, 1000, length).astype(np.int32)
-    return Example(ids, logprobs, starts[kept], ends[kept])
+    return Example(ids, logprobs, starts[selected], ends[selected])
 
 
-def joined(examples: list[Example]) -> Examples:
+def joined(examples: list[Example]) -> ExampleArrays:
     tokens, chunks = (
         np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         for arrays in ([item.token_ids for item in examples], [item.logprobs for item in examples])
@@ -60,24 +60,24 @@ def joined(examples: list[Example]) -> Examples:
         for name in ("token_ids", "logprobs", "starts", "ends")
     )
     counts = np.diff(chunks).astype(np.int32)
-    return Examples(ids, tokens, np.zeros(0, np.bool_), TeacherChunks(chunks, counts, counts, *columns))
+    return ExampleArrays(ids, tokens, np.zeros(0, np.bool_), TeacherChunks(chunks, counts, counts, *columns))
 
 
-def batch_of(rows: list[list[Example]]) -> Batch:
+def batch_of(rows: list[list[Example]]) -> PackedBatch:
     numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
-    return make_batch(joined([item for row in rows for item in row]), Group(np.arange(len(numbers)), numbers))
+    return make_batch(joined([item for row in rows for item in row]), BatchPlan(np.arange(len(numbers)), numbers))
 
 
-def pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterator[tuple[Group, Place]]:
-    """All batches but the last, which more examples could join."""
-    place = Place()
-    while found := next_group(np.array(lengths), place, batch_tokens, row_tokens):
+def pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterator[tuple[BatchPlan, PackingPosition]]:
+    """Yield all batches except the last, which more examples could join."""
+    place = PackingPosition()
+    while found := plan_next_batch(np.array(lengths), place, batch_tokens, row_tokens):
         yield found
         place = found[1]
 
 
 def loop_pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterator[list[list[int]]]:
-    """The oracle: as `pack`, example by example."""
+    """The oracle of `pack`, example by example."""
     count = max(1, batch_tokens // row_tokens)
     rows: list[list[int]] = [[] for _ in range(count)]
     for number, length in enumerate(lengths):
@@ -93,7 +93,7 @@ def loop_pack(lengths: list[int], batch_tokens: int, row_tokens: int) -> Iterato
 
 @settings(deadline=None)  # the first call compiles
 @given(lengths=st.lists(st.integers(1, 24), max_size=60), rows=st.integers(1, 4))
-def test_packing_is_the_loop(lengths: list[int], rows: int) -> None:
+def test_packing_matches_the_loop(lengths: list[int], rows: int) -> None:
     expected = list(loop_pack(lengths, rows * 20 + 7, 20))
     found = [group for group, _ in pack(lengths, rows * 20 + 7, 20)]
     assert len(found) == len(expected)
@@ -104,20 +104,20 @@ def test_packing_is_the_loop(lengths: list[int], rows: int) -> None:
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=60), data=st.data())
-def test_packing_goes_on_from_a_place_without_the_examples_before(lengths: list[int], data: st.DataObject) -> None:
+def test_packing_resumes_without_the_earlier_examples(lengths: list[int], data: st.DataObject) -> None:
     whole = list(pack(lengths, 45, 20))
     at = data.draw(st.integers(0, len(whole)))
-    place = whole[at - 1][1] if at else Place()
+    place = whole[at - 1][1] if at else PackingPosition()
     for group, following in whole[at:]:
-        again = next_group(np.array(lengths[place.example :]), Place(0, place.alone), 45, 20)
+        again = plan_next_batch(np.array(lengths[place.example :]), PackingPosition(0, place.alone), 45, 20)
         assert again is not None
         assert (again[0].examples + place.example).tolist() == group.examples.tolist()
         assert (again[1].example + place.example, again[1].alone) == following
         place = following
 
 
-def test_long_examples_are_not_searched_again_without_end() -> None:
-    """Among very many long examples, a batch ends before a row is full, and nothing is lost."""
+def test_a_batch_ends_after_many_long_examples() -> None:
+    """Among very many long examples, a batch ends before its rows are full, and no example is lost."""
     lengths = [1] + [21] * 2500 + [1, 20, 20, 20]
     found = list(pack(lengths, 40, 20))
     assert sorted(number for group, _ in found for number in group.examples.tolist()) == list(range(2503))
@@ -126,7 +126,7 @@ def test_long_examples_are_not_searched_again_without_end() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=3))
-def test_a_batch_is_its_examples(shape: list[list[int]]) -> None:
+def test_a_batch_holds_its_examples(shape: list[list[int]]) -> None:
     rows = [[example(length, 10 * r + c) for c, length in enumerate(row)] for r, row in enumerate(shape)]
     batch = batch_of(rows)
     ids, positions = batch.token_ids_BS.numpy(), batch.position_ids_BS.numpy()
@@ -163,7 +163,7 @@ def test_rows_have_few_widths_and_little_padding() -> None:
 
 @pytest.fixture
 def stream(config: AlmConfig, tmp_path: Path) -> BatchStream:
-    """Over two or three shards; with rows so short that some examples are batches alone."""
+    """A stream over two or three shards, with rows so short that some examples are batches of their own."""
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.cache()
     train = config.train.model_copy(update={"row_tokens": 59, "shuffle_buffer": 20})
@@ -185,8 +185,8 @@ def same(left: Batches, right: Batches) -> bool:
     )
 
 
-def test_the_stream_goes_on_from_any_state(stream: BatchStream) -> None:
-    """A state of few hundred bytes, over the end of an epoch too, gives the batches that the unbroken one gives."""
+def test_the_stream_resumes_from_any_state(stream: BatchStream) -> None:
+    """From a state of a few hundred bytes the batches continue unchanged, also across the end of an epoch."""
     for rank, ranks in ((0, 1), (1, 3)):
         unbroken, states, whole = again(stream, rank, ranks), [], []
         for batch in itertools.islice(iter(unbroken), 60):
@@ -204,13 +204,13 @@ def test_the_stream_goes_on_from_any_state(stream: BatchStream) -> None:
 
 
 @pytest.mark.parametrize("chunking", ["space", "pair_bias"])
-def test_a_chunking_by_tokens_is_never_the_finest_unnoticed(stream: BatchStream, chunking: str) -> None:
+def test_a_chunking_by_tokens_without_ends_is_refused(stream: BatchStream, chunking: str) -> None:
     objective = stream.objective.model_copy(update={"chunking": chunking})
     with pytest.raises(ValueError, match=f"the chunking {chunking} looks at tokens"):
         next(iter(BatchStream(stream.datasets, objective, stream.train)))
 
 
-def test_a_stream_begins_where_it_was_told_to_each_time(stream: BatchStream) -> None:
+def test_every_iteration_starts_at_the_loaded_state(stream: BatchStream) -> None:
     fresh = again(stream)
     first = fresh.state_dict()
     assert same(batches(fresh, 3), batches(fresh, 3))
@@ -229,7 +229,7 @@ def test_a_state_of_other_readers_is_refused(stream: BatchStream) -> None:
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 under torch 2.13
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) -> None:
-    """Every worker's, from the middle of its batches; plain DataLoader gives the same batches."""
+    """The state of every worker, in the middle of its batches. Plain DataLoader gives the same batches."""
     loaders = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
 
     def loader() -> object:
@@ -248,7 +248,7 @@ def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) 
 
 
 def trained(stream: BatchStream, number: int) -> list[bytes]:
-    """The examples of an epoch, in order."""
+    """Return the examples of an epoch, in order."""
     found: list[bytes] = []
     for block in stream.rows(stream.reader()).blocks(Position(number)):
         if block.position.epoch > number:
@@ -268,7 +268,7 @@ def test_ranks_share_the_examples_of_an_epoch(stream: BatchStream) -> None:
 
 
 def test_workers_share_a_ranks_part(stream: BatchStream) -> None:
-    """What two ranks' two workers give in their first batches is what readers 0 to 3 of 4 give."""
+    """The first batches of two workers of two ranks are those of readers 0 to 3 of 4."""
     for rank in range(2):
         loader = DataLoader(again(stream, rank, 2), batch_size=None, num_workers=2)
         alone = [batches(again(stream, 2 * rank + worker, 4), 3) for worker in range(2)]
@@ -288,7 +288,7 @@ def test_held_out_examples_are_never_trained_on(stream: BatchStream) -> None:
 def test_only_examples_with_a_chunk_are_read(stream: BatchStream) -> None:
     rows = [read_examples(stream.datasets, shard, "train", stream.objective) for shard in range(stream.shards)]
     for table in rows:
-        chunks = Examples.of(table).chunks
+        chunks = ExampleArrays.of(table).chunks
         assert np.diff(chunks.offsets).min() > 0
         assert np.isfinite(chunks.logprobs).all()
         assert (chunks.student_starts > 0).all()
@@ -296,7 +296,7 @@ def test_only_examples_with_a_chunk_are_read(stream: BatchStream) -> None:
     assert sum(table.num_rows for table in rows) == len(trained(stream, 0))
 
 
-def test_nothing_to_train_on_is_told(config: AlmConfig, tmp_path: Path) -> None:
+def test_nothing_to_train_on_is_reported(config: AlmConfig, tmp_path: Path) -> None:
     corpus = config.corpus.model_copy(update={"held_out": 0.999999})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
     pipeline.cache()

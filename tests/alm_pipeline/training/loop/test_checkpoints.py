@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and that uploading them neither holds up training nor loses an error."""
+"""Which checkpoints are kept, and that uploading them neither delays training nor hides an error."""
 
 import threading
 from collections.abc import Callable, Collection
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alm_pipeline.training.loop.checkpoints import (
-    STATE,
+    TRAINER_STATE,
     UNFINISHED,
     CheckpointKeeper,
     finish_checkpoint,
@@ -19,11 +19,11 @@ from storage.urls import file_sizes
 
 
 def write(checkpoints: Path, step: int, content: str = "x") -> Path:
-    """As the trainer does: beside the others first."""
+    """Write a checkpoint as the trainer does: first in a folder of its own."""
     folder = checkpoints / UNFINISHED / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_text(content)
-    (folder / STATE).write_text("{}")
+    (folder / TRAINER_STATE).write_text("{}")
     finish_checkpoint(folder, checkpoints)
     return checkpoints / folder.name
 
@@ -48,7 +48,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert uploaded[-1] == ["checkpoint-8", "checkpoint-10", "checkpoint-11"]
 
 
-def test_training_goes_on_while_a_checkpoint_is_uploaded_and_the_next_waits(tmp_path: Path) -> None:
+def test_training_continues_during_an_upload_and_the_next_checkpoint_waits(tmp_path: Path) -> None:
     may_end, begun, there = threading.Event(), threading.Event(), list[bool]()
 
     def upload(kept: Collection[str]) -> None:
@@ -76,7 +76,7 @@ def fail(_: Collection[str]) -> None:
     raise ConnectionResetError("the store is away")
 
 
-def test_a_failed_upload_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
+def test_a_failed_upload_is_raised_at_the_next_checkpoint(tmp_path: Path) -> None:
     with keeper(tmp_path, fail) as keep:
         write(tmp_path, 1)
         keep.keep()
@@ -84,7 +84,7 @@ def test_a_failed_upload_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
             keep.keep()
 
 
-def test_a_failed_upload_is_told_at_the_end(tmp_path: Path) -> None:
+def test_a_failed_upload_is_raised_at_the_end(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(ConnectionResetError), keeper(tmp_path, fail) as keep:
         keep.keep()
@@ -105,7 +105,7 @@ def test_a_failed_upload_does_not_hide_another_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])
-def test_the_store_ends_up_with_what_is_kept(
+def test_the_store_holds_the_kept_checkpoints(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     root = str(request.getfixturevalue("s3_root")) if kind == "s3" else f"memory://{tmp_path.name}"
@@ -117,18 +117,20 @@ def test_the_store_ends_up_with_what_is_kept(
             write(checkpoints, step, content="x" * step)
             keep.keep()
     assert file_sizes(f"{student.url}/checkpoints") == {
-        f"checkpoint-{step}/{file}": size for step in (2, 4) for file, size in (("model.safetensors", step), (STATE, 2))
+        f"checkpoint-{step}/{file}": size
+        for step in (2, 4)
+        for file, size in (("model.safetensors", step), (TRAINER_STATE, 2))
     }
 
 
-def test_what_was_not_finished_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_is_removed(tmp_path: Path) -> None:
     write(tmp_path, 2)
     (tmp_path / UNFINISHED / "checkpoint-4").mkdir()
-    (tmp_path / UNFINISHED / "checkpoint-4" / STATE).write_text("{}")
+    (tmp_path / UNFINISHED / "checkpoint-4" / TRAINER_STATE).write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
-def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path: Path) -> None:
+def test_a_checkpoint_replaces_one_of_the_same_step(tmp_path: Path) -> None:
     write(tmp_path, 2, "old")
     assert (write(tmp_path, 2, "new") / "model.safetensors").read_text() == "new"

@@ -1,4 +1,4 @@
-"""The moving average of the weights, held to a loop over the formula."""
+"""The moving average of the weights, compared with a loop over the formula."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alm_pipeline.training.loop.ema import Averages
+from alm_pipeline.training.loop.ema import EmaWeights
 
 
 def moved(model: nn.Module, step: int) -> None:
@@ -17,10 +17,10 @@ def moved(model: nn.Module, step: int) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.2, 0.99])
-def test_averages_are_those_of_the_formula(decay: float) -> None:
+def test_averages_follow_the_formula(decay: float) -> None:
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
-    averages, expected = Averages(model, decay), model.weight.detach().clone().double()
+    averages, expected = EmaWeights(model, decay), model.weight.detach().clone().double()
     for step in range(1, 30):
         moved(model, step)
         averages.update(step)
@@ -33,13 +33,13 @@ def test_averages_are_those_of_the_formula(decay: float) -> None:
     assert torch.equal(model.weight, weight)
 
 
-def test_saved_averages_go_on_to_the_bit(tmp_path: Path) -> None:
+def test_saved_averages_resume_to_the_same_bits(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
-    unbroken = Averages(model, 0.9)
+    unbroken = EmaWeights(model, 0.9)
     moved(model, 1)
     unbroken.update(1)
     unbroken.save(tmp_path)
-    resumed = Averages(model, 0.9)
+    resumed = EmaWeights(model, 0.9)
     resumed.load(tmp_path)
     moved(model, 2)
     for averages in (unbroken, resumed):
@@ -53,7 +53,7 @@ def test_saved_averages_go_on_to_the_bit(tmp_path: Path) -> None:
 
 def test_weights_of_lower_precision_are_averaged_in_float32() -> None:
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
-    averages = Averages(model, 0.999)
+    averages = EmaWeights(model, 0.999)
     with torch.no_grad():
         model.weight.fill_(1.0)
     for step in range(10_000, 10_100):

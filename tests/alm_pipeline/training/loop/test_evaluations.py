@@ -1,4 +1,4 @@
-"""Evaluation while training: what it says, that training is the same with and without it, and what it decides."""
+"""Evaluation during training: its results, that it does not affect training, and what it decides."""
 
 import itertools
 import math
@@ -24,9 +24,9 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training import stage
 from alm_pipeline.training.data.batch_stream import BatchStream
-from alm_pipeline.training.data.packing import all_groups
+from alm_pipeline.training.data.packing import plan_batches
 from alm_pipeline.training.loop.evaluations import Evaluation, Evaluations
-from alm_pipeline.training.loop.health import went_wrong
+from alm_pipeline.training.loop.health import diagnose_step
 from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from storage.errors import UserError
@@ -45,7 +45,7 @@ def cached(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipeline(config: AlmConfig, cached: Path, tmp_path: Path) -> Run:
-    """pipeline(name, train={…}, evaluation=…) is one whose caches are there."""
+    """pipeline(name, train={…}, evaluation=…) returns a pipeline whose caches exist."""
 
     def prepared(
         name: str, train: dict[str, Any] | None = None, evaluation: EvaluationConfig | None = None
@@ -70,18 +70,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_is_the_same_to_the_bit_with_and_without_evaluation(pipeline: Run, dtype: str) -> None:
+def test_evaluation_does_not_change_training(pipeline: Run, dtype: str) -> None:
     often = pipeline("often", {"dtype": dtype}, EvaluationConfig(steps=1, max_examples=5, samples=2, sample_tokens=3))
     seldom = pipeline("seldom", {"dtype": dtype}, EvaluationConfig(steps=1000, samples=0))
     assert often.student.name == seldom.student.name
-    files = [each.train().files for each in (often, seldom)]
+    files = [run.train().files for run in (often, seldom)]
     for name in ("model.safetensors", "metrics.parquet"):
         assert files[0][name] == files[1][name]
     assert evaluations(often)["step"].to_list() == [0, 1, 2, 3, 4, 5, 6]
     assert evaluations(seldom)["step"].to_list() == [0, 6]
 
 
-def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
+def test_the_rows_match_the_saved_student(pipeline: Run) -> None:
     run = pipeline("rows", evaluation=EvaluationConfig(steps=4, samples=2, sample_tokens=6))
     bits = run.train().results["held_out_bits_per_byte"]
     rows = evaluations(run)
@@ -94,8 +94,8 @@ def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
     assert run.distillation.held_out.student.bits_per_byte(scorer) == pytest.approx(bits["student_after"], rel=1e-6)
     evaluator = HeldOutEvaluator(run.distillation.held_out, run.config, HeadVocabulary.of(saved, tokenizer), tokenizer)
     again = evaluator(saved)
-    assert again.scores["kl"] == pytest.approx(rows["kl"][-1], rel=1e-5)
-    assert again.scores["alm"] == pytest.approx(rows["alm"][-1], rel=1e-5)
+    assert again.metrics["kl"] == pytest.approx(rows["kl"][-1], rel=1e-5)
+    assert again.metrics["alm"] == pytest.approx(rows["alm"][-1], rel=1e-5)
     text = (run.student.path / "samples.txt").read_text()
     assert text.count("════ step") == 3
     assert all(f"{sample.prompt}▶{sample.continuation}" in text for sample in again.samples)
@@ -106,7 +106,7 @@ def test_the_rows_say_what_the_saved_student_gives(pipeline: Run) -> None:
     assert loaded.decode(ids[end - 6 :]) == again.samples[0].continuation
 
 
-def test_a_few_examples_are_drawn_and_the_manifest_is_of_all(pipeline: Run) -> None:
+def test_a_few_examples_are_drawn_and_the_manifest_covers_all(pipeline: Run) -> None:
     run = pipeline("few", {"steps": 2}, EvaluationConfig(max_examples=3, samples=0))
     bits = run.train().results["held_out_bits_per_byte"]
     whole = pipeline("all", {"steps": 2}, EvaluationConfig(max_examples=None, samples=0))
@@ -135,11 +135,11 @@ def killing(original: Callable[..., Any], step: int) -> Callable[..., Any]:
     return killed
 
 
-@pytest.mark.parametrize(("where", "step"), [("_save_checkpoint", 4), ("evaluate", 3), ("finish_step", 6)])
+@pytest.mark.parametrize(("where", "step"), [("_save_checkpoint", 4), ("evaluate", 3), ("collect_step_metrics", 6)])
 def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
     pipeline: Run, monkeypatch: pytest.MonkeyPatch, where: str, step: int
 ) -> None:
-    """`_save_checkpoint` comes between an evaluation and its checkpoint."""
+    """An interruption in `_save_checkpoint` is between an evaluation and its checkpoint."""
     train = {"ema": 0.5, "keep_checkpoints": 2, "learning_rate": 3e-2}
     unbroken, resumed = (pipeline(name, train, DECIDING) for name in ("unbroken", "resumed"))
     unbroken.train()
@@ -177,19 +177,19 @@ def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pyte
     assert pl.read_parquet(run.student.path / "metrics.parquet")["step"].to_list() == [1, 2, 3]
 
 
-def test_an_average_is_another_student(pipeline: Run) -> None:
+def test_the_moving_average_changes_the_student(pipeline: Run) -> None:
     plain, averaged = (pipeline("one", {"ema": ema}) for ema in (None, 0.9))
     assert plain.student.name != averaged.student.name
     assert plain.train().files["model.safetensors"] != averaged.train().files["model.safetensors"]
 
 
-def test_settings_that_only_watch_find_the_finished_student(pipeline: Run) -> None:
+def test_settings_that_only_monitor_find_the_finished_student(pipeline: Run) -> None:
     run = pipeline("watch", {"steps": 2})
     manifest = run.train()
     for evaluation in (EvaluationConfig(steps=1, max_examples=2, score="kl"), EvaluationConfig(samples=0)):
         train = {"steps": 2, "keep_checkpoints": 3, "diverged_at": 5.0}
         assert pipeline("watch", train, evaluation).train() == manifest
-    names = {pipeline("watch", {"steps": 2}, each).student.name for each in _CHOOSING}
+    names = {pipeline("watch", {"steps": 2}, evaluation).student.name for evaluation in _CHOOSING}
     assert len({run.student.name, *names}) == 1 + len(_CHOOSING)
 
 
@@ -201,9 +201,7 @@ _CHOOSING = (
 )
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_the_examples(
-    pipeline: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nan_loss_stops_the_run_and_names_the_examples(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run, unbroken = pipeline("wrong"), pipeline("unbroken")
     original, seen = AlmTrainer.compute_loss, list[torch.Tensor]()
 
@@ -218,7 +216,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_examples(
         patch.setattr(AlmTrainer, "compute_loss", poisoned)
         with pytest.raises(UserError, match="training stopped at step 4: the loss is nan") as raised:
             run.train()
-    named = str(raised.value).split("examples are ")[1].split(": look")[0].split(", ")
+    named = str(raised.value).split("examples are ")[1].split(": check")[0].split(", ")
     texts = texts_of(run)
     tokenizer = AutoTokenizer.from_pretrained(run.config.student.model)
     assert 0 < len(named) < len(texts)
@@ -234,7 +232,7 @@ def texts_of(run: Pipeline) -> dict[str, str]:
     return {row["id"]: row["text"] for table in tables for row in table.to_pylist()}
 
 
-def test_the_examples_of_a_batch_are_found_again(pipeline: Run) -> None:
+def test_the_example_ids_of_a_batch_are_found(pipeline: Run) -> None:
     run = pipeline("ids")
     stream = BatchStream(run.caches, run.config.objective, run.config.train)
     texts, tokenizer = texts_of(run), AutoTokenizer.from_pretrained(run.config.student.model)
@@ -250,8 +248,8 @@ def test_the_examples_of_a_batch_are_found_again(pipeline: Run) -> None:
         )
 
 
-def test_weights_that_are_no_numbers_are_not_saved(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = AlmTrainer.finish_step
+def test_weights_that_are_not_finite_are_not_saved(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = AlmTrainer.collect_step_metrics
 
     def spoiled(self: AlmTrainer) -> None:
         original(self)
@@ -259,9 +257,9 @@ def test_weights_that_are_no_numbers_are_not_saved(pipeline: Run, monkeypatch: p
             with torch.no_grad():
                 next(self.model.parameters())[0, 0] = float("inf")
 
-    monkeypatch.setattr(AlmTrainer, "finish_step", spoiled)
+    monkeypatch.setattr(AlmTrainer, "collect_step_metrics", spoiled)
     run = pipeline("spoiled")
-    with pytest.raises(UserError, match="step 4: weights are infinite"):
+    with pytest.raises(UserError, match="step 4: weights are NaN or infinite"):
         run.train()
     assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
 
@@ -280,7 +278,7 @@ def test_prompts_of_conversations_end_before_the_first_answer(config: AlmConfig,
 
 
 @pytest.mark.parametrize(
-    ("losses", "limit", "wrong"),
+    ("losses", "limit", "problem"),
     [
         ([1.0] * 20 + [math.nan], None, "the loss is nan"),
         ([1.0] * 20 + [math.inf], None, "the loss is inf"),
@@ -291,24 +289,24 @@ def test_prompts_of_conversations_end_before_the_first_answer(config: AlmConfig,
         ([9.0] * 100 + [1.0] * 100 + [3.1], 3.0, "the last 100 steps"),
     ],
 )
-def test_what_went_wrong_is_said(losses: list[float], limit: float | None, wrong: str) -> None:
+def test_a_wrong_step_is_diagnosed(losses: list[float], limit: float | None, problem: str) -> None:
     *before, now = [{"loss": loss} for loss in losses]
-    found = went_wrong(now, before, limit)
-    assert wrong in found
-    assert bool(found) == bool(wrong)
-    assert "the grad_norm is inf" in went_wrong({"loss": 1.0, "grad_norm": math.inf}, [], None)
+    found = diagnose_step(now, before, limit)
+    assert problem in found
+    assert bool(found) == bool(problem)
+    assert "the grad_norm is inf" in diagnose_step({"loss": 1.0, "grad_norm": math.inf}, [], None)
 
 
-def given_scores(scores: list[float], **changes: Any) -> Evaluations:
-    """Evaluations with these scores at the steps 0, 10, 20, …"""
-    given = iter(scores)
-    found = Evaluations(
-        lambda *_: Evaluation({"bits_per_byte": next(given)}, []),  # type: ignore[arg-type]
+def evaluations_with(scores: list[float], **changes: Any) -> Evaluations:
+    """Return evaluations with these results at the steps 0, 10, 20, …"""
+    remaining = iter(scores)
+    history = Evaluations(
+        lambda *_: Evaluation({"bits_per_byte": next(remaining)}, []),  # type: ignore[arg-type]
         EvaluationConfig(**changes),
     )
     for number in range(len(scores)):
-        found.run(None, 10 * number)  # type: ignore[arg-type]
-    return found
+        history.run(None, 10 * number)  # type: ignore[arg-type]
+    return history
 
 
 @settings(max_examples=200, deadline=None)
@@ -317,22 +315,22 @@ def given_scores(scores: list[float], **changes: Any) -> Evaluations:
     st.integers(1, 4),
     st.sampled_from([0.0, 0.5]),
 )
-def test_what_follows_from_scores(scores: list[float], patience: int, least: float) -> None:
-    found = given_scores(scores, patience=patience, least_improvement=least, student="best")
+def test_scores_decide_the_best_step_and_when_to_stop(scores: list[float], patience: int, least: float) -> None:
+    found = evaluations_with(scores, patience=patience, least_improvement=least, student="best")
     trained = scores[1:]
     best, without = math.inf, 0
     for score in trained:
         without = 0 if best - score > least else without + 1
         best = min([best, score], key=lambda value: math.inf if math.isnan(value) else value)
-    assert found.says_stop == (without >= patience)
+    assert found.should_stop == (without >= patience)
     if best == math.inf:
         assert found.best_step is None
     else:
         assert found.best_step == 10 * (1 + trained.index(best))
 
 
-def test_evaluations_come_back_from_a_checkpoint(tmp_path: Path) -> None:
-    found, again = given_scores([3.0, 2.0, math.nan]), given_scores([])
+def test_evaluations_are_restored_from_a_checkpoint(tmp_path: Path) -> None:
+    found, again = evaluations_with([3.0, 2.0, math.nan]), evaluations_with([])
     found.before = 3.5
     found.save(tmp_path)
     again.load(tmp_path)
@@ -344,7 +342,7 @@ def test_evaluations_come_back_from_a_checkpoint(tmp_path: Path) -> None:
 @given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 30), st.integers(1, 10))
 def test_all_groups_hold_every_example_once(lengths: list[int], batch_tokens: int, row_tokens: int) -> None:
     array = np.array(lengths, np.int64)
-    groups = all_groups(array, batch_tokens, row_tokens)
+    groups = plan_batches(array, batch_tokens, row_tokens)
     assert sorted(itertools.chain(*(group.examples.tolist() for group in groups))) == list(range(len(lengths)))
     for group in groups:
         filled = np.bincount(group.rows, array[group.examples])

@@ -1,4 +1,4 @@
-"""W&B, trackio and MLflow themselves, on this machine, where they are installed: one run of each, also after a kill."""
+"""W&B, trackio and MLflow on this machine, if installed: each has one run, also after a kill."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from tests.alm_pipeline.training.loop.test_train import trained
 
 
 def interrupted(config: AlmConfig, root: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A student whose training was killed after step 3 was told, and gone on with from step 2, in the same process."""
+    """Train a student that is interrupted after step 3 is logged, and resumed from step 2 in the same process."""
     log = config.log.model_copy(update={"report_to": (tracker,)})
     return trained(config.model_copy(update={"log": log}), root, 4, monkeypatch)
 
@@ -31,7 +31,7 @@ def test_wandb_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytes
     assert wandb.run is None
     first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
     run = student.name.rsplit("-", 1)[-1]
-    # W&B puts the two together by the id when they are sent
+    # W&B merges the two by their id when they are uploaded
     assert first.name.endswith(run)
     assert second.name.endswith(run)
 
@@ -45,19 +45,21 @@ def test_mlflow_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pyte
     assert (run.info.run_name, run.info.status) == (student.name, "FINISHED")
     assert run.data.params["train.steps"] == "6"
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
-    told = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
-    assert list(told.values()) == pytest.approx(losses(student))
+    logged = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    assert list(logged.values()) == pytest.approx(losses(student))
 
 
 def test_trackio_has_one_run(config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    utils = pytest.importorskip("trackio.utils")  # which reads where to write once for all: the project is this test's
+    utils = pytest.importorskip("trackio.utils")  # it reads its folder once per process, so the project name is unique
     log = LogConfig(project=f"alm-pipeline-{os.getpid()}")
     student = interrupted(config.model_copy(update={"log": log}), tmp_path, "trackio", monkeypatch)
     file = Path(utils.TRACKIO_DIR, f"{log.project}.db")
     with contextlib.closing(sqlite3.connect(file)) as database:
-        told = [json.loads(metrics).get("train/loss") for (metrics,) in database.execute("select metrics from metrics")]
+        logged = [
+            json.loads(metrics).get("train/loss") for (metrics,) in database.execute("select metrics from metrics")
+        ]
         names = [name for (name,) in database.execute("select distinct run_name from metrics")]
     file.unlink()
     file.with_suffix(".lock").unlink(missing_ok=True)
     assert names == [student.name]
-    assert sorted({loss for loss in told if loss is not None}) == pytest.approx(sorted(losses(student)))
+    assert sorted({loss for loss in logged if loss is not None}) == pytest.approx(sorted(losses(student)))

@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard is told, that a resumed run is one run, and that a missing package is named."""
+"""Trackers: what TensorBoard receives, that a resumed run is one run, and that a missing package is named."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ from storage.errors import UserError
 from tests.alm_pipeline.training.killing import Killed, kill_at
 
 
-def test_tensorboard_sees_every_step_once_also_after_a_kill(
+def test_tensorboard_receives_every_step_once_also_after_a_kill(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config.model_copy(update={"log": LogConfig(report_to=("tensorboard",))})
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", kill_at(4))  # after step 3 was told, after checkpoint 2
+        patch.setattr(training.TrainingProgress, "on_step_end", kill_at(4))  # step 3 is logged, and checkpoint 2 saved
         with pytest.raises(Killed):
             Pipeline(config, str(tmp_path)).run()
     pipeline = Pipeline(config, str(tmp_path))
@@ -31,9 +31,9 @@ def test_tensorboard_sees_every_step_once_also_after_a_kill(
     seen = EventAccumulator(str(runs)).Reload()
     metrics = pl.read_parquet(pipeline.student.path / "metrics.parquet")
     for column in ("loss", "kl", "learning_rate", "grad_norm"):
-        told = seen.Scalars(f"train/{column}")
-        assert [scalar.step for scalar in told] == [1, 2, 3, 4, 5, 6]
-        assert [scalar.value for scalar in told] == pytest.approx(metrics[column].to_list(), rel=1e-5)
+        scalars = seen.Scalars(f"train/{column}")
+        assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
+        assert [scalar.value for scalar in scalars] == pytest.approx(metrics[column].to_list(), rel=1e-5)
     text = b"".join(seen.Tensors("args/text_summary")[0].tensor_proto.string_val).decode()
     assert '"train.steps": 6' in text
     assert '"objective.gamma": 0.1' in text
@@ -59,22 +59,22 @@ def test_a_tracker_that_is_not_installed_is_named(config: AlmConfig, tmp_path: P
 def test_hyperparameters_are_flat_and_without_secrets(config: AlmConfig) -> None:
     source = FilesSource(urls=("https://me:word@host/texts.jsonl?sig=abc&part=1",))
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": source})})
-    told = hyperparameters(config)
-    assert told["corpus.source.urls"] == ["https://***@host/texts.jsonl?sig=***&part=1"]
-    assert told["objective.terms.alm"] == 1.0
-    assert told["train.learning_rate"] == 1e-3
-    # a run that goes on may have other settings of what decides nothing; trackers refuse a change
-    assert "train.checkpoint_steps" not in told
+    settings = hyperparameters(config)
+    assert settings["corpus.source.urls"] == ["https://***@host/texts.jsonl?sig=***&part=1"]
+    assert settings["objective.terms.alm"] == 1.0
+    assert settings["train.learning_rate"] == 1e-3
+    # a resumed run may change settings that do not affect the student, and trackers refuse changes
+    assert "train.checkpoint_steps" not in settings
 
 
-def test_trackers_decide_nothing_of_the_student(config: AlmConfig, tmp_path: Path) -> None:
+def test_trackers_do_not_change_the_students_identity(config: AlmConfig, tmp_path: Path) -> None:
     logged = config.model_copy(update={"log": LogConfig(report_to=("tensorboard",), run_name="mine")})
-    first, second = (Pipeline(each, str(tmp_path)) for each in (config, logged))
+    first, second = (Pipeline(setting, str(tmp_path)) for setting in (config, logged))
     first.cache()
     assert first.student.name == second.student.name
 
 
-def test_what_the_user_set_in_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_set_by_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     with _environment({"WANDB_PROJECT": "ours", "WANDB_RUN_ID": "0"}):

@@ -1,11 +1,10 @@
-"""Training: packed rows give each example's own loss, and an interrupted run ends where an unbroken one does."""
+"""Training: packed rows give the loss of each example, and an interrupted run ends as an uninterrupted one."""
 
 import itertools
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop import train as training
 from alm_pipeline.training.loop.checkpoints import last_checkpoint
 from alm_pipeline.training.loop.train import train_student
+from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.terms import micro_batch_losses
 from tests import tiny
 from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of, example
@@ -43,7 +43,7 @@ def losses_of(
     return micro_batch_losses(model, batch, VOCABULARY, objective, counts).terms
 
 
-def test_sft_is_the_models_own_cross_entropy() -> None:
+def test_sft_is_the_cross_entropy_of_transformers() -> None:
     model = tiny.tiny_llama(1000)
     item = example(30, 1)
     ids = torch.from_numpy(item.token_ids.astype(np.int64))[None]
@@ -52,11 +52,11 @@ def test_sft_is_the_models_own_cross_entropy() -> None:
 
 
 def trained(config: AlmConfig, root: Path, kill_after: int | None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run the pipeline; with `kill_after`, stop training after that step once, then run again."""
+    """Run the pipeline. With `kill_after`, first interrupt a run after that step."""
     pipeline = Pipeline(config, str(root))
     if kill_after is not None:
         with monkeypatch.context() as patch:
-            patch.setattr(training._Watcher, "on_step_end", kill_at(kill_after))
+            patch.setattr(training.TrainingProgress, "on_step_end", kill_at(kill_after))
             with pytest.raises(Killed):
                 pipeline.run()
     pipeline = Pipeline(config, str(root))
@@ -79,8 +79,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert pl.read_parquet(unbroken / "metrics.parquet")["step"].to_list() == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 30])  # a rate that has not fallen to 0 would show a step too many
-def test_a_run_that_was_killed_after_its_last_step_is_not_trained_on(
+@pytest.mark.parametrize("warmup_steps", [0, 30])  # a rate that has not fallen to 0 would reveal an additional step
+def test_a_run_that_was_killed_after_its_last_step_does_no_more_steps(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup_steps: int
 ) -> None:
     train = config.train.model_copy(update={"warmup_steps": warmup_steps})
@@ -99,15 +99,15 @@ def _killed(*_: Any) -> None:
 
 
 def log_of(config: AlmConfig, stream: Any, folder: Path, **changes: Any) -> tuple[pl.DataFrame, PreTrainedModel]:
-    """Its steps, and what they made of the model."""
+    """Train on the stream. Returns the log and the trained model."""
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     train = config.train.model_copy(update=changes)
-    log = train_student(model, lambda: stream, SMALL, config.objective, train, folder, lambda: None)
+    log = train_student(TrainingRun(model, stream, SMALL, config.objective, train, folder))
     return pl.DataFrame(log), model
 
 
-class Given(IterableDataset[dict[str, torch.Tensor]]):
-    """A stream of these batches."""
+class FixedStream(IterableDataset[dict[str, torch.Tensor]]):
+    """A stream of fixed batches."""
 
     def __init__(self, rows: list[list[list[Example]]]) -> None:
         self.batches = [vars(batch_of(batch)) for batch in rows]
@@ -123,12 +123,12 @@ class Given(IterableDataset[dict[str, torch.Tensor]]):
 
 @pytest.mark.parametrize("divergence", ["binary_ce", "k3"])
 def test_accumulation_changes_nothing_but_rounding(config: AlmConfig, tmp_path: Path, divergence: str) -> None:
-    """The same examples in one batch, and in three of other numbers of chunks: the mean is over all chunks."""
+    """One batch and three batches with different numbers of chunks give the same: the mean is over all chunks."""
     objective = ObjectiveConfig.model_validate({"terms": {"alm": 1, "sft": 0.5}, "divergence": divergence})
     config = config.model_copy(update={"objective": objective})
     steps = [[[[example(n, seed)], [example(4 * n, seed)], [example(12, seed)]] for n in (5, 15)] for seed in (1, 2)]
-    whole = Given([rows for step in steps for rows in step])
-    parts = Given([[row] for step in steps for rows in step for row in rows])
+    whole = FixedStream([rows for step in steps for rows in step])
+    parts = FixedStream([[row] for step in steps for rows in step for row in rows])
     assert len({len(batch["last_token_C"]) for batch in parts.batches}) > 2
     one, model = log_of(config, whole, tmp_path / "whole", steps=4, max_grad_norm=0.0)
     other, same = log_of(config, parts, tmp_path / "parts", steps=4, max_grad_norm=0.0, accumulation=3)
@@ -138,7 +138,7 @@ def test_accumulation_changes_nothing_but_rounding(config: AlmConfig, tmp_path: 
         torch.testing.assert_close(again, value, rtol=0, atol=2e-5)
 
 
-def test_gradmag_weights_sum_to_one_and_are_told(config: AlmConfig, tmp_path: Path) -> None:
+def test_gradmag_weights_sum_to_one_and_are_logged(config: AlmConfig, tmp_path: Path) -> None:
     objective = ObjectiveConfig(terms={"alm": 1.0, "sft": 1.0}, balance="gradmag")
     config = config.model_copy(update={"objective": objective})
     pipeline = Pipeline(config, str(tmp_path))
@@ -161,7 +161,7 @@ def test_chunkings_that_look_at_tokens_have_longer_chunks_than_the_finest(config
     assert tokens["pair_bias"] > tokens["unconstrained"]
 
 
-def test_only_the_assistants_turns_are_learned(config: AlmConfig, tmp_path: Path) -> None:
+def test_only_assistant_turns_are_learned(config: AlmConfig, tmp_path: Path) -> None:
     source = FilesSource(urls=(write_chats(tmp_path / "chats.jsonl", answer="It is {}."),))
     corpus = config.corpus.model_copy(update={"source": source, "messages": "messages"})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path / "data"))
@@ -182,14 +182,14 @@ def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, m
     Pipeline(config, str(tmp_path)).cache()
     trained_at: list[float] = []
 
-    def counted(*arguments: Any) -> Any:
+    def counted(run: TrainingRun) -> Any:
         trained_at.append(time.monotonic())
-        return train_student(*arguments)
+        return train_student(run)
 
     monkeypatch.setattr(stage, "train_student", counted)
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).train(), range(2)))
-    assert both[0] == both[1]
+        manifests = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).train(), range(2)))
+    assert manifests[0] == manifests[1]
     assert len(trained_at) == 1
 
 
@@ -236,7 +236,7 @@ def test_a_finished_student_is_not_trained_again(config: AlmConfig, tmp_path: Pa
 
 
 def test_caches_serve_other_objectives(config: AlmConfig, tmp_path: Path) -> None:
-    """A new γ, temperature or number of steps runs no stage before the distillation again."""
+    """A new γ, temperature or number of steps repeats no stage before training."""
     first, objective = Pipeline(config, str(tmp_path)), ObjectiveConfig(gamma=0.5, temperature=1.0)
     other = Pipeline(config.model_copy(update={"objective": objective}), str(tmp_path))
     assert {name: dataset.url for name, dataset in first.caches.items()} == {
@@ -249,7 +249,7 @@ def test_caches_serve_other_objectives(config: AlmConfig, tmp_path: Path) -> Non
 def test_a_checkpoint_comes_back_from_an_object_store(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is killed on one machine goes on from its last checkpoint on another."""
+    """A run that is killed on one machine resumes from its last checkpoint on another."""
     root = f"memory://{tmp_path.name}"
     restored: list[dict[str, object]] = []
     original = BatchStream.load_state_dict
@@ -262,7 +262,7 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     monkeypatch.setenv("ALM_CACHE", str(tmp_path / "machine"))
     pipeline = Pipeline(config, root)
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", kill_at(5))
+        patch.setattr(training.TrainingProgress, "on_step_end", kill_at(5))
         with pytest.raises(Killed):
             pipeline.run()
     shutil.rmtree(tmp_path / "machine")
@@ -274,7 +274,7 @@ def test_a_checkpoint_comes_back_from_an_object_store(
     assert manifest.files["model.safetensors"] == unbroken.files["model.safetensors"]
 
 
-def test_no_steps_is_the_swap_alone(config: AlmConfig, tmp_path: Path) -> None:
+def test_no_steps_only_swaps_the_tokenizer(config: AlmConfig, tmp_path: Path) -> None:
     train = TrainConfig(steps=0)
     results = Pipeline(config.model_copy(update={"train": train}), str(tmp_path)).run().results
     bits = results["held_out_bits_per_byte"]
@@ -285,20 +285,13 @@ def test_train_student_reports_every_step(config: AlmConfig, tmp_path: Path) -> 
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.cache()
     model = tiny.tiny_llama(400)
-    log = train_student(
-        model,
-        partial(BatchStream, pipeline.caches, config.objective, config.train),
-        SMALL,
-        config.objective,
-        config.train,
-        tmp_path / "checkpoints",
-        lambda: None,
-    )
+    stream = BatchStream(pipeline.caches, config.objective, config.train)
+    log = train_student(TrainingRun(model, stream, SMALL, config.objective, config.train, tmp_path / "checkpoints"))
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "kl", "alm", "sft", "chunks", "tokens", "learning_rate"} <= set(log[0])
 
 
-def test_checkpoints_that_a_kill_left_beside_the_manifest_go(config: AlmConfig, tmp_path: Path) -> None:
+def test_checkpoints_left_beside_the_manifest_are_removed(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     manifest = pipeline.run()
     left = Path(pipeline.student.url) / "checkpoints" / "checkpoint-6" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""LoRA: adapters and the embeddings are trained, and come out as a plain model of the same logits."""
+"""LoRA trains adapters and embeddings, and merging gives a plain model with the same logits."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.training.architectures import ARCHITECTURES, tiny_architecture
 from tests.alm_pipeline.training.data.test_batch_stream import example
-from tests.alm_pipeline.training.loop.test_train import Given, contents, log_of, trained
+from tests.alm_pipeline.training.loop.test_train import FixedStream, contents, log_of, trained
 
 LORA = LoraConfig(rank=4, alpha=8)
 IDS = torch.arange(1, 25)[None]
@@ -31,7 +31,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def moved(model: PreTrainedModel) -> None:
-    """Every trained weight, by much."""
+    """Change every trained weight by a large amount."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in model.parameters():
@@ -40,11 +40,11 @@ def moved(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_merged_model_is_the_adapted_one_in_a_plain_folder(name: str, tmp_path: Path) -> None:
+def test_the_merged_model_is_saved_as_a_plain_one_with_the_same_logits(name: str, tmp_path: Path) -> None:
     model = tiny_architecture(name, 100)
     names, before, tied = set(model.state_dict()), logits(model), is_tied(model)
     adapters = attach_adapters(model, LORA, seed=0)
-    torch.testing.assert_close(logits(model), before)  # an adapter begins as nothing
+    torch.testing.assert_close(logits(model), before)  # new adapters add nothing
     moved(model)
     check_output_head(model)
     assert isinstance(output_head(model), Head)
@@ -64,7 +64,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_adapters_and_embeddings_are_trained_and_nothing_else(name: str) -> None:
+def test_only_adapters_and_embeddings_are_trained(name: str) -> None:
     model = tiny_architecture(name, 100)
     attach_adapters(model, LORA, seed=0)
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -82,8 +82,8 @@ def test_adapters_and_embeddings_are_trained_and_nothing_else(name: str) -> None
     assert all(value.grad is not None for name, value in learned.items() if name in adapters)
 
 
-def test_a_run_leaves_what_it_does_not_train(config: AlmConfig, tmp_path: Path) -> None:
-    """And the adapters do learn: the merged weights of the layers are others."""
+def test_a_run_leaves_untrained_weights_unchanged(config: AlmConfig, tmp_path: Path) -> None:
+    """The merged weights of the adapted layers change."""
     before = AutoModelForCausalLM.from_pretrained(config.student.model).state_dict()
     settings: dict[str, Any] = {"steps": 3, "warmup_steps": 0, "learning_rate": 1e-2}
     lora = LoraConfig(rank=4, targets=("*.self_attn.*",))
@@ -94,11 +94,11 @@ def test_a_run_leaves_what_it_does_not_train(config: AlmConfig, tmp_path: Path) 
         assert torch.equal(value, before[name]) != learned, name
 
 
-def steps(count: int) -> Given:
-    return Given([[[example(30, seed)]] for seed in range(count)])
+def steps(count: int) -> FixedStream:
+    return FixedStream([[[example(30, seed)]] for seed in range(count)])
 
 
-def test_rates_and_freezing_are_of_adapters_by_name(config: AlmConfig, tmp_path: Path) -> None:
+def test_rates_and_freezing_apply_to_adapters_by_name(config: AlmConfig, tmp_path: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(config.student.model).state_dict()
     settings: dict[str, Any] = {"steps": 1, "warmup_steps": 0, "learning_rate": 1e-2, "lora": LORA}
     rates = {"*.lora_*": 1e-9}
@@ -126,13 +126,13 @@ def test_an_interrupted_run_with_adapters_ends_with_the_same_bytes(
     assert not list(unbroken.glob("adapter*"))
 
 
-def test_dropout_is_of_adapters_while_training(config: AlmConfig, tmp_path: Path) -> None:
+def test_dropout_applies_to_adapters_during_training(config: AlmConfig, tmp_path: Path) -> None:
     losses = {}
     for dropout in (0.0, 0.5):
         lora = LoraConfig(rank=4, dropout=dropout)
         log, _ = log_of(config, steps(3), tmp_path / str(dropout), steps=3, lora=lora, learning_rate=1e-2)
         losses[dropout] = log["loss"].to_list()
-    assert losses[0.0][0] == losses[0.5][0]  # adapters begin as nothing
+    assert losses[0.0][0] == losses[0.5][0]  # new adapters add nothing
     assert losses[0.0][2] != losses[0.5][2]
 
 
@@ -156,7 +156,7 @@ def metrics(pipeline: Pipeline) -> Any:
     return pl.read_parquet(pipeline.student.path / "metrics.parquet")
 
 
-def test_gradmag_looks_at_the_last_layers_adapters() -> None:
+def test_gradmag_uses_the_last_layers_adapters() -> None:
     model = tiny_architecture("llama, tied", 100)
     attach_adapters(model, LORA, seed=0)
     learned = last_layer(model.base_model)
@@ -169,7 +169,7 @@ def test_gradmag_looks_at_the_last_layers_adapters() -> None:
         gradmag({"alm": torch.ones(())}, {"alm": 1.0}, last_layer(model.base_model))
 
 
-def test_the_same_seed_begins_the_same_adapters_whatever_was_drawn_before() -> None:
+def test_the_seed_alone_decides_the_initial_adapters() -> None:
     def adapters(seed: int, draw: Callable[[], object]) -> list[torch.Tensor]:
         model = tiny_architecture("llama, tied", 100)
         draw()
@@ -183,9 +183,11 @@ def test_the_same_seed_begins_the_same_adapters_whatever_was_drawn_before() -> N
     assert not any(map(torch.equal, first, other))
 
 
-def test_what_can_not_be_adapted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_cannot_be_adapted_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_architecture("llama, untied", 100)
-    with pytest.raises(UserError, match=r"train\.lora\.targets: lm_head matches no linear layer; there are model\."):
+    with pytest.raises(
+        UserError, match=r"train\.lora\.targets: lm_head matches no linear layer; the names are model\."
+    ):
         attach_adapters(model, LoraConfig(targets=("lm_head",)), seed=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"train\.lora: needs peft: pip install 'alm-pipeline\[lora\]'"):

@@ -1,4 +1,4 @@
-"""However a student's forward pass is computed, its losses and gradients are the same, and nothing of it stays."""
+"""Every way to compute a student's forward pass gives the same losses and gradients, and leaves no trace."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.models.output_head import hidden_states
-from alm_pipeline.training.model.execution import calls_go_to, computing_as
+from alm_pipeline.training.model.execution import configured_execution, replaced_forward
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.training.data.test_batch_stream import example
@@ -22,7 +22,7 @@ ROWS = [[example(length, 77) for length in lengths] for lengths in ((20, 9), (33
 def loss_and_gradients(model: PreTrainedModel, config: TrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     model.train()
-    with computing_as(model, config):
+    with configured_execution(model, config):
         loss = losses_of(model, ROWS, ObjectiveConfig(temperature=3.0))["alm"]
         loss.backward()
     gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
@@ -34,7 +34,7 @@ def loss_and_gradients(model: PreTrainedModel, config: TrainConfig) -> tuple[Ten
     "setting", [{"activation_checkpointing": True}, {"compile": True}, {"attention": "eager"}, {}], ids=str
 )
 def test_losses_and_gradients_are_the_same(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    # traced as for the real compiler, which takes a minute
+    # traced as by the default compiler, which takes a minute
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     model = tiny.tiny_gemma(1000)
     expected, expected_gradients = loss_and_gradients(model, TrainConfig())
@@ -46,7 +46,7 @@ def test_losses_and_gradients_are_the_same(setting: dict[str, Any], monkeypatch:
         torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-6)
 
 
-def test_activations_are_computed_again_where_asked_for() -> None:
+def test_activation_checkpointing_recomputes_activations() -> None:
     model, calls = tiny.tiny_llama(1000), [0]
 
     def counted(*_: Any) -> None:
@@ -61,58 +61,58 @@ def test_activations_are_computed_again_where_asked_for() -> None:
     assert calls[0] == 4
 
 
-def test_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_the_context_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
     model = tiny.tiny_llama(1000)
     before = model.config._attn_implementation
-    with computing_as(model, TrainConfig(compile=True, attention="eager", activation_checkpointing=True)):
+    with configured_execution(model, TrainConfig(compile=True, attention="eager", activation_checkpointing=True)):
         assert model.config._attn_implementation == "eager"
         assert "forward" in vars(model.model.layers[1])
     assert model.config._attn_implementation == before != "eager"
     assert "forward" not in vars(model.model.layers[1])
 
 
-def test_calls_go_elsewhere_between_hooks_and_come_back() -> None:
+def test_a_replaced_forward_runs_between_hooks_and_is_restored() -> None:
     layer, seen = torch.nn.Linear(2, 2), []
     layer.register_forward_pre_hook(lambda *_: seen.append("before"))
     layer.register_forward_hook(lambda *_: seen.append("after"))
-    with calls_go_to(layer, lambda text: seen.append(text)):
+    with replaced_forward(layer, lambda text: seen.append(text)):
         layer("inside")
     assert seen == ["before", "inside", "after"]
     assert layer(torch.zeros(2)).shape == (2,)
     layer.forward = lambda _: "patched"
-    with calls_go_to(layer, lambda _: "inside"):
+    with replaced_forward(layer, lambda _: "inside"):
         assert layer(None) == "inside"
     assert layer(None) == "patched"
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "nothing_like_this"])
-def test_an_attention_that_is_not_there_is_a_users_error(name: str) -> None:
+def test_an_unavailable_attention_raises_user_error(name: str) -> None:
     with (
-        pytest.raises(UserError, match=rf"train.attention: {name}: not for llama here"),
-        computing_as(tiny.tiny_llama(100), TrainConfig(attention=name)),
+        pytest.raises(UserError, match=rf"train.attention: {name} is not available for llama here"),
+        configured_execution(tiny.tiny_llama(100), TrainConfig(attention=name)),
     ):
         pass
 
 
-def _packed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
-    """What flash attention makes of one row's positions, slowly; of several rows it would take each for one example."""
+def _packed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    """A slow oracle of flash attention for one row. It would treat each of several rows as one example."""
     assert len(query) == 1
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    starts = (given["position_ids"][0] == 0).cumsum(0)
+    starts = (options["position_ids"][0] == 0).cumsum(0)
     seen = (starts[:, None] == starts[None]).tril()
-    scores = (query @ key.transpose(-1, -2) * given["scaling"]).masked_fill(~seen, -torch.inf)
+    scores = (query @ key.transpose(-1, -2) * options["scaling"]).masked_fill(~seen, -torch.inf)
     return (scores.softmax(-1) @ value).transpose(1, 2), None
 
 
-def test_flash_attention_sees_all_rows_as_one() -> None:
+def test_flash_attention_reads_all_rows_as_one() -> None:
     AttentionInterface.register("flash_oracle", _packed_attention)
     model = tiny.tiny_llama(1000).eval()
     ids_BS = torch.arange(24).view(2, 12)
     positions_BS = torch.tensor([[*range(5), *range(7)], [*range(8), *range(4)]])
     expected_BSH = hidden_states(model, ids_BS, positions_BS)
-    # set_attn_implementation takes only those that it finds in a package or on the hub
+    # set_attn_implementation accepts only implementations from a package or the hub
     model.config._attn_implementation = "flash_oracle"
     found_BSH = hidden_states(model, ids_BS, positions_BS)
     torch.testing.assert_close(found_BSH, expected_BSH)

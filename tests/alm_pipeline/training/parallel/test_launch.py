@@ -1,4 +1,4 @@
-"""The pipeline starts the processes that train, hears of their end, and ends them with itself."""
+"""The pipeline starts the training processes, reports how they ended, and ends them when it ends itself."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ import pytest
 from alm_pipeline.config import AlmConfig, TrainConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.parallel import launch
-from alm_pipeline.training.parallel.launch import _child, _error
+from alm_pipeline.training.parallel.launch import _child_process, _error
 from storage.errors import UserError
 
 
@@ -27,7 +27,7 @@ def pipeline_of(config: AlmConfig, root: Path, **changes: object) -> Pipeline:
 
 
 def kill_second_process(checkpoint: Path) -> None:
-    """As soon as the checkpoint is there."""
+    """Kill rank 1 as soon as the checkpoint exists."""
     while not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.02)
     for child in psutil.Process().children(recursive=True):
@@ -35,7 +35,7 @@ def kill_second_process(checkpoint: Path) -> None:
             child.send_signal(signal.SIGKILL)
 
 
-def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_others_and_the_next_run_resumes(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = pipeline_of(config, tmp_path, steps=120, checkpoint_steps=10)
     checkpoint = pipeline.student.path / "checkpoints" / "checkpoint-10"
     before = psutil.Process().children(recursive=True)  # other tests' servers
@@ -45,16 +45,16 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(config: AlmCo
         pipeline.train()
     killer.join()
     assert set(psutil.Process().children(recursive=True)) <= set(before)
-    (left,) = (pipeline.student.path / "checkpoints").glob("checkpoint-*")
+    (checkpoint_left,) = (pipeline.student.path / "checkpoints").glob("checkpoint-*")
     assert pipeline.student.manifest() is None
     manifest = pipeline.train()
     assert manifest == pipeline.student.manifest()
     assert "student_after" in manifest.results["held_out_bits_per_byte"]
-    assert not left.exists()
+    assert not checkpoint_left.exists()
     assert pl.read_parquet(pipeline.student.path / "metrics.parquet")["step"].to_list() == [*range(1, 121)]
 
 
-def test_a_users_error_in_a_process_is_the_pipelines(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_user_error_in_a_process_is_raised_by_the_pipeline(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = pipeline_of(config, tmp_path, freeze=("nothing.like.this",))
     with pytest.raises(UserError, match=r"^train.freeze: nothing.like.this matches no parameter"):
         pipeline.train()
@@ -70,7 +70,7 @@ time.sleep(600)
 """
 
 
-def test_an_interrupted_parent_ends_children_that_would_rather_stay(
+def test_an_interrupted_parent_ends_children_that_ignore_sigterm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_GRACE_S", 0.2)
@@ -84,27 +84,29 @@ def test_an_interrupted_parent_ends_children_that_would_rather_stay(
 
 
 def interrupted(command: tuple[str, ...], family: list[psutil.Process]) -> None:
-    """Once all of its processes, which are the family, are ready."""
-    with _child(command, {}) as child:
+    """Raise KeyboardInterrupt once the child and its own child, collected in `family`, are ready."""
+    with _child_process(command, {}) as child:
         assert child.stdout
         assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
-        own = psutil.Process(child.pid)
-        family += [own, *own.children(recursive=True)]
+        process = psutil.Process(child.pid)
+        family += [process, *process.children(recursive=True)]
         raise KeyboardInterrupt
 
 
-def test_a_process_ends_with_the_one_that_started_it() -> None:
-    script = "import sys; from alm_pipeline.training_process import _end_with; _end_with(int(sys.argv[1]))"
+def test_a_process_ends_when_its_parent_ends() -> None:
+    script = (
+        "from alm_pipeline import training_process; import sys; training_process._end_with_parent(int(sys.argv[1]))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child = subprocess.Popen([sys.executable, "-c", script, str(parent.pid)])
     assert child.poll() is None
     parent.kill()
-    # not waited for: a killed parent may stay as a zombie for long
+    # the parent is not waited for: a killed one may remain a zombie for long
     assert child.wait() == -signal.SIGTERM
     parent.communicate()
 
 
-TOLD = """
+REPORT = """
 [0]:
   rank      : 0 (local_rank: 0)
   exitcode  : 1 (pid: 11)
@@ -118,17 +120,17 @@ Root Cause (first observed failure):
 """
 
 
-def written(folder: Path, rank: int, **content: object) -> None:
+def write_error(folder: Path, rank: int, **content: object) -> None:
     (folder / f"error-{rank}.json").write_text(json.dumps(content))
 
 
-def test_the_error_that_came_first_is_told(tmp_path: Path) -> None:
+def test_the_earliest_error_is_reported(tmp_path: Path) -> None:
     assert str(_error(tmp_path, 3, ["what", "happened"])).endswith("(exit code 3):\nwhat\nhappened")
-    written(tmp_path, 0, time=2.0, is_users=False, text="process 0 can't reach process 1")
-    written(tmp_path, 1, time=1.0, is_users=False, text="process 1 is out of memory")
+    write_error(tmp_path, 0, time=2.0, is_user_error=False, text="process 0 can't reach process 1")
+    write_error(tmp_path, 1, time=1.0, is_user_error=False, text="process 1 is out of memory")
     assert str(_error(tmp_path, 1, [])) == "process 1 is out of memory"
-    assert "training process 1 was killed (SIGKILL)" in str(_error(tmp_path, 1, TOLD.splitlines()))
-    written(tmp_path, 2, time=0.0, is_users=True, text="train.freeze: matches nothing")
-    error = _error(tmp_path, 1, TOLD.splitlines())
+    assert "training process 1 was killed (SIGKILL)" in str(_error(tmp_path, 1, REPORT.splitlines()))
+    write_error(tmp_path, 2, time=0.0, is_user_error=True, text="train.freeze: matches nothing")
+    error = _error(tmp_path, 1, REPORT.splitlines())
     assert isinstance(error, UserError)
     assert str(error) == "train.freeze: matches nothing"

@@ -1,4 +1,4 @@
-"""Two processes train what one trains: the same losses and weights, sharded or not, also from a checkpoint on."""
+"""Two processes give the losses and weights of one process, sharded or not, and also after resuming."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from alm_pipeline.config import AlmConfig, TrainConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.parallel import processes
-from alm_pipeline.training.parallel.processes import Process, processes_here
+from alm_pipeline.training.parallel.processes import Process, local_process_count
 from storage.errors import UserError
 from tests import tiny
 from tests.alm_pipeline.training import together
@@ -41,7 +41,7 @@ def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(config: AlmConfig, untied_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case by one process, by two, by two sharded, and some again from a checkpoint of two on."""
+    """Every case trained by one process, by two, and by two sharded; some also resumed from a checkpoint of two."""
     folder = tmp_path_factory.mktemp("together")
     root = str(folder / "data")
     content = config.model_dump(mode="json")
@@ -81,7 +81,7 @@ def log_of(folder: Path) -> pl.DataFrame:
 
 
 def start_of(folder: Path, case: str) -> str:
-    """The model that the case's training begins with."""
+    """Return the model that the training of the case starts from."""
     orders = json.loads((folder / "orders.json").read_text())
     return str(next(content["student"]["model"] for content, _, made, _ in orders if f"/{case}/" in made))
 
@@ -92,14 +92,14 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_what_one_trains(folder: Path, case: str, sharding: str) -> None:
+def test_two_processes_give_the_result_of_one(folder: Path, case: str, sharding: str) -> None:
     alone, both = folder / case / "alone", folder / case / sharding
     tolerance = 2e-2 if case == "bfloat16" else 1e-4
     np.testing.assert_allclose(log_of(both).select(COLUMNS), log_of(alone).select(COLUMNS), rtol=tolerance)
     expected, found = weights_of(alone), weights_of(both)
     assert expected.keys() == found.keys()
     if case == "bfloat16":
-        # Adam takes the sign of a gradient that is nothing but rounding for a whole step: as a share of what moved
+        # Adam makes a full step of a gradient that is only rounding noise: compare with the distance moved
         initial = load_file(Path(start_of(folder, case)) / "model.safetensors")
         assert distance(found, expected) < 0.1 * distance(expected, initial)
         return
@@ -109,7 +109,7 @@ def test_two_processes_train_what_one_trains(folder: Path, case: str, sharding: 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 @pytest.mark.parametrize("case", ["tied", "live"])
-def test_a_training_of_two_is_resumed_to_the_bit(folder: Path, case: str, sharding: str) -> None:
+def test_a_training_by_two_processes_resumes_to_the_same_bits(folder: Path, case: str, sharding: str) -> None:
     unbroken, resumed = folder / case / sharding, folder / case / f"{sharding} resumed"
     assert {"rng_state_0.pth", "rng_state_1.pth", "stream.json", "model.safetensors", "optimizer.pt"} <= {
         file.name for file in (unbroken / together.MIDDLE).iterdir()
@@ -120,7 +120,7 @@ def test_a_training_of_two_is_resumed_to_the_bit(folder: Path, case: str, shardi
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_one_process_goes_on_from_the_checkpoint_of_two(
+def test_one_process_resumes_the_checkpoint_of_two(
     folder: Path, tmp_path: Path, config: AlmConfig, sharding: str
 ) -> None:
     orders = json.loads((folder / "orders.json").read_text())
@@ -147,16 +147,16 @@ def test_bfloat16_differs_from_float32_by_rounding(folder: Path, config: AlmConf
 
 def test_processes_share_a_step_equally(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert processes_here(TrainConfig(accumulation=16)) == 8
+    assert local_process_count(TrainConfig(accumulation=16)) == 8
     assert not caplog.text
-    assert processes_here(TrainConfig(accumulation=6)) == 6
-    assert "go to 6 of 8 GPUs: a multiple of 8 uses all" in caplog.text
-    assert processes_here(TrainConfig(accumulation=6, processes=3)) == 3
-    with pytest.raises(UserError, match=r"train.accumulation: 6 .* take a multiple of 4"):
-        processes_here(TrainConfig(accumulation=6, processes=4))
+    assert local_process_count(TrainConfig(accumulation=6)) == 6
+    assert "use 6 of 8 GPUs: a multiple of 8 uses all" in caplog.text
+    assert local_process_count(TrainConfig(accumulation=6, processes=3)) == 3
+    with pytest.raises(UserError, match=r"train.accumulation: 6 .* use a multiple of 4"):
+        local_process_count(TrainConfig(accumulation=6, processes=4))
 
 
-def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_reads_its_rank_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.this_process() == Process(0, 1, 0, 1)
     for name, value in {"RANK": 2, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
@@ -166,7 +166,7 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not processes.this_process().leads_another_machine
 
 
-def test_how_it_is_computed_is_no_part_of_the_student() -> None:
+def test_settings_of_the_computation_do_not_change_the_students_identity() -> None:
     computing = TrainConfig(
         processes=2, sharding="fsdp", activation_checkpointing=True, compile=True, attention="eager"
     )

@@ -1,4 +1,4 @@
-"""Curves: smoothing held to a plain mean, pictures that are the same twice, and what is read of a student's folder."""
+"""Curves: smoothing compared with a plain mean, reproducible pictures, and reading a student's folder."""
 
 import io
 from dataclasses import replace
@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from alm_pipeline.training.student.curves import Run, columns, draw_curves, read_run, smooth
+from alm_pipeline.training.student.curves import TrainingCurves, draw_curves, numeric_columns, read_curves, smooth
 from storage.errors import UserError
 
 BITS = {"teacher": 0.7, "student_before": 1.0, "student_after": 0.9}
 
 
-def run(steps: int, name: str = "student", seed: int = 0) -> Run:
+def run(steps: int, name: str = "student", seed: int = 0) -> TrainingCurves:
     noise = np.random.default_rng(seed).uniform(0.5, 1.5, steps)
     step = np.arange(1.0, steps + 1)
     names = ("loss", "kl", "learning_rate", "grad_norm")
     metrics = {"step": step, **{column: noise * 10 ** (-3 * step / max(1, steps)) for column in names}}
-    return Run(name, metrics, {"step": step[::10], "bits_per_byte": 1 / noise[::10]}, {}, BITS)
+    return TrainingCurves(name, metrics, {"step": step[::10], "bits_per_byte": 1 / noise[::10]}, {}, BITS)
 
 
 @settings(deadline=None)
@@ -35,7 +35,7 @@ def test_smoothing_is_the_mean_around_each_step(values: list[float]) -> None:
     np.testing.assert_allclose(smooth(given_values), given_values if len(values) < 20 else means, atol=1e-9)
 
 
-def test_a_run_is_drawn_the_same_twice_and_another_differs() -> None:
+def test_pictures_of_equal_runs_are_equal_and_of_others_differ() -> None:
     picture = draw_curves([run(50)])
     assert Image.open(io.BytesIO(picture)).format == "PNG"
     assert draw_curves([run(50)]) == picture
@@ -46,30 +46,32 @@ def test_a_run_is_drawn_the_same_twice_and_another_differs() -> None:
 def test_runs_of_any_length_are_drawn_alone_and_together(steps: int) -> None:
     alone = Image.open(io.BytesIO(draw_curves([run(steps)])))
     together = Image.open(io.BytesIO(draw_curves([run(steps), run(30, "another")])))
-    assert together.height > alone.height  # the names stand below
+    assert together.height > alone.height  # the names are below the panels
 
 
-def test_what_a_run_has_besides_its_steps_is_drawn() -> None:
-    bare = Run("student", run(30).metrics)
+def test_speed_and_results_are_drawn() -> None:
+    bare = TrainingCurves("student", run(30).metrics)
     speed = {"step": bare.metrics["step"], "tokens_per_second": np.full(30, 1e5)}
-    pictures = {draw_curves([each]) for each in (bare, replace(bare, bits_per_byte=BITS), replace(bare, speed=speed))}
+    pictures = {
+        draw_curves([curves]) for curves in (bare, replace(bare, bits_per_byte=BITS), replace(bare, speed=speed))
+    }
     assert len(pictures) == 3
 
 
-def test_what_a_folder_holds_is_read(tmp_path: Path) -> None:
+def test_a_folders_files_are_read(tmp_path: Path) -> None:
     pl.DataFrame({"step": [1, 2], "loss": [0.5, None]}).write_parquet(tmp_path / "metrics.parquet")
     pl.DataFrame({"step": [2], "bits_per_byte": [0.8]}).write_parquet(tmp_path / "evaluations.parquet")
-    found = read_run(str(tmp_path), BITS)
+    found = read_curves(str(tmp_path), BITS)
     np.testing.assert_array_equal(found.metrics["loss"], [0.5, np.nan])
     assert found.evaluations["bits_per_byte"].tolist() == [0.8]
     assert found.last_step == 2
     assert found.bits_per_byte == BITS
-    assert columns(None) == found.speed == {}
+    assert numeric_columns(None) == found.speed == {}
 
 
-def test_a_folder_without_metrics_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no metrics\.parquet: name the folder of a student"):
-        read_run(str(tmp_path))
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no metrics\.parquet: name the folder of a trained student"):
+        read_curves(str(tmp_path))
     (tmp_path / "metrics.parquet").write_text("nonsense")
-    with pytest.raises(UserError, match=r"metrics\.parquet: is no Parquet file"):
-        read_run(str(tmp_path))
+    with pytest.raises(UserError, match=r"metrics\.parquet is not a valid Parquet file"):
+        read_curves(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The model card: it parses, its snippet runs, and no path of this machine or credential is in it."""
+"""The model card parses, its snippet runs, and it contains no path of this machine and no credential."""
 
 import re
 import subprocess
@@ -11,13 +11,13 @@ from huggingface_hub import ModelCard
 
 from alm_pipeline.config import AlmConfig, FilesSource, HubSource, StudentConfig
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.training.student.model_card import Distilled, _metadata, _plain, card_for, write_card
+from alm_pipeline.training.student.model_card import DistilledStudent, _metadata, _plain, card_for, write_card
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def finished(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A Llama that is put Gemma's tokenizer on, from a source with a card."""
+    """A Llama that gets Gemma's tokenizer, from a source with a card."""
     folder = tmp_path_factory.mktemp("source") / "tiny-llama"
     tokenizer = tiny.byte_level_tokenizer()
     tiny.save(folder, tiny.tiny_llama(len(tokenizer)), tokenizer)
@@ -28,25 +28,25 @@ def finished(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pip
     return pipeline
 
 
-def test_the_card_parses_and_tells_of_the_run(finished: Pipeline) -> None:
+def test_the_card_parses_and_describes_the_run(finished: Pipeline) -> None:
     card = ModelCard.load(finished.student.path / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "transformers"
     assert "tokenizer-transfer" in card.data.tags
-    assert card.data.base_model is None  # a folder's name is no model of the hub
+    assert card.data.base_model is None  # a local folder is not a model of the hub
     manifest = finished.student.manifest()
     assert manifest is not None
     bits = manifest.results["held_out_bits_per_byte"]
-    for told in (*(f"{value:.4f}" for value in bits.values()), *(each.name for each in finished.caches.values())):
-        assert told in card.text
+    for text in (*(f"{value:.4f}" for value in bits.values()), *(cache.name for cache in finished.caches.values())):
+        assert text in card.text
     tokens = finished.tokens("student").complete_manifest().counts["tokens"]
     assert f"| student tokens | {tokens:,} |" in card.text
-    assert "![Curves of the training](curves.png)" in card.text
+    assert "![Training curves](curves.png)" in card.text
     assert (finished.student.path / "curves.png").is_file()
     assert "transformers 5" in card.text
 
 
-def test_no_path_of_this_machine_is_in_it(finished: Pipeline) -> None:
+def test_the_card_contains_no_path_of_this_machine(finished: Pipeline) -> None:
     text = (finished.student.path / "README.md").read_text()
     config = finished.config
     corpus = config.corpus.source.model_dump()["urls"][0]
@@ -57,8 +57,8 @@ def test_no_path_of_this_machine_is_in_it(finished: Pipeline) -> None:
 
 
 def test_urls_lose_their_secrets_and_paths_their_folders() -> None:
-    told = _plain({"urls": ["/home/me/x/*.jsonl", "s3://me:word@bucket/a.txt", "file:///home/me/b.txt", "*/tests/*"]})
-    assert told == {"urls": ["*.jsonl", "s3://***@bucket/a.txt", "b.txt", "*/tests/*"]}
+    plain = _plain({"urls": ["/home/me/x/*.jsonl", "s3://me:word@bucket/a.txt", "file:///home/me/b.txt", "*/tests/*"]})
+    assert plain == {"urls": ["*.jsonl", "s3://***@bucket/a.txt", "b.txt", "*/tests/*"]}
 
 
 def test_names_of_the_hub_are_linked(config: AlmConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_snippet_runs(finished: Pipeline) -> None:
     assert shown.returncode == 0, shown.stderr
 
 
-def test_what_is_told_of_a_secret_source_is_without_it(finished: Pipeline, tmp_path: Path) -> None:
+def test_a_sources_secrets_are_removed(finished: Pipeline, tmp_path: Path) -> None:
     source = FilesSource(urls=("https://me:word@host/texts.jsonl?sig=abc",))
     corpus = finished.config.corpus.model_copy(update={"source": source})
     manifest = finished.student.manifest()
@@ -93,8 +93,10 @@ def test_what_is_told_of_a_secret_source_is_without_it(finished: Pipeline, tmp_p
     for file in finished.student.path.iterdir():
         if file.is_file():
             (student.path / file.name).write_bytes(file.read_bytes())
-    told = Distilled(finished.config.model_copy(update={"corpus": corpus}), finished.caches, student, manifest.results)
-    write_card(told)
+    distilled = DistilledStudent(
+        finished.config.model_copy(update={"corpus": corpus}), finished.caches, student, manifest.results
+    )
+    write_card(distilled)
     text = (student.path / "README.md").read_text()
     assert "https://***@host/texts.jsonl?sig=***" in text
     assert "word" not in text.split("## Data")[1].split("## Settings")[0]

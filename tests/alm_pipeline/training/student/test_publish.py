@@ -1,4 +1,4 @@
-"""Publishing, with the real client against a stand-in of the hub: what goes there, and what a refusal leaves."""
+"""Publishing with the real client to a fake Hub: which files are sent, and what happens after a refusal."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def client(server: Hub, token: str = TOKEN) -> HfApi:
     return HfApi(endpoint=server.endpoint, token=token)
 
 
-def test_the_students_files_go_and_nothing_else(finished: Pipeline, server: Hub) -> None:
+def test_only_the_students_files_are_sent(finished: Pipeline, server: Hub) -> None:
     student = finished.student
     (student.path / "checkpoints" / "checkpoint-6").mkdir(parents=True)
     (student.path / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_bytes(b"large")
@@ -50,24 +50,25 @@ def test_the_students_files_go_and_nothing_else(finished: Pipeline, server: Hub)
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "set HF_TOKEN to a token that may write"), (403, "the token may not write there")]
+    ("status", "message"),
+    [(401, "set HF_TOKEN to a token with write access"), (403, "the token has no write access there")],
 )
-def test_a_refusal_is_told_and_leaves_the_student(finished: Pipeline, server: Hub, status: int, message: str) -> None:
+def test_a_refusal_keeps_the_student(finished: Pipeline, server: Hub, status: int, message: str) -> None:
     server.refuses = status
     with pytest.raises(UserError, match=message) as caught:
         push(finished.student, "me/student", api=client(server))
-    assert f"It is finished, in {finished.student.url}" in str(caught.value)
+    assert f"The student is finished, in {finished.student.url}" in str(caught.value)
     assert TOKEN not in str(caught.value)
     assert finished.student.manifest() is not None
 
 
-def test_a_hub_that_is_not_there_is_told(finished: Pipeline, server: Hub) -> None:
+def test_an_unreachable_hub_is_reported(finished: Pipeline, server: Hub) -> None:
     away = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
-    with pytest.raises(UserError, match="the hub did not take the student"):
+    with pytest.raises(UserError, match="the Hub refused the student"):
         push(finished.student, "me/student", api=away)
 
 
-def test_a_run_that_the_hub_refused_publishes_when_run_again_without_training(
+def test_a_run_after_a_refusal_publishes_without_training_again(
     finished: Pipeline, server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = finished.config.model_copy(update={"publish": PublishConfig(repo="me/student", private=False)})
@@ -88,5 +89,5 @@ def test_pushing_by_url_needs_a_finished_student(finished: Pipeline, server: Hub
     push(stored_student(finished.student.url), "me/student", api=client(server))
     assert "model.safetensors" in server.files
     for url in (str(tmp_path / "students" / "nothing-0"), finished.examples.url):
-        with pytest.raises(UserError, match="is no finished student's folder"):
+        with pytest.raises(UserError, match="is not the folder of a finished student"):
             stored_student(url)

@@ -1,4 +1,4 @@
-"""The student's folder: what plain transformers make of it."""
+"""Plain transformers loads the student's folder and generates with it."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests import tiny
 
 
 class Always(LogitsProcessor):
-    """Makes one token certain from a length on."""
+    """Makes one token certain from a given length."""
 
     def __init__(self, token: int, length: int) -> None:
         self.token, self.length = token, length
@@ -34,7 +34,7 @@ class Always(LogitsProcessor):
         return scores
 
 
-def test_the_student_loads_and_generates_until_its_tokenizers_end(
+def test_the_student_loads_and_generates_up_to_its_end_token(
     config: AlmConfig, gemma_folder: str, tmp_path: Path, sentencepiece: PreTrainedTokenizerFast
 ) -> None:
     student = config.student.model_copy(update={"tokenizer": gemma_folder})
@@ -45,7 +45,7 @@ def test_the_student_loads_and_generates_until_its_tokenizers_end(
     assert tokenizer.backend_tokenizer.to_str() == sentencepiece.backend_tokenizer.to_str()
     assert tokenizer.chat_template == sentencepiece.chat_template
     generation, roles = model.generation_config, tokenizer
-    # the source ends with what ends its turns, and so does the student
+    # like the source, the student ends with the token that ends a turn
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert generation.eos_token_id == model.config.eos_token_id == end
     assert generation.bos_token_id == model.config.bos_token_id == roles.bos_token_id
@@ -53,12 +53,12 @@ def test_the_student_loads_and_generates_until_its_tokenizers_end(
     inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
     length = inputs["input_ids"].shape[1] + 3
     ending = LogitsProcessorList([Always(end, length)])
-    made = model.generate(**inputs, max_new_tokens=20, do_sample=False, logits_processor=ending)
-    assert made.shape[1] == length + 1
-    assert made[0, -1] == end
+    output = model.generate(**inputs, max_new_tokens=20, do_sample=False, logits_processor=ending)
+    assert output.shape[1] == length + 1
+    assert output[0, -1] == end
 
 
-def test_a_source_without_ends_gets_its_tokenizers(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_source_without_end_tokens_gets_its_tokenizers(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = tiny.tiny_llama(len(byte_level))
     folder = tiny.save(tmp_path / "source", model, byte_level)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
@@ -66,11 +66,11 @@ def test_a_source_without_ends_gets_its_tokenizers(byte_level: PreTrainedTokeniz
     save_student(model, load_tokenizer(folder), [], tmp_path / "student")
     stored = json.loads((tmp_path / "student" / "generation_config.json").read_text())
     assert (stored["eos_token_id"], stored["pad_token_id"]) == (byte_level.eos_token_id, byte_level.pad_token_id)
-    assert (stored["temperature"], stored["do_sample"]) == (0.6, True)  # the source's go over
+    assert (stored["temperature"], stored["do_sample"]) == (0.6, True)  # the source's settings are kept
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_weights_are_stored_as_asked_for_and_as_evaluated(llama_folder: str, tmp_path: Path, dtype: str) -> None:
+def test_weights_are_stored_in_the_requested_type_as_evaluated(llama_folder: str, tmp_path: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     round_weights(model, dtype)
     evaluated = {name: value.clone() for name, value in model.state_dict().items()}
@@ -82,8 +82,10 @@ def test_weights_are_stored_as_asked_for_and_as_evaluated(llama_folder: str, tmp
         torch.testing.assert_close(value.float(), evaluated[name], rtol=0, atol=0)
 
 
-def test_weights_beyond_the_type_are_refused(llama_folder: str) -> None:
+def test_weights_beyond_the_range_are_refused(llama_folder: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     model.get_input_embeddings().weight.data[0, 0] = 1e6
-    with pytest.raises(UserError, match=r"train\.save_dtype: model\.embed_tokens\.weight has weights beyond float16"):
+    with pytest.raises(
+        UserError, match=r"train\.save_dtype: model\.embed_tokens\.weight has .* beyond the range of float16"
+    ):
         round_weights(model, "float16")
