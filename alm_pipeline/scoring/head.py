@@ -288,7 +288,7 @@ def _numbers(boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _
 
 
 def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
-    """[N] the entropy of the group, plus the expected entropy within the group."""
+    """[N] the entropy of the choice of group, plus the expected entropy within the group."""
     chances = boundary_N.exp(), -torch.expm1(boundary_N)
     parts = [
         chance_N * sums.entropy() - torch.xlogy(chance_N, chance_N)

@@ -207,7 +207,7 @@ def test_an_example_that_does_not_fit_alone_is_named(out_of_memory: Exception, m
     monkeypatch.setattr(scorer, "_hidden_states", Room(scorer, 40, out_of_memory))
     examples = random_examples(10, 41, 30)
     with pytest.raises(
-        UserError, match=r"example long: out of memory with only 41 of its tokens .* smaller score\.window"
+        UserError, match=r"example long: out of memory with only 41 of its tokens: .* smaller score\.window"
     ):
         scorer.score(examples, names=["short", "long", "middle"])
     windowed = make_scorer(tiny.tiny_llama(VOCABULARY), window=40)

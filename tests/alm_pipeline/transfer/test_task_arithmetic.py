@@ -144,7 +144,7 @@ def test_models_that_do_not_belong_together_are_refused(
     wider = tiny.tiny_llama(len(byte_level))
     wider.model.norm.weight = torch.nn.Parameter(torch.ones(33))
     message = wrong(models, tmp_path, fine_tune=save(tmp_path / "wider", wider, byte_level))
-    assert "model.norm.weight has the shape (33,)" in message
+    assert "model.norm.weight has shape (33,)" in message
     gpt2 = save(tmp_path / "gpt2", tiny.tiny_gpt2(len(byte_level)), byte_level)
     assert "not of one base" in wrong(models, tmp_path, fine_tune=gpt2)
     bare = tmp_path / "bare"

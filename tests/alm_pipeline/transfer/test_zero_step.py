@@ -76,7 +76,7 @@ def test_a_folder_with_files_is_left_alone_and_an_error_leaves_nothing(
     (tmp_path / "mine" / "notes").write_text("here")
     with pytest.raises(UserError, match="exists already"):
         transfer(llama_folder, gemma_folder, tmp_path / "mine")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         transfer(llama_folder, str(tmp_path / "nothing"), tmp_path / "moved")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
