@@ -79,9 +79,9 @@ class Evaluations:
     def begin(self, model: PreTrainedModel) -> None:
         """Evaluate the student before training. Raises UserError where it has no score to be chosen by."""
         scores = self.run(model, 0, "evaluate before")
-        if self.config.identity() and self.config.score not in scores:
+        if self.config.identity() and self.config.metric not in scores:
             raise UserError(
-                f"evaluation.score: {self.config.score}: no held-out example has a chunk to compare: "
+                f"evaluation.metric: {self.config.metric}: no held-out example has a chunk to compare: "
                 "raise corpus.held_out, or set it to bits_per_byte"
             )
         if self.evaluator:
@@ -118,12 +118,12 @@ class Evaluations:
             return False
         best, without = math.inf, 0
         for _, score in self._scores():
-            without = 0 if score < best - self.config.least_improvement else without + 1
+            without = 0 if score < best - self.config.min_improvement else without + 1
             best = min(best, score) if not math.isnan(score) else best
         return without >= self.config.patience
 
     def _scores(self) -> list[tuple[int, float]]:
-        return [(row["step"], row[self.config.score]) for row in self.rows if row["step"]]
+        return [(row["step"], row[self.config.metric]) for row in self.rows if row["step"]]
 
     def chosen_step(self, last: int) -> int:
         """The step whose weights become the student."""

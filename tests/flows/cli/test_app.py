@@ -51,7 +51,7 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nonsense"], "no such recipe; there are transfer, maths"),
+        (["show", "nonsense"], "not a recipe; available: transfer, maths"),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
         (["list", "nothing-here"], "holds no datasets"),
         (["describe", "nothing-here"], "`alm list ROOT` lists what is stored"),
