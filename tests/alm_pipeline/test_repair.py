@@ -13,7 +13,7 @@ from alm_pipeline.repair import Repair, repair
 from storage import dataset as dataset_module
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
-from storage.upkeep.catalog import Store
+from storage.upkeep.catalog import Catalog
 from storage.urls import file_sizes, join_url, overwrite, read_bytes, remove
 
 
@@ -29,7 +29,7 @@ def contents(root: str) -> dict[str, bytes | None]:
 
 
 def repair_all(root: str, checksums: bool = False, config: AlmConfig | None = None) -> list[Repair]:
-    store = Store.open(root)
+    store = Catalog.open(root)
     return list(repair(store, list(store.entries), checksums, config))
 
 
@@ -69,7 +69,7 @@ def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmCon
         "alignments",
         "teacher_scores",
     ]
-    assert [(item.refused, item.left) for item in done] == [("", ())] * 6
+    assert [(item.refused, item.remaining) for item in done] == [("", ())] * 6
     assert contents(root) == whole
     assert repair_all(root, checksums=True) == []
 
@@ -86,7 +86,7 @@ def test_only_the_damaged_shard_is_written(config: AlmConfig, root: str, monkeyp
 
     monkeypatch.setattr(Dataset, "write_shard", watch)
     (done,) = repair_all(root)
-    assert (written, done.left) == ([pipeline.scores.shard_url(1)], ())
+    assert (written, done.remaining) == ([pipeline.scores.shard_url(1)], ())
 
 
 def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypa
         remove(pipeline.examples.shard_url(1))
         monkeypatch.setattr(dataset_module, "encode_parquet", again)
         (done,) = repair_all(root)
-        assert (done.left, done.changed) == ((), changed)
+        assert (done.remaining, done.changed) == ((), changed)
 
 
 def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path)
     flip(join_url(pipeline.student.url, "model.safetensors"))
     assert repair_all(str(tmp_path)) == []
     (done,) = repair_all(str(tmp_path), checksums=True)
-    assert (done.refused, done.left) == ("", ())
+    assert (done.refused, done.remaining) == ("", ())
     assert contents(pipeline.student.url) == whole
 
 
@@ -122,19 +122,19 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
     with monkeypatch.context() as patch:
         patch.delattr("alm_pipeline.training.stage.train")
         (done,) = repair_all(root)
-    assert (done.left, contents(root)) == ((), whole)
+    assert (done.remaining, contents(root)) == ((), whole)
     # with a copy that is not it, it is distilled again
     (pipeline.student.path / "model.safetensors").write_bytes(b"other")
     remove(join_url(pipeline.student.url, "model.safetensors"))
     (done,) = repair_all(root)
-    assert (done.left, contents(root)) == ((), whole)
+    assert (done.remaining, contents(root)) == ((), whole)
 
 
 def refused(root: str, config: AlmConfig | None = None) -> str:
     """The reason; what was there is there."""
     before = contents(root)
     (done,) = repair_all(root, config=config)
-    assert done.left == done.found
+    assert done.remaining == done.damages
     assert contents(root) == before
     return done.refused
 
@@ -153,7 +153,7 @@ def test_another_corpus_is_refused(config: AlmConfig, tmp_path: Path) -> None:
     assert "texts.jsonl" in refused(str(tmp_path / "root"))
     file.write_text(whole)
     (done,) = repair_all(str(tmp_path / "root"))
-    assert done.left == ()
+    assert done.remaining == ()
 
 
 def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root: str) -> None:
@@ -164,7 +164,7 @@ def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root
     other = config.model_copy(update={"corpus": config.corpus.model_copy(update={"max_bytes": 100})})
     assert "now makes another dataset" in refused(root, other)
     (done,) = repair_all(root, config=config)
-    assert done.left == ()
+    assert done.remaining == ()
 
 
 def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmConfig, root: str) -> None:
@@ -173,7 +173,7 @@ def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmCon
     pipeline.tokenize("teacher")
     remove(pipeline.tokens("teacher").shard_url(0))
     remove(pipeline.examples.url)
-    assert f"was made from examples/{pipeline.examples.name}, which is not there" in refused(root)
+    assert f"was made from examples/{pipeline.examples.name}, which no longer exists" in refused(root)
 
 
 def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path:
     assert isinstance(tokenizer, StoredFolder)
     remove(join_url(tokenizer.url, "tokenizer.json"))
     overwrite(join_url(tokenizer.url, "mine.txt"), b"x")
-    assert "mine.txt: is not of the folder" in refused(str(tmp_path))
+    assert "mine.txt: does not belong to the folder" in refused(str(tmp_path))
 
 
 def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypat
     # the manifest is gone, but not the configuration that it held
     assert pipeline.examples.manifest() is None
     (done,) = repair_all(root)
-    assert done.left == ()
+    assert done.remaining == ()
     assert contents(root) == whole
 
 
@@ -216,5 +216,5 @@ def test_a_lost_manifest_is_made_from_the_records(
     damage(join_url(pipeline.examples.url, "manifest.json"))
     monkeypatch.delattr(Dataset, "write_shard")
     (done,) = repair_all(root)
-    assert done.left == ()
+    assert done.remaining == ()
     assert contents(root) == whole

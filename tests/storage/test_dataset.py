@@ -52,7 +52,7 @@ MANIFEST = """{
   "no_text": 2,
   "too_long": 0
  },
- "format_version": 1,
+ "format_version": 2,
  "identity": {
   "corpus": "é😀",
   "sizes": [
@@ -62,7 +62,7 @@ MANIFEST = """{
   "stage_version": 1
  },
  "kind": "teacher_scores",
- "name": "sample-4d28cab317982494",
+ "name": "sample-c78edfccd179d9f7",
  "provenance": {
   "commit": "c0ffee"
  },
@@ -93,7 +93,7 @@ def test_the_files_of_a_dataset(root: str) -> None:
         golden.replace("BYTES", str(len(shard))).replace("SHA256", hashlib.sha256(shard).hexdigest())
         for golden in (RECORD, MANIFEST)
     ]
-    assert scores.url == f"{root}/teacher_scores/sample-4d28cab317982494"
+    assert scores.url == f"{root}/teacher_scores/sample-c78edfccd179d9f7"
     assert list_names(scores.url) == ["manifest.json", "shard-00000.json", "shard-00000.parquet"]
     assert [_text(scores, "shard-00000.json"), _text(scores, "manifest.json")] == expected
 
@@ -294,8 +294,8 @@ def _flip(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-1], r"bytes long, its record says \d+"),
-        (lambda content: content + b"x", r"bytes long, its record says \d+"),
+        (lambda content: content[:-1], r"bytes long, but \d+ in its record"),
+        (lambda content: content + b"x", r"bytes long, but \d+ in its record"),
         (_flip, "is damaged"),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_shard_beyond_the_manifest_is_refused(root: str) -> None:
     scores = dataset(root)
     write(scores, 1)
     scores.write_shard(1, columns(scores.kind), {})
-    with pytest.raises(UserError, match=r"shard-00001\.parquet: not of this dataset, which has 1 shards"):
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not in this dataset, which has 1 shards"):
         scores.read_shard(1)
 
 
@@ -343,7 +343,7 @@ def test_a_missing_shard_is_named(root: str) -> None:
     scores = dataset(root)
     write(scores)
     remove(scores.shard_url(0))
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: `alm repair"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing although it has a record: `alm repair"):
         scores.read_shard(0)
 
 
@@ -363,14 +363,14 @@ def test_a_damaged_record_or_manifest_is_named(root: str, name: str, content: by
     scores = dataset(root)
     write(scores)
     overwrite(_file(scores, name), content)
-    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` mends it"):
+    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` fixes it"):
         scores.record(0) if name.startswith("shard") else scores.manifest()
 
 
 def test_another_format_is_named_whatever_its_fields(root: str) -> None:
     scores = dataset(root)
-    overwrite(_file(scores, "manifest.json"), b'{"format_version": 2, "layout": "new"}')
-    with pytest.raises(UserError, match=r"manifest\.json: written in format 2, this program reads 1"):
+    overwrite(_file(scores, "manifest.json"), b'{"format_version": 1, "layout": "old"}')
+    with pytest.raises(UserError, match=r"manifest\.json: was written in format 1, and .* reads format 2"):
         scores.manifest()
 
 
@@ -390,7 +390,7 @@ def test_datasets_of_other_examples_are_refused(root: str, ids: list[str]) -> No
     both = {"tokens": dataset(root, Kind.TOKENS), "scores": dataset(root)}
     write(both["tokens"])
     both["scores"].write_shard(0, columns(Kind.TEACHER_SCORES) | {"id": ids}, {})
-    with pytest.raises(UserError, match=r"shard 0 holds other examples in .*/teacher_scores/.* than in .*/tokens/"):
+    with pytest.raises(UserError, match=r"shard 0 contains other examples in .*/teacher_scores/.* than in .*/tokens/"):
         read_aligned(both, 0, {"tokens": ("token_ids",), "scores": ("logprobs",)})
 
 
@@ -414,7 +414,7 @@ def test_a_dataset_is_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_is_no_dataset_is_not_opened(root: str) -> None:
-    with pytest.raises(UserError, match=r"no complete dataset \(it has no manifest\.json\)"):
+    with pytest.raises(UserError, match=r"not a complete dataset \(it has no manifest\.json\)"):
         open_dataset(f"{root}/teacher_scores/none")
 
 

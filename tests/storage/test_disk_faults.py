@@ -53,7 +53,7 @@ def _overwrite(url: str) -> None:
 def test_a_publishing_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
     with (
         _file_size_limit(64 << 10),
-        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"),
+        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; free some space and run it again"),
     ):
         publish(str(tmp_path / "x"), LARGE)
     assert _names(tmp_path) == []
@@ -62,7 +62,7 @@ def test_a_publishing_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("writing", [_overwrite, _upload])
 def test_a_writing_that_is_cut_off_leaves_what_was_there(tmp_path: Path, writing: Callable[[str], None]) -> None:
     publish(str(tmp_path / "x"), b"before")
-    with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"):
+    with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; free some space and run it again"):
         writing(str(tmp_path / "x"))
     assert _names(tmp_path) == ["x"]
     assert read_bytes(str(tmp_path / "x")) == b"before"
@@ -73,7 +73,7 @@ def test_a_download_to_a_full_disk_names_both_ends(remote: str, tmp_path: Path) 
     target = tmp_path / "x"
     with (
         _file_size_limit(64 << 10),
-        pytest.raises(UserError, match=rf"{remote}/x: can't be copied to {target}: .*; make room"),
+        pytest.raises(UserError, match=rf"{remote}/x: can't be copied to {target}: .*; free some space"),
     ):
         download(f"{remote}/x", target)
     assert _names(tmp_path) == []
@@ -103,7 +103,7 @@ def test_a_full_disk_is_told_and_the_run_resumed(small_disk: Path, tmp_path: Pat
     publish(str(small_disk / "filler"), bytes(100 << 10))
     _write_large(full, 0)
     with pytest.raises(
-        UserError, match=r"shard-00001\.parquet: can't be written: .*No space left.*; make room and run"
+        UserError, match=r"shard-00001\.parquet: can't be written: .*No space left.*; free some space and run"
     ):
         _write_large(full, 1)
     assert list_names(full.url) == ["shard-00000.json", "shard-00000.parquet"]
@@ -135,11 +135,11 @@ def test_a_read_only_folder_is_told(guarded: Path) -> None:
     publish(str(guarded / "x"), b"before")
     guarded.chmod(0o555)
     for name in ("x", "new", "new/deeper"):
-        with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; allow it, or choose"):
+        with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; grant the permission"):
             overwrite(str(guarded / name), b"after")
-    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; grant the"):
         publish(str(guarded / "new"), b"after")
-    with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; grant the"):
         remove(str(guarded / "x"))
     assert file_sizes(str(guarded)) == {"x": 6}
 
@@ -148,9 +148,9 @@ def test_a_dataset_in_a_read_only_folder_is_told(guarded: Path) -> None:
     target = dataset(str(guarded))
     target.write_shard(0, columns(target.kind), {})
     Path(target.url).chmod(0o555)
-    with pytest.raises(UserError, match=r"shard-00001\.parquet: can't be written: .*; allow it"):
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: can't be written: .*; grant the permission"):
         target.write_shard(1, columns(target.kind, 1), {})
-    with pytest.raises(UserError, match=r"manifest\.json: can't be written: .*; allow it"):
+    with pytest.raises(UserError, match=r"manifest\.json: can't be written: .*; grant the permission"):
         target.finish(1)
     assert list_names(target.url) == ["shard-00000.json", "shard-00000.parquet"]
     Path(target.url).chmod(0o755)
@@ -160,7 +160,7 @@ def test_a_dataset_in_a_read_only_folder_is_told(guarded: Path) -> None:
 def test_a_file_that_may_not_be_read_is_told(guarded: Path) -> None:
     publish(str(guarded / "x"), b"secret")
     (guarded / "x").chmod(0)
-    with pytest.raises(UserError, match=r"/x: can't be read: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/x: can't be read: .*Permission denied.*; grant the"):
         read_bytes(str(guarded / "x"))
 
 

@@ -83,7 +83,7 @@ def test_a_linked_file_counts_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["there", "nowhere"])
 def test_nothing_has_no_hash(tmp_path: Path, folder: str) -> None:
     _folder(tmp_path / "there", a="1")
-    with pytest.raises(UserError, match=rf"{folder}: holds none of \*\.json, \*\.model"):
+    with pytest.raises(UserError, match=rf"{folder}: contains none of \*\.json, \*\.model"):
         hash_files(tmp_path / folder, ("*.json", "*.model"))
 
 

@@ -20,8 +20,8 @@ from storage.urls import join_url, list_names, overwrite, read_bytes
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease._Beating, "BEAT_S", 0.05)
-    monkeypatch.setattr(lease._Beating, "GIVEN_UP_AFTER_S", 2.0)
+    monkeypatch.setattr(lease._ObjectLease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease._ObjectLease, "GIVEN_UP_AFTER_S", 2.0)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_who_waits_is_told(url: str, caplog: pytest.LogCaptureFixture) -> None:
         assert waiting.is_alive()
     waiting.join(10)
     assert not waiting.is_alive()
-    assert "works here, waiting for it" in caplog.text
+    assert "working on this folder; waiting for it" in caplog.text
 
 
 DEAD = b'{"holder": "elsewhere 1 abc", "beats": 3}'
@@ -110,7 +110,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease._Beating, "GIVEN_UP_AFTER_S", 1e9)
+    monkeypatch.setattr(lease._ObjectLease, "GIVEN_UP_AFTER_S", 1e9)
     command = [sys.executable, "-c", HOLD, f"{s3_root}/.lease"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None

@@ -10,7 +10,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ReadTimeoutError
 
 from storage import urls
-from storage.dataset import Dataset, Record
+from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
 from storage.urls import file_sizes, join_url, list_names, overwrite, publish, read_bytes, remove
 from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
@@ -143,7 +143,7 @@ def test_a_silent_server_is_given_up(
 SHARDS = 6
 
 
-def _write_outlasting(target: Dataset, shards: int, written: Callable[[int, Record], None]) -> None:
+def _write_outlasting(target: Dataset, shards: int, written: Callable[[int, ShardRecord], None]) -> None:
     """Write as stages do, starting again up to twice after what is worth another try, as the flow does."""
     for _ in range(3):
         try:
@@ -169,10 +169,10 @@ def test_a_server_is_killed_and_restarted_under_a_writer(
     monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 1.0)
     unbroken, broken = dataset(f"{s3_root}/unbroken"), dataset(f"{s3_root}/broken")
     _write_outlasting(unbroken, SHARDS, lambda *_: None)
-    acknowledged: dict[int, Record] = {}
+    acknowledged: dict[int, ShardRecord] = {}
     restarts: list[threading.Thread] = []
 
-    def written(shard: int, record: Record) -> None:
+    def written(shard: int, record: ShardRecord) -> None:
         acknowledged[shard] = record
         if shard % 2:
             s3_server.kill()

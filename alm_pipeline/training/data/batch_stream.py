@@ -22,7 +22,7 @@ from alm_pipeline.training.data.examples import read_examples
 from alm_pipeline.training.data.packing import Place, make_batch, make_teacher_batch, next_group
 from storage.dataset import Dataset
 from storage.errors import UserError
-from storage.row_stream import Block, Position, Reader, RowStream
+from storage.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
 
 State = dict[str, Any]
 _SHARDS_AHEAD = (2, 8)
@@ -56,21 +56,21 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
 
     def state_dict(self) -> State:
         """The place behind the last batch, as plain JSON: batches that are made ahead don't count."""
-        return self._state or self._start or _state(self.reader(), Position(), Place())
+        return self._state or self._start or _state(self.reader(), StreamPosition(), Place())
 
     def load_state_dict(self, state: State) -> None:
         """Begin at a state with the next iteration. That raises UserError when another number of readers saved it."""
         self._start, self._state = state, None
 
-    def reader(self) -> Reader:
+    def reader(self) -> StreamReader:
         """The part that this process reads: ranks' parts are split between their workers."""
         worker = get_worker_info()
         index, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        return Reader(self.rank * count + index, self.ranks * count)
+        return StreamReader(self.rank * count + index, self.ranks * count)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         reader = self.reader()
-        start = self._start or _state(reader, Position(), Place())
+        start = self._start or _state(reader, StreamPosition(), Place())
         self._check_reader(start, reader)
         with closing(self.rows(reader).blocks(_position(start))) as blocks:
             for window, group, state in self._groups(blocks, reader, start["alone"]):
@@ -85,15 +85,15 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             groups = itertools.islice(self._groups(blocks, reader, start["alone"]), batches)
             return [name for window, group, _ in groups for name in window.ids(group)]
 
-    def _check_reader(self, start: State, reader: Reader) -> None:
+    def _check_reader(self, start: State, reader: StreamReader) -> None:
         if start["reader"] != asdict(reader):
-            saved = Reader(**start["reader"])
+            saved = StreamReader(**start["reader"])
             raise UserError(
                 f"the stream's position was saved for reader {saved.index} of {saved.count}, and this is reader "
                 f"{reader.index} of {reader.count}: go on with as many ranks and loader workers, or start again"
             )
 
-    def rows(self, reader: Reader, *, with_ids: bool = False) -> RowStream:
+    def rows(self, reader: StreamReader, *, with_ids: bool = False) -> RowStream:
         """The examples of a reader, as `read_examples` gives them."""
         read = partial(read_examples, self.datasets, objective=self.objective, ends=self.ends, with_ids=with_ids)
         return RowStream(
@@ -112,7 +112,9 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         fewest, most = _SHARDS_AHEAD
         return min(most, max(fewest, self.train.shuffle_buffer * self.shards // max(1, self.examples)))
 
-    def _groups(self, blocks: Iterator[Block], reader: Reader, alone: int) -> Iterator[tuple["_Window", Group, State]]:
+    def _groups(
+        self, blocks: Iterator[RowBlock], reader: StreamReader, alone: int
+    ) -> Iterator[tuple["_Window", Group, State]]:
         """The examples of each batch, and the state behind it."""
         window, place = _Window(), Place(0, alone)
         for block in blocks:
@@ -127,7 +129,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
 class _Window:
     """The examples that the next batches are packed from: what is left of earlier blocks, and the last one."""
 
-    def __init__(self, blocks: tuple[Block, ...] = ()) -> None:
+    def __init__(self, blocks: tuple[RowBlock, ...] = ()) -> None:
         self.blocks = blocks
         if blocks:
             rows = pa.concat_tables([block.rows for block in blocks])
@@ -135,12 +137,12 @@ class _Window:
             self.teacher = TeacherTokens.of(rows) if "teacher_ids" in rows.column_names else None
             self.lengths = self.examples.token_offsets[1:] - self.examples.token_offsets[:-1]
 
-    def followed_by(self, block: Block, done: int) -> "_Window":
+    def followed_by(self, block: RowBlock, done: int) -> "_Window":
         """Without the first `done` examples, and with a block behind."""
         left = []
         for each in self.blocks:
             if done < each.rows.num_rows:
-                left.append(Block(each.rows.slice(done), each.position_at(done)))
+                left.append(RowBlock(each.rows.slice(done), each.position_at(done)))
             done = max(0, done - each.rows.num_rows)
         return _Window((*left, block))
 
@@ -155,7 +157,7 @@ class _Window:
         names: list[str] = rows["id"].take(group.examples).to_pylist()
         return names
 
-    def position_at(self, example: int) -> Position:
+    def position_at(self, example: int) -> StreamPosition:
         """Before an example of the window, or behind its last."""
         for block in self.blocks[:-1]:
             if example < block.rows.num_rows:
@@ -164,9 +166,9 @@ class _Window:
         return self.blocks[-1].position_at(example)
 
 
-def _position(state: State) -> Position:
-    return Position(state["epoch"], tuple(state["unit_rows"]), state["row"])
+def _position(state: State) -> StreamPosition:
+    return StreamPosition(state["epoch"], tuple(state["unit_rows"]), state["row"])
 
 
-def _state(reader: Reader, position: Position, place: Place) -> State:
+def _state(reader: StreamReader, position: StreamPosition, place: Place) -> State:
     return {"reader": asdict(reader), **asdict(position), "unit_rows": [*position.unit_rows], "alone": place.alone}

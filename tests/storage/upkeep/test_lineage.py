@@ -6,11 +6,11 @@ from pathlib import Path
 from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
-from storage.upkeep.catalog import Node, Store
+from storage.upkeep.catalog import Catalog, LineageNode
 from storage.upkeep.lineage import highlights, origin
 
 
-def told(node: Node) -> dict[str, list[str]]:
+def told(node: LineageNode) -> dict[str, list[str]]:
     """The highlights by role."""
     found = {node.role: highlights(node)}
     for made_from in node.inputs:
@@ -23,7 +23,7 @@ def test_the_names_of_models_and_tokenizers_are_told(config: AlmConfig, tmp_path
     config = config.model_copy(update={"student": StudentConfig(model=config.student.model, tokenizer=setting)})
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.cache()
-    store = Store.open(str(tmp_path))
+    store = Catalog.open(str(tmp_path))
     alignments = told(store.lineage(f"alignments/{pipeline.alignments.name}"))
     assert alignments["teacher_tokens"] == [f"tokenizer: {config.teacher}"]
     assert alignments["student_tokens"] == ["tokenizer: trained"]
@@ -42,14 +42,14 @@ def test_the_names_of_models_and_tokenizers_are_told(config: AlmConfig, tmp_path
 def test_the_commit_and_the_versions_are_told(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.shard()
-    (entry,) = Store.open(str(tmp_path)).entries.values()
+    (entry,) = Catalog.open(str(tmp_path)).entries.values()
     assert f"python {provenance(config)['versions']['python']}" in origin(entry)
     kept = {"commit": "0123456789abcdef", "uncommitted_changes": True, "versions": {"torch": "2"}}
     manifest = entry.manifest
     assert manifest
     changed = replace(entry, manifest=manifest.model_copy(update={"provenance": kept}))
-    assert origin(changed) == "commit 0123456789ab, with changes that are not committed; torch 2"
+    assert origin(changed) == "commit 0123456789ab, with uncommitted changes; torch 2"
     # of before there was provenance
     old = replace(entry, manifest=manifest.model_copy(update={"provenance": {}}))
     assert origin(old) == ""
-    assert highlights(Node("", old.key, old, (), False)) == []
+    assert highlights(LineageNode("", old.key, old, (), False)) == []

@@ -72,13 +72,13 @@ SHARD, RECORD = "shard-00001.parquet", "shard-00001.json"
 DAMAGES: list[tuple[Callable[[str], None], str, str, bool]] = [
     (lambda url: remove(f"{url}/{SHARD}"), SHARD, "is missing", False),
     (lambda url: overwrite(f"{url}/{SHARD}", b"short"), SHARD, "is 5 bytes long, not", False),
-    (lambda url: _flip(f"{url}/{SHARD}"), SHARD, "is damaged, or another's", True),
+    (lambda url: _flip(f"{url}/{SHARD}"), SHARD, "is damaged or foreign", True),
     (lambda url: remove(f"{url}/{RECORD}"), RECORD, "is missing", False),
-    (lambda url: overwrite(f"{url}/{RECORD}", b"{"), RECORD, "is not the record that the manifest holds", False),
+    (lambda url: overwrite(f"{url}/{RECORD}", b"{"), RECORD, "differs from its record in the manifest", False),
     (
         lambda url: overwrite(f"{url}/{RECORD}", _content(f"{url}/{RECORD}").replace(b'rows": 3', b'rows": 4')),
         RECORD,
-        "is not the record that the manifest holds",
+        "differs from its record in the manifest",
         True,
     ),
 ]
@@ -92,7 +92,7 @@ def test_a_damaged_shard_is_found_and_only_it_is_written_again(
     damage(scores.url)
     assert bool(_found(scores.url)) is not needs_checksums
     (found,) = verify(scores.url, checksums=True)
-    assert (found.url, found.again) == (f"{scores.url}/{name}", True)
+    assert (found.url, found.needs_rerun) == (f"{scores.url}/{name}", True)
     assert found.problem.startswith(problem)
     invalidate([found])
     assert set(list_names(scores.url)) - {".manifest.invalid.json"} == whole.keys() - {SHARD, RECORD, "manifest.json"}
@@ -148,10 +148,10 @@ def _edit(url: str, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "problem", "again"),
     [
-        ({"rows": 10}, "its rows and bytes are not the sums of its shards'", True),
-        ({"identity": {}}, "edited: its identity is not the one that its name stands for", True),
+        ({"rows": 10}, "its rows and bytes are not the sums over its shards", True),
+        ({"identity": {}}, "edited: its identity does not match its name", True),
         ({"format_version": 9}, "written in format 9", False),
-        ({"name": "other-0123456789abcdef"}, "another's (it is of other-0123456789abcdef)", False),
+        ({"name": "other-0123456789abcdef"}, "is in the wrong folder (it belongs to other-0123456789abcdef)", False),
         ({"shards": 1}, "damaged: ", True),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_manifest_that_is_not_its_own_is_found(
     (found,) = verify(scores.url)
     assert found.url == f"{scores.url}/manifest.json"
     assert problem in found.problem
-    assert (found.again, bool(found.stale)) == (again, again)
+    assert (found.needs_rerun, bool(found.stale_urls)) == (again, again)
     before = file_sizes(scores.url)
     invalidate([found])
     # no shard is lost for it
@@ -180,10 +180,10 @@ def test_what_belongs_to_no_record_is_found(scores: Dataset) -> None:
         "shard-00007.json",
         "shard-00007.parquet",
     ]
-    assert not any(finding.again for finding in found)
+    assert not any(finding.needs_rerun for finding in found)
     invalidate(found)
     # what somebody put there is theirs to move
-    assert _found(scores.url) == [("notes.txt", "belongs to no dataset: move it elsewhere")]
+    assert _found(scores.url) == [("notes.txt", "is not part of the dataset: move it elsewhere")]
 
 
 @pytest.mark.parametrize(
