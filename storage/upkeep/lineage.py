@@ -14,7 +14,7 @@ def highlights(node: LineageNode) -> list[str]:
     if node.entry is None or node.entry.manifest is None:
         return []
     config = node.entry.provenance.get("configuration") or {}
-    lines = _SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
+    lines = SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
     return [*lines, *_results(node.entry)]
 
 
@@ -56,7 +56,7 @@ def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
 
 
 # the configuration may be of an older version: what it lacks is left out
-_SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
+SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "examples": _corpus_lines,
     "tokens": _tokens_lines,
     "tokenizers": _tokenizer_lines,

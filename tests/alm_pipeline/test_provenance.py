@@ -51,5 +51,5 @@ def test_secrets_are_left_out(config: AlmConfig, url: str, kept: str) -> None:
 
 
 def test_a_manifest_without_a_configuration_is_told() -> None:
-    with pytest.raises(UserError, match="here: no manifest here says by which configuration"):
+    with pytest.raises(UserError, match="here: no manifest records the configuration"):
         stored_config({}, "here")

@@ -9,11 +9,11 @@ import pytest
 from alm_pipeline import pipeline as pipeline_module
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.repair import Repair, repair
+from alm_pipeline.repair import STAGES_OF_KIND, Repair, repair
 from storage import dataset as dataset_module
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
-from storage.upkeep.catalog import Catalog
+from storage.upkeep.catalog import KINDS, Catalog
 from storage.urls import file_sizes, join_url, overwrite, read_bytes, remove
 
 
@@ -218,3 +218,18 @@ def test_a_lost_manifest_is_made_from_the_records(
     (done,) = repair_all(root)
     assert done.remaining == ()
     assert contents(root) == whole
+
+
+def test_every_kind_has_a_stage_that_writes_it() -> None:
+    assert sorted(STAGES_OF_KIND) == sorted(KINDS)
+
+
+def test_another_format_is_reported_and_not_touched(config: AlmConfig, root: str) -> None:
+    pipeline = Pipeline(config, root)
+    pipeline.shard()
+    url = join_url(pipeline.examples.url, "manifest.json")
+    overwrite(url, json.dumps(json.loads(read_bytes(url) or b"") | {"format_version": 1}).encode())
+    before = contents(root)
+    (done,) = repair_all(root)
+    assert (done.refused, contents(root)) == ("", before)
+    assert [damage.problem[:23] for damage in done.remaining] == ["was written in format 1"]

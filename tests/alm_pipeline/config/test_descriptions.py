@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 
-from alm_pipeline.config import AlmConfig, CorpusConfig, Frozen
+from alm_pipeline.config import AlmConfig, CorpusConfig, Frozen, Source
 from alm_pipeline.vocabulary.text_forms import NAMED_FORMS
 
 
@@ -42,3 +42,10 @@ def test_every_model_and_field_has_a_description_in_sentences(model: type[Frozen
 def test_the_description_of_normalize_names_every_form() -> None:
     description = CorpusConfig.model_fields["normalize"].description or ""
     assert [form for form in NAMED_FORMS if f"`{form}`" not in description] == []
+
+
+def test_the_description_of_source_names_every_kind() -> None:
+    description = CorpusConfig.model_fields["source"].description or ""
+    kinds = [model.model_fields["kind"].default for model in _models(Source)]
+    assert kinds
+    assert [kind for kind in kinds if f"`{kind}`" not in description] == []

@@ -68,7 +68,7 @@ def test_a_last_line_without_its_end_and_an_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("array", [b'[\n{"text": "x"},\n{"text": "y"}\n]\n', b'[{"text": "x"}]'])
 def test_one_json_array_is_told_how_to_be_rewritten(tmp_path: Path, array: bytes) -> None:
-    with pytest.raises(UserError, match=r"a\.jsonl holds one JSON array.*jq"):
+    with pytest.raises(UserError, match=r"a\.jsonl contains one JSON array.*jq"):
         read(corpus(write_lines(tmp_path, array)))
 
 

@@ -6,7 +6,7 @@ import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fsspec
 import pytest
@@ -14,6 +14,8 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
+from alm_pipeline.config import FileFormat
+from alm_pipeline.corpus.files import READERS
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.helpers import corpus, jsonl, read, texts
 
@@ -45,6 +47,10 @@ def test_ids_are_paths_below_the_pattern_wherever_the_corpus_lies(tmp_path: Path
     assert texts(corpus(tmp_path / "elsewhere" / "deep" / "**")) == expected
 
 
+def test_every_format_has_a_reader() -> None:
+    assert set(READERS) == set(get_args(FileFormat))
+
+
 def test_a_single_file_is_called_by_its_name(tmp_path: Path) -> None:
     assert texts(corpus(write(tmp_path / "x [1].txt", b"text"))) == {"x [1].txt": "text"}
 
@@ -70,7 +76,7 @@ def test_colliding_names_are_told_apart_by_their_folders(tmp_path: Path) -> None
 def test_names_that_collide_across_file_systems_are_refused(tmp_path: Path, memory: MemoryFileSystem) -> None:
     memory.pipe_file("/corpus/x.txt", b"text")
     write(tmp_path / "x.txt", b"text")
-    with pytest.raises(UserError, match=r"both called 'x.txt': .*memory:///corpus/x.txt"):
+    with pytest.raises(UserError, match=r"have the name 'x.txt': .*memory:///corpus/x.txt"):
         read(corpus(tmp_path / "*.txt", "memory://corpus/*.txt"))
 
 
@@ -84,7 +90,7 @@ def test_exclude_looks_below_the_pattern_and_not_above(tmp_path: Path) -> None:
 
 def test_excluding_everything_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"text")
-    with pytest.raises(UserError, match=r"exclude leaves out all of the 1 files"):
+    with pytest.raises(UserError, match=r"exclude excludes all 1 files"):
         read(corpus(tmp_path / "*", exclude=("*",)))
 
 
@@ -147,7 +153,7 @@ def test_a_url_that_matches_nothing_is_named(tmp_path: Path, pattern: str) -> No
 
 
 def test_a_folder_is_told_how_to_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; write .*/\*\* for all the files"):
+    with pytest.raises(UserError, match=r"is a folder; write .*/\*\* for all files"):
         read(corpus(tmp_path))
 
 

@@ -24,6 +24,12 @@ def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch: pytest.Mo
     assert threads_at_once() == len(os.sched_getaffinity(0))
 
 
+def test_where_a_process_has_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert threads_at_once() == os.cpu_count()
+
+
 def test_two_calls_run_in_the_background_and_a_third_waits_for_the_first() -> None:
     ends = [threading.Event() for _ in range(3)]
     done: list[int] = []

@@ -6,8 +6,8 @@ from pathlib import Path
 from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
-from storage.upkeep.catalog import Catalog, LineageNode
-from storage.upkeep.lineage import highlights, origin
+from storage.upkeep.catalog import KINDS, Catalog, LineageNode
+from storage.upkeep.lineage import SETTINGS_OF_KIND, highlights, origin
 
 
 def told(node: LineageNode) -> dict[str, list[str]]:
@@ -53,3 +53,7 @@ def test_the_commit_and_the_versions_are_told(config: AlmConfig, tmp_path: Path)
     old = replace(entry, manifest=manifest.model_copy(update={"provenance": {}}))
     assert origin(old) == ""
     assert highlights(LineageNode("", old.key, old, (), False)) == []
+
+
+def test_the_settings_of_every_kind_are_known() -> None:
+    assert sorted(SETTINGS_OF_KIND) == sorted(KINDS)
