@@ -46,7 +46,7 @@ def test_secrets_are_left_out(config: AlmConfig, url: str, kept: str) -> None:
     corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(url,))})
     told = provenance(config.model_copy(update={"corpus": corpus}))
     assert told["configuration"]["corpus"]["source"]["urls"] == [kept]
-    with pytest.raises(UserError, match=r"here: its configuration has a password or signature.*--config FILE"):
+    with pytest.raises(UserError, match=r"here: its configuration had a password or signature.*--config FILE"):
         stored_config(told, "here")
 
 

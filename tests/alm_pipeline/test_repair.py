@@ -160,7 +160,7 @@ def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root
     pipeline = Pipeline(config, root)
     pipeline.shard()
     remove(join_url(pipeline.examples.url, "manifest.json"))
-    assert "no manifest here says by which configuration" in refused(root)
+    assert "no manifest records the configuration" in refused(root)
     other = config.model_copy(update={"corpus": config.corpus.model_copy(update={"max_bytes": 100})})
     assert "now makes another dataset" in refused(root, other)
     (done,) = repair_all(root, config=config)

@@ -116,9 +116,7 @@ def test_a_hub_out_of_reach_is_an_error_without_a_commit(monkeypatch: pytest.Mon
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    with pytest.raises(
-        UserError, match=r"dataset 'owner/data' from .* Hub: no route; .*corpus\.source\.revision"
-    ):
+    with pytest.raises(UserError, match=r"dataset 'owner/data' from .* Hub: no route; .*corpus\.source\.revision"):
         source_identity(HubSource(name="owner/data"))
     assert source_identity(HubSource(name="owner/data", revision=COMMIT))
 
