@@ -1,4 +1,4 @@
-"""What is damaged is made again to the same bytes, from what the manifests hold; nothing is lost where it can't be."""
+"""Damaged data is written again, to the same bytes, from the manifests; nothing is lost if that is impossible."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, memory: object, monkeyp
 
 
 def contents(root: str) -> dict[str, bytes | None]:
-    """Without times of training, which are not the same twice."""
+    """Return all files without training times, which differ between runs."""
     return {name: read_bytes(join_url(root, name)) for name in file_sizes(root) if "runs/" not in name}
 
 
@@ -46,7 +46,7 @@ def cached(config: AlmConfig, root: str) -> Pipeline:
     return made
 
 
-def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmConfig, root: str) -> None:
+def test_everything_damaged_is_written_again_to_the_same_bytes(config: AlmConfig, root: str) -> None:
     pipeline = cached(config, root)
     assert pipeline.made_tokenizer
     assert repair_all(root) == []
@@ -55,9 +55,9 @@ def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmCon
     flip(pipeline.tokens("student").shard_url(0))
     overwrite(pipeline.alignments.record_url(1), b"{")
     remove(join_url(pipeline.made_tokenizer.url, "tokenizer.json"))
-    # its configuration is that of what was made from it
+    # its configuration is taken from what was made from it
     remove(join_url(pipeline.tokens("teacher").url, "manifest.json"))
-    # the score's shards stay: it costs the most
+    # the scores' shards stay: they cost the most
     scores = pipeline.scores
     overwrite(join_url(scores.url, "shard-00009.parquet"), b"x")
     done = repair_all(root, checksums=True)
@@ -89,7 +89,7 @@ def test_only_the_damaged_shard_is_written(config: AlmConfig, root: str, monkeyp
     assert (written, done.remaining) == ([pipeline.scores.shard_url(1)], ())
 
 
-def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_bytes_are_reported(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     for again, changed in ((dataset_module.encode_parquet, False), (lambda table: b"of another Arrow", True)):
@@ -99,7 +99,7 @@ def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypa
         assert (done.remaining, done.changed) == ((), changed)
 
 
-def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_damaged_student_is_trained_again(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.run()
     whole = contents(pipeline.student.url)
@@ -123,7 +123,7 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
         patch.delattr("alm_pipeline.training.stage.train")
         (done,) = repair_all(root)
     assert (done.remaining, contents(root)) == ((), whole)
-    # with a copy that is not it, it is distilled again
+    # with a copy that differs, it is trained again
     (pipeline.student.path / "model.safetensors").write_bytes(b"other")
     remove(join_url(pipeline.student.url, "model.safetensors"))
     (done,) = repair_all(root)
@@ -131,7 +131,7 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
 
 
 def refused(root: str, config: AlmConfig | None = None) -> str:
-    """The reason; what was there is there."""
+    """Return the reason, after checking that nothing was removed."""
     before = contents(root)
     (done,) = repair_all(root, config=config)
     assert done.remaining == done.damages
@@ -156,7 +156,7 @@ def test_another_corpus_is_refused(config: AlmConfig, tmp_path: Path) -> None:
     assert done.remaining == ()
 
 
-def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root: str) -> None:
+def test_an_unknown_configuration_is_requested(config: AlmConfig, root: str) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     remove(join_url(pipeline.examples.url, "manifest.json"))
@@ -167,7 +167,7 @@ def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root
     assert done.remaining == ()
 
 
-def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmConfig, root: str) -> None:
+def test_a_missing_input_is_reported_before_anything_is_removed(config: AlmConfig, root: str) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     pipeline.tokenize("teacher")
@@ -176,7 +176,7 @@ def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmCon
     assert f"was made from examples/{pipeline.examples.name}, which no longer exists" in refused(root)
 
 
-def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_included_in_a_student(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = cached(config, str(tmp_path))
     tokenizer = pipeline.made_tokenizer
     assert isinstance(tokenizer, StoredFolder)
@@ -185,7 +185,7 @@ def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path:
     assert "mine.txt: does not belong to the folder" in refused(str(tmp_path))
 
 
-def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_repair_is_resumed(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     whole = contents(root)
@@ -206,7 +206,7 @@ def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypat
 
 
 @pytest.mark.parametrize("damage", [lambda url: remove(url), lambda url: overwrite(url, b"{")])
-def test_a_lost_manifest_is_made_from_the_records(
+def test_a_lost_manifest_is_written_from_the_records(
     config: AlmConfig, root: str, damage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(config, root)

@@ -19,7 +19,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=_REMOTE)
 def remote(request: pytest.FixtureRequest) -> str:
-    """The roots that are no disk."""
+    """The roots that are not on a disk."""
     return _remote_root(request)
 
 

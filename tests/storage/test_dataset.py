@@ -1,4 +1,4 @@
-"""What is on the disk, byte for byte; who can read it; and that what is not whole is refused."""
+"""The stored bytes of a dataset, the programs that read them, and the refusal of incomplete or damaged data."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def test_the_files_of_a_dataset(root: str) -> None:
     scores = replace(dataset(root, corpus="é😀"), provenance={"commit": "c0ffee"})
     write(scores)
     shard = read_bytes(scores.shard_url(0)) or b""
-    # the shard's bytes depend on the version of Arrow, which signs them
+    # the shard's bytes depend on the version of Arrow, which writes it into the file
     expected = [
         golden.replace("BYTES", str(len(shard))).replace("SHA256", hashlib.sha256(shard).hexdigest())
         for golden in (RECORD, MANIFEST)
@@ -195,9 +195,9 @@ def test_a_shard_is_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_what_is_read_is_what_was_written(root: str, kind: Kind) -> None:
+def test_rows_are_read_as_they_were_written(root: str, kind: Kind) -> None:
     write(dataset(root, kind))
-    # compared as text, for NaN is not equal to itself
+    # compared as text, since NaN is not equal to itself
     table = dataset(root, kind).read_shard(0)
     assert repr(table.to_pydict()) == repr({name: pa.array(value).to_pylist() for name, value in columns(kind).items()})
 
@@ -209,7 +209,7 @@ def test_nan_stays_a_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, np.array([NAN, -1.5], np.float32))
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_read(tmp_path: Path) -> None:
     scores = dataset(str(tmp_path))
     write(scores)
     assert scores.read_shard(0, ["logprobs", "id"]).column_names == ["logprobs", "id"]
@@ -258,7 +258,7 @@ def test_pandas_reads_it(tmp_path: Path, kind: Kind) -> None:
     assert list(frame["id"]) == written.read_shard(0)["id"].to_pylist()
 
 
-def test_what_has_no_record_does_not_exist(root: str) -> None:
+def test_a_shard_without_a_record_does_not_exist(root: str) -> None:
     scores = dataset(root)
     scores.write_shard(0, columns(scores.kind), {})
     remove(_file(scores, "shard-00000.json"))
@@ -310,7 +310,7 @@ def test_a_damaged_shard_is_refused(root: str, damage: Any, message: str) -> Non
 
 
 def test_a_shard_swapped_with_its_record_is_refused(root: str) -> None:
-    """Another teacher's scores of the same examples: same ids, same size, a record that fits."""
+    """The shard has another teacher's scores of the same examples: same ids, same size, a record that fits."""
     scores, other = dataset(root), dataset(root, teacher="other")
     write(scores)
     other.write_shard(0, columns(other.kind) | {"logprobs": [[NAN, -2.5], [NAN], []]}, {"tokens": 3})
@@ -347,7 +347,7 @@ def test_a_missing_shard_is_named(root: str) -> None:
         scores.read_shard(0)
 
 
-def test_the_mend_that_messages_name_mends(root: str) -> None:
+def test_the_fix_that_messages_name_works(root: str) -> None:
     scores = dataset(root)
     whole = write(scores, 2)
     remove(scores.shard_url(1))
@@ -413,7 +413,7 @@ def test_a_dataset_is_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pyt
         assert open_dataset(path).url == written.url
 
 
-def test_what_is_no_dataset_is_not_opened(root: str) -> None:
+def test_a_folder_without_a_manifest_is_not_opened(root: str) -> None:
     with pytest.raises(UserError, match=r"not a complete dataset \(it has no manifest\.json\)"):
         open_dataset(f"{root}/teacher_scores/none")
 
@@ -438,7 +438,7 @@ def test_an_edited_dataset_is_refused(root: str) -> None:
             read()
 
 
-def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
+def test_provenance_is_not_part_of_the_identity(root: str) -> None:
     written = dataset(root)
     told = replace(written, provenance={"commit": "c0ffee"})
     assert (told, told.name) == (written, written.name)
@@ -446,7 +446,7 @@ def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
     assert written.complete_manifest().provenance == {"commit": "c0ffee"}
 
 
-def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
+def test_a_manifest_without_provenance_is_read(root: str) -> None:
     written = dataset(root)
     whole = write(written)
     manifest = json.loads(_text(written, "manifest.json"))
@@ -458,6 +458,6 @@ def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
 def test_kind_label_and_identity_name_a_dataset() -> None:
     kinds = {dataset("r", kind).name for kind in Kind}
     assert len(kinds) == len(Kind)
-    # an identity's own keys cannot stand in for the kind or format
+    # keys of an identity can't replace the kind or the format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
     assert posing.name != Dataset("r", Kind.EXAMPLES, "sample", {}).name

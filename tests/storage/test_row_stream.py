@@ -1,4 +1,4 @@
-"""The row stream: every row once an epoch whatever the readers, and the same rows from any position."""
+"""The row stream: every row once per epoch for any number of readers, and the same rows from any position."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ buffers = st.integers(1, 20)
 
 
 def load_of(sizes: list[int]) -> object:
-    """Shards of so many rows, each with its own number and a list that tells it again."""
+    """Return a loader of shards of these sizes; each row has its number and a list that repeats it."""
 
     def load(shard: int) -> pa.Table:
         numbers = range(sum(sizes[:shard]), sum(sizes[: shard + 1]))
@@ -47,7 +47,7 @@ def stream(
 
 
 def rows(blocks: Iterator[RowBlock]) -> Iterator[tuple[int, StreamPosition, StreamPosition]]:
-    """Each row's number, and the positions before and behind it."""
+    """Yield each row's number and the positions before and after it."""
     for block in blocks:
         for row, (number, values) in enumerate(zip(*(column.to_pylist() for column in block.rows), strict=True)):
             assert values == [number] * (number % 4)
@@ -62,7 +62,7 @@ def take_rows(
 
 
 def epoch(stream: RowStream, number: int) -> list[int]:
-    """The rows of an epoch; those of a stream that has none in it would never end."""
+    """Return the rows of an epoch; does not end if the stream has none in it."""
     numbers = []
     with closing(stream.blocks(StreamPosition(number))) as blocks:
         for row, before, _ in rows(blocks):
@@ -73,22 +73,20 @@ def epoch(stream: RowStream, number: int) -> list[int]:
 
 
 def stream_threads() -> set[threading.Thread]:
-    """Those of streams: another test's threads, or a library's, may end or begin at any moment."""
+    """Return only the threads of streams: those of another test or a library may end or begin at any moment."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("storage-stream")}
 
 
 @settings(deadline=None)  # the first call loads pyarrow's functions
 @given(sizes=sizes.filter(any), buffer=buffers, count=readers, number=st.integers(0, 3))
-def test_an_epoch_has_every_row_once_whatever_the_readers(
-    sizes: list[int], buffer: int, count: int, number: int
-) -> None:
+def test_an_epoch_has_every_row_once_for_any_readers(sizes: list[int], buffer: int, count: int, number: int) -> None:
     parts = [epoch(stream(sizes, buffer, StreamReader(index, count)), number) for index in range(count)]
     assert sorted(itertools.chain(*parts)) == list(range(sum(sizes)))
 
 
 @settings(deadline=None)  # the first call loads pyarrow's functions
 @given(sizes=sizes.filter(any), buffer=buffers, count=readers, data=st.data())
-def test_any_position_is_gone_on_from(sizes: list[int], buffer: int, count: int, data: st.DataObject) -> None:
+def test_a_stream_resumes_from_any_position(sizes: list[int], buffer: int, count: int, data: st.DataObject) -> None:
     reader = StreamReader(data.draw(st.integers(0, count - 1)), count)
     unbroken = take_rows(stream(sizes, buffer, reader), 40)
     at = data.draw(st.integers(0, 25))
@@ -108,7 +106,7 @@ def test_epochs_seeds_and_readers_have_their_own_orders() -> None:
 
 
 def test_rows_are_shuffled_beyond_their_shard() -> None:
-    """With a buffer of two shards, the first half of an epoch holds rows of most shards."""
+    """With a buffer of two shards, the first half of an epoch has rows of most shards."""
     order = epoch(stream([100] * 10, 200), 0)
     changes = sum(left // 100 != right // 100 for left, right in itertools.pairwise(order))
     assert changes > 500
@@ -116,7 +114,7 @@ def test_rows_are_shuffled_beyond_their_shard() -> None:
 
 
 @given(shards=st.integers(1, 300), count=st.integers(1, 300))
-def test_readers_have_nearly_as_many_units_each(shards: int, count: int) -> None:
+def test_readers_have_nearly_equal_numbers_of_units(shards: int, count: int) -> None:
     units = shards * parts_per_shard(shards, count)
     assert units % count == 0 or units >= 8 * count
     assert parts_per_shard(shards, count) <= count
@@ -135,12 +133,12 @@ def test_only_shards_with_rows_to_come_are_read_again() -> None:
     assert len(late.unit_rows) > 30
     first = take_rows(stream(sizes, 60, load=load), 1, late)[0]
     assert first[0] == take_rows(whole, 1500)[-1][0]
-    # a block of two shards, a bufferful of rows from a few before it, and those ahead
+    # a block of two shards, a buffer of rows from a few earlier ones, and the shards read in advance
     assert len(read) < 20
 
 
 def test_reading_ahead_is_bounded() -> None:
-    """A consumer that stands still stops the threads: what is held does not grow with the dataset."""
+    """A consumer that pauses stops the threads: memory does not grow with the dataset."""
     read: list[int] = []
 
     def load(shard: int) -> pa.Table:
@@ -154,7 +152,7 @@ def test_reading_ahead_is_bounded() -> None:
         while len(read) > seen:
             seen = len(read)
             time.sleep(0.1)
-        # the first block is of two units, the second of one; two are ahead, and one more on its way
+        # the first block has two units, the second one; two are read in advance, and one more is being read
         assert seen <= 7
         assert next(blocks).rows.num_rows == 10
         assert stream_threads() - others
@@ -162,7 +160,7 @@ def test_reading_ahead_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("consumed", [0, 3])
-def test_an_error_of_a_thread_comes_where_its_rows_would(consumed: int) -> None:
+def test_a_threads_error_is_raised_when_its_rows_are_due(consumed: int) -> None:
     def load(shard: int) -> pa.Table:
         if shard == bad:
             raise UserError("shard is damaged")
@@ -179,8 +177,8 @@ def test_an_error_of_a_thread_comes_where_its_rows_would(consumed: int) -> None:
     assert not stream_threads() - others
 
 
-def test_closing_calls_off_what_is_not_begun() -> None:
-    """And does not wait for the block that was being made."""
+def test_closing_cancels_work_that_has_not_begun() -> None:
+    """It does not wait for the block in preparation."""
     begun: list[int] = []
 
     def load(shard: int) -> pa.Table:
@@ -197,7 +195,7 @@ def test_closing_calls_off_what_is_not_begun() -> None:
     assert len(begun) == read < 10
 
 
-def test_nothing_to_read_is_told() -> None:
+def test_an_empty_stream_is_reported() -> None:
     for empty in ([], [0, 0]):
         for reader in (SOLE_READER, StreamReader(2, 3)):
             with pytest.raises(UserError, match="nothing here"):

@@ -1,4 +1,4 @@
-"""What is stored, and what was made from what."""
+"""The catalog of a root: what is stored, and what it was made from."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_everything_is_found_with_its_sizes(root: str) -> None:
     assert scores.provenance == {"commit": "c0ffee"}
 
 
-def test_what_was_made_from_what(root: str) -> None:
+def test_inputs_and_users_are_known(root: str) -> None:
     made = small_store(root)
     store, of = Catalog.open(root), {role: key(member) for role, member in made.items()}
     assert store.inputs(of["examples"]) == {}
@@ -74,7 +74,7 @@ def test_a_lineage_goes_through_the_nearest_inputs(root: str) -> None:
     assert [made_from.shown_before for made_from in node.inputs[1].inputs] == [True]
 
 
-def test_a_lineage_tells_what_is_gone(root: str) -> None:
+def test_a_lineage_shows_what_is_gone(root: str) -> None:
     made = small_store(root)
     remove(made["examples"].url)
     tokens = Catalog.open(root).lineage(key(made["teacher_tokens"]))
@@ -102,39 +102,39 @@ def test_one_bad_manifest_hides_nothing_else(root: str, role: str, change: objec
     assert store.inputs(key(made[role])) == {}
 
 
-def test_what_is_not_complete_is_found(root: str) -> None:
+def test_an_incomplete_dataset_is_listed(root: str) -> None:
     made = small_store(root)
     remove(f"{made['scores'].url}/manifest.json")
     entry = Catalog.open(root).entries[key(made["scores"])]
     assert (entry.state, entry.manifest, entry.provenance) == (EntryState.NOT_COMPLETE, None, {})
 
 
-def test_every_kind_is_looked_for() -> None:
+def test_every_kind_is_listed() -> None:
     assert sorted(KINDS) == sorted([*Kind, *FOLDER_KINDS])
 
 
-def test_a_stray_file_is_no_dataset(root: str) -> None:
+def test_a_stray_file_is_not_a_dataset(root: str) -> None:
     made = small_store(root)
     overwrite(f"{root}/examples/notes.txt", b"a stray file")
     assert set(Catalog.open(root).entries) == {key(member) for member in made.values()}
 
 
-def test_roots_and_datasets_are_told_apart(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_and_datasets_are_distinguished(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = small_store(root)
     assert is_root(root)
     assert not is_root(made["scores"].url + "/")
     monkeypatch.chdir(tmp_path)
     assert is_root("nothing-here")
     assert not is_root("students/tiny")
-    # a root may have the name of a dataset under a folder that is called as a kind
+    # a root may have a dataset's name in a folder with the name of a kind
     assert small_store(f"{root}/tokens/mine")
     assert is_root(f"{root}/tokens/mine")
 
 
-def test_an_empty_root_is_told(root: str) -> None:
+def test_an_empty_root_is_reported(root: str) -> None:
     with pytest.raises(UserError, match="contains no datasets; `alm run --storage"):
         Catalog.open(root)
 
 
-def test_settings_are_no_inputs() -> None:
+def test_settings_are_not_inputs() -> None:
     assert named_inputs({"source": "x", "config": {"tokens": 3}, "tokenizer": "e" * 64}) == {}

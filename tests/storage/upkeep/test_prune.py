@@ -1,4 +1,4 @@
-"""What can go is told by what it is; nothing that is younger, needed or unknown goes."""
+"""What can be removed is listed by reason; nothing that is younger, needed or unknown is removed."""
 
 import os
 from datetime import datetime
@@ -31,7 +31,7 @@ def _found(root: str, before: float = EVER, with_incomplete: bool = False) -> li
     return [(item.reason, item.url.removeprefix(f"{root}/")) for item in find_waste(store, before, with_incomplete)]
 
 
-def test_what_no_student_was_made_from_is_unused(root: str) -> None:
+def test_a_dataset_that_no_student_was_made_from_is_unused(root: str) -> None:
     made = small_store(root)
     assert _found(root) == [(WasteReason.UNUSED, key(made["other_scores"]))]
     (item,) = find_waste(Catalog.open(root), EVER)
@@ -44,30 +44,30 @@ def test_without_a_student_everything_is_unused(root: str) -> None:
     assert {url for _, url in _found(root)} == {key(member) for role, member in made.items() if role != "student"}
 
 
-def test_nothing_young_goes(root: str) -> None:
+def test_nothing_young_is_removed(root: str) -> None:
     made = small_store(root)
     overwrite(f"{made['scores'].url}/.shard-00000.parquet.0123abcd.tmp", b"x")
     remove(f"{made['other_scores'].url}/manifest.json")
     assert _found(root, before=NEVER) == []
 
 
-def test_what_is_young_keeps_what_it_was_made_from(tmp_path: Path) -> None:
+def test_a_young_dataset_keeps_its_inputs(tmp_path: Path) -> None:
     made = small_store(str(tmp_path))
     remove(made["student"].url)
     for file in tmp_path.rglob("*.*"):
         os.utime(file, (1000, 1000))
     os.utime(f"{made['alignments'].url}/manifest.json", (5000, 5000))
-    # the alignments' run may go on to scores and a student of these tokens
+    # the alignments' run may continue with scores and a student of these tokens
     assert {url for _, url in _found(str(tmp_path), before=2000)} == {key(made["scores"]), key(made["other_scores"])}
 
 
-def test_what_a_killed_run_left_is_found_anywhere(tmp_path: Path) -> None:
+def test_remains_of_a_killed_run_are_found_anywhere(tmp_path: Path) -> None:
     made = small_store(str(tmp_path))
     left = [
         f"{made['scores'].url}/.shard-00000.parquet.0123abcd.tmp",
         f"{made['student'].url}/.model.safetensors.0123abcd.tmp",
     ]
-    # neither a hidden file of the user's nor a shard
+    # neither a hidden file of the user nor a shard
     for url in [*left, f"{made['scores'].url}/.notes.tmp"]:
         overwrite(url, b"12345")
     found = [item for item in find_waste(Catalog.open(str(tmp_path)), EVER) if item.reason is WasteReason.TEMPORARY]
@@ -96,22 +96,22 @@ def test_checkpoints_of_a_finished_student_are_left_over(root: str) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    # of a student that is not finished its run needs them
+    # the run of an unfinished student needs them
     overwrite(f"{made['student'].url}/checkpoints/1/state", b"12345")
     remove(f"{made['student'].url}/manifest.json")
     assert WasteReason.TEMPORARY not in {waste for waste, _ in _found(root)}
 
 
-def test_what_is_not_complete_keeps_everything(root: str) -> None:
+def test_an_incomplete_dataset_keeps_everything(root: str) -> None:
     made = small_store(root)
     remove(f"{made['student'].url}/manifest.json")
     assert blockers(Catalog.open(root), EVER) == [key(made["student"])]
     assert _found(root) == [(WasteReason.INCOMPLETE, key(made["student"]))]
-    # going itself, it needs nothing
+    # once it is to be removed itself, it needs nothing
     assert len(_found(root, with_incomplete=True)) == len(made)
 
 
-def test_an_empty_folder_goes_as_incomplete(tmp_path: Path) -> None:
+def test_an_empty_folder_is_removed_as_incomplete(tmp_path: Path) -> None:
     small_store(str(tmp_path))
     (tmp_path / "students" / "begun-0123456789abcdef").mkdir()
     store = Catalog.open(str(tmp_path))
@@ -129,7 +129,7 @@ def test_a_damaged_manifest_keeps_everything(root: str) -> None:
     assert _found(root, with_incomplete=True) == []
 
 
-def test_what_goes_loses_its_manifest_first(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_removed_first(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = small_store(root)
     (item,) = find_waste(Catalog.open(root), EVER)
 
@@ -147,7 +147,7 @@ def test_what_goes_loses_its_manifest_first(root: str, monkeypatch: pytest.Monke
     assert file_sizes(made["other_scores"].url) == {}
 
 
-def test_what_others_were_made_from_is_not_deleted(root: str) -> None:
+def test_an_input_of_others_is_not_deleted(root: str) -> None:
     made = small_store(root)
     with pytest.raises(UserError, match=r"was read to make .*students/tiny-.*--force"):
         delete(Catalog.open(root), key(made["scores"]))
@@ -161,7 +161,7 @@ def test_what_others_were_made_from_is_not_deleted(root: str) -> None:
         delete(Catalog.open(root), key(made["scores"]))
 
 
-def test_deleting_forgets_this_machines_copy(memory: MemoryFileSystem) -> None:
+def test_deleting_removes_this_machines_copy(memory: MemoryFileSystem) -> None:
     student = small_store("memory://bucket/root")["student"]
     assert isinstance(student, StoredFolder)
     assert student.path.is_dir()
@@ -170,7 +170,7 @@ def test_deleting_forgets_this_machines_copy(memory: MemoryFileSystem) -> None:
 
 
 class _Uploads:
-    """As s3fs answers, in pages of one upload."""
+    """Answers as s3fs does, in pages of one upload."""
 
     def __init__(self) -> None:
         self.keys = ["root/tokens/x/shard-00000.parquet", "root/students/y/model.safetensors"]
