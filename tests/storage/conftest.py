@@ -1,6 +1,6 @@
-"""Three roots for storage: a disk, fsspec's object store in memory, and a real S3 server; and any that one has.
+"""Roots for the tests of storage: a disk, fsspec's object store in memory, a real S3 server, and any of your own.
 
-`ALM_TEST_STORES="az://container gs://bucket" pytest tests/storage` runs the tests of storage there, too.
+`ALM_TEST_STORES="az://container gs://bucket" pytest tests/storage` runs the tests of storage there too.
 """
 
 import os
