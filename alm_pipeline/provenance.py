@@ -1,7 +1,7 @@
-"""Where a dataset comes from, for its manifest: what decides no byte of it, but what one wants to know in a year.
+"""The provenance of a dataset, for its manifest: what decides none of its bytes, but is of interest in a year.
 
-The same for an unbroken and a resumed run: no times, no machines. Nothing here is secret either: passwords and
-signatures in URLs are left out.
+It is the same for an unbroken and a resumed run: no times, no machines. It contains no secrets: passwords and
+signatures in URLs are removed.
 """
 
 import platform
@@ -20,33 +20,33 @@ _ROOT = Path(__file__).parents[1]
 
 
 def provenance(config: AlmConfig) -> dict[str, Any]:
-    """What a manifest says of a run of this configuration: that itself, the packages' versions and the commit."""
+    """Return what a manifest records about a run: its configuration, the packages' versions and the commit."""
     return {"configuration": without_secrets(config.model_dump(mode="json")), "versions": _versions(), **_commit()}
 
 
-def stored_config(kept: dict[str, Any], origin: str) -> AlmConfig:
-    """The configuration that a manifest's provenance holds; `origin` is the dataset, for errors.
+def stored_config(stored: dict[str, Any], origin: str) -> AlmConfig:
+    """Return the configuration in a manifest's provenance; error messages call the dataset `origin`.
 
-    Raises UserError when it holds none, one that this version can't run, or one without its secrets.
+    Raises UserError if there is none, if this version can't run it, or if secrets were removed from it.
     """
-    mend = "name the configuration with --config FILE (`alm show RECIPE` prints a recipe's)"
-    if not kept.get("configuration"):
-        raise UserError(f"{origin}: no manifest here says by which configuration it was made: {mend}")
-    if LEFT_OUT in str(kept["configuration"]):
-        raise UserError(f"{origin}: its configuration has a password or signature, which no manifest keeps: {mend}")
-    return parse_config(kept["configuration"], f"{origin}: its manifest")
+    fix = "name the configuration with --config FILE (`alm show RECIPE` prints a recipe's)"
+    if not stored.get("configuration"):
+        raise UserError(f"{origin}: no manifest records the configuration that it was made with: {fix}")
+    if LEFT_OUT in str(stored["configuration"]):
+        raise UserError(f"{origin}: its configuration had a password or signature, which manifests don't store: {fix}")
+    return parse_config(stored["configuration"], f"{origin}: its manifest")
 
 
 def _versions() -> dict[str, str]:
-    found = {name: version for name in PACKAGES if (version := installed_version(name))}
-    return {"python": platform.python_version(), **found}
+    packages = {name: version for name in PACKAGES if (version := installed_version(name))}
+    return {"python": platform.python_version(), **packages}
 
 
 @lru_cache(maxsize=1)
 def _commit() -> dict[str, Any]:
-    """The commit of this project's checkout, and whether files were changed since; nothing where it is none."""
+    """Return the commit of this project's checkout and whether files have changed since; empty without a checkout."""
     lines = (_git("rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
-    # installed into an environment that lies in another project's checkout, it has no commit
+    # installed into an environment within another project's checkout, it has no commit of its own
     if len(lines) != 2 or Path(lines[0]).resolve() != _ROOT.resolve():
         return {}
     return {"commit": lines[1], "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no"))}

@@ -1,7 +1,8 @@
-"""Making again what is wrong in a store, by the configurations that its manifests hold."""
+"""Repair of a store: damaged data is written again with the configurations that the manifests hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
@@ -9,120 +10,127 @@ from alm_pipeline.provenance import stored_config
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
-from storage.upkeep.catalog import INVALID_MANIFEST, Entry, Store, open_entry
-from storage.upkeep.verify import Finding, invalidate, verify, verify_entry
+from storage.upkeep.catalog import INVALID_MANIFEST, Catalog, CatalogEntry, open_entry
+from storage.upkeep.verify import Damage, invalidate, verify, verify_entry
 from storage.urls import remove
 
-Stage = Callable[[], object]
+RunStage = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was wrong with a dataset or folder, and what still is."""
+    """The damages of a dataset or folder before and after a repair."""
 
     key: str
-    found: tuple[Finding, ...]
-    left: tuple[Finding, ...]
+    damages: tuple[Damage, ...]
+    remaining: tuple[Damage, ...]
     refused: str = ""
-    """why nothing was done"""
+    """Why nothing was done; empty unless the repair was refused."""
     changed: bool = False
-    """what was made again has other bytes than its manifest told of: another package's version, another processor"""
+    """Whether the new bytes differ from those in the former manifest: other package versions, another processor."""
 
 
-def repair(store: Store, keys: list[str], checksums: bool = False, config: AlmConfig | None = None) -> Iterator[Repair]:
-    """Verify these, in an order in which what is read is mended first; make again just what is wrong.
+def repair(
+    catalog: Catalog, keys: list[str], checksums: bool = False, config: AlmConfig | None = None
+) -> Iterator[Repair]:
+    """Verify these keys, inputs before what was made from them, and write again only what is damaged.
 
-    Nothing is removed before it is known that its stage can write the same again. `config` is for what no manifest
-    holds a configuration of.
+    Nothing is removed before it is known that its stage can write the same again. `config` is used instead of the
+    manifests' configurations.
     """
-    for key in (key for key in store.entries if key in keys):
-        entry = open_entry(store.entries[key].url)
-        if found := verify_entry(entry, checksums):
+    for key in (key for key in catalog.entries if key in keys):
+        entry = open_entry(catalog.entries[key].url)
+        if damages := tuple(verify_entry(entry, checksums)):
             try:
-                _mend(store, entry, found, config)
+                _fix(catalog, entry, damages, config)
                 changed = _checksums(entry) not in (None, _checksums(open_entry(entry.url)))
-                yield Repair(key, tuple(found), tuple(verify(entry.url, checksums)), changed=changed)
+                yield Repair(key, damages, tuple(verify(entry.url, checksums)), changed=changed)
             except UserError as error:
-                yield Repair(key, tuple(found), tuple(found), str(error))
+                yield Repair(key, damages, damages, str(error))
 
 
-def _checksums(entry: Entry) -> object:
-    """Of all shards or files, as the manifest tells; None where there is none."""
+def _checksums(entry: CatalogEntry) -> object:
+    """Return the checksums of all shards or files in the manifest; None if there is no manifest."""
     if isinstance(entry.manifest, Manifest):
         return [record.sha256 for record in entry.manifest.shards]
     return entry.manifest and entry.manifest.files
 
 
-def _mend(store: Store, entry: Entry, found: list[Finding], config: AlmConfig | None) -> None:
-    if not any(finding.again for finding in found):
-        invalidate(found)
+def _fix(catalog: Catalog, entry: CatalogEntry, damages: Sequence[Damage], config: AlmConfig | None) -> None:
+    if not any(damage.needs_rerun for damage in damages):
+        invalidate(damages)
         return
-    if _bring_back(entry, found):
+    if _upload_copies(entry, damages):
         return
-    _check_surroundings(store, entry, found)
-    run = _find_stage(store, entry, config)
-    invalidate(found)
-    run()
+    _check_surroundings(catalog, entry, damages)
+    run_stage = _find_stage(catalog, entry, config)
+    invalidate(damages)
+    run_stage()
     remove(entry.file(INVALID_MANIFEST))
 
 
-def _bring_back(entry: Entry, found: list[Finding]) -> bool:
-    """Whether this machine had a copy of all that is wrong: a student is hours of training, its upload seconds."""
-    names = [finding.url.rsplit("/", 1)[-1] for finding in found if finding.again]
+def _upload_copies(entry: CatalogEntry, damages: Sequence[Damage]) -> bool:
+    """Upload this machine's copies and return True, if it has all: training takes hours, an upload seconds."""
+    names = [damage.url.rsplit("/", 1)[-1] for damage in damages if damage.needs_rerun]
     return isinstance(entry.manifest, FolderManifest) and upload_again(entry.root, entry.kind, entry.manifest, names)
 
 
-def _check_surroundings(store: Store, entry: Entry, found: list[Finding]) -> None:
-    """Raises UserError where an input is gone, or where a folder that is made anew would take in strange files."""
-    if gone := [key for key in store.inputs(entry.key).values() if key not in store.entries]:
-        raise UserError(f"{entry.url}: was made from {gone[0]}, which is not there any more: run again from the start")
-    strange = [finding.url for finding in found if not finding.again and not finding.stale]
-    if strange and entry.kind in FOLDER_KINDS:
-        raise UserError(f"{strange[0]}: is not of the folder, which is made again as a whole: move it elsewhere first")
+def _check_surroundings(catalog: Catalog, entry: CatalogEntry, damages: Sequence[Damage]) -> None:
+    """Raise UserError if an input is gone, or if a folder that is made again would include foreign files."""
+    if gone := [key for key in catalog.inputs(entry.key).values() if key not in catalog.entries]:
+        raise UserError(f"{entry.url}: was made from {gone[0]}, which no longer exists: run again from the start")
+    foreign = [damage.url for damage in damages if not damage.is_repairable]
+    if foreign and entry.kind in FOLDER_KINDS:
+        raise UserError(
+            f"{foreign[0]}: does not belong to the folder, which is made again as a whole: move it elsewhere first"
+        )
 
 
-def _find_stage(store: Store, entry: Entry, config: AlmConfig | None) -> Stage:
-    """What makes this dataset and no other.
+def _find_stage(catalog: Catalog, entry: CatalogEntry, config: AlmConfig | None) -> RunStage:
+    """Return the function that writes exactly this dataset.
 
-    Raises UserError when no configuration is known, or what they make now are other datasets.
+    Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
-    told = [config] if config else [stored_config(dict(kept), entry.url) for kept in _provenances(store, entry)]
-    for each in told or [stored_config({}, entry.url)]:
-        if stage := stage_of(Pipeline(each, store.root), entry.key):
-            return stage
+    configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
+    for candidate in configs or [stored_config({}, entry.url)]:
+        if run_stage := stage_of(Pipeline(candidate, catalog.root), entry.key):
+            return run_stage
     raise UserError(
         f"{entry.url}: its configuration now makes another dataset: the corpus, a tokenizer, a model or this program "
-        "has changed since. Bring back what it was made from, or `alm delete` it and run again"
+        "has changed since. Restore what it was made from, or `alm delete` it and run again"
     )
 
 
-def _provenances(store: Store, entry: Entry) -> Iterator[dict[str, object]]:
-    """Of its own manifest, or, where that is lost, of what was made from it."""
+def _provenances(catalog: Catalog, entry: CatalogEntry) -> Iterator[dict[str, object]]:
+    """Yield the provenance in its manifest, or, if that is lost, those of everything that was made from it."""
     if entry.provenance:
         yield dict(entry.provenance)
         return
-    for other in store.entries.values():
-        if other.provenance and entry.key in store.origins([other.key]):
+    for other in catalog.entries.values():
+        if other.provenance and entry.key in catalog.origins([other.key]):
             yield dict(other.provenance)
 
 
-def stage_of(pipeline: Pipeline, key: str) -> Stage | None:
-    """The stage of a pipeline that writes `kind/name`, or None where none does."""
-    makers: dict[str, list[tuple[Callable[[], Dataset | StoredFolder | None], Stage]]] = {
-        "examples": [(lambda: pipeline.examples, pipeline.shard)],
-        "tokenizers": [(lambda: pipeline.made_tokenizer, pipeline.train_tokenizer)],
-        "tokens": [
-            (lambda: pipeline.tokens("teacher"), lambda: pipeline.tokenize("teacher")),
-            (lambda: pipeline.tokens("student"), lambda: pipeline.tokenize("student")),
-        ],
-        "alignments": [(lambda: pipeline.alignments, pipeline.align)],
-        "pair_biases": [(lambda: pipeline.stored_pair_biases, pipeline.pair_biases)],
-        "teacher_scores": [(lambda: pipeline.scores, pipeline.score)],
-        "students": [(lambda: pipeline.student, pipeline.train)],
-    }
+STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder | None], Callable[..., object]]]] = {
+    "examples": [(lambda pipeline: pipeline.examples, Pipeline.shard)],
+    "tokenizers": [(lambda pipeline: pipeline.made_tokenizer, Pipeline.train_tokenizer)],
+    "tokens": [
+        (lambda pipeline: pipeline.tokens("teacher"), lambda pipeline: pipeline.tokenize("teacher")),
+        (lambda pipeline: pipeline.tokens("student"), lambda pipeline: pipeline.tokenize("student")),
+    ],
+    "alignments": [(lambda pipeline: pipeline.alignments, Pipeline.align)],
+    "pair_biases": [(lambda pipeline: pipeline.stored_pair_biases, Pipeline.pair_biases)],
+    "teacher_scores": [(lambda pipeline: pipeline.scores, Pipeline.score)],
+    "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
+}
+"""For each kind: what a pipeline writes of it, and the stage that writes it."""
+
+
+def stage_of(pipeline: Pipeline, key: str) -> RunStage | None:
+    """Return the stage of a pipeline that writes `kind/name`, or None if no stage does."""
     kind, _, name = key.partition("/")
-    for make, stage in makers.get(kind, []):
-        made = make()
-        if made and made.name == name:
-            return stage
+    for output_of, stage in STAGES_OF_KIND[kind]:
+        output = output_of(pipeline)
+        if output and output.name == name:
+            return partial(stage, pipeline)
     return None

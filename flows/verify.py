@@ -17,10 +17,10 @@ def verify(storage: str = "alm-data", checksums: bool = False) -> int:
         storage: The storage root: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
         checksums: Read every file and compare its checksum, instead of comparing sizes.
     """
-    from storage.upkeep.catalog import Store
+    from storage.upkeep.catalog import Catalog
     from storage.upkeep.verify import verify_entry
 
-    entries = Store.open(storage_root(storage)).entries.values()
+    entries = Catalog.open(storage_root(storage)).entries.values()
     findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]
     rows = [{"file": finding.url, "problem": finding.problem} for finding in findings]
     create_table_artifact(rows, key="alm-verify", description=f"{len(entries)} datasets and folders in {storage}")

@@ -1,7 +1,7 @@
-"""Folders of files in the store (tokenizers, students, …): worked on locally, complete once they have a manifest.
+"""Stored folders of files (tokenizers, students, …): processes work on them locally; a manifest makes them complete.
 
-On a local root the working folder is the stored one. On an object store it is in this machine's cache; its files are
-uploaded when published, the manifest last.
+Under a local root the working folder is the stored folder itself. With an object store it is in this machine's cache,
+and its files are uploaded when they are published, the manifest last.
 """
 
 import os
@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from storage.dataset import Stored, parse_stored
+from storage.dataset import StoredModel, parse_stored
 from storage.errors import UserError
-from storage.fingerprints import fingerprint, hash_file, plain, stored_name
+from storage.fingerprints import as_json, fingerprint, hash_file, stored_name
 from storage.lease import Lease, hold
 from storage.schemas import FORMAT_VERSION, MANIFEST
 from storage.urls import (
@@ -32,39 +32,40 @@ from storage.urls import (
     upload,
 )
 
-FOLDER_KINDS = ("tokenizers", "pair_biases", "students")
+FolderKind = Literal["tokenizers", "pair_biases", "students"]
+FOLDER_KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
 
 
-class FolderManifest(Stored):
-    """What a published folder holds."""
+class FolderManifest(StoredModel):
+    """The manifest of a published folder."""
 
     format_version: int
     name: str
     identity: dict[str, Any]
     files: dict[str, str]
-    """SHA-256 by name"""
+    """SHA-256 of each file, by name."""
     sizes: dict[str, int] = Field(default_factory=dict)
-    """in bytes, by name"""
+    """Size of each file in bytes, by name."""
     results: dict[str, Any]
-    """what was measured: held-out bits per byte, counts, ..."""
+    """What was measured: held-out bits per byte, counts, …"""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """what decides no byte: the run's whole configuration, versions of packages, commit"""
+    """What decides no byte: the run's whole configuration, package versions, commit."""
 
     @field_validator("files")
     @classmethod
     def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
-        # fetching writes files of these names: none may lead out of the folder
-        if strange := [name for name in files if name in ("", ".", "..") or "/" in name or "\\" in name]:
-            raise ValueError(f"{strange[0]!r} is no file's name")
+        # fetching writes files with these names: none may point outside the folder
+        if invalid := [name for name in files if name in ("", ".", "..") or "/" in name or "\\" in name]:
+            raise ValueError(f"{invalid[0]!r} is not a valid file name")
         return files
 
 
 @dataclass(frozen=True)
 class StoredFolder:
-    """A folder by its place and identity, whether or not it is there yet."""
+    """A folder by its location and identity, whether or not it exists yet."""
 
     root: str
-    kind: str
+    kind: FolderKind
     label: str
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
@@ -79,7 +80,7 @@ class StoredFolder:
 
     @property
     def path(self) -> Path:
-        """Where this machine works on it."""
+        """The folder in which this machine works on it."""
         return working_folder(self.root, self.kind, self.name)
 
     @property
@@ -87,9 +88,9 @@ class StoredFolder:
         return is_local(open_filesystem(self.url)[0])
 
     def manifest(self) -> FolderManifest | None:
-        """The manifest, or None when the folder is not complete. Raises UserError when it is damaged or another's."""
+        """Read the manifest; None if the folder is not complete. Raises UserError if it is damaged or foreign."""
         manifest = load_folder_manifest(self.url)
-        if manifest and (manifest.name, manifest.identity) != (self.name, plain(self.identity)):
+        if manifest and (manifest.name, manifest.identity) != (self.name, as_json(self.identity)):
             raise UserError(
                 f"{self.url}/manifest.json: belongs to {manifest.name}, or was edited: don't move or edit folders; "
                 f"`alm delete {self.url}` and run the stage again"
@@ -97,13 +98,13 @@ class StoredFolder:
         return manifest
 
     def held(self) -> AbstractContextManager[Lease]:
-        """Wait until no other process works on the folder, and keep others from it meanwhile."""
+        """Wait until no other process works on the folder, and keep others waiting until the context ends."""
         return hold(join_url(self.url, ".lease"))
 
     def fetch(self) -> Path:
-        """The local path of a complete folder, downloaded where it is not there yet.
+        """Return the local path of a complete folder, after downloading the files that are not here yet.
 
-        Raises UserError when a file is missing or not the one that was published.
+        Raises UserError if a file is missing or differs from the one that was published.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -111,8 +112,8 @@ class StoredFolder:
         for name, sha256 in manifest.files.items():
             if not self._holds(name, sha256) and not self._downloads(name, sha256):
                 raise UserError(
-                    f"{join_url(self.url, name)}: is missing, or not the file that was published: "
-                    f"`alm repair {self.url}` makes it again; by hand: delete its manifest.json and run the stage again"
+                    f"{join_url(self.url, name)}: is missing or differs from the file that was published: "
+                    f"`alm repair {self.url}` makes it again; or delete its manifest.json by hand and run its stage"
                 )
         return self.path
 
@@ -123,19 +124,19 @@ class StoredFolder:
         return not self._is_local and download(join_url(self.url, name), self.path / name) and self._holds(name, sha256)
 
     def upload(self, name: str) -> None:
-        """Copy a file, or a folder below the working folder, to the store; nothing to do on a local root."""
+        """Copy a file, or a sub-folder of the working folder, to the store; does nothing under a local root."""
         if self._is_local:
             return
         local = self.path / name
         files = [file for file in local.rglob("*") if file.is_file()] if local.is_dir() else [local]
-        # in the order of writing, so that what marks the folder complete comes last here too
+        # in the order in which they were written, so that the file that marks the folder complete comes last here too
         for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file)):
             upload(file, join_url(self.url, file.relative_to(self.path).as_posix()))
 
     def mirror(self, name: str, children: Collection[str]) -> None:
-        """Make these, in this order, the sub-folders that the store's folder `name` has: upload new ones, then remove.
+        """Make `children` the sub-folders of the stored folder `name`: upload new ones in order, then remove others.
 
-        They are whole or not there: one that an earlier run left half uploaded is uploaded again.
+        Sub-folders are stored whole: one that an earlier run uploaded only in part is uploaded again.
         """
         if self._is_local:
             return
@@ -146,24 +147,24 @@ class StoredFolder:
             remove(join_url(self.url, name, child))
 
     def restore(self, name: str) -> None:
-        """Bring the sub-folders of folder `name` that the store has and this machine lacks; nothing on a local root."""
+        """Download the sub-folders of folder `name` that this machine lacks; does nothing under a local root."""
         if self._is_local:
             return
         for child in list_folders(join_url(self.url, name)):
             if not (self.path / name / child).exists():
                 self._restore_child(f"{name}/{child}")
 
-    def restore_anew(self, name: str) -> None:
-        """Make the folder `name` here what it is in the store, whatever is here; nothing on a local root."""
+    def restore_exactly(self, name: str) -> None:
+        """Replace the folder `name` of this machine by the stored one; does nothing under a local root."""
         if not self._is_local:
             shutil.rmtree(self.path / name, ignore_errors=True)
             self.restore(name)
 
     def _restore_child(self, child: str) -> None:
         files = file_sizes(join_url(self.url, child))
-        if not files:  # some object stores go on listing a folder whose files were removed
+        if not files:  # some object stores still list a folder whose files were removed
             return
-        # beside the folder, and moved into it when all is there: a kill leaves no half of it
+        # downloaded beside the folder and moved into it when complete, so that a kill leaves no partial folder
         partial = self.path / ".restoring"
         shutil.rmtree(partial, ignore_errors=True)
         for file in files:
@@ -172,9 +173,9 @@ class StoredFolder:
         partial.replace(self.path / child)
 
     def finish(self, results: Mapping[str, Any]) -> FolderManifest:
-        """Publish the files directly in the working folder (not its sub-folders), the manifest last.
+        """Publish the files of the working folder (without its sub-folders), the manifest last.
 
-        Hidden files are left out: a kill may have left temporary ones.
+        Hidden files are not published: a kill may have left temporary ones.
         """
         files = sorted(file for file in self.path.iterdir() if file.is_file() and _is_content(file.name))
         manifest = FolderManifest(
@@ -192,43 +193,51 @@ class StoredFolder:
         return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
     def has(self, name: str) -> bool:
-        """Whether the store holds a file below the folder `name`."""
+        """Return whether the store has a file below the folder `name`."""
         return bool(file_sizes(join_url(self.url, name)))
 
     def remove(self, name: str) -> None:
-        """Remove a file or folder, in the store and here; nothing to do where it is not there."""
+        """Remove a file or folder, if it exists, from the store and from this machine."""
         remove(join_url(self.url, name))
         remove(str(self.path / name))
 
 
 def stored_folder(url: str) -> StoredFolder:
-    """The complete folder at a URL (<root>/students/<name>), whoever wrote it.
+    """Return the complete folder at a URL (<root>/students/<name>), from whatever run.
 
-    Raises UserError when there is none, or its manifest is damaged or another's.
+    Raises UserError if the folder is not complete, or its manifest is damaged.
     """
     manifest = load_folder_manifest(url)
     if manifest is None:
-        raise UserError(f"{url}: no complete folder (it has no manifest.json); `alm list ROOT` says what there is")
+        raise UserError(f"{url}: not a complete folder (it has no manifest.json); `alm list ROOT` lists all")
     root, kind, name = url.rstrip("/").rsplit("/", 2)
-    return StoredFolder(root, kind, name.rpartition("-")[0], manifest.identity)
+    return StoredFolder(root, folder_kind(kind, url), name.rpartition("-")[0], manifest.identity)
+
+
+def folder_kind(name: str, url: str) -> FolderKind:
+    """Return the kind of this name. Raises UserError naming `url` if there is none."""
+    for kind in FOLDER_KINDS:
+        if kind == name:
+            return kind
+    raise UserError(f"{url}: not in a folder {', '.join(FOLDER_KINDS)} of a storage root; `alm list ROOT` lists them")
 
 
 def working_folder(root: str, kind: str, name: str) -> Path:
-    """Where this machine works on a stored folder: in place on a disk, else in its cache."""
+    """Return where this machine works on a stored folder: in place on a disk, otherwise in its cache."""
     fs, path = open_filesystem(join_url(root, kind, name))
-    # one folder a root: runs into two roots at once must not work on the same files
+    # one folder for each root: runs into two roots at once must not work on the same files
     return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": root}) / kind / name
 
 
 def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collection[str]) -> bool:
-    """Put these files of a published folder into the store once more, from this machine's copy.
+    """Upload these files of a published folder once more, from this machine's copy.
 
-    False, and nothing is done, where there is no such copy, or its files are not those that were published.
+    Returns False, and uploads nothing, if there is no such copy or its files differ from the published ones.
     """
     copy = working_folder(root, kind, manifest.name)
     url = join_url(root, kind, manifest.name)
-    whole = all((copy / name).is_file() and hash_file(copy / name) == manifest.files[name] for name in names)
-    if is_local(open_filesystem(url)[0]) or not whole:
+    has_copies = all((copy / name).is_file() and hash_file(copy / name) == manifest.files[name] for name in names)
+    if is_local(open_filesystem(url)[0]) or not has_copies:
         return False
     for name in names:
         upload(copy / name, join_url(url, name))
@@ -236,7 +245,7 @@ def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collecti
 
 
 def load_folder_manifest(url: str) -> FolderManifest | None:
-    """The manifest of the folder at a URL, or None when it is not complete. Raises UserError when it is damaged."""
+    """Read the manifest of the folder at a URL, or return None if there is none. Raises UserError if it is damaged."""
     manifest = join_url(url, MANIFEST)
     content = read_bytes(manifest)
     return None if content is None else parse_stored(FolderManifest, manifest, content)
@@ -251,6 +260,6 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def cache_folder() -> Path:
-    """This machine's cache: $ALM_CACHE, or alm-pipeline in the user's cache folder."""
+    """Return this machine's cache: $ALM_CACHE, or alm-pipeline in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alm-pipeline"
     return Path(os.environ.get("ALM_CACHE") or default)

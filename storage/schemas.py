@@ -1,21 +1,22 @@
-"""The columns of every dataset, one Arrow schema a kind.
+"""The columns of every dataset: one Arrow schema for each kind, and a description of each column.
 
-Plain strings and lists of numbers only, so that Polars, DuckDB, pandas and `datasets` read them without this
+Only plain strings and lists of numbers, so that Polars, DuckDB, pandas and `datasets` read them without this
 project. Row k of shard s is the same example in every dataset that descends from the same examples.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 import pyarrow as pa
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-"""the file that makes a dataset or folder complete, written last"""
+"""The file that makes a dataset or folder complete; it is written last."""
 
 
 class Kind(StrEnum):
-    """The kinds of datasets: the folders under a storage root."""
+    """The kinds of datasets: folders under a storage root."""
 
     EXAMPLES = "examples"
     TOKENS = "tokens"
@@ -27,26 +28,26 @@ class ChunkKind(IntEnum):
     """What an aligned chunk covers."""
 
     CONTENT = 0
-    """bytes of the example's text that both sides' tokens cover: the chunks that the objective compares"""
+    """Bytes of the example's text that tokens of both sides cover: the chunks that the objective compares."""
     PAIRED = 1
-    """tokens of the same role (begin of text, start of turn, …, end of turn) on each side: compared too, no byte"""
+    """Tokens of the same role (begin of text, start of turn, …, end of turn) on each side: compared too, no bytes."""
     UNPAIRED = 2
-    """tokens or bytes without a counterpart: not compared"""
+    """Tokens or bytes without a counterpart: not compared."""
 
 
 class TokenKind(IntEnum):
     """What a token stands for. From `BEGIN_OF_TEXT` on: scaffold in a role that pairs with the other side's."""
 
     CONTENT = 0
-    """bytes of the text, and nothing else"""
+    """Bytes of the text and nothing else."""
     MIXED = 1
-    """content together with template text: its likelihood is not the content's alone"""
+    """Content together with template text: its likelihood is not that of the content alone."""
     TEMPLATE = 2
-    """a special token or text of a chat template that has no role; covers no byte of the content"""
+    """A special token or text of a chat template that has no role; covers no byte of the content."""
     BEGIN_OF_TEXT = 3
     START_OF_TURN = 4
     ROLE = 5
-    """the role's name, such as `user`"""
+    """The role's name, such as `user`."""
     END_OF_HEADER = 6
     END_OF_TURN = 7
     END_OF_TEXT = 8
@@ -66,45 +67,38 @@ SCHEMAS: dict[Kind, pa.Schema] = {
     Kind.EXAMPLES: pa.schema(
         [
             _ID,
-            _required("split", pa.string()),  # train | held_out
-            _required("text", pa.string()),  # of a conversation: its messages' contents, one after the other
-            pa.field("messages", pa.string()),  # JSON; null for a plain text
+            _required("split", pa.string()),
+            _required("text", pa.string()),
+            pa.field("messages", pa.string()),
         ]
     ),
     Kind.TOKENS: pa.schema(
         [
             _ID,
             _list("token_ids", pa.int32()),
-            _list(
-                "byte_lengths", pa.int32()
-            ),  # bytes of `text` that each token covers; with the uncovered ones they add up to it
-            _list("kinds", pa.uint8()),  # TokenKind
-            _list("turns", pa.int16()),  # the message that each token belongs to; -1: none. Empty for a plain text
-            _list("roles", pa.string()),  # of a conversation: its messages' roles
-            # bytes of `text` that no token covers: so many stand before the token of that index in the example (the
-            # number of tokens: behind the last)
+            _list("byte_lengths", pa.int32()),
+            _list("kinds", pa.uint8()),
+            _list("turns", pa.int16()),
+            _list("roles", pa.string()),
             _list("uncovered_at", pa.int32()),
             _list("uncovered_bytes", pa.int32()),
-            pa.field("dropped", pa.string()),  # why the example has no tokens; null where it has
+            pa.field("dropped", pa.string()),
         ]
     ),
     Kind.ALIGNMENTS: pa.schema(
         [
             _ID,
-            _list("teacher_tokens", pa.int32()),  # tokens a chunk; they add up to the example's
+            _list("teacher_tokens", pa.int32()),
             _list("student_tokens", pa.int32()),
             _list("byte_lengths", pa.int32()),
-            _list("kinds", pa.uint8()),  # ChunkKind
-            # the chunk is an assistant's content, or ends an assistant's turn. Empty for a plain text
+            _list("kinds", pa.uint8()),
             _list("assistant", pa.bool_()),
         ]
     ),
     Kind.TEACHER_SCORES: pa.schema(
         [
             _ID,
-            # natural logarithms, one a teacher token; NaN where the token has no prediction (a first token)
             _list("logprobs", pa.float32()),
-            # log-probability that a boundary token comes after the token
             _list("boundary_logprobs", pa.float32()),
         ]
     ),
@@ -112,15 +106,116 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
     Kind.TEACHER_SCORES: (
-        # after each token its k likeliest successors, likeliest first; token after token, k is len / tokens
         _list("top_ids", pa.int32()),
         _list("top_logprobs", pa.float32()),
     ),
 }
-"""Columns behind a kind's own that a stage writes when asked for; a dataset's identity says whether it was."""
+"""Columns that a stage adds to its kind's own when configured to; the dataset's identity records whether it did."""
+
+
+@dataclass(frozen=True)
+class ColumnDescription:
+    """What a column holds, for the documentation; none of this is written to the files."""
+
+    meaning: str
+    shape: str = "one per row"
+    """"one per row", or the length of each row's list in brackets"""
+    unit: str = ""
+    """empty for what has none: texts, ids, categories"""
+
+
+_ID_COLUMN = ColumnDescription("The example's id: the same in every dataset made from these examples.")
+
+COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
+    Kind.EXAMPLES: {
+        "id": ColumnDescription(
+            "The document's id, followed by `#` and the piece's number if the document was cut into several examples."
+        ),
+        "split": ColumnDescription("`train` or `held_out`. All pieces of a document have the same split."),
+        "text": ColumnDescription("The text. For a conversation: the contents of its messages, concatenated."),
+        "messages": ColumnDescription(
+            "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
+        ),
+    },
+    Kind.TOKENS: {
+        "id": _ID_COLUMN,
+        "token_ids": ColumnDescription(
+            "The token ids of the example, special and template tokens included.", "[tokens]"
+        ),
+        "byte_lengths": ColumnDescription(
+            "The number of bytes of `text` that each token covers; together with `uncovered_bytes` they add up to the "
+            "length of `text`.",
+            "[tokens]",
+            "bytes (UTF-8)",
+        ),
+        "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
+        "turns": ColumnDescription(
+            "The index of the message that each token belongs to; -1 if none. Empty for a plain text.",
+            "[tokens], or empty",
+            "messages, from 0",
+        ),
+        "roles": ColumnDescription(
+            "The roles of the conversation's messages, such as `user`. Empty for a plain text.", "[messages], or empty"
+        ),
+        "uncovered_at": ColumnDescription(
+            "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "
+            "they follow the last one.",
+            "[gaps]",
+            "tokens, from 0",
+        ),
+        "uncovered_bytes": ColumnDescription("The number of bytes in each of these gaps.", "[gaps]", "bytes (UTF-8)"),
+        "dropped": ColumnDescription("Why the example has no tokens; null if it has tokens."),
+    },
+    Kind.ALIGNMENTS: {
+        "id": _ID_COLUMN,
+        "teacher_tokens": ColumnDescription(
+            "The number of teacher tokens in each chunk; they add up to the example's teacher tokens.",
+            "[chunks]",
+            "tokens",
+        ),
+        "student_tokens": ColumnDescription(
+            "The number of student tokens in each chunk; they add up to the example's student tokens.",
+            "[chunks]",
+            "tokens",
+        ),
+        "byte_lengths": ColumnDescription(
+            "The number of bytes of `text` that each chunk covers.", "[chunks]", "bytes (UTF-8)"
+        ),
+        "kinds": ColumnDescription("What each chunk covers: a `ChunkKind`.", "[chunks]"),
+        "assistant": ColumnDescription(
+            "Whether the chunk is content of an assistant's turn or ends such a turn. Empty for a plain text.",
+            "[chunks], or empty",
+        ),
+    },
+    Kind.TEACHER_SCORES: {
+        "id": _ID_COLUMN,
+        "logprobs": ColumnDescription(
+            "The teacher's log-probability of each token given all tokens before it; NaN for a token without a "
+            "prediction (a first token).",
+            "[teacher tokens]",
+            "nats",
+        ),
+        "boundary_logprobs": ColumnDescription(
+            "The log-probability that a boundary token (one that begins with white space, or a special one) comes "
+            "after each token.",
+            "[teacher tokens]",
+            "nats",
+        ),
+        "top_ids": ColumnDescription(
+            "The ids of the k likeliest tokens after each token, likeliest first. Only with `score.top_k: k`.",
+            "[teacher tokens × k]",
+        ),
+        "top_logprobs": ColumnDescription(
+            "The log-probabilities of the tokens in `top_ids`. Only with `score.top_k: k`.",
+            "[teacher tokens × k]",
+            "nats",
+        ),
+    },
+}
+"""What each column of each kind holds, the optional ones included."""
 
 
 def schema_of(kind: Kind, columns: Collection[str]) -> pa.Schema:
-    """The schema of a shard of these columns: the kind's own, and which of the optional ones are among them."""
-    asked = [field for field in OPTIONAL.get(kind, ()) if field.name in columns]
-    return pa.schema([*SCHEMAS[kind], *asked])
+    """The schema of a shard with these columns: the kind's own, and those optional ones that are among them."""
+    optional = [field for field in OPTIONAL.get(kind, ()) if field.name in columns]
+    return pa.schema([*SCHEMAS[kind], *optional])

@@ -1,4 +1,4 @@
-"""Passwords and signatures in URLs, which are written down nowhere."""
+"""Passwords and signatures in URLs: they must not be stored or shown anywhere."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ _SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|password|c
 
 
 def without_secrets(value: Any) -> Any:
-    """A configuration's plain values, without passwords and signatures in URLs."""
+    """Return a configuration's plain values without the passwords and signatures in URLs."""
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""The one module that opens URLs: everything else in this project asks here.
+"""The only module that opens URLs: all other modules use its functions.
 
-What the user can mend (no permission, no such bucket, a full disk, no credentials) is raised as a UserError that
-names the URL. A lost connection or a busy server keeps its own type, with a note that names the URL: it is worth
-another try, after those that were made here.
+What the user can fix (no permission, no such bucket, a full disk, no credentials) is raised as a UserError that
+names the URL. The error of a lost connection or a busy server keeps its type and gets a note that names the URL: after
+the retries made here, the caller may try again later.
 """
 
 import errno
@@ -35,27 +35,27 @@ _EXTRAS = {
 
 
 class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The disk, except that a folder that may not be listed is an error; fsspec's glob would pass over it."""
+    """The disk, but a folder without permission to list it is an error; fsspec's glob would skip it."""
 
     def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
         try:
             return super().ls(path, detail=detail, **options)
         except PermissionError as error:
-            raise UserError(f"cannot list {path}: {error.strerror}; make it readable or narrow the pattern") from error
+            raise UserError(f"cannot list {path}: {error.strerror}; make it readable, or narrow the pattern") from error
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL (or local path), and the path in it, which is absolute on a disk.
+    """Return the fsspec filesystem of a URL (or local path) and the path in it, which is absolute on a disk.
 
     Credentials and endpoints come from the environment, as each driver documents.
-    Raises UserError when the protocol is unknown or its driver is not installed.
+    Raises UserError if the protocol is unknown or its driver is not installed.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:
         extra = _EXTRAS.get(_protocol(url))
-        mend = f"pip install 'alm-pipeline[{extra}]'" if extra else f"install its driver ({error})"
-        raise UserError(f"{url}: the storage driver is not installed: {mend}") from error
+        fix = f"pip install 'alm-pipeline[{extra}]'" if extra else f"install its driver ({error})"
+        raise UserError(f"{url}: the storage driver is not installed: {fix}") from error
     except ValueError as error:
         raise UserError(f"{url}: not a URL that can be opened: {error}") from error
     if _protocol(url) in _S3:
@@ -70,12 +70,12 @@ def _protocol(url: str) -> str:
 
 
 def configure(url: str, settings: Mapping[str, Any]) -> None:
-    """Let this process open URLs of the same protocol with these settings of its driver: endpoint, credentials, …"""
+    """Set driver settings (endpoint, credentials, …) with which this process opens URLs of the same protocol."""
     fsspec.config.conf.setdefault(_protocol(url), {}).update(settings)
 
 
 def configuration_as_environment() -> dict[str, str]:
-    """The variables that give a new process the settings of this one's drivers."""
+    """Return environment variables that give a new process the driver settings of this one."""
     return {f"FSSPEC_{protocol.upper()}": json.dumps(settings) for protocol, settings in fsspec.config.conf.items()}
 
 
@@ -85,15 +85,15 @@ _S3_ROUNDS = 3
 
 
 def _options(url: str) -> dict[str, Any]:
-    """What a URL's driver is opened with, besides what the user's fsspec configuration says, which wins.
+    """Return the options of a URL's driver; the user's fsspec configuration overrides them.
 
-    S3: a request that is refused, or answered 500, 502, 503 or 504, is sent up to 5 times, after random pauses of up
-    to 1, 2, 4 and 8 s. Where a connection breaks off, or is silent for 20 s, s3fs makes up to 3 rounds of this, and up
-    to 3 of reading a body. So a server that is down is given up after 15 s, one that only listens after 5 minutes (15
-    where it answers HEAD).
+    S3: a request that is refused, or answered with 500, 502, 503 or 504, is sent up to 5 times, after random pauses of
+    up to 1, 2, 4 and 8 s. If a connection breaks off or is silent for 20 s, s3fs makes up to 3 rounds of this, and up
+    to 3 rounds of reading a body. So this gives up on a server that is down after 15 s, and on one that accepts
+    connections but does not answer after 5 minutes (15 minutes if it answers HEAD).
     """
     protocol = _protocol(url)
-    # A listing that is cached would hide the shards that another process has just published.
+    # a cached listing would hide the shards that another process has just published
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _EXTRAS else {}
     if protocol in _S3:
         s3, s3a = (fsspec.config.conf.get(name, {}).get("config_kwargs", {}) for name in _S3)
@@ -106,19 +106,19 @@ def is_local(fs: Any) -> bool:
 
 
 def join_url(root: str, *parts: str) -> str:
-    """The URL of what lies below a root; a root may be a bare protocol, as in `memory://`."""
+    """Join path parts to a root URL, which may be a bare protocol, as in `memory://`."""
     start = root if root.endswith("://") else root.rstrip("/") + "/"
     return start + "/".join(parts)
 
 
 def absolute_url(url: str) -> str:
-    """A local path in full, any other URL as it is; without a slash at the end."""
+    """Return a local path as an absolute path, any other URL unchanged, both without a slash at the end."""
     fs, path = open_filesystem(url)
     return path if is_local(fs) else url.rstrip("/")
 
 
 def read_bytes(url: str) -> bytes | None:
-    """The whole content, or None where nothing is there."""
+    """Read the whole content; None if nothing exists there."""
     fs, path = open_filesystem(url)
     with _naming(url, "read"):
         try:
@@ -128,10 +128,10 @@ def read_bytes(url: str) -> bytes | None:
 
 
 def publish(url: str, content: bytes) -> bytes:
-    """Write where nothing is yet, so that a reader sees all of `content` or nothing, also after a kill.
+    """Write `content` unless something exists there; a reader sees all of it or nothing, even after a kill.
 
-    Returns what is there afterwards: `content`, or what was there before, which stays. Of runs that publish at once
-    one wins, and each sees which; on a store without conditional writes the last one does.
+    Returns what is stored afterwards: `content`, or what existed before, which is not changed. If several runs publish
+    at once, one wins and each learns which; on a store without conditional writes the last one wins.
     On a disk: a temporary file in the same folder, flushed, then linked. On an object store: one conditional PUT.
     """
     fs, path = open_filesystem(url)
@@ -141,21 +141,21 @@ def publish(url: str, content: bytes) -> bytes:
                 _write_file(Path(path), content, _link) if is_local(fs) else _create_object(fs, path, content)
                 return content
             except Exception as error:
-                # each driver says in its own way that something is there
-                standing = _content(fs, path)
-                if standing is not None:
-                    return standing
+                # each driver reports in its own way that something exists
+                stored = _content(fs, path)
+                if stored is not None:
+                    return stored
                 if not _is_taken(error):
-                    raise  # otherwise it is gone already, as a lease may be
+                    raise  # otherwise it is already gone again, as a lease may be
 
 
 def _is_taken(error: Exception) -> bool:
-    said = str(error.__cause__)
-    return isinstance(error, FileExistsError) or "PreconditionFailed" in said or "ConditionalRequestConflict" in said
+    cause = str(error.__cause__)
+    return isinstance(error, FileExistsError) or "PreconditionFailed" in cause or "ConditionalRequestConflict" in cause
 
 
 def _content(fs: Any, path: str) -> bytes | None:
-    """What can be read, None where nothing can."""
+    """Read the content; None on any error."""
     try:
         return bytes(fs.cat_file(path))
     except Exception:
@@ -168,11 +168,11 @@ def _create_object(fs: Any, path: str, content: bytes) -> None:
     except OSError as error:
         if "NotImplemented" not in str(error.__cause__):
             raise
-        fs.pipe_file(path, content)  # a store that refuses conditions
+        fs.pipe_file(path, content)  # a store without conditional writes
 
 
 def overwrite(url: str, content: bytes) -> None:
-    """As `publish`, in place of whatever is there."""
+    """Write as `publish` does, but replace what exists."""
     fs, path = open_filesystem(url)
     with _naming(url, "written"):
         if is_local(fs):
@@ -190,7 +190,7 @@ def _write_file(path: Path, content: bytes, place: Callable[[Path, Path], object
 
 @contextmanager
 def _placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path]:
-    """A path to write to, which `place` makes `path` when all went well and which goes away when not."""
+    """Yield a temporary path to write to; `place` moves it to `path` on success, and it is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -201,19 +201,19 @@ def _placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Make the file appear under its name. Raises FileExistsError where the name is taken."""
+    """Make the file appear under its name. Raises FileExistsError if the name is taken."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links: here two writers at once may both win
+    except OSError:  # a file system without links: two writers at once may both win
         if path.exists():
             raise FileExistsError(path) from None
         temporary.replace(path)
 
 
 def upload(path: Path, url: str) -> None:
-    """Copy a local file, of any size, to a URL, which holds all of it or stays as it was."""
+    """Copy a local file of any size to a URL, which then has all of it or is unchanged."""
     fs, target = open_filesystem(url)
     with _naming(url, "written"):
         if is_local(fs):
@@ -224,7 +224,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def download(url: str, path: Path) -> bool:
-    """Copy a file of any size to a local path, which holds all of it or stays as it was; False where none is there."""
+    """Copy a file of any size to a local path, which then has all of it or is unchanged; False if there is no file."""
     fs, source = open_filesystem(url)
     with _naming(url, f"copied to {path}"):
         if not fs.exists(source):
@@ -235,7 +235,7 @@ def download(url: str, path: Path) -> bool:
 
 
 def remove(url: str) -> None:
-    """Remove a file, or a folder with all that is in it; nothing to do where none is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     fs, path = open_filesystem(url)
     with _naming(url, "removed"):
         if fs.exists(path):
@@ -243,12 +243,12 @@ def remove(url: str) -> None:
 
 
 def list_names(url: str) -> list[str]:
-    """The names of files and folders directly under a folder, sorted; none where the folder is not there."""
+    """List the names of files and folders directly under a folder, sorted; empty if the folder does not exist."""
     return sorted(_list(url))
 
 
 def list_folders(url: str) -> list[str]:
-    """As `list_names`, without the files."""
+    """List as `list_names` does, but without files."""
     # a linked folder is neither a 'file' nor a 'directory'
     return sorted(name for name, kind in _list(url).items() if kind != "file")
 
@@ -261,40 +261,38 @@ def _list(url: str) -> dict[str, str]:
         except FileNotFoundError:
             return {}
     places = {entry["name"].rstrip("/"): entry["type"] for entry in entries}
-    # object stores list an empty object that marks the folder, too
+    # object stores also list the empty object that marks a folder
     return {place.rsplit("/", 1)[-1]: kind for place, kind in places.items() if place != path}
 
 
 def file_sizes(url: str) -> dict[str, int]:
-    """The sizes in bytes of all files below a folder, by their path from it; none where the folder is not there."""
+    """Return the size in bytes of each file below a folder, by relative path; empty if the folder does not exist."""
     return {name: info.bytes for name, info in list_files(url).items()}
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a listing says of a file."""
+    """What a listing reports about a file."""
 
     bytes: int
     modified: float | None
-    """seconds since 1970; None where the driver does not say"""
+    """Seconds since 1970; None if the driver does not report it."""
 
 
 def list_files(url: str) -> dict[str, FileInfo]:
-    """All files below a folder, by their path from it, in one listing; none where the folder is not there."""
+    """List all files below a folder, by relative path, in one request; empty if the folder does not exist."""
     fs, path = open_filesystem(url)
     with _naming(url, "listed"):
-        found = fs.find(path, detail=True)
-    # a file is found as itself (by Azure's driver in a list), and so is an empty folder that an object store goes on
-    # listing
-    entries = found.items() if isinstance(found, Mapping) else ()
+        listing = fs.find(path, detail=True)
+    # if `path` is a file, the listing has the file itself (with Azure's driver in a list); the same goes for an empty
+    # folder that an object store still lists
+    entries = listing.items() if isinstance(listing, Mapping) else ()
     return {
-        place.removeprefix(f"{path}/"): FileInfo(info["size"], _modified(info))
-        for place, info in entries
-        if place != path
+        file.removeprefix(f"{path}/"): FileInfo(info["size"], _modified(info)) for file, info in entries if file != path
     }
 
 
-# disk and Google; S3; Azure; memory
+# of the disk and Google; S3; Azure; memory
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "created")
 
 
@@ -306,7 +304,7 @@ def _modified(info: Mapping[str, Any]) -> float | None:
 
 
 def hash_url(url: str) -> str | None:
-    """SHA-256 of a file's content, of any size, in hex; None where nothing is there."""
+    """Return the SHA-256 of a file of any size, in hex; None if the file does not exist."""
     fs, path = open_filesystem(url)
     with _naming(url, "read"):
         try:
@@ -317,8 +315,8 @@ def hash_url(url: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A file that was sent to S3 in parts and never finished: in no listing, but paid for."""
+class InterruptedUpload:
+    """A multipart upload to S3 that was never completed: it is not listed, but costs money."""
 
     url: str
     id: str
@@ -326,22 +324,22 @@ class Upload:
     modified: float | None
 
 
-def interrupted_uploads(url: str) -> list[Upload]:
-    """The unfinished uploads of files below a folder, on S3; elsewhere there are none."""
+def interrupted_uploads(url: str) -> list[InterruptedUpload]:
+    """List the incomplete uploads of files below a folder; empty for stores other than S3."""
     fs, path = open_filesystem(url)
     if not hasattr(fs, "call_s3"):
         return []
     bucket, prefix, _ = fs.split_path(path)
     with _naming(url, "listed"):
-        found = list(_uploads(fs, bucket, f"{prefix}/" if prefix else ""))
+        uploads = list(_uploads(fs, bucket, f"{prefix}/" if prefix else ""))
         return [
-            Upload(
+            InterruptedUpload(
                 f"{_protocol(url)}://{bucket}/{upload['Key']}",
                 upload["UploadId"],
-                _uploaded(fs, bucket, upload),
+                _uploaded_bytes(fs, bucket, upload),
                 _modified({"created": upload.get("Initiated")}),
             )
-            for upload in found
+            for upload in uploads
         ]
 
 
@@ -353,14 +351,14 @@ def _uploads(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         yield from page.get("Uploads", [])
 
 
-def _uploaded(fs: Any, bucket: str, upload: Mapping[str, Any]) -> int:
-    # of the first thousand parts: it is for a person to read
+def _uploaded_bytes(fs: Any, bucket: str, upload: Mapping[str, Any]) -> int:
+    # of the first 1,000 parts only: a person reads this number
     parts = fs.call_s3("list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     return sum(part["Size"] for part in parts.get("Parts", []))
 
 
-def abort_upload(upload: Upload) -> None:
-    """Let the store forget the parts of an unfinished upload."""
+def abort_upload(upload: InterruptedUpload) -> None:
+    """Remove the parts of an incomplete upload from the store."""
     fs, path = open_filesystem(upload.url)
     bucket, key, _ = fs.split_path(path)
     with _naming(upload.url, "removed"):
@@ -369,38 +367,38 @@ def abort_upload(upload: Upload) -> None:
 
 @contextmanager
 def _naming(url: str, verb: str) -> Iterator[None]:
-    """Turn what the user can mend into a UserError that names the URL, and note the URL on everything else."""
+    """Turn errors that the user can fix into a UserError that names the URL; add the URL as a note to others."""
     try:
         yield
     except Exception as error:
-        if not _is_mendable(error):
+        if not _is_fixable(error):
             error.add_note(f"{url}: can't be {verb}")
             raise
-        said = str(error).partition("\nRequestId:")[0]  # Azure's adds a page
-        raise UserError(f"{url}: can't be {verb}: {said}{_mend(error)}") from error
+        message = str(error).partition("\nRequestId:")[0]  # Azure's driver adds a page
+        raise UserError(f"{url}: can't be {verb}: {message}{_fix(error)}") from error
 
 
-def _mend(error: Exception) -> str:
+def _fix(error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "; allow it, or choose another place"
-    mend = "; make room and run it again: what is complete is kept"
-    return mend if isinstance(error, OSError) and error.errno in _FULL else ""
+        return "; grant the permission, or choose another location"
+    fix = "; free some space and run it again: completed shards are kept"
+    return fix if isinstance(error, OSError) and error.errno in _FULL else ""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-# how drivers report a server that is down, overloaded or at fault, and a disk behind a network one that is away
-_PASSING = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
+# how drivers report a server that is down, overloaded or at fault, and how a network disk reports that it is away
+_TRANSIENT = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
 
-# what drivers raise without a number
-_MENDABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+# what drivers raise without an errno
+_FIXABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
-def _is_mendable(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno is None:  # botocore's timeouts are such, too
-        return isinstance(error, _MENDABLE) or str(error).startswith("Forbidden:")  # Google's driver of a 403
+def _is_fixable(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is None:  # botocore's timeouts have no errno either
+        return isinstance(error, _FIXABLE) or str(error).startswith("Forbidden:")  # Google's driver, for a 403
     if isinstance(error, OSError):
-        return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _PASSING
-    # each driver has its own type for missing credentials, alike only in their names
+        return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _TRANSIENT
+    # each driver has its own type for missing credentials; only their names are alike
     return "Credential" in type(error).__name__ or http_status(error) in REFUSALS

@@ -1,4 +1,4 @@
-"""Tiny corpora of examples, written as their stage writes them."""
+"""Tiny corpora of examples, written as the corpus stage writes them."""
 
 import json
 from pathlib import Path
@@ -12,21 +12,21 @@ from storage.schemas import Kind
 
 
 def text_examples(root: Path, shards: list[list[str]], name: str = "tiny") -> Dataset:
-    """Texts with the ids `<shard>-<row>`."""
+    """Write texts with the ids `<shard>-<row>`."""
     return _write(root, name, [[(text, None) for text in texts] for texts in shards])
 
 
 def conversations(root: Path, chats: list[list[dict[str, Any]]], name: str = "chats") -> Dataset:
-    """Conversations in one shard."""
+    """Write conversations in one shard."""
     return _write(root, name, [[("".join(m["content"] for m in chat), json.dumps(chat)) for chat in chats]])
 
 
 def write_chats(file: Path, answer: str = "{}.") -> str:
-    """Forty sums, asked and answered, as a JSONL file; returns its path."""
-    asked = [f"How much is {k} + 1?" for k in range(40)]
+    """Write forty sums, as questions and answers, to a JSONL file; returns its path."""
+    questions = [f"How much is {k} + 1?" for k in range(40)]
     chats = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer.format(k + 1)}]
-        for k, question in enumerate(asked)
+        for k, question in enumerate(questions)
     ]
     file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     return str(file)

@@ -1,7 +1,7 @@
 """A process that runs a pipeline's stages and is killed (-9) at a chosen moment.
 
-Loading torch and the models takes seconds, so one process, `Mother`, loads everything and runs all stages once; every
-run that is to be killed is a fork of it. Orders and answers are lines of JSON.
+Loading torch and the models takes seconds, so one process, started by `KillableRunner`, loads everything and runs all
+stages once; each run to be killed is a fork of it. Requests and answers are lines of JSON.
 """
 
 import json
@@ -27,8 +27,8 @@ STAGES: dict[str, Callable[[Any], object]] = {
 _WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
-class Mother:
-    """The test's side: `run` has one stage run by a fork, and returns when that has ended, or was killed."""
+class KillableRunner:
+    """The test's side: `run` runs one stage in a fork and returns when the fork has ended or was killed."""
 
     def __init__(self, config: str, folder: Path) -> None:
         with (folder / "killable.log").open("w") as log:
@@ -49,14 +49,14 @@ class Mother:
         at_event: int | None = None,
         after_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Killed at its n-th writing, or after so many seconds, or not at all.
+        """Run a stage and kill it at its n-th write, after some seconds, or not at all.
 
-        Returns `killed`, the `events` it had, the last `event` and the `seconds` that it took.
+        Returns `killed`, the number of `events`, the last `event` and the `seconds` that it took.
         """
         assert self._process.stdin
-        order = {"stage": stage, "root": root, "environment": dict(environment)}
-        order |= {"at_event": at_event, "after_seconds": after_seconds}
-        self._process.stdin.write(json.dumps(order) + "\n")
+        request = {"stage": stage, "root": root, "environment": dict(environment)}
+        request |= {"at_event": at_event, "after_seconds": after_seconds}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -76,7 +76,7 @@ class Mother:
 
 
 class _Events:
-    """Counts what is written on this machine's disk and by requests; kills the process at the n-th."""
+    """Counts writes to this machine's disk and by HTTP requests; kills the process at the n-th."""
 
     def __init__(self, folders: Sequence[str], fatal: int | None, report: Callable[[str, int], None]) -> None:
         self._folders, self._fatal, self._report = folders, fatal, report
@@ -110,35 +110,35 @@ class _Events:
         if writes and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  (a Path here would be audited in turn)
             if path.startswith(tuple(self._folders)):
-                # a file that is opened is there, and empty, when the kill comes
+                # an opened file exists and is empty at the time of the kill
                 self.happens(f"{event} {path}", lambda: event == "open" and os.open(path, arguments[2], 0o666))
 
 
-def _child(config: Any, order: dict[str, Any], pipe: int) -> None:
+def _child(config: Any, request: dict[str, Any], pipe: int) -> None:
     from alm_pipeline.pipeline import Pipeline
-    from storage.lease import _Beating
+    from storage.lease import _ObjectLease
 
     # a killed holder's lease in an object store is taken over at once
-    _Beating.BEAT_S, _Beating.GIVEN_UP_AFTER_S = 0.05, 0.3
+    _ObjectLease.BEAT_S, _ObjectLease.GIVEN_UP_AFTER_S = 0.05, 0.3
 
     def report(what: str, count: int) -> None:
         os.write(pipe, json.dumps({"event": what, "events": count}).encode())
 
-    os.environ.update(order["environment"])
-    events = _Events([order["root"], order["environment"]["ALM_CACHE"]], order["at_event"], report)
-    pipeline = Pipeline(config, order["root"])
+    os.environ.update(request["environment"])
+    events = _Events([request["root"], request["environment"]["ALM_CACHE"]], request["at_event"], report)
+    pipeline = Pipeline(config, request["root"])
     events.watch()
-    STAGES[order["stage"]](pipeline)
+    STAGES[request["stage"]](pipeline)
     report("the end", events.count)
 
 
-def _fork(config: Any, order: dict[str, Any]) -> dict[str, Any]:
+def _fork(config: Any, request: dict[str, Any]) -> dict[str, Any]:
     reading, writing = os.pipe()
     start, child = time.monotonic(), os.fork()
     if not child:
         status = 1
         try:
-            _child(config, order, writing)
+            _child(config, request, writing)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -147,10 +147,10 @@ def _fork(config: Any, order: dict[str, Any]) -> dict[str, Any]:
             sys.stderr.flush()
             os._exit(status)
     os.close(writing)
-    status = _wait(child, start, order["after_seconds"])
+    status = _wait(child, start, request["after_seconds"])
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
-    answer = json.loads(said) if said else {}
+        report = pipe.read()
+    answer = json.loads(report) if report else {}
     return {**answer, "killed": os.WIFSIGNALED(status), "seconds": time.monotonic() - start}
 
 
@@ -158,8 +158,8 @@ def _wait(child: int, start: float, seconds: float | None) -> int:
     if seconds is None:
         return os.waitpid(child, 0)[1]
     while time.monotonic() - start < seconds:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             return status
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -167,9 +167,9 @@ def _wait(child: int, start: float, seconds: float | None) -> int:
 
 
 def main(config_json: str, folder: str) -> None:
-    """Load everything by running all stages, then do what the orders say."""
+    """Load everything by running all stages, then serve requests."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the stages print is not for the reader of answers
+    os.dup2(2, 1)  # keeps what the stages print out of the answers
     import s3fs  # noqa: F401  (loaded before the forks)
 
     from alm_pipeline.config import AlmConfig

@@ -1,11 +1,11 @@
-"""The configuration of a run: frozen pydantic models, one a stage.
+"""The configuration of a run: frozen pydantic models, one for each stage.
 
-What a stage's model holds is what its fingerprint covers, so a field changes the data that the stage writes; how fast
-or where it runs (roots, threads, devices, how much a batch of the teacher's holds) is outside of every fingerprint.
+A stage's fingerprint covers the fields of its model, so a field changes the data that the stage writes. Where and how
+fast it runs (roots, threads, devices, the teacher's batch size) is outside every fingerprint.
 """
 
-from alm_pipeline.config.corpus import CorpusConfig, FilesSource, GeneratedSource, HubSource, Source
-from alm_pipeline.config.evaluation import EvaluationConfig, HeldOutScore
+from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Source
+from alm_pipeline.config.evaluation import EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
@@ -23,10 +23,11 @@ __all__ = [
     "Divergence",
     "Dtype",
     "EvaluationConfig",
+    "FileFormat",
     "FilesSource",
     "Frozen",
     "GeneratedSource",
-    "HeldOutScore",
+    "HeldOutMetric",
     "HubSource",
     "LogConfig",
     "LoraConfig",

@@ -6,26 +6,48 @@ from pydantic import Field
 
 from alm_pipeline.config.frozen import Frozen
 
-HeldOutScore = Literal["bits_per_byte", "alm", "kl"]
+HeldOutMetric = Literal["bits_per_byte", "alm", "kl"]
 
 
 class EvaluationConfig(Frozen):
-    """How the student is evaluated on held-out examples: before, while and after it is trained."""
+    """How the student is evaluated on held-out examples: before, during and after training."""
 
-    steps: int = Field(100, gt=0, description="from one evaluation to the next")
-    max_examples: int | None = Field(200, gt=0, description="drawn once from all that are held out; null: all of them")
-    samples: int = Field(3, ge=0, description="held-out beginnings that the student goes on from, greedily")
-    sample_tokens: int = Field(32, gt=0, description="at most")
-    score: HeldOutScore = Field("bits_per_byte", description="the student with the lowest is the best")
-    patience: int | None = Field(
-        None, gt=0, description="stop after so many evaluations in a row without an improvement; null: never"
+    steps: int = Field(100, gt=0, description="Training steps between two evaluations.")
+    max_examples: int | None = Field(
+        200,
+        gt=0,
+        description="The number of held-out examples in each evaluation; they are drawn once and stay the same. `null` "
+        "takes all of them.",
     )
-    least_improvement: float = Field(0.0, ge=0, description="of the best score so far; less counts as none")
-    student: Literal["last", "best"] = Field("last", description="which step's weights become the student")
+    samples: int = Field(
+        3, ge=0, description="The number of held-out beginnings that the student continues greedily, for `samples.txt`."
+    )
+    sample_tokens: int = Field(32, gt=0, description="The maximum number of tokens in each of these continuations.")
+    metric: HeldOutMetric = Field(
+        "bits_per_byte",
+        description="The metric that decides which student is better; lower is better. `bits_per_byte` is the "
+        "cross-entropy of the held-out texts, `alm` the ALM loss, `kl` the divergence from the teacher's scores.",
+    )
+    patience: int | None = Field(
+        None,
+        gt=0,
+        description="Stop training after this many evaluations in a row without an improvement. Default: never.",
+    )
+    min_improvement: float = Field(
+        0.0,
+        ge=0,
+        description="With `patience`: the least decrease of `metric` below its best value that counts as an "
+        "improvement.",
+    )
+    student: Literal["last", "best"] = Field(
+        "last",
+        description="Which weights become the student: those after the last step, or those of the best evaluation "
+        "(step 0, before training, is not a candidate).",
+    )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the student: nothing where evaluations only watch."""
+        """Return what decides the student: nothing if evaluations only watch."""
         if self.patience is None and self.student == "last":
             return {}
-        unused = set() if self.patience else {"least_improvement"}
+        unused = set() if self.patience else {"min_improvement"}
         return self.model_dump(mode="json", exclude={"samples", "sample_tokens"} | unused)

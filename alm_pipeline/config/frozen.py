@@ -1,9 +1,9 @@
-"""What every configuration model has in common."""
+"""The base class of every configuration model."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A configuration that refuses misspelt fields and later changes."""
+    """A configuration that refuses misspelled fields and later changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,11 +8,11 @@ from alm_pipeline.config.frozen import Frozen
 
 
 class Ramp(Frozen):
-    """A weight that goes from one value to another in equal steps, and stays there."""
+    """A weight that changes linearly from one value to another and then stays there."""
 
-    start: float = Field(ge=0)
-    end: float = Field(ge=0)
-    steps: int = Field(gt=0, description="training steps until it is `end`")
+    start: float = Field(ge=0, description="The weight at the first step.")
+    end: float = Field(ge=0, description="The weight from step `steps` on.")
+    steps: int = Field(gt=0, description="The number of training steps from `start` to `end`.")
 
     def at(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
@@ -23,40 +23,66 @@ Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs",
 Balance = Literal["fixed", "gradmag"]
 Term = Literal["alm", "sft", "latents", "uld", "mined", "dskd"]
 LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
-"""what needs the teacher itself in training memory, and not its scores alone"""
+"""Terms that need the teacher itself in training memory, and not only its scores."""
 
 
 class ObjectiveConfig(Frozen):
-    """The ALM objective (arXiv 2503.20083), what stands beside it, and what it is compared with."""
+    """The ALM objective (arXiv 2503.20083), the terms beside it, and the baselines that it is compared with."""
 
     terms: dict[Term, Annotated[float, Field(ge=0)] | Ramp] = Field(
         {"alm": 1.0},
-        description="losses and their weights: alm; sft, next-token cross-entropy on the student's tokens; with the "
-        "teacher in memory: latents, hidden states at the ends of chunks; the baselines uld, mined, dskd",
+        description="The loss terms and their weights; a weight is a number or a ramp `{start, end, steps}`. `alm` "
+        "matches the teacher's chunk likelihoods; `sft` is next-token cross-entropy on the student's tokens. The "
+        "others keep the teacher in memory: `latents` matches hidden states at the ends of chunks; `uld`, `mined` and "
+        "`dskd` are baselines.",
     )
     balance: Balance = Field(
         "fixed",
-        description="gradmag divides each weight by the norm of its term's gradient at the last layer, and scales "
-        "them to sum to 1; it costs a backward pass through the head for each term",
+        description="How weights are scaled. `fixed` takes them as they are. `gradmag` divides each by the norm of its "
+        "term's gradient at the last layer and scales them to sum to 1; this costs one backward pass through the head "
+        "for each term.",
     )
     chunking: Chunking = Field(
         "boundary",
-        description="where chunks end: where the teacher's P(boundary) exceeds gamma; wherever both sides' tokens end; "
-        "where a space follows on both sides; where the bias of the pair of tokens is at most gamma",
+        description="Where chunks end. `boundary`: where the teacher's P(boundary) exceeds `gamma`. `unconstrained`: "
+        "wherever tokens of both sides end. `space`: where white space or a special token follows on both sides. "
+        "`pair_bias`: where the tokenization bias of the pair of last tokens is at most `gamma`.",
     )
-    gamma: float = Field(0.1, ge=0, le=1, description="of the chunkings boundary and pair_bias")
-    debias: bool = Field(True, description="multiply a chunk's likelihood by P(boundary) after it")
-    divergence: Divergence = Field("binary_ce", description="between the likelihoods that both sides give a chunk")
-    temperature: float = Field(100.0, gt=0)
-    assistant_only: bool = Field(False, description="of conversations, learn the assistant's turns only")
+    gamma: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="The threshold of the chunkings `boundary` and `pair_bias`; the others ignore it.",
+    )
+    debias: bool = Field(
+        True,
+        description="Multiply the likelihood of each chunk by P(boundary) after it, which removes most of the "
+        "tokenization bias.",
+    )
+    divergence: Divergence = Field(
+        "binary_ce",
+        description="The divergence between the two likelihoods of a chunk. `binary_ce` has the gradient of the binary "
+        "KL, `reverse_binary_kl` is that KL with the sides exchanged, and `binary_kl_limit` is its limit at infinite "
+        "temperature. `abs` and `abs_exp` are absolute differences of log-likelihoods and of likelihoods; `k2` and "
+        "`k3` are estimators of the KL.",
+    )
+    temperature: float = Field(
+        100.0,
+        gt=0,
+        description="The number τ that chunk log-likelihoods are divided by before the divergence is computed. `abs` "
+        "and `binary_kl_limit` ignore it.",
+    )
+    assistant_only: bool = Field(
+        False, description="In conversations, learn only from the assistant's turns. Plain texts are not affected."
+    )
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Self:
         if not any(isinstance(weight, Ramp) or weight for weight in self.terms.values()):
-            raise ValueError("terms: no term has a weight: give one, such as {alm: 1}")
+            raise ValueError("terms: no term has a positive weight: set one, such as {alm: 1}")
         return self
 
     @property
     def is_live(self) -> bool:
-        """Whether the teacher has to be there while the student is trained."""
+        """Whether the teacher must be in memory while the student is trained."""
         return not LIVE_TERMS.isdisjoint(self.terms)

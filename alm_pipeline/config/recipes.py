@@ -1,4 +1,4 @@
-"""Recipes: functions that return a complete configuration, ready to run or to start from."""
+"""Recipes: functions that return a complete configuration, to run or to start from."""
 
 import sysconfig
 from collections.abc import Callable
@@ -21,7 +21,7 @@ GEMMA3 = "demo:gemma-3-270m"
 
 
 def transfer() -> AlmConfig:
-    """Tokenizer transfer: SmolLM2-135M to a tokenizer trained on Python's standard library, taught by itself."""
+    """Tokenizer transfer: SmolLM2-135M gets a tokenizer trained on Python's standard library and is its own teacher."""
     return AlmConfig(
         corpus=python_source(),
         teacher=SMOLLM2,
@@ -32,7 +32,7 @@ def transfer() -> AlmConfig:
 
 
 def maths() -> AlmConfig:
-    """Across families: Gemma-3-270M teaches SmolLM2-135M maths problems, each with its own tokenizer."""
+    """Across model families: Gemma-3-270M teaches SmolLM2-135M math problems; each has its own tokenizer."""
     return AlmConfig(
         corpus=maths_problems(),
         teacher=GEMMA3,
@@ -43,13 +43,16 @@ def maths() -> AlmConfig:
 
 
 def byte_level() -> AlmConfig:
-    """SmolLM2-135M to bytes with n-gram embeddings, taught by itself: ALM, SFT and hidden states, by GradMag."""
+    """Byte-level transfer: SmolLM2-135M gets bytes with n-gram embeddings and is its own teacher.
+
+    The terms are ALM, SFT and hidden states, balanced by GradMag.
+    """
     return AlmConfig(
         corpus=python_source(),
         teacher=SMOLLM2,
         student=StudentConfig(model=SMOLLM2, tokenizer=BYTES, ngram_embeddings=True),
         objective=ObjectiveConfig(terms={"alm": 1.0, "sft": 1.0, "latents": 1.0}, balance="gradmag", temperature=5.0),
-        # a row holds the longest example, a byte a token
+        # a row holds the longest example, at one byte per token
         train=demo_training(steps=48).model_copy(update={"batch_tokens": 1536, "row_tokens": 1536}),
     )
 
@@ -81,7 +84,7 @@ def maths_problems() -> CorpusConfig:
 
 
 def demo_training(steps: int) -> TrainConfig:
-    """Training sized for minutes on two cores."""
+    """Training that takes minutes on two cores."""
     return TrainConfig(
         steps=steps,
         batch_tokens=1024,
@@ -97,7 +100,7 @@ RECIPES: dict[str, Callable[[], AlmConfig]] = {"transfer": transfer, "maths": ma
 
 
 def recipe(name: str) -> AlmConfig:
-    """The recipe of that name. Raises UserError listing the names there are."""
+    """Return the recipe of this name. Raises UserError listing the available names."""
     if name not in RECIPES:
-        raise UserError(f"{name}: no such recipe; there are {', '.join(RECIPES)}, or give a YAML or JSON file")
+        raise UserError(f"{name}: not a recipe; available: {', '.join(RECIPES)}, or name a YAML or JSON file")
     return RECIPES[name]()

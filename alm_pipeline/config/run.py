@@ -1,4 +1,4 @@
-"""A whole run: its parts together, read from YAML or JSON."""
+"""A whole run: the configuration of all stages, read from YAML or JSON."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -19,58 +19,76 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class LogConfig(Frozen):
-    """Where training's metrics go besides the student's folder; decides nothing of the student."""
+    """Where training metrics go besides the student's folder. It decides nothing about the student."""
 
     report_to: tuple[Tracker, ...] = Field(
-        (), description="each needs its extra: pip install 'alm-pipeline[tensorboard]'"
+        (),
+        description="Experiment trackers to log to: `tensorboard`, `wandb`, `trackio`, `mlflow`. Each needs its extra, "
+        "such as `pip install 'alm-pipeline[tensorboard]'`. Default: none.",
     )
-    project: str = Field("alm-pipeline", min_length=1, description="of wandb and trackio; mlflow's experiment")
-    run_name: str | None = Field(None, description="by default the student's folder's name; what is resumed goes by it")
+    project: str = Field(
+        "alm-pipeline", min_length=1, description="The project in wandb and trackio; the experiment in mlflow."
+    )
+    run_name: str | None = Field(
+        None,
+        description="The run's name in the trackers; a resumed run continues under it. Default: the name of the "
+        "student's folder.",
+    )
 
 
 class PublishConfig(Frozen):
-    """The hub's repository that the finished student goes to; decides nothing of the student."""
+    """The Hub repository that the finished student is pushed to. It decides nothing about the student."""
 
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="user/name, or organization/name")
-    private: bool = Field(True, description="where the repository is not there yet and has to be made")
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="The repository: `user/name` or `organization/name`.")
+    private: bool = Field(True, description="Whether a repository that does not exist yet is created as private.")
 
 
 class AlmConfig(Frozen):
     """Everything that decides what a run writes."""
 
-    corpus: CorpusConfig
-    teacher: str = Field(description="a folder, a hub name, or demo:NAME")
-    student: StudentConfig
-    score: ScoreConfig = ScoreConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    train: TrainConfig = TrainConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    log: LogConfig = LogConfig()
-    publish: PublishConfig | None = Field(None, description="push the finished student to the Hugging Face hub")
-    trust_remote_code: bool = False
+    corpus: CorpusConfig = Field(description="The texts, and how they are cut into examples.")
+    teacher: str = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
+    student: StudentConfig = Field(description="The model that is trained, and its tokenizer.")
+    score: ScoreConfig = Field(ScoreConfig(), description="How the teacher scores the examples.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What the student is trained to match.")
+    train: TrainConfig = Field(TrainConfig(), description="How the student is trained.")
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="How the student is evaluated on held-out examples."
+    )
+    log: LogConfig = Field(LogConfig(), description="Where training metrics go besides the student's folder.")
+    publish: PublishConfig | None = Field(
+        None, description="The Hub repository that the finished student is pushed to. Default: not pushed."
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Whether to run code that comes with models and tokenizers from the Hub. Only for repositories "
+        "that you trust.",
+    )
 
     @property
     def title(self) -> str:
-        """What a person calls a run."""
+        """The run's name for people."""
         return f"{self.corpus.name}: {self.teacher} to {self.student.model}"
 
 
 def load_config(file: Path) -> AlmConfig:
-    """A configuration from a YAML or JSON file.
+    """Load a configuration from a YAML or JSON file.
 
-    Raises UserError naming the file and the fields that are wrong, each with its mend.
+    Raises UserError naming the file and each wrong field, with its fix.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: can't be read as YAML or JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: holds no mapping of fields; `alm show transfer` prints a complete configuration")
+        raise UserError(
+            f"{file}: is not a mapping of fields to values; `alm show transfer` prints a complete configuration"
+        )
     return parse_config(content, str(file))
 
 
 def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:
-    """A configuration from plain values; `origin` names where they come from in an error."""
+    """Build a configuration from plain values; error messages call their source `origin`."""
     try:
         return AlmConfig.model_validate(content)
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """How the teacher scores."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,52 +12,65 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ScoreConfig(Frozen):
     """How the teacher scores."""
 
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = Field("bfloat16", description="The dtype of the teacher's weights and of its forward pass.")
     mantissa_bits: int = Field(
         15,
         ge=4,
         le=23,
-        description="scores are float32 rounded to so many bits, so that they compress: 15 take 5.0 bytes a token and "
-        "move the ALM loss by under 1e-6 of it, 10 (float16's) 3.9 bytes and as little, 7 (bfloat16's) 2.9 and up "
-        "to 2e-5; 23 rounds nothing and takes 6.6",
+        description="The mantissa bits that float32 scores are rounded to, so that they compress. 15 bits take 5.0 "
+        "bytes per token and change the ALM loss by less than a millionth; 10 bits (as in float16) take 3.9 bytes with "
+        "the same change; 7 bits (as in bfloat16) take 2.9 bytes and change it by up to 2e-5; 23 bits round nothing "
+        "and take 6.6 bytes.",
     )
     window: int | None = Field(
         None,
         ge=4,
-        description="the most tokens that the teacher sees at once; longer examples are scored in windows that "
-        "overlap. By default, and at most, the teacher's context",
+        description="The maximum number of tokens that the teacher sees at once. Longer examples are scored in "
+        "overlapping windows. Default, and upper limit: the teacher's context length.",
     )
     context: int | None = Field(
         None,
         ge=1,
-        description="so many tokens of an example, at least, stand in the window before each token that has as many "
-        "before it; half the window by default",
+        description="With several windows: the minimum number of tokens of the example before each scored token within "
+        "its window (fewer only at the example's beginning). At most `window` - 2. Default: half the window.",
     )
-    top_k: int = Field(0, ge=0, le=64, description="the likeliest tokens after each token, stored beside the scores")
+    top_k: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="The number of likeliest next tokens, with their log-probabilities, to store for each token "
+        "besides the scores. Default: none.",
+    )
     batch_tokens: int = Field(
-        4096, gt=0, description="tokens a forward pass, padding included; halved where memory does not suffice"
+        4096,
+        gt=0,
+        description="Tokens per forward pass, including padding. Halved automatically when memory runs out.",
     )
     devices: tuple[str, ...] | None = Field(
-        None, min_length=1, description="a copy of the teacher on each, taking shards in turn; by default on every GPU"
+        None,
+        min_length=1,
+        description="Devices such as `cuda:0`, each with a copy of the teacher; the copies take shards in turn. "
+        "Default: every GPU, or the CPU.",
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         None,
-        description="one teacher over all GPUs, memory and disk, as accelerate puts it: for one too large for a GPU",
+        description="How accelerate spreads one teacher over all GPUs, memory and disk, for a teacher too large for "
+        "one GPU. Default: not spread. Excludes `devices`.",
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "ScoreConfig":
+    def _fits_together(self) -> Self:
         if self.window and self.context and self.context > self.window - 2:
             raise ValueError(f"context {self.context} leaves no room in a window of {self.window}: at most window - 2")
         if self.devices and self.device_map:
-            raise ValueError("devices are for copies of the teacher, device_map is for one teacher: set one of them")
+            raise ValueError("devices is for copies of the teacher, device_map for one teacher: set only one of them")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the scores.
+        """Return what decides the scores.
 
-        Where they are computed, and how many tokens at once, moves them by no more than rounding (sums in another
-        order): of runs that differ in it, the first to publish a shard wins.
+        Where they are computed, and how many tokens at once, changes them only by rounding (sums in another order):
+        if runs differ in this, the first to publish a shard wins.
         """
-        elsewhere = {"batch_tokens", "devices", "device_map"}
-        return self.model_dump(mode="json", exclude=elsewhere if self.top_k else {*elsewhere, "top_k"})
+        undecisive = {"batch_tokens", "devices", "device_map"}
+        return self.model_dump(mode="json", exclude=undecisive if self.top_k else {*undecisive, "top_k"})

@@ -8,63 +8,75 @@ from alm_pipeline.config.frozen import Frozen
 
 
 class TrainedTokenizer(Frozen):
-    """A byte-level BPE tokenizer trained on the corpus (its examples that are not held out)."""
+    """A byte-level BPE tokenizer trained on the corpus (on examples that are not held out)."""
 
-    vocab_size: int = Field(16_384, ge=300)
-    train_bytes: int = Field(16 * 2**20, ge=1024, description="text to train on, whatever the corpus's `sample`")
+    vocab_size: int = Field(16_384, ge=300, description="The number of tokens in the vocabulary.")
+    train_bytes: int = Field(
+        16 * 2**20,
+        ge=1024,
+        description="Bytes of text to train on, whatever the corpus's `sample` is. Default: 16 MiB.",
+    )
 
 
 Method = Literal["fvt", "mean", "random", "focus", "omp"]
 SpecialTokens = Literal["auto", "source", "target"]
 BYTES = "bytes"
-"""the name of the byte-level tokenizer that is made of the student's own"""
+"""The name of the byte-level tokenizer that is made from the student's own."""
 
 
 class StudentConfig(Frozen):
     """The student: a model with its own tokenizer, or one that a new tokenizer is put on."""
 
-    model: str = Field(description="a folder, a hub name, or demo:NAME")
+    model: str = Field(description="The model to train: a local folder, a name on the Hub, or `demo:NAME`.")
     tokenizer: str | TrainedTokenizer | None = Field(
         None,
-        description="None keeps the model's; a folder or hub name, or a tokenizer to train, is put on it; "
-        "`bytes` is the 256 bytes and the model's special tokens, with a head of its own (a folder of that name: "
-        "./bytes)",
+        description="The tokenizer to put on the model: a local folder, a name on the Hub, `bytes`, or the settings of "
+        "a tokenizer to train on the corpus. `bytes` consists of the 256 bytes and the model's special tokens, with an "
+        "output layer of its own; a folder of that name is written `./bytes`. Default: the model keeps its tokenizer.",
     )
     initialization: Method = Field(
         "fvt",
-        description="of a new tokenizer's embeddings, where they are not copied: fvt, the mean of the pieces; mean, of "
-        "all; random, from the distribution of all; focus, by similar spellings; omp, as the donor sees it",
+        description="How embeddings of new tokens begin; tokens that both tokenizers have are copied. `fvt`: the mean "
+        "of the embeddings of the old tokens that spell the new one. `mean`: the mean of all embeddings. `random`: "
+        "drawn from the distribution of all embeddings. `focus`: a mixture of tokens with similar spellings. `omp`: "
+        "the combination of shared tokens that approximates the new token in the donor's embeddings.",
     )
     donor: str | None = Field(
-        None, description="of omp: the model whose tokenizer it is; by default the model beside the tokenizer"
+        None,
+        description="With `omp`: the model that the new tokenizer belongs to, as a local folder or a name on the Hub. "
+        "Default: the model beside the tokenizer.",
     )
-    omp_terms: int = Field(8, ge=1, description="of omp: how many shared tokens make up a new one")
+    omp_terms: int = Field(8, ge=1, description="With `omp`: the number of shared tokens combined into each new one.")
     special_tokens: SpecialTokens = Field(
         "auto",
-        description="of a new tokenizer: source puts the model's own special tokens and chat template on it; auto does "
-        "where the tokenizer lacks a begin-of-text token or a chat template that the model has",
+        description="With a new tokenizer: whose special tokens and chat template it gets. `source`: the model's. "
+        "`target`: its own. `auto`: the model's if the tokenizer lacks a begin-of-text token or a chat template that "
+        "the model has, otherwise its own.",
     )
 
     ngram_embeddings: bool = Field(
         False,
-        description="with tokenizer bytes: at each byte, the frozen embedding of the longest of the model's former "
-        "tokens that ends there is added; the student's folder then carries a file of code",
+        description="With `tokenizer: bytes`: add to each byte the frozen embedding of the longest of the model's "
+        "former tokens that ends there. The student's folder then contains a file of code.",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.donor and self.initialization != "omp":
-            raise ValueError(f"donor is of the initialization omp, and this is {self.initialization}: leave one out")
+            raise ValueError(
+                f"donor belongs to initialization omp, but initialization is {self.initialization}: remove one of them"
+            )
         if isinstance(self.tokenizer, TrainedTokenizer) or self.is_byte_level:
             if self.special_tokens == "target":
-                raise ValueError(
-                    "a tokenizer that is made here has the model's special tokens: leave special_tokens out"
-                )
+                raise ValueError("a tokenizer that is made here has the model's special tokens: remove special_tokens")
             if self.initialization == "omp" and not self.donor:
-                raise ValueError("initialization omp: no model has a tokenizer yet that is made here: use focus")
+                raise ValueError(
+                    "initialization omp needs a model with the new tokenizer, and no model has one that is made here: "
+                    "use focus"
+                )
         if self.ngram_embeddings and not self.is_byte_level:
             raise ValueError(
-                f"ngram_embeddings is of the tokenizer `bytes`, and this is {self.tokenizer}: leave one out"
+                f"ngram_embeddings needs tokenizer `bytes`, but tokenizer is {self.tokenizer}: change one of them"
             )
         return self
 

@@ -8,98 +8,141 @@ from alm_pipeline.config.frozen import Frozen
 
 
 class LoraConfig(Frozen):
-    """Adapters of a low rank on linear layers, trained with the embeddings while everything else stays as it is."""
+    """Low-rank adapters on linear layers; adapters and embeddings are trained, everything else stays fixed."""
 
-    rank: int = Field(64, gt=0)
-    alpha: float = Field(64, gt=0, description="what an adapter adds is multiplied by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into an adapter")
+    rank: int = Field(64, gt=0, description="The rank of each adapter's two factors.")
+    alpha: float = Field(64, gt=0, description="The output of an adapter is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="The share of each adapter's inputs that dropout sets to 0.")
     targets: tuple[str, ...] = Field(
         ("*",),
         min_length=1,
-        description="patterns of the names of linear layers that get an adapter, such as '*.self_attn.*'; the output "
-        "layer gets none: it is trained itself",
+        description="Patterns of the names of linear layers that get an adapter, such as `*.self_attn.*`. The output "
+        "layer gets none, since it is trained itself. Default: all linear layers.",
     )
 
 
 class TrainConfig(Frozen):
     """How the student is trained."""
 
-    steps: int = Field(1000, ge=0)
-    batch_tokens: int = Field(16_384, gt=0, description="student tokens a batch, padding included")
-    accumulation: int = Field(
-        1, gt=0, description="batches a step: one after the other, or shared equally by several processes"
+    steps: int = Field(1000, ge=0, description="The number of optimizer steps. 0 saves the untrained student.")
+    batch_tokens: int = Field(
+        16_384,
+        gt=0,
+        description="Student tokens per batch, including padding. A step takes `accumulation` batches.",
     )
-    row_tokens: int = Field(2048, gt=0, description="length of a packed row; a longer example gets a row alone")
-    learning_rate: float = Field(1e-5, gt=0)
+    accumulation: int = Field(
+        1,
+        gt=0,
+        description="Batches per step. One process takes them one after the other; several processes share them "
+        "equally.",
+    )
+    row_tokens: int = Field(
+        2048,
+        gt=0,
+        description="The length of a packed row in student tokens. A longer example gets a row of its own; 1 gives "
+        "every example its own row.",
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="The learning rate of AdamW after the warm-up.")
     learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
-        description="of parameters whose names match a pattern, such as {'*embed_tokens*': 1e-4}; the first one counts",
+        description="Other learning rates for the parameters whose names match a pattern, such as "
+        "`{'*embed_tokens*': 1e-4}`. The first pattern that matches counts.",
     )
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(
+        0, ge=0, description="The number of steps in which the learning rate rises linearly from 0."
+    )
     schedule: Literal["linear", "cosine", "wsd"] = Field(
         "linear",
-        description="of the rate after the warm-up: down to 0 in a straight line or half a cosine; wsd keeps it, and "
-        "goes down in a straight line over the last `decay_steps`",
+        description="The learning rate after the warm-up. `linear` and `cosine` fall to 0 in a straight line or half a "
+        "cosine; `wsd` stays constant and falls to 0 in a straight line over the last `decay_steps`.",
     )
-    decay_steps: int | None = Field(None, gt=0, description="of the schedule wsd; a tenth of the steps by default")
-    freeze: tuple[str, ...] = Field((), description="patterns of parameters that stay as they are: '*.mlp.*'")
+    decay_steps: int | None = Field(
+        None, gt=0, description="With the schedule `wsd`: the steps of its decay. Default: a tenth of `steps`."
+    )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="Patterns of the names of parameters that are not trained, such as `*.mlp.*`. Default: none.",
+    )
     lora: LoraConfig | None = Field(
-        None, description="train adapters and the embeddings; by default everything is trained. {} takes the defaults"
+        None,
+        description="Train low-rank adapters and the embeddings only; `{}` takes the adapters' default settings. "
+        "Default: train all weights.",
     )
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 weights")
+    weight_decay: float = Field(0.0, ge=0, description="The weight decay of AdamW. Default: none.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients with a larger norm are scaled down to this norm. 0 disables clipping."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="The dtype of the computation. `bfloat16` is autocast: the weights themselves stay in float32.",
+    )
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = Field(
-        "source", description="of the student's weights as stored; source: as those that it was made from"
+        "source",
+        description="The dtype of the saved student's weights. `source` is the dtype of the model that it was made "
+        "from.",
     )
-    seed: int = 0
+    seed: int = Field(0, description="The seed of everything random: the order of examples, dropout, new weights.")
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="the student is a moving average of the weights, which keeps this share a step (after t steps at "
-        "most (1 + t) / (10 + t)): 0.999",
+        description="Make the student an exponential moving average of the weights, which keeps this share of itself "
+        "at each step (after t steps at most (1 + t) / (10 + t)), for example 0.999. Default: no average.",
     )
-    checkpoint_steps: int = Field(100, gt=0)
-    keep_checkpoints: int = Field(1, gt=0, description="the newest so many")
+    checkpoint_steps: int = Field(
+        100, gt=0, description="Steps between two checkpoints, from which a killed run resumes."
+    )
+    keep_checkpoints: int = Field(
+        1, gt=0, description="The number of newest checkpoints to keep during training; all go when it is finished."
+    )
     diverged_at: float | None = Field(
-        None, gt=1, description="stop where the loss is so many times its mean over the last 100 steps; null: never"
+        None,
+        gt=1,
+        description="Stop when the loss exceeds this multiple of its mean over the last 100 steps. Default: never.",
     )
-    shuffle_buffer: int = Field(10_000, ge=1, description="examples")
+    shuffle_buffer: int = Field(
+        10_000, ge=1, description="The number of examples in memory that examples are shuffled with."
+    )
     processes: int | None = Field(
         None,
         gt=0,
-        description="on this machine, each with a GPU, sharing the batches of a step; by default as many as there are "
-        "GPUs and as divide `accumulation`",
+        description="The number of training processes on this machine, each with a GPU; they share the batches of a "
+        "step. Default: the largest number that is at most the number of GPUs and divides `accumulation`.",
     )
     sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp splits weights, gradients and the optimizer's state between the processes (FSDP2)"
+        "none",
+        description="`fsdp` (FSDP2) splits weights, gradients and optimizer state between the processes; `none` keeps "
+        "all of them in each process.",
     )
     activation_checkpointing: bool = Field(
-        False, description="keep the layers' inputs alone, and compute the rest again for the gradients: less memory"
+        False,
+        description="Keep only the inputs of each layer and recompute the rest for the gradients: less memory, more "
+        "time.",
     )
-    compile: bool = Field(False, description="torch.compile each layer")
+    compile: bool = Field(False, description="Compile each layer with torch.compile.")
     attention: str | None = Field(
         None,
-        description="as transformers calls it: sdpa, eager, flash_attention_2, flex_attention, …; by default the "
-        "model's own",
+        description="The attention implementation, as transformers names it: `sdpa`, `eager`, `flash_attention_2`, "
+        "`flex_attention`, …. Default: the model's own default.",
     )
 
     @model_validator(mode="after")
     def _decays_in_time(self) -> Self:
         if self.decay_steps and self.schedule != "wsd":
-            raise ValueError(f"decay_steps is of the schedule wsd, and this is {self.schedule}: leave one of them out")
+            raise ValueError(
+                f"decay_steps belongs to schedule wsd, but schedule is {self.schedule}: remove one of them"
+            )
         if self.warmup_steps + (self.decay_steps or 0) > max(self.steps, self.warmup_steps):
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are more than steps {self.steps}"
+                f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}"
             )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the student.
+        """Return what decides the student.
 
-        How its step is computed moves it by no more than rounding (sums in another order).
+        How a step is computed changes the student only by rounding (sums in another order).
         """
-        computing = {"processes", "sharding", "activation_checkpointing", "compile", "attention"}
-        watching = {"checkpoint_steps", "keep_checkpoints", "diverged_at"}
-        return self.model_dump(mode="json", exclude=computing | watching)
+        computation = {"processes", "sharding", "activation_checkpointing", "compile", "attention"}
+        supervision = {"checkpoint_steps", "keep_checkpoints", "diverged_at"}
+        return self.model_dump(mode="json", exclude=computation | supervision)

@@ -1,9 +1,9 @@
 """The corpus: documents read from a source, cut into examples with stable ids, sampled and split.
 
-`files` finds and reads Parquet, JSONL and text files; `sources` gives the rows of any source; `documents`
-makes texts or conversations of rows; `cutting` cuts them; `examples` puts it together; `identity`
-fingerprints what a source holds. What a user can mend is a `UserError`; a row that cannot be used is
-counted by reason in a `Counter`, never lost silently.
+`files` finds and reads Parquet, JSONL and text files; `sources` reads the rows of any source; `documents` makes texts
+or conversations of rows; `cutting` cuts them; `examples` combines these steps; `identity` fingerprints the content of a
+source. Errors that a user can fix are `UserError`s; a row that cannot be used is counted by reason in a `Counter`,
+never lost silently.
 """
 
 from alm_pipeline.corpus.cutting import cut_messages, cut_text

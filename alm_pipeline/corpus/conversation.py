@@ -1,17 +1,20 @@
-"""Conversations: lists of messages, and the text that both sides share of one."""
+"""Conversations: lists of messages, and the text that both sides share."""
 
 from collections.abc import Sequence
 from typing import Any
 
+Messages = list[dict[str, Any]]
+"""A conversation of this room's examples; each message has a `content`."""
+
 Conversation = Sequence[dict[str, Any]]
-"""Messages as chat templates take them: `role`, `content`, and whatever else a template knows."""
+"""Messages as chat templates expect them: `role`, `content`, and any other fields that a template uses."""
 
 
 def contents(conversation: Conversation) -> list[str]:
-    """The messages' contents; a null one, which calls of tools come with, is empty."""
+    """Return the messages' contents; a null content, as in tool calls, becomes empty."""
     return [message.get("content") or "" for message in conversation]
 
 
 def joined_contents(conversation: Conversation) -> str:
-    """The text that both sides share: the messages' contents, one after the other."""
+    """Return the text that both sides share: the messages' contents, concatenated."""
     return "".join(contents(conversation))

@@ -1,21 +1,20 @@
-"""Cutting texts and conversations to size, at sensible places and without dropping text.
+"""Cutting of texts and conversations to size, at sensible places and without dropping text.
 
-A piece ends at the latest good place of its window, the best kind first: after a blank line, after a line,
-after a sentence, before a space (tokens begin with spaces), between two characters. Only the latter half of
-the window counts, so that pieces are not tiny. It works on UTF-8 bytes and looks at each window a fixed
-number of times, so the time is linear in the text, whatever the lengths of its lines.
+A piece ends at the last place of the best kind in its window: after a blank line, else after a line, else after a
+sentence, else before a space (tokens begin with spaces), else between two characters. Only the second half of the
+window counts, so that pieces are not tiny. Cutting works on UTF-8 bytes and reads each window a fixed number of times,
+so the time is linear in the length of the text, whatever the lengths of its lines.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from typing import Any
 
-Messages = list[dict[str, Any]]
+from alm_pipeline.corpus.conversation import Messages
 
 MIN_PIECE_BYTES = 16
 
-# matches up to the last blank line: the leading `.*` is greedy and gives back from the end
+# matches up to the last blank line: the leading `.*` is greedy and backtracks from the end
 _BLANK_LINE = re.compile(rb"(?s:.*)\n[ \t\r]*\n")
 # plain searches for a few dozen endings: one pattern takes five times as long where it almost matches
 _ENDINGS_BEFORE_SPACE = [
@@ -23,25 +22,25 @@ _ENDINGS_BEFORE_SPACE = [
     *[sign.encode() for sign in "…؟۔।።"],
 ]
 _ENDINGS_ANYWHERE = [(sign + closer).encode() for sign in "。！？" for closer in ["", "」", "』", "”", "）"]]
-# enough for the longest emoji in use; what is joined for longer is cut inside
+# enough for the longest emoji in use; longer joined sequences are cut inside
 _GRAPHEME_BYTES = 64
 _JOINER = "\u200d"
-# a flag is two letters of its country's code, of an alphabet of their own
+# a flag is two regional indicators, the letters of its country's code in a block of their own
 _FLAG_HALVES = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
 def cut_text(text: str, max_bytes: int) -> list[str]:
-    """Pieces that concatenate to `text`, none empty, each of at most `max_bytes` bytes of UTF-8.
+    """Return pieces that concatenate to `text`, none empty, each of at most `max_bytes` bytes of UTF-8.
 
-    `max_bytes` is at least 16. A piece is white space only where the text has so much of it that it fits
-    into no other piece.
+    `max_bytes` is at least 16. A piece is white space only if the text has so much of it that it fits into no other
+    piece.
     """
     if max_bytes < MIN_PIECE_BYTES:
-        raise ValueError(f"max_bytes is {max_bytes}, and has to be at least {MIN_PIECE_BYTES}")
+        raise ValueError(f"max_bytes is {max_bytes}, but must be at least {MIN_PIECE_BYTES}")
     data = text.encode()
     pieces, start = [], 0
     while len(data) - start > max_bytes:
-        # the rest is left at least a quarter of a piece, so that no text ends in a scrap
+        # at least a quarter of a piece remains, so that no text ends in a scrap
         size = min(max_bytes, len(data) - start - max_bytes // 4)
         end = _cut_place(data, start + size // 2, start + size)
         pieces.append(data[start:end].decode())
@@ -52,7 +51,7 @@ def cut_text(text: str, max_bytes: int) -> list[str]:
 
 
 def _cut_place(data: bytes, low: int, high: int) -> int:
-    """The best place to cut in (low, high]; `high` lies before the end of `data`."""
+    """Return the best place to cut in (low, high]; `high` is before the end of `data`."""
     if blank_line := _BLANK_LINE.match(data, low, high):
         return blank_line.end()
     if line_end := data.rfind(b"\n", low, high) + 1:
@@ -64,19 +63,19 @@ def _cut_place(data: bytes, low: int, high: int) -> int:
 
 
 def _last_sentence_end(data: bytes, low: int, high: int) -> int:
-    """The latest end of a sentence in (low, high], 0 if there is none."""
+    """Return the last end of a sentence in (low, high], 0 if there is none."""
     ends = [_last_end(data, ending + b" ", low, high + 1) - 1 for ending in _ENDINGS_BEFORE_SPACE]
     ends += [_last_end(data, ending, low, high) for ending in _ENDINGS_ANYWHERE]
     return max(0, *ends)
 
 
 def _last_end(data: bytes, ending: bytes, low: int, high: int) -> int:
-    found = data.rfind(ending, low, high)
-    return 0 if found < 0 else found + len(ending)
+    start = data.rfind(ending, low, high)
+    return 0 if start < 0 else start + len(ending)
 
 
 def _character_boundary(data: bytes, low: int, high: int) -> int:
-    """The last place up to `high` between two characters, and between two graphemes if one is near."""
+    """Return the last place up to `high` between two characters; between two graphemes if one is near."""
     boundary = high
     while _is_continuation(data[boundary]):
         boundary -= 1
@@ -94,7 +93,7 @@ def _is_continuation(byte: int) -> bool:
 
 
 def _belongs_together(before: str, after: str) -> bool:
-    """Whether a cut between `before` and the character `after` would split a grapheme (UAX 29, roughly)."""
+    """Return whether a cut between `before` and the character `after` would split a grapheme (UAX 29, roughly)."""
     if after in _FLAG_HALVES:
         return (len(before) - len(before.rstrip(_FLAG_HALVES))) % 2 == 1
     return (
@@ -109,7 +108,7 @@ def _belongs_together(before: str, after: str) -> bool:
 
 
 def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
-    """The pieces, those of only white space put to the one before where it has room."""
+    """Join pieces of only white space to the piece before, if it has room."""
     joined: list[str] = []
     for piece in pieces:
         if joined and piece.isspace() and len((joined[-1] + piece).encode()) <= max_bytes:
@@ -120,11 +119,11 @@ def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
 
 
 def cut_messages(messages: Messages, max_bytes: int, dropped: Counter[str]) -> list[Messages]:
-    """Conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
+    """Cut a conversation into conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
 
-    A system message at the front is repeated at the front of each, and counts. What comes before the first
-    user's turn stays with it. A turn (up to the next user's) that is too long alone is left out and counted
-    as `turn_over_max_bytes`; no piece reaches across it, since an answer to it could follow.
+    A leading system message is repeated in front of each, and its bytes count. Messages before the first user's turn
+    stay with that turn. A turn (up to the next user's) that is too long by itself is dropped and counted as
+    `turn_over_max_bytes`; no piece extends across it, since an answer to it could follow.
     """
     if content_bytes(messages) <= max_bytes:
         return [messages]
@@ -149,7 +148,7 @@ def cut_messages(messages: Messages, max_bytes: int, dropped: Counter[str]) -> l
 
 
 def _turns(messages: Messages) -> list[Messages]:
-    """At least one turn, each from a user's message up to the next user's."""
+    """Split into turns, at least one, each from a user's message up to the next user's."""
     turns: list[Messages] = [[]]
     user_seen = False
     for message in messages:
@@ -161,5 +160,5 @@ def _turns(messages: Messages) -> list[Messages]:
 
 
 def content_bytes(messages: Messages) -> int:
-    """Of UTF-8, of all messages' contents."""
+    """Return the UTF-8 bytes of all messages' contents."""
     return sum(len(message["content"].encode()) for message in messages)

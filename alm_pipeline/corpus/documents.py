@@ -1,8 +1,8 @@
 """Documents: the text or conversation of each row of a source.
 
-Rows that give none are counted by reason: `invalid_json` (a line that is no JSON object), `invalid_utf8`
-(also a string with a lone surrogate), `missing_column`, `missing_id` (a null or empty one), `not_text` (a
-value that is no string, a conversation that is no list of roles and contents), `empty` (white space only).
+Rows without a document are counted by reason: `invalid_json` (a line that is not a JSON object), `invalid_utf8` (also a
+string with a lone surrogate), `missing_column`, `missing_id` (a null or empty id), `not_text` (a value that is not a
+string, a conversation that is not a list of roles and contents), `empty` (only white space).
 """
 
 import json
@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.errors import RowDropped
-from alm_pipeline.corpus.files import Row
+from alm_pipeline.corpus.files import SourceRow
 from alm_pipeline.corpus.sources import read_rows
 from storage.errors import UserError
-
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A row's text or its conversation; exactly one of `text` and `messages` is set, and it is not blank.
 
-    A message has a `role` and a `content`, both strings, and whatever else its row gives that JSON can hold; one that
-    only calls tools has an empty content.
+    A message has a `role` and a `content`, both strings, and any other JSON values of its row; a message that only
+    calls tools has empty content.
     """
 
     id: str
@@ -36,7 +35,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """Pieces of fixed text, each followed by a column's value (None after the last)."""
+    """Pieces of fixed text, each followed by a column's value (the last perhaps by None)."""
 
     parts: tuple[tuple[str, str | None], ...]
 
@@ -44,8 +43,8 @@ class _Template:
     def columns(self) -> list[str]:
         return [column for _, column in self.parts if column is not None]
 
-    def fill(self, row: Row) -> str:
-        # a number in a sentence is text; a column of nothing but numbers is a mistake
+    def fill(self, row: SourceRow) -> str:
+        # a number within a sentence is text; a column of only numbers is a mistake
         number_is_text = len(self.parts) > 1 or bool(self.parts[0][0])
         return "".join(
             fixed + ("" if column is None else _text_value(_value(row, column), number_is_text))
@@ -55,7 +54,7 @@ class _Template:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """Which columns a document's parts come from; `content` is a template or the messages' column."""
+    """The columns that a document is read from; `content` is a template or the column with the messages."""
 
     content: _Template | str
     id: str | None
@@ -65,8 +64,8 @@ class _Fields:
         content = [self.content] if isinstance(self.content, str) else self.content.columns
         return tuple(dict.fromkeys([*content, *([self.id] if self.id else [])]))
 
-    def document(self, row_id: str, row: Row) -> Document:
-        """The row's document; raises `RowDropped`."""
+    def document(self, row_id: str, row: SourceRow) -> Document:
+        """Return the row's document. Raises RowDropped if it has none."""
         document_id = row_id if self.id is None else _id_value(_value(row, self.id))
         if isinstance(self.content, str):
             return Document(document_id, None, _messages_value(_value(row, self.content)))
@@ -78,9 +77,9 @@ class _Fields:
 
 
 def read_documents(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Document]:
-    """The source's documents, in an order that never changes; adds to `dropped` the rows that give none.
+    """Yield the source's documents, in an order that never changes; counts rows without one in `dropped`.
 
-    Raises a `UserError` if the source cannot be read, or lacks a column that the configuration names.
+    Raises UserError if the source cannot be read, or lacks a column that the configuration names.
     """
     content = config.messages or _parse_template(config.text)
     fields = _Fields(content, config.id)
@@ -99,17 +98,17 @@ def _parse_template(text: str) -> _Template:
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise UserError(f"corpus.text {text!r} is no template: {error}; write {{{{ for a brace") from error
+        raise UserError(f"corpus.text {text!r} is not a valid template: {error}; write {{{{ for a brace") from error
     for _, column, form, conversion in parsed:
         if column == "" or form or conversion:
-            raise UserError(f"corpus.text {text!r}: each field is a column's name in braces, and nothing else")
+            raise UserError(f"corpus.text {text!r}: each field must be a column's name in braces")
     template = _Template(tuple((fixed, column) for fixed, column, _, _ in parsed))
     if not template.columns:
         raise UserError(f"corpus.text {text!r} names no column; write one in braces, such as {{text}}")
     return template
 
 
-def _value(row: Row, column: str) -> Any:
+def _value(row: SourceRow, column: str) -> Any:
     if column not in row:
         raise RowDropped("missing_column")
     return row[column]
@@ -138,7 +137,7 @@ def _id_value(value: Any) -> str:
 def _messages_value(value: Any) -> Messages:
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
         raise RowDropped("not_text")
-    # Parquet gives every message every key of the file; a null is one that this message does not have
+    # Parquet gives each message every key in the file; a null key is one that this message does not have
     messages = [{key: item for key, item in message.items() if item is not None} for message in value]
     messages = [{**message, "content": message.get("content", "")} for message in messages]
     try:

@@ -1,4 +1,4 @@
-"""How the corpus says what is wrong with its input."""
+"""Errors about a corpus's input."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from storage.errors import UserError
 
 
 class RowDropped(Exception):
-    """A row that gives no document; `reason` is the key that it is counted under."""
+    """A row without a document; `reason` is the key under which it is counted."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -15,32 +15,32 @@ class RowDropped(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an error says, short enough to stand in a message."""
+    """Return the first line of an error's message, short enough for another message."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 @contextmanager
-def failing_as(what: str, mend: str) -> Iterator[None]:
-    """Turn whatever fails inside into a `UserError` '<what>: <first line of the error>; <mend>'.
+def failing_as(what: str, fix: str) -> Iterator[None]:
+    """Turn any error inside into a UserError '<what>: <first line of the error>; <fix>'.
 
-    For calls into file systems and readers only: what they raise has no common type (OSError, EOFError,
-    zlib.error, ArrowInvalid, botocore's own, …), hence the broad `except`.
+    Only for calls into file systems and readers: their errors have no common type (OSError, EOFError, zlib.error,
+    ArrowInvalid, botocore's own, …), hence the broad `except`.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what}: {one_line(error)}; {mend}") from error
+        raise UserError(f"{what}: {one_line(error)}; {fix}") from error
 
 
 def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -> None:
-    """Raise a `UserError` that names the columns of `wanted` which `where` lacks, and those it has."""
+    """Raise UserError if `where` lacks some of the `wanted` columns; it names them and those that are present."""
     present = list(present)
     missing = [column for column in wanted if column not in present]
     if missing:
         raise UserError(
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
-            "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to what is there."
+            "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these."
         )

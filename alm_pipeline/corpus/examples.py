@@ -1,4 +1,4 @@
-"""Examples: pieces of documents with stable ids, sampled, and split into training and held-out ones."""
+"""Examples: pieces of documents with stable ids, sampled and split into training and held-out examples."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ Split = Literal["train", "held_out"]
 class Example:
     """A text or conversation of at most `max_bytes`; exactly one of `text` and `messages` is set.
 
-    `id` is the document's, with '#<piece>' behind it where the document was cut into more than one.
+    `id` is the document's id, followed by '#<piece>' if the document was cut into several pieces.
     """
 
     id: str
@@ -28,21 +28,21 @@ class Example:
     text: str | None
     messages: list[dict[str, Any]] | None
     text_bytes: int
-    """of the text, or of all messages' contents"""
+    """UTF-8 bytes of the text, or of all messages' contents."""
     normalized: bool
-    """the document's text was not in the corpus's form, and was put into it"""
+    """Whether the document's text was converted to the corpus's form."""
 
 
 def iter_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
-    """The corpus's examples, in an order that never changes; adds to `dropped` what is lost on the way.
+    """Yield the corpus's examples, in an order that never changes; counts losses in `dropped`.
 
-    The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held
-    out depends on ids only, so more data or a larger sample moves none. What `sample` and `max_examples`
-    leave out is not counted, since it was asked for. Raises a `UserError` if two examples have the same id, or
-    `normalize` names an unknown form.
+    The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held out
+    depends only on ids, so more data or a larger sample moves none. Examples excluded by `sample` and `max_examples`
+    are not counted, since that was configured. Raises UserError if two examples have the same id, or `normalize` names
+    an unknown form.
     """
-    kept = _sampled(_unique(_all_examples(config, dropped)), config.sample)
-    return islice(kept, config.max_examples)
+    sampled = _sampled(_unique(_all_examples(config, dropped)), config.sample)
+    return islice(sampled, config.max_examples)
 
 
 def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
@@ -61,8 +61,8 @@ def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Examp
 def _normalized(
     documents: Iterable[Document], setting: Literal["auto"] | tuple[str, ...], dropped: Counter[str]
 ) -> Iterator[tuple[Document, bool]]:
-    """The documents in the corpus's form, and whether that changed them."""
-    # before they are cut: what is cut out of a text in such a form is in it, too
+    """Yield the documents in the corpus's form, and whether that changed them."""
+    # before they are cut: a piece of a text in such a form is in that form too
     normalize = TextNormalizer([NFC] if setting == "auto" else [form_named(name) for name in setting])
     for document in documents:
         try:
@@ -100,14 +100,14 @@ def _cut(
 
 
 def _unique(examples: Iterator[Example]) -> Iterator[Example]:
-    # 8 bytes an id, whatever the ids' length; among 100 million ids two hashes meet once in 3,000 corpora
+    # 8 bytes per id, whatever its length; with 100 million ids, two hashes collide in one of 3,000 corpora
     seen: set[int] = set()
     for example in examples:
         key = _hash(example.id, "id")
         if key in seen:
             raise UserError(
                 f"two examples of the corpus have the id {example.id!r}; "
-                "set corpus.id to a column that differs in each row, or to none to number the rows"
+                "set corpus.id to a column that is different in each row, or to null to number the rows"
             )
         seen.add(key)
         yield example
@@ -118,7 +118,7 @@ def _sampled(examples: Iterator[Example], share: float) -> Iterator[Example]:
 
 
 def _share(name: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on nothing but the name and what it is for."""
+    """Return a number in [0, 1) that depends only on the name and the purpose."""
     return (_hash(name, purpose) >> 11) / 2**53
 
 

@@ -1,8 +1,8 @@
-"""Files under any fsspec URL: which they are, what they are called, and their rows.
+"""Files under any fsspec URL: their names and their rows.
 
-A file's name is its path from the fixed part of the URL's pattern on, so that the ids made of it are the same
-wherever the corpus lies. Files come in the order of their names, whatever the order of the URLs. The lines of
-a file are read here rather than by `datasets`, so that one bad row is counted and does not fail its file.
+A file's name is its path below the fixed part of the URL's pattern, so that the ids made of it are the same wherever
+the corpus is stored. Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
+than by `datasets`, so that a bad row is counted and does not fail its file.
 """
 
 import bz2
@@ -19,18 +19,18 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-from alm_pipeline.config import FilesSource
+from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.errors import failing_as, require_columns
 from storage.errors import UserError
 from storage.urls import is_local, open_filesystem
 
-Row = dict[str, Any]
-FileFormat = Literal["parquet", "jsonl", "text"]
+SourceRow = dict[str, Any]
+"""A row's values by column."""
 
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
-_FORMATS: dict[str, FileFormat] = {
+_FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".jsonl": "jsonl",
@@ -54,25 +54,25 @@ class CorpusFile:
 
     @property
     def url(self) -> str:
-        """What messages call the file: a plain path on a disk, a URL elsewhere."""
+        """The file as messages name it: a plain path on a disk, otherwise a URL."""
         shown = self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
         return _valid_unicode(shown)
 
 
 def list_files(source: FilesSource) -> list[CorpusFile]:
-    """The files that the source's URLs match and `exclude` does not, each once, sorted by name.
+    """List the files that match the source's URLs and not `exclude`, each once, sorted by name.
 
-    Names are distinct: where two URLs' names collide, all are counted from the URLs' common folder on.
-    Raises a `UserError` if a URL matches nothing, nothing is left, or names collide across file systems.
+    Names are distinct: if names of two URLs collide, all names become paths below the URLs' common folder.
+    Raises UserError if a URL matches nothing, all files are excluded, or names collide across file systems.
     """
-    found: dict[str, CorpusFile] = {}
+    matches: dict[str, CorpusFile] = {}
     for url in source.urls:
         for file in _match(url):
-            found.setdefault(file.url, file)
-    kept = [file for file in found.values() if not _is_excluded(file, source.exclude)]
-    if not kept:
-        raise UserError(f"corpus.source.exclude leaves out all of the {len(found)} files; narrow its patterns")
-    return sorted(_with_distinct_names(kept), key=lambda file: file.name)
+            matches.setdefault(file.url, file)
+    files = [file for file in matches.values() if not _is_excluded(file, source.exclude)]
+    if not files:
+        raise UserError(f"corpus.source.exclude excludes all {len(matches)} files; narrow its patterns")
+    return sorted(_with_distinct_names(files), key=lambda file: file.name)
 
 
 def _match(url: str) -> list[CorpusFile]:
@@ -82,13 +82,13 @@ def _match(url: str) -> list[CorpusFile]:
     if not paths:
         raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern")
     folder = _fixed_folder(path) if path not in paths else path.rpartition("/")[0]
-    return [CorpusFile(fs, found, folder, _name(found, folder)) for found in paths]
+    return [CorpusFile(fs, file, folder, _name(file, folder)) for file in paths]
 
 
 def _matching_paths(fs: Any, path: str, url: str) -> list[str]:
     if not _GLOB_CHARACTERS.search(path):
         return _single_path(fs, path, url)
-    if fs.isfile(path):  # a file whose own name has brackets, or a URL's query
+    if fs.isfile(path):  # a file with brackets in its name, or a URL with a query
         return [path]
     return [name for name, info in fs.glob(path, detail=True).items() if _is_file(fs, name, info)]
 
@@ -99,12 +99,12 @@ def _single_path(fs: Any, path: str, url: str) -> list[str]:
     except FileNotFoundError:
         return []
     if kind == "directory":
-        raise UserError(f"{url} is a folder; write {url.rstrip('/')}/** for all the files in it")
+        raise UserError(f"{url} is a folder; write {url.rstrip('/')}/** for all files in it")
     return [path]
 
 
 def _is_file(fs: Any, path: str, info: dict[str, Any]) -> bool:
-    # a link is listed as 'other'; a broken one is kept, so that reading it says so
+    # a link is listed as 'other'; a broken one stays in the list, so that reading it raises an error
     return info["type"] == "file" or (bool(info.get("islink")) and not fs.isdir(path))
 
 
@@ -122,7 +122,7 @@ def _name(path: str, folder: str) -> str:
 
 
 def _valid_unicode(path: str) -> str:
-    # a path on a disk is bytes; Python shows those that are not UTF-8 as lone surrogates
+    # paths on a disk are bytes; Python represents those that are not UTF-8 by lone surrogates
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -131,7 +131,7 @@ def _is_excluded(file: CorpusFile, patterns: Iterable[str]) -> bool:
 
 
 def _excludes(pattern: str, file: CorpusFile) -> bool:
-    # '*/test/*' must neither miss a top folder 'test' nor look at the folders above the corpus
+    # '*/test/*' must match a top folder 'test', but not the folders above the corpus
     names = [file.name, "/" + file.name]
     if pattern.startswith("/") or "://" in pattern:
         names += [file.path, file.url]
@@ -144,9 +144,9 @@ def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
         files = [replace(file, name=_name_below(file.path, depth)) for file in files]
     if twins := _duplicate(files):
         raise UserError(
-            f"two files of corpus.source.urls are both called {twins[0].name!r}: "
+            f"two files of corpus.source.urls have the name {twins[0].name!r}: "
             f"{twins[0].url} and {twins[1].url}; ids are made of names, so rename one, "
-            "or begin a pattern's `*` in a folder further up"
+            "or begin a pattern's `*` in a higher folder"
         )
     return files
 
@@ -169,33 +169,27 @@ def _duplicate(files: list[CorpusFile]) -> tuple[CorpusFile, CorpusFile] | None:
     return None
 
 
-def read_files(source: FilesSource, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of all files with their ids: '<name>' for a text file, '<name>:<row>' for a row of another.
+def read_files(source: FilesSource, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+    """Yield the rows of all files with their ids: '<name>' for a text file, '<name>:<row>' for rows of other files.
 
-    Row numbers are 0-based and count the dropped rows too; blank lines of a JSONL file are no rows. A row has
-    at least the asked-for `columns` that the file holds for it.
+    Row numbers begin at 0 and include dropped rows; blank lines of a JSONL file are not rows. A row has at least those
+    of `columns` that the file has for it.
     """
     for file in list_files(source):
-        file_format = format_of(file, source)
-        if file_format == "text":
-            yield from _read_text(file, columns, dropped)
-        else:
-            read = _read_parquet if file_format == "parquet" else _read_jsonl
-            for number, row in read(file, columns, dropped):
-                yield f"{file.name}:{number}", row
+        yield from READERS[format_of(file, source)](file, columns, dropped)
 
 
 def format_of(file: CorpusFile, source: FilesSource) -> FileFormat:
-    """What the file is read as: what the source says, or what the file's name says."""
+    """Return the format of a file: the source's setting or, with `auto`, the format of the file's suffix."""
     if source.format != "auto":
         return source.format
     name = PurePosixPath(file.path.lower())
     if name.suffix in _DECOMPRESSORS:
         name = name.with_suffix("")
-    return _FORMATS.get(name.suffix, "text")
+    return _FORMAT_OF_SUFFIX.get(name.suffix, "text")
 
 
-def _read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, Row]]:
+def _read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     require_columns(f"{file.url}, a text file,", columns, ["text"])
     with _naming(file), _opened(file) as stream:
         data = stream.read()
@@ -207,12 +201,12 @@ def _read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]
         yield file.name, {"text": text}
 
 
-def _read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     any_row = False
     for number, line in enumerate(_lines(file)):
         if number == 0 and _ARRAY_OF_OBJECTS.match(line):
             raise UserError(
-                f"{file.url} holds one JSON array, not one object a line; "
+                f"{file.url} contains one JSON array instead of one object per line; "
                 "rewrite it with: jq -c '.[]' FILE > FILE.jsonl"
             )
         row = _parse(line, dropped)
@@ -220,12 +214,12 @@ def _read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str
             if not any_row:
                 require_columns(file.url, columns, row)
             any_row = True
-            yield number, row
+            yield f"{file.name}:{number}", row
 
 
 def _lines(file: CorpusFile) -> Iterator[bytes]:
     with _naming(file), _opened(file) as opened:
-        stream = io.BufferedReader(opened, _READ_BYTES)  # type: ignore[type-var]  # finds lines faster than fsspec's
+        stream = io.BufferedReader(opened, _READ_BYTES)  # type: ignore[type-var]  # faster at lines than fsspec's
         first = stream.readline().removeprefix(codecs.BOM_UTF8)
         if first.strip():
             yield first
@@ -234,13 +228,13 @@ def _lines(file: CorpusFile) -> Iterator[bytes]:
                 yield line
 
 
-def _parse(line: bytes, dropped: Counter[str]) -> Row | None:
+def _parse(line: bytes, dropped: Counter[str]) -> SourceRow | None:
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
         dropped["invalid_utf8"] += 1
         return None
-    except (ValueError, RecursionError):  # too long a number and too deep a nesting as well
+    except (ValueError, RecursionError):  # also for numbers that are too long and nesting that is too deep
         row = None
     if isinstance(row, dict):
         return row
@@ -248,14 +242,14 @@ def _parse(line: bytes, dropped: Counter[str]) -> Row | None:
     return None
 
 
-def _read_parquet(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[int, Row]]:
+def _read_parquet(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     number = 0
     for record_batch in _record_batches(file, columns):
         for row in _rows(record_batch):
             if row is None:
                 dropped["invalid_utf8"] += 1
             else:
-                yield number, row
+                yield f"{file.name}:{number}", row
             number += 1
 
 
@@ -268,8 +262,8 @@ def _record_batches(file: CorpusFile, columns: tuple[str, ...]) -> Iterator[Any]
         yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
 
 
-def _rows(record_batch: Any) -> list[Row | None]:
-    """The batch's rows as dicts, None for one with a string that is not UTF-8."""
+def _rows(record_batch: Any) -> list[SourceRow | None]:
+    """Return the batch's rows as dicts; None for a row with a string that is not UTF-8."""
     try:
         return list(record_batch.to_pylist())
     except UnicodeDecodeError:
@@ -279,12 +273,20 @@ def _rows(record_batch: Any) -> list[Row | None]:
 
 
 def _naming(file: CorpusFile) -> AbstractContextManager[None]:
-    return failing_as(f"cannot read {file.url}", "mend or remove the file, or leave it out with corpus.source.exclude")
+    return failing_as(f"cannot read {file.url}", "fix or remove the file, or exclude it with corpus.source.exclude")
+
+
+READERS: dict[FileFormat, Callable[[CorpusFile, tuple[str, ...], Counter[str]], Iterator[tuple[str, SourceRow]]]] = {
+    "parquet": _read_parquet,
+    "jsonl": _read_jsonl,
+    "text": _read_text,
+}
+"""For each file format, the function that yields a file's rows with their ids."""
 
 
 @contextmanager
 def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed if its name says that they are compressed."""
+    """Yield the file's bytes, decompressed according to its suffix."""
     decompress = _DECOMPRESSORS.get(PurePosixPath(file.path.lower()).suffix)
     with file.fs.open(file.path, "rb") as stored:
         if decompress is None:
@@ -295,7 +297,7 @@ def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
 
 
 def _open_zstd(stored: IO[bytes]) -> Any:
-    """Arrow's reader, since fsspec's stops after the first frame and takes a cut-off file for a whole one."""
+    """Use Arrow's reader, since fsspec's stops after the first frame and accepts a truncated file."""
     import pyarrow as pa
 
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd"))

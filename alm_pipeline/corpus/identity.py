@@ -1,4 +1,4 @@
-"""A fingerprint of what a source holds, the same wherever it lies."""
+"""A fingerprint of the content of a source, wherever it is stored."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from alm_pipeline.corpus.files import CorpusFile, format_of, list_files
 from storage.errors import UserError
 from storage.fingerprints import hash_file
 
-# what stores call the checksum that they keep of a file: S3, HTTP and Azure; Google; the Hugging Face hub
+# the keys of stored checksums: S3, HTTP and Azure; Google; the Hugging Face Hub
 _CHECKSUM_KEYS = ("ETag", "etag", "md5Hash", "blob_id")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def source_identity(source: Source) -> str:
-    """A hex fingerprint of the content that the source refers to; raises a `UserError` if it cannot know it.
+    """Return a hex fingerprint of the content that the source refers to. Raises UserError if that is unknown.
 
-    Of files: their names (see `files`), formats and contents, of remote ones the checksum that the store keeps, where
-    it keeps one. Of a hub dataset: the commit. Of a local folder that `datasets` reads: its files. Of
-    generated problems: what they are generated from, and by which version. Where data lies is no part of it.
+    It covers, for files, their names (see `files`), formats and contents (for remote files the store's checksum, if it
+    has one); for a Hub dataset, the commit; for a local folder that `datasets` reads, its files; for generated
+    problems, their settings and the generator's version. Where data is stored is not part of it.
     """
     content = json.dumps([source.kind, _content(source)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -42,7 +42,7 @@ def _content(source: Source) -> Any:
 
 
 def _file_content(file: CorpusFile) -> list[str | int]:
-    with failing_as(f"cannot read {file.url}", "mend or remove the file, or leave it out with corpus.source.exclude"):
+    with failing_as(f"cannot read {file.url}", "fix or remove the file, or exclude it with corpus.source.exclude"):
         info = file.fs.info(file.path)
         for key in _CHECKSUM_KEYS:
             if info.get(key):
@@ -60,27 +60,27 @@ def _hub_content(source: HubSource) -> Any:
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    # `datasets` does not read these either
+    # `datasets` does not read these files either
     return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
 
 
 def _path_sha256(path: Path) -> str:
-    with failing_as(f"cannot read {path}", "mend or remove the file"):
+    with failing_as(f"cannot read {path}", "fix or remove the file"):
         return hash_file(path)
 
 
 def _commit(source: HubSource) -> str:
-    """The commit that the revision (by default the main branch) stands for now."""
+    """Return the commit that the revision (by default the main branch) points to now."""
     if source.revision and _COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import HfApi
 
     try:
         commit = HfApi().dataset_info(source.name, revision=source.revision).sha
-    except Exception as error:  # a connection fails with many types
+    except Exception as error:  # connections fail with many types
         raise UserError(
-            f"cannot ask the Hugging Face hub which commit dataset {source.name!r} is at: {one_line(error)}; "
-            "check the name and the connection, or set corpus.source.revision to a commit's 40 digits"
+            f"cannot get the commit of dataset {source.name!r} from the Hugging Face Hub: {one_line(error)}; "
+            "check the name and the connection, or set corpus.source.revision to a commit (40 hex digits)"
         ) from error
     return str(commit)
 

@@ -1,4 +1,4 @@
-"""The stage CORPUS → EXAMPLES: texts or conversations in shards of a set size."""
+"""The stage CORPUS → EXAMPLES: texts or conversations in shards of a configured size."""
 
 import json
 from collections import Counter
@@ -21,15 +21,15 @@ STAGE_VERSION = 2
 
 
 def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
-    """The examples of a corpus, whether or not they are written yet.
+    """Return the examples dataset of a corpus, whether or not it is written yet.
 
-    The source counts by its content: the same files elsewhere are the same examples.
+    A source is identified by its content: the same files in another place are the same examples.
     """
     return Dataset(root, Kind.EXAMPLES, corpus.name, {"stage_version": STAGE_VERSION, **corpus_identity(corpus)})
 
 
 def corpus_identity(corpus: CorpusConfig) -> dict[str, object]:
-    """What decides the examples of a corpus."""
+    """Return what decides the examples of a corpus."""
     settings = corpus.model_dump(mode="json", exclude={"source", "name"})
     return {"source": source_identity(corpus.source), "config": settings}
 
@@ -37,7 +37,7 @@ def corpus_identity(corpus: CorpusConfig) -> dict[str, object]:
 def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
     """Read the corpus and write every shard that is not written yet.
 
-    Raises UserError when the corpus gives no example.
+    Raises UserError if the corpus has no examples.
     """
     if manifest := examples.manifest():
         return manifest
@@ -50,7 +50,7 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
             advance(_text_bytes(shard))
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
-        raise UserError(f"corpus {corpus.name}: gives no example ({reasons}): see corpus.source, .text and .sample")
+        raise UserError(f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text and .sample")
     return examples.finish(shards, dropped)
 
 

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from huggingface_hub import HfApi
 
 from alm_pipeline.models.files import CODE, SMALL_FILES, fetch_folder
-from storage.fingerprints import MODEL_FILES, MODEL_WEIGHTS, hash_each
+from storage.fingerprints import MODEL_FILES, MODEL_WEIGHTS, hash_by_name
 
 
 def hub_hashes(name: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ def hub_hashes(name: str) -> dict[str, str]:
     hashes = {file.rfilename: file.lfs.sha256 for file in weights if file.lfs}
     if not weights or len(hashes) < len(weights):
         return {}
-    return hash_each(folder, tuple(pattern for pattern in MODEL_FILES if pattern != MODEL_WEIGHTS)) | hashes
+    return hash_by_name(folder, tuple(pattern for pattern in MODEL_FILES if pattern != MODEL_WEIGHTS)) | hashes
 
 
 def is_network_error(error: Exception) -> bool:

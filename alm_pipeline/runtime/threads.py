@@ -1,4 +1,4 @@
-"""How many threads a piece of work may use, and work that goes on in one beside its caller."""
+"""The number of threads that work may use, and calls in background threads."""
 
 import os
 from collections import deque
@@ -9,22 +9,28 @@ from contextvars import ContextVar
 
 _callers = ContextVar("callers", default=1)
 _IN_BACKGROUND = 2
-"""one that waits for the disk, and one that computes"""
+"""One call that waits for the disk, and one that computes."""
 
 
 def threads_at_once() -> int:
-    """As many as OMP_NUM_THREADS says, as for the libraries below; otherwise one for each core that it may use.
+    """Return the number of threads to use: OMP_NUM_THREADS, as in numeric libraries, or the number of usable cores.
 
-    Of several processes on a machine each is given its share so, as torchrun, Dask and Ray do; of several callers in a
-    process by `shared_by`.
+    Several processes on a machine get their shares through this variable, as torchrun, Dask and Ray set it; several
+    callers in one process through `shared_by`.
     """
-    given = (os.environ.get("OMP_NUM_THREADS") or "").split(",")[0]  # a number for each level of nesting
-    return max(1, int(given or len(os.sched_getaffinity(0))) // _callers.get())
+    setting = (os.environ.get("OMP_NUM_THREADS") or "").split(",")[0]  # one number per level of nesting
+    return max(1, int(setting or usable_cores()) // _callers.get())
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: on Linux those of its affinity, elsewhere all."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextmanager
 def shared_by(callers: int) -> Iterator[None]:
-    """What is started within is one of so many that work at once in this process."""
+    """Declare that `callers` callers work at once in this process; each gets its share of the threads."""
     before = _callers.set(callers)
     try:
         yield
@@ -34,9 +40,9 @@ def shared_by(callers: int) -> Iterator[None]:
 
 @contextmanager
 def in_background(function: Callable[..., object]) -> Iterator[Callable[..., None]]:
-    """The function, to be called in a thread while its caller prepares the next call; up to two calls at a time.
+    """Yield the function, to be called in a thread while its caller prepares the next call; up to two calls at once.
 
-    What a call raises is raised by a later one, or at the end, where all calls are done.
+    An error in a call is raised by a later call, or at the end, when all calls are done.
     """
     running = deque[Future[object]]()
 

@@ -1,10 +1,10 @@
-"""Which packages are installed."""
+"""Versions of installed packages."""
 
 from importlib import metadata
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package, or None where it is not installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

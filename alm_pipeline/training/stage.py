@@ -67,7 +67,7 @@ def _share_checkpoints(student: StoredFolder) -> None:
             student.mirror(CHECKPOINTS, checkpoint_names(student.path / CHECKPOINTS))
     wait_for_all()
     if process.leads_another_machine:
-        student.restore_anew(CHECKPOINTS)  # the folder may hold an earlier run's
+        student.restore_exactly(CHECKPOINTS)  # the folder may hold an earlier run's
     wait_for_all()
 
 

@@ -42,7 +42,7 @@ class TextForm:
         return tokenizer.normalizer
 
 
-_NAMED = {
+NAMED_FORMS = {
     **{name.lower(): name for name in ("NFC", "NFD", "NFKC", "NFKD")},
     "lowercase": "Lowercase",
     "strip_accents": "StripAccents",
@@ -77,9 +77,9 @@ def form_named(name: str) -> TextForm:
     """Return a form by its name, or by its JSON as in a tokenizer.json. Raises UserError for an unknown name."""
     if name.startswith("{"):
         return TextForm(name)
-    if name not in _NAMED:
-        raise UserError(f"corpus.normalize: {name!r} is not a form; the forms are {', '.join(_NAMED)}")
-    return TextForm(json.dumps({"type": _NAMED[name]}))
+    if name not in NAMED_FORMS:
+        raise UserError(f"corpus.normalize: {name!r} is not a form; the forms are {', '.join(NAMED_FORMS)}")
+    return TextForm(json.dumps({"type": NAMED_FORMS[name]}))
 
 
 class FormsDisagree(ValueError):

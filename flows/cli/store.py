@@ -16,9 +16,9 @@ from storage.errors import UserError
 
 if TYPE_CHECKING:
     from alm_pipeline.repair import Repair
-    from storage.upkeep.catalog import Entry, Node, Store
-    from storage.upkeep.prune import Wasted
-    from storage.upkeep.verify import Finding
+    from storage.upkeep.catalog import Catalog, CatalogEntry, LineageNode
+    from storage.upkeep.prune import WasteItem
+    from storage.upkeep.verify import Damage
 
 store = typer.Typer()
 
@@ -33,10 +33,10 @@ Checksums = Annotated[bool, typer.Option("--checksums", help="Also read all file
 @store.command(name="list")
 def list_(root: Root = "alm-data") -> None:
     """List what is stored under a root: rows, sizes, states and counts."""
-    from storage.upkeep.catalog import Store
+    from storage.upkeep.catalog import Catalog
 
     with user_errors():
-        entries = list(Store.open(root).entries.values())
+        entries = list(Catalog.open(root).entries.values())
     # the counts wrap, not the names, so that names can be copied
     table = Table("kind", Column("name", no_wrap=True, overflow="fold"), "rows", "MB", "state", "counts")
     for entry in entries:
@@ -45,12 +45,12 @@ def list_(root: Root = "alm-data") -> None:
     out.print(f"{len(entries)} datasets and folders, {_mb(sum(entry.bytes for entry in entries))} MB")
 
 
-def _rows(entry: "Entry") -> str:
+def _rows(entry: "CatalogEntry") -> str:
     rows = getattr(entry.manifest, "rows", None)
     return "" if rows is None else f"{rows:,}"
 
 
-def _counts(entry: "Entry") -> str:
+def _counts(entry: "CatalogEntry") -> str:
     if counts := getattr(entry.manifest, "counts", None):
         return ", ".join(f"{count:,} {what}" for what, count in counts.items())
     results = getattr(entry.manifest, "results", None)
@@ -64,22 +64,22 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.2f}"
 
 
-def _select(url: str) -> tuple["Store", list[str]]:
+def _select(url: str) -> tuple["Catalog", list[str]]:
     """Open the store that a URL is the root of or is in. Return it with the keys of the selected entries."""
-    from storage.upkeep.catalog import Store, is_root
+    from storage.upkeep.catalog import Catalog, is_root
     from storage.urls import absolute_url
 
     if is_root(url):
-        opened = Store.open(url)
+        opened = Catalog.open(url)
         return opened, list(opened.entries)
     root, kind, name = absolute_url(url).rsplit("/", 2)
-    opened = Store.open(root)
+    opened = Catalog.open(root)
     if f"{kind}/{name}" not in opened.entries:
         raise UserError(f"{url}: does not exist; `alm list {root}` lists what does")
     return opened, [f"{kind}/{name}"]
 
 
-def _select_one(url: str) -> tuple["Store", str]:
+def _select_one(url: str) -> tuple["Catalog", str]:
     """Like `_select`, but refuses a root: lineage and deletion are of a single entry."""
     from storage.upkeep.catalog import is_root
 
@@ -102,22 +102,22 @@ def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None
 
     with user_errors():
         opened, keys = _select(url)
-        findings = [finding for key in keys for finding in verify_entry(opened.entries[key], checksums)]
-    if findings:
-        _print_findings(findings, f"alm repair {url}{' --checksums' if checksums else ''}")
+        damages = [damage for key in keys for damage in verify_entry(opened.entries[key], checksums)]
+    if damages:
+        _print_damages(damages, f"alm repair {url}{' --checksums' if checksums else ''}")
         raise typer.Exit(1)
     size = sum(opened.entries[key].bytes for key in keys)
     how = "by checksums" if checksums else "by sizes; --checksums compares contents"
     out.print(f"{len(keys)} datasets and folders, {_mb(size)} MB: no problems ({how})", highlight=False)
 
 
-def _print_findings(findings: "list[Finding]", repair_command: str) -> None:
+def _print_damages(damages: "list[Damage]", repair_command: str) -> None:
     table = Table(Column("file", overflow="fold"), "problem", "fix")
-    for finding in findings:
-        fix = "alm repair" if finding.stale or finding.again else "by hand"
-        table.add_row(escape(finding.url), escape(finding.problem), fix)
+    for damage in damages:
+        fix = "alm repair" if damage.is_repairable else "by hand"
+        table.add_row(escape(damage.url), escape(damage.problem), fix)
     out.print(table)
-    if any(finding.stale or finding.again for finding in findings):
+    if any(damage.is_repairable for damage in damages):
         hint = f"`{repair_command}` writes only the damaged or missing files again"
         out.print(hint, highlight=False, markup=False, soft_wrap=True)
 
@@ -147,17 +147,17 @@ def repair(
         _print_repair(item, url)
     if not done:
         out.print(f"{len(keys)} datasets and folders: no problems", highlight=False)
-    if any(item.left for item in done):
+    if any(item.remaining for item in done):
         raise typer.Exit(1)
 
 
 def _print_repair(item: "Repair", url: str) -> None:
-    for finding in item.found:
-        out.print(f"{finding.url}: {finding.problem}", highlight=False, markup=False, soft_wrap=True)
+    for damage in item.damages:
+        out.print(f"{damage.url}: {damage.problem}", highlight=False, markup=False, soft_wrap=True)
     if item.refused:
         err.print(f"[bold red]not repaired:[/] {escape(item.refused)}", highlight=False, soft_wrap=True)
-    elif item.left:
-        _print_findings(list(item.left), f"alm repair {url}")
+    elif item.remaining:
+        _print_damages(list(item.remaining), f"alm repair {url}")
     else:
         how = "repaired, but its bytes have changed" if item.changed else "repaired, with the same bytes"
         out.print(f"{item.key}: {how}", highlight=False, markup=False, soft_wrap=True)
@@ -171,7 +171,7 @@ def lineage(url: Folder) -> None:
     out.print(_tree(opened.lineage(key)), highlight=False)
 
 
-def _tree(node: "Node", parent_origin: str = "", parent: Tree | None = None) -> Tree:
+def _tree(node: "LineageNode", parent_origin: str = "", parent: Tree | None = None) -> Tree:
     from storage.upkeep.lineage import highlights, origin
 
     label = f"{_role(node)}[bold]{escape(node.key)}[/]  {_state(node)}"
@@ -188,11 +188,11 @@ def _tree(node: "Node", parent_origin: str = "", parent: Tree | None = None) -> 
     return tree
 
 
-def _role(node: "Node") -> str:
+def _role(node: "LineageNode") -> str:
     return "" if node.role in ("", node.key.split("/")[0]) else f"{node.role.replace('_', ' ')}: "
 
 
-def _state(node: "Node") -> str:
+def _state(node: "LineageNode") -> str:
     if node.entry is None:
         return "[red]no longer exists[/]"
     if node.entry.manifest is None:
@@ -222,16 +222,17 @@ def prune(
     that a run could still complete, --unused adds complete datasets that no complete student was made from. Complete
     students are never pruned.
     """
-    from storage.upkeep.catalog import Store
-    from storage.upkeep.prune import Waste, blockers, discard, find_waste
+    from storage.upkeep.catalog import Catalog
+    from storage.upkeep.prune import WasteReason, blockers, discard, find_waste
 
-    chosen = {Waste.TEMPORARY} | ({Waste.INCOMPLETE} if incomplete else set()) | ({Waste.UNUSED} if unused else set())
+    optional = {WasteReason.INCOMPLETE: incomplete, WasteReason.UNUSED: unused}
+    chosen = {WasteReason.TEMPORARY, *(reason for reason, is_chosen in optional.items() if is_chosen)}
     with user_errors():
-        opened, before = Store.open(root), time.time() - older_than * 3600
+        opened, before = Catalog.open(root), time.time() - older_than * 3600
         if unused:
             _check_unused_is_known(blockers(opened, before, incomplete))
         items = find_waste(opened, before, incomplete)
-        selected = [item for item in items if item.waste in chosen]
+        selected = [item for item in items if item.reason in chosen]
         _print_waste(items, selected, apply)
         for item in selected if apply else ():
             discard(item)
@@ -245,11 +246,11 @@ def _check_unused_is_known(blocking: Sequence[str]) -> None:
         )
 
 
-def _print_waste(items: "list[Wasted]", selected: "list[Wasted]", apply: bool) -> None:
+def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: bool) -> None:
     table = Table(Column("file or folder", overflow="fold"), "why", "content", "MB", "delete")
     for item in items:
-        delete = "yes" if item in selected else f"with --{item.waste}"
-        table.add_row(escape(item.url), item.waste, item.what, _mb(item.bytes), delete)
+        delete = "yes" if item in selected else f"with --{item.reason}"
+        table.add_row(escape(item.url), item.reason, item.what, _mb(item.bytes), delete)
     if items:
         out.print(table)
     size = _mb(sum(item.bytes for item in selected))

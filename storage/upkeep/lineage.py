@@ -1,57 +1,78 @@
-"""What to tell of each dataset in a lineage, in a few words: names where its identity has hashes."""
+"""A few words about each dataset in a lineage, with names instead of the hashes in its identity."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from storage.upkeep.catalog import Entry, Node
+from storage.upkeep.catalog import CatalogEntry, LineageNode
 
-Plain = Mapping[str, Any]
+ConfigValues = Mapping[str, Any]
+"""A configuration as a manifest holds it: plain values, perhaps of an older version."""
 
 
-def highlights(node: Node) -> list[str]:
-    """What the dataset was made with, by its manifest."""
+def highlights(node: LineageNode) -> list[str]:
+    """Return lines about what the dataset was made with, according to its manifest."""
     if node.entry is None or node.entry.manifest is None:
         return []
     config = node.entry.provenance.get("configuration") or {}
-    lines = _named(node.role, node.entry.kind, config) if config else []
+    lines = SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
     return [*lines, *_results(node.entry)]
 
 
-def origin(entry: Entry | None) -> str:
-    """The versions and the commit that made it; empty where its manifest does not tell."""
-    kept = entry.provenance if entry else {}
-    versions = ", ".join(f"{name} {version}" for name, version in kept.get("versions", {}).items())
-    commit = f"commit {kept['commit'][:12]}" if kept.get("commit") else ""
-    changed = ", with changes that are not committed" if kept.get("uncommitted_changes") else ""
+def origin(entry: CatalogEntry | None) -> str:
+    """Return the versions and the commit that made an entry; empty if its manifest does not record them."""
+    provenance = entry.provenance if entry else {}
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
+    commit = f"commit {provenance['commit'][:12]}" if provenance.get("commit") else ""
+    changed = ", with uncommitted changes" if provenance.get("uncommitted_changes") else ""
     return "; ".join(part for part in (f"{commit}{changed}", versions) if part)
 
 
-def _named(role: str, kind: str, config: Plain) -> list[str]:
-    # the configuration may be of an older version: what it does not have is left out
-    score, student = config.get("score", {}), config.get("student", {})
-    match kind:
-        case "examples":
-            return [f"corpus: {_values(config.get('corpus', {}).get('source', {}))}"]
-        case "tokens":
-            return [f"tokenizer: {name}"] if (name := _tokenizer(role, config)) else []
-        case "tokenizers":
-            vocabulary = student.get("tokenizer")
-            how = "vocabulary of" if isinstance(vocabulary, str) else "trained"
-            return [f"{how}: {_values(vocabulary)}", f"special tokens of: {student.get('model')}"]
-        case "teacher_scores":
-            return [f"teacher: {config.get('teacher')}, {_values(score)}"]
-        case "students":
-            settings = [f"{part}: {_values(config.get(part, {}))}" for part in ("objective", "train")]
-            return [f"from: {student.get('model')}", *settings]
-        case _:
-            return []
+def _corpus_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"corpus: {_values(config.get('corpus', {}).get('source', {}))}"]
 
 
-def _tokenizer(role: str, config: Plain) -> str:
+def _tokens_lines(role: str, config: ConfigValues) -> list[str]:
+    return [f"tokenizer: {name}"] if (name := _tokenizer(role, config)) else []
+
+
+def _tokenizer_lines(_role: str, config: ConfigValues) -> list[str]:
     student = config.get("student", {})
-    own = student.get("tokenizer") or student.get("model")
-    of_student = own if isinstance(own, str) else "trained"
-    # `tokens` are what a teacher scored; asked for alone, they may be either side's
+    vocabulary = student.get("tokenizer")
+    how = "vocabulary of" if isinstance(vocabulary, str) else "trained"
+    return [f"{how}: {_values(vocabulary)}", f"special tokens of: {student.get('model')}"]
+
+
+def _scores_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"teacher: {config.get('teacher')}, {_values(config.get('score', {}))}"]
+
+
+def _student_lines(_role: str, config: ConfigValues) -> list[str]:
+    settings = [f"{part}: {_values(config.get(part, {}))}" for part in ("objective", "train")]
+    return [f"from: {config.get('student', {}).get('model')}", *settings]
+
+
+def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
+    return []
+
+
+# the configuration may be of an older version: what it lacks is left out
+SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
+    "examples": _corpus_lines,
+    "tokens": _tokens_lines,
+    "tokenizers": _tokenizer_lines,
+    "alignments": _no_lines,
+    "pair_biases": _no_lines,
+    "teacher_scores": _scores_lines,
+    "students": _student_lines,
+}
+"""For each kind, the settings to show of a dataset that was read in a role."""
+
+
+def _tokenizer(role: str, config: ConfigValues) -> str:
+    student = config.get("student", {})
+    setting = student.get("tokenizer") or student.get("model")
+    of_student = setting if isinstance(setting, str) else "trained"
+    # `tokens` are what a teacher scored; without a role, they may belong to either side
     names = {"tokens": config.get("teacher"), "teacher_tokens": config.get("teacher"), "student_tokens": of_student}
     return str(names.get(role) or "")
 
@@ -68,7 +89,7 @@ def _value(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _results(entry: Entry) -> list[str]:
+def _results(entry: CatalogEntry) -> list[str]:
     bits = getattr(entry.manifest, "results", {}).get("held_out_bits_per_byte", {})
     known = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in bits.items() if value is not None]
     return [f"held-out bits per byte: {', '.join(known)}"] if known else []

@@ -1,7 +1,7 @@
-"""What can go: what killed writings left, what is not complete, what no student was made from.
+"""What can be removed: remains of killed writes, what is not complete, what no student was made from.
 
-Nothing here was written less than a while ago: another run may be at it. What cost computing is told apart from litter,
-so that it goes only when asked for.
+Only what was written before a given moment counts: another run may still be working on newer files. Results of
+computation are distinguished from litter, so that they are removed only on request.
 """
 
 import re
@@ -13,9 +13,9 @@ from storage.dataset import Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, working_folder
 from storage.schemas import MANIFEST
-from storage.upkeep.catalog import INVALID_MANIFEST, Entry, State, Store, newest
+from storage.upkeep.catalog import INVALID_MANIFEST, Catalog, CatalogEntry, EntryState, newest
 from storage.urls import (
-    Upload,
+    InterruptedUpload,
     abort_upload,
     absolute_url,
     interrupted_uploads,
@@ -30,88 +30,88 @@ _RESTORING = ".restoring/"
 _CHECKPOINTS = "checkpoints/"
 
 
-class Waste(StrEnum):
-    """Why something can go."""
+class WasteReason(StrEnum):
+    """Why something can be removed."""
 
     TEMPORARY = "temporary"
-    """what a killed writing left: of no use to anyone"""
+    """The remains of a killed write: useless."""
     INCOMPLETE = "incomplete"
-    """without a manifest: its run would go on from there"""
+    """It has no manifest; its run would continue from there."""
     UNUSED = "unused"
-    """complete, but no complete student was made from it"""
+    """It is complete, but no complete student was made from it."""
 
 
 @dataclass(frozen=True)
-class Wasted:
-    """Something that can go, or a folder of such things."""
+class WasteItem:
+    """Something that can be removed, or a folder of such things."""
 
     url: str
-    waste: Waste
+    reason: WasteReason
     what: str
     bytes: int
     modified: float | None
-    """seconds since 1970; None where that is not known"""
-    upload: Upload | None = None
+    """Seconds since 1970; None if unknown."""
+    upload: InterruptedUpload | None = None
 
     def is_older(self, moment: float) -> bool:
         return self.modified is not None and self.modified < moment
 
 
-def find_waste(store: Store, before: float, with_incomplete: bool = False) -> list[Wasted]:
-    """What can go of what was last written before a moment (seconds since 1970), and what it takes.
+def find_waste(catalog: Catalog, before: float, with_incomplete: bool = False) -> list[WasteItem]:
+    """Return what can be removed of what was last written before a moment (seconds since 1970).
 
-    Unused is what neither a complete student descends from, nor anything that was written later. While there are
+    A dataset is unused if no complete student, and nothing that was written later, was made from it. While there are
     `blockers`, nothing is known to be unused.
     """
-    entries = list(store.entries.values())
-    found = [item for entry in entries for item in _litter(entry)]
-    found += [_of_upload(upload) for upload in interrupted_uploads(store.root)]
-    found += [_of_entry(entry, Waste.INCOMPLETE) for entry in entries if entry.state == State.NOT_COMPLETE]
-    if not blockers(store, before, with_incomplete):
-        found += _unused(store, before)
-    return [item for item in found if item.is_older(before)]
+    entries = list(catalog.entries.values())
+    items = [item for entry in entries for item in _litter(entry)]
+    items += [_of_upload(upload) for upload in interrupted_uploads(catalog.root)]
+    items += [_of_entry(entry, WasteReason.INCOMPLETE) for entry in entries if entry.state == EntryState.NOT_COMPLETE]
+    if not blockers(catalog, before, with_incomplete):
+        items += _unused(catalog, before)
+    return [item for item in items if item.is_older(before)]
 
 
-def blockers(store: Store, before: float, with_incomplete: bool = False) -> list[str]:
-    """What stays and is not complete: only a manifest tells what a dataset is made from, so it may need anything."""
+def blockers(catalog: Catalog, before: float, with_incomplete: bool = False) -> list[str]:
+    """Return what stays and is not complete: without a manifest, it may have been made from anything."""
 
-    def goes(entry: Entry) -> bool:
-        return with_incomplete and entry.state == State.NOT_COMPLETE and _of_entry(entry).is_older(before)
+    def goes(entry: CatalogEntry) -> bool:
+        return with_incomplete and entry.state == EntryState.NOT_COMPLETE and _of_entry(entry).is_older(before)
 
-    return [key for key, entry in store.entries.items() if entry.state != State.COMPLETE and not goes(entry)]
-
-
-def _unused(store: Store, before: float) -> list[Wasted]:
-    complete = {key: entry for key, entry in store.entries.items() if entry.state == State.COMPLETE}
-    found = {key: _of_entry(entry, Waste.UNUSED) for key, entry in complete.items() if entry.kind != "students"}
-    needed = store.origins(key for key in complete if key not in found or not found[key].is_older(before))
-    return [item for key, item in found.items() if key not in needed]
+    return [key for key, entry in catalog.entries.items() if entry.state != EntryState.COMPLETE and not goes(entry)]
 
 
-def discard(item: Wasted) -> None:
-    """Remove it. Of a folder the manifest goes first: what is half gone is never taken for complete."""
+def _unused(catalog: Catalog, before: float) -> list[WasteItem]:
+    complete = {key: entry for key, entry in catalog.entries.items() if entry.state == EntryState.COMPLETE}
+    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind != "students"}
+    needed = catalog.origins(key for key in complete if key not in items or not items[key].is_older(before))
+    return [item for key, item in items.items() if key not in needed]
+
+
+def discard(item: WasteItem) -> None:
+    """Remove an item. A folder's manifest is removed first, so that half a folder never counts as complete."""
     if item.upload:
         abort_upload(item.upload)
-    elif item.waste is Waste.TEMPORARY:
+    elif item.reason is WasteReason.TEMPORARY:
         remove(item.url)
     else:
         _remove_entry(item.url)
 
 
-def delete(store: Store, key: str, force: bool = False) -> int:
-    """Remove a dataset or folder; returns how many bytes that frees.
+def delete(catalog: Catalog, key: str, force: bool = False) -> int:
+    """Remove a dataset or folder; returns the number of bytes freed.
 
-    Raises UserError when it is not there, or something else was made from it, unless forced.
+    Raises UserError if it does not exist, or, unless forced, if something else was made from it.
     """
-    if key not in store.entries:
-        raise UserError(f"{join_url(store.root, key)}: is not there; `alm list {store.root}` says what is")
-    if (users := store.users(key)) and not force:
+    if key not in catalog.entries:
+        raise UserError(f"{join_url(catalog.root, key)}: does not exist; `alm list {catalog.root}` lists what does")
+    if (users := catalog.users(key)) and not force:
         raise UserError(
-            f"{join_url(store.root, key)}: was read to make {', '.join(users)}: "
-            "without it these can't be repaired; delete them first, or --force"
+            f"{join_url(catalog.root, key)}: was read to make {', '.join(users)}, which can't be repaired without it: "
+            "delete those first, or --force"
         )
-    _remove_entry(store.entries[key].url)
-    return store.entries[key].bytes
+    _remove_entry(catalog.entries[key].url)
+    return catalog.entries[key].bytes
 
 
 def _remove_entry(url: str) -> None:
@@ -122,32 +122,34 @@ def _remove_entry(url: str) -> None:
         remove(str(working_folder(root, kind, name)))
 
 
-def _of_entry(entry: Entry, waste: Waste = Waste.INCOMPLETE) -> Wasted:
-    return Wasted(entry.url, waste, _describe(entry), entry.bytes, entry.modified)
+def _of_entry(entry: CatalogEntry, reason: WasteReason = WasteReason.INCOMPLETE) -> WasteItem:
+    return WasteItem(entry.url, reason, _describe(entry), entry.bytes, entry.modified)
 
 
-def _describe(entry: Entry) -> str:
+def _describe(entry: CatalogEntry) -> str:
     if isinstance(entry.manifest, Manifest):
         return f"{entry.manifest.rows:,} rows"
     shards = sum(name.endswith(".json") for name in entry.files)
     return f"{shards} shards so far" if entry.manifest is None and entry.kind not in FOLDER_KINDS else "files"
 
 
-def _litter(entry: Entry) -> Iterator[Wasted]:
-    """Temporary files, and of what is complete what was only needed on the way."""
+def _litter(entry: CatalogEntry) -> Iterator[WasteItem]:
+    """Yield temporary files, and what a complete dataset or folder no longer needs."""
     for name, info in entry.files.items():
         if _TEMPORARY.fullmatch(name):
-            yield Wasted(entry.file(name), Waste.TEMPORARY, "a killed writing", info.bytes, info.modified)
-    if entry.state != State.COMPLETE:
+            yield WasteItem(entry.file(name), WasteReason.TEMPORARY, "a killed write", info.bytes, info.modified)
+    if entry.state != EntryState.COMPLETE:
         return
     for part, what in ((_CHECKPOINTS, "of a finished student"), (_RESTORING, "a killed download")):
         files = [info for name, info in entry.files.items() if name.startswith(part) and not _TEMPORARY.fullmatch(name)]
         if files:
             size = sum(info.bytes for info in files)
-            yield Wasted(entry.file(part.rstrip("/")), Waste.TEMPORARY, what, size, newest(files))
-    if kept := entry.files.get(INVALID_MANIFEST):
-        yield Wasted(entry.file(INVALID_MANIFEST), Waste.TEMPORARY, "of a repair", kept.bytes, kept.modified)
+            yield WasteItem(entry.file(part.rstrip("/")), WasteReason.TEMPORARY, what, size, newest(files))
+    if manifest := entry.files.get(INVALID_MANIFEST):
+        yield WasteItem(
+            entry.file(INVALID_MANIFEST), WasteReason.TEMPORARY, "of a repair", manifest.bytes, manifest.modified
+        )
 
 
-def _of_upload(upload: Upload) -> Wasted:
-    return Wasted(upload.url, Waste.TEMPORARY, "an interrupted upload", upload.bytes, upload.modified, upload)
+def _of_upload(upload: InterruptedUpload) -> WasteItem:
+    return WasteItem(upload.url, WasteReason.TEMPORARY, "an interrupted upload", upload.bytes, upload.modified, upload)

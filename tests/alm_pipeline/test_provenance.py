@@ -1,4 +1,4 @@
-"""What manifests say of the run that made them."""
+"""What manifests record about the run that wrote them."""
 
 import subprocess
 from importlib import metadata
@@ -12,7 +12,7 @@ from alm_pipeline.provenance import provenance, stored_config
 from storage.errors import UserError
 
 
-def test_every_manifest_tells_of_the_run(config: AlmConfig, tmp_path: Path) -> None:
+def test_every_manifest_records_the_run(config: AlmConfig, tmp_path: Path) -> None:
     student = StudentConfig(model=config.student.model, tokenizer=TrainedTokenizer(vocab_size=320))
     config = config.model_copy(update={"student": student})
     pipeline = Pipeline(config, str(tmp_path))
@@ -27,12 +27,12 @@ def test_the_configuration_comes_back(config: AlmConfig) -> None:
     assert stored_config(provenance(config), "here") == config
 
 
-def test_versions_and_the_commit_are_told(config: AlmConfig) -> None:
-    told = provenance(config)
-    assert told["versions"]["torch"] == metadata.version("torch")
+def test_versions_and_the_commit_are_recorded(config: AlmConfig) -> None:
+    recorded = provenance(config)
+    assert recorded["versions"]["torch"] == metadata.version("torch")
     root = Path(__file__).parents[2]
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert told.get("commit", "") == head.stdout.strip()
+    assert recorded.get("commit", "") == head.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,14 @@ def test_versions_and_the_commit_are_told(config: AlmConfig) -> None:
         ("https://host/t.jsonl?v=2&X-Amz-Signature=abc&x=1", "https://host/t.jsonl?v=2&X-Amz-Signature=***&x=1"),
     ],
 )
-def test_secrets_are_left_out(config: AlmConfig, url: str, kept: str) -> None:
+def test_secrets_are_removed(config: AlmConfig, url: str, kept: str) -> None:
     corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(url,))})
-    told = provenance(config.model_copy(update={"corpus": corpus}))
-    assert told["configuration"]["corpus"]["source"]["urls"] == [kept]
-    with pytest.raises(UserError, match=r"here: its configuration has a password or signature.*--config FILE"):
-        stored_config(told, "here")
+    recorded = provenance(config.model_copy(update={"corpus": corpus}))
+    assert recorded["configuration"]["corpus"]["source"]["urls"] == [kept]
+    with pytest.raises(UserError, match=r"here: its configuration had a password or signature.*--config FILE"):
+        stored_config(recorded, "here")
 
 
-def test_a_manifest_without_a_configuration_is_told() -> None:
-    with pytest.raises(UserError, match="here: no manifest here says by which configuration"):
+def test_a_manifest_without_a_configuration_is_reported() -> None:
+    with pytest.raises(UserError, match="here: no manifest records the configuration"):
         stored_config({}, "here")

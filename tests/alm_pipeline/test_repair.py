@@ -1,4 +1,4 @@
-"""What is damaged is made again to the same bytes, from what the manifests hold; nothing is lost where it can't be."""
+"""Damaged data is written again, to the same bytes, from the manifests; nothing is lost if that is impossible."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import pytest
 from alm_pipeline import pipeline as pipeline_module
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.repair import Repair, repair
+from alm_pipeline.repair import STAGES_OF_KIND, Repair, repair
 from storage import dataset as dataset_module
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
-from storage.upkeep.catalog import Store
+from storage.upkeep.catalog import KINDS, Catalog
 from storage.urls import file_sizes, join_url, overwrite, read_bytes, remove
 
 
@@ -24,12 +24,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, memory: object, monkeyp
 
 
 def contents(root: str) -> dict[str, bytes | None]:
-    """Without times of training, which are not the same twice."""
+    """Return all files without training times, which differ between runs."""
     return {name: read_bytes(join_url(root, name)) for name in file_sizes(root) if "runs/" not in name}
 
 
 def repair_all(root: str, checksums: bool = False, config: AlmConfig | None = None) -> list[Repair]:
-    store = Store.open(root)
+    store = Catalog.open(root)
     return list(repair(store, list(store.entries), checksums, config))
 
 
@@ -46,7 +46,7 @@ def cached(config: AlmConfig, root: str) -> Pipeline:
     return made
 
 
-def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmConfig, root: str) -> None:
+def test_everything_damaged_is_written_again_to_the_same_bytes(config: AlmConfig, root: str) -> None:
     pipeline = cached(config, root)
     assert pipeline.made_tokenizer
     assert repair_all(root) == []
@@ -55,9 +55,9 @@ def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmCon
     flip(pipeline.tokens("student").shard_url(0))
     overwrite(pipeline.alignments.record_url(1), b"{")
     remove(join_url(pipeline.made_tokenizer.url, "tokenizer.json"))
-    # its configuration is that of what was made from it
+    # its configuration is taken from what was made from it
     remove(join_url(pipeline.tokens("teacher").url, "manifest.json"))
-    # the score's shards stay: it costs the most
+    # the scores' shards stay: they cost the most
     scores = pipeline.scores
     overwrite(join_url(scores.url, "shard-00009.parquet"), b"x")
     done = repair_all(root, checksums=True)
@@ -69,7 +69,7 @@ def test_everything_that_is_wrong_is_made_again_to_the_same_bytes(config: AlmCon
         "alignments",
         "teacher_scores",
     ]
-    assert [(item.refused, item.left) for item in done] == [("", ())] * 6
+    assert [(item.refused, item.remaining) for item in done] == [("", ())] * 6
     assert contents(root) == whole
     assert repair_all(root, checksums=True) == []
 
@@ -86,27 +86,27 @@ def test_only_the_damaged_shard_is_written(config: AlmConfig, root: str, monkeyp
 
     monkeypatch.setattr(Dataset, "write_shard", watch)
     (done,) = repair_all(root)
-    assert (written, done.left) == ([pipeline.scores.shard_url(1)], ())
+    assert (written, done.remaining) == ([pipeline.scores.shard_url(1)], ())
 
 
-def test_other_bytes_than_before_are_told(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_bytes_are_reported(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     for again, changed in ((dataset_module.encode_parquet, False), (lambda table: b"of another Arrow", True)):
         remove(pipeline.examples.shard_url(1))
         monkeypatch.setattr(dataset_module, "encode_parquet", again)
         (done,) = repair_all(root)
-        assert (done.left, done.changed) == ((), changed)
+        assert (done.remaining, done.changed) == ((), changed)
 
 
-def test_a_damaged_student_is_distilled_again(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_damaged_student_is_trained_again(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     pipeline.run()
     whole = contents(pipeline.student.url)
     flip(join_url(pipeline.student.url, "model.safetensors"))
     assert repair_all(str(tmp_path)) == []
     (done,) = repair_all(str(tmp_path), checksums=True)
-    assert (done.refused, done.left) == ("", ())
+    assert (done.refused, done.remaining) == ("", ())
     assert contents(pipeline.student.url) == whole
 
 
@@ -122,19 +122,19 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
     with monkeypatch.context() as patch:
         patch.delattr("alm_pipeline.training.stage.train")
         (done,) = repair_all(root)
-    assert (done.left, contents(root)) == ((), whole)
-    # with a copy that is not it, it is distilled again
+    assert (done.remaining, contents(root)) == ((), whole)
+    # with a copy that differs, it is trained again
     (pipeline.student.path / "model.safetensors").write_bytes(b"other")
     remove(join_url(pipeline.student.url, "model.safetensors"))
     (done,) = repair_all(root)
-    assert (done.left, contents(root)) == ((), whole)
+    assert (done.remaining, contents(root)) == ((), whole)
 
 
 def refused(root: str, config: AlmConfig | None = None) -> str:
-    """The reason; what was there is there."""
+    """Return the reason, after checking that nothing was removed."""
     before = contents(root)
     (done,) = repair_all(root, config=config)
-    assert done.left == done.found
+    assert done.remaining == done.damages
     assert contents(root) == before
     return done.refused
 
@@ -153,39 +153,39 @@ def test_another_corpus_is_refused(config: AlmConfig, tmp_path: Path) -> None:
     assert "texts.jsonl" in refused(str(tmp_path / "root"))
     file.write_text(whole)
     (done,) = repair_all(str(tmp_path / "root"))
-    assert done.left == ()
+    assert done.remaining == ()
 
 
-def test_where_no_configuration_is_known_it_is_asked_for(config: AlmConfig, root: str) -> None:
+def test_an_unknown_configuration_is_requested(config: AlmConfig, root: str) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     remove(join_url(pipeline.examples.url, "manifest.json"))
-    assert "no manifest here says by which configuration" in refused(root)
+    assert "no manifest records the configuration" in refused(root)
     other = config.model_copy(update={"corpus": config.corpus.model_copy(update={"max_bytes": 100})})
     assert "now makes another dataset" in refused(root, other)
     (done,) = repair_all(root, config=config)
-    assert done.left == ()
+    assert done.remaining == ()
 
 
-def test_an_input_that_is_gone_is_told_before_anything_is_removed(config: AlmConfig, root: str) -> None:
+def test_a_missing_input_is_reported_before_anything_is_removed(config: AlmConfig, root: str) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     pipeline.tokenize("teacher")
     remove(pipeline.tokens("teacher").shard_url(0))
     remove(pipeline.examples.url)
-    assert f"was made from examples/{pipeline.examples.name}, which is not there" in refused(root)
+    assert f"was made from examples/{pipeline.examples.name}, which no longer exists" in refused(root)
 
 
-def test_a_strange_file_is_not_taken_into_a_student(config: AlmConfig, tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_included_in_a_student(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = cached(config, str(tmp_path))
     tokenizer = pipeline.made_tokenizer
     assert isinstance(tokenizer, StoredFolder)
     remove(join_url(tokenizer.url, "tokenizer.json"))
     overwrite(join_url(tokenizer.url, "mine.txt"), b"x")
-    assert "mine.txt: is not of the folder" in refused(str(tmp_path))
+    assert "mine.txt: does not belong to the folder" in refused(str(tmp_path))
 
 
-def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_repair_is_resumed(config: AlmConfig, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(config, root)
     pipeline.shard()
     whole = contents(root)
@@ -201,12 +201,12 @@ def test_a_killed_repair_is_gone_on_with(config: AlmConfig, root: str, monkeypat
     # the manifest is gone, but not the configuration that it held
     assert pipeline.examples.manifest() is None
     (done,) = repair_all(root)
-    assert done.left == ()
+    assert done.remaining == ()
     assert contents(root) == whole
 
 
 @pytest.mark.parametrize("damage", [lambda url: remove(url), lambda url: overwrite(url, b"{")])
-def test_a_lost_manifest_is_made_from_the_records(
+def test_a_lost_manifest_is_written_from_the_records(
     config: AlmConfig, root: str, damage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(config, root)
@@ -216,5 +216,20 @@ def test_a_lost_manifest_is_made_from_the_records(
     damage(join_url(pipeline.examples.url, "manifest.json"))
     monkeypatch.delattr(Dataset, "write_shard")
     (done,) = repair_all(root)
-    assert done.left == ()
+    assert done.remaining == ()
     assert contents(root) == whole
+
+
+def test_every_kind_has_a_stage_that_writes_it() -> None:
+    assert sorted(STAGES_OF_KIND) == sorted(KINDS)
+
+
+def test_another_format_is_reported_and_not_touched(config: AlmConfig, root: str) -> None:
+    pipeline = Pipeline(config, root)
+    pipeline.shard()
+    url = join_url(pipeline.examples.url, "manifest.json")
+    overwrite(url, json.dumps(json.loads(read_bytes(url) or b"") | {"format_version": 1}).encode())
+    before = contents(root)
+    (done,) = repair_all(root)
+    assert (done.refused, contents(root)) == ("", before)
+    assert [damage.problem[:23] for damage in done.remaining] == ["was written in format 1"]

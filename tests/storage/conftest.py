@@ -1,6 +1,6 @@
-"""Three roots for storage: a disk, fsspec's object store in memory, and a real S3 server; and any that one has.
+"""Roots for the tests of storage: a disk, fsspec's object store in memory, a real S3 server, and any of your own.
 
-`ALM_TEST_STORES="az://container gs://bucket" pytest tests/storage` runs the tests of storage there, too.
+`ALM_TEST_STORES="az://container gs://bucket" pytest tests/storage` runs the tests of storage there too.
 """
 
 import os
@@ -19,7 +19,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=_REMOTE)
 def remote(request: pytest.FixtureRequest) -> str:
-    """The roots that are no disk."""
+    """The roots that are not on a disk."""
     return _remote_root(request)
 
 

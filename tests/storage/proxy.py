@@ -1,4 +1,4 @@
-"""An HTTP proxy before the S3 server that does harm: answers errors, is slow, cuts connections."""
+"""An HTTP proxy in front of the S3 server that injects faults: error responses, delays, cut connections."""
 
 import http.client
 import threading
@@ -13,7 +13,7 @@ Fault = Callable[["_Handler"], None]
 
 
 def answer(status: int, code: str) -> Fault:
-    """The server's error, and nothing reaches it."""
+    """Respond with a server error; the request does not reach the server."""
 
     def fault(handler: "_Handler") -> None:
         handler.read_body()
@@ -24,7 +24,7 @@ def answer(status: int, code: str) -> Fault:
 
 
 def slow(seconds: float) -> Fault:
-    """The answer comes late."""
+    """Delay the response."""
 
     def fault(handler: "_Handler") -> None:
         body = handler.read_body()
@@ -35,7 +35,7 @@ def slow(seconds: float) -> Fault:
 
 
 def cut_request(handler: "_Handler", then: Callable[[], None] = lambda: None) -> None:
-    """Half of what is sent reaches the server, then both connections break off. `then` is done in between."""
+    """Forward half of the request to the server, call `then`, and break off both connections."""
     body = handler.rfile.read(handler.length // 2)
     with handler.upstream() as upstream:
         upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
@@ -48,7 +48,7 @@ def cut_request(handler: "_Handler", then: Callable[[], None] = lambda: None) ->
 
 
 def cut_answer(handler: "_Handler") -> None:
-    """The server does what is asked, and the answer breaks off half-way through its body; where it has none, before."""
+    """Let the server handle the request, and break off the response halfway through its body, or before it if empty."""
     status, headers, body = handler.forward(handler.read_body())
     if body:
         handler.reply(status, headers, body, sent=len(body) // 2)
@@ -56,12 +56,12 @@ def cut_answer(handler: "_Handler") -> None:
 
 
 class Proxy:
-    """Passes on everything, except that the next requests of a method meet the fault that was asked for."""
+    """Forwards everything, except that the next requests of a method get the injected fault."""
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.requests: list[str] = []
-        """'METHOD path' of all that came in"""
+        """'METHOD path' of all requests received."""
         self._faults: list[tuple[str, Fault]] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -76,7 +76,7 @@ class Proxy:
         self._faults = []
 
     def count(self, method: str, name: str) -> int:
-        """The requests so far for an object."""
+        """Return the requests so far for an object."""
         return sum(line.startswith(f"{method} ") and line.endswith(f"/{name}") for line in self.requests)
 
     def next_fault(self, method: str, path: str) -> Fault | None:
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """What the server says. All headers go as they are: the signature covers Host, which stays the proxy's."""
+        """Return the server's response. All headers are forwarded unchanged: the signature covers the proxy's Host."""
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
         with self.upstream() as upstream:
             upstream.request(self.command, self.path, body, headers)
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             return response.status, response.getheaders(), response.read()
 
     def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
-        """An answer, or the first `sent` bytes of its body under the headers of the whole."""
+        """Send a response, or only the first `sent` bytes of its body, with the headers of the whole."""
         self.send_response_only(status)
         kept = [(name, value) for name, value in headers if name.lower() not in ("transfer-encoding", "connection")]
         if self.command != "HEAD":

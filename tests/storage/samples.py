@@ -18,13 +18,13 @@ def dataset(root: str, kind: Kind = Kind.TEACHER_SCORES, **identity: Any) -> Dat
 
 
 def columns(kind: Kind, shard: int = 0) -> dict[str, Any]:
-    """Three rows of a kind; the last holds nothing where it may."""
+    """Return three rows of a kind; the last is empty where possible."""
     ids = pa.array([f"doc:{shard}:{row}" for row in range(3)])
     return {"id": ids, **_COLUMNS[kind]()}
 
 
 def write(target: Dataset, shards: int = 1) -> Manifest:
-    """As stages do: every shard that has no record, then the manifest."""
+    """Write as stages do: every shard without a record, then the manifest."""
     for shard in range(shards):
         if not target.record(shard):
             target.write_shard(shard, columns(target.kind, shard), {"tokens": 3 + shard}, {"too_long": shard})

@@ -20,7 +20,7 @@ def tokenizer(root: str) -> StoredFolder:
 
 
 def content(folder: StoredFolder) -> str:
-    """The hash that the identities of what was made with a tokenizer hold."""
+    """Return the tokenizer's hash, which is in the identities of what was made with it."""
     manifest = folder.manifest()
     assert manifest
     return combine_hashes({name: sha for name, sha in manifest.files.items() if name in TOKENIZER_FILES})
@@ -33,7 +33,7 @@ def member(root: str, kind: Kind, label: str, shards: int = 2, **identity: Any) 
 
 
 def small_store(root: str) -> dict[str, Dataset | StoredFolder]:
-    """Of two shards each, by role; the student is of `scores`, `other_scores` have none."""
+    """Write a store and return its members by role; the student was made from `scores`, none from `other_scores`."""
     bpe = tokenizer(root)
     examples = member(root, Kind.EXAMPLES, "corpus")
     teacher = member(root, Kind.TOKENS, "corpus-t", examples=examples.name, tokenizer="f" * 64)

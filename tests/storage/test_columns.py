@@ -1,4 +1,4 @@
-"""List columns go to NumPy and back unchanged, however they are cut."""
+"""List columns are converted to NumPy and back unchanged, however they are sliced."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def _joined(rows: list[list[int]]) -> pa.ListArray:
 
 
 def _chunked(rows: list[list[int]], cuts: list[int]) -> pa.ChunkedArray:
-    """The rows as a column of slices of one array, some without rows."""
+    """Return the rows as a column of slices of one array, some of them empty."""
     whole, ends = _joined(rows), sorted(min(cut, len(rows)) for cut in cuts)
     starts = [0, *ends]
     pieces = [whole.slice(start, end - start) for start, end in zip(starts, [*ends, len(rows)], strict=True)]
@@ -64,14 +64,14 @@ def test_no_rows_are_joined_to_no_rows(type_: Any) -> None:
     assert join_rows([], type_).type.value_type == type_
 
 
-def test_nan_is_a_number_and_no_null() -> None:
+def test_nan_is_a_number_and_not_null() -> None:
     column = join_rows([np.array([np.nan, -np.inf, -0.0], np.float32)], pa.float32())
     assert column.values.null_count == 0
     np.testing.assert_array_equal(column.values.to_numpy(), np.array([np.nan, -np.inf, -0.0], np.float32))
 
 
 @pytest.mark.parametrize(("values", "offsets"), [([2**31], [0, 1]), ([1], [0, 2**31])])
-def test_what_does_not_fit_is_refused(values: list[int], offsets: list[int]) -> None:
+def test_values_that_do_not_fit_are_refused(values: list[int], offsets: list[int]) -> None:
     with pytest.raises(pa.ArrowInvalid, match="not in range"):
         list_array(np.array(values), np.array(offsets), pa.int32())
 

@@ -1,4 +1,4 @@
-"""What is on the disk, byte for byte; who can read it; and that what is not whole is refused."""
+"""The stored bytes of a dataset, the programs that read them, and the refusal of incomplete or damaged data."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ MANIFEST = """{
   "no_text": 2,
   "too_long": 0
  },
- "format_version": 1,
+ "format_version": 2,
  "identity": {
   "corpus": "é😀",
   "sizes": [
@@ -62,7 +62,7 @@ MANIFEST = """{
   "stage_version": 1
  },
  "kind": "teacher_scores",
- "name": "sample-4d28cab317982494",
+ "name": "sample-c78edfccd179d9f7",
  "provenance": {
   "commit": "c0ffee"
  },
@@ -88,12 +88,12 @@ def test_the_files_of_a_dataset(root: str) -> None:
     scores = replace(dataset(root, corpus="é😀"), provenance={"commit": "c0ffee"})
     write(scores)
     shard = read_bytes(scores.shard_url(0)) or b""
-    # the shard's bytes depend on the version of Arrow, which signs them
+    # the shard's bytes depend on the version of Arrow, which writes it into the file
     expected = [
         golden.replace("BYTES", str(len(shard))).replace("SHA256", hashlib.sha256(shard).hexdigest())
         for golden in (RECORD, MANIFEST)
     ]
-    assert scores.url == f"{root}/teacher_scores/sample-4d28cab317982494"
+    assert scores.url == f"{root}/teacher_scores/sample-c78edfccd179d9f7"
     assert list_names(scores.url) == ["manifest.json", "shard-00000.json", "shard-00000.parquet"]
     assert [_text(scores, "shard-00000.json"), _text(scores, "manifest.json")] == expected
 
@@ -195,9 +195,9 @@ def test_a_shard_is_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_what_is_read_is_what_was_written(root: str, kind: Kind) -> None:
+def test_rows_are_read_as_they_were_written(root: str, kind: Kind) -> None:
     write(dataset(root, kind))
-    # compared as text, for NaN is not equal to itself
+    # compared as text, since NaN is not equal to itself
     table = dataset(root, kind).read_shard(0)
     assert repr(table.to_pydict()) == repr({name: pa.array(value).to_pylist() for name, value in columns(kind).items()})
 
@@ -209,7 +209,7 @@ def test_nan_stays_a_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, np.array([NAN, -1.5], np.float32))
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_read(tmp_path: Path) -> None:
     scores = dataset(str(tmp_path))
     write(scores)
     assert scores.read_shard(0, ["logprobs", "id"]).column_names == ["logprobs", "id"]
@@ -258,7 +258,7 @@ def test_pandas_reads_it(tmp_path: Path, kind: Kind) -> None:
     assert list(frame["id"]) == written.read_shard(0)["id"].to_pylist()
 
 
-def test_what_has_no_record_does_not_exist(root: str) -> None:
+def test_a_shard_without_a_record_does_not_exist(root: str) -> None:
     scores = dataset(root)
     scores.write_shard(0, columns(scores.kind), {})
     remove(_file(scores, "shard-00000.json"))
@@ -294,8 +294,8 @@ def _flip(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-1], r"bytes long, its record says \d+"),
-        (lambda content: content + b"x", r"bytes long, its record says \d+"),
+        (lambda content: content[:-1], r"bytes long, but \d+ in its record"),
+        (lambda content: content + b"x", r"bytes long, but \d+ in its record"),
         (_flip, "is damaged"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_damaged_shard_is_refused(root: str, damage: Any, message: str) -> Non
 
 
 def test_a_shard_swapped_with_its_record_is_refused(root: str) -> None:
-    """Another teacher's scores of the same examples: same ids, same size, a record that fits."""
+    """The shard has another teacher's scores of the same examples: same ids, same size, a record that fits."""
     scores, other = dataset(root), dataset(root, teacher="other")
     write(scores)
     other.write_shard(0, columns(other.kind) | {"logprobs": [[NAN, -2.5], [NAN], []]}, {"tokens": 3})
@@ -325,7 +325,7 @@ def test_a_shard_beyond_the_manifest_is_refused(root: str) -> None:
     scores = dataset(root)
     write(scores, 1)
     scores.write_shard(1, columns(scores.kind), {})
-    with pytest.raises(UserError, match=r"shard-00001\.parquet: not of this dataset, which has 1 shards"):
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: not in this dataset, which has 1 shards"):
         scores.read_shard(1)
 
 
@@ -343,11 +343,11 @@ def test_a_missing_shard_is_named(root: str) -> None:
     scores = dataset(root)
     write(scores)
     remove(scores.shard_url(0))
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing, though it has a record: `alm repair"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: is missing although it has a record: `alm repair"):
         scores.read_shard(0)
 
 
-def test_the_mend_that_messages_name_mends(root: str) -> None:
+def test_the_fix_that_messages_name_works(root: str) -> None:
     scores = dataset(root)
     whole = write(scores, 2)
     remove(scores.shard_url(1))
@@ -363,14 +363,14 @@ def test_a_damaged_record_or_manifest_is_named(root: str, name: str, content: by
     scores = dataset(root)
     write(scores)
     overwrite(_file(scores, name), content)
-    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` mends it"):
+    with pytest.raises(UserError, match=rf"/{name}: is damaged \(.*\): `alm repair {scores.url}` fixes it"):
         scores.record(0) if name.startswith("shard") else scores.manifest()
 
 
 def test_another_format_is_named_whatever_its_fields(root: str) -> None:
     scores = dataset(root)
-    overwrite(_file(scores, "manifest.json"), b'{"format_version": 2, "layout": "new"}')
-    with pytest.raises(UserError, match=r"manifest\.json: written in format 2, this program reads 1"):
+    overwrite(_file(scores, "manifest.json"), b'{"format_version": 1, "layout": "old"}')
+    with pytest.raises(UserError, match=r"manifest\.json: was written in format 1, and .* reads format 2"):
         scores.manifest()
 
 
@@ -390,7 +390,7 @@ def test_datasets_of_other_examples_are_refused(root: str, ids: list[str]) -> No
     both = {"tokens": dataset(root, Kind.TOKENS), "scores": dataset(root)}
     write(both["tokens"])
     both["scores"].write_shard(0, columns(Kind.TEACHER_SCORES) | {"id": ids}, {})
-    with pytest.raises(UserError, match=r"shard 0 holds other examples in .*/teacher_scores/.* than in .*/tokens/"):
+    with pytest.raises(UserError, match=r"shard 0 contains other examples in .*/teacher_scores/.* than in .*/tokens/"):
         read_aligned(both, 0, {"tokens": ("token_ids",), "scores": ("logprobs",)})
 
 
@@ -413,8 +413,8 @@ def test_a_dataset_is_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pyt
         assert open_dataset(path).url == written.url
 
 
-def test_what_is_no_dataset_is_not_opened(root: str) -> None:
-    with pytest.raises(UserError, match=r"no complete dataset \(it has no manifest\.json\)"):
+def test_a_folder_without_a_manifest_is_not_opened(root: str) -> None:
+    with pytest.raises(UserError, match=r"not a complete dataset \(it has no manifest\.json\)"):
         open_dataset(f"{root}/teacher_scores/none")
 
 
@@ -438,7 +438,7 @@ def test_an_edited_dataset_is_refused(root: str) -> None:
             read()
 
 
-def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
+def test_provenance_is_not_part_of_the_identity(root: str) -> None:
     written = dataset(root)
     told = replace(written, provenance={"commit": "c0ffee"})
     assert (told, told.name) == (written, written.name)
@@ -446,7 +446,7 @@ def test_provenance_is_no_part_of_what_a_dataset_is(root: str) -> None:
     assert written.complete_manifest().provenance == {"commit": "c0ffee"}
 
 
-def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
+def test_a_manifest_without_provenance_is_read(root: str) -> None:
     written = dataset(root)
     whole = write(written)
     manifest = json.loads(_text(written, "manifest.json"))
@@ -458,6 +458,6 @@ def test_a_manifest_of_before_there_was_provenance_is_read(root: str) -> None:
 def test_kind_label_and_identity_name_a_dataset() -> None:
     kinds = {dataset("r", kind).name for kind in Kind}
     assert len(kinds) == len(Kind)
-    # an identity's own keys cannot stand in for the kind or format
+    # keys of an identity can't replace the kind or the format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
     assert posing.name != Dataset("r", Kind.EXAMPLES, "sample", {}).name

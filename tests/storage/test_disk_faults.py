@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or forbidden: told with the file and the mend, and nothing half-written."""
+"""A disk that is full, read-only or forbidden: the error names the file and the fix, and no file is partial."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ LARGE = bytes(1 << 20)
 
 @contextmanager
 def _file_size_limit(size: int) -> Iterator[None]:
-    """The kernel cuts off a writing that makes a file larger, half-way, as on a full disk."""
+    """Let the kernel cut off a write that makes a file larger than this, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -50,19 +50,19 @@ def _overwrite(url: str) -> None:
         overwrite(url, LARGE)
 
 
-def test_a_publishing_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_publication_leaves_nothing(tmp_path: Path) -> None:
     with (
         _file_size_limit(64 << 10),
-        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"),
+        pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; free some space and run it again"),
     ):
         publish(str(tmp_path / "x"), LARGE)
     assert _names(tmp_path) == []
 
 
 @pytest.mark.parametrize("writing", [_overwrite, _upload])
-def test_a_writing_that_is_cut_off_leaves_what_was_there(tmp_path: Path, writing: Callable[[str], None]) -> None:
+def test_an_interrupted_write_leaves_the_old_content(tmp_path: Path, writing: Callable[[str], None]) -> None:
     publish(str(tmp_path / "x"), b"before")
-    with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; make room and run it again"):
+    with pytest.raises(UserError, match=r"/x: can't be written: .*File too large.*; free some space and run it again"):
         writing(str(tmp_path / "x"))
     assert _names(tmp_path) == ["x"]
     assert read_bytes(str(tmp_path / "x")) == b"before"
@@ -73,7 +73,7 @@ def test_a_download_to_a_full_disk_names_both_ends(remote: str, tmp_path: Path) 
     target = tmp_path / "x"
     with (
         _file_size_limit(64 << 10),
-        pytest.raises(UserError, match=rf"{remote}/x: can't be copied to {target}: .*; make room"),
+        pytest.raises(UserError, match=rf"{remote}/x: can't be copied to {target}: .*; free some space"),
     ):
         download(f"{remote}/x", target)
     assert _names(tmp_path) == []
@@ -92,24 +92,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _write_large(target: Dataset, shard: int) -> None:
-    """Some 300 kB that don't compress."""
+    """Write about 300 kB that don't compress."""
     values = np.random.default_rng(shard).random(40_000).astype(np.float32)
     rows = list_array(values, np.array([0, 0, 0, len(values)]), pa.float32())
     target.write_shard(shard, columns(target.kind, shard) | {"logprobs": rows, "boundary_logprobs": rows}, {})
 
 
-def test_a_full_disk_is_told_and_the_run_resumed(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_run_resumed(small_disk: Path, tmp_path: Path) -> None:
     full, roomy = dataset(str(small_disk)), dataset(str(tmp_path / "roomy"))
     publish(str(small_disk / "filler"), bytes(100 << 10))
     _write_large(full, 0)
     with pytest.raises(
-        UserError, match=r"shard-00001\.parquet: can't be written: .*No space left.*; make room and run"
+        UserError, match=r"shard-00001\.parquet: can't be written: .*No space left.*; free some space and run"
     ):
         _write_large(full, 1)
     assert list_names(full.url) == ["shard-00000.json", "shard-00000.parquet"]
     assert full.read_shard(0).num_rows == 3
     remove(str(small_disk / "filler"))
-    remove(full.shard_url(0))  # room for the other one
+    remove(full.shard_url(0))  # makes space for the other one
     _write_large(full, 1)
     _write_large(roomy, 1)
     assert read_bytes(full.shard_url(1)) == read_bytes(roomy.shard_url(1))
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_and_the_run_resumed(small_disk: Path, tmp_path: Pat
 
 @pytest.fixture
 def guarded() -> Iterator[Path]:
-    """A folder of a user who has no privileges; the test goes on as that user."""
+    """A folder of a user without privileges; the test continues as that user."""
     with tempfile.TemporaryDirectory() as name:
         folder, user = Path(name), os.geteuid()
         folder.chmod(0o755)
@@ -131,42 +131,42 @@ def guarded() -> Iterator[Path]:
             folder.chmod(0o755)
 
 
-def test_a_read_only_folder_is_told(guarded: Path) -> None:
+def test_a_read_only_folder_is_reported(guarded: Path) -> None:
     publish(str(guarded / "x"), b"before")
     guarded.chmod(0o555)
     for name in ("x", "new", "new/deeper"):
-        with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; allow it, or choose"):
+        with pytest.raises(UserError, match=rf"/{name}: can't be written: .*Permission denied.*; grant the permission"):
             overwrite(str(guarded / name), b"after")
-    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/new: can't be written: .*Permission denied.*; grant the"):
         publish(str(guarded / "new"), b"after")
-    with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/x: can't be removed: .*Permission denied.*; grant the"):
         remove(str(guarded / "x"))
     assert file_sizes(str(guarded)) == {"x": 6}
 
 
-def test_a_dataset_in_a_read_only_folder_is_told(guarded: Path) -> None:
+def test_a_dataset_in_a_read_only_folder_is_reported(guarded: Path) -> None:
     target = dataset(str(guarded))
     target.write_shard(0, columns(target.kind), {})
     Path(target.url).chmod(0o555)
-    with pytest.raises(UserError, match=r"shard-00001\.parquet: can't be written: .*; allow it"):
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: can't be written: .*; grant the permission"):
         target.write_shard(1, columns(target.kind, 1), {})
-    with pytest.raises(UserError, match=r"manifest\.json: can't be written: .*; allow it"):
+    with pytest.raises(UserError, match=r"manifest\.json: can't be written: .*; grant the permission"):
         target.finish(1)
     assert list_names(target.url) == ["shard-00000.json", "shard-00000.parquet"]
     Path(target.url).chmod(0o755)
     assert target.finish(1) == target.manifest()
 
 
-def test_a_file_that_may_not_be_read_is_told(guarded: Path) -> None:
+def test_an_unreadable_file_is_reported(guarded: Path) -> None:
     publish(str(guarded / "x"), b"secret")
     (guarded / "x").chmod(0)
-    with pytest.raises(UserError, match=r"/x: can't be read: .*Permission denied.*; allow it"):
+    with pytest.raises(UserError, match=r"/x: can't be read: .*Permission denied.*; grant the"):
         read_bytes(str(guarded / "x"))
 
 
 @pytest.mark.parametrize("reading", [list_names, file_sizes, read_bytes])
-def test_a_folder_that_may_not_be_entered_is_told(guarded: Path, reading: Callable[[str], object]) -> None:
-    """And is not taken for one that is empty, or not there."""
+def test_an_unreadable_folder_is_reported(guarded: Path, reading: Callable[[str], object]) -> None:
+    """It does not count as empty or missing."""
     publish(str(guarded / "folder" / "x"), b"secret")
     (guarded / "folder").chmod(0)
     with pytest.raises(UserError, match=r"/folder.*ermission denied"):

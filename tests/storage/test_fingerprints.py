@@ -1,4 +1,4 @@
-"""Fingerprints depend on content alone."""
+"""Fingerprints depend only on content."""
 
 import hashlib
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_any_other_value_is_another_fingerprint(other: dict[str, Any]) -> None:
     assert fingerprint(other) != fingerprint({"a": 1, "b": {"c": "x"}})
 
 
-def test_what_json_cannot_hold_has_no_fingerprint() -> None:
+def test_values_outside_json_have_no_fingerprint() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         fingerprint({"a": float("nan")})
 
@@ -72,7 +72,7 @@ def test_other_files_are_another_hash(tmp_path: Path, files: dict[str, str]) -> 
 
 
 def test_a_linked_file_counts_by_its_content(tmp_path: Path) -> None:
-    # as in the hub's cache, where every file is a link
+    # as in the Hub's cache, where every file is a link
     _folder(tmp_path / "blobs", x="1")
     plain = _folder(tmp_path / "plain", a="1")
     (tmp_path / "links").mkdir()
@@ -81,9 +81,9 @@ def test_a_linked_file_counts_by_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["there", "nowhere"])
-def test_nothing_has_no_hash(tmp_path: Path, folder: str) -> None:
+def test_a_folder_without_matching_files_has_no_hash(tmp_path: Path, folder: str) -> None:
     _folder(tmp_path / "there", a="1")
-    with pytest.raises(UserError, match=rf"{folder}: holds none of \*\.json, \*\.model"):
+    with pytest.raises(UserError, match=rf"{folder}: contains none of \*\.json, \*\.model"):
         hash_files(tmp_path / folder, ("*.json", "*.model"))
 
 

@@ -1,4 +1,4 @@
-"""Folders go to the store and come back whole, and what is not what was published is refused."""
+"""Folders are uploaded and downloaded whole, and files that differ from the published ones are refused."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from storage.urls import file_sizes, join_url, list_names, overwrite, read_bytes
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """machine(name) goes on on the machine of that name: each has a cache of its own."""
+    """machine(name) switches to the machine of this name: each has its own cache."""
 
     def become(name: str) -> None:
         monkeypatch.setenv("ALM_CACHE", str(tmp_path / name))
@@ -44,7 +44,7 @@ def _published(root: str) -> StoredFolder:
 
 
 def _mirror(folder: StoredFolder) -> None:
-    """All checkpoints that are here."""
+    """Mirror all checkpoints of this machine."""
     folder.mirror("checkpoints", sorted(child.name for child in (folder.path / "checkpoints").glob("*")))
 
 
@@ -59,11 +59,11 @@ MANIFEST = """{
   "config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
   "model.bin": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
  },
- "format_version": 1,
+ "format_version": 2,
  "identity": {
   "stage_version": 1
  },
- "name": "tiny-518422f5b1ab44d6",
+ "name": "tiny-1f6e8b5e77395882",
  "provenance": {
   "commit": "c0ffee"
  },
@@ -99,7 +99,7 @@ def test_stores_do_not_share_a_working_folder() -> None:
     assert _folder("memory://one").path != _folder("memory://other").path
 
 
-def test_the_cache_is_the_users_unless_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_the_users_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder().name == "first"
     monkeypatch.delenv("ALM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
@@ -108,7 +108,7 @@ def test_the_cache_is_the_users_unless_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == Path.home() / ".cache" / "alm-pipeline"
 
 
-def test_what_a_kill_left_is_not_published(root: str) -> None:
+def test_remains_of_a_kill_are_not_published(root: str) -> None:
     folder = _folder(root)
     _write(folder, {"model.bin": "weights", ".manifest.json.12ab.tmp": "half"})
     assert list(folder.finish({}).files) == ["model.bin"]
@@ -141,7 +141,7 @@ def test_another_machine_fetches_it(root: str, machine: Callable[[str], None]) -
     assert {name: (path / name).read_text() for name in names} == {"model.bin": "weights", "config.json": "{}"}
 
 
-def test_what_is_here_is_not_fetched_again(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_are_not_fetched_again(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _published(remote)
     monkeypatch.delattr(folders, "download")
     assert folder.fetch() == folder.path
@@ -154,13 +154,13 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(remote: str) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda url: overwrite(url, b"tampered"), remove])
-def test_another_file_than_was_published_is_refused(
+def test_a_file_that_differs_from_the_published_one_is_refused(
     root: str, machine: Callable[[str], None], change: Callable[[str], None]
 ) -> None:
     folder = _published(root)
     change(join_url(folder.url, "model.bin"))
     machine("other")
-    with pytest.raises(UserError, match=r"model\.bin: is missing, or not the file that was published: `alm repair"):
+    with pytest.raises(UserError, match=r"model\.bin: is missing or differs from .* published: `alm repair"):
         folder.fetch()
 
 
@@ -169,13 +169,13 @@ def test_a_manifest_cannot_write_outside_its_folder(root: str, name: str) -> Non
     folder = _published(root)
     manifest = json.loads(read_bytes(f"{folder.url}/manifest.json") or b"")
     overwrite(f"{folder.url}/manifest.json", json.dumps(manifest | {"files": {name: "0"}}).encode())
-    with pytest.raises(UserError, match=r"manifest\.json: is damaged \(.*is no file's name\)"):
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged \(.*is not a valid file name\)"):
         folder.fetch()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "is damaged"), (b"{}", "is damaged"), (b'{"format_version": 2}', "written in format 2")],
+    [(b"{", "is damaged"), (b"{}", "is damaged"), (b'{"format_version": 1}', "was written in format 1")],
 )
 def test_a_damaged_manifest_is_named(root: str, content: bytes, message: str) -> None:
     folder = _folder(root)
@@ -216,7 +216,7 @@ def test_checkpoints_go_to_the_store_and_to_another_machine(remote: str, machine
     assert _contents(folder.path) == _checkpoint(2, "yy")
 
 
-def test_vanished_checkpoints_vanish_from_the_store(remote: str) -> None:
+def test_removed_checkpoints_are_removed_from_the_store(remote: str) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1) | _checkpoint(2))
     _mirror(folder)
@@ -225,8 +225,8 @@ def test_vanished_checkpoints_vanish_from_the_store(remote: str) -> None:
     assert file_sizes(folder.url) == dict.fromkeys(_checkpoint(2), 1)
 
 
-def test_only_the_checkpoints_that_are_named_are_mirrored(remote: str) -> None:
-    """Others may be half written."""
+def test_only_named_checkpoints_are_mirrored(remote: str) -> None:
+    """Others may be incomplete."""
     folder = _folder(remote)
     _write(folder, _checkpoint(1) | _checkpoint(2))
     folder.mirror("checkpoints", ["checkpoint-2"])
@@ -243,7 +243,7 @@ def test_a_half_uploaded_checkpoint_is_uploaded_again(remote: str) -> None:
     )
 
 
-def test_a_broken_restoring_leaves_no_half_checkpoint(
+def test_an_interrupted_restore_leaves_no_partial_checkpoint(
     remote: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _folder(remote)
@@ -265,7 +265,7 @@ def test_a_broken_restoring_leaves_no_half_checkpoint(
     assert _contents(folder.path) == _checkpoint(1)
 
 
-def test_a_machine_that_is_behind_restores_what_it_lacks(remote: str, machine: Callable[[str], None]) -> None:
+def test_a_machine_with_old_checkpoints_restores_the_missing_ones(remote: str, machine: Callable[[str], None]) -> None:
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
     machine("other")
@@ -276,8 +276,8 @@ def test_a_machine_that_is_behind_restores_what_it_lacks(remote: str, machine: C
     assert _contents(folder.path) == _checkpoint(1) | _checkpoint(2)
 
 
-def test_a_folder_that_is_listed_without_files_is_not_restored(remote: str, machine: Callable[[str], None]) -> None:
-    """As SeaweedFS lists one whose files were removed."""
+def test_a_folder_listed_without_files_is_not_restored(remote: str, machine: Callable[[str], None]) -> None:
+    """SeaweedFS still lists a folder whose files were removed."""
     folder = _folder(remote)
     _write(folder, _checkpoint(1))
     _mirror(folder)
@@ -295,12 +295,12 @@ def test_restoring_nothing_and_mirroring_nothing_do_nothing(root: str, memory: M
     assert not folder.path.exists()
 
 
-def test_files_and_folders_are_removed_here_and_there(root: str) -> None:
+def test_files_and_folders_are_removed_from_store_and_machine(root: str) -> None:
     folder = _published(root)
     folder.upload("checkpoints")
     for name in ("checkpoints", "manifest.json", "model.bin", "never was"):
         folder.remove(name)
-    # by files: some object stores go on listing an empty folder
+    # compared by files: some object stores still list an empty folder
     assert file_sizes(folder.url) == {"config.json": 2}
     assert _contents(folder.path) == {"config.json": "{}"}
     assert folder.manifest() is None

@@ -1,4 +1,4 @@
-"""One process at a time; a dead one's lease is taken over, and a living one's is not."""
+"""One process at a time; the lease of a dead process is taken over, that of a living one is not."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ from storage.urls import join_url, list_names, overwrite, read_bytes
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease._Beating, "BEAT_S", 0.05)
-    monkeypatch.setattr(lease._Beating, "GIVEN_UP_AFTER_S", 2.0)
+    monkeypatch.setattr(lease._ObjectLease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease._ObjectLease, "GIVEN_UP_AFTER_S", 2.0)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_only_one_works_at_a_time(url: str) -> None:
     assert list_names(url.rsplit("/", 1)[0]) == []
 
 
-def test_who_waits_is_told(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_waiting_process_logs_it(url: str, caplog: pytest.LogCaptureFixture) -> None:
     def wait() -> None:
         with hold(url):
             pass
@@ -58,11 +58,11 @@ def test_who_waits_is_told(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with hold(url):
         waiting = threading.Thread(target=wait)
         waiting.start()
-        time.sleep(2.5)  # longer than a dead holder is waited for
+        time.sleep(2.5)  # longer than the wait for a dead holder
         assert waiting.is_alive()
     waiting.join(10)
     assert not waiting.is_alive()
-    assert "works here, waiting for it" in caplog.text
+    assert "working on this folder; waiting for it" in caplog.text
 
 
 DEAD = b'{"holder": "elsewhere 1 abc", "beats": 3}'
@@ -79,7 +79,7 @@ def test_a_dead_holders_object_is_taken_over() -> None:
     assert read_bytes(url) is None
 
 
-def test_a_holder_that_was_away_for_long_is_told() -> None:
+def test_a_holder_that_was_suspended_too_long_gets_an_error() -> None:
     url = "memory://bucket/away/.lease"
     with ExitStack() as stack:
         held = stack.enter_context(hold(url))
@@ -87,7 +87,7 @@ def test_a_holder_that_was_away_for_long_is_told() -> None:
         time.sleep(0.3)
         with pytest.raises(UserError, match="taken over by another process"):
             held.check()
-    assert read_bytes(url) == DEAD  # not its to remove
+    assert read_bytes(url) == DEAD  # not removed by a process that lost it
 
 
 HOLD = """
@@ -110,7 +110,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease._Beating, "GIVEN_UP_AFTER_S", 1e9)
+    monkeypatch.setattr(lease._ObjectLease, "GIVEN_UP_AFTER_S", 1e9)
     command = [sys.executable, "-c", HOLD, f"{s3_root}/.lease"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
@@ -120,7 +120,7 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(s3_root: str, monkey
         held.check()
 
 
-def test_a_killed_process_gives_a_disks_lock_back_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_killed_process_frees_a_disks_lock_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     with hold(str(tmp_path / ".lease")):
         pass

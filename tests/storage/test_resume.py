@@ -1,4 +1,4 @@
-"""A run that is killed between any two writings, and run again, leaves the files of an unbroken run."""
+"""A run that is killed between any two writes, and run again, writes the files of an unbroken run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +53,7 @@ def test_a_broken_run_is_resumed(root: str, monkeypatch: pytest.MonkeyPatch, cal
     assert _files(root + "/broken") == _files(root + "/unbroken")
 
 
-def test_a_resumed_run_redoes_only_what_has_no_record(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_redoes_only_shards_without_a_record(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_module, "publish", _dying_at(3))  # shard 1 without its record
     with pytest.raises(_Killed):
         write(dataset(root), SHARDS)
@@ -73,7 +73,7 @@ def test_a_resumed_run_redoes_only_what_has_no_record(root: str, monkeypatch: py
 def test_two_runs_at_once_do_no_harm(root: str) -> None:
     first, second = dataset(root), dataset(root)
     alone = write(dataset(root + "/alone"), 2)
-    # the second overtakes the first, which has just seen that shard 0 is not there
+    # the second overtakes the first, which has just seen that shard 0 does not exist
     assert first.record(0) is None
     assert write(second, 2) == alone
     first.write_shard(0, first.read_shard(0).to_pydict(), {"tokens": 3}, {"too_long": 0})
@@ -81,7 +81,7 @@ def test_two_runs_at_once_do_no_harm(root: str) -> None:
 
 
 def test_two_runs_whose_bytes_differ_keep_the_first_ones(root: str) -> None:
-    """As teachers on other GPUs, or under another version of Arrow."""
+    """Bytes differ for teachers on other GPUs, or with another version of Arrow."""
     target, later = dataset(root), columns(Kind.TEACHER_SCORES)
     record = target.write_shard(0, columns(Kind.TEACHER_SCORES), {"tokens": 3})
     later["logprobs"] = join_rows([np.full(2, -9.0), np.zeros(0), np.zeros(1)], pa.float32())
@@ -91,8 +91,8 @@ def test_two_runs_whose_bytes_differ_keep_the_first_ones(root: str) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", b"PAR1 half", lambda content: content[:-9]])
-def test_what_is_no_whole_shard_is_written_over(root: str, left: Any) -> None:
-    """A store without atomic writes may leave it behind a kill; there is no record then."""
+def test_a_partial_shard_is_overwritten(root: str, left: Any) -> None:
+    """A store without atomic writes may have one after a kill; it has no record."""
     target = dataset(root)
     record = target.write_shard(0, columns(target.kind), {})
     content = read_bytes(target.shard_url(0)) or b""
@@ -103,7 +103,7 @@ def test_what_is_no_whole_shard_is_written_over(root: str, left: Any) -> None:
 
 
 def test_a_flipped_bit_is_seen_without_a_record() -> None:
-    """In the data; in the footer a few say nothing that matters."""
+    """This is tested for the data; in the footer, a few bits do not matter."""
     table = pa.table(columns(Kind.TEACHER_SCORES), schema=SCHEMAS[Kind.TEACHER_SCORES])
     content, refused = encode_parquet(table), 0
     for at in range(len(content)):
@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_seen_without_a_record() -> None:
     assert refused > len(content) / 3
 
 
-def test_a_shard_of_other_examples_is_written_over(root: str) -> None:
+def test_a_shard_of_other_examples_is_overwritten(root: str) -> None:
     target = dataset(root)
     overwrite(target.shard_url(0), encode_parquet(pa.table(columns(target.kind, 1), schema=SCHEMAS[target.kind])))
     target.write_shard(0, columns(target.kind), {})

@@ -1,4 +1,4 @@
-"""The row stream: every row once an epoch whatever the readers, and the same rows from any position."""
+"""The row stream: every row once per epoch for any number of readers, and the same rows from any position."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import UserError
-from storage.row_stream import SOLE_READER, Block, Position, Reader, RowStream, parts_a_shard
+from storage.row_stream import SOLE_READER, RowBlock, RowStream, StreamPosition, StreamReader, parts_per_shard
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=6)
 readers = st.integers(1, 9)
@@ -23,7 +23,7 @@ buffers = st.integers(1, 20)
 
 
 def load_of(sizes: list[int]) -> object:
-    """Shards of so many rows, each with its own number and a list that tells it again."""
+    """Return a loader of shards of these sizes; each row has its number and a list that repeats it."""
 
     def load(shard: int) -> pa.Table:
         numbers = range(sum(sizes[:shard]), sum(sizes[: shard + 1]))
@@ -34,7 +34,7 @@ def load_of(sizes: list[int]) -> object:
 
 
 def stream(
-    sizes: list[int], buffer: int = 4, reader: Reader = SOLE_READER, seed: int = 0, load: object = None
+    sizes: list[int], buffer: int = 4, reader: StreamReader = SOLE_READER, seed: int = 0, load: object = None
 ) -> RowStream:
     return RowStream(
         load or load_of(sizes),  # type: ignore[arg-type]
@@ -46,23 +46,25 @@ def stream(
     )
 
 
-def rows(blocks: Iterator[Block]) -> Iterator[tuple[int, Position, Position]]:
-    """Each row's number, and the positions before and behind it."""
+def rows(blocks: Iterator[RowBlock]) -> Iterator[tuple[int, StreamPosition, StreamPosition]]:
+    """Yield each row's number and the positions before and after it."""
     for block in blocks:
         for row, (number, values) in enumerate(zip(*(column.to_pylist() for column in block.rows), strict=True)):
             assert values == [number] * (number % 4)
             yield number, block.position_at(row), block.position_at(row + 1)
 
 
-def taken(stream: RowStream, count: int, start: Position | None = None) -> list[tuple[int, Position, Position]]:
+def take_rows(
+    stream: RowStream, count: int, start: StreamPosition | None = None
+) -> list[tuple[int, StreamPosition, StreamPosition]]:
     with closing(stream.blocks(start)) as blocks:
         return list(itertools.islice(rows(blocks), count))
 
 
 def epoch(stream: RowStream, number: int) -> list[int]:
-    """The rows of an epoch; those of a stream that has none in it would never end."""
+    """Return the rows of an epoch; does not end if the stream has none in it."""
     numbers = []
-    with closing(stream.blocks(Position(number))) as blocks:
+    with closing(stream.blocks(StreamPosition(number))) as blocks:
         for row, before, _ in rows(blocks):
             if before.epoch > number:
                 break
@@ -71,29 +73,27 @@ def epoch(stream: RowStream, number: int) -> list[int]:
 
 
 def stream_threads() -> set[threading.Thread]:
-    """Those of streams: another test's threads, or a library's, may end or begin at any moment."""
+    """Return only the threads of streams: those of another test or a library may end or begin at any moment."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("storage-stream")}
 
 
 @settings(deadline=None)  # the first call loads pyarrow's functions
 @given(sizes=sizes.filter(any), buffer=buffers, count=readers, number=st.integers(0, 3))
-def test_an_epoch_has_every_row_once_whatever_the_readers(
-    sizes: list[int], buffer: int, count: int, number: int
-) -> None:
-    parts = [epoch(stream(sizes, buffer, Reader(index, count)), number) for index in range(count)]
+def test_an_epoch_has_every_row_once_for_any_readers(sizes: list[int], buffer: int, count: int, number: int) -> None:
+    parts = [epoch(stream(sizes, buffer, StreamReader(index, count)), number) for index in range(count)]
     assert sorted(itertools.chain(*parts)) == list(range(sum(sizes)))
 
 
 @settings(deadline=None)  # the first call loads pyarrow's functions
 @given(sizes=sizes.filter(any), buffer=buffers, count=readers, data=st.data())
-def test_any_position_is_gone_on_from(sizes: list[int], buffer: int, count: int, data: st.DataObject) -> None:
-    reader = Reader(data.draw(st.integers(0, count - 1)), count)
-    unbroken = taken(stream(sizes, buffer, reader), 40)
+def test_a_stream_resumes_from_any_position(sizes: list[int], buffer: int, count: int, data: st.DataObject) -> None:
+    reader = StreamReader(data.draw(st.integers(0, count - 1)), count)
+    unbroken = take_rows(stream(sizes, buffer, reader), 40)
     at = data.draw(st.integers(0, 25))
     for position in {unbroken[at][1], unbroken[at - 1][2]} if at else {unbroken[0][1]}:
         saved = json.loads(json.dumps(asdict(position)))
-        start = Position(saved["epoch"], tuple(saved["unit_rows"]), saved["row"])
-        assert taken(stream(sizes, buffer, reader), 40 - at, start) == unbroken[at:]
+        start = StreamPosition(saved["epoch"], tuple(saved["unit_rows"]), saved["row"])
+        assert take_rows(stream(sizes, buffer, reader), 40 - at, start) == unbroken[at:]
 
 
 def test_epochs_seeds_and_readers_have_their_own_orders() -> None:
@@ -102,11 +102,11 @@ def test_epochs_seeds_and_readers_have_their_own_orders() -> None:
     assert len({tuple(order) for order in orders}) == 4
     assert orders[0] == epoch(stream(sizes, 30), 0)
     assert orders[0] != sorted(orders[0])
-    assert epoch(stream(sizes, 30, Reader(0, 2)), 0) != epoch(stream(sizes, 30, Reader(1, 2)), 0)
+    assert epoch(stream(sizes, 30, StreamReader(0, 2)), 0) != epoch(stream(sizes, 30, StreamReader(1, 2)), 0)
 
 
 def test_rows_are_shuffled_beyond_their_shard() -> None:
-    """With a buffer of two shards, the first half of an epoch holds rows of most shards."""
+    """With a buffer of two shards, the first half of an epoch has rows of most shards."""
     order = epoch(stream([100] * 10, 200), 0)
     changes = sum(left // 100 != right // 100 for left, right in itertools.pairwise(order))
     assert changes > 500
@@ -114,10 +114,10 @@ def test_rows_are_shuffled_beyond_their_shard() -> None:
 
 
 @given(shards=st.integers(1, 300), count=st.integers(1, 300))
-def test_readers_have_nearly_as_many_units_each(shards: int, count: int) -> None:
-    units = shards * parts_a_shard(shards, count)
+def test_readers_have_nearly_equal_numbers_of_units(shards: int, count: int) -> None:
+    units = shards * parts_per_shard(shards, count)
     assert units % count == 0 or units >= 8 * count
-    assert parts_a_shard(shards, count) <= count
+    assert parts_per_shard(shards, count) <= count
 
 
 def test_only_shards_with_rows_to_come_are_read_again() -> None:
@@ -129,16 +129,16 @@ def test_only_shards_with_rows_to_come_are_read_again() -> None:
 
     sizes = [50] * 40
     whole = stream(sizes, 60)
-    late = taken(whole, 1500)[-1][1]
+    late = take_rows(whole, 1500)[-1][1]
     assert len(late.unit_rows) > 30
-    first = taken(stream(sizes, 60, load=load), 1, late)[0]
-    assert first[0] == taken(whole, 1500)[-1][0]
-    # a block of two shards, a bufferful of rows from a few before it, and those ahead
+    first = take_rows(stream(sizes, 60, load=load), 1, late)[0]
+    assert first[0] == take_rows(whole, 1500)[-1][0]
+    # a block of two shards, a buffer of rows from a few earlier ones, and the shards read in advance
     assert len(read) < 20
 
 
 def test_reading_ahead_is_bounded() -> None:
-    """A consumer that stands still stops the threads: what is held does not grow with the dataset."""
+    """A consumer that pauses stops the threads: memory does not grow with the dataset."""
     read: list[int] = []
 
     def load(shard: int) -> pa.Table:
@@ -152,7 +152,7 @@ def test_reading_ahead_is_bounded() -> None:
         while len(read) > seen:
             seen = len(read)
             time.sleep(0.1)
-        # the first block is of two units, the second of one; two are ahead, and one more on its way
+        # the first block has two units, the second one; two are read in advance, and one more is being read
         assert seen <= 7
         assert next(blocks).rows.num_rows == 10
         assert stream_threads() - others
@@ -160,7 +160,7 @@ def test_reading_ahead_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("consumed", [0, 3])
-def test_an_error_of_a_thread_comes_where_its_rows_would(consumed: int) -> None:
+def test_a_threads_error_is_raised_when_its_rows_are_due(consumed: int) -> None:
     def load(shard: int) -> pa.Table:
         if shard == bad:
             raise UserError("shard is damaged")
@@ -177,8 +177,8 @@ def test_an_error_of_a_thread_comes_where_its_rows_would(consumed: int) -> None:
     assert not stream_threads() - others
 
 
-def test_closing_calls_off_what_is_not_begun() -> None:
-    """And does not wait for the block that was being made."""
+def test_closing_cancels_work_that_has_not_begun() -> None:
+    """It does not wait for the block in preparation."""
     begun: list[int] = []
 
     def load(shard: int) -> pa.Table:
@@ -195,19 +195,19 @@ def test_closing_calls_off_what_is_not_begun() -> None:
     assert len(begun) == read < 10
 
 
-def test_nothing_to_read_is_told() -> None:
+def test_an_empty_stream_is_reported() -> None:
     for empty in ([], [0, 0]):
-        for reader in (SOLE_READER, Reader(2, 3)):
+        for reader in (SOLE_READER, StreamReader(2, 3)):
             with pytest.raises(UserError, match="nothing here"):
                 next(stream(empty, reader=reader).blocks())
 
 
 def test_a_reader_without_rows_in_an_epoch_gets_some_later() -> None:
     for index in range(4):
-        assert [row for row, *_ in taken(stream([1], reader=Reader(index, 4)), 3)] == [0, 0, 0]
+        assert [row for row, *_ in take_rows(stream([1], reader=StreamReader(index, 4)), 3)] == [0, 0, 0]
 
 
 def test_a_position_of_other_data_is_refused() -> None:
-    position = taken(stream([5, 5]), 3)[-1][1]
+    position = take_rows(stream([5, 5]), 3)[-1][1]
     with pytest.raises(UserError, match="had other rows"):
-        taken(stream([5, 6]), 10, Position(position.epoch, (4, 4), 0))
+        take_rows(stream([5, 6]), 10, StreamPosition(position.epoch, (4, 4), 0))

@@ -1,4 +1,4 @@
-"""A server that fails, is slow, cuts connections or is killed: a few tries, then an error; never half of an object."""
+"""A server that fails, is slow, cuts connections or is killed: a few retries, then an error, never half an object."""
 
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -10,7 +10,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ReadTimeoutError
 
 from storage import urls
-from storage.dataset import Dataset, Record
+from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
 from storage.urls import file_sizes, join_url, list_names, overwrite, publish, read_bytes, remove
 from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
@@ -25,10 +25,10 @@ BROKEN = answer(500, "InternalError")
 
 @pytest.fixture
 def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Stands before the server that `s3_root` names; pauses and timeouts are short."""
+    """A proxy in front of the server of `s3_root`, with short pauses and timeouts."""
     monkeypatch.setattr(urls, "_S3_CONFIG", {**urls._S3_CONFIG, "read_timeout": 0.4})
     monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
-    s3fs.S3FileSystem.clear_instance_cache()  # they keep the endpoint that the environment named
+    s3fs.S3FileSystem.clear_instance_cache()  # instances keep the endpoint from the environment
     with Proxy(s3_server.endpoint).serving() as harmful:
         for name, value in environment(harmful.endpoint).items():
             monkeypatch.setenv(name, value)
@@ -37,7 +37,7 @@ def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _stored(s3_server: S3Server, url: str) -> bytes | None:
-    """What the server holds, asked without the proxy."""
+    """Read what the server stores, without the proxy."""
     s3 = client(s3_server.endpoint)
     try:
         return bytes(s3.get_object(Bucket=BUCKET, Key=url.removeprefix(f"s3://{BUCKET}/"))["Body"].read())
@@ -50,19 +50,19 @@ Writing = Callable[[str, bytes], object]
 
 @pytest.mark.parametrize("writing", [publish, overwrite])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, slow(0.6), cut_request, cut_answer])
-def test_a_writing_outlasts_a_few_faults(
+def test_a_write_survives_a_few_faults(
     proxy: Proxy, s3_server: S3Server, s3_root: str, writing: Writing, fault: Fault
 ) -> None:
     proxy.harm("PUT", fault, 3)
     writing(f"{s3_root}/x", CONTENT)
-    # where only the answer was lost, it is there already, and fewer tries may do
+    # if only the response was lost, the object exists already, and fewer tries may suffice
     assert proxy.count("PUT", "x") == 4 or fault not in (BUSY, BROKEN, cut_request)
     assert _stored(s3_server, f"{s3_root}/x") == CONTENT
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize(("fault", "times"), [(BUSY, 3), (BROKEN, 3), (slow(0.6), 3), (cut_answer, 2)])
-def test_a_reading_outlasts_a_few_faults(proxy: Proxy, s3_root: str, method: str, fault: Fault, times: int) -> None:
+def test_a_read_survives_a_few_faults(proxy: Proxy, s3_root: str, method: str, fault: Fault, times: int) -> None:
     publish(f"{s3_root}/x", CONTENT)
     proxy.harm(method, fault, times)
     assert read_bytes(f"{s3_root}/x") == CONTENT
@@ -71,10 +71,10 @@ def test_a_reading_outlasts_a_few_faults(proxy: Proxy, s3_root: str, method: str
 
 @pytest.mark.parametrize(("writing", "before"), [(publish, None), (overwrite, b"before")])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_request])
-def test_a_writing_ends_with_the_last_error(
+def test_a_write_ends_with_the_last_error(
     proxy: Proxy, s3_server: S3Server, s3_root: str, writing: Writing, before: bytes | None, fault: Fault
 ) -> None:
-    """And what was there stays as it was."""
+    """The old content stays."""
     if before:
         publish(f"{s3_root}/x", before)
     sent = proxy.count("PUT", "x")
@@ -84,14 +84,14 @@ def test_a_writing_ends_with_the_last_error(
         writing(f"{s3_root}/x", CONTENT)
     assert not isinstance(caught.value, UserError)
     assert caught.value.__notes__ == [f"{s3_root}/x: can't be written"]
-    # aiohttp, too, sends once more what breaks off on a connection that it kept
+    # aiohttp also sends a request again if a reused connection breaks
     assert proxy.count("PUT", "x") - sent <= ATTEMPTS * ROUNDS * 2
     assert _stored(s3_server, f"{s3_root}/x") == before
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_answer])
-def test_a_reading_ends_with_the_last_error(proxy: Proxy, s3_root: str, method: str, fault: Fault) -> None:
+def test_a_read_ends_with_the_last_error(proxy: Proxy, s3_root: str, method: str, fault: Fault) -> None:
     publish(f"{s3_root}/x", CONTENT)
     proxy.harm(method, fault, 1000)
     with pytest.raises((OSError, BotoCoreError, aiohttp.ClientPayloadError)) as caught:
@@ -106,7 +106,7 @@ def test_a_reading_ends_with_the_last_error(proxy: Proxy, s3_root: str, method: 
 def test_a_listing_is_whole_or_fails(
     proxy: Proxy, s3_root: str, listing: Callable[[str], Collection[str]], fault: Fault
 ) -> None:
-    """It is never taken for an empty one."""
+    """A failed listing never counts as empty."""
     publish(f"{s3_root}/x", CONTENT)
     proxy.harm("GET", fault, 2)
     assert list(listing(s3_root)) == ["x"]
@@ -117,7 +117,7 @@ def test_a_listing_is_whole_or_fails(
 
 
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_answer])
-def test_a_removal_outlasts_a_few_faults(proxy: Proxy, s3_root: str, fault: Fault) -> None:
+def test_a_removal_survives_a_few_faults(proxy: Proxy, s3_root: str, fault: Fault) -> None:
     for name in ("folder/x", "folder/y", "kept"):
         publish(f"{s3_root}/{name}", b"")
     proxy.harm("POST", fault, 3)
@@ -143,8 +143,8 @@ def test_a_silent_server_is_given_up(
 SHARDS = 6
 
 
-def _write_outlasting(target: Dataset, shards: int, written: Callable[[int, Record], None]) -> None:
-    """Write as stages do, starting again up to twice after what is worth another try, as the flow does."""
+def _write_with_restarts(target: Dataset, shards: int, written: Callable[[int, ShardRecord], None]) -> None:
+    """Write as stages do, with up to two restarts after errors worth a retry, as the flow does."""
     for _ in range(3):
         try:
             for shard in range(shards):
@@ -165,21 +165,21 @@ def _objects(root: str) -> dict[str, bytes | None]:
 def test_a_server_is_killed_and_restarted_under_a_writer(
     s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every second shard: what was acknowledged is there, and all is as if nothing had happened."""
+    """It is killed after every second shard: what was acknowledged exists, and the result is the same."""
     monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 1.0)
     unbroken, broken = dataset(f"{s3_root}/unbroken"), dataset(f"{s3_root}/broken")
-    _write_outlasting(unbroken, SHARDS, lambda *_: None)
-    acknowledged: dict[int, Record] = {}
+    _write_with_restarts(unbroken, SHARDS, lambda *_: None)
+    acknowledged: dict[int, ShardRecord] = {}
     restarts: list[threading.Thread] = []
 
-    def written(shard: int, record: Record) -> None:
+    def written(shard: int, record: ShardRecord) -> None:
         acknowledged[shard] = record
         if shard % 2:
             s3_server.kill()
             restarts.append(threading.Thread(target=s3_server.start))
             restarts[-1].start()
 
-    _write_outlasting(broken, SHARDS, written)
+    _write_with_restarts(broken, SHARDS, written)
     for restart in restarts:
         restart.join()
     assert len(restarts) == SHARDS // 2
@@ -187,8 +187,8 @@ def test_a_server_is_killed_and_restarted_under_a_writer(
     assert _objects(f"{s3_root}/broken") == _objects(f"{s3_root}/unbroken")
 
 
-def test_a_server_is_killed_in_the_midst_of_a_body(proxy: Proxy, s3_server: S3Server, s3_root: str) -> None:
-    """Half of the object has reached it: what was there stays, and a later writing finds its way."""
+def test_a_server_is_killed_in_the_middle_of_a_body(proxy: Proxy, s3_server: S3Server, s3_root: str) -> None:
+    """Half of the object has arrived: the old content stays, and a later write succeeds."""
 
     def kill(handler: object) -> None:
         cut_request(handler, s3_server.kill)

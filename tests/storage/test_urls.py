@@ -1,4 +1,4 @@
-"""Publishing is all or nothing, and what the user can mend names the URL."""
+"""Publishing is all or nothing, and errors that the user can fix name the URL."""
 
 import errno
 import hashlib
@@ -46,7 +46,7 @@ def test_what_was_published_is_read(root: str) -> None:
     assert read_bytes(url) == b"second"
 
 
-def test_what_is_there_stays_and_is_told(root: str) -> None:
+def test_existing_content_stays_and_is_returned(root: str) -> None:
     publish(join_url(root, "file"), b"first")
     assert publish(join_url(root, "file"), b"second") == b"first"
     assert read_bytes(join_url(root, "file")) == b"first"
@@ -61,7 +61,7 @@ def test_one_of_many_writers_wins_and_all_see_which(root: str) -> None:
         assert seen == {read_bytes(url)}
 
 
-def test_what_is_gone_again_is_written(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_that_disappears_meanwhile_is_written(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = join_url(root, "file")
     publish(url, b"first")
 
@@ -83,7 +83,7 @@ def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert _names(tmp_path) == ["file"]
 
 
-def test_a_store_that_refuses_conditions(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_conditional_writes(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = MemoryFileSystem.pipe_file
 
     def refuse(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite") -> None:
@@ -98,7 +98,7 @@ def test_a_store_that_refuses_conditions(memory: MemoryFileSystem, monkeypatch: 
     assert read_bytes("memory://bucket/file") == b"content"
 
 
-def test_nothing_is_read_where_nothing_is(root: str) -> None:
+def test_missing_content_is_read_as_none(root: str) -> None:
     assert read_bytes(join_url(root, "none")) is None
     assert list_names(join_url(root, "none")) == []
     assert file_sizes(join_url(root, "none")) == {}
@@ -112,12 +112,12 @@ def test_names_are_sorted_and_direct(root: str) -> None:
     assert file_sizes(root) == {".hidden": 2, "a": 2, "b": 2, "folder/c": 2}
 
 
-def test_a_listing_tells_sizes_and_times(root: str) -> None:
+def test_a_listing_reports_sizes_and_times(root: str) -> None:
     before = time.time()
     publish(join_url(root, "folder/c"), b"12")
     listed = list_files(root)
     assert {name: info.bytes for name, info in listed.items()} == {"folder/c": 2}
-    # a disk's clock ticks coarser than the processor's
+    # a disk's clock is coarser than the processor's
     assert all(info.modified and before - 1 <= info.modified <= time.time() + 1 for info in listed.values())
 
 
@@ -132,7 +132,7 @@ def test_a_listing_tells_sizes_and_times(root: str) -> None:
         ({"size": 3}, None),
     ],
 )
-def test_each_driver_tells_times_in_its_way(info: dict[str, Any], modified: float | None) -> None:
+def test_each_driver_reports_times_differently(info: dict[str, Any], modified: float | None) -> None:
     assert urls._modified(info) == modified
 
 
@@ -143,17 +143,17 @@ def test_a_files_hash(root: str) -> None:
     assert hash_url(join_url(root, "none")) is None
 
 
-def test_a_file_holds_no_names(root: str) -> None:
+def test_a_file_contains_no_names(root: str) -> None:
     publish(join_url(root, "file"), b"")
     assert list_names(join_url(root, "file")) == []
     assert file_sizes(join_url(root, "file")) == {}
 
 
-def test_a_file_that_a_driver_finds_as_a_list_holds_no_names(
+def test_a_file_that_a_driver_lists_as_a_list_contains_no_names(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("memory://bucket/file", b"")
-    monkeypatch.setattr(MemoryFileSystem, "find", lambda _, path, **__: [path])  # as Azure's does
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda _, path, **__: [path])  # as Azure's driver returns it
     assert file_sizes("memory://bucket/file") == {}
 
 
@@ -171,7 +171,7 @@ class _MarkedFolders(MemoryFileSystem):
         return [marker, *super().ls(path, detail=True, **options)]
 
 
-def test_a_folders_marker_is_no_name(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folders_marker_is_not_listed(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     publish("memory://bucket/folder/file", b"")
     monkeypatch.setattr(urls, "open_filesystem", lambda url: (_MarkedFolders(), "/bucket/folder"))
     assert list_names("memory://bucket/folder") == ["file"]
@@ -187,7 +187,7 @@ def test_a_published_file_has_no_temporary_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [(os, "fsync"), (Path, "replace")])
-def test_a_failed_writing_leaves_what_was_there(
+def test_a_failed_write_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[Any, str]
 ) -> None:
     def fail(*_: Any) -> None:
@@ -201,7 +201,7 @@ def test_a_failed_writing_leaves_what_was_there(
     assert (tmp_path / "file").read_bytes() == b"before"
 
 
-def test_a_failed_first_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -214,7 +214,7 @@ def test_a_failed_first_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "interruption", [KeyboardInterrupt(), ConnectionResetError("gone"), OSError(errno.EIO, "away")]
 )
-def test_what_is_worth_another_try_keeps_its_type(
+def test_errors_worth_a_retry_keep_their_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
 ) -> None:
     def fail(*_: Any) -> None:
@@ -227,11 +227,11 @@ def test_what_is_worth_another_try_keeps_its_type(
 
 
 class _NoCredentialsError(Exception):
-    """Named as botocore's, which is no OSError."""
+    """Has the name of botocore's error, which is not an OSError."""
 
 
 class _StoreError(Exception):
-    """With the answer's status as a driver names it: Azure's `status_code`, Google's `code`."""
+    """Has the response's status under a driver's name: `status_code` (Azure) or `code` (Google)."""
 
     def __init__(self, message: str, **status: int) -> None:
         super().__init__(message)
@@ -248,7 +248,7 @@ class _StoreError(Exception):
         (OSError("Forbidden: b/bucket\nno access"), "Forbidden: b/bucket\nno access"),
     ],
 )
-def test_what_a_store_refuses_is_the_users_to_mend(
+def test_refusals_of_a_store_are_user_errors(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     monkeypatch.setattr(MemoryFileSystem, "cat_file", _raiser(error))
@@ -259,7 +259,7 @@ def test_what_a_store_refuses_is_the_users_to_mend(
 @pytest.mark.parametrize(
     "error", [_StoreError("busy", status_code=503), _StoreError("at fault", code=500), OSError("reset")]
 )
-def test_what_a_store_fails_at_keeps_its_type(
+def test_failures_of_a_store_keep_their_type(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(MemoryFileSystem, "cat_file", _raiser(error))
@@ -275,8 +275,8 @@ def _raiser(error: Exception) -> Callable[..., bytes]:
     return fail
 
 
-def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
-    # stands for a read-only folder, which root could write to
+def test_a_location_that_cannot_hold_a_file_is_named(tmp_path: Path) -> None:
+    # instead of a read-only folder, which root could write to
     (tmp_path / "file").write_bytes(b"")
     below = str(tmp_path / "file" / "folder" / "x")
     with pytest.raises(UserError, match=r"/file/folder/x: can't be written: "):
@@ -291,7 +291,7 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     ("protocol", "extra"), [("gs", "gcs"), ("gcs", "gcs"), ("abfs", "azure"), ("az", "azure"), ("s3", "s3")]
 )
 def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch, protocol: str, extra: str) -> None:
-    # a driver that is not there, whatever is installed where the test runs
+    # a missing driver, whatever is installed where the test runs
     monkeypatch.delitem(_registry, protocol, raising=False)
     monkeypatch.setitem(known_implementations, protocol, {"class": "no_such.Driver", "err": "Install it"})
     with pytest.raises(UserError, match=rf"{protocol}://bucket/x: .*pip install 'alm-pipeline\[{extra}\]'"):
@@ -338,7 +338,7 @@ def test_files_are_copied_both_ways(root: str, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_broken_download_leaves_what_was_there(
+def test_a_failed_download_leaves_the_old_file(
     memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_off(_fs: Any, _source: str, target: str) -> None:
@@ -358,5 +358,5 @@ def test_files_and_folders_are_removed(root: str) -> None:
         publish(join_url(root, name), b"")
     for name in ("file", "folder", "never was"):
         remove(join_url(root, name))
-    # by files: some object stores go on listing an empty folder
+    # compared by files: some object stores still list an empty folder
     assert file_sizes(root) == {"kept": 0}

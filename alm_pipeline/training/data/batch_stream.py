@@ -22,7 +22,7 @@ from alm_pipeline.training.data.examples import read_examples
 from alm_pipeline.training.data.packing import PackingPosition, make_batch, make_teacher_batch, plan_next_batch
 from storage.dataset import Dataset
 from storage.errors import UserError
-from storage.row_stream import Block, Position, Reader, RowStream
+from storage.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
 
 StreamState = dict[str, Any]
 _SHARDS_AHEAD = (2, 8)
@@ -56,21 +56,21 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
 
     def state_dict(self) -> StreamState:
         """Return the position after the last batch, as plain JSON. Batches prepared ahead do not count."""
-        return self._state or self._start or _state(self.reader(), Position(), PackingPosition())
+        return self._state or self._start or _state(self.reader(), StreamPosition(), PackingPosition())
 
     def load_state_dict(self, state: StreamState) -> None:
         """Start the next iteration at a state. Iterating raises UserError if another number of readers saved it."""
         self._start, self._state = state, None
 
-    def reader(self) -> Reader:
+    def reader(self) -> StreamReader:
         """Return the part that this process reads. The part of a rank is split between its workers."""
         worker = get_worker_info()
         index, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        return Reader(self.rank * count + index, self.ranks * count)
+        return StreamReader(self.rank * count + index, self.ranks * count)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         reader = self.reader()
-        start = self._start or _state(reader, Position(), PackingPosition())
+        start = self._start or _state(reader, StreamPosition(), PackingPosition())
         self._check_reader(start, reader)
         with closing(self.rows(reader).blocks(_position(start))) as blocks:
             for window, plan, state in self._plans(blocks, reader, start["alone"]):
@@ -88,16 +88,16 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             plans = itertools.islice(self._plans(blocks, reader, start["alone"]), batches)
             return [example_id for window, plan, _ in plans for example_id in window.ids(plan)]
 
-    def _check_reader(self, start: StreamState, reader: Reader) -> None:
+    def _check_reader(self, start: StreamState, reader: StreamReader) -> None:
         if start["reader"] != asdict(reader):
-            saved = Reader(**start["reader"])
+            saved = StreamReader(**start["reader"])
             raise UserError(
                 f"the stream's position was saved for reader {saved.index} of {saved.count}, and this is reader "
                 f"{reader.index} of {reader.count}: resume with the same number of ranks and loader workers, or start "
                 "again"
             )
 
-    def rows(self, reader: Reader, *, with_ids: bool = False) -> RowStream:
+    def rows(self, reader: StreamReader, *, with_ids: bool = False) -> RowStream:
         """Return the stream of a reader's examples, with the columns of `read_examples`."""
         read = partial(read_examples, self.datasets, objective=self.objective, ends=self.ends, with_ids=with_ids)
         return RowStream(
@@ -117,7 +117,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         return min(most, max(fewest, self.train.shuffle_buffer * self.shards // max(1, self.examples)))
 
     def _plans(
-        self, blocks: Iterator[Block], reader: Reader, alone: int
+        self, blocks: Iterator[RowBlock], reader: StreamReader, alone: int
     ) -> Iterator[tuple["ExampleWindow", BatchPlan, StreamState]]:
         """Yield each batch's examples, with the state after it."""
         window, position = ExampleWindow(), PackingPosition(0, alone)
@@ -132,7 +132,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
 class ExampleWindow:
     """The examples that the next batches are packed from: the rest of earlier blocks, and the last block."""
 
-    def __init__(self, blocks: tuple[Block, ...] = ()) -> None:
+    def __init__(self, blocks: tuple[RowBlock, ...] = ()) -> None:
         self.blocks = blocks
         if blocks:
             rows = pa.concat_tables([block.rows for block in blocks])
@@ -140,12 +140,12 @@ class ExampleWindow:
             self.teacher = TeacherArrays.of(rows) if "teacher_ids" in rows.column_names else None
             self.lengths = self.examples.token_offsets[1:] - self.examples.token_offsets[:-1]
 
-    def followed_by(self, block: Block, done: int) -> "ExampleWindow":
+    def followed_by(self, block: RowBlock, done: int) -> "ExampleWindow":
         """Return the window without its first `done` examples, and with a block after it."""
         rest = []
         for earlier in self.blocks:
             if done < earlier.rows.num_rows:
-                rest.append(Block(earlier.rows.slice(done), earlier.position_at(done)))
+                rest.append(RowBlock(earlier.rows.slice(done), earlier.position_at(done)))
             done = max(0, done - earlier.rows.num_rows)
         return ExampleWindow((*rest, block))
 
@@ -160,7 +160,7 @@ class ExampleWindow:
         ids: list[str] = rows["id"].take(plan.examples).to_pylist()
         return ids
 
-    def position_at(self, example: int) -> Position:
+    def position_at(self, example: int) -> StreamPosition:
         """Return the position before an example of the window, or after its last example."""
         for block in self.blocks[:-1]:
             if example < block.rows.num_rows:
@@ -169,11 +169,11 @@ class ExampleWindow:
         return self.blocks[-1].position_at(example)
 
 
-def _position(state: StreamState) -> Position:
-    return Position(state["epoch"], tuple(state["unit_rows"]), state["row"])
+def _position(state: StreamState) -> StreamPosition:
+    return StreamPosition(state["epoch"], tuple(state["unit_rows"]), state["row"])
 
 
-def _state(reader: Reader, position: Position, packing: PackingPosition) -> StreamState:
+def _state(reader: StreamReader, position: StreamPosition, packing: PackingPosition) -> StreamState:
     return {
         "reader": asdict(reader),
         **asdict(position),

@@ -79,9 +79,9 @@ class Evaluations:
     def begin(self, model: PreTrainedModel) -> None:
         """Evaluate the student before training. Raises UserError if the metric that chooses the best is missing."""
         metrics = self.run(model, 0, "evaluate before")
-        if self.config.identity() and self.config.score not in metrics:
+        if self.config.identity() and self.config.metric not in metrics:
             raise UserError(
-                f"evaluation.score: {self.config.score} needs held-out examples with chunks, and there are none: "
+                f"evaluation.metric: {self.config.metric} needs held-out examples with chunks, and there are none: "
                 "raise corpus.held_out, or use bits_per_byte"
             )
         if self.evaluator:
@@ -121,13 +121,13 @@ class Evaluations:
             return False
         best, without_improvement = math.inf, 0
         for _, value in self._metric_by_step():
-            improved = value < best - self.config.least_improvement
+            improved = value < best - self.config.min_improvement
             without_improvement = 0 if improved else without_improvement + 1
             best = min(best, value) if not math.isnan(value) else best
         return without_improvement >= self.config.patience
 
     def _metric_by_step(self) -> list[tuple[int, float]]:
-        return [(row["step"], row[self.config.score]) for row in self.rows if row["step"]]
+        return [(row["step"], row[self.config.metric]) for row in self.rows if row["step"]]
 
     def chosen_step(self, last: int) -> int:
         """Return the step whose weights become the student."""

@@ -42,7 +42,7 @@ def stored_student(url: str) -> StoredFolder:
     manifest = load_folder_manifest(url) if kind == "students" else None
     if manifest is None:
         raise UserError(f"{url} is not the folder of a finished student; `alm list ROOT` lists the students")
-    return StoredFolder(root, kind, name.rpartition("-")[0], manifest.identity, provenance=manifest.provenance)
+    return StoredFolder(root, "students", name.rpartition("-")[0], manifest.identity, provenance=manifest.provenance)
 
 
 def _upload(api: HfApi, folder: Path, files: list[str], repo: str, private: bool) -> str:

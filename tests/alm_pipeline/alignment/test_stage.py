@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from storage.dataset import Dataset, Record
+from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
 from storage.schemas import SCHEMAS, ChunkKind, Kind, TokenKind
 
@@ -157,7 +157,7 @@ class Watched(Dataset):
 
     before: Callable[[int], None] = lambda shard: None
 
-    def write_shard(self, shard: int, *args: object, **more: object) -> Record:
+    def write_shard(self, shard: int, *args: object, **more: object) -> ShardRecord:
         self.before(shard)
         return super().write_shard(shard, *args, **more)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What the corpus's tests share."""
+"""Helpers of the corpus's tests."""
 
 import json
 from collections import Counter

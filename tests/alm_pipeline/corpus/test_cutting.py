@@ -28,7 +28,7 @@ def test_pieces_join_to_the_text_and_are_short_and_not_empty(text: str, max_byte
 def test_no_piece_is_a_scrap(text: str, max_bytes: int) -> None:
     pieces = cut_text(text, max_bytes)
     if len(pieces) > 1:
-        # a quarter is left for the last; inside a character up to three bytes may have to be given back
+        # the last piece has at least a quarter; a cut may move back by up to three bytes of a character
         assert min(len(piece.encode()) for piece in pieces) >= max_bytes // 4
 
 
@@ -76,7 +76,7 @@ def test_graphemes_stay_whole(grapheme: str, offset: int) -> None:
         assert piece.removeprefix("x" * offset).replace(grapheme, "") == ""
 
 
-def test_a_character_with_a_thousand_marks_is_cut_all_the_same() -> None:
+def test_a_character_with_a_thousand_marks_is_cut() -> None:
     pieces = cut_text("e" + "\u0301" * 1000, 64)
     assert max(len(piece.encode()) for piece in pieces) <= 64
     assert unicodedata.combining(pieces[1][0])
@@ -87,7 +87,7 @@ def test_short_and_empty_texts_are_not_cut() -> None:
     assert cut_text("sixteen bytes ok", 16) == ["sixteen bytes ok"]
 
 
-def test_a_size_that_no_character_is_sure_to_fit_is_refused() -> None:
+def test_a_size_that_may_not_fit_a_character_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 16"):
         cut_text("text", 15)
 

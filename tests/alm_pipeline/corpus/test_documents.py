@@ -48,13 +48,13 @@ def test_a_bad_line_is_counted_and_the_ids_of_the_others_stay(tmp_path: Path, li
     assert dropped == {reason: 1}
 
 
-def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+def test_blank_lines_are_not_rows(tmp_path: Path) -> None:
     documents, dropped = read(corpus(write_lines(tmp_path, b"\n" + jsonl(GOOD) + b" \r\n\n" + jsonl(GOOD) + b"\n")))
     assert [document.id for document in documents] == ["a.jsonl:0", "a.jsonl:1"]
     assert not dropped
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbftext")
     write_lines(tmp_path, b"\xef\xbb\xbf" + jsonl(GOOD))
     assert texts(corpus(tmp_path / "*")) == {"a.jsonl:0": "good", "b.txt": "text"}
@@ -67,8 +67,8 @@ def test_a_last_line_without_its_end_and_an_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("array", [b'[\n{"text": "x"},\n{"text": "y"}\n]\n', b'[{"text": "x"}]'])
-def test_one_json_array_is_told_how_to_be_rewritten(tmp_path: Path, array: bytes) -> None:
-    with pytest.raises(UserError, match=r"a\.jsonl holds one JSON array.*jq"):
+def test_the_error_for_a_json_array_names_the_fix(tmp_path: Path, array: bytes) -> None:
+    with pytest.raises(UserError, match=r"a\.jsonl contains one JSON array.*jq"):
         read(corpus(write_lines(tmp_path, array)))
 
 
@@ -103,7 +103,7 @@ def test_parquet_bytes_that_are_not_utf8(tmp_path: Path, kind: pa.DataType) -> N
 @pytest.mark.parametrize(
     "settings", [{"text": "body"}, {"text": "{title}: {body}"}, {"messages": "body"}, {"id": "body"}]
 )
-def test_a_missing_column_names_file_column_and_what_is_there(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_a_missing_column_names_file_column_and_existing_columns(tmp_path: Path, settings: dict[str, str]) -> None:
     message = r"/a\.{} has no column .*'body'; it has 'title', 'text'\. Set corpus\.text"
     rows = [{"title": "t", "text": "x"}]
     for path in (write_lines(tmp_path, jsonl(*rows)), write_parquet(tmp_path, pa.Table.from_pylist(rows))):
@@ -161,7 +161,7 @@ def test_bad_conversations_are_counted(tmp_path: Path, messages: Any, reason: st
     assert read(config) == ([], {reason: 1})
 
 
-def test_conversations_keep_what_else_their_messages_hold(tmp_path: Path) -> None:
+def test_conversations_keep_other_fields_of_their_messages(tmp_path: Path) -> None:
     messages = [USER, {"role": "assistant", "content": "yes", "name": "bot"}]
     rows = [{"chat": messages}]
     for path in (write_lines(tmp_path, jsonl(*rows)), write_parquet(tmp_path, pa.Table.from_pylist(rows))):

@@ -64,7 +64,7 @@ def test_pieces_of_a_document_are_on_one_side(tmp_path: Path) -> None:
     assert set.union(*sides.values()) == {"train", "held_out"}
 
 
-def test_shares_are_about_what_was_asked_and_independent(tmp_path: Path) -> None:
+def test_shares_are_about_as_configured_and_independent(tmp_path: Path) -> None:
     found, dropped = examples(many(tmp_path, held_out=0.2, sample=0.5))
     assert 900 < len(found) < 1100
     assert 0.15 < sum(example.split == "held_out" for example in found) / len(found) < 0.25
@@ -88,7 +88,7 @@ def test_max_examples_counts_after_sampling(tmp_path: Path) -> None:
 
 
 def test_splits_never_change(tmp_path: Path) -> None:
-    """The very documents, since published scores depend on which are held out."""
+    """Golden splits, since published scores depend on which documents are held out."""
     found, _ = examples(many(tmp_path, 60, id="id", held_out=0.1))
     assert [example.id for example in found if example.split == "held_out"] == ["d10", "d18", "d19", "d23", "d55"]
 
@@ -108,7 +108,7 @@ def test_the_package_imports_nothing_heavy() -> None:
 FORMS = ["e\u0301t\u00e9", "\u00e9t\u00e9", "plain \u212b", "Plain"]
 
 
-def test_texts_are_put_into_nfc_and_marked(tmp_path: Path) -> None:
+def test_texts_are_converted_to_nfc_and_marked(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(*({"text": text} for text in FORMS)))
     found, dropped = examples(corpus(path))

@@ -1,4 +1,4 @@
-"""Files: found, named, decompressed; what cannot be read is an error that names it."""
+"""Files are found, named and decompressed; an unreadable file is an error that names it."""
 
 import bz2
 import gzip
@@ -6,7 +6,7 @@ import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fsspec
 import pytest
@@ -14,6 +14,8 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
+from alm_pipeline.config import FileFormat
+from alm_pipeline.corpus.files import READERS
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.helpers import corpus, jsonl, read, texts
 
@@ -36,7 +38,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_ids_are_paths_below_the_pattern_wherever_the_corpus_lies(tmp_path: Path) -> None:
+def test_ids_are_paths_below_the_pattern_wherever_the_corpus_is(tmp_path: Path) -> None:
     for home in ("here", "elsewhere/deep"):
         write(tmp_path / home / "b" / "x.txt", b"first")
         write(tmp_path / home / "a.jsonl", jsonl({"text": "second"}, {"text": "third"}))
@@ -45,7 +47,11 @@ def test_ids_are_paths_below_the_pattern_wherever_the_corpus_lies(tmp_path: Path
     assert texts(corpus(tmp_path / "elsewhere" / "deep" / "**")) == expected
 
 
-def test_a_single_file_is_called_by_its_name(tmp_path: Path) -> None:
+def test_every_format_has_a_reader() -> None:
+    assert set(READERS) == set(get_args(FileFormat))
+
+
+def test_a_single_file_has_its_own_name(tmp_path: Path) -> None:
     assert texts(corpus(write(tmp_path / "x [1].txt", b"text"))) == {"x [1].txt": "text"}
 
 
@@ -60,7 +66,7 @@ def test_a_file_that_two_urls_match_is_read_once(tmp_path: Path) -> None:
     assert texts(corpus(tmp_path / "sub" / "*", tmp_path / "**")) == {"x.txt": "text"}
 
 
-def test_colliding_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_colliding_names_include_their_folders(tmp_path: Path) -> None:
     for language in ("de", "en"):
         write(tmp_path / "deep" / language / "x.txt", language.encode())
     urls = [tmp_path / "deep" / language / "*.txt" for language in ("en", "de")]
@@ -70,7 +76,7 @@ def test_colliding_names_are_told_apart_by_their_folders(tmp_path: Path) -> None
 def test_names_that_collide_across_file_systems_are_refused(tmp_path: Path, memory: MemoryFileSystem) -> None:
     memory.pipe_file("/corpus/x.txt", b"text")
     write(tmp_path / "x.txt", b"text")
-    with pytest.raises(UserError, match=r"both called 'x.txt': .*memory:///corpus/x.txt"):
+    with pytest.raises(UserError, match=r"have the name 'x.txt': .*memory:///corpus/x.txt"):
         read(corpus(tmp_path / "*.txt", "memory://corpus/*.txt"))
 
 
@@ -84,7 +90,7 @@ def test_exclude_looks_below_the_pattern_and_not_above(tmp_path: Path) -> None:
 
 def test_excluding_everything_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"text")
-    with pytest.raises(UserError, match=r"exclude leaves out all of the 1 files"):
+    with pytest.raises(UserError, match=r"exclude excludes all 1 files"):
         read(corpus(tmp_path / "*", exclude=("*",)))
 
 
@@ -134,7 +140,7 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
         read(corpus(tmp_path / "*"))
 
 
-def test_the_format_can_be_said(tmp_path: Path) -> None:
+def test_the_format_can_be_set(tmp_path: Path) -> None:
     write(tmp_path / "a.log", jsonl({"text": "one"}))
     assert texts(corpus(tmp_path / "*", format="jsonl")) == {"a.log:0": "one"}
     assert texts(corpus(tmp_path / "*", format="text")) == {"a.log": '{"text": "one"}\n'}
@@ -146,19 +152,19 @@ def test_a_url_that_matches_nothing_is_named(tmp_path: Path, pattern: str) -> No
         read(corpus(tmp_path / pattern))
 
 
-def test_a_folder_is_told_how_to_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; write .*/\*\* for all the files"):
+def test_the_error_for_a_folder_names_the_pattern(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; write .*/\*\* for all files"):
         read(corpus(tmp_path))
 
 
 def test_a_missing_driver_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a driver that is not there, whatever is installed where the test runs
+    # a missing driver, whatever is installed where the test runs
     monkeypatch.setitem(known_implementations, "az", {"class": "no_such.Driver", "err": "Install it"})
     with pytest.raises(UserError, match=r"az://bucket/\*: .*not installed: pip install 'alm-pipeline\[azure\]'"):
         read(corpus("az://bucket/*"))
 
 
-def test_a_missing_driver_without_an_extra_says_what_fsspec_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_without_an_extra_has_the_message_of_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known_implementations, "rare", {"class": "no_such.Driver", "err": "Get it"})
     with pytest.raises(UserError, match=r"rare://bucket/\*: .*not installed: .*Get it"):
         read(corpus("rare://bucket/*"))
@@ -175,7 +181,7 @@ def test_remote_files(memory: MemoryFileSystem) -> None:
 
 
 class RefusingFileSystem(MemoryFileSystem):
-    """Lists its files and lets nobody read them, with an error of its own type, as botocore does."""
+    """Lists its files but refuses to read them, with its own error type, as botocore does."""
 
     protocol = "refusing"
     store: dict[str, Any] = {}  # noqa: RUF012  (MemoryFileSystem keeps its files on the class)
@@ -193,7 +199,7 @@ class RefusingFileSystem(MemoryFileSystem):
         return super()._open(path, mode, *args, **options)
 
 
-def test_a_file_that_may_not_be_read_is_named() -> None:
+def test_an_unreadable_file_is_named() -> None:
     fsspec.register_implementation("refusing", RefusingFileSystem, clobber=True)
     RefusingFileSystem().pipe_file("/bucket/a.txt", b"text")
     with pytest.raises(UserError, match=r"cannot read refusing:///bucket/a\.txt: Access Denied; ") as caught:
@@ -202,7 +208,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "open" / "a.txt", b"text")
     closed = write(tmp_path / "closed" / "b.txt", b"text").parent
     closed.chmod(0)

@@ -1,4 +1,4 @@
-"""The fingerprint changes with the content, and with nothing else."""
+"""The fingerprint changes only with the content."""
 
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-def test_files_have_one_identity_wherever_they_lie(tmp_path: Path) -> None:
+def test_files_have_one_identity_wherever_they_are(tmp_path: Path) -> None:
     here, there = fill(tmp_path / "here"), fill(tmp_path / "there" / "deep")
     assert files(here / "*") == files(there / "*") == files(there / "*.md", there / "*.txt")
     assert len(files(here / "*")) == 64
@@ -43,13 +43,13 @@ def test_content_and_names_count_and_excluded_files_do_not(tmp_path: Path) -> No
     assert files(folder / "*", exclude=("*.log",)) in identities
 
 
-def test_the_format_counts_and_not_who_says_it(tmp_path: Path) -> None:
+def test_the_format_counts_and_not_how_it_was_chosen(tmp_path: Path) -> None:
     folder = fill(tmp_path / "corpus")
     assert files(folder / "*", format="text") == files(folder / "*") != files(folder / "*", format="jsonl")
 
 
 class TaggedFileSystem(MemoryFileSystem):
-    """Keeps an ETag of each file, as object stores do, and counts how often one is opened."""
+    """Stores an ETag for each file, as object stores do, and counts how often a file is opened."""
 
     protocol = "tagged"
     store: dict[str, Any] = {}  # noqa: RUF012  (MemoryFileSystem keeps its files on the class)
@@ -67,7 +67,7 @@ class TaggedFileSystem(MemoryFileSystem):
         return super()._open(path, mode, *args, **options)
 
 
-def test_a_store_that_keeps_checksums_is_not_read() -> None:
+def test_files_of_a_store_with_checksums_are_not_read() -> None:
     fsspec.register_implementation("tagged", TaggedFileSystem, clobber=True)
     fs = TaggedFileSystem()
     fs.pipe_file("/bucket/a.txt", b"one")
@@ -77,7 +77,7 @@ def test_a_store_that_keeps_checksums_is_not_read() -> None:
     assert files("tagged://bucket/*") != first
 
 
-def test_a_store_that_keeps_none_is_read(tmp_path: Path) -> None:
+def test_files_of_a_store_without_checksums_are_read(tmp_path: Path) -> None:
     fs = MemoryFileSystem()
     fs.store.clear()
     fs.pipe_file("/bucket/a.txt", b"one")
@@ -85,7 +85,7 @@ def test_a_store_that_keeps_none_is_read(tmp_path: Path) -> None:
     assert files("memory://bucket/*") == files(fill(tmp_path / "corpus") / "*")
 
 
-def test_a_folder_for_datasets_is_known_by_its_files(tmp_path: Path) -> None:
+def test_a_folder_for_datasets_is_identified_by_its_files(tmp_path: Path) -> None:
     here, there = fill(tmp_path / "here"), fill(tmp_path / "there")
     (there / ".cache").mkdir()
     (there / ".cache" / "lock").touch()
@@ -100,7 +100,7 @@ def test_a_folder_for_datasets_is_known_by_its_files(tmp_path: Path) -> None:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_hub_dataset_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_dataset_is_identified_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def dataset_info(self: object, name: str, revision: str | None) -> huggingface_hub.DatasetInfo:
         assert (name, revision) == ("owner/data", "main")
         return huggingface_hub.DatasetInfo(id=name, sha=COMMIT)
@@ -111,17 +111,17 @@ def test_a_hub_dataset_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -
     assert resolved != source_identity(HubSource(name="owner/other", revision=COMMIT))
 
 
-def test_a_hub_out_of_reach_is_an_error_without_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_without_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def dataset_info(self: object, name: str, revision: str | None) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    with pytest.raises(UserError, match=r"dataset 'owner/data' is at: no route; .*corpus\.source\.revision"):
+    with pytest.raises(UserError, match=r"dataset 'owner/data' from .* Hub: no route; .*corpus\.source\.revision"):
         source_identity(HubSource(name="owner/data"))
     assert source_identity(HubSource(name="owner/data", revision=COMMIT))
 
 
-def test_generated_problems_are_known_by_what_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_problems_are_identified_by_their_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     source = GeneratedSource(size=10)
     first = source_identity(source)
     others = [GeneratedSource(size=11), GeneratedSource(size=10, seed=1), GeneratedSource(size=10, task="chain_sum")]

@@ -49,7 +49,7 @@ def test_a_dataset_without_the_column(folder: Path, streaming: bool) -> None:
         read(corpus_of(HubSource(name=str(folder), streaming=streaming), text="body"))
 
 
-def test_a_split_that_is_not_there(folder: Path) -> None:
+def test_a_split_that_does_not_exist(folder: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read dataset '.*' \(split 'dev'\): .*dev.*; check corpus\.source"):
         read(corpus_of(HubSource(name=str(folder), split="dev")))
 
@@ -90,7 +90,7 @@ def test_a_task_without_worked_solutions_gives_its_answers() -> None:
     assert generated("chain_sum") == generated("chain_sum", text="{question}\n{answer}")
 
 
-def test_a_task_that_is_not_there() -> None:
+def test_a_task_that_does_not_exist() -> None:
     with pytest.raises(UserError, match=r"no task 'gsm_symbolik'; .*gsm_symbolic"):
         generated("gsm_symbolik")
 

@@ -106,5 +106,5 @@ def test_other_kinds_are_refused(tmp_path: Path) -> None:
     examples = text_examples(tmp_path, [["a"]])
     with pytest.raises(UserError, match="holds examples, not alignments"):
         chunk_frame(examples.url)
-    with pytest.raises(UserError, match="no complete dataset"):
+    with pytest.raises(UserError, match="not a complete dataset"):
         chunk_frame(f"{tmp_path}/alignments/none")

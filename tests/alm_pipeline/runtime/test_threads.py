@@ -1,4 +1,4 @@
-"""How many threads each of several callers may use, and calls in the background."""
+"""The number of threads for each of several callers, and background calls."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ import pytest
 from alm_pipeline.runtime.threads import in_background, shared_by, threads_at_once
 
 
-def test_callers_share_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_share_the_threads_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6,2")
     with shared_by(2):
         assert threads_at_once() == 3
@@ -19,9 +19,15 @@ def test_callers_share_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> 
     assert threads_at_once() == 6
 
 
-def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_there_is_one_thread_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert threads_at_once() == len(os.sched_getaffinity(0))
+
+
+def test_without_an_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert threads_at_once() == os.cpu_count()
 
 
 def test_two_calls_run_in_the_background_and_a_third_waits_for_the_first() -> None:
@@ -48,7 +54,7 @@ def test_two_calls_run_in_the_background_and_a_third_waits_for_the_first() -> No
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_an_error_in_the_background_is_the_callers(calls: int) -> None:
+def test_an_error_in_the_background_reaches_the_caller(calls: int) -> None:
     started: set[int] = set()
 
     def fail(number: int) -> None:

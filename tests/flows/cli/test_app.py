@@ -51,11 +51,11 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nonsense"], "no such recipe; there are transfer, maths"),
+        (["show", "nonsense"], "not a recipe; available: transfer, maths"),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
-        (["list", "nothing-here"], "holds no datasets"),
+        (["list", "nothing-here"], "contains no datasets"),
         (["describe", "nothing-here"], "`alm list ROOT` lists what is stored"),
-        (["inspect", "nothing-here"], "no complete dataset"),
+        (["inspect", "nothing-here"], "not a complete dataset"),
         (["run", "transfer", "--set", "train.steps"], "write FIELD=VALUE"),
         (["run", "transfer", "--set", "train.stepz=3"], "train.stepz"),
         (["describe", "no-such-protocol[x]://here"], "no-such-protocol[x]"),

@@ -1,4 +1,4 @@
-"""What is stored, and what was made from what."""
+"""The catalog of a root: what is stored, and what it was made from."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from storage.errors import UserError
 from storage.fingerprints import combine_hashes
 from storage.folders import FOLDER_KINDS, StoredFolder
 from storage.schemas import Kind
-from storage.upkeep.catalog import KINDS, Node, State, Store, is_root, named_inputs
+from storage.upkeep.catalog import KINDS, Catalog, EntryState, LineageNode, is_root, named_inputs
 from storage.urls import overwrite, read_bytes, remove
 from tests.storage.stores import key, member, small_store
 
@@ -21,9 +21,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_is_found_with_its_sizes(root: str) -> None:
     made = small_store(root)
-    store = Store.open(root + "/")
+    store = Catalog.open(root + "/")
     assert set(store.entries) == {key(member) for member in made.values()}
-    assert {entry.state for entry in store.entries.values()} == {State.COMPLETE}
+    assert {entry.state for entry in store.entries.values()} == {EntryState.COMPLETE}
     scores = store.entries[key(made["scores"])]
     assert scores.bytes == sum(len(read_bytes(scores.file(name)) or b"") for name in scores.files)
     assert len(scores.files) == 5
@@ -31,9 +31,9 @@ def test_everything_is_found_with_its_sizes(root: str) -> None:
     assert scores.provenance == {"commit": "c0ffee"}
 
 
-def test_what_was_made_from_what(root: str) -> None:
+def test_inputs_and_users_are_known(root: str) -> None:
     made = small_store(root)
-    store, of = Store.open(root), {role: key(member) for role, member in made.items()}
+    store, of = Catalog.open(root), {role: key(member) for role, member in made.items()}
     assert store.inputs(of["examples"]) == {}
     assert store.inputs(of["teacher_tokens"]) == {"examples": of["examples"]}
     assert store.inputs(of["student_tokens"]) == {"examples": of["examples"], "tokenizer": of["tokenizer"]}
@@ -51,19 +51,19 @@ def test_a_student_that_teaches_is_known_by_its_model(root: str) -> None:
     assert manifest
     model = combine_hashes({name: manifest.files[name] for name in ("config.json", "model.safetensors")})
     scores = member(root, Kind.TEACHER_SCORES, "again", tokens="gone-0123456789abcdef", teacher=model)
-    assert Store.open(root).inputs(key(scores)) == {
+    assert Catalog.open(root).inputs(key(scores)) == {
         "tokens": "tokens/gone-0123456789abcdef",
         "teacher": key(student),
     }
 
 
-def _shape(node: Node) -> object:
+def _shape(node: LineageNode) -> object:
     return (node.role, [_shape(made_from) for made_from in node.inputs]) if node.inputs else node.role
 
 
 def test_a_lineage_goes_through_the_nearest_inputs(root: str) -> None:
     made = small_store(root)
-    node = Store.open(root).lineage(key(made["student"]))
+    node = Catalog.open(root).lineage(key(made["student"]))
     assert _shape(node) == (
         "",
         [
@@ -74,67 +74,67 @@ def test_a_lineage_goes_through_the_nearest_inputs(root: str) -> None:
     assert [made_from.shown_before for made_from in node.inputs[1].inputs] == [True]
 
 
-def test_a_lineage_tells_what_is_gone(root: str) -> None:
+def test_a_lineage_shows_what_is_gone(root: str) -> None:
     made = small_store(root)
     remove(made["examples"].url)
-    tokens = Store.open(root).lineage(key(made["teacher_tokens"]))
+    tokens = Catalog.open(root).lineage(key(made["teacher_tokens"]))
     assert [(made_from.key, made_from.entry) for made_from in tokens.inputs] == [(key(made["examples"]), None)]
 
 
 @pytest.mark.parametrize(
     ("change", "state"),
     [
-        (lambda manifest: manifest | {"format_version": 9}, State.OTHER_FORMAT),
-        (lambda manifest: manifest | {"name": "other-0123456789abcdef"}, State.FOREIGN),
-        (lambda manifest: manifest | {"identity": {"tokens": "other"}}, State.EDITED),
-        (lambda manifest: {"rows": 1}, State.DAMAGED),
+        (lambda manifest: manifest | {"format_version": 9}, EntryState.OTHER_FORMAT),
+        (lambda manifest: manifest | {"name": "other-0123456789abcdef"}, EntryState.FOREIGN),
+        (lambda manifest: manifest | {"identity": {"tokens": "other"}}, EntryState.EDITED),
+        (lambda manifest: {"rows": 1}, EntryState.DAMAGED),
     ],
 )
 @pytest.mark.parametrize("role", ["scores", "student"])
-def test_one_bad_manifest_hides_nothing_else(root: str, role: str, change: object, state: State) -> None:
+def test_one_bad_manifest_hides_nothing_else(root: str, role: str, change: object, state: EntryState) -> None:
     made = small_store(root)
     url = f"{made[role].url}/manifest.json"
     overwrite(url, json.dumps(change(json.loads(read_bytes(url) or b""))).encode())  # type: ignore[operator]
-    store = Store.open(root)
+    store = Catalog.open(root)
     assert len(store.entries) == len(made)
-    assert [entry.state for entry in store.entries.values() if entry.state != State.COMPLETE] == [state]
+    assert [entry.state for entry in store.entries.values() if entry.state != EntryState.COMPLETE] == [state]
     assert store.entries[key(made[role])].state == state
     assert store.inputs(key(made[role])) == {}
 
 
-def test_what_is_not_complete_is_found(root: str) -> None:
+def test_an_incomplete_dataset_is_listed(root: str) -> None:
     made = small_store(root)
     remove(f"{made['scores'].url}/manifest.json")
-    entry = Store.open(root).entries[key(made["scores"])]
-    assert (entry.state, entry.manifest, entry.provenance) == (State.NOT_COMPLETE, None, {})
+    entry = Catalog.open(root).entries[key(made["scores"])]
+    assert (entry.state, entry.manifest, entry.provenance) == (EntryState.NOT_COMPLETE, None, {})
 
 
-def test_every_kind_is_looked_for() -> None:
+def test_every_kind_is_listed() -> None:
     assert sorted(KINDS) == sorted([*Kind, *FOLDER_KINDS])
 
 
-def test_a_stray_file_is_no_dataset(root: str) -> None:
+def test_a_stray_file_is_not_a_dataset(root: str) -> None:
     made = small_store(root)
     overwrite(f"{root}/examples/notes.txt", b"a stray file")
-    assert set(Store.open(root).entries) == {key(member) for member in made.values()}
+    assert set(Catalog.open(root).entries) == {key(member) for member in made.values()}
 
 
-def test_roots_and_datasets_are_told_apart(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_and_datasets_are_distinguished(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = small_store(root)
     assert is_root(root)
     assert not is_root(made["scores"].url + "/")
     monkeypatch.chdir(tmp_path)
     assert is_root("nothing-here")
     assert not is_root("students/tiny")
-    # a root may have the name of a dataset under a folder that is called as a kind
+    # a root may have a dataset's name in a folder with the name of a kind
     assert small_store(f"{root}/tokens/mine")
     assert is_root(f"{root}/tokens/mine")
 
 
-def test_an_empty_root_is_told(root: str) -> None:
-    with pytest.raises(UserError, match="holds no datasets; `alm run --storage"):
-        Store.open(root)
+def test_an_empty_root_is_reported(root: str) -> None:
+    with pytest.raises(UserError, match="contains no datasets; `alm run --storage"):
+        Catalog.open(root)
 
 
-def test_settings_are_no_inputs() -> None:
+def test_settings_are_not_inputs() -> None:
     assert named_inputs({"source": "x", "config": {"tokens": 3}, "tokenizer": "e" * 64}) == {}

@@ -1,4 +1,4 @@
-"""What can go is told by what it is; nothing that is younger, needed or unknown goes."""
+"""What can be removed is listed by reason; nothing that is younger, needed or unknown is removed."""
 
 import os
 from datetime import datetime
@@ -12,8 +12,8 @@ from storage import urls
 from storage.errors import UserError
 from storage.folders import StoredFolder
 from storage.upkeep import prune
-from storage.upkeep.catalog import Store
-from storage.upkeep.prune import Waste, Wasted, blockers, delete, discard, find_waste
+from storage.upkeep.catalog import Catalog
+from storage.upkeep.prune import WasteItem, WasteReason, blockers, delete, discard, find_waste
 from storage.urls import file_sizes, interrupted_uploads, list_names, overwrite, remove
 from tests.storage.s3_server import BUCKET, S3Server, client
 from tests.storage.stores import key, small_store
@@ -27,50 +27,50 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _found(root: str, before: float = EVER, with_incomplete: bool = False) -> list[tuple[str, str]]:
-    store = Store.open(root)
-    return [(item.waste, item.url.removeprefix(f"{root}/")) for item in find_waste(store, before, with_incomplete)]
+    store = Catalog.open(root)
+    return [(item.reason, item.url.removeprefix(f"{root}/")) for item in find_waste(store, before, with_incomplete)]
 
 
-def test_what_no_student_was_made_from_is_unused(root: str) -> None:
+def test_a_dataset_that_no_student_was_made_from_is_unused(root: str) -> None:
     made = small_store(root)
-    assert _found(root) == [(Waste.UNUSED, key(made["other_scores"]))]
-    (item,) = find_waste(Store.open(root), EVER)
+    assert _found(root) == [(WasteReason.UNUSED, key(made["other_scores"]))]
+    (item,) = find_waste(Catalog.open(root), EVER)
     assert item.bytes == sum(file_sizes(made["other_scores"].url).values())
 
 
 def test_without_a_student_everything_is_unused(root: str) -> None:
     made = small_store(root)
-    delete(Store.open(root), key(made["student"]))
+    delete(Catalog.open(root), key(made["student"]))
     assert {url for _, url in _found(root)} == {key(member) for role, member in made.items() if role != "student"}
 
 
-def test_nothing_young_goes(root: str) -> None:
+def test_nothing_young_is_removed(root: str) -> None:
     made = small_store(root)
     overwrite(f"{made['scores'].url}/.shard-00000.parquet.0123abcd.tmp", b"x")
     remove(f"{made['other_scores'].url}/manifest.json")
     assert _found(root, before=NEVER) == []
 
 
-def test_what_is_young_keeps_what_it_was_made_from(tmp_path: Path) -> None:
+def test_a_young_dataset_keeps_its_inputs(tmp_path: Path) -> None:
     made = small_store(str(tmp_path))
     remove(made["student"].url)
     for file in tmp_path.rglob("*.*"):
         os.utime(file, (1000, 1000))
     os.utime(f"{made['alignments'].url}/manifest.json", (5000, 5000))
-    # the alignments' run may go on to scores and a student of these tokens
+    # the alignments' run may continue with scores and a student of these tokens
     assert {url for _, url in _found(str(tmp_path), before=2000)} == {key(made["scores"]), key(made["other_scores"])}
 
 
-def test_what_a_killed_run_left_is_found_anywhere(tmp_path: Path) -> None:
+def test_remains_of_a_killed_run_are_found_anywhere(tmp_path: Path) -> None:
     made = small_store(str(tmp_path))
     left = [
         f"{made['scores'].url}/.shard-00000.parquet.0123abcd.tmp",
         f"{made['student'].url}/.model.safetensors.0123abcd.tmp",
     ]
-    # neither a hidden file of the user's nor a shard
+    # neither a hidden file of the user nor a shard
     for url in [*left, f"{made['scores'].url}/.notes.tmp"]:
         overwrite(url, b"12345")
-    found = [item for item in find_waste(Store.open(str(tmp_path)), EVER) if item.waste is Waste.TEMPORARY]
+    found = [item for item in find_waste(Catalog.open(str(tmp_path)), EVER) if item.reason is WasteReason.TEMPORARY]
     assert sorted((item.url, item.bytes) for item in found) == [(url, 5) for url in sorted(left)]
     for item in found:
         discard(item)
@@ -82,39 +82,39 @@ def test_checkpoints_of_a_finished_student_are_left_over(root: str) -> None:
     made = small_store(root)
     for name in ("checkpoints/1/state", "checkpoints/2/state", ".manifest.invalid.json"):
         overwrite(f"{made['student'].url}/{name}", b"12345")
-    found = [item for item in find_waste(Store.open(root), EVER) if item.waste is Waste.TEMPORARY]
+    found = [item for item in find_waste(Catalog.open(root), EVER) if item.reason is WasteReason.TEMPORARY]
     assert [(item.url.rsplit("/", 1)[-1], item.bytes) for item in found] == [
         ("checkpoints", 10),
         (".manifest.invalid.json", 5),
     ]
     for item in found:
         discard(item)
-    assert Store.open(root).entries[key(made["student"])].files.keys() == {
+    assert Catalog.open(root).entries[key(made["student"])].files.keys() == {
         "config.json",
         "manifest.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    # of a student that is not finished its run needs them
+    # the run of an unfinished student needs them
     overwrite(f"{made['student'].url}/checkpoints/1/state", b"12345")
     remove(f"{made['student'].url}/manifest.json")
-    assert Waste.TEMPORARY not in {waste for waste, _ in _found(root)}
+    assert WasteReason.TEMPORARY not in {waste for waste, _ in _found(root)}
 
 
-def test_what_is_not_complete_keeps_everything(root: str) -> None:
+def test_an_incomplete_dataset_keeps_everything(root: str) -> None:
     made = small_store(root)
     remove(f"{made['student'].url}/manifest.json")
-    assert blockers(Store.open(root), EVER) == [key(made["student"])]
-    assert _found(root) == [(Waste.INCOMPLETE, key(made["student"]))]
-    # going itself, it needs nothing
+    assert blockers(Catalog.open(root), EVER) == [key(made["student"])]
+    assert _found(root) == [(WasteReason.INCOMPLETE, key(made["student"]))]
+    # once it is to be removed itself, it needs nothing
     assert len(_found(root, with_incomplete=True)) == len(made)
 
 
-def test_an_empty_folder_goes_as_incomplete(tmp_path: Path) -> None:
+def test_an_empty_folder_is_removed_as_incomplete(tmp_path: Path) -> None:
     small_store(str(tmp_path))
     (tmp_path / "students" / "begun-0123456789abcdef").mkdir()
-    store = Store.open(str(tmp_path))
+    store = Catalog.open(str(tmp_path))
     assert blockers(store, before=1.0) == ["students/begun-0123456789abcdef"]
     assert blockers(store, before=1.0, with_incomplete=True) == []
     (item,) = find_waste(store, 1.0, with_incomplete=True)
@@ -125,13 +125,13 @@ def test_an_empty_folder_goes_as_incomplete(tmp_path: Path) -> None:
 def test_a_damaged_manifest_keeps_everything(root: str) -> None:
     made = small_store(root)
     overwrite(f"{made['scores'].url}/manifest.json", b"{")
-    assert blockers(Store.open(root), EVER, with_incomplete=True) == [key(made["scores"])]
+    assert blockers(Catalog.open(root), EVER, with_incomplete=True) == [key(made["scores"])]
     assert _found(root, with_incomplete=True) == []
 
 
-def test_what_goes_loses_its_manifest_first(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_removed_first(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = small_store(root)
-    (item,) = find_waste(Store.open(root), EVER)
+    (item,) = find_waste(Catalog.open(root), EVER)
 
     def killed(url: str) -> None:
         if not url.endswith("manifest.json"):
@@ -147,30 +147,30 @@ def test_what_goes_loses_its_manifest_first(root: str, monkeypatch: pytest.Monke
     assert file_sizes(made["other_scores"].url) == {}
 
 
-def test_what_others_were_made_from_is_not_deleted(root: str) -> None:
+def test_an_input_of_others_is_not_deleted(root: str) -> None:
     made = small_store(root)
     with pytest.raises(UserError, match=r"was read to make .*students/tiny-.*--force"):
-        delete(Store.open(root), key(made["scores"]))
+        delete(Catalog.open(root), key(made["scores"]))
     with pytest.raises(UserError, match=r"was read to make .*tokens/corpus-s-"):
-        delete(Store.open(root), key(made["tokenizer"]))
+        delete(Catalog.open(root), key(made["tokenizer"]))
     assert made["scores"].manifest()
     size = sum(file_sizes(made["scores"].url).values())
-    assert delete(Store.open(root), key(made["scores"]), force=True) == size
+    assert delete(Catalog.open(root), key(made["scores"]), force=True) == size
     assert file_sizes(made["scores"].url) == {}
-    with pytest.raises(UserError, match="is not there"):
-        delete(Store.open(root), key(made["scores"]))
+    with pytest.raises(UserError, match="does not exist"):
+        delete(Catalog.open(root), key(made["scores"]))
 
 
-def test_deleting_forgets_this_machines_copy(memory: MemoryFileSystem) -> None:
+def test_deleting_removes_this_machines_copy(memory: MemoryFileSystem) -> None:
     student = small_store("memory://bucket/root")["student"]
     assert isinstance(student, StoredFolder)
     assert student.path.is_dir()
-    delete(Store.open("memory://bucket/root"), key(student))
+    delete(Catalog.open("memory://bucket/root"), key(student))
     assert not student.path.exists()
 
 
 class _Uploads:
-    """As s3fs answers, in pages of one upload."""
+    """Answers as s3fs does, in pages of one upload."""
 
     def __init__(self) -> None:
         self.keys = ["root/tokens/x/shard-00000.parquet", "root/students/y/model.safetensors"]
@@ -206,7 +206,7 @@ def test_interrupted_uploads_are_found_and_aborted(monkeypatch: pytest.MonkeyPat
     assert [(item.url, item.bytes, item.modified) for item in found] == [
         (f"s3://bucket/{name}", 7, 1000 + at) for at, name in enumerate(server.keys)
     ]
-    discard(Wasted(found[1].url, Waste.TEMPORARY, "", 7, 1001, found[1]))
+    discard(WasteItem(found[1].url, WasteReason.TEMPORARY, "", 7, 1001, found[1]))
     assert server.aborted == [{"Bucket": "bucket", "Key": server.keys[1], "UploadId": "id1"}]
 
 
@@ -219,7 +219,7 @@ def test_a_real_servers_interrupted_upload_is_found_and_aborted(s3_server: S3Ser
     target = {"Bucket": BUCKET, "Key": f"{made['scores'].url}/shard-00009.parquet".removeprefix(f"s3://{BUCKET}/")}
     upload = s3.create_multipart_upload(**target)["UploadId"]
     s3.upload_part(**target, UploadId=upload, PartNumber=1, Body=bytes(1000))
-    (found,) = [item for item in find_waste(Store.open(s3_root), EVER) if item.waste is Waste.TEMPORARY]
+    (found,) = [item for item in find_waste(Catalog.open(s3_root), EVER) if item.reason is WasteReason.TEMPORARY]
     assert (found.url, found.bytes) == (f"{made['scores'].url}/shard-00009.parquet", 1000)
     discard(found)
     assert interrupted_uploads(s3_root) == []

@@ -1,4 +1,4 @@
-"""What is wrong is found, named, and no more than that is taken away."""
+"""Damage is found and named, and nothing else is removed."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def _found(url: str, checksums: bool = False) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("checksums", [False, True])
-def test_what_is_whole_is_found_whole(scores: Dataset, student: StoredFolder, checksums: bool) -> None:
+def test_undamaged_data_has_no_damages(scores: Dataset, student: StoredFolder, checksums: bool) -> None:
     overwrite(f"{scores.url}/.shard-00000.parquet.0123abcd.tmp", b"in flight")
     assert verify(scores.url, checksums) == verify(student.url, checksums) == []
 
@@ -72,13 +72,13 @@ SHARD, RECORD = "shard-00001.parquet", "shard-00001.json"
 DAMAGES: list[tuple[Callable[[str], None], str, str, bool]] = [
     (lambda url: remove(f"{url}/{SHARD}"), SHARD, "is missing", False),
     (lambda url: overwrite(f"{url}/{SHARD}", b"short"), SHARD, "is 5 bytes long, not", False),
-    (lambda url: _flip(f"{url}/{SHARD}"), SHARD, "is damaged, or another's", True),
+    (lambda url: _flip(f"{url}/{SHARD}"), SHARD, "is damaged or foreign", True),
     (lambda url: remove(f"{url}/{RECORD}"), RECORD, "is missing", False),
-    (lambda url: overwrite(f"{url}/{RECORD}", b"{"), RECORD, "is not the record that the manifest holds", False),
+    (lambda url: overwrite(f"{url}/{RECORD}", b"{"), RECORD, "differs from its record in the manifest", False),
     (
         lambda url: overwrite(f"{url}/{RECORD}", _content(f"{url}/{RECORD}").replace(b'rows": 3', b'rows": 4')),
         RECORD,
-        "is not the record that the manifest holds",
+        "differs from its record in the manifest",
         True,
     ),
 ]
@@ -92,7 +92,7 @@ def test_a_damaged_shard_is_found_and_only_it_is_written_again(
     damage(scores.url)
     assert bool(_found(scores.url)) is not needs_checksums
     (found,) = verify(scores.url, checksums=True)
-    assert (found.url, found.again) == (f"{scores.url}/{name}", True)
+    assert (found.url, found.needs_rerun) == (f"{scores.url}/{name}", True)
     assert found.problem.startswith(problem)
     invalidate([found])
     assert set(list_names(scores.url)) - {".manifest.invalid.json"} == whole.keys() - {SHARD, RECORD, "manifest.json"}
@@ -116,7 +116,7 @@ def test_the_configuration_outlives_the_manifest(student: StoredFolder) -> None:
     invalidate(verify(student.url))
     entry = open_entry(student.url)
     assert (entry.manifest, entry.provenance) == (None, {"configuration": {"steps": 3}})
-    # a second attempt finds no manifest, and keeps what the first one set aside
+    # a second attempt finds no manifest, and keeps the one that the first set aside
     invalidate(verify(student.url))
     assert open_entry(student.url).provenance == {"configuration": {"steps": 3}}
 
@@ -131,7 +131,7 @@ def test_a_shard_and_record_of_another_dataset_are_found(root: str, scores: Data
 
 def test_shards_without_a_manifest_are_found(scores: Dataset) -> None:
     remove(f"{scores.url}/manifest.json")
-    # written, but not recorded yet: another run may be at it
+    # written, but not recorded yet: another run may be working on it
     remove(f"{scores.url}/shard-00002.json")
     assert _found(scores.url) == [(scores.name, "not complete: it has no manifest")]
     overwrite(scores.shard_url(0), b"short")
@@ -148,30 +148,30 @@ def _edit(url: str, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "problem", "again"),
     [
-        ({"rows": 10}, "its rows and bytes are not the sums of its shards'", True),
-        ({"identity": {}}, "edited: its identity is not the one that its name stands for", True),
+        ({"rows": 10}, "its rows and bytes are not the sums over its shards", True),
+        ({"identity": {}}, "edited: its identity does not match its name", True),
         ({"format_version": 9}, "written in format 9", False),
-        ({"name": "other-0123456789abcdef"}, "another's (it is of other-0123456789abcdef)", False),
+        ({"name": "other-0123456789abcdef"}, "is in the wrong folder (it belongs to other-0123456789abcdef)", False),
         ({"shards": 1}, "damaged: ", True),
     ],
 )
-def test_a_manifest_that_is_not_its_own_is_found(
+def test_an_edited_or_foreign_manifest_is_found(
     scores: Dataset, change: dict[str, Any], problem: str, again: bool
 ) -> None:
     _edit(f"{scores.url}/manifest.json", change)
     (found,) = verify(scores.url)
     assert found.url == f"{scores.url}/manifest.json"
     assert problem in found.problem
-    assert (found.again, bool(found.stale)) == (again, again)
+    assert (found.needs_rerun, bool(found.stale_urls)) == (again, again)
     before = file_sizes(scores.url)
     invalidate([found])
-    # no shard is lost for it
+    # no shard is lost because of it
     assert file_sizes(scores.url).keys() - {".manifest.invalid.json"} == before.keys() - (
         {"manifest.json"} if again else set()
     )
 
 
-def test_what_belongs_to_no_record_is_found(scores: Dataset) -> None:
+def test_a_file_without_a_record_is_found(scores: Dataset) -> None:
     for name in ("shard-00007.parquet", "shard-00007.json", "notes.txt"):
         overwrite(f"{scores.url}/{name}", b"x")
     found = verify(scores.url)
@@ -180,10 +180,10 @@ def test_what_belongs_to_no_record_is_found(scores: Dataset) -> None:
         "shard-00007.json",
         "shard-00007.parquet",
     ]
-    assert not any(finding.again for finding in found)
+    assert not any(finding.needs_rerun for finding in found)
     invalidate(found)
-    # what somebody put there is theirs to move
-    assert _found(scores.url) == [("notes.txt", "belongs to no dataset: move it elsewhere")]
+    # a file that somebody put there is theirs to move
+    assert _found(scores.url) == [("notes.txt", "is not part of the dataset: move it elsewhere")]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_flipped_bit_of_a_folder_is_found_by_checksums(student: StoredFolder) 
     assert [name for name, _ in _found(student.url, checksums=True)] == ["model.bin"]
 
 
-def test_a_folder_of_before_there_were_sizes_is_verified(student: StoredFolder) -> None:
+def test_a_folder_without_recorded_sizes_is_verified(student: StoredFolder) -> None:
     manifest = json.loads(_content(f"{student.url}/manifest.json"))
     del manifest["sizes"]
     overwrite(f"{student.url}/manifest.json", json.dumps(manifest).encode())
@@ -218,6 +218,6 @@ def test_a_folder_of_before_there_were_sizes_is_verified(student: StoredFolder) 
     assert _found(student.url) == [("model.bin", "is missing")]
 
 
-def test_a_strange_file_in_a_folder_is_found(student: StoredFolder) -> None:
+def test_a_foreign_file_in_a_folder_is_found(student: StoredFolder) -> None:
     overwrite(f"{student.url}/mine.txt", b"x")
     assert _found(student.url) == [("mine.txt", "is not in the manifest: move it elsewhere")]

@@ -15,7 +15,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.repair import repair
 from storage.dataset import Dataset
 from storage.schemas import ChunkKind, TokenKind
-from storage.upkeep.catalog import Store
+from storage.upkeep.catalog import Catalog
 from storage.upkeep.lineage import highlights
 from storage.upkeep.prune import find_waste
 from storage.upkeep.verify import verify
@@ -117,7 +117,7 @@ def test_other_chunkings_need_none(config: AlmConfig, tmp_path: Path) -> None:
 
 def test_the_store_knows_what_they_were_made_from(pipeline: Pipeline) -> None:
     assert pipeline.stored_pair_biases
-    store, key = Store.open(pipeline.root), f"pair_biases/{pipeline.stored_pair_biases.name}"
+    store, key = Catalog.open(pipeline.root), f"pair_biases/{pipeline.stored_pair_biases.name}"
     assert store.inputs(key) == {"alignments": f"alignments/{pipeline.alignments.name}"}
     node = store.lineage(key)
     assert [made_from.role for made_from in node.inputs] == ["alignments"]
@@ -136,9 +136,9 @@ def test_damaged_files_are_computed_again(pipeline: Pipeline) -> None:
     overwrite(url, b"x" * len(whole))
     (finding,) = verify(folder.url, checksums=True)
     assert "is damaged" in finding.problem
-    (done,) = repair(Store.open(pipeline.root), [key], checksums=True)
-    assert (done.refused, done.left, read_bytes(url)) == ("", (), whole)
+    (done,) = repair(Catalog.open(pipeline.root), [key], checksums=True)
+    assert (done.refused, done.remaining, read_bytes(url)) == ("", (), whole)
     remove(url)
     remove(str(folder.path / "pair_biases.parquet"))
-    (done,) = repair(Store.open(pipeline.root), [key])
-    assert (done.refused, done.left, read_bytes(url)) == ("", (), whole)
+    (done,) = repair(Catalog.open(pipeline.root), [key])
+    assert (done.refused, done.remaining, read_bytes(url)) == ("", (), whole)

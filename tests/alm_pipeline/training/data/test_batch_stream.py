@@ -24,7 +24,7 @@ from alm_pipeline.training.data.examples import read_examples
 from alm_pipeline.training.data.packing import PackedBatch, PackingPosition, make_batch, plan_next_batch
 from storage.columns import list_rows
 from storage.errors import UserError
-from storage.row_stream import Position
+from storage.row_stream import StreamPosition
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -250,7 +250,7 @@ def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) 
 def trained(stream: BatchStream, number: int) -> list[bytes]:
     """Return the examples of an epoch, in order."""
     found: list[bytes] = []
-    for block in stream.rows(stream.reader()).blocks(Position(number)):
+    for block in stream.rows(stream.reader()).blocks(StreamPosition(number)):
         if block.position.epoch > number:
             break
         found += [ids.tobytes() for ids in list_rows(block.rows["token_ids"])]

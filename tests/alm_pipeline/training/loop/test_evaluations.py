@@ -165,7 +165,7 @@ def test_the_best_student_is_kept(pipeline: Run, ema: float | None) -> None:
 
 
 def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = EvaluationConfig(steps=1, samples=0, patience=2, least_improvement=100.0)
+    settings = EvaluationConfig(steps=1, samples=0, patience=2, min_improvement=100.0)
     run = pipeline("early", {"checkpoint_steps": 100}, settings)
     with monkeypatch.context() as patch:
         patch.setattr(stage, "save_student", lambda *_: (_ for _ in ()).throw(Killed))
@@ -186,7 +186,7 @@ def test_the_moving_average_changes_the_student(pipeline: Run) -> None:
 def test_settings_that_only_monitor_find_the_finished_student(pipeline: Run) -> None:
     run = pipeline("watch", {"steps": 2})
     manifest = run.train()
-    for evaluation in (EvaluationConfig(steps=1, max_examples=2, score="kl"), EvaluationConfig(samples=0)):
+    for evaluation in (EvaluationConfig(steps=1, max_examples=2, metric="kl"), EvaluationConfig(samples=0)):
         train = {"steps": 2, "keep_checkpoints": 3, "diverged_at": 5.0}
         assert pipeline("watch", train, evaluation).train() == manifest
     names = {pipeline("watch", {"steps": 2}, evaluation).student.name for evaluation in _CHOOSING}
@@ -196,7 +196,7 @@ def test_settings_that_only_monitor_find_the_finished_student(pipeline: Run) -> 
 _CHOOSING = (
     EvaluationConfig(student="best"),
     EvaluationConfig(student="best", steps=7),
-    EvaluationConfig(student="best", score="kl"),
+    EvaluationConfig(student="best", metric="kl"),
     EvaluationConfig(patience=1),
 )
 
@@ -316,7 +316,7 @@ def evaluations_with(scores: list[float], **changes: Any) -> Evaluations:
     st.sampled_from([0.0, 0.5]),
 )
 def test_scores_decide_the_best_step_and_when_to_stop(scores: list[float], patience: int, least: float) -> None:
-    found = evaluations_with(scores, patience=patience, least_improvement=least, student="best")
+    found = evaluations_with(scores, patience=patience, min_improvement=least, student="best")
     trained = scores[1:]
     best, without = math.inf, 0
     for score in trained:

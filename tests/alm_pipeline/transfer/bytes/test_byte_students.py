@@ -89,7 +89,7 @@ def test_settings_decide_the_students_name(config: AlmConfig, tmp_path: Path) ->
 
 
 def test_n_gram_embeddings_are_for_bytes(config: AlmConfig) -> None:
-    with pytest.raises(UserError, match="ngram_embeddings is of the tokenizer `bytes`, and this is some/where"):
+    with pytest.raises(UserError, match="ngram_embeddings needs tokenizer `bytes`, but tokenizer is some/where"):
         override(to_bytes(config, ngram_embeddings=True), Overrides(tokenizer="some/where"))
 
 
