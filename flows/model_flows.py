@@ -79,8 +79,9 @@ def evaluate(
         settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
         folder = Path(task_folder) if task_folder else None
         harness = lm_eval_harness()
-        for model, scores in zip(models, harness.evaluate(models, tasks, task_folder=folder, **settings), strict=True):
-            results[model] |= harness.metrics(scores)
+        all_results = harness.evaluate(models, tasks, task_folder=folder, **settings)
+        for model, task_results in zip(models, all_results, strict=True):
+            results[model] |= harness.metrics(task_results)
     _show_results(results)
     return results
 

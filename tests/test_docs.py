@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
 from alm_pipeline.training.loop.evaluations import EVALUATIONS
@@ -264,6 +265,12 @@ def test_every_setting_has_a_description_and_is_on_its_page() -> None:
             is_described = setting.field.description or setting.values.startswith("section")
             assert is_described or setting.path.endswith(".kind"), setting.path
             assert f"`{setting.path}`" in page
+
+
+def test_every_override_is_on_the_page_of_settings() -> None:
+    page = settings.page()
+    for name, field in FIELDS.items():
+        assert f"| `{name}` | `{field}` |" in page
 
 
 def test_every_column_is_on_its_page() -> None:

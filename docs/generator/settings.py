@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.overrides import FIELDS, Overrides
 from alm_pipeline.ensemble.config import EnsembleConfig
 from docs.generator.markdown import anchor, code, escape, table
 
@@ -25,10 +26,16 @@ _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<"
 _INTRODUCTION = """# Settings
 
 Every setting of a run. In a YAML file they are nested. `--set train.seed=1` on the command line,
-`-p 'settings={"train.seed": 1}'` in a Prefect run and `override(config, settings={"train.seed": 1})` in Python name one
-by its dotted path. `alm show transfer` prints a complete configuration. A misspelled setting is refused with its name.
+`-p 'settings={"train.seed": 1}'` in a Prefect run and `override(config, Overrides(settings={"train.seed": 1}))` in
+Python name one by its dotted path. `alm show transfer` prints a complete configuration. A misspelled setting is refused
+with its name.
 
 This page is generated from the models in `alm_pipeline.config`.
+"""
+_OVERRIDES = """## Overrides
+
+Values that often change from run to run are options of `alm run`, parameters of the flow `alm`, and fields of
+`Overrides` in Python.
 """
 _ENSEMBLE = """
 ## An ensemble's file { #ensemble }
@@ -83,7 +90,16 @@ def page() -> str:
     """The page, in Markdown."""
     run = "\n".join(map(_section, sections()))
     ensemble = "\n".join(_table(section) for section in sections(EnsembleConfig))
-    return f"{_INTRODUCTION}\n{run}\n{_ENSEMBLE}\n{ensemble}"
+    return f"{_INTRODUCTION}\n{_OVERRIDES}\n{_overrides()}\n{run}\n{_ENSEMBLE}\n{ensemble}"
+
+
+def _overrides() -> str:
+    rows = [
+        (code(f"--{name.replace('_', '-')}"), code(name), code(FIELDS[name]), escape(field.description or ""))
+        for name, field in Overrides.model_fields.items()
+        if name in FIELDS
+    ]
+    return table(("option", "parameter", "setting", "meaning"), rows)
 
 
 def _section(section: Section) -> str:

@@ -11,7 +11,7 @@ from alm_pipeline.runtime import progress
 from alm_pipeline.runtime.progress import observed, progress_bars, track
 
 
-def test_lines_are_logged_every_ten_seconds_and_at_the_end(
+def test_a_line_every_ten_seconds_and_at_the_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 6))
