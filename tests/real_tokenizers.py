@@ -68,7 +68,7 @@ class Unavailable(Exception):
 
 def require(name: str) -> "PreTrainedTokenizerFast":
     """Return a real tokenizer by name. If it can't be fetched, skip the test, or fail it if CI=true."""
-    from alm_pipeline.models.files import load_tokenizer  # takes seconds, and fetching does not need it
+    from alm_pipeline.models.tokenizer import load_tokenizer  # takes seconds, and fetching does not need it
 
     if missing := _missing():
         reason = f"the real tokenizers can't be fetched: {missing}"
