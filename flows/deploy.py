@@ -33,10 +33,7 @@ def deploy(pools: Mapping[str, str], folder: Path) -> list[str]:
     for pool in dict.fromkeys(pools.values()):
         _create_missing_pool(pool)
     content = deployments(pools, folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary, FILE)
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        _prefect(("deploy", "--all", "--prefect-file", str(file)))
+    _prefect(("deploy", "--all"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return [deployment["name"] for deployment in content["deployments"]]
 
 
@@ -76,9 +73,14 @@ def _create_missing_pool(name: str) -> None:
             _prefect(("work-pool", "create", name, "--type", "process"))
 
 
-def _prefect(arguments: Sequence[str]) -> None:
-    # -P: a user's own module in the working folder must not be imported instead of ours
+def _prefect(arguments: Sequence[str], content: str = "") -> None:
+    """Run Prefect's command in a folder that holds nothing but a prefect.yaml of this content.
+
+    Prefect puts its working folder first on the path, where a user's own module would be imported instead of ours.
+    """
     command = (sys.executable, "-P", "-m", "prefect", "--no-prompt", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, FILE).write_text(content, encoding="utf-8")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise UserError(f"prefect {' '.join(arguments)} failed:\n{(done.stdout + done.stderr).strip()}")

@@ -1,5 +1,6 @@
 """The command that registers deployments, and the option --version."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ def deploy(
 
     Needs a server (PREFECT_API_URL). Work pools that do not exist are created, for processes.
     """
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect reads it when it is imported
     from flows.deploy import deploy as register
 
     with user_errors():
