@@ -127,7 +127,9 @@ def test_the_basic_installation_imports_every_module(folder: str, extras: set[st
 def test_the_extra_of_all_names_the_others() -> None:
     (requirement,) = PROJECT["optional-dependencies"]["all"]
     named = set(re.split(r"[\[\],]", requirement)[1:-1])
-    assert set(EXTRAS) - named == {"all", "demo", "dev", "docs", "tensorboard", "wandb", "trackio", "mlflow"} & set(EXTRAS)
+    assert set(EXTRAS) - named == {"all", "demo", "dev", "docs", "tensorboard", "wandb", "trackio", "mlflow"} & set(
+        EXTRAS
+    )
 
 
 def python(script: str) -> "subprocess.CompletedProcess[str]":
