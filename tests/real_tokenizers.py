@@ -68,14 +68,14 @@ class Unavailable(Exception):
 
 def require(name: str) -> "PreTrainedTokenizerFast":
     """Return a real tokenizer by name. If it can't be fetched, skip the test, or fail it if CI=true."""
-    from alm_pipeline.models.files import load_tokenizer  # takes seconds, and fetching does not need it
+    from alm_pipeline.models.tokenizer import LoadedTokenizer  # takes seconds, and fetching does not need it
 
     if missing := _missing():
         reason = f"the real tokenizers can't be fetched: {missing}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    return load_tokenizer(str(tokenizer_folder(name)))
+    return LoadedTokenizer(str(tokenizer_folder(name))).fast
 
 
 @cache

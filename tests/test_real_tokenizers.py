@@ -79,7 +79,7 @@ def sides(name: str) -> Sides:
 
 
 def first_difference_of(encoder: ByteEncoder) -> str | None:
-    fast = KitokenEngine(encoder.tokenizer.backend_tokenizer, encoder.view, encoder.standard, machine_findings())
+    fast = KitokenEngine(encoder.tokenizer.fast.backend_tokenizer, encoder.view, encoder.standard, machine_findings())
     found = (first_difference(fast, encoder.standard, special_literals=literals) for literals in (False, True))
     return next(filter(None, found), None)
 

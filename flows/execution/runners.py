@@ -39,7 +39,7 @@ def _threads(workers: int, _: str | None) -> TaskRunner[Any]:
 
 
 def _processes(workers: int, _: str | None) -> TaskRunner[Any]:
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, usable_cores() // workers)
     return ProcessPoolTaskRunner(max_workers=workers, initializer=_initialize_process, initargs=(threads,))
 
 
