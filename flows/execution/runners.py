@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from alm_pipeline.runtime.threads import usable_cores
 from storage.errors import UserError
 
 Runner = Literal["threads", "processes", "dask", "ray"]
