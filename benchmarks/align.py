@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardTokens, align
-from alm_pipeline.models.tokenizer import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
@@ -19,7 +19,7 @@ from tests.real_tokenizers import tokenizer_folder
 
 def shard(name: str, documents: list[str]) -> ShardTokens:
     """The texts' own tokens, so that the plain loop needs to know bytes only."""
-    encoder = ByteEncoder(load_tokenizer(str(tokenizer_folder(name))))
+    encoder = ByteEncoder(LoadedTokenizer(str(tokenizer_folder(name))))
     batch = encoder.encode(documents)
     assert not any(batch.dropped)
     assert not batch.uncovered
@@ -59,14 +59,15 @@ def main() -> None:
     parser.add_argument("--student", default="llama3")
     options = parser.parse_args()
     documents = [TextNormalizer([NFC])(text) for text in mixed_documents(options.megabytes)]
-    sides = [shard(name, documents) for name in (options.teacher, options.student)]
-    turns = AssistantTurns(np.zeros_like(sides[0].offsets), np.zeros(0, bool))
-    rows, tokens = list(zip(*map(lengths, sides), strict=True)), sum(len(side.kinds) for side in sides)
-    chunks, expected = align(*sides, turns), [chunk for row in rows for chunk in plain_loop(*row)]
+    teacher, student = (shard(name, documents) for name in (options.teacher, options.student))
+    turns = AssistantTurns(np.zeros_like(teacher.offsets), np.zeros(0, bool))
+    rows = list(zip(lengths(teacher), lengths(student), strict=True))
+    tokens = len(teacher.kinds) + len(student.kinds)
+    chunks, expected = align(teacher, student, turns), [chunk for row in rows for chunk in plain_loop(*row)]
     assert np.array_equal(np.transpose(expected), [chunks.teacher_tokens, chunks.student_tokens])
-    times = seconds(lambda: align(*sides, turns), 15), seconds(lambda: [plain_loop(*row) for row in rows], 2)
+    times = seconds(lambda: align(teacher, student, turns), 15), seconds(lambda: [plain_loop(*row) for row in rows], 2)
     compiled, plain = (1e9 * best / tokens for best in times)
-    print(f"{options.teacher} and {options.student}: {sides[0].byte_lengths.sum():,} bytes, {tokens:,} tokens")
+    print(f"{options.teacher} and {options.student}: {teacher.byte_lengths.sum():,} bytes, {tokens:,} tokens")
     print(f"align {compiled:.2f} ns a token, plain Python {plain:.0f} ns: {plain / compiled:.0f} times")
 
 

@@ -85,7 +85,10 @@ def inputs(positions: int, vocabulary: int, width: int, dtype: str) -> tuple[Any
     import torch  # not at the top: a process's peak counts its parent's memory when it was started
 
     torch.manual_seed(0)
-    random = lambda *sizes, scale: torch.empty(*sizes, dtype=getattr(torch, dtype)).normal_(0, scale).requires_grad_()  # noqa: E731
+
+    def random(*sizes: int, scale: float) -> torch.Tensor:
+        return torch.empty(*sizes, dtype=getattr(torch, dtype)).normal_(0, scale).requires_grad_()
+
     targets = torch.randint(vocabulary, (positions,))
     boundary = torch.randperm(vocabulary)[: int(vocabulary * BOUNDARY_SHARE)].sort().values
     return random(positions, width, scale=1.0), random(vocabulary, width, scale=width**-0.5), targets, boundary
@@ -99,7 +102,8 @@ def once(method: str, hidden: Any, weight: Any, targets: Any, boundary: Any) -> 
         token, share = dense(hidden, weight, targets, boundary)
     else:
         token, share = token_and_boundary_logprobs(hidden, targets, Head(weight), boundary)
-    (token.mean() + share.mean()).backward()
+    loss: Any = token.mean() + share.mean()
+    loss.backward()
 
 
 def dense(hidden: Any, weight: Any, targets: Any, boundary: Any) -> tuple[Any, Any]:

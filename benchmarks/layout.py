@@ -63,8 +63,8 @@ def prepared(root: str, documents: list[str], teacher: str, student: str, name: 
     sides = [tokens_dataset(examples, LoadedTokenizer(each), None) for each in (teacher, student)]
     for side, tokenizer in zip(sides, (teacher, student), strict=True):
         tokenize(examples, side, LoadedTokenizer(tokenizer), None)
-    alignments = alignments_dataset(*sides, examples.label)
-    align_datasets(*sides, alignments)
+    alignments = alignments_dataset(sides[0], sides[1], examples.label)
+    align_datasets(sides[0], sides[1], alignments)
     return *sides, alignments
 
 

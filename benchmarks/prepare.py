@@ -142,7 +142,8 @@ def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], engines: Mappin
             sides.append(stage.tokens_dataset(examples, LoadedTokenizer(name), None))
             sides[-1] = Dataset(root, sides[-1].kind, sides[-1].label, sides[-1].identity)
             stage.tokenize(examples, sides[-1], LoadedTokenizer(name), None, encoders=Encoders(engines))
-        align_datasets(*sides, alignments_dataset(*sides, examples.label))
+        teacher, student = sides
+        align_datasets(teacher, student, alignments_dataset(teacher, student, examples.label))
 
 
 if __name__ == "__main__":

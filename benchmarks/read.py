@@ -115,8 +115,8 @@ def prepare(options: argparse.Namespace, root: Path) -> Caches:
         folder = str(tokenizer_folder(name))
         sides.append(tokens_dataset(examples, LoadedTokenizer(folder), None))
         tokenize(examples, sides[-1], LoadedTokenizer(folder), None)
-    alignments = alignments_dataset(*sides, examples.label)
-    align_datasets(*sides, alignments)
+    alignments = alignments_dataset(sides[0], sides[1], examples.label)
+    align_datasets(sides[0], sides[1], alignments)
     scores = Dataset(examples.root, Kind.TEACHER_SCORES, examples.label, {"tokens": sides[0].name})
     if not scores.manifest():
         for shard in range(len(sides[0].complete_manifest().shards)):

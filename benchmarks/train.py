@@ -62,8 +62,9 @@ class Bare:
 
     def __init__(self, model: PreTrainedModel, config: TrainConfig) -> None:
         self.model, self.config = model.train(), config
-        settings = {"lr": config.learning_rate, "betas": (0.9, 0.95), "weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.AdamW(model.parameters(), fused=True, **settings)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        )
 
     def step(self, batch: Batch) -> None:
         self.loss(batch).backward()
@@ -78,7 +79,8 @@ class Bare:
         )
         labels = ids.masked_fill(~predicted.view_as(ids), -100)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            return self.model(input_ids=ids, position_ids=positions, labels=labels, use_cache=False).loss
+            loss: Tensor = self.model(input_ids=ids, position_ids=positions, labels=labels, use_cache=False).loss
+        return loss
 
 
 class Timed(IterableDataset[Batch]):
@@ -137,7 +139,7 @@ def forward_flops(bare: Bare, batch: Batch) -> float:
     """A position's, of the bare forward pass; the backward pass takes twice as many."""
     with FlopCounterMode(display=False) as counter:
         bare.loss(batch)
-    return counter.get_total_flops() / batch["token_ids_BS"].numel()
+    return float(counter.get_total_flops()) / batch["token_ids_BS"].numel()
 
 
 def report(steps: list[Step], flops: float, peak_teraflops: float | None) -> None:

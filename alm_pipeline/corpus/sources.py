@@ -50,8 +50,10 @@ def _read_hub(source: HubSource, columns: tuple[str, ...]) -> Iterator[tuple[str
 
 
 def _load(source: HubSource) -> Any:
-    import datasets
-
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise UserError(f"corpus.source needs {error.name}: pip install 'alm-pipeline[datasets]'") from error
     return datasets.load_dataset(
         source.name,
         source.subset,

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.distillation import Distillation
@@ -16,7 +17,7 @@ from alm_pipeline.training.loop.trackers import RunLog, hyperparameters
 from alm_pipeline.training.loop.train import train_student
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process, wait_for_all
-from alm_pipeline.training.student.curves import PICTURE, draw_curves, read_curves
+from alm_pipeline.training.student.curves import PICTURE, can_draw, draw_curves, read_curves
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from alm_pipeline.training.student.model_card import DistilledStudent, write_card
 from alm_pipeline.training.student.save import round_weights, save_speed, save_student
@@ -145,9 +146,12 @@ def _describe(distilled: DistilledStudent) -> None:
     """Draw the curves and write the model card, from the files in the student's folder."""
     results: Any = distilled.results["held_out_bits_per_byte"]
     run = read_curves(str(distilled.student.path), results)
-    # speeds differ between two equal runs, and the student's files do not
-    picture = draw_curves([replace(run, name=distilled.student.name, speed={})])
-    (distilled.student.path / PICTURE).write_bytes(picture)
+    if can_draw():
+        # speeds differ between two equal runs, and the student's files do not
+        picture = draw_curves([replace(run, name=distilled.student.name, speed={})])
+        (distilled.student.path / PICTURE).write_bytes(picture)
+    else:
+        show_line(f"{PICTURE} is left out: matplotlib is not installed: pip install 'alm-pipeline[pictures]'")
     write_card(distilled)
 
 

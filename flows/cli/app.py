@@ -12,6 +12,7 @@ from rich.table import Table
 
 from alm_pipeline.config import Method, SpecialTokens
 from flows.cli.console import err, out, user_errors, write_picture
+from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.models import models, print_comparison
 from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, override_options
 from flows.cli.store import store
@@ -41,6 +42,8 @@ stage stays under the storage root, so a run that was interrupted is simply run 
 app.add_typer(student_commands)
 app.add_typer(store)
 app.add_typer(models)
+app.add_typer(deploy_commands)
+app.callback()(version_option)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from alm_pipeline.runtime.threads import usable_cores
 from storage.errors import UserError
 
 Runner = Literal["threads", "processes", "dask", "ray"]
@@ -39,7 +40,7 @@ def _threads(workers: int, _: str | None) -> TaskRunner[Any]:
 
 
 def _processes(workers: int, _: str | None) -> TaskRunner[Any]:
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, usable_cores() // workers)
     return ProcessPoolTaskRunner(max_workers=workers, initializer=_initialize_process, initargs=(threads,))
 
 

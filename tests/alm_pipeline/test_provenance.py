@@ -9,7 +9,9 @@ import pytest
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance, stored_config
+from storage.dataset import Manifest
 from storage.errors import UserError
+from storage.folders import FolderManifest
 
 
 def test_every_manifest_records_the_run(config: AlmConfig, tmp_path: Path) -> None:
@@ -19,7 +21,12 @@ def test_every_manifest_records_the_run(config: AlmConfig, tmp_path: Path) -> No
     made = pipeline.run()
     trained = pipeline.train_tokenizer()
     assert trained
-    for manifest in (made, trained, *(cache.complete_manifest() for cache in pipeline.caches.values())):
+    manifests: tuple[FolderManifest | Manifest, ...] = (
+        made,
+        trained,
+        *(cache.complete_manifest() for cache in pipeline.caches.values()),
+    )
+    for manifest in manifests:
         assert manifest.provenance == provenance(config)
 
 

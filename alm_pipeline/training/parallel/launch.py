@@ -28,6 +28,7 @@ from typing import IO
 import psutil
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.runtime.own_packages import environment_with_own
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.training.parallel.processes import free_gpu_memory
 from storage.errors import UserError
@@ -53,7 +54,7 @@ def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
         module = ("-m", "alm_pipeline.training_process", str(file), "--storage", root)
         command = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *module)
         parent = {PARENT: str(os.getpid()), ERRORS: folder}
-        with _child_process(command, {**os.environ, **configuration_as_environment(), **parent}) as child:
+        with _child_process(command, {**environment_with_own(), **configuration_as_environment(), **parent}) as child:
             assert child.stdout
             last_lines = _forward_output(child.stdout)
         if child.returncode:

@@ -7,6 +7,7 @@ the single steps, full for their running mean.
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,13 +101,18 @@ def smooth(values: Column) -> Column:
     return means
 
 
+def can_draw() -> bool:
+    """Return whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
     """Return a PNG of the runs, with the same bytes for the same runs. Raises UserError if matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise UserError("curves need matplotlib, which is not installed: pip install matplotlib") from error
+        raise UserError(f"curves need {error.name}: pip install 'alm-pipeline[pictures]'") from error
     panels = [panel for panel in _PANELS if any(panel.has(run) for run in runs)]
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across)

@@ -140,9 +140,10 @@ def _tokenizer_class(folder: Path) -> str:
 def _results(distilled: DistilledStudent) -> str:
     bits = distilled.results["held_out_bits_per_byte"]
     rows = [[who.replace("_", " "), f"{value:.4f}"] for who, value in bits.items()]
+    curves = f"\n\n![Training curves]({PICTURE})" if (distilled.student.path / PICTURE).is_file() else ""
     return (
         "## Held-out text\n\nBits per byte on held-out documents of the corpus; lower is better.\n\n"
-        f"{_table(['model', 'bits per byte'], rows)}\n\n![Training curves]({PICTURE})"
+        f"{_table(['model', 'bits per byte'], rows)}{curves}"
     )
 
 

@@ -155,10 +155,10 @@ def oracle(example: Example) -> list[Chunk]:
     chunks: list[Chunk] = []
     for position, following in zip(common, [*common[1:], None], strict=True):
         here = [[e.token for e in side if e.token and e.start == e.end == position] for side in sides]
-        chunks += oracle_gap(*here, example.assistant)
+        chunks += oracle_gap(here[0], here[1], example.assistant)
         if following is not None:
             within = [[e for e in side if e.end > position and e.start < following] for side in sides]
-            chunks.append(oracle_bytes(*within, following - position, example.assistant))
+            chunks.append(oracle_bytes(within[0], within[1], following - position, example.assistant))
     return chunks
 
 
@@ -166,7 +166,7 @@ def oracle_bytes(teacher: list[Placed], student: list[Placed], length: int, assi
     pure = all(e.token and e.token.kind == CONTENT and e.start < e.end for e in [*teacher, *student])
     tokens = [[e.token for e in side if e.token] for side in (teacher, student)]
     kind = ChunkKind.CONTENT if pure else UNPAIRED
-    return Chunk(*map(len, tokens), length, kind, spoken(tokens, assistant))
+    return Chunk(len(tokens[0]), len(tokens[1]), length, kind, spoken(tokens, assistant))
 
 
 def oracle_gap(teacher: list[Token], student: list[Token], assistant: tuple[bool, ...]) -> list[Chunk]:
@@ -191,7 +191,7 @@ def oracle_gap(teacher: list[Token], student: list[Token], assistant: tuple[bool
     )
     chunk = Chunk(len(pair[0]), len(pair[1]), 0, ChunkKind.PAIRED, spoken(list(pair), assistant))
     # there is no pair before the nearest one
-    return [*oracle_gap(*before, assistant), chunk, *oracle_gap(*after, assistant)]
+    return [*oracle_gap(before[0], before[1], assistant), chunk, *oracle_gap(after[0], after[1], assistant)]
 
 
 def spoken(sides: list[list[Token]], assistant: tuple[bool, ...]) -> bool:
@@ -225,7 +225,7 @@ def example_of(draw: Callable) -> Example:
     assistant = tuple(draw(st.lists(st.booleans(), max_size=3)))
     total = draw(st.sampled_from([0, 1, 2, 5, 12]))
     sides = [draw(side_of(total, len(assistant))) if draw(st.integers(0, 9)) else None for _ in range(2)]
-    return Example(*sides, assistant)
+    return Example(sides[0], sides[1], assistant)
 
 
 examples_of = st.lists(example_of(), max_size=4)
@@ -373,7 +373,7 @@ def test_long_gaps() -> None:
     template = scaffold(*[TEMPLATE] * long)
     assert aligned_sides([*template, *scaffold(END)], scaffold(END)) == [unpaired(long, 0), paired()]
     never = [scaffold(*[(kind, turn) for turn in range(32_000)]) for kind in (START, END)]
-    assert aligned_sides(*never, turns) == [unpaired(32_000, 32_000)]
+    assert aligned_sides(never[0], never[1], turns) == [unpaired(32_000, 32_000)]
     assert aligned_sides(never[0], never[0][::2], turns) == [paired(), unpaired(1, 0)] * 16_000
 
 

@@ -181,7 +181,7 @@ def test_label_names_the_corpus_once(sides: tuple[Dataset, Dataset]) -> None:
     alignments = alignments_dataset(*sides, "tiny")
     assert alignments.label == "tiny-llama-to-gemma"
     assert alignments.kind == Kind.ALIGNMENTS
-    assert alignments.name != alignments_dataset(*reversed(sides), "tiny").name
+    assert alignments.name != alignments_dataset(sides[1], sides[0], "tiny").name
 
 
 def test_tokens_of_other_examples(tmp_path: Path, sides: tuple[Dataset, Dataset]) -> None:

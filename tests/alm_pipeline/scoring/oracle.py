@@ -23,7 +23,7 @@ def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: i
         ranked.append(torch.stack([logprobs[row].detach() for row in best]) if best else torch.zeros(0))
     if not tokens:
         return NextTokenNumbers(
-            *(hidden.sum(-1) for _ in range(3)), hidden.new_zeros(0, top), targets.new_zeros(0, top)
+            hidden.sum(-1), hidden.sum(-1), hidden.sum(-1), hidden.new_zeros(0, top), targets.new_zeros(0, top)
         )
     return NextTokenNumbers(*map(torch.stack, (tokens, boundaries, entropies, ranked, ids)))
 

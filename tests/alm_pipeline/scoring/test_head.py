@@ -158,7 +158,7 @@ def test_equal_logits_have_equal_probability() -> None:
     torch.testing.assert_close(numbers.target_logprobs_N.exp(), torch.full((3,), 1 / 8))
     torch.testing.assert_close(numbers.boundary_logprobs_N.exp(), torch.full((3,), 1 / 2))
     torch.testing.assert_close(numbers.entropy_N.exp(), torch.full((3,), 8.0))
-    sum(part.sum() for part in numbers[:3]).backward()
+    torch.stack([part.sum() for part in numbers[:3]]).sum().backward()
     torch.testing.assert_close(hidden.grad, torch.zeros(3, 2), rtol=0, atol=1e-6)
 
 

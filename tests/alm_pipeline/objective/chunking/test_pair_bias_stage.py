@@ -82,7 +82,7 @@ def test_what_is_stored_is_what_was_computed(pipeline: Pipeline) -> None:
     found = read_pair_biases(folder)
     tokenizers = [pipeline.tokenizer(side).fast for side in ("teacher", "student")]  # type: ignore[arg-type]
     counts = [token_counts(pipeline.tokens(side)) for side in ("teacher", "student")]  # type: ignore[arg-type]
-    expected = pair_biases(tokenizers[0], tokenizers[1], *counts, chunk_end_pairs(datasets(pipeline)))
+    expected = pair_biases(tokenizers[0], tokenizers[1], counts[0], counts[1], chunk_end_pairs(datasets(pipeline)))
     for column, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(column, other)
     assert 0 < found.at_most(0.0, *found[:2]).sum() < len(found.teacher_ids)

@@ -80,7 +80,7 @@ def test_a_replaced_forward_runs_between_hooks_and_is_restored() -> None:
         layer("inside")
     assert seen == ["before", "inside", "after"]
     assert layer(torch.zeros(2)).shape == (2,)
-    layer.forward = lambda _: "patched"
+    layer.forward = lambda _: "patched"  # type: ignore[assignment, return-value]
     with replaced_forward(layer, lambda _: "inside"):
         assert layer(None) == "inside"
     assert layer(None) == "patched"

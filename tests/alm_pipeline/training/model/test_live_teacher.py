@@ -54,7 +54,7 @@ def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]
     offsets = [np.cumsum([0, *of]) for of in (map(len, ids), counts)]
     flat = [np.concatenate([pair[side] for pair in ends]) for side in (0, 1)]
     single, learned = generator.random(sum(counts)) < 0.5, generator.random(sum(map(len, ids))) < 0.5
-    teacher = TeacherArrays(np.concatenate(ids), offsets[0], *flat, single, offsets[1], learned)
+    teacher = TeacherArrays(np.concatenate(ids), offsets[0], flat[0], flat[1], single, offsets[1], learned)
     group = BatchPlan(np.arange(len(lengths)), np.repeat(np.arange(len(shape)), list(map(len, shape))))
     examples = joined(students)
     batch, made = make_batch(examples, group), make_teacher_batch(examples, teacher, group)

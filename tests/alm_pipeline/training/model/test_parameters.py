@@ -68,8 +68,8 @@ def test_parameters_move_by_their_own_rate(config: AlmConfig, tmp_path: Path) ->
     model = AutoModelForCausalLM.from_pretrained(config.student.model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     settings = {"steps": 1, "learning_rates": rates, "learning_rate": 1e-4, "weight_decay": 0.0, "warmup_steps": 0}
-    _, model = log_of(config, steps(1), tmp_path, **settings)
-    for name, value in model.named_parameters():
+    _, trained = log_of(config, steps(1), tmp_path, **settings)
+    for name, value in trained.named_parameters():
         rate = next((rates[pattern] for pattern in rates if pattern.strip("*") in name), 1e-4)
         assert (value - before[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
 

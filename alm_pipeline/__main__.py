@@ -1,0 +1,33 @@
+"""The entry point of the command `alm`, and of `python -m alm_pipeline`.
+
+It is here and not beside the commands, in `flows.cli`, because a user's own package `flows` may shadow ours. It finds
+the command line by name, so that this package imports nothing of `flows`.
+"""
+
+import sys
+from importlib import import_module
+
+from alm_pipeline.runtime.own_packages import require_own
+
+_EXTRAS = {"prefect": "flows", "httpx": "flows"}
+"""packages that only some commands import, and the extra that installs each"""
+
+
+def main() -> None:
+    """Run the command line; report what keeps it from starting in one sentence."""
+    try:
+        require_own("flows")
+        import_module("flows.cli.app").app(prog_name="alm")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        sys.exit(f"error: this command needs {package}: pip install 'alm-pipeline[{_EXTRAS[package]}]'")
+    except ImportError as error:
+        if error.name != "flows":
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The command that registers deployments, and the option --version."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import out, user_errors
+
+deploy_commands = typer.Typer()
+
+
+@deploy_commands.command()
+def deploy(
+    pool: Annotated[str, typer.Option(help="work pool of the deployments that need no GPU")] = "alm",
+    gpu_pool: Annotated[str, typer.Option(help="work pool of the deployments that score, train or evaluate")] = "gpu",
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="working folder of the runs, on the workers' machines  [default: the current folder]"),
+    ] = None,
+) -> None:
+    """Register all deployments with the Prefect server, so that workers can run them.
+
+    Needs a server (PREFECT_API_URL). Work pools that do not exist are created, for processes.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect reads it when it is imported
+    from flows.deploy import deploy as register
+
+    with user_errors():
+        names = register({"alm": pool, "gpu": gpu_pool}, (folder or Path()).absolute())
+        out.print(f"{len(names)} deployments: {', '.join(names)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Start a worker for each pool: prefect worker start --pool {pool}", markup=False, highlight=False)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from alm_pipeline import __version__
+
+        out.print(f"alm-pipeline {__version__}", markup=False, highlight=False)
+        raise typer.Exit
+
+
+def version_option(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The options of `alm` itself, before any command."""
