@@ -75,7 +75,7 @@ def require(name: str) -> "PreTrainedTokenizerFast":
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    return LoadedTokenizer(str(tokenizer_folder(name))).fast
+    return load_tokenizer(str(tokenizer_folder(name)))
 
 
 @cache
