@@ -116,7 +116,7 @@ def test_pruning_deletes_what_took_computing_only_when_asked(pipeline: Pipeline)
     assert f"teacher_scores/{pipeline.scores.name}: is not complete" in error_of(*pruned, "--unused", "--apply")
     assert "1 deleted" in output(*pruned, "--incomplete", "--apply")
     assert "4 deleted" in output(*pruned, "--unused", "--apply")
-    assert "holds no datasets" in error_of("list", pipeline.root)
+    assert "contains no datasets" in error_of("list", pipeline.root)
 
 
 def test_what_others_were_made_from_is_deleted_only_by_force(pipeline: Pipeline) -> None:
@@ -132,4 +132,4 @@ def test_what_others_were_made_from_is_deleted_only_by_force(pipeline: Pipeline)
 def test_a_place_without_a_store_is_reported(name: str) -> None:
     assert "alm" in error_of(name, "nothing-here")
     if name not in ("list", "prune"):
-        assert "holds no datasets" in error_of(name, "nothing-here/tokens/none")
+        assert "contains no datasets" in error_of(name, "nothing-here/tokens/none")
