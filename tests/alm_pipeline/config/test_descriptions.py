@@ -24,7 +24,7 @@ def _models(annotation: Any) -> Iterator[type[Frozen]]:
             yield from _models(field.annotation)
 
 
-MODELS = sorted(set(_models(AlmConfig)), key=lambda model: model.__name__)
+MODELS = sorted({*_models(AlmConfig), Overrides}, key=lambda model: model.__name__)
 
 
 def test_all_models_of_a_configuration_are_reached() -> None:

@@ -33,7 +33,7 @@ def test_curves_of_one_and_of_several_students(tmp_path: Path) -> None:
     [
         (["curves", "nothing-here"], "has no metrics.parquet"),
         (["curves", "nothing-here", "--picture", "curves.svg"], "write FILE.png"),
-        (["push", "nothing/here-0", "me/student"], "is no finished student's folder"),
+        (["push", "nothing/here-0", "me/student"], "is not the folder of a finished student"),
         (["run", "transfer", "--set", "publish.repo=nonsense"], "publish.repo"),
         (["run", "transfer", "--set", "log.report_to=[wand]"], "log.report_to"),
     ],

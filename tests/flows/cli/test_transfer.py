@@ -33,4 +33,4 @@ def test_a_fine_tune_follows_its_base(llama_folder: str, gemma_folder: str, tmp_
     assert AutoTokenizer.from_pretrained(made).get_vocab() == AutoTokenizer.from_pretrained(moved).get_vocab()
     wrong = CliRunner().invoke(app, ["apply-transfer", llama_folder, moved, gemma_folder, str(tmp_path / "none")])
     assert wrong.exit_code == 1
-    assert "no fine-tune of this base" in wrong.stderr
+    assert "not a fine-tune of this base" in wrong.stderr
