@@ -112,7 +112,7 @@ def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise UserError(f"curves need {error.name}: pip install 'alm-pipeline[pictures]'") from error
+        raise UserError("curves need matplotlib: pip install 'alm-pipeline[pictures]'") from error
     panels = [panel for panel in _PANELS if any(panel.has(run) for run in runs)]
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across)
