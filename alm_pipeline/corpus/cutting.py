@@ -7,8 +7,9 @@ so the time is linear in the length of the text, whatever the lengths of its lin
 """
 
 import re
-import unicodedata
 from collections import Counter
+
+import regex
 
 from alm_pipeline.corpus.conversation import Messages
 
@@ -22,11 +23,9 @@ _ENDINGS_BEFORE_SPACE = [
     *[sign.encode() for sign in "…؟۔।።"],
 ]
 _ENDINGS_ANYWHERE = [(sign + closer).encode() for sign in "。！？" for closer in ["", "」", "』", "”", "）"]]
-# enough for the longest emoji in use; longer joined sequences are cut inside
+_GRAPHEME = regex.compile(r"\X")
+# to see where a grapheme ends that begins before the cut: enough for the longest emoji in use
 _GRAPHEME_BYTES = 64
-_JOINER = "\u200d"
-# a flag is two regional indicators, the letters of its country's code in a block of their own
-_FLAG_HALVES = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
 def cut_text(text: str, max_bytes: int) -> list[str]:
@@ -42,7 +41,7 @@ def cut_text(text: str, max_bytes: int) -> list[str]:
     while len(data) - start > max_bytes:
         # at least a quarter of a piece remains, so that no text ends in a scrap
         size = min(max_bytes, len(data) - start - max_bytes // 4)
-        end = _cut_place(data, start + size // 2, start + size)
+        end = _cut_place(data, start, start + size // 2, start + size)
         pieces.append(data[start:end].decode())
         start = end
     if start < len(data):
@@ -50,8 +49,8 @@ def cut_text(text: str, max_bytes: int) -> list[str]:
     return _join_blank(pieces, max_bytes)
 
 
-def _cut_place(data: bytes, low: int, high: int) -> int:
-    """Return the best place to cut in (low, high]; `high` is before the end of `data`."""
+def _cut_place(data: bytes, start: int, low: int, high: int) -> int:
+    """Return the best place in (low, high] to end the piece that begins at `start`; `high` is inside of `data`."""
     if blank_line := _BLANK_LINE.match(data, low, high):
         return blank_line.end()
     if line_end := data.rfind(b"\n", low, high) + 1:
@@ -59,7 +58,7 @@ def _cut_place(data: bytes, low: int, high: int) -> int:
     if sentence_end := _last_sentence_end(data, low, high):
         return sentence_end
     space = max(data.rfind(b" ", low + 1, high + 1), data.rfind(b"\t", low + 1, high + 1))
-    return space if space > 0 else _character_boundary(data, low, high)
+    return space if space > 0 else _character_boundary(data, start, low, high)
 
 
 def _last_sentence_end(data: bytes, low: int, high: int) -> int:
@@ -74,37 +73,28 @@ def _last_end(data: bytes, ending: bytes, low: int, high: int) -> int:
     return 0 if start < 0 else start + len(ending)
 
 
-def _character_boundary(data: bytes, low: int, high: int) -> int:
-    """Return the last place up to `high` between two characters; between two graphemes if one is near."""
-    boundary = high
-    while _is_continuation(data[boundary]):
-        boundary -= 1
-    before = data[max(low, boundary - _GRAPHEME_BYTES) : boundary].decode(errors="ignore")
-    after = data[boundary : boundary + 4].decode(errors="ignore")[:1]
-    end = boundary
-    while before and _belongs_together(before, after):
-        before, after = before[:-1], before[-1]
-        end -= len(after.encode())
-    return end if before else boundary
+def _character_boundary(data: bytes, start: int, low: int, high: int) -> int:
+    """Return the last place in (low, high] between two graphemes (UAX 29), or between two characters if there is none.
+
+    `start` is a place between two graphemes, from which they are counted: in a run of flags the cut depends on it.
+    """
+    end = _character_start(data, high)
+    if data[end - 1 : end + 1].isalnum():  # two ASCII letters or digits, as in a long line of base64
+        return end
+    boundary = start
+    for grapheme in _GRAPHEME.finditer(data[start : high + _GRAPHEME_BYTES].decode(errors="ignore")):
+        following = boundary + len(grapheme[0].encode())
+        if following > end:
+            break
+        boundary = following
+    return boundary if boundary > low else end
 
 
-def _is_continuation(byte: int) -> bool:
-    return byte & 0xC0 == 0x80
-
-
-def _belongs_together(before: str, after: str) -> bool:
-    """Return whether a cut between `before` and the character `after` would split a grapheme (UAX 29, roughly)."""
-    if after in _FLAG_HALVES:
-        return (len(before) - len(before.rstrip(_FLAG_HALVES))) % 2 == 1
-    return (
-        before[-1] + after == "\r\n"
-        or before[-1] == _JOINER
-        or after == _JOINER
-        or unicodedata.category(after).startswith("M")
-        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
-        or "\U000e0020" <= after <= "\U000e007f"  # the tags in a region's flag
-        or "\u1160" <= after <= "\u11ff"  # a Hangul syllable's vowel and final
-    )
+def _character_start(data: bytes, place: int) -> int:
+    """Return the start of the character that the byte at `place` belongs to."""
+    while data[place] & 0xC0 == 0x80:
+        place -= 1
+    return place
 
 
 def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
