@@ -31,7 +31,7 @@ def test_the_snippet_shows_chunks_side_by_side(
     pipeline = Pipeline(config, str(tmp_path / "alm-data"))
     pipeline.shard()
     for side in ("teacher", "student"):
-        pipeline.tokenize(side)  # type: ignore[arg-type]
+        pipeline.tokenize(side)
     pipeline.align()
     frame = chunk_frame(pipeline.alignments.url)
     example = frame.filter(frame["id"] == frame["id"][0])
