@@ -9,7 +9,7 @@ so the time is linear in the length of the text, whatever the lengths of its lin
 import re
 from collections import Counter
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 from alm_pipeline.corpus.conversation import Messages
 

@@ -91,7 +91,7 @@ class Distillation:
         if self.tokenizer.name == self.source.name:
             return model, {}
         config, seed = self.config.student, self.config.train.seed
-        tokenizers = self.source.tokenizer.fast, self.tokenizer.fast
+        tokenizers = self.source.tokenizer, self.tokenizer
         initialization = Initialization.of(config, trust_remote_code=self.source.trust_remote_code)
         if config.is_byte_level:
             ngrams = config.ngram_embeddings

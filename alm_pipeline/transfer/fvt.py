@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.transfer.composition import Composition, Fill
-from alm_pipeline.vocabulary.byte_view import ByteView, byte_view, tokens_by_spelling
+from alm_pipeline.vocabulary.byte_view import ByteView, tokens_by_spelling
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
@@ -54,25 +55,24 @@ class VocabularyMap:
         return Composition.of(ids, [(1.0,) * len(row) for row in ids], self.copied, fill)
 
 
-def map_vocabulary(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> VocabularyMap:
+def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer) -> VocabularyMap:
     """Return the source pieces of every target id."""
-    source_view, target_view = byte_view(source.backend_tokenizer), byte_view(target.backend_tokenizer)
-    cutter = _Cutter(source, source_view)
-    specials = special_counterparts(source, target)
+    cutter = _Cutter(source)
+    specials = special_counterparts(source.fast, target.fast)
     pieces = []
-    for id_, spelling in enumerate(target_view.spelling):
+    for id_, spelling in enumerate(target.view.spelling):
         counterpart = (specials[id_],) if id_ in specials else ()
-        pieces.append(counterpart if target_view.special[id_] else cutter.cut(spelling))
-    return VocabularyMap(tuple(pieces), source_view, target_view)
+        pieces.append(counterpart if target.view.special[id_] else cutter.cut(spelling))
+    return VocabularyMap(tuple(pieces), source.view, target.view)
 
 
 class _Cutter:
     """Cuts bytes into source tokens as the source tokenizer does."""
 
-    def __init__(self, source: PreTrainedTokenizerFast, view: ByteView) -> None:
+    def __init__(self, source: LoadedTokenizer) -> None:
         # an engine sets how special literals are read, so it does not matter how the tokenizer was used before
-        self.engine, self.view = StandardEngine(source.backend_tokenizer), view
-        self.ids = tokens_by_spelling(view)
+        self.engine, self.view = StandardEngine(source.fast.backend_tokenizer), source.view
+        self.ids = tokens_by_spelling(self.view)
         self.longest = max(map(len, self.ids), default=0)
 
     def cut(self, spelling: bytes) -> tuple[int, ...]:

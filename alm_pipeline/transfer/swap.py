@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from alm_pipeline.models.loading import embedding_rows
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
@@ -28,8 +29,8 @@ class TransferResult:
 
 def swap_tokenizer(
     model: PreTrainedModel,
-    source: PreTrainedTokenizerFast,
-    target: PreTrainedTokenizerFast,
+    source: LoadedTokenizer,
+    target: LoadedTokenizer,
     initialization: Initialization | None = None,
     seed: int = 0,
 ) -> TransferResult:
@@ -39,7 +40,7 @@ def swap_tokenizer(
     cannot be used with the target.
     """
     mapping = map_vocabulary(source, target)
-    check_vocabulary(mapping.source, embedding_rows(model), source.name_or_path)
+    check_vocabulary(mapping.source, embedding_rows(model), source.name)
     tables = embedding_tables(model)
     count = len({table.of_head for table in tables})
     compositions = (initialization or Initialization()).compositions(mapping, count)
@@ -50,7 +51,7 @@ def swap_tokenizer(
     model.resize_token_embeddings(len(mapping.pieces), mean_resizing=False)
     for table, value in zip(embedding_tables(model), rows, strict=True):
         table.value.data.copy_(value)
-    carry_over(model, source, target)
+    carry_over(model, source.fast, target.fast)
     return TransferResult(compositions)
 
 

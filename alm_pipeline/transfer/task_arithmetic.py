@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from alm_pipeline.models.files import model_folder, quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
@@ -103,14 +103,15 @@ class _MergedVocabulary:
     @classmethod
     def of(cls, base: str, transferred: str, fine_tune: str) -> "_MergedVocabulary":
         """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added."""
-        base_tokenizer, target, source = (load_tokenizer(name) for name in (base, transferred, fine_tune))
-        source_ids, base_ids = source.get_vocab(), base_tokenizer.get_vocab()
+        base_tokenizer = LoadedTokenizer(base)
+        target, source = load_tokenizer(transferred), load_tokenizer(fine_tune)
+        source_ids, base_ids = source.get_vocab(), base_tokenizer.fast.get_vocab()
         if other := {token for token, id_ in base_ids.items() if source_ids.get(token) != id_}:
             raise UserError(
                 f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids "
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
-        mapping = map_vocabulary(base_tokenizer, target)
+        mapping = map_vocabulary(base_tokenizer, LoadedTokenizer.of(target))
         literals, known = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__), target.get_vocab()
         tokens = source.added_tokens_decoder
         target.add_tokens([tokens.get(source_ids[literal], literal) for literal in literals if literal not in known])

@@ -13,7 +13,7 @@ from alm_pipeline.config import Method, SpecialTokens
 from alm_pipeline.models.files import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
 from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
@@ -41,11 +41,11 @@ def transfer(
         reference = ModelReference(source_model, trust_remote_code)
         donor = find_donor(initialization, donor, target_tokenizer)
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
-        source = reference.tokenizer.fast
-        target = target_for(source, load_tokenizer(target_tokenizer), special_tokens)
+        source = reference.tokenizer
+        target = target_for(source.fast, load_tokenizer(target_tokenizer), special_tokens)
         model = reference.load(reference.weights_dtype, device="cpu")
         setting = Initialization(initialization, donor_model, omp_terms)
-        counts = swap_tokenizer(model, source, target, setting, seed).counts()
+        counts = swap_tokenizer(model, source, LoadedTokenizer.of(target), setting, seed).counts()
         with quiet_transformers():
             model.save_pretrained(written)
             target.save_pretrained(written)

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.bytes import modeling_ngram_bytes as carried
 from alm_pipeline.transfer.bytes.suffix_trie import suffix_trie
 from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.swap import swap_tokenizer
-from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
+from alm_pipeline.vocabulary.byte_view import tokens_by_spelling
 from storage.errors import UserError
 
 NgramRows = tuple[list[bytes], Tensor]
@@ -35,8 +36,8 @@ NgramRows = tuple[list[bytes], Tensor]
 
 def put_on_bytes(
     model: PreTrainedModel,
-    source: PreTrainedTokenizerFast,
-    target: PreTrainedTokenizerFast,
+    source: LoadedTokenizer,
+    target: LoadedTokenizer,
     initialization: Initialization | None = None,
     *,
     ngram_embeddings: bool,
@@ -65,10 +66,10 @@ def untie(model: PreTrainedModel) -> None:
         head.weight = nn.Parameter(torch.clone(embedding.detach()))
 
 
-def _ngram_rows(model: PreTrainedModel, source: PreTrainedTokenizerFast) -> NgramRows:
+def _ngram_rows(model: PreTrainedModel, source: LoadedTokenizer) -> NgramRows:
     """Return the rows of all tokens of 1 to 16 bytes that are not special, one per spelling."""
     _check_architecture(model)
-    tokens = tokens_by_spelling(byte_view(source.backend_tokenizer))
+    tokens = tokens_by_spelling(source.view)
     short = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return list(short), weight.detach()[list(short.values())]

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.transfer.fvt import chat_tokens, map_vocabulary
@@ -13,14 +14,14 @@ from tests import tiny
 def test_pieces_spell_the_token(byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast) -> None:
     for source, target in ((byte_level, sentencepiece), (sentencepiece, byte_level)):
         source_view, target_view = byte_view(source.backend_tokenizer), byte_view(target.backend_tokenizer)
-        for id_, pieces in enumerate(map_vocabulary(source, target).pieces):
+        for id_, pieces in enumerate(map_vocabulary(LoadedTokenizer.of(source), LoadedTokenizer.of(target)).pieces):
             if not target_view.special[id_]:
                 spelled = b"".join(source_view.spelling[piece] for piece in pieces)
                 assert spelled == target_view.spelling[id_]
 
 
 def test_tokens_of_the_same_bytes_are_copied(byte_level: PreTrainedTokenizerFast) -> None:
-    mapping = map_vocabulary(byte_level, byte_level)
+    mapping = map_vocabulary(LoadedTokenizer.of(byte_level), LoadedTokenizer.of(byte_level))
     assert mapping.pieces == tuple((id_,) for id_ in range(len(byte_level)))
     assert mapping.means().counts() == {"copied": len(byte_level)}
 
@@ -28,16 +29,16 @@ def test_tokens_of_the_same_bytes_are_copied(byte_level: PreTrainedTokenizerFast
 def test_pieces_do_not_depend_on_who_used_the_tokenizer_before() -> None:
     source, target = tiny.byte_level_tokenizer(), tiny.byte_level_tokenizer()
     target.add_tokens(["a<|im_end|>b"])
-    expected = map_vocabulary(source, target).pieces
+    expected = map_vocabulary(LoadedTokenizer.of(source), LoadedTokenizer.of(target)).pieces
     StandardEngine(source.backend_tokenizer).encode(["text"], special_literals=False)
-    assert map_vocabulary(source, target).pieces == expected
+    assert map_vocabulary(LoadedTokenizer.of(source), LoadedTokenizer.of(target)).pieces == expected
     assert source.convert_tokens_to_ids("<|im_end|>") in expected[-1]
 
 
 def test_special_tokens_go_by_literal_then_by_the_chats_role_then_by_the_tokenizers(
     byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast
 ) -> None:
-    pieces = map_vocabulary(byte_level, sentencepiece).pieces
+    pieces = map_vocabulary(LoadedTokenizer.of(byte_level), LoadedTokenizer.of(sentencepiece)).pieces
     theirs, ours = byte_level.get_vocab(), sentencepiece.get_vocab()
     assert pieces[ours["<eos>"]] == pieces[ours["<end_of_turn>"]] == (theirs["<|im_end|>"],)
     assert pieces[ours["<bos>"]] == pieces[ours["<start_of_turn>"]] == (theirs["<|im_start|>"],)

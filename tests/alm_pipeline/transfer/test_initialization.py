@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method
 from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.focus import LENGTHS, focus
@@ -83,7 +84,7 @@ def test_a_models_tables_are_the_sums_that_the_method_says(
     before = {table.name: table.value.detach().clone() for table in embedding_tables(model)}
     assert set(before) == {"model.embed_tokens.weight", "lm_head.bias"} | (set() if tied else {"lm_head.weight"})
     setting = Initialization(method, ModelReference(donor) if method == "omp" else None, 3)
-    transferred = swap_tokenizer(model, byte_level, target, setting)
+    transferred = swap_tokenizer(model, LoadedTokenizer.of(byte_level), LoadedTokenizer.of(target), setting)
     assert sum(transferred.counts().values()) == len(target) == model.config.vocab_size
     after = embedding_tables(model)
     assert [table.name for table in after] == list(before)
@@ -103,7 +104,7 @@ def test_a_models_tables_are_the_sums_that_the_method_says(
 def test_all_methods_copy_the_same_and_count_the_rest(
     method: Method, byte_level: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, donor: str
 ) -> None:
-    mapping = map_vocabulary(byte_level, target)
+    mapping = map_vocabulary(LoadedTokenizer.of(byte_level), LoadedTokenizer.of(target))
     new = len(target) - int(mapping.copied.sum())
     assert new > 50
     (composition,) = Initialization(method, ModelReference(donor) if method == "omp" else None).compositions(mapping, 1)
@@ -121,7 +122,8 @@ def test_a_model_moved_to_its_own_tokenizer_is_the_same(
 ) -> None:
     model, moved = (tiny.tiny_llama(len(byte_level), tied=tied) for _ in range(2))
     setting = Initialization(method, ModelReference(llama_folder) if method == "omp" else None)
-    assert swap_tokenizer(moved, byte_level, byte_level, setting).counts() == {"copied": len(byte_level)}
+    tokenizer = LoadedTokenizer.of(byte_level)
+    assert swap_tokenizer(moved, tokenizer, tokenizer, setting).counts() == {"copied": len(byte_level)}
     ids = torch.arange(20)[None]
     torch.testing.assert_close(moved(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
 
@@ -226,7 +228,7 @@ def test_omp_rebuilds_a_source_that_is_the_donor_turned(
 
     theirs = AutoModelForCausalLM.from_pretrained(donor).get_input_embeddings().weight.detach().double()
     turn = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
-    mapping = map_vocabulary(byte_level, target)
+    mapping = map_vocabulary(LoadedTokenizer.of(byte_level), LoadedTokenizer.of(target))
     (composition,) = Initialization("omp", ModelReference(donor), 32).compositions(mapping, 1)
     source = torch.zeros(len(byte_level), 32, dtype=torch.float64)
     for id_ in np.flatnonzero(mapping.copied):
@@ -247,12 +249,11 @@ def test_omp_asks_for_a_donor(byte_level: PreTrainedTokenizerFast, donor: str, t
 def test_a_donor_has_the_targets_tokens(
     byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast, donor: str
 ) -> None:
+    tokenizers = LoadedTokenizer.of(byte_level), LoadedTokenizer.of(sentencepiece)
     with pytest.raises(UserError, match="its tokenizer lacks"):
-        swap_tokenizer(
-            tiny.tiny_llama(len(byte_level)), byte_level, sentencepiece, Initialization("omp", ModelReference(donor))
-        )
+        swap_tokenizer(tiny.tiny_llama(len(byte_level)), *tokenizers, Initialization("omp", ModelReference(donor)))
 
 
 def test_a_source_tokenizer_that_is_not_the_models_is_refused(byte_level: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match="not the model's tokenizer"):
-        swap_tokenizer(tiny.tiny_llama(100), byte_level, byte_level)
+        swap_tokenizer(tiny.tiny_llama(100), LoadedTokenizer.of(byte_level), LoadedTokenizer.of(byte_level))

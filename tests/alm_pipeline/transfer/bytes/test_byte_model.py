@@ -21,6 +21,7 @@ from transformers import (
 
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.output_head import check_output_head, hidden_states
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
@@ -38,6 +39,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], PreTrainedModel], Callable[[], Pr
 TEXTS = ["The quick brown fox", "jumps over the", "def add(left, right):\n", "東京 fox"]
 
 
+def own_and_bytes(tokenizer: PreTrainedTokenizerFast) -> tuple[LoadedTokenizer, LoadedTokenizer]:
+    return LoadedTokenizer.of(tokenizer), LoadedTokenizer.of(byte_level_tokenizer(tokenizer))
+
+
 class Made:
     """A tiny model on bytes, and the model and tokenizers that it was made from."""
 
@@ -49,7 +54,12 @@ class Made:
         self.tokenizer.padding_side = "left"
         self.model: Any = make_model(len(self.source)).eval()
         self.source_rows_VH = self.model.get_input_embeddings().weight.detach().clone()
-        self.counts = put_on_bytes(self.model, self.source, self.tokenizer, ngram_embeddings=ngram_embeddings)
+        self.counts = put_on_bytes(
+            self.model,
+            LoadedTokenizer.of(self.source),
+            LoadedTokenizer.of(self.tokenizer),
+            ngram_embeddings=ngram_embeddings,
+        )
 
     def ids(self, *texts: str) -> Tensor:
         return self.tokenizer(list(texts), return_tensors="pt", add_special_tokens=False).input_ids
@@ -160,7 +170,7 @@ def test_the_head_has_rows_of_its_own(tied: bool) -> None:
     tokenizer = tiny.byte_level_tokenizer()
     model: Any = tiny.tiny_llama(len(tokenizer), tied=tied)
     rows = [model.get_input_embeddings().weight[98].clone(), model.get_output_embeddings().weight[98].clone()]
-    put_on_bytes(model, tokenizer, byte_level_tokenizer(tokenizer), ngram_embeddings=False)
+    put_on_bytes(model, *own_and_bytes(tokenizer), ngram_embeddings=False)
     own, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert own is not head
     byte = byte_view(tokenizer.backend_tokenizer).spelling[98][0]
@@ -234,7 +244,7 @@ def test_an_architecture_of_another_kind_is_refused() -> None:
     type_of = type("LlamaOfMine", (type(model),), {})
     model.__class__ = type_of
     with pytest.raises(UserError, match=r"student\.ngram_embeddings: llama"):
-        put_on_bytes(model, tokenizer, byte_level_tokenizer(tokenizer), ngram_embeddings=True)
+        put_on_bytes(model, *own_and_bytes(tokenizer), ngram_embeddings=True)
 
 
 STREAMED = "naïve 東京 🙂👩‍👩‍👧\nПривет  мир, über — 日本語\n\n🙂"
