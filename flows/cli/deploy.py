@@ -13,16 +13,16 @@ deploy_commands = typer.Typer()
 
 @deploy_commands.command()
 def deploy(
-    pool: Annotated[str, typer.Option(help="work pool of the deployments that need no GPU")] = "alm",
-    gpu_pool: Annotated[str, typer.Option(help="work pool of the deployments that score, train or evaluate")] = "gpu",
+    pool: Annotated[str, typer.Option(help="The work pool for the deployments that need no GPU.")] = "alm",
+    gpu_pool: Annotated[str, typer.Option(help="The work pool for the deployments that score, train or evaluate.")] = "gpu",
     folder: Annotated[
         Path | None,
-        typer.Option(help="working folder of the runs, on the workers' machines  [default: the current folder]"),
+        typer.Option(help="The working folder of the runs, on the workers' machines. Default: the current folder."),
     ] = None,
 ) -> None:
     """Register all deployments with the Prefect server, so that workers can run them.
 
-    Needs a server (PREFECT_API_URL). Work pools that do not exist are created, for processes.
+    It needs a server (PREFECT_API_URL). Work pools that do not exist are created, with workers that start processes.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect reads it when it is imported
     from flows.deploy import deploy as register
