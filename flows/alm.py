@@ -1,6 +1,6 @@
-"""The flow `alm`: from a corpus to a student, its stages as tasks on groups of shards and as runs on a GPU pool.
+"""The flow `alm`, from a corpus to a student. Its stages are tasks on groups of shards, and runs on a GPU pool.
 
-A run that crashed or was cancelled is simply run again: the datasets' own records hold what is done.
+A run that crashed or was canceled is simply run again: the datasets' own records hold what is done.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,19 +77,19 @@ def alm(
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of Parquet, JSONL or text files to use, with all their texts, as the corpus.
+        corpus: URL of Parquet, JSONL or text files to use as the corpus, with all of their texts.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.
         steps: The number of training steps.
         learning_rate: The peak learning rate.
-        gamma: A chunk ends where the teacher's probability of a token boundary exceeds this.
+        gamma: A chunk ends where the teacher's probability of a boundary token exceeds this.
         temperature: The temperature of the ALM objective.
         settings: Any other fields of the configuration, by dotted name: {"train.seed": 1}.
         runner: Where groups of shards are tokenized and aligned: threads of this process, processes, dask or ray.
-        workers: The number of groups worked on at a time; for a cluster at `address`, its number of workers.
+        workers: The number of groups processed at a time; for a cluster at `address`, its number of workers.
         address: The address of an existing Dask or Ray cluster; by default the run starts its own.
-        group_bytes: The bytes of text per task; larger where this would make over 500 tasks.
+        group_bytes: The bytes of text per task; more if a stage would otherwise have over 120 tasks.
         gpu_pool: The work pool that runs alm/score and alm/train; by default this run scores and trains itself.
         gpu_runs: The number of scoring runs on the GPU pool at a time.
         shards: With `only: score`, the shards to score; by default all.

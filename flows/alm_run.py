@@ -1,4 +1,4 @@
-"""One run of the stages: what is missing of each stage is planned as jobs on groups of shards, and submitted."""
+"""One run of the stages: it plans what is missing of each stage as jobs on groups of shards, and submits them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _TASKS_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class Workers:
-    """What groups of shards are tokenized and aligned on."""
+    """Where groups of shards are tokenized and aligned."""
 
     runner: TaskRunner[Any]
     count: int

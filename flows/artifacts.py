@@ -1,6 +1,6 @@
 """The artifacts of a finished run in Prefect's UI: its numbers as a table, and a page with links and pictures.
 
-They are for people: what can't be shown is logged as a warning, and the run goes on. Pictures are embedded in the
+They only inform people: if something can't be shown, a warning is logged and the run goes on. Pictures are embedded in the
 page, since a store's files have no address that a browser could open.
 """
 
@@ -63,7 +63,7 @@ def _draw_alignment(pipeline: "Pipeline") -> bytes:
 
 
 def _read_curves(pipeline: "Pipeline") -> bytes | None:
-    """Read the student's curves; None where it has none: it was not trained, or matplotlib is not installed."""
+    """Read the student's curves; None if it has none: it was not trained, or matplotlib is not installed."""
     from alm_pipeline.training.student.curves import PICTURE
 
     return read_bytes(join_url(pipeline.student.url, PICTURE))

@@ -24,8 +24,8 @@ def deploy(pools: Mapping[str, str], folder: Path) -> list[str]:
     """Register every deployment; returns their names, such as distill.
 
     `pools` maps the pools of prefect.yaml, alm and gpu, to the work pools to use: one that does not exist is created,
-    for processes. `folder` is the working folder of the runs, on the workers' machines.
-    Raises UserError without a server, where a package in the folder shadows one of ours, or where Prefect refuses.
+    with the type process. `folder` is the working folder of the runs, on the workers' machines.
+    Raises UserError if there is no server, if a package in the folder shadows one of ours, or if Prefect refuses.
     """
     if not PREFECT_API_URL.value():
         raise UserError("alm deploy: needs a Prefect server: start `prefect server start`, and set PREFECT_API_URL")

@@ -14,7 +14,7 @@ _SECONDS_PER_UPDATE = 5.0
 class ProgressArtifacts:
     """An artifact `progress-STAGE` for each stage: how much is done, at what rate, and how long the rest will take.
 
-    The artifacts are for people: while the server can't be reached, the log has a warning and the stage goes on.
+    The artifacts only inform people: while the server can't be reached, a warning is logged and the stage goes on.
     """
 
     def __init__(self) -> None:

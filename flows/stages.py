@@ -1,4 +1,4 @@
-"""The parts of a run that parameters name. The command line imports this, so it needs no Prefect."""
+"""The names of a run's stages that parameters accept. The command line imports this module, so it needs no Prefect."""
 
 from typing import Literal
 

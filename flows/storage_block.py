@@ -15,7 +15,7 @@ _PREFIX = "block:"
 def storage_root(storage: str) -> str:
     """Return the root's URL: `storage` itself, or a block's base path after its settings are put to use.
 
-    Raises UserError where the block does not exist.
+    Raises UserError if the block does not exist.
     """
     if not storage.startswith(_PREFIX):
         return storage

@@ -11,7 +11,7 @@ from storage.errors import UserError
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
     """Check every dataset, tokenizer and student under a root. Returns the number of them.
 
-    Fails where something is wrong; `alm repair` fixes it.
+    Fails if something is wrong; `alm repair` fixes it.
 
     Args:
         storage: The storage root: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.

@@ -23,7 +23,7 @@ class FilesSource(Frozen):
     )
     format: Literal["auto"] | FileFormat = Field(
         "auto",
-        description="How files are read. `auto` goes by the ending of each file's name; `text` makes each file one "
+        description="How files are read. `auto` depends on the ending of each file's name; `text` makes each file one "
         "document.",
     )
 
@@ -83,7 +83,7 @@ class CorpusConfig(Frozen):
     )
     id: str | None = Field(
         None,
-        description="The column that holds a unique, stable id for each row. Default: ids are made of the file's name "
+        description="The column that holds a unique, stable id for each row. Default: ids are made from the file's name "
         "(or the split) and the row number.",
     )
     normalize: Literal["auto"] | tuple[str, ...] = Field(

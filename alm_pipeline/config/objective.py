@@ -27,7 +27,7 @@ LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
 
 
 class ObjectiveConfig(Frozen):
-    """The ALM objective (arXiv 2503.20083), the terms beside it, and the baselines that it is compared with."""
+    """The ALM objective (arXiv 2503.20083), further terms, and the baselines that it is compared with."""
 
     terms: dict[Term, Annotated[float, Field(ge=0)] | Ramp] = Field(
         {"alm": 1.0},

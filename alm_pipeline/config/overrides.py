@@ -1,6 +1,6 @@
 """The values that people change from run to run, put into a configuration.
 
-`Overrides` is the only list of them: the command line makes its options of it, and a test compares the parameters of
+`Overrides` is the only list of them: the command line makes its options from it, and a test compares the parameters of
 the flow `alm` with it.
 """
 
@@ -18,7 +18,7 @@ class Overrides(Frozen):
 
     corpus: str | None = Field(
         None,
-        description="URL of Parquet, JSONL or text files to use, with all their texts, as the corpus.",
+        description="URL of Parquet, JSONL or text files to use as the corpus, with all of their texts.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")
@@ -28,7 +28,7 @@ class Overrides(Frozen):
     steps: int | None = Field(None, description="The number of training steps.")
     learning_rate: float | None = Field(None, description="The peak learning rate.")
     gamma: float | None = Field(
-        None, description="A chunk ends where the teacher's probability of a token boundary exceeds this."
+        None, description="A chunk ends where the teacher's probability of a boundary token exceeds this."
     )
     temperature: float | None = Field(None, description="The temperature of the ALM objective.")
     settings: dict[str, Any] | None = Field(

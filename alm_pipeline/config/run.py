@@ -67,7 +67,7 @@ class AlmConfig(Frozen):
 
     @property
     def title(self) -> str:
-        """The run's name for people."""
+        """A readable name of the run."""
         return f"{self.corpus.name}: {self.teacher} to {self.student.model}"
 
 

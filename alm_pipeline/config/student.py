@@ -1,4 +1,4 @@
-"""The student: its model, its tokenizer, and how a new tokenizer is put on it."""
+"""The student: its model, its tokenizer, and how it gets a new tokenizer."""
 
 from typing import Literal, Self
 
@@ -25,18 +25,18 @@ BYTES = "bytes"
 
 
 class StudentConfig(Frozen):
-    """The student: a model with its own tokenizer, or one that a new tokenizer is put on."""
+    """The student: a model with its own tokenizer, or one that gets a new tokenizer."""
 
     model: str = Field(description="The model to train: a local folder, a name on the Hub, or `demo:NAME`.")
     tokenizer: str | TrainedTokenizer | None = Field(
         None,
-        description="The tokenizer to put on the model: a local folder, a name on the Hub, `bytes`, or the settings of "
+        description="The new tokenizer of the model: a local folder, a name on the Hub, `bytes`, or the settings of "
         "a tokenizer to train on the corpus. `bytes` consists of the 256 bytes and the model's special tokens, with an "
         "output layer of its own; a folder of that name is written `./bytes`. Default: the model keeps its tokenizer.",
     )
     initialization: Method = Field(
         "fvt",
-        description="How embeddings of new tokens begin; tokens that both tokenizers have are copied. `fvt`: the mean "
+        description="How embeddings of new tokens are made; those of tokens that both tokenizers have are copied. `fvt`: the mean "
         "of the embeddings of the old tokens that spell the new one. `mean`: the mean of all embeddings. `random`: "
         "drawn from the distribution of all embeddings. `focus`: a mixture of tokens with similar spellings. `omp`: "
         "the combination of shared tokens that approximates the new token in the donor's embeddings.",
@@ -44,7 +44,7 @@ class StudentConfig(Frozen):
     donor: str | None = Field(
         None,
         description="With `omp`: the model that the new tokenizer belongs to, as a local folder or a name on the Hub. "
-        "Default: the model beside the tokenizer.",
+        "Default: the model in the tokenizer's folder or repository.",
     )
     omp_terms: int = Field(8, ge=1, description="With `omp`: the number of shared tokens combined into each new one.")
     special_tokens: SpecialTokens = Field(
@@ -71,7 +71,7 @@ class StudentConfig(Frozen):
                 raise ValueError("a tokenizer that is made here has the model's special tokens: remove special_tokens")
             if self.initialization == "omp" and not self.donor:
                 raise ValueError(
-                    "initialization omp needs a model with the new tokenizer, and no model has one that is made here: "
+                    "initialization omp needs a model that uses the new tokenizer, and none uses one that is made here: "
                     "use focus"
                 )
         if self.ngram_embeddings and not self.is_byte_level:

@@ -57,7 +57,9 @@ class TrainConfig(Frozen):
         "cosine; `wsd` stays constant and falls to 0 in a straight line over the last `decay_steps`.",
     )
     decay_steps: int | None = Field(
-        None, gt=0, description="With the schedule `wsd`: the steps of its decay. Default: a tenth of `steps`."
+        None,
+        gt=0,
+        description="With the schedule `wsd`: the number of steps of its decay. Default: a tenth of `steps`.",
     )
     freeze: tuple[str, ...] = Field(
         (),
@@ -93,7 +95,9 @@ class TrainConfig(Frozen):
         100, gt=0, description="Steps between two checkpoints, from which a killed run resumes."
     )
     keep_checkpoints: int = Field(
-        1, gt=0, description="The number of newest checkpoints to keep during training; all go when it is finished."
+        1,
+        gt=0,
+        description="The number of newest checkpoints to keep during training; all are deleted when it is finished.",
     )
     diverged_at: float | None = Field(
         None,

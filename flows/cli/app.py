@@ -28,8 +28,8 @@ app = typer.Typer(
 Distill any language model into any other, whatever their tokenizers, by **Approximate Likelihood Matching**.
 
 A run cuts a corpus into examples, tokenizes them with the teacher's and the student's tokenizers, aligns the two
-tokenizations by bytes, lets the teacher score its tokens once, and trains the student on these caches. Every finished
-stage stays under the storage root, so a run that was interrupted is simply run again.
+tokenizations by bytes, has the teacher score its tokens once, and trains the student on these caches. The results of
+every stage stay under the storage root, so an interrupted run can simply be run again.
 
 - `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
 - `alm show transfer > my.yaml` writes a configuration to edit, and `alm run my.yaml` runs it.
@@ -52,7 +52,7 @@ def run(
     recipe: Recipe = "transfer",
     storage: Storage = "alm-data",
     until: Annotated[
-        Until, typer.Option(help="Where to stop: at complete caches (scores), or at the finished student (student).")
+        Until, typer.Option(help="Where to stop: after the teacher's scores (scores), or after training (student).")
     ] = "student",
     again: Annotated[bool, typer.Option("--again", help="Train again even if this student is finished.")] = False,
     **overrides: Any,
@@ -165,9 +165,7 @@ def _description(manifest: Any) -> dict[str, Any]:
 
 @app.command()
 def byte_level(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer to take them from: {MODEL}.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer that has these: {MODEL}.")],
     folder: NewFolder,
 ) -> None:
     """Write a tokenizer of the 256 single bytes, with the special tokens and chat template of another one."""
@@ -192,7 +190,7 @@ def transfer(
     ] = "auto",
     donor: Annotated[str | None, typer.Option(help="With omp: the model that has the new tokenizer.")] = None,
     omp_terms: Annotated[
-        int, typer.Option(min=1, help="With omp: the number of shared tokens that make up a new one.")
+        int, typer.Option(min=1, help="With omp: the number of shared tokens that a new one is composed of.")
     ] = 8,
     seed: Annotated[int, typer.Option(help="The seed of random embeddings.")] = 0,
     corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
@@ -250,7 +248,7 @@ def inspect(
         int | None, typer.Option(min=1, help="The number of chunks to show.  [default: 30, or 200 in a picture]")
     ] = None,
     summary: Annotated[
-        bool, typer.Option("--summary", help="Show all shards' coverage by script and their chunks' lengths.")
+        bool, typer.Option("--summary", help="Show coverage by script and the lengths of chunks, for all shards.")
     ] = False,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a picture of the example to this .html or .png file.")

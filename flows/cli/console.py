@@ -16,7 +16,7 @@ err = Console(stderr=True)
 
 
 def write_picture(file: Path, content: bytes) -> None:
-    """Write the file of the option `--picture`. Raises UserError where that fails."""
+    """Write the file of the option `--picture`. Raises UserError if that fails."""
     try:
         file.write_bytes(content)
     except OSError as error:

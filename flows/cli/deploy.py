@@ -14,7 +14,9 @@ deploy_commands = typer.Typer()
 @deploy_commands.command()
 def deploy(
     pool: Annotated[str, typer.Option(help="The work pool for the deployments that need no GPU.")] = "alm",
-    gpu_pool: Annotated[str, typer.Option(help="The work pool for the deployments that score, train or evaluate.")] = "gpu",
+    gpu_pool: Annotated[
+        str, typer.Option(help="The work pool for the deployments that score, train or evaluate.")
+    ] = "gpu",
     folder: Annotated[
         Path | None,
         typer.Option(help="The working folder of the runs, on the workers' machines. Default: the current folder."),
@@ -22,7 +24,7 @@ def deploy(
 ) -> None:
     """Register all deployments with the Prefect server, so that workers can run them.
 
-    It needs a server (PREFECT_API_URL). Work pools that do not exist are created, with workers that start processes.
+    It needs a server (PREFECT_API_URL). Work pools that do not exist are created, with the type process.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect reads it when it is imported
     from flows.deploy import deploy as register

@@ -32,7 +32,9 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Sample only from the likeliest tokens with this total probability.")
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The seed of sampling, to get the same text again.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of the sampling; the same seed gives the same text.")
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the tokenizer's chat template.")
     ] = False,

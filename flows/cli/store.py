@@ -218,7 +218,7 @@ def prune(
     """List what can be deleted, and delete it with --apply.
 
     By default this covers only useless files that killed runs left: temporary files, interrupted uploads to S3, and
-    checkpoints of finished students. Two options add what took computing time: --incomplete adds datasets and students
+    checkpoints of finished students. Two options also cover what took time to compute: --incomplete adds datasets and students
     that a run could still complete, --unused adds complete datasets that no complete student was made from. Complete
     students are never pruned.
     """

@@ -13,12 +13,12 @@ student_commands = typer.Typer()
 
 @student_commands.command()
 def curves(
-    urls: Annotated[list[str], typer.Argument(metavar="URL", help="The folder of one or more students.")],
+    urls: Annotated[list[str], typer.Argument(metavar="URL", help="The folders of one or more students.")],
     picture: Annotated[Path, typer.Option(metavar="FILE", help="The .png file to write.")] = Path("curves.png"),
 ) -> None:
     """Draw the training of students: loss, divergence, held-out bits per byte, learning rate, gradient norm, speed.
 
-    Several students are drawn into one picture, to compare them.
+    Several students are drawn in one picture, to compare them.
     """
     from alm_pipeline.training.student.curves import draw_curves, read_curves
 

@@ -25,11 +25,11 @@ class PoolRunFailed(Exception):
 
 
 class PoolRunCancelled(Exception):
-    """A run on the pool was cancelled by someone else."""
+    """A run on the pool was canceled by someone else."""
 
 
 class GpuPool:
-    """Runs deployments on a work pool, at most `max_runs` at a time. Unfinished runs are cancelled on exit."""
+    """Runs deployments on a work pool, at most `max_runs` at a time. Unfinished runs are canceled on exit."""
 
     def __init__(self, name: str, max_runs: int) -> None:
         self.name, self.max_runs = name, max_runs

@@ -1,4 +1,4 @@
-"""The jobs that the shards of a corpus make, and the order in which they may run."""
+"""The jobs into which a run's work on shards is divided, and the order in which they may run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _SCORED_TOGETHER = 8
 
 
 def group_shards(sizes: Mapping[int, int], group_bytes: int, max_groups: int = MAX_GROUPS) -> list[tuple[int, ...]]:
-    """Group neighboring shards into about `group_bytes` each, or more where that would make too many groups.
+    """Group neighboring shards, about `group_bytes` per group, or more if that would make too many groups.
 
     `sizes` are the shards' bytes of text. A group holds at least one shard.
     """
@@ -93,7 +93,7 @@ def run_jobs(
     limit: Callable[[Job], int],
     on_done: Callable[[Job, Any], None],
 ) -> None:
-    """Run each job once those that it comes after are done.
+    """Run each job once the jobs that it depends on are done.
 
     At most `limit(job)` jobs of the same kind (on the pool, or not) are in flight. Raises the first error unchanged,
     and submits no job after it.

@@ -1,4 +1,4 @@
-"""Errors that are worth a retry: a store or network that fails, too little memory. What a user has to fix is not."""
+"""Which errors are worth a retry: those of a store or the network, and lack of memory, but not what a user has to fix."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _NETWORK = {
     "urllib3",
 }
 _MEMORY = {"OutOfMemoryError"}
-# statuses that a server would answer again
+# statuses that a server would return again
 _FINAL = REFUSALS | {400, 410}
 _NEVER = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 

@@ -1,4 +1,4 @@
-"""Where groups of shards are worked on: threads of this process, processes, Dask or Ray, by name."""
+"""The task runners that process groups of shards, by name: threads of this process, processes, Dask or Ray."""
 
 import importlib
 import multiprocessing
@@ -21,7 +21,7 @@ _CLUSTERS: frozenset[Runner] = frozenset({"dask", "ray"})
 def task_runner(runner: Runner, workers: int, address: str | None) -> TaskRunner[Any]:
     """Make a task runner with this number of workers, or for the Dask or Ray cluster at an address.
 
-    Raises UserError where the runner needs an extra that is not installed or a server that is not running, and for an
+    Raises UserError if the runner needs an extra that is not installed or a server that is not running, and for an
     address that the runner can't use.
     """
     if address and runner not in _CLUSTERS:
@@ -63,7 +63,7 @@ RUNNERS: dict[Runner, Callable[[int, str | None], TaskRunner[Any]]] = {
     "dask": _dask,
     "ray": _ray,
 }
-"""Makes each runner from the number of workers and the address of a cluster."""
+"""For each runner, the function that makes it from the number of workers and the address of a cluster."""
 
 
 def _initialize_process(threads: int) -> None:
@@ -73,7 +73,7 @@ def _initialize_process(threads: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process with its parent: the workers of a flow's process that is killed would wait forever."""
+    """End this process with its parent: if a flow's process is killed, its workers would otherwise wait forever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
