@@ -1,8 +1,8 @@
 """The output head against a dense float32 log-softmax: `python -m benchmarks.head [--rounds 5]`.
 
-Forward and backward, from random hidden states and embeddings: two numbers a position and the gradients of both. Each
-measurement has a process of its own, the two in turn; memory is the peak above what lay there before, without the
-gradient of the embedding, which both must give.
+Both run forward and backward from random hidden states and embeddings: two numbers per position, and the gradients of
+both. They take turns, and each measurement has a process of its own. Memory is the peak above what was allocated
+before, without the gradient of the embedding, which both must give.
 """
 
 import argparse

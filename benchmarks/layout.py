@@ -1,9 +1,10 @@
-"""What the cache takes a teacher token, and what rounding the scores does: `python -m benchmarks.layout`.
+"""What the cache takes per teacher token, and what rounding the scores does: `python -m benchmarks.layout`.
 
-Sizes of ids, alignment and the rest on `--megabytes` of text in one shard; those of the scores on the first
-`--scored` documents, which Gemma-3-270M scores as the teacher and SmolLM2-135M as the student before training. For
-each precision: bytes a token, and the ALM loss and its gradient (by the student's chunk likelihoods) against the
-unrounded scores'. Beside them, by formula, caches of the k largest logits: k ids of ⌈log₂ V⌉ bits and k values of 16.
+It prints the sizes of ids, alignment and the rest for `--megabytes` of text in one shard, and those of the scores for
+the first `--scored` documents, which Gemma-3-270M scores as the teacher and SmolLM2-135M as the student before
+training. For each precision it prints the bytes per token, and compares the ALM loss and its gradient (with respect to
+the student's chunk likelihoods) with those of the unrounded scores. For comparison it prints the sizes, by formula, of
+caches of the k largest logits: k ids of ⌈log₂ V⌉ bits and k values of 16.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def main() -> None:
         teacher, student, alignments = prepared(root, documents[: options.scored], GEMMA3, SMOLLM2, "scored")
         print_precisions(scores(teacher, GEMMA3), scores(student, SMOLLM2), alignments.read_shard(0))
     for k in (128, 50):
-        print(f"top-{k} logits: {k * (np.ceil(np.log2(262_144)) + 16) / 8:.0f} bytes a token")
+        print(f"top-{k} logits: {k * (np.ceil(np.log2(262_144)) + 16) / 8:.0f} bytes per token")
 
 
 def prepared(root: str, documents: list[str], teacher: str, student: str, name: str) -> tuple[Dataset, ...]:
@@ -102,7 +103,7 @@ def print_precisions(teacher: pa.Table, student: pa.Table, alignments: pa.Table)
     for name, rounding in PRECISIONS.items():
         rounded = rounded_scores(teacher, rounding)
         size = len(encode_parquet(rounded)) / len(flatten_lists(teacher["logprobs"])[0])
-        print(f"scores of {name}: {size:.2f} bytes a token; {compared(loss, gradient, rounded, student, alignments)}")
+        print(f"scores of {name}: {size:.2f} bytes per token; {compared(loss, gradient, rounded, student, alignments)}")
 
 
 def rounded_scores(table: pa.Table, rounding: Callable[[Floats], Floats]) -> pa.Table:

@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="gemma3")
     parser.add_argument("--student", default="llama3")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sleep", type=float, default=0.01, help="seconds a shard and stage")
+    parser.add_argument("--sleep", type=float, default=0.01, help="seconds per shard and stage")
     parser.add_argument("--server-pid", type=int, help="of the server that PREFECT_API_URL names; by default one's own")
     return parser.parse_args()
 

@@ -78,7 +78,9 @@ def measure(caches: Caches, remote: Caches, tokens: int) -> tuple[float, float]:
         pass
     plain_cpu = time.process_time() - started
     rates = [tokens / seconds / 1e6 for seconds in (local_cpu, plain_cpu, local, away)]
-    told = "{:.1f}, plain {:.2f} M tokens a second a core; {:.1f} M a second, from 30 ms away {:.1f}".format(*rates)
+    told = "{:.1f}, plain {:.2f} M tokens per second and core; {:.1f} M per second, from 30 ms away {:.1f}".format(
+        *rates
+    )
     print(told, flush=True)
     return plain_cpu / local_cpu, away / local
 

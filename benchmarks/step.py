@@ -1,8 +1,8 @@
 """A training step from the cache against one with the teacher in memory: `python -m benchmarks.step [--steps 6]`.
 
-Gemma-3-270M teaches SmolLM2-135M maths in bfloat16, the same batches in turn in one run: the student's forward
+Gemma-3-270M teaches SmolLM2-135M math in bfloat16, the same batches in turn in one run: the student's forward
 pass, loss, backward pass and optimizer step, once with the cached likelihoods of chunks, once with a teacher that reads
-the batch and gives its two numbers a token first. Each one's peak memory is measured in a process of its own.
+the batch and gives its two numbers per token first. Each one's peak memory is measured in a process of its own.
 """
 
 import argparse

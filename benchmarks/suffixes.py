@@ -1,4 +1,4 @@
-"""How many bytes a second the longest former tokens are looked up for, on this machine's processor and GPU.
+"""For how many bytes per second the longest former token is looked up, on this machine's processor and GPU.
 
 python -m benchmarks.suffixes [--megabytes 4] [--tokenizer gemma3]
 """

@@ -1,6 +1,6 @@
 """A training step against the model's bare one: `python -m benchmarks.train [--steps 6] [--root FOLDER]`.
 
-Gemma-3-270M teaches SmolLM2-135M maths, as the recipe does: `train_student` itself runs, from the cache, and between
+Gemma-3-270M teaches SmolLM2-135M math, as the recipe does: `train_student` itself runs, from the cache, and between
 its steps a second student has the same packed batch: transformers' own forward pass and cross-entropy, backward pass,
 clipping and optimizer. What stands between two batches is the step: logging, progress, everything. The time in which
 the stream makes a batch is waiting for data, and part of the step. On a GPU, `--batch-tokens 32768 --row-tokens 2048`,
