@@ -157,7 +157,7 @@ class Dataset:
         return parse_stored(ShardRecord, self.record_url(shard), publish(self.record_url(shard), record.to_json()))
 
     def _publish_shard(self, shard: int, table: pa.Table) -> bytes:
-        """Publish the shard and return the bytes that are stored afterwards."""
+        """Publish the shard and return the bytes that are stored afterward."""
         content = encode_parquet(table)
         stored = publish(self.shard_url(shard), content)
         if stored == content or _holds_rows(stored, table):
@@ -244,7 +244,7 @@ def read_aligned(
     for name in others:
         if not tables[name]["id"].equals(tables[first]["id"]):
             raise UserError(
-                f"shard {shard} contains other examples in {datasets[name].url} than in {datasets[first].url}: "
+                f"shard {shard} contains different examples in {datasets[name].url} and {datasets[first].url}: "
                 "read datasets whose manifests name the same inputs"
             )
     return tables

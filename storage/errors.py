@@ -9,11 +9,11 @@ class UserError(Exception):
 
 
 class OtherFormatError(UserError):
-    """Undamaged, but written by another version of this program: there is nothing to repair."""
+    """The data is undamaged, but was written by another version of this program: there is nothing to repair."""
 
 
 REFUSALS = frozenset({401, 403, 404})
-"""HTTP statuses that the user can fix: wrong credentials, missing permissions, wrong address."""
+"""HTTP statuses of errors that the user can fix: wrong credentials, missing permissions, wrong address."""
 
 
 def http_status(error: BaseException) -> int | None:

@@ -124,7 +124,7 @@ class StoredFolder:
         return not self._is_local and download(join_url(self.url, name), self.path / name) and self._holds(name, sha256)
 
     def upload(self, name: str) -> None:
-        """Copy a file, or a sub-folder of the working folder, to the store; does nothing under a local root."""
+        """Copy a file, or a subfolder of the working folder, to the store; does nothing under a local root."""
         if self._is_local:
             return
         local = self.path / name
@@ -134,9 +134,9 @@ class StoredFolder:
             upload(file, join_url(self.url, file.relative_to(self.path).as_posix()))
 
     def mirror(self, name: str, children: Collection[str]) -> None:
-        """Make `children` the sub-folders of the stored folder `name`: upload new ones in order, then remove others.
+        """Make `children` the subfolders of the stored folder `name`: upload new ones in order, then remove others.
 
-        Sub-folders are stored whole: one that an earlier run uploaded only in part is uploaded again.
+        Subfolders are stored whole: one that an earlier run uploaded only in part is uploaded again.
         """
         if self._is_local:
             return
@@ -147,7 +147,7 @@ class StoredFolder:
             remove(join_url(self.url, name, child))
 
     def restore(self, name: str) -> None:
-        """Download the sub-folders of folder `name` that this machine lacks; does nothing under a local root."""
+        """Download the subfolders of folder `name` that this machine lacks; does nothing under a local root."""
         if self._is_local:
             return
         for child in list_folders(join_url(self.url, name)):
@@ -173,7 +173,7 @@ class StoredFolder:
         partial.replace(self.path / child)
 
     def finish(self, results: Mapping[str, Any]) -> FolderManifest:
-        """Publish the files of the working folder (without its sub-folders), the manifest last.
+        """Publish the files of the working folder (without its subfolders), the manifest last.
 
         Hidden files are not published: a kill may have left temporary ones.
         """
@@ -203,7 +203,7 @@ class StoredFolder:
 
 
 def stored_folder(url: str) -> StoredFolder:
-    """Return the complete folder at a URL (<root>/students/<name>), from whatever run.
+    """Return the complete folder at a URL (<root>/students/<name>), whichever run made it.
 
     Raises UserError if the folder is not complete, or its manifest is damaged.
     """

@@ -1,8 +1,8 @@
 """Leases for work that only one process may do at a time, on files that change in place such as checkpoints.
 
 On a disk the lease is a lock of the operating system (flock, by `filelock`), which is free at once when its holder is
-killed. On an object store it is an object that its holder changes every few seconds: a lease that was not changed for a
-minute is taken over; if its holder was a process of this machine that has ended, after one beat. A holder that was
+killed. On an object store it is an object that its holder changes every few seconds. A lease that has not changed for a
+minute is taken over; after one beat, if its holder was a process of this machine that has ended. A holder that was
 suspended for longer learns of this from `Lease.check`, before it publishes anything.
 """
 

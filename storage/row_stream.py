@@ -33,7 +33,7 @@ from storage.errors import UserError
 Ints = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 _UNITS_PER_READER = 8
-"""With at least this number, one unit more or less makes no difference."""
+"""With at least this number, it hardly matters whether a reader has one unit more than another."""
 _ROWS_AT_ONCE = 1024
 """The rows per emitted block: few, so that work on a whole block makes no training step longer than the others."""
 
@@ -112,8 +112,8 @@ class RowStream:
     def blocks(self, start: StreamPosition | None = None) -> Generator[RowBlock, None, None]:
         """Yield slices of the blocks from a position on; closing the iterator ends its threads.
 
-        Raises what `load` raises, when those rows are due; UserError if there are no rows, or if the position was saved
-        while reading other data.
+        Raises what `load` raises, when those rows are due. Raises UserError if there are no rows, or if the position
+        was saved while reading other data.
         """
         if not self.shards:
             raise UserError(self.nothing)
@@ -193,7 +193,7 @@ class RowStream:
             table = self._read(units[number])
             if table.num_rows != start.unit_rows[number]:
                 raise UserError(
-                    f"the position was saved when shard {units[number].shard} had other rows "
+                    f"the position was saved when shard {units[number].shard} had different rows "
                     f"({start.unit_rows[number]} for this reader, now {table.num_rows}): restart from the beginning"
                 )
             return table.take(needed[bounds[number] : bounds[number + 1]] - firsts[number])
@@ -228,7 +228,7 @@ def parts_per_shard(shards: int, readers: int) -> int:
 
 @contextmanager
 def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a thread pool that is shut down at the end; work that has not begun is cancelled."""
+    """Yield a thread pool that is shut down at the end; work that has not begun is canceled."""
     pool = ThreadPoolExecutor(number, "storage-stream")
     try:
         yield pool

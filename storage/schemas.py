@@ -1,7 +1,7 @@
 """The columns of every dataset: one Arrow schema for each kind, and a description of each column.
 
-Only plain strings and lists of numbers, so that Polars, DuckDB, pandas and `datasets` read them without this
-project. Row k of shard s is the same example in every dataset that descends from the same examples.
+Columns hold only plain strings and lists of numbers, so that Polars, DuckDB, pandas and `datasets` read them without
+this project. Row k of shard s is the same example in every dataset that descends from the same examples.
 """
 
 from collections.abc import Collection
@@ -30,13 +30,13 @@ class ChunkKind(IntEnum):
     CONTENT = 0
     """Bytes of the example's text that tokens of both sides cover: the chunks that the objective compares."""
     PAIRED = 1
-    """Tokens of the same role (begin of text, start of turn, …, end of turn) on each side: compared too, no bytes."""
+    """Tokens of the same role (begin of text, start of turn, …, end of turn) on both sides: compared, without bytes."""
     UNPAIRED = 2
     """Tokens or bytes without a counterpart: not compared."""
 
 
 class TokenKind(IntEnum):
-    """What a token stands for. From `BEGIN_OF_TEXT` on: scaffold in a role that pairs with the other side's."""
+    """What a token stands for. From `BEGIN_OF_TEXT` on: scaffold with a role, which pairs with the other side's."""
 
     CONTENT = 0
     """Bytes of the text and nothing else."""

@@ -87,10 +87,10 @@ _S3_ROUNDS = 3
 def _options(url: str) -> dict[str, Any]:
     """Return the options of a URL's driver; the user's fsspec configuration overrides them.
 
-    S3: a request that is refused, or answered with 500, 502, 503 or 504, is sent up to 5 times, after random pauses of
-    up to 1, 2, 4 and 8 s. If a connection breaks off or is silent for 20 s, s3fs makes up to 3 rounds of this, and up
-    to 3 rounds of reading a body. So this gives up on a server that is down after 15 s, and on one that accepts
-    connections but does not answer after 5 minutes (15 minutes if it answers HEAD).
+    S3: a request whose connection is refused, or that is answered with 500, 502, 503 or 504, is sent up to 5 times,
+    after random pauses of up to 1, 2, 4 and 8 s. If a connection breaks off or is silent for 20 s, s3fs makes up to 3
+    rounds of this, and up to 3 rounds of reading a body. So this gives up on a server that is down after 15 s, and on
+    one that accepts connections but does not answer after 5 minutes (15 minutes if it answers HEAD).
     """
     protocol = _protocol(url)
     # a cached listing would hide the shards that another process has just published
@@ -130,7 +130,7 @@ def read_bytes(url: str) -> bytes | None:
 def publish(url: str, content: bytes) -> bytes:
     """Write `content` unless something exists there; a reader sees all of it or nothing, even after a kill.
 
-    Returns what is stored afterwards: `content`, or what existed before, which is not changed. If several runs publish
+    Returns what is stored afterward: `content`, or what existed before, which is not changed. If several runs publish
     at once, one wins and each learns which; on a store without conditional writes the last one wins.
     On a disk: a temporary file in the same folder, flushed, then linked. On an object store: one conditional PUT.
     """
@@ -352,7 +352,7 @@ def _uploads(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def _uploaded_bytes(fs: Any, bucket: str, upload: Mapping[str, Any]) -> int:
-    # of the first 1,000 parts only: a person reads this number
+    # only the first 1,000 parts: this number is only shown to people
     parts = fs.call_s3("list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     return sum(part["Size"] for part in parts.get("Parts", []))
 

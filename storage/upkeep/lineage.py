@@ -1,4 +1,4 @@
-"""A few words about each dataset in a lineage, with names instead of the hashes in its identity."""
+"""Describes each dataset of a lineage in a few lines, with names instead of the hashes in its identity."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,7 +55,7 @@ def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
 
-# the configuration may be of an older version: what it lacks is left out
+# the configuration may come from an older version: what it lacks is left out
 SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "examples": _corpus_lines,
     "tokens": _tokens_lines,
@@ -65,7 +65,7 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "teacher_scores": _scores_lines,
     "students": _student_lines,
 }
-"""For each kind, the settings to show of a dataset that was read in a role."""
+"""For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""
 
 
 def _tokenizer(role: str, config: ConfigValues) -> str:

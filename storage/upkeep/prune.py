@@ -1,4 +1,4 @@
-"""What can be removed: remains of killed writes, what is not complete, what no student was made from.
+"""Finds and removes what is not needed: remains of killed writes, incomplete datasets, datasets without a student.
 
 Only what was written before a given moment counts: another run may still be working on newer files. Results of
 computation are distinguished from litter, so that they are removed only on request.

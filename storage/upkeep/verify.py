@@ -1,4 +1,4 @@
-"""Verification that stored data is what was written, and removal of what is damaged.
+"""Verifies that stored data is what was written, and removes what is damaged.
 
 By default each folder is listed once, to check that every file exists and has its recorded size. With checksums,
 everything is read.
@@ -37,7 +37,7 @@ class Damage:
     stale_urls: tuple[str, ...] = ()
     """The URLs that must be removed first."""
     needs_rerun: bool = False
-    """Whether its stage must run again afterwards."""
+    """Whether its stage must run again afterward."""
 
     @property
     def is_repairable(self) -> bool:
@@ -82,7 +82,7 @@ def _set_aside(url: str) -> None:
 
 
 def _visible(entry: CatalogEntry) -> dict[str, FileInfo]:
-    """Return its files without those in sub-folders and hidden ones, which are not part of it."""
+    """Return the entry's files, without hidden ones and those in subfolders, which are not part of it."""
     return {name: info for name, info in entry.files.items() if "/" not in name and not name.startswith(".")}
 
 

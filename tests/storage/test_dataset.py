@@ -390,7 +390,7 @@ def test_datasets_of_other_examples_are_refused(root: str, ids: list[str]) -> No
     both = {"tokens": dataset(root, Kind.TOKENS), "scores": dataset(root)}
     write(both["tokens"])
     both["scores"].write_shard(0, columns(Kind.TEACHER_SCORES) | {"id": ids}, {})
-    with pytest.raises(UserError, match=r"shard 0 contains other examples in .*/teacher_scores/.* than in .*/tokens/"):
+    with pytest.raises(UserError, match=r"shard 0 contains different examples in .*/teacher_scores/.* and .*/tokens/"):
         read_aligned(both, 0, {"tokens": ("token_ids",), "scores": ("logprobs",)})
 
 

@@ -209,5 +209,5 @@ def test_a_reader_without_rows_in_an_epoch_gets_some_later() -> None:
 
 def test_a_position_of_other_data_is_refused() -> None:
     position = take_rows(stream([5, 5]), 3)[-1][1]
-    with pytest.raises(UserError, match="had other rows"):
+    with pytest.raises(UserError, match="had different rows"):
         take_rows(stream([5, 6]), 10, StreamPosition(position.epoch, (4, 4), 0))
