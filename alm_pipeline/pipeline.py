@@ -83,7 +83,7 @@ class Pipeline:
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
-        """The tokenizer that the run makes: trained, of bytes, or with the model's special tokens; None if none."""
+        """The tokenizer that the run makes (trained, of bytes, or with the model's special tokens), or None."""
         setting, source = self.config.student.tokenizer, self.source.tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return self._with_provenance(tokenizer_folder(self._corpus, setting, source, self.root))

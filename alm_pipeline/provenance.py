@@ -1,4 +1,4 @@
-"""The provenance of a dataset, for its manifest: what decides none of its bytes, but is of interest in a year.
+"""The provenance of a dataset, for its manifest: what decides none of its bytes, but will be of interest later.
 
 It is the same for an unbroken and a resumed run: no times, no machines. It contains no secrets: passwords and
 signatures in URLs are removed.

@@ -29,13 +29,13 @@ class RunSummary(BaseModel):
     bits_per_byte: dict[str, float] | None
     """on held-out examples: the teacher's, and the student's before and after training"""
     initialization: dict[str, int]
-    """rows of the student's new embedding by origin; empty where it kept its tokenizer"""
+    """rows of the student's new embedding by origin; empty if it kept its tokenizer"""
     places: dict[str, str]
     """the URL of each dataset, and of the student"""
 
 
 def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
-    """Gather the summary of a finished run. Raises UserError where a stage is not complete."""
+    """Gather the summary of a finished run. Raises UserError if a stage is not complete."""
     manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
     examples = manifests["examples"]
     cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]

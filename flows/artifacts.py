@@ -1,7 +1,7 @@
 """The artifacts of a finished run in Prefect's UI: its numbers as a table, and a page with links and pictures.
 
-They only inform people: if something can't be shown, a warning is logged and the run goes on. Pictures are embedded in the
-page, since a store's files have no address that a browser could open.
+They only inform people: if something can't be shown, a warning is logged and the run goes on. Pictures are embedded in
+the page, since a store's files have no address that a browser could open.
 """
 
 import base64

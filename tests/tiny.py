@@ -120,7 +120,7 @@ def tiny_gemma(vocab_size: int) -> PreTrainedModel:
 
 
 def tiny_gpt2(vocab_size: int) -> PreTrainedModel:
-    """With learnt positions: none is wrong by a constant and goes unseen."""
+    """With learned positions, so that positions that are off by a constant do not go unnoticed."""
     torch.manual_seed(2)
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2)

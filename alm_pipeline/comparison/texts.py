@@ -105,7 +105,7 @@ def _readers(name: str, trust_remote_code: bool) -> list[_Reader]:
 def _fitting(corpus: CorpusConfig, readers: Sequence[_Reader]) -> CorpusConfig:
     """Restrict a corpus to texts that fit the shortest context at one byte per token.
 
-    The texts are put into a form that no tokenizer changes.
+    The texts are converted to a form that no tokenizer changes.
     """
     lengths = [length - 8 for length in (reader.model.context_length for reader in readers) if length]
     forms = common_forms(reader.tokenizer for reader in readers) if corpus.normalize == "auto" else corpus.normalize

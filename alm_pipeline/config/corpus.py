@@ -83,8 +83,8 @@ class CorpusConfig(Frozen):
     )
     id: str | None = Field(
         None,
-        description="The column that holds a unique, stable id for each row. Default: ids are made from the file's name "
-        "(or the split) and the row number.",
+        description="The column that holds a unique, stable id for each row. Default: ids are made from the file's "
+        "name (or the split) and the row number.",
     )
     normalize: Literal["auto"] | tuple[str, ...] = Field(
         "auto",

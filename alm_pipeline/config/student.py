@@ -36,10 +36,11 @@ class StudentConfig(Frozen):
     )
     initialization: Method = Field(
         "fvt",
-        description="How embeddings of new tokens are made; those of tokens that both tokenizers have are copied. `fvt`: the mean "
-        "of the embeddings of the old tokens that spell the new one. `mean`: the mean of all embeddings. `random`: "
-        "drawn from the distribution of all embeddings. `focus`: a mixture of tokens with similar spellings. `omp`: "
-        "the combination of shared tokens that approximates the new token in the donor's embeddings.",
+        description="How embeddings of new tokens are made; those of tokens that both tokenizers have are copied. "
+        "`fvt`: the mean of the embeddings of the old tokens that spell the new one. `mean`: the mean of all "
+        "embeddings. `random`: drawn from the distribution of all embeddings. `focus`: a mixture of tokens with "
+        "similar spellings. `omp`: the combination of shared tokens that approximates the new token in the donor's "
+        "embeddings.",
     )
     donor: str | None = Field(
         None,
@@ -71,8 +72,8 @@ class StudentConfig(Frozen):
                 raise ValueError("a tokenizer that is made here has the model's special tokens: remove special_tokens")
             if self.initialization == "omp" and not self.donor:
                 raise ValueError(
-                    "initialization omp needs a model that uses the new tokenizer, and none uses one that is made here: "
-                    "use focus"
+                    "initialization omp needs a model that uses the new tokenizer, and no model uses one that is made "
+                    "here: use focus"
                 )
         if self.ngram_embeddings and not self.is_byte_level:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Cutting of texts and conversations to size, at sensible places and without dropping text.
+"""Cuts texts and conversations to size, at sensible places and without dropping text.
 
 A piece ends at the last place of the best kind in its window: after a blank line, else after a line, else after a
 sentence, else before a space (tokens begin with spaces), else between two characters. Only the second half of the

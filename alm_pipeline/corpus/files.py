@@ -1,6 +1,6 @@
 """Files under any fsspec URL: their names and their rows.
 
-A file's name is its path below the fixed part of the URL's pattern, so that the ids made of it are the same wherever
+A file's name is its path below the fixed part of the URL's pattern, so that the ids made from it are the same wherever
 the corpus is stored. Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
 than by `datasets`, so that a bad row is counted and does not fail its file.
 """
@@ -145,7 +145,7 @@ def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
     if twins := _duplicate(files):
         raise UserError(
             f"two files of corpus.source.urls have the name {twins[0].name!r}: "
-            f"{twins[0].url} and {twins[1].url}; ids are made of names, so rename one, "
+            f"{twins[0].url} and {twins[1].url}; ids are made from names, so rename one, "
             "or begin a pattern's `*` in a higher folder"
         )
     return files

@@ -27,7 +27,7 @@ class TextStream(BaseStreamer):
     def put(self, value: Tensor) -> None:
         """Receive the prompt [1, S] first, then each new token [1]."""
         if self._is_prompt:
-            # some decoders write the first token of a text in another way
+            # some decoders write the first token of a text differently
             self._stream = DecodeStream(value[0].tolist(), skip_special_tokens=True)
             self._is_prompt = False
             return
@@ -53,7 +53,7 @@ def generate_text(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Continue the prompt with a model or ensemble; greedily at temperature 0.
+    """Continue the prompt with a model or ensemble, greedily at temperature 0.
 
     With `chat` the prompt is a user's message in the tokenizer's chat template. Raises UserError if the model does not
     exist, or has no chat template.

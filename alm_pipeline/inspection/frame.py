@@ -1,7 +1,7 @@
 """A Polars frame with one row per chunk: its text and both sides' tokens.
 
 Everything is computed on whole arrays, since a shard may have millions of chunks. Strings are slices of the shard's
-text. Python only makes those that are not slices, each distinct one once.
+text. Python code builds only the strings that are not slices, and each distinct one once.
 """
 
 from collections.abc import Callable

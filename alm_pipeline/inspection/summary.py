@@ -73,7 +73,7 @@ def chunk_lengths(url: str) -> pl.DataFrame:
 def largest_chunks(url: str, count: int = 10) -> pl.DataFrame:
     """Return the largest content chunks by bytes: `shard`, `id`, `start`, `end`, tokens by side, `text`.
 
-    `text` is cut after 200 bytes. Raises UserError if the URL holds no alignments.
+    `text` ends after 200 bytes. Raises UserError if the URL holds no alignments.
     """
     return _collect(url, _LargestCollector(count))[0]
 

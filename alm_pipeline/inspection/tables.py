@@ -1,4 +1,4 @@
-"""A summary as tables to print, each with a title, a header and rows of text."""
+"""Turns a summary into tables to print, each with a title, a header and rows of text."""
 
 from collections import Counter
 from collections.abc import Iterator

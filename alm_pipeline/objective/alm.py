@@ -18,11 +18,11 @@ def chunk_logprobs(
     *,
     debias: bool,
 ) -> Tensor:
-    """[C] log-likelihoods of chunks. `chunk_of_token_N` is −1 for a token of no chunk.
+    """[C] log-likelihoods of chunks. `chunk_of_token_N` is −1 for a token in no chunk.
 
-    `token_logprobs_N[i]` is of token i itself, `boundary_logprobs_N[i]` of a boundary token after token i.
+    `token_logprobs_N[i]` is that of token i itself, `boundary_logprobs_N[i]` that of a boundary token after token i.
     """
-    # tokens of no chunk go into one extra sum: selecting tokens would make the processor wait for the device
+    # tokens in no chunk go into one extra sum: selecting tokens would make the processor wait for the device
     inside_N, chunks = chunk_of_token_N >= 0, len(last_token_C)
     sums_C = token_logprobs_N.new_zeros(chunks + 1)
     sums_C = sums_C.index_add(
@@ -39,7 +39,7 @@ def alm_loss(
     temperature: float = 100.0,
     count: Tensor | float | None = None,
 ) -> Tensor:
-    """The divergence summed over chunks and divided by `count`, the chunks of the global batch (None: these C).
+    """The divergence summed over chunks and divided by `count`, the global batch's number of chunks (None: these C).
 
     Zero, with zero gradients, if there is no chunk.
     """
@@ -50,7 +50,8 @@ def alm_loss(
 def sft_loss(token_logprobs_N: Tensor, predicted_N: Tensor, count: Tensor | float | None = None) -> Tensor:
     """The negative log-likelihood of the predicted tokens in nats, summed and divided by `count`.
 
-    `count` is the predicted tokens of the global batch (None: of this batch). Tokens that are not predicted may be NaN.
+    `count` is the number of predicted tokens in the global batch (None: in this batch). Tokens that are not predicted
+    may be NaN.
     """
     total = -token_logprobs_N.where(predicted_N, token_logprobs_N.new_zeros(())).sum()
     return total / _at_least_one(predicted_N.sum() if count is None else count)

@@ -17,7 +17,7 @@ from alm_pipeline.objective.divergences import binary_kl
 
 @dataclass(frozen=True)
 class LossCounts:
-    """What losses are means over: the global batch, that is all micro-batches of a step on all devices."""
+    """What losses are averaged over: the global batch, that is, all micro-batches of a step on all devices."""
 
     chunks: Tensor
     tokens: Tensor

@@ -62,12 +62,12 @@ def absolute_of_likelihoods(teacher_C: Tensor, student_C: Tensor, temperature: f
 
 
 def k2(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """r²/2 with r = (C_T − C_S)/τ (Schulman's estimators of the KL)."""
+    """r²/2 with r = (C_T − C_S)/τ (one of Schulman's estimators of the KL)."""
     return ((teacher_C - student_C) / temperature) ** 2 / 2
 
 
 def k3(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """eʳ − 1 − r with r = (C_T − C_S)/τ; above r = 40 the tangent there, which float32 can represent."""
+    """eʳ − 1 − r with r = (C_T − C_S)/τ; above r = 40 the tangent at 40, which float32 can represent."""
     r = (teacher_C - student_C) / temperature
     bounded = r.clamp(max=_STEEPEST)
     return torch.expm1(bounded) + bounded.exp() * (r - bounded) - r

@@ -1,4 +1,4 @@
-"""The latents term: it moves the student's hidden states at the ends of chunks towards the teacher's.
+"""The latents term: it moves the student's hidden states at the ends of chunks toward the teacher's.
 
 Shapes: A aligned chunks (not merged), H the student's hidden width, J the teacher's.
 """

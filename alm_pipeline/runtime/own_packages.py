@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def require_own(package: str) -> None:
-    """Raises ImportError where a package of this project is shadowed by another module of its name.
+    """Raise ImportError if a package of this project is shadowed by another module of its name.
 
     It is not a UserError: that class is in `storage`, which may be the shadowed package.
     """
@@ -26,7 +26,9 @@ def require_own(package: str) -> None:
 
 
 def environment_with_own() -> dict[str, str]:
-    """This process's environment, for Python processes that import the project's packages and no user's of their names.
+    """Return this process's environment, for Python processes that must import this project's packages.
+
+    A user's own packages of the same names do not shadow them.
 
     `python -m` puts the working folder first on the path, unless PYTHONSAFEPATH is set.
     """

@@ -44,7 +44,7 @@ _observer: Observer | None = None
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[None]:
-    """Show bars on the console inside this context; where it is not a terminal, lines go to the log."""
+    """Show bars on the console inside this context; if it is not a terminal, lines go to the log."""
     global _bars
     if not console.is_terminal:
         yield
@@ -97,7 +97,7 @@ def observed(observer: Observer) -> Iterator[None]:
 def track(description: str, total: float | None, unit: str, already: float = 0.0) -> Iterator[Advance]:
     """Track a stage of `total` units. Call the value with the units done since its last call.
 
-    An earlier run did `already` units: they count towards the total, not towards the rate.
+    An earlier run did `already` units: they count toward the total, but not toward the rate.
     """
     display = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
     with display as advance:

@@ -1,7 +1,7 @@
 """Batches of rows within a budget of tokens, which is halved when memory runs out.
 
 Rows are padded on the right to the longest of their batch, where causal attention never looks. The longest rows come
-first, so that the rows of a batch have similar lengths and little padding, and too little memory shows at once.
+first, so that the rows of a batch have similar lengths and little padding, and a lack of memory shows at once.
 """
 
 import logging
@@ -57,7 +57,7 @@ class BatchBudget:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory of a device or of the processor was too small."""
+    """Whether a device or the processor ran out of memory."""
     phrases = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)

@@ -1,7 +1,7 @@
 """Scores tokens with a model: the log-probability of each token, and of a boundary token after it.
 
 Shapes: B rows of a batch, T tokens of a row with padding, N positions that are scored, H hidden width, K likeliest
-tokens. Only scored positions reach the head: no padding, and only the last position of a window's context.
+tokens. Only positions that are scored reach the head: no padding, and of a window's context only the last position.
 """
 
 import contextlib

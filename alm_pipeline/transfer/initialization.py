@@ -1,7 +1,8 @@
 """The initial embeddings of a new vocabulary, by one of several methods.
 
-All methods copy the tokens that both vocabularies have (special tokens by literal or role, others by their bytes), and
-differ in the others. A token that a method cannot compose is made by FVT: the mean of its pieces, or a draw.
+All methods copy the rows of tokens that both vocabularies have (special tokens by literal or role, others by their
+bytes), and differ in the rows of the others. A row that a method cannot compose is made by FVT: the mean of the token's
+pieces, or a draw.
 
 A new method is a name in `config.student.Method`, and an entry in `METHODS`.
 """
@@ -37,7 +38,7 @@ class Initialization:
     donor: ModelReference | None = None
     """the model that the target's tokens come from, for methods that need one"""
     terms: int = 8
-    """shared tokens per new one, for the method omp"""
+    """the number of shared tokens per new one, for the method omp"""
 
     @classmethod
     def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
@@ -60,7 +61,7 @@ class Initialization:
 
 
 def find_donor(method: Method, donor: str | None, tokenizer: str | None) -> str | None:
-    """Return the donor, or else the model beside the tokenizer if the method needs a donor.
+    """Return the donor, or else the model in the tokenizer's folder, if the method needs one.
 
     Raises UserError if the method needs one and there is none.
     """
@@ -166,7 +167,7 @@ class MethodRule:
 
     compose: Callable[[Initialization, VocabularyMap, int], list[Composition]]
     needs_donor: bool = False
-    """it looks at the model that the target's tokens come from"""
+    """whether it looks at the model that the target's tokens come from"""
 
 
 METHODS: dict[Method, MethodRule] = {

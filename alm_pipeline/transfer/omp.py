@@ -1,9 +1,9 @@
 """Orthogonal matching pursuit: composes new tokens from shared ones, in the embedding of a model that has both.
 
 Goddard and Neto 2025, "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (arXiv 2506.06607;
-mergekit's tokensurgeon). The donor's embedding has the new tokens. There each new token is approximated by K tokens
+mergekit's tokensurgeon). The donor's embedding has the new tokens. In it, each new token is approximated by K tokens
 that both vocabularies have. The same coefficients of the same tokens then give its row in the source's embedding.
-Unlike the paper, tokens are selected by their cosine with the residual, as in the textbook's pursuit. The paper uses
+Unlike the paper, tokens are selected by their cosine with the residual, as in the textbook algorithm. The paper uses
 the product, which prefers long vectors.
 
 Shapes: T targets, B targets of a batch, N shared tokens, D the donor's width, K tokens per sum.

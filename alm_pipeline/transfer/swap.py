@@ -1,4 +1,4 @@
-"""Putting a new tokenizer on a model: its embeddings, head, vocabulary size and special ids."""
+"""Gives a model a new tokenizer: its embeddings, head, vocabulary size and special ids."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,7 +34,7 @@ def swap_tokenizer(
     initialization: Initialization | None = None,
     seed: int = 0,
 ) -> TransferResult:
-    """Put the target tokenizer on the model, in place.
+    """Give the model the target tokenizer, in place.
 
     Raises UserError if the source tokenizer has tokens that the model's embedding lacks, or if the initialization
     cannot be used with the target.

@@ -130,10 +130,13 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
     )
     kinds = config.model_type, transferred_config.model_type
     if kinds[0] != kinds[1]:
-        raise UserError(f"{fine_tune} is a {kinds[0]} model and {transferred} a {kinds[1]} model: not of one base")
+        raise UserError(
+            f"{fine_tune} is a {kinds[0]} model and {transferred} a {kinds[1]} model: they do not have the same base"
+        )
     if transferred_config.tie_word_embeddings and not config.tie_word_embeddings:
         raise UserError(
-            f"{fine_tune} has a separate head and {transferred} ties its head to the embedding: not of one base"
+            f"{fine_tune} has a separate head and {transferred} ties its head to the embedding: they do not have "
+            "the same base"
         )
     config.get_text_config().vocab_size = rows
     config.tie_word_embeddings = transferred_config.tie_word_embeddings

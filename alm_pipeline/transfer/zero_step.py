@@ -1,4 +1,4 @@
-"""Zero-step transfer: puts a new tokenizer on a model, without corpus or training.
+"""Zero-step transfer: gives a model a new tokenizer, without corpus or training.
 
 from alm_pipeline.transfer.zero_step import transfer
 

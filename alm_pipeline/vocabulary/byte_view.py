@@ -4,7 +4,8 @@ Ids and segmentation do not change. The tokenizer's model and decoder determine 
 of model names:
 
 - byte-level: each character of the token is one byte, in GPT-2's alphabet;
-- SentencePiece style, BPE or Unigram: a stand-in (U+2581) is a space, and with byte fallback `<0xNN>` is that byte;
+- SentencePiece style, BPE or Unigram: a stand-in (U+2581) means a space, and with byte fallback `<0xNN>` means that
+  byte;
 - WordPiece, and BPE with an end-of-word mark: the marks (`##`, `</w>`) are not text, and no token covers the white
   space between words;
 - without a decoder, or with one that only joins: a token is its own text.

@@ -218,9 +218,9 @@ def prune(
     """List what can be deleted, and delete it with --apply.
 
     By default this covers only useless files that killed runs left: temporary files, interrupted uploads to S3, and
-    checkpoints of finished students. Two options also cover what took time to compute: --incomplete adds datasets and students
-    that a run could still complete, --unused adds complete datasets that no complete student was made from. Complete
-    students are never pruned.
+    checkpoints of finished students. Two options also cover what took time to compute: --incomplete adds datasets and
+    students that a run could still complete, --unused adds complete datasets that no complete student was made from.
+    Complete students are never pruned.
     """
     from storage.upkeep.catalog import Catalog
     from storage.upkeep.prune import WasteReason, blockers, discard, find_waste

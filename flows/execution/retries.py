@@ -1,4 +1,4 @@
-"""Which errors are worth a retry: those of a store or the network, and lack of memory, but not what a user has to fix."""
+"""Which errors are worth a retry: those of a store or the network, and lack of memory, but not a user's mistakes."""
 
 from typing import Any
 

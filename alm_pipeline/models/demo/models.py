@@ -1,8 +1,8 @@
 """Real models from package registries, as ordinary Hugging Face folders.
 
-The demo, the tests and the benchmarks use them on machines that reach a package registry but no model hub. A package
-contains a gguf file. It is converted once into a folder that plain `from_pretrained` loads, in a cache that all runs of
-a user share. The folder is renamed into place when it is finished, so a folder that exists is complete.
+The demo, the tests and the benchmarks use them on machines that reach a package registry but no model hub. Each package
+contains a gguf file, which is converted once into a folder that plain `from_pretrained` loads, in a cache that all runs
+of a user share. The folder is renamed into place when it is finished, so a folder that exists is complete.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The exact tokenizer from a gguf's metadata.
+"""Builds the exact tokenizer from a gguf's metadata.
 
 A gguf holds the vocabulary, the merges or scores, the types of the tokens and the name of a pre-tokenizer. The other
 components are in llama.cpp's code; this module defines them for the two kinds of demo models.
@@ -39,7 +39,8 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
     """Return the content of tokenizer_config.json.
 
-    Its class uses tokenizer.json unchanged; for a model type's own class, AutoTokenizer would rebuild the tokenizer.
+    The class that it names uses tokenizer.json unchanged; with a model type's own class, AutoTokenizer would rebuild
+    the tokenizer.
     """
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     tokens = metadata["tokenizer.ggml.tokens"]

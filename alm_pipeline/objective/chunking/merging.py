@@ -1,4 +1,4 @@
-"""Merging of neighboring chunks, by the teacher's scores or to ends that are looked up from tokens."""
+"""Merges neighboring chunks, by the teacher's scores or up to ends that are looked up from tokens."""
 
 import math
 
@@ -24,8 +24,8 @@ def merged_chunks(
     exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. With `closes` ([chunks]) it is merged until a chunk closes the
     group. With neither, no chunk is merged. A group that never closes is kept, and an unpaired chunk ends the group
     before it. Unpaired chunks do not count, nor do chunks with a token that has no prediction: NaN on the teacher's
-    side, the first token of the sequence on the student's. Raises ValueError if the chunks of an example have other
-    teacher tokens than its scores.
+    side, the first token of the sequence on the student's. Raises ValueError if the chunks of an example have
+    different teacher tokens from its scores.
     """
     from alm_pipeline.objective.chunking.kernel import merge_shard  # numba takes seconds to import
 
@@ -39,5 +39,5 @@ def merged_chunks(
     arrays = [np.ascontiguousarray(array, type_) for array, type_ in zip(scores, _TYPES, strict=True)]
     count = merge_shard(AlignedScores(*arrays), threshold, gamma is None, closing, debias, room)
     if count < 0:
-        raise ValueError(f"the chunks of example {-1 - count} have other teacher tokens than its scores")
+        raise ValueError(f"the chunks of example {-1 - count} have different teacher tokens from its scores")
     return room._replace(logprobs=room.logprobs[:count], student_starts=starts[:count], student_ends=ends[:count])

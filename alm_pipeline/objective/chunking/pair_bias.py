@@ -1,7 +1,7 @@
 """The tokenization bias of token pairs (arXiv 2503.20083, appendix F), which decides where chunks may end.
 
 Some texts are excluded after the teacher's token but not after the student's. The share of the excluding tokens among
-all tokens of the corpus is the bias towards the teacher; the bias towards the student is the reverse. A pair that
+all tokens of the corpus is the bias toward the teacher; the bias toward the student is the reverse. A pair that
 excludes the same texts on both sides has no bias.
 """
 

@@ -1,6 +1,7 @@
 """The evaluations of a training so far, which decide the best step and when to stop.
 
-Every checkpoint contains them, and no other state decides. So a resumed run decides as an uninterrupted one does.
+Every checkpoint contains them, and nothing else is used to decide. So a resumed run decides as an uninterrupted one
+does.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Detects a training that has gone wrong: values that are NaN or infinite, and losses far above the recent mean."""
+"""Detects training that has gone wrong: values that are NaN or infinite, and losses far above the recent mean."""
 
 import math
 from collections.abc import Mapping, Sequence

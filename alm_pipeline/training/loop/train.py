@@ -76,7 +76,7 @@ class EvaluationSchedule(TrainerCallback):
 def train_student(run: TrainingRun) -> list[dict[str, float]]:
     """Train the student in place, from the last complete checkpoint. Returns the log, with one entry per step.
 
-    Processes that train together all call this. Afterwards only the first process's model is the student. Raises
+    Processes that train together all call this. Afterward only the first process's model is the student. Raises
     UserError if a loss or gradient is NaN or infinite, or a loss exceeds `train.diverged_at` times the recent mean.
     """
     checkpoint = _agreed_checkpoint(run.checkpoints)

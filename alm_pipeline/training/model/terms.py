@@ -1,6 +1,6 @@
-"""Every loss term in one table, and all terms of a micro-batch.
+"""Every loss term in one table, and the losses of a micro-batch.
 
-A new term is a name in `config.objective.Term` (and in `LIVE_TERMS` where it needs the teacher in memory), a loss
+A new term is a name in `config.objective.Term` (and in `LIVE_TERMS` if it needs the teacher in memory), a loss
 function in `objective`, and an entry in `TERMS`.
 
 Shapes: B rows, S student positions per row, N = B·S, H hidden width; M teacher positions, J the teacher's hidden width,
@@ -124,9 +124,9 @@ class TermRule:
     loss: Callable[[MicroBatch], Tensor]
     """the scalar of a micro-batch: a sum divided by a count of the global batch"""
     needs_teacher: bool = False
-    """the teacher is in memory while the student is trained"""
+    """the loss needs the teacher in memory while the student is trained"""
     needs_mapping: bool = False
-    """the teacher comes with its token for each of the student's (`mined_mapping`)"""
+    """the loss needs the teacher's nearest token for each of the student's (`mined_mapping`)"""
     projection: Callable[[int, int], nn.Module | None] = _no_projection
     """(teacher's hidden width, student's) to what is trained beside the student"""
 
@@ -171,7 +171,7 @@ def micro_batch_losses(
 ) -> BatchLosses:
     """Return the losses of a batch of `BatchStream`; `vocabulary` is the student's.
 
-    Terms that need no teacher are always there, weighted or not: they cost nothing beside the head.
+    Terms that need no teacher are always computed, weighted or not: beside the head they cost nothing.
     """
     hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
     with torch.autocast(hidden_BSH.device.type, enabled=False):

@@ -30,7 +30,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 _INK, _GRID = "#3b3b3b", "#e4e4e4"
 _SMOOTHED_FROM = 20
 _FLAT = 0.02
-"""the smallest height of a panel, relative to its values: a curve that hardly changes shall look flat"""
+"""the smallest height of a panel, relative to its values: a curve that hardly changes should look flat"""
 
 Column = npt.NDArray[np.float64]
 

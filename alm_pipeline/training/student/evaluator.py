@@ -1,6 +1,6 @@
 """The evaluation of a student on held-out examples: bits per byte, distance to the teacher's scores, samples.
 
-It does not affect training: random states, modes and precisions are restored afterwards. Everything is computed in
+It does not affect training: random states, modes and precisions are restored afterward. Everything is computed in
 float32, whatever dtype the training uses, so the results are those of the saved student.
 """
 
@@ -105,7 +105,7 @@ class HeldOutEvaluator:
 
 @contextlib.contextmanager
 def _isolated_evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluate the model inside the context, in float32, and restore everything afterwards."""
+    """Evaluate the model inside the context, in float32, and restore everything afterward."""
     was_training, device = model.training, model.device
     # accelerate wraps `forward` in autocast: the head's probe and the samples would be in bfloat16
     wrapped_forward = vars(model).pop("forward", None)

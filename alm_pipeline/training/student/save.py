@@ -74,7 +74,7 @@ def save_student(
 ) -> None:
     """Write a model folder that plain transformers loads, and `metrics.parquet` with one row per step.
 
-    The model's weights have `dtype` afterwards.
+    The model's weights have `dtype` afterward.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _complete_generation(model, tokenizer)

@@ -146,7 +146,7 @@ def test_models_that_do_not_belong_together_are_refused(
     message = wrong(models, tmp_path, fine_tune=save(tmp_path / "wider", wider, byte_level))
     assert "model.norm.weight has shape (33,)" in message
     gpt2 = save(tmp_path / "gpt2", tiny.tiny_gpt2(len(byte_level)), byte_level)
-    assert "not of one base" in wrong(models, tmp_path, fine_tune=gpt2)
+    assert "do not have the same base" in wrong(models, tmp_path, fine_tune=gpt2)
     bare = tmp_path / "bare"
     byte_level.save_pretrained(bare)
     assert "contains no safetensors" in wrong(models, tmp_path, base=str(bare))

@@ -1,4 +1,4 @@
-"""Gradient descent on each baseline moves the student towards the teacher, and does not change the teacher."""
+"""Gradient descent on each baseline moves the student toward the teacher, and does not change the teacher."""
 
 import pytest
 import torch

@@ -132,7 +132,7 @@ def test_an_example_without_chunks_has_none_whatever_its_scores() -> None:
 def test_other_scores_than_the_chunks_are_refused(example: dict[str, np.ndarray], missing: bool) -> None:
     for name in ("logprobs", "boundary_logprobs"):
         example[name] = example[name][:-1] if missing and len(example[name]) else np.append(example[name], -1)
-    with pytest.raises(ValueError, match="example 0 have other teacher tokens"):
+    with pytest.raises(ValueError, match="example 0 have different teacher tokens"):
         merged([example], 0.1, True)
 
 
