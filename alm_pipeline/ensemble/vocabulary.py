@@ -46,7 +46,7 @@ def counterparts(lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast)
 
 
 class _TokenizerSide:
-    """A tokenizer with the look-ups that the pairing needs."""
+    """A tokenizer with the lookup tables that the pairing needs."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer, self.view = tokenizer, byte_view(tokenizer.backend_tokenizer)

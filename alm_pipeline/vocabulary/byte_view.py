@@ -56,7 +56,7 @@ class ByteView:
     fallback: npt.NDArray[np.bool_]
     """[V] whether the token is a byte fallback (`<0x41>`), which is never used if there is a token `A`"""
     arrow: pa.LargeBinaryArray
-    """the spellings again, for look-ups by arrays of ids"""
+    """the spellings again, for lookups by arrays of ids"""
     unknown: int | None
     """the id for text that the vocabulary can't spell"""
     space: str | None

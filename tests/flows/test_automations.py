@@ -24,7 +24,7 @@ FILES = ROOT / "automations"
 
 @pytest.fixture
 def messages() -> Iterator[tuple[str, list[str]]]:
-    """The URL of a web hook, and the messages that it has received."""
+    """The URL of a webhook, and the messages that it has received."""
     received: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):

@@ -111,7 +111,7 @@ def _child_of(loopback: Loopback, run: Any) -> Any:
 def test_killed_and_cancelled_runs_are_run_again(
     loopback: Loopback, many: AlmConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Killed with -9 together with the worker while it tokenizes and while it scores; cancelled while it trains."""
+    """Killed with -9 together with the worker while it tokenizes and while it scores; canceled while it trains."""
     # long enough for a worker to notice; other tests check that a resumed student is the same to the bit
     train = many.train.model_copy(update={"steps": 200, "accumulation": 8, "checkpoint_steps": 10})
     many = many.model_copy(update={"train": train})

@@ -1,6 +1,6 @@
 """A vocabulary as a double-array trie of tokens spelled backwards, in which `modeling_ngram_bytes` looks up suffixes.
 
-A step down the trie is one exact look-up, without hashes or collisions. Each state knows the longest token on the way
+A step down the trie is one exact lookup, without hashes or collisions. Each state knows the longest token on the way
 to it, so the answer is the state where a walk backwards from a byte ends. The places of the states are drawn at random:
 states with many children come first, and all that do not collide are placed at once, until every state has a place.
 """

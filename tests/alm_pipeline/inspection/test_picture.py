@@ -159,8 +159,8 @@ def test_what_no_font_contains_is_spelled_out() -> None:
     from alm_pipeline.inspection.fonts import Fonts
 
     fonts = Fonts(files=[])
-    spelt = {label: "".join(text for _, text in fonts.runs(label)) for label in ("ab", "a東京b", "␣⏎", "東⟩")}
-    assert spelt == {"ab": "ab", "a東京b": "a<U+6771 4EAC>b", "␣⏎": "_\\n", "東⟩": "<U+6771>>"}
+    spelled = {label: "".join(text for _, text in fonts.runs(label)) for label in ("ab", "a東京b", "␣⏎", "東⟩")}
+    assert spelled == {"ab": "ab", "a東京b": "a<U+6771 4EAC>b", "␣⏎": "_\\n", "東⟩": "<U+6771>>"}
     assert fonts.width("aa", 20) > fonts.width("a", 20) > 0
 
 

@@ -1,4 +1,4 @@
-"""The look-up finds the same as trying every suffix, for any vocabulary and text."""
+"""The lookup finds the same as trying every suffix, for any vocabulary and text."""
 
 import pytest
 import torch
