@@ -165,7 +165,9 @@ def _description(manifest: Any) -> dict[str, Any]:
 
 @app.command()
 def byte_level(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer that has these: {MODEL}.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer whose special tokens to use: {MODEL}.")
+    ],
     folder: NewFolder,
 ) -> None:
     """Write a tokenizer of the 256 single bytes, with the special tokens and chat template of another one."""
