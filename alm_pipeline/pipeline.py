@@ -26,7 +26,7 @@ from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder,
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.provenance import provenance
-from alm_pipeline.tokenization.encoders import Encoders
+from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
 from storage.folders import FolderManifest, StoredFolder

@@ -20,9 +20,9 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.encoders import Encoders
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.registry import EngineFactory, machine_findings
+from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
 from storage.dataset import Dataset

@@ -9,7 +9,7 @@ never lost silently.
 from alm_pipeline.corpus.cutting import cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.examples import Example, iter_examples
-from alm_pipeline.corpus.identity import source_identity
+from alm_pipeline.corpus.source_identity import source_identity
 
 __all__ = [
     "Document",

@@ -10,7 +10,7 @@ import pyarrow as pa
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example, iter_examples
-from alm_pipeline.corpus.identity import source_identity
+from alm_pipeline.corpus.source_identity import source_identity
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest

@@ -17,9 +17,9 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.encoders import Encoders
 from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
+from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import EncodedBatch
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.dataset import Dataset, Manifest

@@ -172,7 +172,7 @@ def lineage(url: Folder) -> None:
 
 
 def _tree(node: "LineageNode", parent_origin: str = "", parent: Tree | None = None) -> Tree:
-    from storage.upkeep.lineage import highlights, origin
+    from storage.upkeep.lineage_notes import highlights, origin
 
     label = f"{_role(node)}[bold]{escape(node.key)}[/]  {_state(node)}"
     tree = parent.add(label) if parent else Tree(label)

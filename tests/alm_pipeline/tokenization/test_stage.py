@@ -12,10 +12,10 @@ import pytest
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.encoders import Encoders
 from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
+from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError

@@ -16,7 +16,7 @@ from alm_pipeline.repair import repair
 from storage.dataset import Dataset
 from storage.schemas import ChunkKind, TokenKind
 from storage.upkeep.catalog import Catalog
-from storage.upkeep.lineage import highlights
+from storage.upkeep.lineage_notes import highlights
 from storage.upkeep.prune import find_waste
 from storage.upkeep.verify import verify
 from storage.urls import join_url, overwrite, read_bytes, remove

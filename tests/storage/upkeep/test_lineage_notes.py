@@ -7,7 +7,7 @@ from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
 from storage.upkeep.catalog import KINDS, Catalog, LineageNode
-from storage.upkeep.lineage import SETTINGS_OF_KIND, highlights, origin
+from storage.upkeep.lineage_notes import SETTINGS_OF_KIND, highlights, origin
 
 
 def highlights_by_role(node: LineageNode) -> dict[str, list[str]]:

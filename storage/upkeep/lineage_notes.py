@@ -80,7 +80,7 @@ def _tokenizer(role: str, config: ConfigValues) -> str:
 def _values(settings: Any) -> str:
     if not isinstance(settings, Mapping):
         return str(settings)
-    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items() if value not in (None, [], ()))
+    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items() if value not in (None, [], (), {}))
 
 
 def _value(value: Any) -> str:

@@ -4,7 +4,7 @@ import pickle
 
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.encoders import Encoders
+from alm_pipeline.tokenization.prepared_encoders import Encoders
 
 
 def test_an_encoder_is_kept_by_the_name_of_its_dataset(llama_folder: str) -> None:
