@@ -192,7 +192,7 @@ def test_tokens_of_other_examples(tmp_path: Path, sides: tuple[Dataset, Dataset]
 
 def test_mixed_up_ids(tmp_path: Path, sides: tuple[Dataset, Dataset]) -> None:
     mixed = tokens_dataset(tmp_path, "tiny-mixed", STUDENT[::-1])
-    with pytest.raises(UserError, match="shard 0 holds other examples"):
+    with pytest.raises(UserError, match="shard 0 contains different examples"):
         run(sides[0], mixed)
 
 

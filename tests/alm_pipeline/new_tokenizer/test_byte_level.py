@@ -246,6 +246,6 @@ def test_written_to_a_folder(llama_folder: str, tmp_path: Path) -> None:
     assert loaded.chat_template == CHATML
     with pytest.raises(UserError, match="exists already"):
         write_byte_level(llama_folder, tmp_path / "sub" / "bytes")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         write_byte_level(str(tmp_path / "nothing"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
