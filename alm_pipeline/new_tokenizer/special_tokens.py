@@ -6,7 +6,7 @@ has learned. Moving Gemma to Qwen's special tokens costs 9 points (2503.20083).
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -25,8 +25,18 @@ def keeps_source(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFas
     With `auto`, it does if the source puts tokens before a text, names a begin-of-text token or has a chat template,
     and the target does not.
     """
-    if setting != "auto":
-        return setting == "source"
+    match setting:
+        case "source":
+            return True
+        case "target":
+            return False
+        case "auto":
+            return _lacks(target, source)
+        case _:
+            assert_never(setting)
+
+
+def _lacks(target: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast) -> bool:
     begins = bool(special_tokens_around(source)[0]) and not special_tokens_around(target)[0]
     named = source.bos_token is not None and target.bos_token is None
     return begins or named or (source.chat_template is not None and target.chat_template is None)
