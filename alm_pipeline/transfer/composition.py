@@ -6,7 +6,7 @@ Shapes: S rows of the source's table, V of the target's, H their width, N terms 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +87,13 @@ def compose_rows(source: Tensor, composition: Composition, rows: int, seed: int)
 
 def _filling(table_SH: Tensor, count: int, fill: Fill, seed: int) -> Tensor:
     std_H, mean_H = torch.std_mean(table_SH, dim=0)
-    if fill == "mean" or not count:
-        return mean_H.expand(count, -1)
-    # on the processor, so that the draws are the same on every device
-    noise = torch.randn(count, len(mean_H), generator=torch.Generator().manual_seed(seed), dtype=table_SH.dtype)
-    return mean_H + std_H * noise.to(table_SH.device)
+    match fill:
+        case "mean":
+            return mean_H.expand(count, -1)
+        case "draw":
+            # on the processor, so that the draws are the same on every device
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(count, len(mean_H), generator=generator, dtype=table_SH.dtype)
+            return mean_H + std_H * noise.to(table_SH.device)
+        case _:
+            assert_never(fill)
