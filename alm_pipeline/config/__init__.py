@@ -5,20 +5,22 @@ fast it runs (roots, threads, devices, the teacher's batch size) is outside ever
 """
 
 from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Source
-from alm_pipeline.config.evaluation import EvaluationConfig, HeldOutMetric
+from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, ScoreConfig
 from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
-from alm_pipeline.config.training import LoraConfig, TrainConfig
+from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule, Sharding, TrainConfig
 
 __all__ = [
     "BYTES",
     "LIVE_TERMS",
     "AlmConfig",
     "Balance",
+    "ChosenStep",
     "Chunking",
+    "ComputationDtype",
     "CorpusConfig",
     "Divergence",
     "Dtype",
@@ -35,7 +37,9 @@ __all__ = [
     "ObjectiveConfig",
     "PublishConfig",
     "Ramp",
+    "Schedule",
     "ScoreConfig",
+    "Sharding",
     "Source",
     "SpecialTokens",
     "StudentConfig",

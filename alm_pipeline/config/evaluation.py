@@ -7,6 +7,7 @@ from pydantic import Field
 from alm_pipeline.config.frozen import Frozen
 
 HeldOutMetric = Literal["bits_per_byte", "alm", "kl"]
+ChosenStep = Literal["last", "best"]
 
 
 class EvaluationConfig(Frozen):
@@ -39,7 +40,7 @@ class EvaluationConfig(Frozen):
         description="With `patience`: the least decrease of `metric` below its best value that counts as an "
         "improvement.",
     )
-    student: Literal["last", "best"] = Field(
+    student: ChosenStep = Field(
         "last",
         description="Which weights become the student: those after the last step, or those of the best evaluation "
         "(step 0, before training, is not a candidate).",

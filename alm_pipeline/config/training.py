@@ -5,6 +5,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.scoring import Dtype
+
+Schedule = Literal["linear", "cosine", "wsd"]
+ComputationDtype = Literal["float32", "bfloat16"]
+Sharding = Literal["none", "fsdp"]
 
 
 class LoraConfig(Frozen):
@@ -51,7 +56,7 @@ class TrainConfig(Frozen):
     warmup_steps: int = Field(
         0, ge=0, description="The number of steps in which the learning rate rises linearly from 0."
     )
-    schedule: Literal["linear", "cosine", "wsd"] = Field(
+    schedule: Schedule = Field(
         "linear",
         description="The learning rate after the warm-up. `linear` and `cosine` fall to 0 in a straight line or half a "
         "cosine; `wsd` stays constant and falls to 0 in a straight line over the last `decay_steps`.",
@@ -74,11 +79,11 @@ class TrainConfig(Frozen):
     max_grad_norm: float = Field(
         1.0, ge=0, description="Gradients with a larger norm are scaled down to this norm. 0 disables clipping."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
+    dtype: ComputationDtype = Field(
         "float32",
         description="The dtype of the computation. `bfloat16` is autocast: the weights themselves stay in float32.",
     )
-    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = Field(
+    save_dtype: Literal["source"] | Dtype = Field(
         "source",
         description="The dtype of the saved student's weights. `source` is the dtype of the model that it was made "
         "from.",
@@ -113,7 +118,7 @@ class TrainConfig(Frozen):
         description="The number of training processes on this machine, each with a GPU; they share the batches of a "
         "step. Default: the largest number that is at most the number of GPUs and divides `accumulation`.",
     )
-    sharding: Literal["none", "fsdp"] = Field(
+    sharding: Sharding = Field(
         "none",
         description="`fsdp` (FSDP2) splits weights, gradients and optimizer state between the processes; `none` keeps "
         "all of them in each process.",

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from transformers import TrainingArguments
 
-from alm_pipeline.config import TrainConfig
+from alm_pipeline.config import ComputationDtype, TrainConfig
 from alm_pipeline.training.parallel.processes import batches_per_process
 
 
@@ -29,6 +29,7 @@ class AlmTrainingArguments(TrainingArguments):
 
 
 def training_arguments(config: TrainConfig, checkpoints: Path, *, sharded: bool = False) -> AlmTrainingArguments:
+    scheduler, scheduler_settings = _scheduler(config)
     return AlmTrainingArguments(
         output_dir=str(checkpoints),
         sharded=sharded,
@@ -39,10 +40,10 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sharded: bool 
         adam_beta2=0.95,
         max_grad_norm=config.max_grad_norm,
         gradient_accumulation_steps=batches_per_process(config),
-        lr_scheduler_type={"wsd": "warmup_stable_decay"}.get(config.schedule, config.schedule),
-        lr_scheduler_kwargs=_schedule_settings(config),
+        lr_scheduler_type=scheduler,
+        lr_scheduler_kwargs=scheduler_settings,
         warmup_steps=config.warmup_steps,
-        bf16=config.dtype == "bfloat16",
+        bf16=_is_autocast(config.dtype),
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=1,
@@ -57,8 +58,23 @@ def training_arguments(config: TrainConfig, checkpoints: Path, *, sharded: bool 
     )
 
 
-def _schedule_settings(config: TrainConfig) -> dict[str, Any]:
-    if config.schedule != "wsd":
-        return {}
-    steps = config.decay_steps or max(1, min(config.steps // 10, config.steps - config.warmup_steps))
-    return {"num_decay_steps": steps, "decay_type": "linear"}
+def _scheduler(config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """Return transformers' name for the schedule, and its settings."""
+    match config.schedule:
+        case "linear" | "cosine":
+            return config.schedule, {}
+        case "wsd":
+            steps = config.decay_steps or max(1, min(config.steps // 10, config.steps - config.warmup_steps))
+            return "warmup_stable_decay", {"num_decay_steps": steps, "decay_type": "linear"}
+        case _:
+            assert_never(config.schedule)
+
+
+def _is_autocast(dtype: ComputationDtype) -> bool:
+    match dtype:
+        case "float32":
+            return False
+        case "bfloat16":
+            return True
+        case _:
+            assert_never(dtype)

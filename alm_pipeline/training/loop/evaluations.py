@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,7 +132,13 @@ class Evaluations:
 
     def chosen_step(self, last: int) -> int:
         """Return the step whose weights become the student."""
-        return (self.best_step or last) if self.config.student == "best" else last
+        match self.config.student:
+            case "last":
+                return last
+            case "best":
+                return self.best_step or last
+            case _:
+                assert_never(self.config.student)
 
     def save(self, checkpoint: Path) -> None:
         content = json.dumps({"before": self.before, "rows": self.rows}, ensure_ascii=False)

@@ -5,12 +5,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alm_pipeline.config import Sharding
 from alm_pipeline.models.files import quiet_transformers
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.runtime.progress import Advance, track
@@ -134,11 +135,21 @@ def _trainable_parts(run: TrainingRun) -> Iterator[None]:
         adapters.merge_and_unload()
 
 
+def _splits_model(sharding: Sharding) -> bool:
+    match sharding:
+        case "none":
+            return False
+        case "fsdp":
+            return True
+        case _:
+            assert_never(sharding)
+
+
 @contextmanager
 def _trainer(run: TrainingRun) -> Iterator[AlmTrainer]:
     """Yield the trainer. At the end the first process's model is complete and on its device."""
     model, attention = run.model, run.model.config._attn_implementation
-    sharded = run.config.sharding != "none" and this_process().count > 1
+    sharded = _splits_model(run.config.sharding) and this_process().count > 1
     arguments = training_arguments(run.config, run.checkpoints, sharded=sharded)
     if not sharded:
         with configured_execution(model, run.config):

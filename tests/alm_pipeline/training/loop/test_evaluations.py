@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from alm_pipeline.config import AlmConfig, EvaluationConfig
+from alm_pipeline.config import AlmConfig, EvaluationConfig, HeldOutMetric
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
@@ -25,7 +25,7 @@ from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training import stage
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.packing import plan_batches
-from alm_pipeline.training.loop.evaluations import Evaluation, Evaluations
+from alm_pipeline.training.loop.evaluations import EVALUATIONS, Evaluation, Evaluations
 from alm_pipeline.training.loop.health import diagnose_step
 from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
@@ -94,6 +94,7 @@ def test_the_rows_match_the_saved_student(pipeline: Run) -> None:
     assert run.distillation.held_out.student.bits_per_byte(scorer) == pytest.approx(bits["student_after"], rel=1e-6)
     evaluator = HeldOutEvaluator(run.distillation.held_out, run.config, HeadVocabulary.of(saved, tokenizer), tokenizer)
     again = evaluator(saved)
+    assert set(get_args(HeldOutMetric)) <= again.metrics.keys() <= set(EVALUATIONS.names)
     assert again.metrics["kl"] == pytest.approx(rows["kl"][-1], rel=1e-5)
     assert again.metrics["alm"] == pytest.approx(rows["alm"][-1], rel=1e-5)
     text = (run.student.path / "samples.txt").read_text()

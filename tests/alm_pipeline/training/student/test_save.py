@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, Dtype
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
@@ -69,7 +70,7 @@ def test_a_source_without_end_tokens_gets_its_tokenizers(byte_level: PreTrainedT
     assert (stored["temperature"], stored["do_sample"]) == (0.6, True)  # the source's settings are kept
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", get_args(Dtype))
 def test_weights_are_stored_in_the_requested_type_as_evaluated(llama_folder: str, tmp_path: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     round_weights(model, dtype)
