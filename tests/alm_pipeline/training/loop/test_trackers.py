@@ -2,18 +2,21 @@
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from alm_pipeline.config import AlmConfig, FilesSource, LogConfig
+from alm_pipeline.config import AlmConfig, FilesSource, LogConfig, Tracker
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.loop import trackers
 from alm_pipeline.training.loop import train as training
 from alm_pipeline.training.loop.trackers import RunLog, _environment, hyperparameters
 from storage.errors import UserError
 from tests.alm_pipeline.training.killing import Killed, kill_at
+from tests.test_package import EXTRAS
 
 
 def test_tensorboard_receives_every_step_once_also_after_a_kill(
@@ -42,6 +45,12 @@ def test_tensorboard_receives_every_step_once_also_after_a_kill(
     assert speed["step"].to_list() == [1, 2, 3, 4, 5, 6]
     assert (speed["tokens_per_second"] * speed["seconds"]).to_list() == pytest.approx(speed["tokens"].to_list())
     assert speed["memory_bytes"].min() > 2**20
+
+
+def test_transformers_knows_every_tracker_and_each_has_an_extra() -> None:
+    names = get_args(Tracker)
+    assert len(get_reporting_integration_callbacks(list(names))) == len(names)
+    assert set(names) <= set(EXTRAS)
 
 
 def test_a_tracker_that_is_not_installed_is_named(config: AlmConfig, tmp_path: Path) -> None:
