@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alm_pipeline.inspection.page import page
-from alm_pipeline.inspection.picture import picture, visible
+from alm_pipeline.inspection.picture import DARK, LEGEND, LIGHT, Box, PicturedChunk, picture, visible
 from storage.errors import UserError
 from storage.schemas import ChunkKind, TokenKind
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, write
@@ -33,6 +33,13 @@ EVIL = '<script>alert("x")</script>\u202e&amp;\n'
 )
 def test_labels_spell_out_what_is_invisible(text: bytes, label: str) -> None:
     assert visible(text) == label
+
+
+def test_every_kind_of_chunk_has_a_style_with_a_meaning_and_colors() -> None:
+    chunks = [
+        PicturedChunk(kind, number, False, Box("", ""), {}, None, False) for kind in ChunkKind for number in (0, 1)
+    ]
+    assert {chunk.style for chunk in chunks} == set(LEGEND) == set(LIGHT.chunks) == set(DARK.chunks)
 
 
 @pytest.fixture
