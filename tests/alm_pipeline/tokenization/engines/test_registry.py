@@ -1,6 +1,8 @@
 """Every engine of the registry gives the standard engine's ids."""
 
+import importlib
 import inspect
+import pkgutil
 import random
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.tokenization import engines
 from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.proof import first_difference
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES
@@ -24,6 +27,15 @@ def make(name: str, tokenizer: Tokenizer, folder: Path) -> tuple[Engine, Standar
 
 def parameters(function: object) -> list[tuple[str, object]]:
     return [(parameter.name, parameter.kind) for parameter in inspect.signature(function).parameters.values()]  # type: ignore[arg-type]
+
+
+def test_every_engine_of_the_folder_is_in_the_registry() -> None:
+    names = [f"{engines.__name__}.{module.name}" for module in pkgutil.iter_modules(engines.__path__)]
+    classes = [
+        value for name in names for value in vars(importlib.import_module(name)).values() if inspect.isclass(value)
+    ]
+    found = {value for value in classes if value.__module__ in names and hasattr(value, "encode")}
+    assert found == {Engine, StandardEngine, *FAST_ENGINES.values()}
 
 
 @every_engine
