@@ -23,8 +23,8 @@ class FilesSource(Frozen):
     )
     format: Literal["auto"] | FileFormat = Field(
         "auto",
-        description="How files are read. `auto` depends on the ending of each file's name; `text` makes each file one "
-        "document.",
+        description="How files are read. `auto` depends on the ending of each file's name; `parquet` and `jsonl` have "
+        "one document per row or line; `text` makes each file one document.",
     )
 
 

@@ -42,8 +42,8 @@ class EvaluationConfig(Frozen):
     )
     student: ChosenStep = Field(
         "last",
-        description="Which weights become the student: those after the last step, or those of the best evaluation "
-        "(step 0, before training, is not a candidate).",
+        description="Which weights become the student. `last`: those after the last step. `best`: those of the best "
+        "evaluation (step 0, before training, is not a candidate).",
     )
 
     def identity(self) -> dict[str, Any]:

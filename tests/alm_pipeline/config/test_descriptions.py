@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 
@@ -39,6 +39,23 @@ def test_every_model_and_field_has_a_description_in_sentences(model: type[Frozen
     descriptions = {name: field.description or "" for name, field in model.model_fields.items()}
     assert model.__doc__
     assert {name: text for name, text in descriptions.items() if not text.endswith(".")} == {}
+
+
+SELF_EXPLANATORY = {"kind", "dtype", "save_dtype", "device_map"}
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """Every value that a field can be set to by name."""
+    for argument in get_args(annotation):
+        yield from [argument] if get_origin(annotation) is Literal else _choices(argument)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_descriptions_name_every_choice(model: type[Frozen]) -> None:
+    fields = {name: field for name, field in model.model_fields.items() if name not in SELF_EXPLANATORY}
+    for name, field in fields.items():
+        missing = [choice for choice in _choices(field.annotation) if f"`{choice}`" not in (field.description or "")]
+        assert missing == [], name
 
 
 def test_the_description_of_normalize_names_every_form() -> None:
