@@ -7,14 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, Balance, Chunking, Divergence, Term, Tracker
 from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
@@ -271,6 +271,17 @@ def test_every_override_is_on_the_page_of_settings() -> None:
     page = settings.page()
     for name, field in FIELDS.items():
         assert f"| `{name}` | `{field}` |" in page
+
+
+@pytest.mark.parametrize(
+    ("page", "choices"),
+    [
+        *(("docs/reference/objective.md", choices) for choices in (Chunking, Divergence, Balance, Term)),
+        ("docs/how-to/training.md", Tracker),
+    ],
+)
+def test_every_choice_is_on_the_page_that_explains_it(page: str, choices: Any) -> None:
+    assert [choice for choice in get_args(choices) if f"`{choice}`" not in text_of(page)] == []
 
 
 def test_every_column_is_on_its_page() -> None:
