@@ -1,7 +1,10 @@
 """The encoders that a process has prepared: groups of shards of one dataset that it encodes share an encoder."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -15,12 +18,14 @@ class Encoders:
 
     Loading a tokenizer and proving an engine take seconds, so an encoder is prepared once per process. A pickled
     instance becomes one object in each other process, however often it is sent there, and begins without encoders.
+    Threads may share an instance.
     """
 
     def __init__(self, engines: Mapping[str, EngineFactory] = FAST_ENGINES) -> None:
         self._engines = dict(engines)
         self._key = uuid4().hex
         self._prepared: dict[str, ByteEncoder] = {}
+        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def __reduce__(self) -> tuple[Callable[..., "Encoders"], tuple[Any, ...]]:
         return _instance_of_this_process, (self._key, tuple(self._engines.items()))
@@ -28,6 +33,14 @@ class Encoders:
     def prepared(self, dataset: str) -> ByteEncoder | None:
         """Return the encoder of a dataset, or None."""
         return self._prepared.get(dataset)
+
+    def preparing(self, dataset: str) -> AbstractContextManager[Any]:
+        """Return the lock to hold while an encoder is prepared for a dataset.
+
+        A trial of an engine reads special literals in both ways, with a tokenizer that the threads share: a thread that
+        encoded at the same time could get wrong ids.
+        """
+        return self._locks[dataset]
 
     def keep(self, dataset: str, encoder: ByteEncoder) -> None:
         """Keep an encoder whose engine is chosen for the dataset's other shards.

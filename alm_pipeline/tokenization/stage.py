@@ -78,16 +78,18 @@ def tokenize(
         raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for one that it has")
     encoders = encoders or Encoders()
     if missing := tokens.missing(chosen):
-        prepared = encoders.prepared(tokens.name)
-        encoder = prepared or ByteEncoder(tokenizer, max_tokens)
         if embedding_rows is not None:
-            check_vocabulary(encoder.view, embedding_rows, tokenizer.name)
+            check_vocabulary(tokenizer.view, embedding_rows, tokenizer.name)
         # a trial costs as much as encoding a shard; a process that encodes some shards will encode others too
         is_worth_a_trial = shards is not None or len(missing) > 1 or missing[0] > 0
         with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing) as encode:
-            if not prepared and is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
-                encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
-            encoders.keep(tokens.name, encoder)
+            with encoders.preparing(tokens.name):
+                encoder = encoders.prepared(tokens.name)
+                if encoder is None:
+                    encoder = ByteEncoder(tokenizer, max_tokens)
+                    if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
+                        encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
+                    encoders.keep(tokens.name, encoder)
             encode(encoder, tokens.missing(missing))
     if shards is not None:
         return None

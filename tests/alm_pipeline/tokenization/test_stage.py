@@ -4,8 +4,9 @@ import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
+from alm_pipeline.tokenization.engines.standard import Engine
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
@@ -151,6 +153,31 @@ def tokenize_group(
     tokens = tokens_dataset(examples, tokenizer, None)
     tokenize(examples, tokens, tokenizer, None, group, encoders=encoders)
     return tokens
+
+
+def test_a_group_waits_while_another_tries_an_engine(tmp_path: Path, llama_folder: str) -> None:
+    """A trial reads special literals both ways, with the tokenizer that all groups of the process share."""
+    examples, loaded = text_examples(tmp_path, MANY), LoadedTokenizer(llama_folder)
+    tokens = tokens_dataset(examples, loaded, None)
+    is_trying, was_written = threading.Event(), list[bool]()
+
+    def try_slowly(*arguments: Any) -> Engine:
+        is_trying.set()
+        wait([other], timeout=0.5)
+        was_written.append(tokens.record(3) is not None)
+        return KitokenEngine(*arguments)
+
+    def encode_other() -> None:
+        is_trying.wait()
+        tokenize(examples, tokens, loaded, None, [3], encoders=encoders)
+
+    encoders = Encoders({"kitoken": try_slowly})
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(encode_other)
+        tokenize(examples, tokens, loaded, None, [0, 1], encoders=encoders)
+        other.result()
+    assert was_written == [False]
+    assert tokens.record(3) is not None
 
 
 def test_a_process_prepares_one_encoder_for_its_groups(tmp_path: Path, llama_folder: str) -> None:
