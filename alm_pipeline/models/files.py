@@ -68,14 +68,15 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and advice: this project shows its own progress."""
-    level = transformers_logging.get_verbosity()
+    level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
+        if had_bars:  # not inside of another block: its checkpoints would show them
+            transformers_logging.enable_progress_bar()
 
 
 def length_in(config: Mapping[str, Any]) -> int | None:
