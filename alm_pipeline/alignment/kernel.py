@@ -210,7 +210,7 @@ def _merge_example(
 
 @_compiled
 def _stop(side: TokenColumns, example: int, run: int) -> Position:
-    """Return the token that follows the next uncovered run, or the example's end if there is no such run."""
+    """Return the first token after the next uncovered run; without such a run, the end of the example."""
     if run < side.uncovered_offsets[example + 1]:
         return Position(side.offsets[example] + side.uncovered_at[run])
     return Position(side.offsets[example + 1])
@@ -296,9 +296,9 @@ def _merge_content(
 ) -> tuple[Position, Position, Position]:
     """Write the chunks of content that end before `t_end` and `s_end`.
 
-    Returns the tokens at which the next chunk begins, and the number of chunks. Each step takes a token of the side
-    that lags, or of both, and writes the chunk as if it ended there. There is no branch on the lengths: which side lags
-    is unpredictable, and a mispredicted branch takes longer than the step.
+    Returns the tokens at which the next chunk begins, and the number of chunks. Each step takes a token from the side
+    that is behind in bytes, or from both if they are level, and writes the chunk as if it ended there. It does not
+    branch on the lengths: which side is behind is unpredictable, and a mispredicted branch takes longer than a step.
     """
     teacher_tokens, student_tokens, byte_lengths, kinds, _ = chunks
     t_start, s_start, first = t, s, n

@@ -61,9 +61,9 @@ def compare_models(
 ) -> Comparison:
     """Return each model's bits per byte on those of the corpus's texts that all tokenizers can spell.
 
-    Models are folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files. An ensemble's file sets its
-    members' precision, device and trust. Raises UserError if there is no such text, or if the corpus contains
-    conversations.
+    Models are folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files. An ensemble's file sets
+    the precision, the device and `trust_remote_code` of its members. Raises UserError if the tokenizers have no text in
+    common, or if the corpus contains conversations.
     """
     if corpus.messages is not None:
         raise UserError("corpus.messages: models are compared on texts: set corpus.text instead")

@@ -9,7 +9,7 @@ from alm_pipeline.inspection.fonts import Fonts
 from alm_pipeline.inspection.picture import ASSISTANT_LEGEND, LIGHT, Box, Picture, PicturedChunk
 from alm_pipeline.inspection.shards import SIDES
 
-# pixels: twice as many as on a usual screen, to be sharp on all screens
+# in pixels, drawn at twice the usual size so that the picture is sharp on high-resolution screens
 _WIDTH, _MARGIN, _PAD, _GAP, _LINE_GAP = 2400, 56, 7, 5, 26
 _TOKEN_SIZE, _TEXT_SIZE, _TITLE_SIZE = 25, 29, 40
 _TOKEN_HEIGHT, _TEXT_HEIGHT, _ROLE_HEIGHT = 42, 50, 56

@@ -100,8 +100,8 @@ class LoadedTokenizer:
     @cached_property
     def forms(self) -> tuple[TextForm, ...]:
         """The text forms that the normalizer produces."""
-        if self._loaded is not None or "fast" in self.__dict__:
-            return forms_of(self.fast.backend_tokenizer)
+        if self._loaded is not None:
+            return forms_of(self._loaded.backend_tokenizer)
         state = _without_model(self.file.read_text(encoding="utf-8"))
         return text_forms(state["normalizer"], state["decoder"])
 

@@ -51,7 +51,7 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     """Return a tokenizer of 256 byte tokens and the source's control tokens, with the source's chat template.
 
     The control tokens keep their literals, roles and flags, and the tokenizer puts the same ones around a text.
-    Raises UserError if a control token of the source is a letter that stands for a byte.
+    Raises UserError if the literal of a control token is one of the 256 letters that represent bytes.
     """
     backend = Tokenizer(models.BPE(byte_vocabulary(), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -39,9 +39,9 @@ def alm_loss(
     temperature: float = 100.0,
     count: Tensor | float | None = None,
 ) -> Tensor:
-    """The divergence summed over chunks and divided by `count`, the global batch's number of chunks (None: these C).
+    """Return the sum of the chunks' divergences, divided by `count`: the number of chunks in the global batch.
 
-    Zero, with zero gradients, if there is no chunk.
+    If `count` is None, the sum is divided by C. A batch without chunks has the loss 0, and all its gradients are 0.
     """
     values_C = DIVERGENCES[divergence](teacher_logprobs_C, student_logprobs_C, temperature)
     return values_C.sum() / _at_least_one(len(values_C) if count is None else count)

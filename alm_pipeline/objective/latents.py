@@ -9,11 +9,12 @@ _EPSILON = 1e-8
 
 
 def latents_loss(teacher_hidden_AJ: Tensor, student_hidden_AJ: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """The squared distance, with each channel divided by the teacher's mean square in it, per chunk.
+    """Return the normalized squared distance of the hidden states, summed over chunks and divided by `count` (None: A).
 
-    It is the mean over channels, so that hidden states of zeros have a distance of 1 (arXiv 2503.20083, section on
-    hidden states); the sum over chunks is divided by `count` (None: these A). A student of another width is projected
-    first. The mean square is over these A chunks, so over the micro-batch. Zero if there is no chunk.
+    Each channel's squared distance is divided by the teacher's mean square in that channel, taken over the A chunks of
+    the micro-batch. A chunk's distance is the mean over channels, so a student whose hidden states are all 0 has a
+    distance of about 1 (arXiv 2503.20083, section on hidden states). A student of another width must be projected to
+    the teacher's width first. The loss of a micro-batch without chunks is 0.
     """
     if not len(teacher_hidden_AJ):
         return student_hidden_AJ.sum()

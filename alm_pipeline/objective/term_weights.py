@@ -31,10 +31,11 @@ def uses_gradients(balance: Balance) -> bool:
 def gradmag(
     terms: Mapping[Term, Tensor], weights: Mapping[Term, float | Tensor], parameters: Sequence[nn.Parameter]
 ) -> dict[Term, Tensor]:
-    """GradMag (arXiv 2503.20083): each weight divided by the norm of its term's gradient, scaled to sum to 1.
+    """Return GradMag's weights (arXiv 2503.20083): each weight over its term's gradient norm, scaled to sum to 1.
 
-    `parameters` are those of the last transformer layer. The result is detached. Each micro-batch has its own weights,
-    so they do not depend on how micro-batches are shared between processes. Raises UserError if there is no parameter.
+    `parameters` are the trained parameters of the last transformer layer. The result is detached. The weights of a
+    micro-batch depend on it alone, and not on how micro-batches are shared between processes. Raises UserError if
+    `parameters` is empty.
     """
     if not parameters:
         raise UserError(

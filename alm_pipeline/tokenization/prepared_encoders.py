@@ -1,6 +1,5 @@
 """The encoders that a process has prepared: groups of shards of one dataset that it encodes share an encoder."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -25,7 +24,7 @@ class Encoders:
         self._engines = dict(engines)
         self._key = uuid4().hex
         self._prepared: dict[str, ByteEncoder] = {}
-        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
+        self._locks: dict[str, AbstractContextManager[Any]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "Encoders"], tuple[Any, ...]]:
         return _instance_of_this_process, (self._key, tuple(self._engines.items()))
@@ -40,7 +39,7 @@ class Encoders:
         A trial of an engine reads special literals in both ways, with a tokenizer that the threads share: a thread that
         encoded at the same time could get wrong ids.
         """
-        return self._locks[dataset]
+        return self._locks.setdefault(dataset, Lock())  # atomic, unlike a defaultdict
 
     def keep(self, dataset: str, encoder: ByteEncoder) -> None:
         """Keep an encoder whose engine is chosen for the dataset's other shards.

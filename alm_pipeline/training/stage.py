@@ -53,7 +53,8 @@ def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     if manifest is None:
         model, _ = distillation.initial_student()
         _share_checkpoints(student)
-        _train(distillation, student, model, Evaluations(None, distillation.config.evaluation))
+        vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
+        _train(distillation, student, model, vocabulary, Evaluations(None, distillation.config.evaluation))
         manifest = broadcast_from_first(None)
     assert manifest
     return manifest
@@ -83,7 +84,7 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     evaluations = Evaluations(evaluator, config.evaluation)
     _share_checkpoints(student)
     with _keeper(student, lease, distillation, evaluations) as keeper:
-        log = _train(distillation, student, model, evaluations, keeper.keep, run_log)
+        log = _train(distillation, student, model, vocabulary, evaluations, keeper.keep, run_log)
         after = _save(distillation, student, model, log, vocabulary)
         evaluations.write(student.path)
     bits = {
@@ -104,6 +105,7 @@ def _train(
     distillation: Distillation,
     student: StoredFolder,
     model: PreTrainedModel,
+    vocabulary: HeadVocabulary,
     evaluations: Evaluations,
     on_checkpoint: Callable[[], None] = lambda: None,
     run_log: RunLog | None = None,
@@ -113,7 +115,7 @@ def _train(
         TrainingRun(
             model,
             BatchStream(distillation.caches, config.objective, config.train, ends=distillation.chunk_ends),
-            HeadVocabulary.of(model, distillation.tokenizer),
+            vocabulary,
             config.objective,
             config.train,
             student.path / CHECKPOINTS,

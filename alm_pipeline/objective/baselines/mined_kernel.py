@@ -150,7 +150,7 @@ def _distance(masks: Words, pattern: Bytes, text: Bytes, enough: Any, columns: L
 
 @njit(cache=True, nogil=True)
 def _distance_by_cells(pattern: Bytes, text: Bytes, columns: Longs) -> Any:
-    """The Levenshtein distance by the textbook's table, of which two columns are kept at a time."""
+    """Return the Levenshtein distance by the textbook's table, two columns of which are kept at a time."""
     before, after = columns[0], columns[1]
     for place in range(len(text) + 1):
         before[place] = place

@@ -29,7 +29,7 @@ from alm_pipeline.training.loop.evaluations import Evaluation, Sample
 from alm_pipeline.training.model.terms import micro_batch_losses
 
 _PROMPT_TOKENS = 32
-"""the most tokens of a text, of which a prompt also has at most half"""
+"""the maximum length of a prompt, which is also at most half of its text"""
 
 
 class HeldOutEvaluator:
