@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import REFUSALS, UserError, http_status
+from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
 
 _EXTRAS = {
     "s3": "s3",
@@ -388,9 +388,6 @@ def _fix(error: Exception) -> str:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-# how drivers report a server that is down, overloaded or at fault, and how a network disk reports that it is away
-_TRANSIENT = (errno.EIO, errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO))
-
 # what drivers raise without an errno
 _FIXABLE = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
@@ -399,6 +396,6 @@ def _is_fixable(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is None:  # botocore's timeouts have no errno either
         return isinstance(error, _FIXABLE) or str(error).startswith("Forbidden:")  # Google's driver, for a 403
     if isinstance(error, OSError):
-        return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _TRANSIENT
+        return not isinstance(error, ConnectionError | TimeoutError) and error.errno not in TRANSIENT
     # each driver has its own type for missing credentials; only their names are alike
     return "Credential" in type(error).__name__ or http_status(error) in REFUSALS

@@ -4,25 +4,8 @@ from typing import Any
 
 from prefect.tasks import exponential_backoff
 
-from storage.errors import REFUSALS, UserError, http_status
+from storage.errors import UserError, is_final, is_of_network_or_memory
 
-# every error of these packages comes from the network or a server; others that they raise are OSErrors
-_NETWORK = {
-    "aiobotocore",
-    "aiohttp",
-    "azure",
-    "botocore",
-    "gcsfs",
-    "google",
-    "httpcore",
-    "httpx",
-    "httpx2",
-    "requests",
-    "urllib3",
-}
-_MEMORY = {"OutOfMemoryError"}
-# statuses that a server would return again
-_FINAL = REFUSALS | {400, 410}
 _NEVER = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 RETRYING: dict[str, Any] = {
@@ -36,12 +19,9 @@ RETRYING: dict[str, Any] = {
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Whether the same call might succeed a little later."""
-    if isinstance(error, _NEVER) or http_status(error) in _FINAL:
+    if isinstance(error, _NEVER) or is_final(error):
         return False
-    if isinstance(error, OSError | MemoryError | EOFError):
-        return True
-    kinds = type(error).__mro__
-    return any(kind.__module__.split(".")[0] in _NETWORK or kind.__name__ in _MEMORY for kind in kinds)
+    return isinstance(error, OSError | MemoryError | EOFError) or is_of_network_or_memory(error)
 
 
 def _is_retryable_failure(state: Any) -> bool:
