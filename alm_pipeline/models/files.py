@@ -1,16 +1,14 @@
 """The files of models and tokenizers by name: a folder, a Hugging Face hub name, or `demo:NAME`. Without torch."""
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers.utils import logging as transformers_logging
 
-from storage.errors import UserError
+from storage.errors import UserError, cause
 from storage.fingerprints import MODEL_WEIGHTS
 
 SMALL_FILES = ("*.json", "*.jinja")
@@ -51,32 +49,13 @@ def fetch_folder(name: str, files: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{name}: not a local folder, and could not be fetched from the Hub ({first_line(error)})"
+            f"{name}: not a local folder, and could not be fetched from the Hub ({cause(error)})"
         ) from error
 
 
 def is_on_hub(name: str) -> bool:
     """Return whether the name can only be a hub's: it is neither a demo model nor a local folder."""
     return not name.startswith(_DEMO) and not Path(name).is_dir()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's class if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and advice: this project shows its own progress."""
-    level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if had_bars:  # not inside of another block: its checkpoints would show them
-            transformers_logging.enable_progress_bar()
 
 
 def length_in(config: Mapping[str, Any]) -> int | None:

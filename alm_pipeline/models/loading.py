@@ -1,14 +1,18 @@
 """Models loaded by name onto a device."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alm_pipeline.models.files import first_line, model_folder, quiet_transformers
-from storage.errors import UserError
+from alm_pipeline.models.damage import reading_model
+from alm_pipeline.models.files import model_folder
+from alm_pipeline.models.library_log import load_reports, quiet_transformers
+from alm_pipeline.models.weights_report import check_weights, conversion_problem
+from storage.errors import UserError, cause
 
 
 def load_model(
@@ -21,26 +25,50 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, onto `device`: by default a GPU if there is one.
 
-    With a `device_map`, accelerate decides which part goes to which device. Raises UserError when it can't be loaded.
+    With a `device_map`, accelerate decides which part goes to which device. Raises UserError when it can't be loaded,
+    or when the tensors in its files are not exactly the model's.
     """
     place = _device(device)
     folder = model_folder(name)
+    with reading_model(name, folder), quiet_transformers(), load_reports() as logged:
+        model, report = _from_pretrained(name, folder, logged, dtype, trust_remote_code, device_map)
+    check_weights(name, model, report, logged)
+    if device_map is None:
+        model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    model.eval()
+    return model
+
+
+def _from_pretrained(
+    name: str,
+    folder: Path,
+    logged: Sequence[str],
+    dtype: str,
+    trust_remote_code: bool,
+    device_map: str | dict[str, Any] | None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model and the report about its weights, in which tensors of other shapes are not an error yet."""
     try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, device_map=device_map
-            )
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise UserError(
                 f"{name}: comes with its own code, as a student with n-gram embeddings does: if you trust it, set "
                 "trust_remote_code to true"
             ) from error
-        raise UserError(f"{name}: can't be loaded as a causal language model: {first_line(error)}") from error
-    if device_map is None:
-        model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
-    model.eval()
-    return model
+        if problem := conversion_problem(logged):
+            raise UserError(
+                f"{name}: its weights can't be converted for this version of transformers ({problem}): use the "
+                "config.json that was saved with them"
+            ) from error
+        raise
 
 
 def _device(name: str | None) -> torch.device:
@@ -49,7 +77,7 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without support for the device
-        raise UserError(f"{name}: this machine has no such device ({first_line(error)})") from error
+        raise UserError(f"{name}: this machine has no such device ({cause(error)})") from error
 
 
 def default_device() -> torch.device:

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import label, quiet_transformers, tokenizer_files
+from alm_pipeline.models.damage import reading_tokenizer
+from alm_pipeline.models.files import label, tokenizer_files
+from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from alm_pipeline.vocabulary.framing import special_tokens_around
@@ -57,13 +59,16 @@ class LoadedTokenizer:
     def fast(self) -> PreTrainedTokenizerFast:
         """The tokenizer, exactly as its tokenizer.json defines it (AutoTokenizer rebuilds some with other ids).
 
-        It is shared: nothing may change its settings.
+        It is shared: nothing may change its settings. Raises UserError naming the file that is damaged.
         """
         if self._loaded is not None:
             return self._loaded
-        with quiet_transformers():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(self.file.parent)
-        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        folder = self.file.parent
+        with reading_tokenizer(self.name, folder), quiet_transformers():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            assert isinstance(tokenizer, PreTrainedTokenizerFast)
+            # what is read only when a text is encoded or decoded fails here, and not in the middle of a stage
+            tokenizer.decode(tokenizer.encode("a"))
         return tokenizer
 
     @cached_property
@@ -102,8 +107,9 @@ class LoadedTokenizer:
         """The text forms that the normalizer produces."""
         if self._loaded is not None:
             return forms_of(self._loaded.backend_tokenizer)
-        state = _without_model(self.file.read_text(encoding="utf-8"))
-        return text_forms(state["normalizer"], state["decoder"])
+        with reading_tokenizer(self.name, self.file.parent):
+            state = _without_model(self.file.read_text(encoding="utf-8"))
+            return text_forms(state["normalizer"], state["decoder"])
 
     @cached_property
     def identity(self) -> str:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.evaluation.held_out import HeldOut
-from alm_pipeline.models.files import length_in, quiet_transformers
+from alm_pipeline.models.files import length_in
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import LossCounts

@@ -6,10 +6,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from alm_pipeline.models.files import first_line
 from alm_pipeline.models.hub import is_network_error
 from alm_pipeline.training.student.model_card import CARD, card_for
-from storage.errors import UserError
+from storage.errors import UserError, cause
 from storage.folders import StoredFolder, load_folder_manifest
 from storage.urls import absolute_url
 
@@ -27,7 +26,7 @@ def push(student: StoredFolder, repo: str, private: bool = True, api: HfApi | No
     try:
         return _upload(api or HfApi(), folder, sorted(manifest.files), repo, private)
     except HFValidationError as error:
-        raise UserError(f"{repo} is not a valid repository name: write USER/NAME ({first_line(error)})") from error
+        raise UserError(f"{repo} is not a valid repository name: write USER/NAME ({cause(error)})") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise UserError(_refusal(student, repo, error)) from error
     except Exception as error:
@@ -68,6 +67,6 @@ def _refusal(student: StoredFolder, repo: str, error: Any) -> str:
         403: "the token has no write access there: use one that has, or a repository of your own",
     }.get(status, "solve this")  # type: ignore[arg-type]
     return (
-        f"{repo}: the Hub refused the student ({first_line(error)}). The student is finished, in {student.url}: "
+        f"{repo}: the Hub refused the student ({cause(error)}). The student is finished, in {student.url}: "
         f"{fix}, and run again or `alm push {student.url} {repo}`; nothing is trained again"
     )

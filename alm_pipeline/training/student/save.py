@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Term
-from alm_pipeline.models.files import quiet_transformers
+from alm_pipeline.models.library_log import quiet_transformers
 from storage.errors import UserError
 
 METRICS = pa.schema(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from transformers.utils import logging as transformers_logging
 
-from alm_pipeline.models.files import model_folder, quiet_transformers
+from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.vocabulary.text_forms import text_forms
@@ -109,12 +108,3 @@ def test_forms_are_those_of_the_whole_file(first: list[str], indent: int | None,
     (tmp_path / "tokenizer.json").write_text(json.dumps(state, indent=indent), encoding="utf-8")
     assert LoadedTokenizer(str(tmp_path)).forms == text_forms(state["normalizer"], state["decoder"])  # type: ignore[arg-type]
     assert len(LoadedTokenizer(str(tmp_path)).forms) == 2
-
-
-def test_transformers_stays_quiet_after_an_inner_block() -> None:
-    enabled = transformers_logging.is_progress_bar_enabled()
-    with quiet_transformers():
-        with quiet_transformers():
-            pass
-        assert not transformers_logging.is_progress_bar_enabled()
-    assert transformers_logging.is_progress_bar_enabled() == enabled

@@ -1,0 +1,136 @@
+"""What is wrong with a file of a model or tokenizer, found without the library that failed to read it.
+
+Libraries report a damaged file by where their parser stopped, often without its name. So when one fails, the files that
+it reads are looked at here: a pointer instead of the content, an interrupted download, something else under that name.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import UserError, cause, user_error
+
+INDEX = "model.safetensors.index.json"
+MODEL_DOCUMENTS = ("config.json", "generation_config.json", INDEX, "adapter_config.json")
+"""The JSON files that loading a model reads, if they exist."""
+TOKENIZER_DOCUMENTS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+"""The JSON files that loading a tokenizer reads, if they exist."""
+_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+_POINTER = b"version https://git-lfs"
+_FETCH = "fetch it again, or save the model again (save_pretrained)"
+
+
+@contextmanager
+def reading_model(name: str, folder: Path) -> Iterator[None]:
+    """Turn any error of reading a model's folder into a UserError that names the damaged file, or else the model."""
+    check_documents(folder, MODEL_DOCUMENTS)
+    try:
+        with user_error(f"{name}: can't be loaded as a causal language model", "check its config.json and weights"):
+            yield
+    except UserError as error:
+        _check_weights(folder)
+        if package := _missing_package(error.__cause__):
+            raise UserError(
+                f"{name}: can't be loaded without a package that is not installed ({cause(error.__cause__ or error)}): "
+                f"install {package} and run it again"
+            ) from error
+        raise
+
+
+@contextmanager
+def reading_tokenizer(name: str, folder: Path) -> Iterator[None]:
+    """Turn any error of reading a tokenizer's files into a UserError that names the damaged one, or else the folder."""
+    fix = "save it again with this version of transformers (AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+    try:
+        with user_error(f"{name}: its tokenizer can't be loaded", fix):
+            yield
+    except UserError:
+        check_documents(folder, TOKENIZER_DOCUMENTS)
+        for pattern in _TEMPLATES:
+            for file in sorted(folder.glob(pattern)):
+                read_document(file)
+        raise
+
+
+def check_documents(folder: Path, names: tuple[str, ...]) -> None:
+    """Raise UserError if one of these files exists and does not hold a JSON object."""
+    for name in names:
+        if os.path.lexists(folder / name):
+            read_json(folder / name)
+
+
+def read_json(file: Path) -> dict[str, object]:
+    """Read a JSON object. Raises UserError naming the file, what it holds instead, and the fix."""
+    text = read_document(file)
+    with user_error(f"{file}: is not valid JSON, or only a part of it", _FETCH):
+        content = json.loads(text)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds a JSON {type(content).__name__}, not an object; {_FETCH}")
+    return content
+
+
+def read_document(file: Path) -> str:
+    """Read a text file. Raises UserError if it can't be read, is empty, or is a pointer to the content."""
+    with user_error(f"{file}: can't be read", "make it a readable file, or fetch it again"):
+        content = file.read_bytes()
+    _check_start(file, content[:100])
+    with user_error(f"{file}: is not UTF-8 text", _FETCH):
+        return content.decode()
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise UserError naming a weights file that is damaged, or that the index names and that is not there."""
+    if (folder / INDEX).is_file():
+        files = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise UserError(f"{folder / INDEX}: its weight_map is not an object of file names by tensor; {_FETCH}")
+        for file in sorted(set(files.values())):
+            if not os.path.lexists(folder / file):
+                raise UserError(f"{folder / file}: is missing, but {INDEX} names it: fetch it, or save the model again")
+    for path in sorted(folder.glob("*.safetensors")):
+        check_weights_file(path)
+
+
+def check_weights_file(file: Path) -> None:
+    """Raise UserError if a safetensors file is not one, or not all of one."""
+    with user_error(f"{file}: can't be read", "make it a readable file, or fetch it again"), file.open("rb") as opened:
+        start = opened.read(100)
+        _check_start(file, start)
+        header_bytes = int.from_bytes(start[:8], "little")
+        size = os.fstat(opened.fileno()).st_size
+        if len(start) < 9 or start[8:9] != b"{":
+            raise UserError(f"{file}: is not a safetensors file; {_FETCH}")
+        opened.seek(8)
+        header = opened.read(header_bytes) if 8 + header_bytes <= size else b""
+    expected = 8 + header_bytes + _data_bytes(file, header) if header else 8 + header_bytes
+    if size < expected or not header:
+        raise UserError(f"{file}: is only {size} of {expected} bytes long, as after an interrupted copy; {_FETCH}")
+
+
+def _data_bytes(file: Path, header: bytes) -> int:
+    with user_error(f"{file}: its header is damaged", _FETCH):
+        entries = json.loads(header)
+        return max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+
+
+def _check_start(file: Path, start: bytes) -> None:
+    if not start.strip():
+        raise UserError(f"{file}: is empty; {_FETCH}")
+    if start.startswith(_POINTER):
+        raise UserError(
+            f"{file}: is a git-lfs pointer, not the content: run `git lfs pull` in the repository that it comes from"
+        )
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """Return how to name the package that an ImportError is about; None for another error."""
+    if not isinstance(error, ImportError):
+        return None
+    return f"the package {error.name!r}" if error.name else "what the message names"

@@ -1,0 +1,185 @@
+"""Reads transformers' report about loaded weights: which tensors are missing, unexpected or of another shape.
+
+transformers draws a missing tensor at random and logs that. Here it is an error, with the likely cause. Tied tensors
+and buffers that are not stored are already left out of its report, as are leftovers that the model's class lists.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from alm_pipeline.runtime.progress import logger
+from storage.errors import UserError
+
+_LEFTOVERS = re.compile(
+    # buffers that older versions stored, and that are computed today
+    r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.masked_bias|attention\.masked_bias)$"
+)
+_OTHER_SENSES = re.compile(
+    r"(^|\.)(vision_tower|vision_model|vision_encoder|vision_embed_tokens|visual|image_newline|embed_vision"
+    r"|multi_modal_projector|multimodal_projector|mm_projector|audio_tower|audio_model|embed_audio)(\.|$)"
+)
+"""Parts of a model that read images or sound: texts are not affected by them."""
+_ADAPTER = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|ia3_l|original_module)(\.|$)|(^|\.)prompt_embeddings")
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DistributedDataParallel",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "base_model.model": "peft",
+}
+"""What wrappers put into the names of tensors that are saved from them."""
+_SHOWN = 3
+_ROW = re.compile(r"(.+?) *\| (MISSING|UNEXPECTED|MISMATCH) *\|(.*)")
+_SHAPE = re.compile(r"torch\.Size\(\[(.*?)\]\)")
+
+Mismatch = tuple[str, Any, Any]
+"""a tensor's name, its stored shape and its shape in the model"""
+
+
+def check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any], logged: Sequence[str] = ()) -> None:
+    """Raise UserError unless every tensor of the model was stored, with its shape, and every stored one was used.
+
+    `report` is what `from_pretrained(output_loading_info=True)` returned, and `logged` are the reports that it logged.
+    For a model with adapters beside it, `report` is about the adapters only, and the model's is the first logged one.
+    """
+    for text in logged[: len(logged) - any(report.values())]:
+        _check(name, model, *_parse(text))
+    _check(name, model, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+
+
+def _parse(text: str) -> tuple[set[str], set[str], list[Mismatch]]:
+    """Return the missing, unexpected and mismatched tensors of a logged report, in which alike layers are one name."""
+    rows = [match.groups() for line in text.splitlines() if (match := _ROW.fullmatch(line))]
+    missing, unexpected = ({key for key, status, _ in rows if status == wanted} for wanted in ("MISSING", "UNEXPECTED"))
+    shapes = {key: _SHAPE.findall(details) for key, status, details in rows if status == "MISMATCH"}
+    return missing, unexpected, [(key, stored, expected) for key, (stored, expected) in shapes.items()]
+
+
+def _check(
+    name: str,
+    model: PreTrainedModel,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[Mismatch],
+) -> None:
+    unexpected = {key for key in unexpected if not _LEFTOVERS.search(key) and not _OTHER_SENSES.search(key)}
+    if missing := _without_other_senses(name, set(missing)):
+        raise UserError(
+            f"{name}: its weights lack {_count(missing)} of the model ({_names(missing)}), which would be drawn at "
+            f"random: {_likely_cause(missing, unexpected)}"
+        )
+    if mismatched:
+        raise UserError(f"{name}: {_mismatch(mismatched)}")
+    if unexpected:
+        _report_unexpected(name, model, unexpected)
+
+
+def conversion_problem(logged: Iterable[str]) -> str | None:
+    """Return what went wrong when stored tensors were converted, according to the logged reports; None if nothing."""
+    lines = [line for text in logged if "CONVERSION" in text for line in text.splitlines()]
+    return next((line.strip() for line in lines if line.startswith("Error")), None)
+
+
+def _without_other_senses(name: str, missing: set[str]) -> set[str]:
+    """Return the missing tensors that texts go through; warn about the others, which are drawn at random."""
+    unseen = {key for key in missing if _OTHER_SENSES.search(key)}
+    if unseen:
+        logger.warning(
+            "%s: its weights lack %s for images or sound (%s), which are drawn at random: texts are not affected",
+            name,
+            _count(unseen),
+            _names(unseen),
+        )
+    return missing - unseen
+
+
+def _likely_cause(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """Return the likely cause of missing tensors and its fix, from what is stored instead of them."""
+    if all(_ADAPTER.search(key) for key in missing):
+        return "the file of the adapters is not complete, or adapter_config.json is of others: save the adapters again"
+    if any(_ADAPTER.search(key) for key in unexpected):
+        return "adapters are stored in their place: merge them (merge_and_unload) and save the model again"
+    added, lacking = _added_parts(missing, unexpected), _added_parts(unexpected, missing)
+    if added and (wrapper := next((_WRAPPERS[part] for part in _WRAPPERS if f".{part}." in f".{added}."), None)):
+        return (
+            f"their names have {added + '.'!r} in them, as {wrapper} writes: save the model inside the wrapper, or "
+            "rename the tensors (safetensors.torch.load_file and save_file)"
+        )
+    if added or lacking:
+        problem = f"have {added + '.'!r} in front" if added else f"lack {lacking + '.'!r} in front"
+        return f"the stored names {problem}: rename the tensors (safetensors.torch.load_file and save_file)"
+    if not unexpected and all(key.startswith(("lm_head.", "embed_out.", "output.")) for key in missing):
+        return (
+            "it was saved without its head (AutoModel), or config.json wrongly says that the head is not tied to the "
+            "embedding: save it as AutoModelForCausalLM, or set tie_word_embeddings to true"
+        )
+    if not unexpected:
+        return (
+            "the folder holds only a part of the model, such as one of several files, or config.json describes a "
+            "larger one (num_hidden_layers): fetch all files with model.safetensors.index.json, or fix config.json"
+        )
+    return (
+        f"the weights are of another architecture or class ({_names(unexpected)} are stored instead): use the "
+        "config.json that was saved with them"
+    )
+
+
+def _added_parts(names: Collection[str], longer: Collection[str]) -> str:
+    """Return the parts, such as `_orig_mod`, that most of the `longer` names have more than one of `names`; or ''."""
+    wanted = set(names)
+    found = Counter(part for key in longer if (part := _added_part(key, wanted)))
+    part, count = found.most_common(1)[0] if found else ("", 0)
+    return part if 2 * count >= min(len(wanted), len(longer)) else ""
+
+
+def _added_part(key: str, wanted: Collection[str]) -> str:
+    for part in _WRAPPERS:
+        if part in key and ".".join(f".{key}.".split(f".{part}.")).strip(".") in wanted:
+            return part
+    parts = key.split(".")
+    return next((".".join(parts[:cut]) for cut in range(1, len(parts)) if ".".join(parts[cut:]) in wanted), "")
+
+
+def _mismatch(keys: Collection[Mismatch]) -> str:
+    ordered = sorted((key, _shape(stored), _shape(expected)) for key, stored, expected in keys)
+    shapes = "; ".join(f"{key} is {stored}, and {expected} in the model" for key, stored, expected in ordered[:_SHOWN])
+    rest = f"; and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return (
+        f"stored tensors have other shapes than config.json gives the model ({shapes}{rest}): use the config.json that "
+        "was saved with the weights"
+    )
+
+
+def _shape(shape: Any) -> str:
+    return f"({shape})" if isinstance(shape, str) else str(tuple(shape))
+
+
+def _report_unexpected(name: str, model: PreTrainedModel, unexpected: Collection[str]) -> None:
+    """Raise UserError about tensors that are stored and not used; of a quantized model, only warn.
+
+    What a quantization stores beside the weights depends on its package, which may not need all of it.
+    """
+    if any(_ADAPTER.search(key) for key in unexpected):
+        cause = "they are adapters that are not merged: merge them (merge_and_unload) and save the model again"
+    else:
+        cause = (
+            "config.json describes a smaller model (num_hidden_layers) or another class, or the weights have a head of "
+            "another task: use the config.json that was saved with them, or save the model again without these tensors"
+        )
+    message = f"{name}: {_count(unexpected)} of its weights are not in the model ({_names(unexpected)}): {cause}"
+    if getattr(model, "hf_quantizer", None) is None:
+        raise UserError(message)
+    logger.warning("%s", message)
+
+
+def _count(names: Collection[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+
+
+def _names(names: Collection[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:_SHOWN]) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")
