@@ -298,7 +298,7 @@ def load_manifest(url: str) -> Manifest | None:
 def parse_stored(model: type[Model], url: str, content: bytes) -> Model:
     """Parse what was stored at `url`. Raises UserError if it is damaged, OtherFormatError if its format differs."""
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         version = values.get("format_version", FORMAT_VERSION) if isinstance(values, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:  # checked before the model's fields, which may differ too
             raise OtherFormatError(
@@ -307,13 +307,26 @@ def parse_stored(model: type[Model], url: str, content: bytes) -> Model:
             )
         return model.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
     except ValueError as error:
         problem = str(error)
     raise UserError(
         f"{url}: is damaged ({problem}): `alm repair {url.rsplit('/', 1)[0]}` fixes it; or delete it and the folder's "
         "manifest.json by hand and run the stage again"
     )
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse stored JSON. Raises ValueError for anything else: NaN, bytes that are not UTF-8, endless nesting."""
+    try:
+        return json.loads(content.decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

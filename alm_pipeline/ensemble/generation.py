@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.tokenization.chat.template import apply_template
 from storage.errors import UserError
 
 
@@ -71,8 +72,7 @@ def generate_text(
 def _chat(tokenizer: PreTrainedTokenizerFast, name: str, prompt: str) -> str:
     if not tokenizer.chat_template:
         raise UserError(f"{name}: its tokenizer has no chat template: leave --chat out")
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return apply_template(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def _inputs(

@@ -69,6 +69,7 @@ class LoadedTokenizer:
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
             # what is read only when a text is encoded or decoded fails here, and not in the middle of a stage
             tokenizer.decode(tokenizer.encode("a"))
+            _check_template(self.name, tokenizer)
         return tokenizer
 
     @cached_property
@@ -142,6 +143,16 @@ def _without_model(text: str) -> dict[str, Any]:
         if {"normalizer", "decoder"} <= state.keys():
             return state
     return dict(json.loads(text))
+
+
+def _check_template(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template: Any = tokenizer.chat_template
+    templates = list(template.values()) if isinstance(template, dict) else [template]
+    if other := [type(item).__name__ for item in templates if not isinstance(item, str | None)]:
+        raise UserError(
+            f"{name}: its chat template is not a text but of type {other[0]}: fix chat_template in "
+            "tokenizer_config.json, or remove it"
+        )
 
 
 def _dropout(backend: Tokenizer) -> float | None:

@@ -18,12 +18,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.tokenizer import load_tokenizer
+from alm_pipeline.tokenization.chat.template import TemplateRefused, apply_template
 from alm_pipeline.vocabulary.byte_view import byte_vocabulary
 from storage.errors import UserError
 
@@ -101,8 +101,8 @@ def template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
         return
     yield from templates.values() if isinstance(templates, Mapping) else [templates]
     for conversation in _CONVERSATIONS:
-        with contextlib.suppress(TemplateError, TypeError, ValueError):  # a template may refuse a role
-            yield str(source.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        with contextlib.suppress(TemplateRefused):  # a template may refuse a role
+            yield apply_template(source, conversation)
 
 
 def same_frame(source: processors.PostProcessor | None, target: Tokenizer) -> processors.TemplateProcessing:

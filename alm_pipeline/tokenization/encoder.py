@@ -18,6 +18,7 @@ from alm_pipeline.tokenization.literals import encode_around, typed_literals
 from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
 from alm_pipeline.tokenization.spans import Spans, token_spans
 from alm_pipeline.vocabulary.text_forms import TextNormalizer
+from storage.errors import user_error
 
 Ids = npt.NDArray[np.int32]
 
@@ -60,7 +61,7 @@ class ByteEncoder:
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode plain texts, with the special tokens that the tokenizer adds. Literals of special tokens are text."""
-        bodies = self._engine.encode(texts, special_literals=False)
+        bodies = self._bodies(texts, special_literals=False)
         counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
         # twice as fast as NumPy's conversion of lists to an array
         ids = np.frombuffer(b"".join(struct.pack(f"={len(body)}i", *body) for body in bodies), np.int32)
@@ -71,6 +72,14 @@ class ByteEncoder:
             for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
         ]
         return surround(replace(batch, dropped=dropped), self._before, self._after)
+
+    def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+        # some faults of a tokenizer.json show with some texts only, as a panic of the library
+        with user_error(
+            f"{self.tokenizer.name}: its tokenizer can't encode a text of the corpus",
+            "save it again with the installed version of tokenizers, or use another tokenizer",
+        ):
+            return self._engine.encode(texts, special_literals=special_literals)
 
     def _verified(self, texts: Sequence[str], ids: Ids, offsets: npt.NDArray[np.int64]) -> EncodedBatch:
         """Compare the texts' tokens with the bytes of the texts, and drop the texts that differ."""
@@ -135,7 +144,7 @@ class ByteEncoder:
         """
         renderings = [self._render(conversation) for conversation in conversations]
         texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
-        bodies = iter(self._engine.encode(texts, special_literals=True))
+        bodies = iter(self._bodies(texts, special_literals=True))
         return EncodedBatch.of(
             [
                 self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))

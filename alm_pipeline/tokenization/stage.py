@@ -16,7 +16,8 @@ from alm_pipeline.corpus.conversation import Conversation
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
-from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.chat.template import TemplateRefused
+from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
 from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
@@ -66,8 +67,8 @@ def tokenize(
     and for the first of the shards. The outcome is recorded for the other processes of this machine. A warning says why
     an installed engine is not used.
 
-    Raises UserError if the tokenizer has ids beyond `embedding_rows`, the rows of its model's embedding, or if the
-    examples do not have one of the shards.
+    Raises UserError if the tokenizer has ids beyond `embedding_rows`, the rows of its model's embedding, if its
+    template refuses every conversation, or if the examples do not have one of the shards.
     """
     if manifest := tokens.manifest():
         return manifest
@@ -94,6 +95,7 @@ def tokenize(
     if shards is not None:
         return None
     encoders.drop(tokens.name)
+    _check_template(examples, tokens, tokenizer, len(sizes))
     return tokens.finish(len(sizes))
 
 
@@ -103,6 +105,23 @@ def _check_tokenizer(tokens: Dataset, tokenizer: LoadedTokenizer) -> None:
             f"{tokenizer.name}: its files differ from those that {tokens.name} is made with: "
             "give all machines the same files"
         )
+
+
+def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokenizer, shards: int) -> None:
+    """Raise UserError, with the template's own sentence, if the template refused every conversation."""
+    records = tokens.required_records(range(shards))
+    rows = sum(record.rows for record in records)
+    if not rows or sum(record.dropped.get(Dropped.TEMPLATE_REFUSES, 0) for record in records) < rows:
+        return
+    shard = next(shard for shard, record in enumerate(records) if record.rows)
+    conversations = _conversations(examples.read_shard(shard, ["messages"])["messages"]) or []
+    try:
+        tokenizer.template.render(conversations[0])
+    except TemplateRefused as error:
+        raise UserError(
+            f"{error}; it refuses all {rows} conversations of {examples.url}: fix the template, or use a corpus whose "
+            "roles it takes"
+        ) from error
 
 
 def _with_best_engine(

@@ -4,7 +4,6 @@ The catalog itself is not stored: the identity in each manifest names the datase
 of tokenizers and models, by which those stored under the root are recognized.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from storage.dataset import Manifest, load_manifest
+from storage.dataset import Manifest, load_manifest, parse_json
 from storage.errors import OtherFormatError, UserError
 from storage.fingerprints import MODEL_FILES, TOKENIZER_FILES, combine_hashes, stored_name
 from storage.folders import FOLDER_KINDS, FolderKind, FolderManifest, load_folder_manifest
@@ -106,8 +105,12 @@ class CatalogEntry:
         if self.manifest:
             return self.manifest.provenance
         content = read_bytes(self.file(INVALID_MANIFEST)) if INVALID_MANIFEST in self.files else None
-        former: dict[str, Any] = json.loads(content).get("provenance", {}) if content else {}
-        return former
+        try:
+            former = parse_json(content or b"{}")
+        except ValueError:
+            return {}  # as if it were lost: other manifests may hold the configuration
+        stored = former.get("provenance") if isinstance(former, dict) else None
+        return stored if isinstance(stored, dict) else {}
 
 
 def newest(files: Iterable[FileInfo]) -> float | None:

@@ -5,14 +5,15 @@ A template can be any Jinja program, so both are found by rendering. Placeholder
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.corpus.conversation import Conversation, contents
@@ -27,7 +28,7 @@ from alm_pipeline.tokenization.chat.tracing import (
     whole_parts,
     with_placeholders,
 )
-from storage.errors import UserError
+from storage.errors import UserError, cause, user_error
 from storage.schemas import TokenKind
 
 # Replaces the current date, which some templates write: a rendering has to be the same on every day.
@@ -57,8 +58,32 @@ class RenderedConversation:
     """[P] for a content, its first byte in the joined contents, in increasing order; otherwise -1"""
 
 
-# raised by the template itself, or by Python for an expression that does not fit the messages
-_REFUSALS = (TemplateError, TypeError, ValueError)
+def apply_template(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]], *, source: str | None = None
+) -> str:
+    """Return the messages in `source`, or in the tokenizer's template with the beginning of an answer.
+
+    A template is a program: it may raise what it wants, divide by zero or recurse for ever. Raises TemplateRefused for
+    any such error, and UserError if the template is not valid Jinja, which no conversation changes.
+    """
+    name = tokenizer.name_or_path
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=source is None,
+            )
+        )
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{name}: its chat template is not valid Jinja (line {error.lineno}: {error.message}): fix "
+            "chat_template.jinja, or chat_template in tokenizer_config.json"
+        ) from error
+    except Exception as error:
+        roles = [message["role"] for message in messages]
+        raise TemplateRefused(f"{name}: its chat template refuses {roles}: {cause(error)}") from error
 
 
 class ChatTemplate:
@@ -70,21 +95,16 @@ class ChatTemplate:
     def render(self, conversation: Conversation) -> RenderedConversation | None:
         """Render the conversation. Returns None if the template changes a content in a way that can't be traced.
 
-        Raises TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template.
+        Raises TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template
+        that can be used.
         """
-        try:
-            text = self._apply(conversation, contents(conversation))
-        except _REFUSALS as error:
-            roles = [message["role"] for message in conversation]
-            raise TemplateRefused(
-                f"{self.tokenizer.name_or_path}: its chat template refuses {roles}: {error}"
-            ) from error
+        text = self._apply(conversation, contents(conversation))
         fragments = self._trace(text, conversation)
         return None if fragments is None else self._rendering(text, conversation, fragments)
 
     def _apply(self, conversation: Conversation, contents: Sequence[str]) -> str:
         messages = [{**message, "content": content} for message, content in zip(conversation, contents, strict=True)]
-        return str(self.tokenizer.apply_chat_template(messages, chat_template=self._source, tokenize=False))
+        return apply_template(self.tokenizer, messages, source=self._source)
 
     @cached_property
     def _source(self) -> str:
@@ -93,7 +113,10 @@ class ChatTemplate:
                 f"{self.tokenizer.name_or_path}: the tokenizer has no chat template, and the corpus holds "
                 "conversations: use an instruction-tuned model's tokenizer, or a corpus of texts (corpus.text)"
             )
-        template = self.tokenizer.get_chat_template()
+        with user_error(
+            f"{self.tokenizer.name_or_path}: none of its chat templates can be chosen", "name one of them `default`"
+        ):
+            template = self.tokenizer.get_chat_template()
         return _FIXED_DATE + template if "strftime_now" in template else template
 
     def _trace(self, text: str, conversation: Conversation) -> list[ContentFragment] | None:
@@ -105,7 +128,7 @@ class ChatTemplate:
             marks = placeholders(len(parts), text, *texts)
             try:
                 scaffold = self._apply(conversation, with_placeholders(texts, parts, marks))
-            except _REFUSALS:  # the template reads the contents
+            except TemplateRefused:  # the template reads the contents
                 continue
             fragments = trace(text, scaffold, texts, parts, marks)
             if fragments is not None:
@@ -141,7 +164,7 @@ class ChatTemplate:
         marks = placeholders(len(roles), self._source)
         try:
             text = self._apply([{"role": role} for role in roles], marks)
-        except _REFUSALS:
+        except TemplateRefused:
             return None
         pieces, shown = cut_at(text, marks) or ([], [])
         return pieces if len(shown) == len(marks) else None
