@@ -13,7 +13,7 @@ from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
 from alm_pipeline.config.training import TrainConfig
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -76,15 +76,23 @@ def load_config(file: Path) -> AlmConfig:
 
     Raises UserError naming the file and each wrong field, with its fix.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: can't be read as YAML or JSON: {error}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(
             f"{file}: is not a mapping of fields to values; `alm show transfer` prints a complete configuration"
         )
     return parse_config(content, str(file))
+
+
+def read_yaml(file: Path) -> Any:
+    """Return the content of a YAML or JSON file. Raises UserError naming the file, the line and the problem."""
+    with user_error(f"{file}: can't be read as YAML or JSON", "`alm show transfer` prints a valid configuration"):
+        text = file.read_text(encoding="utf-8")
+        try:
+            return yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:  # its message begins with what was parsed before the problem
+            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise ValueError(f"{line}{error.problem}") from error
 
 
 def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:

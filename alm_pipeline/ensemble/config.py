@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from alm_pipeline.config import Dtype, Frozen
+from alm_pipeline.config.run import read_yaml
 from storage.errors import UserError
 
 FILE = "ensemble.yaml"
@@ -71,10 +72,7 @@ def read_config(file: Path) -> EnsembleConfig:
     Raises UserError with the file and the fields that are wrong.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        config = EnsembleConfig.model_validate(content)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {error}") from error
+        config = EnsembleConfig.model_validate(read_yaml(file))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
         raise UserError(f"{file}: is not a valid ensemble:\n" + "\n".join(lines)) from error

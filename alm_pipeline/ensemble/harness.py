@@ -20,7 +20,7 @@ from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.scoring.windows import WindowRow
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 
 # lm_eval's requests: the texts (None if they are parts of a longer text), and the ids of context and continuation
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -124,7 +124,8 @@ def evaluate(
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
     """Return lm_eval's index of tasks, which it builds in up to a minute, after loading the data of these tasks."""
-    manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    with user_error(f"--task-folder {task_folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
+        manager = TaskManager(include_path=str(task_folder) if task_folder else None)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(
             f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder is for tasks of your own"

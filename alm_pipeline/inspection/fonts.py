@@ -108,16 +108,15 @@ class Fonts:
         return self._default if char in self._default.characters else None
 
     def _open(self, file: str) -> Face | None:
-        from fontTools.ttLib import TTLibError
-
         self._waiting.remove(file)
         try:
-            self._opened.append(Face(file))
-            self._opened[-1].sized(20)
-        except (TTLibError, OSError, KeyError):
+            face = Face(file)
+            face.sized(20)
+        except Exception:  # fontTools and Pillow raise whatever a damaged table leads to
             # a broken or foreign file among the system's fonts must not prevent the drawing
             return None
-        return self._opened[-1]
+        self._opened.append(face)
+        return face
 
 
 def _font_files() -> list[str]:

@@ -15,13 +15,9 @@ from storage.errors import UserError, cause, user_error
 INDEX = "model.safetensors.index.json"
 MODEL_DOCUMENTS = ("config.json", "generation_config.json", INDEX, "adapter_config.json")
 """The JSON files that loading a model reads, if they exist."""
-TOKENIZER_DOCUMENTS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.json",
-)
-"""The JSON files that loading a tokenizer reads, if they exist."""
+TOKENIZER_DOCUMENTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The small JSON files that loading a tokenizer reads, if they exist."""
+VOCABULARY = "tokenizer.json"
 _TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 _POINTER = b"version https://git-lfs"
 _FETCH = "fetch it again, or save the model again (save_pretrained)"
@@ -46,16 +42,16 @@ def reading_model(name: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def reading_tokenizer(name: str, folder: Path) -> Iterator[None]:
-    """Turn any error of reading a tokenizer's files into a UserError that names the damaged one, or else the folder."""
+    """Turn any error of reading a tokenizer's files into a UserError that names the damaged one, or else all."""
+    check_documents(folder, TOKENIZER_DOCUMENTS)
+    for file in sorted(file for pattern in _TEMPLATES for file in folder.glob(pattern)):
+        read_document(file)
     fix = "save it again with this version of transformers (AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
     try:
-        with user_error(f"{name}: its tokenizer can't be loaded", fix):
+        with user_error(f"{name}: its tokenizer (tokenizer.json, tokenizer_config.json) can't be loaded", fix):
             yield
     except UserError:
-        check_documents(folder, TOKENIZER_DOCUMENTS)
-        for pattern in _TEMPLATES:
-            for file in sorted(folder.glob(pattern)):
-                read_document(file)
+        read_json(folder / VOCABULARY)  # takes seconds, if it is not damaged
         raise
 
 
@@ -72,7 +68,7 @@ def read_json(file: Path) -> dict[str, object]:
     with user_error(f"{file}: is not valid JSON, or only a part of it", _FETCH):
         content = json.loads(text)
     if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a JSON {type(content).__name__}, not an object; {_FETCH}")
+        raise UserError(f"{file}: holds {text.strip()[:20]!r}, not a JSON object; {_FETCH}")
     return content
 
 

@@ -32,7 +32,7 @@ def load_model(
     folder = model_folder(name)
     with reading_model(name, folder), quiet_transformers(), load_reports() as logged:
         model, report = _from_pretrained(name, folder, logged, dtype, trust_remote_code, device_map)
-    check_weights(name, model, report, logged)
+    check_weights(name, model, report)
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
     model.eval()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models.damage import reading_tokenizer
+from alm_pipeline.models.damage import VOCABULARY, check_documents, reading_tokenizer
 from alm_pipeline.models.files import label, tokenizer_files
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.tokenization.chat.template import ChatTemplate
@@ -47,8 +47,9 @@ class LoadedTokenizer:
     @cached_property
     def file(self) -> Path:
         """The local tokenizer.json. Raises UserError if there is none."""
-        file = tokenizer_files(self.name) / "tokenizer.json"
+        file = tokenizer_files(self.name) / VOCABULARY
         if not file.is_file():
+            check_documents(file.parent, (VOCABULARY,))  # it may be there, but not be a file
             raise UserError(
                 f"{self.name}: has no tokenizer.json: save a fast tokenizer there "
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"

@@ -33,47 +33,22 @@ _WRAPPERS = {
 }
 """What wrappers put into the names of tensors that are saved from them."""
 _SHOWN = 3
-_ROW = re.compile(r"(.+?) *\| (MISSING|UNEXPECTED|MISMATCH) *\|(.*)")
-_SHAPE = re.compile(r"torch\.Size\(\[(.*?)\]\)")
-
-Mismatch = tuple[str, Any, Any]
-"""a tensor's name, its stored shape and its shape in the model"""
 
 
-def check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any], logged: Sequence[str] = ()) -> None:
+def check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
     """Raise UserError unless every tensor of the model was stored, with its shape, and every stored one was used.
 
-    `report` is what `from_pretrained(output_loading_info=True)` returned, and `logged` are the reports that it logged.
-    For a model with adapters beside it, `report` is about the adapters only, and the model's is the first logged one.
+    `report` is what `from_pretrained(output_loading_info=True)` returned.
     """
-    for text in logged[: len(logged) - any(report.values())]:
-        _check(name, model, *_parse(text))
-    _check(name, model, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
-
-
-def _parse(text: str) -> tuple[set[str], set[str], list[Mismatch]]:
-    """Return the missing, unexpected and mismatched tensors of a logged report, in which alike layers are one name."""
-    rows = [match.groups() for line in text.splitlines() if (match := _ROW.fullmatch(line))]
-    missing, unexpected = ({key for key, status, _ in rows if status == wanted} for wanted in ("MISSING", "UNEXPECTED"))
-    shapes = {key: _SHAPE.findall(details) for key, status, details in rows if status == "MISMATCH"}
-    return missing, unexpected, [(key, stored, expected) for key, (stored, expected) in shapes.items()]
-
-
-def _check(
-    name: str,
-    model: PreTrainedModel,
-    missing: Collection[str],
-    unexpected: Collection[str],
-    mismatched: Collection[Mismatch],
-) -> None:
-    unexpected = {key for key in unexpected if not _LEFTOVERS.search(key) and not _OTHER_SENSES.search(key)}
-    if missing := _without_other_senses(name, set(missing)):
+    stored = report["unexpected_keys"]
+    unexpected = {key for key in stored if not _LEFTOVERS.search(key) and not _OTHER_SENSES.search(key)}
+    if missing := _without_other_senses(name, set(report["missing_keys"])):
         raise UserError(
             f"{name}: its weights lack {_count(missing)} of the model ({_names(missing)}), which would be drawn at "
             f"random: {_likely_cause(missing, unexpected)}"
         )
-    if mismatched:
-        raise UserError(f"{name}: {_mismatch(mismatched)}")
+    if report["mismatched_keys"]:
+        raise UserError(f"{name}: {_mismatch(report['mismatched_keys'])}")
     if unexpected:
         _report_unexpected(name, model, unexpected)
 
@@ -99,8 +74,6 @@ def _without_other_senses(name: str, missing: set[str]) -> set[str]:
 
 def _likely_cause(missing: Collection[str], unexpected: Collection[str]) -> str:
     """Return the likely cause of missing tensors and its fix, from what is stored instead of them."""
-    if all(_ADAPTER.search(key) for key in missing):
-        return "the file of the adapters is not complete, or adapter_config.json is of others: save the adapters again"
     if any(_ADAPTER.search(key) for key in unexpected):
         return "adapters are stored in their place: merge them (merge_and_unload) and save the model again"
     added, lacking = _added_parts(missing, unexpected), _added_parts(unexpected, missing)
@@ -144,18 +117,14 @@ def _added_part(key: str, wanted: Collection[str]) -> str:
     return next((".".join(parts[:cut]) for cut in range(1, len(parts)) if ".".join(parts[cut:]) in wanted), "")
 
 
-def _mismatch(keys: Collection[Mismatch]) -> str:
-    ordered = sorted((key, _shape(stored), _shape(expected)) for key, stored, expected in keys)
+def _mismatch(keys: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    ordered = sorted((key, tuple(stored), tuple(expected)) for key, stored, expected in keys)
     shapes = "; ".join(f"{key} is {stored}, and {expected} in the model" for key, stored, expected in ordered[:_SHOWN])
     rest = f"; and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return (
         f"stored tensors have other shapes than config.json gives the model ({shapes}{rest}): use the config.json that "
         "was saved with the weights"
     )
-
-
-def _shape(shape: Any) -> str:
-    return f"({shape})" if isinstance(shape, str) else str(tuple(shape))
 
 
 def _report_unexpected(name: str, model: PreTrainedModel, unexpected: Collection[str]) -> None:

@@ -26,8 +26,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
@@ -127,7 +135,7 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
     """Return the result without weights: the fine-tune's configuration with the transferred vocabulary and head."""
     folders = model_folder(transferred), model_folder(fine_tune)
     transferred_config, config = (
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) for folder in folders
+        _config(name, folder, trust_remote_code) for name, folder in zip((transferred, fine_tune), folders, strict=True)
     )
     kinds = config.model_type, transferred_config.model_type
     if kinds[0] != kinds[1]:
@@ -141,11 +149,17 @@ def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code:
         )
     config.get_text_config().vocab_size = rows
     config.tie_word_embeddings = transferred_config.tie_word_embeddings
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    if (folders[1] / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folders[1])
+    with reading_model(fine_tune, folders[1]):
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        if (folders[1] / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folders[1])
     return model
+
+
+def _config(name: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    with reading_model(name, folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
 
 
 def _check(weights: _ModelWeights, tables: Mapping[str, EmbeddingTable]) -> None:

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alm_pipeline.models.damage import check_weights_file
 from alm_pipeline.models.files import model_folder
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 
 SHARD_BYTES = 2**30
 _INDEX = "model.safetensors.index.json"
@@ -34,7 +35,9 @@ class Weights:
                 f"{name}: contains no safetensors files: load and save it with transformers (save_pretrained) first"
             )
         for file in files:
-            opened = self._stack.enter_context(safe_open(file, framework="pt"))
+            check_weights_file(file)
+            with user_error(f"{file}: can't be opened", "fetch it again, or save the model again (save_pretrained)"):
+                opened = self._stack.enter_context(safe_open(file, framework="pt"))
             self._files |= dict.fromkeys(opened.keys(), opened)
 
     def __enter__(self) -> Self:

@@ -104,7 +104,7 @@ def _parse_value(text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as 2024-13-45, which YAML takes for a date
         return text
 
 

@@ -51,6 +51,9 @@ def _rows(entry: "CatalogEntry") -> str:
 
 
 def _counts(entry: "CatalogEntry") -> str:
+    """Return what the entry's manifest counts, or what is wrong with the manifest."""
+    if entry.manifest is None and entry.state != "not complete":
+        return entry.problem
     if counts := getattr(entry.manifest, "counts", None):
         return ", ".join(f"{count:,} {what}" for what, count in counts.items())
     results = getattr(entry.manifest, "results", None)
@@ -196,7 +199,8 @@ def _state(node: "LineageNode") -> str:
     if node.entry is None:
         return "[red]no longer exists[/]"
     if node.entry.manifest is None:
-        return f"[red]{node.entry.state}[/]"
+        problem = f": {node.entry.problem}" if node.entry.problem else ""
+        return f"[red]{node.entry.state}{escape(problem)}[/]"
     rows = f"{rows} rows, " if (rows := _rows(node.entry)) else ""
     return f"{rows}{_mb(node.entry.bytes)} MB{', as above' if node.shown_before else ''}"
 

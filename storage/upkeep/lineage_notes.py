@@ -1,8 +1,11 @@
 """Describes each dataset of a lineage in a few lines, with names instead of the hashes in its identity."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+from storage.errors import UserError, user_error
+from storage.schemas import MANIFEST
 from storage.upkeep.catalog import CatalogEntry, LineageNode
 
 ConfigValues = Mapping[str, Any]
@@ -10,17 +13,37 @@ ConfigValues = Mapping[str, Any]
 
 
 def highlights(node: LineageNode) -> list[str]:
-    """Return lines about what the dataset was made with, according to its manifest."""
+    """Return lines about what the dataset was made with, according to its manifest; or why it can't be read there."""
     if node.entry is None or node.entry.manifest is None:
         return []
-    config = node.entry.provenance.get("configuration") or {}
-    lines = SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
-    return [*lines, *_results(node.entry)]
+    try:
+        with _reading_notes(node.entry):
+            config = node.entry.provenance.get("configuration") or {}
+            lines = SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
+            return [*lines, *_results(node.entry)]
+    except UserError as error:
+        return [str(error)]
 
 
 def origin(entry: CatalogEntry | None) -> str:
     """Return the versions and the commit that made an entry; empty if its manifest does not record them."""
-    provenance = entry.provenance if entry else {}
+    if entry is None:
+        return ""
+    try:
+        with _reading_notes(entry):
+            return _versions_and_commit(entry.provenance)
+    except UserError as error:
+        return str(error)
+
+
+def _reading_notes(entry: CatalogEntry) -> AbstractContextManager[None]:
+    # no fingerprint covers the provenance and the results, so they may hold anything
+    return user_error(
+        f"{entry.file(MANIFEST)}: its notes can't be read", f"`alm repair --checksums {entry.url}` looks at the data"
+    )
+
+
+def _versions_and_commit(provenance: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
     commit = f"commit {provenance['commit'][:12]}" if provenance.get("commit") else ""
     changed = ", with uncommitted changes" if provenance.get("uncommitted_changes") else ""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import BaseModel
 from tokenizers import Tokenizer
 
 from alm_pipeline.tokenization.engines.findings import Findings
@@ -25,6 +26,13 @@ class Trial:
     """what a refusal calls the texts: `shard 3`"""
     agrees: Callable[[Engine], bool]
     """returns whether the engine gives these texts the standard engine's ids; only called if nobody knows it yet"""
+
+
+class TrialOutcome(BaseModel):
+    """What has been found out about an engine on a dataset."""
+
+    difference: str | None
+    """how it differs from the standard engine"""
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,13 @@ def _proven(
 ) -> Engine:
     """Return the engine. Raises ValueError when it can't use the tokenizer or gives different ids."""
     question = f"whether {name} encodes a dataset's texts as tokenizers does"
-    answer = findings.recall(question, trial.dataset)
-    if answer and answer["difference"]:
-        raise ValueError(answer["difference"])
+    answer = findings.recall(question, trial.dataset, TrialOutcome)
+    if answer and answer.difference:
+        raise ValueError(answer.difference)
     engine = build()
     if not answer:
         difference = _difference(engine, standard, trial)
-        findings.record(question, trial.dataset, {"difference": difference})
+        findings.record(question, trial.dataset, TrialOutcome(difference=difference))
         if difference:
             raise ValueError(difference)
     return engine

@@ -3,17 +3,17 @@
 No dataset depends on it: without the folder the same is found out again, which takes seconds for a large vocabulary.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from storage.fingerprints import fingerprint
 
-Answer = dict[str, Any]
-"""a JSON object"""
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Findings:
@@ -26,11 +26,10 @@ class Findings:
     def __init__(self, folder: Path, circumstances: Mapping[str, Any]) -> None:
         self._folder, self._circumstances = folder, dict(circumstances)
 
-    def recall(self, question: str, subject: str) -> Answer | None:
-        """Return the recorded answer, or None."""
+    def recall(self, question: str, subject: str, kind: type[Answer]) -> Answer | None:
+        """Return the recorded answer, or None. A damaged file is as none: the answer is found out again."""
         with suppress(OSError, ValueError):
-            answer: Answer = json.loads(self._file(question, subject).read_text(encoding="utf-8"))
-            return answer
+            return kind.model_validate_json(self._file(question, subject).read_bytes())
         return None
 
     def record(self, question: str, subject: str, answer: Answer) -> Answer:
@@ -39,7 +38,7 @@ class Findings:
         partial = file.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(answer), encoding="utf-8")
+            partial.write_text(answer.model_dump_json(), encoding="utf-8")
             partial.replace(file)
         return answer
 

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from tokenizers import Tokenizer
 
 from alm_pipeline.runtime.threads import threads_at_once
@@ -21,6 +22,13 @@ with suppress(ImportError):
 _MOST_INSTANCES = 8
 _MOST_MISREAD = 100
 """tokens: every text is searched for each of them"""
+
+
+class MisreadTokens(BaseModel):
+    """What has been found out about a tokenizer."""
+
+    tokens: list[str]
+    """those that kitoken reads differently"""
 
 
 class KitokenEngine:
@@ -42,13 +50,13 @@ class KitokenEngine:
         self._standard = standard
         self._idle = _instances(Kitoken, definition)
         question, subject = "tokens that kitoken reads differently", hashlib.sha256(definition).hexdigest()
-        answer = findings.recall(question, subject)
+        answer = findings.recall(question, subject, MisreadTokens)
         if answer is None:
-            answer = findings.record(question, subject, {"tokens": self._misread(view)})
+            answer = findings.record(question, subject, MisreadTokens(tokens=self._misread(view)))
         always = [
             view.space or "",
             "" if view.unknown is None else view.spelling[view.unknown].decode(),
-            *_few(answer["tokens"]),
+            *_few(answer.tokens),
         ]
         special = [view.spelling[id_].decode() for id_ in np.flatnonzero(view.special).tolist()]
         self._needs_standard = {True: _ContainsAny(always), False: _ContainsAny([*always, *special])}
