@@ -61,11 +61,12 @@ def user_error(subject: str, fix: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the first line of an error's message, short enough for another message.
+    """Return the first line of an error's message, short enough for another message; the second too after a colon.
 
     It has the class of the error where the message alone says nothing: the key of a KeyError, or no message at all.
     """
-    line = next(iter(str(error).strip().splitlines()), "").rstrip(" :;.")[:300]
+    lines = [line for text in str(error).splitlines() if (line := text.strip())]
+    line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(" :;.,")[:300]
     if not line:
         return type(error).__name__
     return f"{type(error).__name__}: {line}" if isinstance(error, LookupError) or _is_panic(error) else line

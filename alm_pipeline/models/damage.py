@@ -6,6 +6,7 @@ it reads are looked at here: a pointer instead of the content, an interrupted do
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ TOKENIZER_DOCUMENTS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 """The small JSON files that loading a tokenizer reads, if they exist."""
 VOCABULARY = "tokenizer.json"
 _TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+_PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 _POINTER = b"version https://git-lfs"
 _FETCH = "fetch it again, or save the model again (save_pretrained)"
 
@@ -26,9 +28,14 @@ _FETCH = "fetch it again, or save the model again (save_pretrained)"
 @contextmanager
 def reading_model(name: str, folder: Path) -> Iterator[None]:
     """Turn any error of reading a model's folder into a UserError that names the damaged file, or else the model."""
+    if not os.path.lexists(folder / "config.json"):
+        raise UserError(
+            f"{name}: has no config.json, so it is not a model's folder; save a model there (save_pretrained)"
+        )
     check_documents(folder, MODEL_DOCUMENTS)
+    fix = "check its config.json and weights, or save the model again (save_pretrained)"
     try:
-        with user_error(f"{name}: can't be loaded as a causal language model", "check its config.json and weights"):
+        with user_error(f"{name}: can't be loaded as a causal language model", fix):
             yield
     except UserError as error:
         _check_weights(folder)
@@ -53,6 +60,27 @@ def reading_tokenizer(name: str, folder: Path) -> Iterator[None]:
     except UserError:
         read_json(folder / VOCABULARY)  # takes seconds, if it is not damaged
         raise
+
+
+def check_merges(file: Path) -> None:
+    """Raise UserError if the merges of a tokenizer.json don't fit its continuing_subword_prefix.
+
+    tokenizers cuts the prefix off without looking, and ends the whole process where that splits a character.
+    """
+    text = read_document(file)
+    if not _PREFIX.search(text):
+        return
+    model = read_json(file).get("model")
+    prefix, merges = (
+        (model.get(key) for key in ("continuing_subword_prefix", "merges")) if isinstance(model, dict) else ("", [])
+    )
+    for merge in merges if isinstance(merges, list) and isinstance(prefix, str) else []:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if isinstance(pair, list) and pair and not str(pair[-1]).startswith(prefix):
+            raise UserError(
+                f"{file}: its merge {merge!r} does not begin with the continuing_subword_prefix {prefix!r}: remove the "
+                "prefix, or save the tokenizer again"
+            )
 
 
 def check_documents(folder: Path, names: tuple[str, ...]) -> None:

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models.damage import VOCABULARY, check_documents, reading_tokenizer
+from alm_pipeline.models.damage import VOCABULARY, check_documents, check_merges, reading_tokenizer
 from alm_pipeline.models.files import label, tokenizer_files
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from alm_pipeline.vocabulary.framing import special_tokens_around
 from alm_pipeline.vocabulary.text_forms import NFC, TextForm, forms_of, text_forms
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 from storage.fingerprints import TOKENIZER_FILES, hash_files
 
 
@@ -65,6 +65,7 @@ class LoadedTokenizer:
         if self._loaded is not None:
             return self._loaded
         folder = self.file.parent
+        check_merges(self.file)
         with reading_tokenizer(self.name, folder), quiet_transformers():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -87,7 +88,8 @@ class LoadedTokenizer:
     @cached_property
     def view(self) -> ByteView:
         """The bytes of every token. Raises UserError for a tokenizer whose bytes are not known exactly."""
-        return byte_view(self.fast.backend_tokenizer)
+        with user_error(f"{self.name}: the bytes of its tokens can't be read off its tokenizer.json", "save it again"):
+            return byte_view(self.fast.backend_tokenizer)
 
     @cached_property
     def boundary_ids(self) -> npt.NDArray[np.int64]:
@@ -97,7 +99,11 @@ class LoadedTokenizer:
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after every text."""
-        return special_tokens_around(self.fast)
+        with user_error(
+            f"{self.name}: the tokens that its tokenizer.json puts around a text can't be told from the text's",
+            "check its post_processor and its model, or save the tokenizer again",
+        ):
+            return special_tokens_around(self.fast)
 
     @cached_property
     def template(self) -> ChatTemplate:

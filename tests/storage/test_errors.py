@@ -17,7 +17,11 @@ from storage.errors import OtherFormatError, UserError, user_error
 FOREIGN = [
     (ImportError("Loading a GPTQ model requires optimum"), "Loading a GPTQ model requires optimum"),
     (SafetensorError("Error while deserializing header: incomplete"), "Error while deserializing header: incomplete"),
-    (RuntimeError("\n\nsize mismatch:\n\tlayer.weight"), "size mismatch"),
+    (RuntimeError("\n\nsize mismatch\n\tlayer.weight"), "size mismatch;"),
+    (
+        TypeError("Validation error for 'head_dim':\n    expected int, got str\n    of x"),
+        "'head_dim': expected int, got",
+    ),
     (AttributeError("'NoneType' object has no attribute 'get'"), "'NoneType' object has no attribute 'get'"),
     (KeyError("vocab_size"), "KeyError: 'vocab_size'"),
     (IndexError("list index out of range"), "IndexError: list index out of range"),
