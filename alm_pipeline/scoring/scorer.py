@@ -25,6 +25,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import BatchBudget, is_out_of_memory, weighted_groups
+from alm_pipeline.scoring.finite import first_fault_of_rows, why_not_finite
 from alm_pipeline.scoring.head import NextTokens
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
@@ -41,9 +42,9 @@ class TokenScores(NamedTuple):
     """The scores of an example of T tokens."""
 
     logprobs: Floats
-    """[T]; NaN for the first token, which has no prediction"""
+    """[T]; NaN for the first token, which has no prediction, and finite for all others"""
     boundary_logprobs: Floats
-    """[T] of a boundary token after each token"""
+    """[T] of a boundary token after each token; −∞ for all if the vocabulary has no boundary token"""
     top_ids: Ids
     """[T, K] the likeliest tokens after each token, likeliest first"""
     top_logprobs: Floats
@@ -58,8 +59,15 @@ class TokenScores(NamedTuple):
 class Scorer:
     """Scores tokens with a model: the log-probability of each token, and of a boundary token after it."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: HeadVocabulary, config: ScoreConfig | None = None) -> None:
-        config = config or ScoreConfig()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: HeadVocabulary,
+        config: ScoreConfig | None = None,
+        tokenizer: LoadedTokenizer | None = None,
+    ) -> None:
+        """`tokenizer` spells a token in errors, and its name is the model's."""
+        config, self._tokenizer = config or ScoreConfig(), tokenizer
         self.model, self.top_k, self.budget = model.eval(), config.top_k, BatchBudget(config.batch_tokens)
         self.windows = WindowPlan.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
@@ -81,7 +89,7 @@ class Scorer:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: LoadedTokenizer, config: ScoreConfig | None = None) -> "Scorer":
         """Raises UserError if the tokenizer is not the model's, or its logits are not those of its output layer."""
-        return cls(model, HeadVocabulary.of(model, tokenizer), config)
+        return cls(model, HeadVocabulary.of(model, tokenizer), config, tokenizer)
 
     @torch.inference_mode()
     def score(
@@ -95,7 +103,7 @@ class Scorer:
         """Return the scores of each example.
 
         `begins` is whether each example's first token is a begin-of-text token, which windows then repeat; `names` are
-        for errors. Raises UserError if memory is too small for a single row.
+        for errors. Raises UserError if memory is too small for a single row, or if a score is not finite.
         """
         scores = [TokenScores.empty(len(example), self.top_k) for example in examples]
         for group in weighted_groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
@@ -104,7 +112,32 @@ class Scorer:
                 _put(scores, batch, parts)
                 if advance:
                     advance(sum(row.scored for row in batch))
+            self._check(group, examples, scores, names)
         return scores
+
+    def _check(
+        self, group: Sequence[int], examples: Sequence[Ids], scores: Sequence[TokenScores], names: Sequence[str] | None
+    ) -> None:
+        """Raise UserError if a score of these examples is not finite."""
+        logprobs, boundary_logprobs = zip(*(scores[k][:2] for k in group), strict=True)
+        fault = first_fault_of_rows(logprobs, boundary_logprobs)
+        if fault is None:
+            return
+        example = group[fault.example]
+        id_, dtype = int(examples[example][fault.token]), str(self.model.dtype).removeprefix("torch.")
+        name = f"example {names[example]}" if names else f"text {example} (counted from 0)"
+        raise UserError(
+            f"{self._name}: {name}, token {fault.token}, {self._spell(id_)}: {fault}: {why_not_finite(dtype)}"
+        )
+
+    @property
+    def _name(self) -> str:
+        return self._tokenizer.name if self._tokenizer else str(self.model.config.model_type)
+
+    def _spell(self, id_: int) -> str:
+        if self._tokenizer is None:
+            return f"id {id_}"
+        return f"{self._tokenizer.view.spelling[id_].decode(errors='replace')!r} (id {id_})"
 
     def _batches(
         self, rows: list[WindowRow], names: Sequence[str] | None

@@ -28,8 +28,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+<<<<<<< HEAD
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.library_log import quiet_transformers
+=======
+from alm_pipeline.models.files import model_folder, quiet_transformers
+from alm_pipeline.models.finite_weights import first_names
+>>>>>>> 8eeb584 (wip: scores and weights that are not finite)
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -37,7 +42,7 @@ from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary, special_ids
 from alm_pipeline.transfer.swap import EmbeddingTable, embedding_tables
-from alm_pipeline.transfer.weights import Weights, first_names, write_weights
+from alm_pipeline.transfer.weights import Weights, write_weights
 from storage.errors import UserError
 
 _HEAD = "lm_head.weight"
