@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import (
+    AfterValidator,
     AllowInfNan,
     BaseModel,
     BeforeValidator,
@@ -25,8 +26,16 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _fits_64_bits(value: int) -> int:
+    if not -_LARGEST <= value <= _LARGEST:
+        raise PydanticCustomError("number", "Input should be a number of at most 64 bits")
+    return value
+
+
 Number = Annotated[float, AllowInfNan(False), BeforeValidator(_number)]
-"""a finite number, as a flow's parameter or a command's option"""
+"""a finite number, as the parameter of a flow"""
+Whole = Annotated[int, BeforeValidator(_number), AfterValidator(_fits_64_bits)]
+"""a whole number, as the parameter of a flow"""
 
 
 class Frozen(BaseModel):
@@ -56,10 +65,8 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _fits_64_bits(cls, value: Any) -> Any:
-        if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
-            raise PydanticCustomError("number", "Input should be a number of at most 64 bits")
-        return value
+    def _whole_numbers_fit(cls, value: Any) -> Any:
+        return _fits_64_bits(value) if isinstance(value, int) else value
 
 
 def _takes_numbers(annotation: Any) -> bool:
@@ -80,3 +87,9 @@ def _booleans(name: str, value: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
         yield (name,), value
     elif isinstance(value, Mapping):
         yield from (((name, str(key)), item) for key, item in value.items() if isinstance(item, bool))
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """Return a line for each wrong field: its place, and what is wrong."""
+    lines = (f"  {'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in error.errors())
+    return "\n".join(lines)
