@@ -28,13 +28,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-<<<<<<< HEAD
 from alm_pipeline.models.files import model_folder
-from alm_pipeline.models.library_log import quiet_transformers
-=======
-from alm_pipeline.models.files import model_folder, quiet_transformers
 from alm_pipeline.models.finite_weights import first_names
->>>>>>> 8eeb584 (wip: scores and weights that are not finite)
+from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
