@@ -32,10 +32,7 @@ class ScoreFault(NamedTuple):
 
 
 def first_fault(logprobs: Floats, boundary_logprobs: Floats, offsets: npt.NDArray[np.int64]) -> ScoreFault | None:
-    """Return the first wrong score of E examples, in flat arrays [tokens] with offsets [E + 1]; None if all are right.
-
-    A hidden state that is NaN shows in the boundary after its token first, and then in the next token.
-    """
+    """Return the first wrong score of E examples, None if all are right: arrays [tokens] with offsets [E + 1]."""
     wrong = ~np.isfinite(logprobs)
     starts = offsets[:-1][offsets[:-1] < offsets[1:]]
     wrong[starts] &= ~np.isnan(logprobs[starts])
@@ -46,7 +43,7 @@ def first_fault(logprobs: Floats, boundary_logprobs: Floats, offsets: npt.NDArra
     example = int(np.searchsorted(offsets, place, side="right")) - 1
     quantity, column = ("log-probability", logprobs)
     if wrong_boundary[place]:
-        quantity, column = ("log-probability of a boundary after it", boundary_logprobs)
+        quantity, column = ("log-probability of a boundary", boundary_logprobs)
     return ScoreFault(example, place - int(offsets[example]), quantity, float(column[place]))
 
 

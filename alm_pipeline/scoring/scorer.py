@@ -25,7 +25,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import BatchBudget, is_out_of_memory, weighted_groups
-from alm_pipeline.scoring.finite import first_fault_of_rows, why_not_finite
+from alm_pipeline.scoring.finite import ScoreFault, first_fault_of_rows, why_not_finite
 from alm_pipeline.scoring.head import NextTokens
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
@@ -112,27 +112,28 @@ class Scorer:
                 _put(scores, batch, parts)
                 if advance:
                     advance(sum(row.scored for row in batch))
-            self._check(group, examples, scores, names)
+            if fault := _first_fault([scores[k] for k in group]):
+                k = group[fault.example]
+                place = f"example {names[k]}" if names else f"text {k} (counted from 0)"
+                raise UserError(self._not_finite(place, examples[k], bool(begins and begins[k]), fault))
         return scores
 
-    def _check(
-        self, group: Sequence[int], examples: Sequence[Ids], scores: Sequence[TokenScores], names: Sequence[str] | None
-    ) -> None:
-        """Raise UserError if a score of these examples is not finite."""
-        logprobs, boundary_logprobs = zip(*(scores[k][:2] for k in group), strict=True)
-        fault = first_fault_of_rows(logprobs, boundary_logprobs)
-        if fault is None:
-            return
-        example = group[fault.example]
-        id_, dtype = int(examples[example][fault.token]), str(self.model.dtype).removeprefix("torch.")
-        name = f"example {names[example]}" if names else f"text {example} (counted from 0)"
-        raise UserError(
-            f"{self._name}: {name}, token {fault.token}, {self._spell(id_)}: {fault}: {why_not_finite(dtype)}"
-        )
+    def _not_finite(self, place: str, ids: Ids, begins: bool, fault: ScoreFault) -> str:
+        """Return the error for an example. The token is the last of the shortest beginning that has the fault.
 
-    @property
-    def _name(self) -> str:
-        return self._tokenizer.name if self._tokenizer else str(self.model.config.model_type)
+        Attention multiplies later tokens by 0, so a state that is NaN shows in all tokens before it too.
+        """
+        right, wrong = 0, len(ids)
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            scores = TokenScores.empty(middle, self.top_k)
+            for row in self.windows.rows(0, ids[:middle], begins):
+                _put([scores], [row], self._score_batch([row]))
+            right, wrong = (right, middle) if _first_fault([scores]) else (middle, wrong)
+        name = (self._tokenizer and self._tokenizer.name) or self.model.name_or_path or self.model.config.model_type
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        token = f"token {wrong - 1}, {self._spell(int(ids[wrong - 1]))}"
+        return f"{name}: {place}, {token}: {fault}: {why_not_finite(dtype)}"
 
     def _spell(self, id_: int) -> str:
         if self._tokenizer is None:
@@ -208,6 +209,10 @@ class Scorer:
             next_tokens.top_ids_NR.int().cpu().numpy(),
             next_tokens.top_logprobs_NR.float().cpu().numpy(),
         )
+
+
+def _first_fault(scores: Sequence[TokenScores]) -> ScoreFault | None:
+    return first_fault_of_rows([row.logprobs for row in scores], [row.boundary_logprobs for row in scores])
 
 
 def _too_long(row: WindowRow, names: Sequence[str] | None) -> str:

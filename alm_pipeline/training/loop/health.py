@@ -19,9 +19,7 @@ _LISTED_EXAMPLES = 100
 _TERMS = get_args(Term)
 _SETTINGS = {
     "alm": " (objective.divergence and objective.temperature decide its size)",
-    **dict.fromkeys(
-        LIVE_TERMS, " (the teacher's numbers may overflow in score.dtype: use bfloat16 or float32)"
-    ),
+    **dict.fromkeys(LIVE_TERMS, " (the teacher's numbers may overflow in score.dtype: use bfloat16 or float32)"),
 }
 """what may be wrong besides the settings that `stop_message` names, by column"""
 
