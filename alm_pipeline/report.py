@@ -22,8 +22,8 @@ class RunSummary(BaseModel):
     teacher_tokens: int
     student_tokens: int
     chunks: int
-    aligned_share: float
-    """share of the text's bytes that are in aligned chunks"""
+    aligned_share: float | None
+    """share of the text's bytes that are in aligned chunks; None if there are no bytes"""
     cache_bytes_per_teacher_token: float
     """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
@@ -51,13 +51,17 @@ def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
         teacher_tokens=teacher_tokens,
         student_tokens=manifests["student_tokens"].counts["tokens"],
         chunks=manifests["alignments"].counts["chunks"],
-        aligned_share=manifests["alignments"].counts["aligned_bytes"] / examples.counts["text_bytes"],
+        aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
         initialization=results.get("initialization", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
     )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _results(pipeline: Pipeline) -> Mapping[str, Any]:
@@ -72,7 +76,7 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         *((f"left out, {reason}", f"{count:,}") for reason, count in summary.dropped.items()),
         ("tokens", f"teacher {summary.teacher_tokens:,}, student {summary.student_tokens:,}"),
         ("aligned chunks", f"{summary.chunks:,}"),
-        ("bytes aligned", f"{summary.aligned_share:.2%}"),
+        ("bytes aligned", "–" if summary.aligned_share is None else f"{summary.aligned_share:.2%}"),
         ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),
     ]
     if summary.initialization:

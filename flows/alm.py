@@ -12,8 +12,8 @@ from prefect import flow
 from prefect.states import Cancelled
 from pydantic import Field
 
-from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, override
+from alm_pipeline.config import AlmConfig, Number, Whole
+from alm_pipeline.config.overrides import Overrides, override, parse_overrides
 from alm_pipeline.config.recipes import recipe as find_recipe
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from alm_pipeline.pipeline import Pipeline
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=1)]
 
 
 def _run_name() -> str:
@@ -41,7 +41,7 @@ def _run_name() -> str:
 
 def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     config: AlmConfig = parameters["config"] or find_recipe(parameters["recipe"])
-    return override(config, Overrides(**{name: parameters[name] for name in Overrides.model_fields}))
+    return override(config, parse_overrides({name: parameters[name] for name in Overrides.model_fields}))
 
 
 @flow(name="alm", flow_run_name=_run_name, persist_result=False)
@@ -55,10 +55,10 @@ def alm(
     teacher: str | None = None,
     student: str | None = None,
     tokenizer: str | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    gamma: float | None = None,
-    temperature: float | None = None,
+    steps: Whole | None = None,
+    learning_rate: Number | None = None,
+    gamma: Number | None = None,
+    temperature: Number | None = None,
     settings: dict[str, Any] | None = None,
     runner: Runner = "threads",
     workers: Count = 2,
@@ -66,7 +66,7 @@ def alm(
     group_bytes: Count = 64 * 2**20,
     gpu_pool: str | None = None,
     gpu_runs: Count = 1,
-    shards: list[int] | None = None,
+    shards: list[Whole] | None = None,
 ) -> dict[str, Any]:
     """Distill a teacher into a student, whatever their tokenizers.
 

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import Dtype, Method, ScoreConfig, SpecialTokens
+from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -24,7 +24,7 @@ from alm_pipeline.ensemble.config import (
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=1)]
 Results = dict[str, dict[str, float]]
 
 
@@ -42,7 +42,7 @@ def evaluate(
     examples: Count = 200,
     tasks: list[str] | None = None,
     task_folder: str | None = None,
-    few_shot: Annotated[int, Field(ge=0)] | None = None,
+    few_shot: Annotated[Whole, Field(ge=0)] | None = None,
     limit: Count | None = None,
     batch_size: Count = 1,
     chat: bool = False,
@@ -119,7 +119,7 @@ def transfer(
     special_tokens: SpecialTokens = "auto",
     donor: str | None = None,
     omp_terms: Count = 8,
-    seed: int = 0,
+    seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = 0,
     corpus: str | None = None,
     text: str = "text",
     examples: Count = 200,

@@ -6,7 +6,7 @@ fast it runs (roots, threads, devices, the teacher's batch size) is outside ever
 
 from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Source
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
 from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, ScoreConfig
@@ -16,6 +16,7 @@ from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule,
 __all__ = [
     "BYTES",
     "LIVE_TERMS",
+    "SEEDS",
     "AlmConfig",
     "Balance",
     "ChosenStep",
@@ -34,6 +35,7 @@ __all__ = [
     "LogConfig",
     "LoraConfig",
     "Method",
+    "Number",
     "ObjectiveConfig",
     "PublishConfig",
     "Ramp",
@@ -47,6 +49,7 @@ __all__ = [
     "Tracker",
     "TrainConfig",
     "TrainedTokenizer",
+    "Whole",
     "load_config",
     "parse_config",
 ]

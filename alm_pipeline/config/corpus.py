@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import SEEDS, Frozen
 
 FileFormat = Literal["parquet", "jsonl", "text"]
 
@@ -55,7 +55,9 @@ class GeneratedSource(Frozen):
     kind: Literal["reasoning_gym"] = Field("reasoning_gym", description="Selects this source.")
     task: str = Field("gsm_symbolic", description="The name of the task in reasoning-gym.")
     size: int = Field(10_000, gt=0, description="How many problems to generate.")
-    seed: int = Field(0, description="The seed of the problems: the same seed generates the same problems.")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="The seed of the problems: the same seed generates the same problems."
+    )
 
 
 Source = Annotated[FilesSource | HubSource | GeneratedSource, Field(discriminator="kind")]

@@ -4,13 +4,15 @@
 the flow `alm` with it.
 """
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from alm_pipeline.config import AlmConfig, parse_config
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import Frozen, wrong_fields
+from storage.errors import UserError
 
 
 class Overrides(Frozen):
@@ -34,6 +36,14 @@ class Overrides(Frozen):
     settings: dict[str, Any] | None = Field(
         None, description='Any other fields of the configuration, by dotted name: {"train.seed": 1}.'
     )
+
+
+def parse_overrides(values: Mapping[str, Any]) -> Overrides:
+    """Build overrides from plain values. Raises UserError with each wrong one."""
+    try:
+        return Overrides.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"overrides: these values are wrong:\n{wrong_fields(error)}") from error
 
 
 FIELDS = {

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import SEEDS, Frozen
 from alm_pipeline.config.scoring import Dtype
 
 Schedule = Literal["linear", "cosine", "wsd"]
@@ -88,7 +88,9 @@ class TrainConfig(Frozen):
         description="The dtype of the saved student's weights. `source` is the dtype of the model that it was made "
         "from.",
     )
-    seed: int = Field(0, description="The seed of everything random: the order of examples, dropout, new weights.")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="The seed of everything random: the order of examples, dropout, new weights."
+    )
     ema: float | None = Field(
         None,
         gt=0,

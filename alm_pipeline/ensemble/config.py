@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from alm_pipeline.config import Dtype, Frozen
+from alm_pipeline.config.frozen import wrong_fields
 from alm_pipeline.config.run import read_yaml
 from storage.errors import UserError
 
@@ -26,9 +27,7 @@ class MemberConfig(Frozen):
     tokenizer: str | None = Field(
         None, description="The folder or hub name of the member's tokenizer. Default: the model's own."
     )
-    weight: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="The member's share; 0 leaves its predictions out."
-    )
+    weight: float = Field(1.0, ge=0, description="The member's share; 0 leaves its predictions out.")
     dtype: Dtype = Field("float32", description="The precision of the weights.")
     device: str | None = Field(
         None, description="The device, such as `cpu` or `cuda:1`. Default: the GPU, or the CPU if there is none."
@@ -55,6 +54,12 @@ class EnsembleConfig(Frozen):
     def _someone_counts(self) -> Self:
         if not any(member.weight for member in self.members):
             raise ValueError("every weight is 0: give at least one member a weight above 0")
+        weights = [member.weight for member in self.members if member.weight]
+        if not all(weight / sum(weights) > 0 for weight in weights):
+            raise ValueError(
+                f"the weights {min(weights)} and {max(weights)} are too far apart to compute with: give weights "
+                "such as 1 and 2, or 0 to leave a member out"
+            )
         return self
 
 
@@ -74,8 +79,7 @@ def read_config(file: Path) -> EnsembleConfig:
     try:
         config = EnsembleConfig.model_validate(read_yaml(file))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
-        raise UserError(f"{file}: is not a valid ensemble:\n" + "\n".join(lines)) from error
+        raise UserError(f"{file}: is not a valid ensemble:\n{wrong_fields(error)}") from error
     members = tuple(member.model_copy(update=_relative_to(member, file.parent)) for member in config.members)
     return config.model_copy(update={"members": members})
 

@@ -6,13 +6,17 @@ from typing import Any
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
 from storage.errors import UserError
+
+_COLDEST = 1e-4
+"""the smallest temperature by which any logit of float16 can be divided in float32"""
 
 
 class TextStream(BaseStreamer):
@@ -40,6 +44,18 @@ class TextStream(BaseStreamer):
         """Do nothing: only bytes that are not a character have not been written."""
 
 
+class FiniteLogits(LogitsProcessor):
+    """Raises UserError for logits that are NaN or +∞, of which any token would be taken for the likeliest."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self.dtype = name, dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if (scores.isnan() | (scores == torch.inf)).any():
+            raise UserError(f"{self.name}: its logits are NaN or infinite: {why_not_finite(self.dtype)}")
+        return scores
+
+
 def generate_text(
     name: str,
     prompt: str,
@@ -57,15 +73,21 @@ def generate_text(
     """Continue the prompt with a model or ensemble, greedily at temperature 0.
 
     With `chat` the prompt is a user's message in the tokenizer's chat template. Raises UserError if the model does not
-    exist, or has no chat template.
+    exist, has no chat template, or computes logits that are NaN.
     """
+    if 0 < temperature < _COLDEST:
+        raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
     model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code)
     inputs = _inputs(model, tokenizer, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
     model.generate(  # type: ignore[operator]
-        **inputs, **sampling, max_new_tokens=max_tokens, streamer=TextStream(tokenizer, write)
+        **inputs,
+        **sampling,
+        max_new_tokens=max_tokens,
+        streamer=TextStream(tokenizer, write),
+        logits_processor=[FiniteLogits(name, str(model.dtype).removeprefix("torch."))],
     )
 
 

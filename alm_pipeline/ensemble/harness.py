@@ -3,6 +3,7 @@
 Importing this module registers the model `alm` in lm_eval.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.scoring.windows import WindowRow
 from storage.errors import UserError, user_error
 
@@ -75,14 +77,22 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """Return (log-probability of the continuation, whether greedy generation produces it) for each request."""
         if not isinstance(self.model, EnsembleModel):
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
+            return self._checked(super()._loglikelihood_tokens(requests, disable_tqdm, override_bs))
         rows = [self._row(k, context, continuation) for k, (_, context, continuation) in enumerate(requests)]
         longest = max((len(row.ids) for row in rows), default=0)
         predictions = row_predictions(self.model, rows, longest * (override_bs or self.batch_size))
-        answers = [(float(row.logprobs.sum()), bool(row.likeliest.all())) for row in predictions]
+        answers = self._checked([(float(row.logprobs.sum()), bool(row.likeliest.all())) for row in predictions])
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _checked(self, answers: list[tuple[float, bool]]) -> list[tuple[float, bool]]:
+        """Raise UserError if a log-probability is NaN: lm_eval would take it for the likeliest choice."""
+        if any(math.isnan(logprob) for logprob, _ in answers):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            name = self.model.name_or_path or self.model.config.model_type
+            raise UserError(f"{name}: the log-probability of an answer is NaN: {why_not_finite(dtype)}")
         return answers
 
     def _row(self, example: int, context: list[int], continuation: list[int]) -> WindowRow:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.models.files import length_in
 from alm_pipeline.models.output_head import at_least_float32, headless, input_device, output_head
+from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.transfer.bytes.modeling_ngram_bytes import LONGEST
 from storage.errors import UserError
 
@@ -62,6 +63,15 @@ class EnsembleMember(ABC):
         """[N, L] in float32 or better; tokens that are not shared are left out before the softmax."""
         logits_NV = at_least_float32(self.head.logits(hidden_NH.to(self.head.device, self.head.dtype)))
         return (logits_NV if self._has_all_tokens else logits_NV[:, self.columns_L]).log_softmax(-1)
+
+    def checked_logprobs(self, hidden_NH: Tensor) -> Tensor:
+        """Return what `logprobs` does. Raises UserError if a log-probability is NaN."""
+        logprobs_NL = self.logprobs(hidden_NH)
+        if logprobs_NL.isnan().any():
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            name = self.model.name_or_path or self.model.config.model_type
+            raise UserError(f"member {name}: its log-probabilities are NaN: {why_not_finite(dtype)}")
+        return logprobs_NL
 
     def _run(self, ids_BU: Tensor, mask_BU: Tensor, seen: int, past: Any, use_cache: bool) -> Any:
         """Run the model on the columns from `seen` on; those before are in `past`."""

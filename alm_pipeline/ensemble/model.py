@@ -23,6 +23,7 @@ from alm_pipeline.ensemble.combination import combine
 from alm_pipeline.ensemble.config import Mean
 from alm_pipeline.ensemble.members import EnsembleMember
 from alm_pipeline.ensemble.vocabulary import Respeller
+from storage.errors import UserError
 
 # log-probabilities (positions × tokens) of each member that exist at once
 _PIECE_ELEMENTS = 2**25
@@ -129,15 +130,18 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
     def pieces(self, hidden: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """Yield log-probabilities [P, L] of the shared tokens, a few positions at a time.
 
-        `hidden` has the states [N, H] of each member.
+        `hidden` has the states [N, H] of each member. Raises UserError if one is NaN.
         """
         positions = max(1, _PIECE_ELEMENTS // len(self.shared_L))
         for parts in zip(*(states_NH.split(positions) for states_NH in hidden), strict=True):
             logprobs = (
-                (member.logprobs(states_PH).to(device), weight)
+                (member.checked_logprobs(states_PH).to(device), weight)
                 for member, states_PH, weight in zip(self.members, parts, self._weights, strict=True)
             )
-            yield combine(logprobs, self.mean)
+            combined_PL = combine(logprobs, self.mean)
+            if combined_PL.isnan().any():
+                raise UserError("at some position no token is possible for all members: use mean: probabilities")
+            yield combined_PL
 
     def _spread(self, logprobs_PL: Tensor) -> Tensor:
         """[P, V] the log-probabilities of all tokens: −∞ for those that are not shared."""

@@ -15,16 +15,30 @@ import numpy.typing as npt
 
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.scoring.scorer import Scorer
+from storage.errors import UserError
 from storage.schemas import TokenKind
+
+_IMPOSSIBLE = "the model cannot produce it, so it has no bits per byte: measure it on other texts"
 
 
 def bits_per_byte(
     logprobs: npt.NDArray[np.float32], byte_lengths: npt.NDArray[np.int32], kinds: npt.NDArray[np.uint8]
 ) -> float:
-    """−Σ log₂ p / Σ bytes, over flat arrays of tokens."""
-    counted = np.isfinite(logprobs) & (kinds == TokenKind.CONTENT)
+    """−Σ log₂ p / Σ bytes, over flat arrays of tokens. NaN is that of a token without a prediction.
+
+    Raises UserError if the result is not finite, or if no token with a prediction covers a byte.
+    """
+    counted = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT)
     nats = -float(logprobs[counted].sum(dtype=np.float64))
-    return nats / math.log(2) / int(byte_lengths[counted].sum())
+    size = int(byte_lengths[counted].sum(dtype=np.int64))
+    if not size:
+        raise UserError(
+            "no token with a prediction covers a byte of the texts, so they have no bits per byte: each is empty or a "
+            "single token: use longer texts"
+        )
+    if not math.isfinite(nats):
+        raise UserError(f"the texts have a token whose log-probability is {logprobs[counted].min()}: {_IMPOSSIBLE}")
+    return nats / math.log(2) / size
 
 
 @dataclass(frozen=True)

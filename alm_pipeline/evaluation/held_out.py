@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte
+from alm_pipeline.scoring.finite import check_stored_scores
 from storage.columns import list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
@@ -43,10 +44,11 @@ class HeldOut:
     def read(cls, caches: Mapping[str, Dataset], at_most: int | None = None) -> "HeldOut":
         """Read all held-out examples, and draw `at_most` of them, the same ones every time.
 
-        `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out.
+        `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing
+        held out has a prediction, or when a score is not finite.
         """
         shards = range(len(caches["alignments"].complete_manifest().shards))
-        parts = [_held_out_rows(read_aligned(caches, shard, dict(COLUMNS))) for shard in shards]
+        parts = [_held_out_rows(_read(caches, shard)) for shard in shards]
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
         total = tables["examples"].num_rows
         if not total:
@@ -70,6 +72,12 @@ class HeldOut:
     def column(self, role: str, name: str) -> list[npt.NDArray[np.generic]]:
         """Return a list column of the drawn examples, one array per example."""
         return list_rows(self.drawn[role][name])
+
+
+def _read(caches: Mapping[str, Dataset], shard: int) -> Tables:
+    tables = read_aligned(caches, shard, dict(COLUMNS))
+    check_stored_scores(tables, caches["scores"], shard)
+    return tables
 
 
 def _held_out_rows(tables: Tables) -> dict[str, pa.Table]:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
+from alm_pipeline.models.finite_weights import check_finite_weights
 from alm_pipeline.models.library_log import load_reports, quiet_transformers
 from alm_pipeline.models.weights_report import check_weights, conversion_problem
 from storage.errors import UserError, cause
@@ -26,7 +27,7 @@ def load_model(
     """Load a causal language model in evaluation mode, onto `device`: by default a GPU if there is one.
 
     With a `device_map`, accelerate decides which part goes to which device. Raises UserError when it can't be loaded,
-    or when the tensors in its files are not exactly the model's.
+    when the tensors in its files are not exactly the model's, or when a weight is NaN or infinite.
     """
     place = _device(device)
     folder = model_folder(name)
@@ -35,6 +36,7 @@ def load_model(
     check_weights(name, model, report)
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    check_finite_weights(model, name)
     model.eval()
     return model
 

@@ -169,7 +169,7 @@ def check_output_head(
     head: Head | LayerHead | None = None,
     hidden_states_of: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Raises UserError if the head's logits of a few tokens differ from the model's own.
+    """Raises UserError if the head's logits of a few tokens differ from the model's own, or if they are not finite.
 
     The tolerance is 5 % of the largest logit in bfloat16 and float16, and 0.1 % in float32. Rounding differs by less,
     and a missing scale or cap by more. Call it once after loading a model. `hidden_states_of` is how the caller
@@ -201,5 +201,20 @@ def _difference_from_own_logits(
         return float("inf"), 0.0  # not a causal language model: it has other inputs or outputs
     if head_NV.shape != own_NV.shape:
         return float("inf"), 0.0
+    _check_finite(model, hidden_BSH, own_NV)
+    # a logit may be -inf on both sides
+    difference_NV = (head_NV - own_NV).abs().masked_fill(head_NV == own_NV, 0)
     share = 1e-3 if model.dtype.itemsize >= 4 else 5e-2
-    return float((head_NV - own_NV).abs().max()), share * float(own_NV.abs().max())
+    return float(difference_NV.max()), share * float(own_NV[own_NV.isfinite()].abs().max())
+
+
+def _check_finite(model: PreTrainedModel, hidden_BSH: Tensor, own_NV: Tensor) -> None:
+    """Raise UserError if the hidden states are not finite, or the logits NaN or infinite: nothing can be compared."""
+    named = {"hidden states": hidden_BSH.isfinite().all(), "logits": ~(own_NV.isnan() | (own_NV == torch.inf)).any()}
+    wrong = [name for name, is_right in named.items() if not is_right] or []
+    if wrong or not own_NV.isfinite().any():
+        raise UserError(
+            f"{model.name_or_path or model.config.model_type}: its {' and '.join(wrong or ['logits'])} of a few tokens "
+            f"are NaN or infinite in {str(model.dtype).removeprefix('torch.')}: load it in bfloat16 or float32 "
+            "(score.dtype, or --dtype of a command); if they stay so, its weights are damaged"
+        )

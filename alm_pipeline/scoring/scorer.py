@@ -25,6 +25,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import BatchBudget, is_out_of_memory, weighted_groups
+from alm_pipeline.scoring.finite import ScoreFault, first_fault_of_rows, why_not_finite
 from alm_pipeline.scoring.head import NextTokens
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
@@ -41,9 +42,9 @@ class TokenScores(NamedTuple):
     """The scores of an example of T tokens."""
 
     logprobs: Floats
-    """[T]; NaN for the first token, which has no prediction"""
+    """[T]; NaN for the first token, which has no prediction, and finite for all others"""
     boundary_logprobs: Floats
-    """[T] of a boundary token after each token"""
+    """[T] of a boundary token after each token; −∞ for all if the vocabulary has no boundary token"""
     top_ids: Ids
     """[T, K] the likeliest tokens after each token, likeliest first"""
     top_logprobs: Floats
@@ -58,8 +59,15 @@ class TokenScores(NamedTuple):
 class Scorer:
     """Scores tokens with a model: the log-probability of each token, and of a boundary token after it."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: HeadVocabulary, config: ScoreConfig | None = None) -> None:
-        config = config or ScoreConfig()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: HeadVocabulary,
+        config: ScoreConfig | None = None,
+        tokenizer: LoadedTokenizer | None = None,
+    ) -> None:
+        """`tokenizer` spells a token in errors, and its name is the model's."""
+        config, self._tokenizer = config or ScoreConfig(), tokenizer
         self.model, self.top_k, self.budget = model.eval(), config.top_k, BatchBudget(config.batch_tokens)
         self.windows = WindowPlan.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
@@ -81,7 +89,7 @@ class Scorer:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: LoadedTokenizer, config: ScoreConfig | None = None) -> "Scorer":
         """Raises UserError if the tokenizer is not the model's, or its logits are not those of its output layer."""
-        return cls(model, HeadVocabulary.of(model, tokenizer), config)
+        return cls(model, HeadVocabulary.of(model, tokenizer), config, tokenizer)
 
     @torch.inference_mode()
     def score(
@@ -95,7 +103,7 @@ class Scorer:
         """Return the scores of each example.
 
         `begins` is whether each example's first token is a begin-of-text token, which windows then repeat; `names` are
-        for errors. Raises UserError if memory is too small for a single row.
+        for errors. Raises UserError if memory is too small for a single row, or if a score is not finite.
         """
         scores = [TokenScores.empty(len(example), self.top_k) for example in examples]
         for group in weighted_groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
@@ -104,7 +112,33 @@ class Scorer:
                 _put(scores, batch, parts)
                 if advance:
                     advance(sum(row.scored for row in batch))
+            if fault := _first_fault([scores[k] for k in group]):
+                k = group[fault.example]
+                place = f"example {names[k]}" if names else f"text {k} (counted from 0)"
+                raise UserError(self._not_finite(place, examples[k], bool(begins and begins[k]), fault))
         return scores
+
+    def _not_finite(self, place: str, ids: Ids, begins: bool, fault: ScoreFault) -> str:
+        """Return the error for an example. The token is the last of the shortest beginning that has the fault.
+
+        Attention multiplies later tokens by 0, so a state that is NaN shows in all tokens before it too.
+        """
+        right, wrong = 0, len(ids)
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            scores = TokenScores.empty(middle, self.top_k)
+            for row in self.windows.rows(0, ids[:middle], begins):
+                _put([scores], [row], self._score_batch([row]))
+            right, wrong = (right, middle) if _first_fault([scores]) else (middle, wrong)
+        name = (self._tokenizer and self._tokenizer.name) or self.model.name_or_path or self.model.config.model_type
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        token = f"token {wrong - 1}, {self._spell(int(ids[wrong - 1]))}"
+        return f"{name}: {place}, {token}: {fault}: {why_not_finite(dtype)}"
+
+    def _spell(self, id_: int) -> str:
+        if self._tokenizer is None:
+            return f"id {id_}"
+        return f"{self._tokenizer.view.spelling[id_].decode(errors='replace')!r} (id {id_})"
 
     def _batches(
         self, rows: list[WindowRow], names: Sequence[str] | None
@@ -175,6 +209,10 @@ class Scorer:
             next_tokens.top_ids_NR.int().cpu().numpy(),
             next_tokens.top_logprobs_NR.float().cpu().numpy(),
         )
+
+
+def _first_fault(scores: Sequence[TokenScores]) -> ScoreFault | None:
+    return first_fault_of_rows([row.logprobs for row in scores], [row.boundary_logprobs for row in scores])
 
 
 def _too_long(row: WindowRow, names: Sequence[str] | None) -> str:

@@ -27,7 +27,7 @@ from alm_pipeline.transfer.swap import swap_tokenizer
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, template_texts
-from alm_pipeline.transfer.fvt import chat_tokens
+from alm_pipeline.transfer.fvt import chat_tokens, special_ids
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,15 @@ def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
 
     A template that writes tokens which the target lacks is not carried over; a warning names one of them.
     """
-    vocabulary = target.get_vocab()
+    # not its whole vocabulary: an ordinary token `<s>` is text
+    added = target.get_added_vocab()
     for role, token in source.special_tokens_map.items():
-        if isinstance(token, str) and token in vocabulary:
+        if isinstance(token, str) and token in added:
             setattr(target, role, token)
     if not source.chat_template:
         return
     texts = list(template_texts(source))
-    missing = {token.content for token in control_tokens(source)} - vocabulary.keys()
+    missing = {token.content for token in control_tokens(source)} - added.keys()
     if written := sorted(token for token in missing if any(token in text for text in texts)):
         logger.warning("%s: its chat template writes %s, which the tokenizer lacks", source.name_or_path, written[0])
     else:
@@ -73,6 +74,7 @@ class _NewIds:
 
     def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
         self.source, self.target, self.vocabulary = source, target, target.get_vocab()
+        self.source_special, self.target_special = special_ids(source), special_ids(target)
         target_ids, source_ids = chat_tokens(target), chat_tokens(source)
         self.by_chat = {source_ids[kind]: id_ for kind, id_ in target_ids.items() if kind in source_ids}
 
@@ -85,8 +87,10 @@ class _NewIds:
         in_role: int | None = getattr(self.target, f"{role}_token_id")
         # the same literal comes before the role: a padding token that also ends turns must not end texts as padding
         token = self.source.convert_ids_to_tokens(id_) if id_ < len(self.source) else None
-        if token in self.vocabulary:
-            return self.vocabulary[token]
+        # a special token is not the target's ordinary token of that literal (Qwen's `</s>`)
+        same = self.target_special if token in self.source_special else self.vocabulary
+        if token in same:
+            return same[token]
         return self.by_chat.get(id_, in_role) if role == "eos" else in_role
 
 

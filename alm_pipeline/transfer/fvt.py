@@ -62,7 +62,8 @@ def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer) -> Vocabula
     pieces = []
     for id_, spelling in enumerate(target.view.spelling):
         counterpart = (specials[id_],) if id_ in specials else ()
-        pieces.append(counterpart if target.view.special[id_] else cutter.cut(spelling))
+        is_added = id_ in target.view.added
+        pieces.append(counterpart if target.view.special[id_] else cutter.cut(spelling, reads_literals=is_added))
     return VocabularyMap(tuple(pieces), source.view, target.view)
 
 
@@ -74,14 +75,22 @@ class _Cutter:
         self.engine, self.view = StandardEngine(source.fast.backend_tokenizer), source.view
         self.ids = tokens_by_spelling(self.view)
         self.longest = max(map(len, self.ids), default=0)
+        self.with_role = _ids_with_role(source.fast)
 
-    def cut(self, spelling: bytes) -> tuple[int, ...]:
+    def cut(self, spelling: bytes, *, reads_literals: bool) -> tuple[int, ...]:
+        """Return the source tokens of a token that is not special.
+
+        With `reads_literals`, the literals of the source's special tokens are those tokens. An ordinary token `<s>` is
+        text, so it is not the source's begin of text. Nor is an added one, as Gemma's HTML tag `<s>`.
+        """
         if spelling in self.ids:
             return (self.ids[spelling],)
         try:
-            (ids,) = self.engine.encode([spelling.decode()], special_literals=True)
+            (ids,) = self.engine.encode([spelling.decode()], special_literals=reads_literals)
         except UnicodeDecodeError:  # part of a character
             return self._longest_matches(spelling)
+        if len(ids) == 1 and ids[0] in self.with_role:
+            return self.cut(spelling, reads_literals=False) if reads_literals else self._longest_matches(spelling)
         spelled = b"".join(self.view.spelling[id_] for id_ in ids)
         return tuple(ids) if spelled == spelling else self._longest_matches(spelling)
 
@@ -98,10 +107,16 @@ class _Cutter:
 
 
 def special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
-    """Return target id → source id of the same literal, or else the same role in the chat template or the tokenizer."""
+    """Return target id → source id of the same literal, or else the same role in the chat template or the tokenizer.
+
+    A token that is not special in the source is text there, whatever its literal: Qwen has ordinary tokens `<s>` and
+    `</s>`. Only a target token without a role takes the source's added token of its literal that is not marked as
+    special (`<think>`).
+    """
     source_ids = chat_tokens(source)
     chat = [(id_, source_ids[kind]) for kind, id_ in chat_tokens(target).items() if kind in source_ids]
-    return _first_pairs([*_same_literals(source, target), *chat, *_same_roles(source, target)])
+    roles = [*chat, *_same_roles(source, target)]
+    return _first_pairs([*_same_literals(source, target), *roles, *_same_unmarked_literals(source, target)])
 
 
 def role_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:
@@ -109,9 +124,28 @@ def role_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokeniz
     return _first_pairs([*_same_literals(source, target), *_same_roles(source, target)])
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the id of each special token by its literal."""
+    return {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def _same_literals(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
-    source_ids = source.get_vocab()
-    return [(id_, source_ids[token]) for token, id_ in target.get_added_vocab().items() if token in source_ids]
+    source_ids = special_ids(source)
+    return [(id_, source_ids[token]) for token, id_ in special_ids(target).items() if token in source_ids]
+
+
+def _same_unmarked_literals(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
+    """Pair what has no role in the target with the source's added token of the same literal."""
+    source_ids = source.get_added_vocab()
+    with_role = _ids_with_role(target)
+    without_role = {token: id_ for token, id_ in special_ids(target).items() if id_ not in with_role}
+    return [(id_, source_ids[token]) for token, id_ in without_role.items() if token in source_ids]
+
+
+def _ids_with_role(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Return the ids of the tokens that have a role in the tokenizer or in its chat template."""
+    ids = [getattr(tokenizer, f"{role}_id") for role in ROLES]
+    return {id_ for id_ in ids if id_ is not None} | set(chat_tokens(tokenizer).values())
 
 
 def _same_roles(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:

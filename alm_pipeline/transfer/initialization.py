@@ -22,7 +22,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.composition import Composition
 from alm_pipeline.transfer.focus import focus
-from alm_pipeline.transfer.fvt import VocabularyMap
+from alm_pipeline.transfer.fvt import VocabularyMap, special_ids
 from alm_pipeline.transfer.omp import omp
 from alm_pipeline.vocabulary.byte_view import ByteView, check_vocabulary, tokens_by_spelling
 from storage.errors import UserError
@@ -147,7 +147,7 @@ class Donor(NamedTuple):
 
 def _donor_ids(tokenizer: LoadedTokenizer, target: ByteView) -> Ints:
     """[V] the id of the same token: special tokens by literal, others by bytes; -1 if there is none."""
-    ordinary, special = tokens_by_spelling(tokenizer.view), tokenizer.fast.get_added_vocab()
+    ordinary, special = tokens_by_spelling(tokenizer.view), special_ids(tokenizer.fast)
     ids = [
         special.get(spelling.decode(), -1) if target.special[id_] else ordinary.get(spelling, -1) if spelling else -1
         for id_, spelling in enumerate(target.spelling)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from alm_pipeline.models.finite_weights import is_finite
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over
@@ -13,6 +14,7 @@ from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
 from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def swap_tokenizer(
 ) -> TransferResult:
     """Give the model the target tokenizer, in place.
 
-    Raises UserError if the source tokenizer has tokens that the model's embedding lacks, or if the initialization
-    cannot be used with the target.
+    Raises UserError if the source tokenizer has tokens that the model's embedding lacks, if the initialization cannot
+    be used with the target, or if it makes rows that are NaN or infinite.
     """
     mapping = map_vocabulary(source, target)
     check_vocabulary(mapping.source, embedding_rows(model), source.name)
@@ -48,6 +50,12 @@ def swap_tokenizer(
         compose_rows(table.value, compositions[-1 if table.of_head else 0], mapping.source.size, seed)
         for table in tables
     ]
+    for table, value in zip(tables, rows, strict=True):
+        if not is_finite(value):
+            raise UserError(
+                f"initialization: new rows of {table.name} are NaN or infinite: the donor's embeddings are damaged, or "
+                "the vocabulary has a single token: use the initialization fvt"
+            )
     model.resize_token_embeddings(len(mapping.pieces), mean_resizing=False)
     for table, value in zip(embedding_tables(model), rows, strict=True):
         table.value.data.copy_(value)

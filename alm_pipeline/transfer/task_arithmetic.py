@@ -37,15 +37,16 @@ from transformers import (
 
 from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
+from alm_pipeline.models.finite_weights import first_names
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
-from alm_pipeline.transfer.fvt import map_vocabulary
+from alm_pipeline.transfer.fvt import map_vocabulary, special_ids
 from alm_pipeline.transfer.swap import EmbeddingTable, embedding_tables
-from alm_pipeline.transfer.weights import Weights, first_names, write_weights
+from alm_pipeline.transfer.weights import Weights, write_weights
 from storage.errors import UserError
 
 _HEAD = "lm_head.weight"
@@ -121,9 +122,11 @@ class _MergedVocabulary:
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
         mapping = map_vocabulary(base_tokenizer, LoadedTokenizer.of(target))
-        literals, known = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__), target.get_vocab()
-        tokens = source.added_tokens_decoder
-        target.add_tokens([tokens.get(source_ids[literal], literal) for literal in literals if literal not in known])
+        literals = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__)
+        # an ordinary token of the target is not a special one of the same literal, and becomes it here
+        special, known, added_known = special_ids(source), target.get_vocab(), target.get_added_vocab()
+        new = [literal for literal in literals if literal not in (added_known if literal in special else known)]
+        target.add_tokens([source.added_tokens_decoder.get(source_ids[literal], literal) for literal in new])
         ids = target.get_vocab()
         added = {ids[literal]: source_ids[literal] for literal in literals}
         carry_template(source, target)

@@ -1,7 +1,7 @@
 """The tensors of a model's folder, read one at a time and written one file at a time."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alm_pipeline.models.damage import check_weights_file
 from alm_pipeline.models.files import model_folder
+from alm_pipeline.models.finite_weights import is_finite
 from storage.errors import UserError, user_error
 
 SHARD_BYTES = 2**30
@@ -56,27 +57,40 @@ class Weights:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        """Return the tensor as it is stored."""
+        """Return the tensor as it is stored. Raises UserError if a value is NaN or infinite."""
         tensor: Tensor = self._files[name].get_tensor(name)
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise UserError(
+                f"{self.name}: {name} has weights that are NaN or infinite: they are damaged, or were saved after a "
+                "training had diverged: fetch or train the model again"
+            )
         return tensor
 
 
 def write_weights(folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], Tensor], dtype: torch.dtype) -> None:
     """Write tensors as transformers does, in files of 1 GiB; at most one file's tensors are in memory.
 
-    `sizes` is the number of values of each tensor by name, in the order in which `tensor` makes them.
+    `sizes` is the number of values of each tensor by name, in the order in which `tensor` makes them. Raises UserError
+    if a value exceeds the range of `dtype`.
     """
     shards = _shards(sizes, dtype.itemsize)
     files: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        save_file(
-            {name: tensor(name).to(dtype).contiguous() for name in names}, folder / file, metadata={"format": "pt"}
-        )
+        save_file({name: _stored(tensor, name, dtype) for name in names}, folder / file, metadata={"format": "pt"})
         files |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values()) * dtype.itemsize}, "weight_map": files}
         (folder / _INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _stored(tensor: Callable[[str], Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    values = tensor(name).to(dtype).contiguous()
+    if not is_finite(values):
+        raise UserError(
+            f"{name}: a weight exceeds the range of {str(dtype).removeprefix('torch.')}: use a scale nearer to 1"
+        )
+    return values
 
 
 def _shards(sizes: Mapping[str, int], itemsize: int) -> list[list[str]]:
@@ -89,9 +103,3 @@ def _shards(sizes: Mapping[str, int], itemsize: int) -> list[list[str]]:
         shards[-1].append(name)
         shard_bytes += size * itemsize
     return shards
-
-
-def first_names(names: Iterable[str]) -> str:
-    """Return the first three names for an error, and the number of the others."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -10,11 +10,11 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from alm_pipeline.config import Method, SpecialTokens
+from alm_pipeline.config import SEEDS, Method, SpecialTokens
 from flows.cli.console import err, out, user_errors, write_picture
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.models import models, print_comparison
-from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, override_options
+from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
 from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.stages import Until
@@ -64,14 +64,14 @@ def run(
     from flows.cli.embedded import prepare
 
     prepare()
-    from alm_pipeline.config.overrides import Overrides, override
+    from alm_pipeline.config.overrides import override, parse_overrides
     from alm_pipeline.report import RunSummary, summary_table
     from alm_pipeline.runtime.progress import progress_bars
     from flows.alm import alm
 
     with user_errors():
         settings = _parse_settings(overrides.pop("settings"))
-        config = override(_configuration(recipe), Overrides(**overrides, settings=settings))
+        config = override(_configuration(recipe), parse_overrides({**overrides, "settings": settings}))
         if again:
             _forget_student(config, storage)
         _log_to_stderr()
@@ -194,7 +194,7 @@ def transfer(
     omp_terms: Annotated[
         int, typer.Option(min=1, help="With omp: the number of shared tokens that a new one is composed of.")
     ] = 8,
-    seed: Annotated[int, typer.Option(help="The seed of random embeddings.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The seed of random embeddings.")] = 0,
     corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
     text: Text = "text",
     examples: Examples = 200,
@@ -231,7 +231,9 @@ def apply_transfer(
     ],
     fine_tune: Annotated[str, typer.Argument(metavar="FINE_TUNE", help="A fine-tune of the base model.")],
     folder: NewFolder,
-    scale: Annotated[float, typer.Option(help="The weight (lambda) of what the transfer changed in the base.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(callback=finite, help="The weight (lambda) of what the transfer changed in the base.")
+    ] = 1.0,
 ) -> None:
     """Give a fine-tune the tokenizer that its base model was transferred to, by task arithmetic."""
     from alm_pipeline.transfer.task_arithmetic import apply_transfer

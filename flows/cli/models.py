@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from alm_pipeline.config import SEEDS
 from flows.cli.console import err, out, user_errors
-from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode
+from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
 
 models = typer.Typer()
 
@@ -27,13 +28,18 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="The maximum number of new tokens.")] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0, help="The sampling temperature; 0 always takes the likeliest token.")
+        float,
+        typer.Option(min=0, callback=finite, help="The sampling temperature; 0 always takes the likeliest token."),
     ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Sample only from the likeliest tokens with this total probability.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Sample only from the likeliest tokens with this total probability."
+        ),
     ] = 1.0,
     seed: Annotated[
-        int | None, typer.Option(help="The seed of the sampling; the same seed gives the same text.")
+        int | None,
+        typer.Option(min=0, max=SEEDS - 1, help="The seed of the sampling; the same seed gives the same text."),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the tokenizer's chat template.")

@@ -1,9 +1,10 @@
 """Options that several commands share, and those that are made from `Overrides`."""
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -38,6 +39,13 @@ _SETTINGS = Annotated[
 ]
 
 
+def finite(value: float | None) -> float | None:
+    """The callback of every option that is a number: `nan` and `inf` are none."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 def override_options(command: Callable[..., None]) -> Callable[..., None]:
     """Make an option of each field of `Overrides`, in place of the command's `**overrides`."""
     parameters = [
@@ -57,4 +65,5 @@ def _option(name: str) -> Any:
     if name == "settings":
         return _SETTINGS
     field = Overrides.model_fields[name]
-    return Annotated[field.annotation, typer.Option(help=field.description)]
+    callback = finite if float in get_args(field.annotation) else None
+    return Annotated[field.annotation, typer.Option(help=field.description, callback=callback)]

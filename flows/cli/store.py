@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.tree import Tree
 
 from flows.cli.console import err, out, user_errors
+from flows.cli.options import finite
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ def prune(
         bool, typer.Option("--unused", help="Also delete datasets that no complete student was made from.")
     ] = False,
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="HOURS", help="Skip what was written in the last HOURS hours.")
+        float,
+        typer.Option(min=0, callback=finite, metavar="HOURS", help="Skip what was written in the last HOURS hours."),
     ] = 1,
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without it, only list.")] = False,
 ) -> None:

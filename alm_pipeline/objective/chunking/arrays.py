@@ -22,7 +22,7 @@ class AlignedScores(NamedTuple):
     token_offsets: Ints
     """[N + 1] where each example's teacher tokens begin"""
     logprobs: Floats
-    """[teacher tokens] NaN for a token without prediction"""
+    """[teacher tokens] NaN for each example's first token, which has no prediction, and finite for all others"""
     boundary_logprobs: Floats
 
 
@@ -36,7 +36,7 @@ class TeacherChunks(NamedTuple):
     used: npt.NDArray[np.int32]
     """[N] how many of them are part of a chunk that counts"""
     logprobs: Floats
-    """[C] log-likelihoods, debiased if configured"""
+    """[C] log-likelihoods, finite, debiased if configured"""
     student_starts: npt.NDArray[np.int32]
     """[C] the first student token of each chunk, counted within its example"""
     student_ends: npt.NDArray[np.int32]

@@ -12,6 +12,7 @@ from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.chunking.registry import chunks_of
+from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.training.data.arrays import ExampleArrays
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
@@ -39,9 +40,10 @@ def read_examples(
 
     `datasets` has the keys of COLUMNS. `ends` is where chunks may end, for chunkings that look at tokens. Those
     chunkings, and terms that need the teacher in memory, also need the dataset `teacher_tokens`. `with_ids` adds the
-    column `id`. Raises ValueError if `ends` do not fit the chunking.
+    column `id`. Raises ValueError if `ends` do not fit the chunking, and UserError if a score is not finite.
     """
     tables = read_aligned(datasets, shard, _needed_columns(objective, ends))
+    check_stored_scores(tables, datasets["scores"], shard)
     is_in_split = pc.equal(tables["examples"]["split"], split).to_numpy()
     return aligned_examples(tables, objective, ends, is_in_split, with_ids=with_ids)
 

@@ -89,11 +89,15 @@ class Evaluations:
             self.before = self.evaluator.over_all(model, metrics, "evaluate before")
 
     def run(self, model: PreTrainedModel, step: int, title: str | None = None) -> dict[str, float]:
-        """Evaluate the student of a step, record the result, and return its metrics."""
+        """Evaluate the student of a step, record the result, and return its metrics.
+
+        Raises UserError if a metric is NaN or infinite: it would be neither better nor worse than another.
+        """
         result = self.evaluator(model, title) if self.evaluator else None
         evaluation = broadcast_from_first(result)
         assert evaluation
         metrics = evaluation.metrics
+        _check(metrics, step)
         self.rows.append({"step": step, **metrics, "samples": [asdict(sample) for sample in evaluation.samples]})
         distances = [f"{name} {metrics[name]:.4g}" for name in ("alm", "kl") if name in metrics]
         _log.info(
@@ -107,7 +111,7 @@ class Evaluations:
     @property
     def best_step(self) -> int | None:
         """The trained step with the lowest metric, the earliest of several; None before the first evaluation."""
-        values = [(value, step) for step, value in self._metric_by_step() if not math.isnan(value)]
+        values = [(value, step) for step, value in self._metric_by_step()]
         return min(values)[1] if values else None
 
     @property
@@ -124,7 +128,7 @@ class Evaluations:
         for _, value in self._metric_by_step():
             improved = value < best - self.config.min_improvement
             without_improvement = 0 if improved else without_improvement + 1
-            best = min(best, value) if not math.isnan(value) else best
+            best = min(best, value)
         return without_improvement >= self.config.patience
 
     def _metric_by_step(self) -> list[tuple[int, float]]:
@@ -147,6 +151,8 @@ class Evaluations:
     def load(self, checkpoint: Path) -> None:
         content = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
         self.before, self.rows = content["before"], content["rows"]
+        for row in self.rows:
+            _check({name: value for name, value in row.items() if name != "samples"}, row["step"])
 
     def write(self, folder: Path) -> None:
         """Write `evaluations.parquet`, and `samples.txt` for people to read."""
@@ -154,6 +160,14 @@ class Evaluations:
         pq.write_table(pa.Table.from_pylist(self.rows, EVALUATIONS), folder / "evaluations.parquet")
         if any(row["samples"] for row in self.rows):
             (folder / "samples.txt").write_text("\n".join(map(_sample_text, self.rows)), encoding="utf-8")
+
+
+def _check(metrics: Mapping[str, float], step: int) -> None:
+    if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"step {step}, held out: {', '.join(wrong)}: the student computes numbers that are NaN or infinite: lower "
+            "train.learning_rate, or raise objective.temperature"
+        )
 
 
 def _sample_text(row: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ from alm_pipeline.training.loop.checkpoints import (
     load_weights,
 )
 from alm_pipeline.training.loop.ema import EmaWeights
-from alm_pipeline.training.loop.health import all_finite, diagnose_step, stop_message
+from alm_pipeline.training.loop.health import diagnose_step, stop_message, weights_problem
 from alm_pipeline.training.loop.step_metrics import StepMetrics, StepTimer
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.execution import replaced_forward, using_attention
@@ -172,11 +172,16 @@ class AlmTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Raises UserError if the step went wrong, before it is evaluated or saved."""
         is_step = "loss" in logs
-        if is_step and (problem := diagnose_step(logs, self.state.log_history, self.run.config.diverged_at)):
+        if is_step and (problem := self._problem(logs)):
             batches = self.args.gradient_accumulation_steps * this_process().count
             examples = self.stream.example_ids(self._state_before_step, batches)
             raise UserError(stop_message(self.state.global_step, problem, examples))
         super().log({**logs, **self.step_metrics} if is_step else logs, start_time)
+
+    def _problem(self, logs: Mapping[str, float]) -> str:
+        """Return what went wrong in the step, or "". All processes of a sharded student have to call this."""
+        entry = {**logs, **self.step_metrics}
+        return diagnose_step(entry, self.state.log_history, self.run.config.diverged_at) or weights_problem(self.model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return full_tensor(super()._get_grad_norm(model, grad_norm))  # type: ignore[no-untyped-call]
@@ -237,11 +242,8 @@ class AlmTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a complete checkpoint or none. Raises UserError instead of saving weights that are NaN or infinite."""
-        if not all_finite(self.model):
-            raise UserError(
-                f"step {self.state.global_step}: weights are NaN or infinite, so they are not saved: "
-                "lower train.learning_rate"
-            )
+        if problem := weights_problem(self.model):
+            raise UserError(f"step {self.state.global_step}: {problem}: they are not saved: lower train.learning_rate")
         checkpoints = self.run.checkpoints
         folder = checkpoints / UNFINISHED / checkpoint_name(self.state.global_step)
         self._write_checkpoint(folder)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Term
+from alm_pipeline.models.finite_weights import is_finite
 from alm_pipeline.models.library_log import quiet_transformers
 from storage.errors import UserError
 
@@ -55,14 +56,19 @@ SPEED = pa.schema(
 def round_weights(model: PreTrainedModel, dtype: str) -> None:
     """Round the weights to values of `dtype`, in place and keeping their type, so the stored values are evaluated.
 
-    Raises UserError if a weight exceeds the range of float16.
+    Raises UserError if a weight is NaN or infinite, or exceeds the range of `dtype`.
     """
     for name, weight in model.state_dict().items():  # includes the buffers that are stored
         if not weight.is_floating_point():
             continue
+        if not is_finite(weight):
+            raise UserError(
+                f"{name}: the trained student has weights that are NaN or infinite: lower train.learning_rate"
+            )
         weight.copy_(weight.to(getattr(torch, dtype)))
-        if dtype == "float16" and not weight.isfinite().all():
-            raise UserError(f"train.save_dtype: {name} has weights beyond the range of float16: use bfloat16")
+        if not is_finite(weight):
+            larger = "bfloat16" if dtype == "float16" else "float32"
+            raise UserError(f"train.save_dtype: {name} has weights beyond the range of {dtype}: use {larger}")
 
 
 def save_student(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
 from alm_pipeline.objective.chunking.merging import merged_chunks
+from storage.errors import UserError
 from storage.schemas import ChunkKind
 
 logprob = st.floats(-200.0, -1e-4)
@@ -54,14 +55,21 @@ def loop_merged(
             last = spans[group[-1]][1] - 1
             value = math.fsum(tokens) + (float(case["boundary_logprobs"][last]) if debias else 0.0)
             start, end = spans[group[0]][2], spans[group[-1]][3]
-            if not math.isnan(value) and start > 0:
+            if not any(map(lacks_prediction, group)):
                 found.append((value, start, end, len(group)))
         group.clear()
+
+    def lacks_prediction(k: int) -> bool:
+        teacher_start, teacher_end, student_start, student_end = spans[k]
+        # the first token of a sequence has none
+        return 0 in (*range(teacher_start, teacher_end), *range(student_start, student_end))
 
     for k, kind in enumerate(case["kinds"]):
         if kind == ChunkKind.UNPAIRED:
             close()
             continue
+        if kind == ChunkKind.PAIRED and lacks_prediction(k):
+            continue  # the condition of the group that begins after it
         group.append(k)
         boundary = math.exp(case["boundary_logprobs"][spans[k][1] - 1])
         if closes[k] if closes else gamma is None or boundary > gamma:
@@ -140,3 +148,58 @@ def test_other_scores_than_the_chunks_are_refused(example: dict[str, np.ndarray]
 @given(case=cases())
 def test_gamma_zero_is_unconstrained(case: dict[str, np.ndarray]) -> None:
     assert merged([case], 0.0, True) == merged([case], None, True)
+
+
+CONTENT, PAIRED, UNPAIRED = ChunkKind.CONTENT, ChunkKind.PAIRED, ChunkKind.UNPAIRED
+
+
+@pytest.mark.parametrize(
+    ("chunks", "first_teacher_token", "student_tokens"),
+    [
+        pytest.param([(PAIRED, 1, 1), (CONTENT, 2, 1), (CONTENT, 1, 2)], 1, (1, 4), id="begin of text on both sides"),
+        pytest.param([(PAIRED, 2, 1), (CONTENT, 1, 1), (CONTENT, 1, 1)], 2, (1, 3), id="of two tokens on one side"),
+        pytest.param([(PAIRED, 1, 1), (UNPAIRED, 3, 0), (CONTENT, 1, 2)], 4, (1, 3), id="then scaffold of one side"),
+        pytest.param([(UNPAIRED, 1, 0), (PAIRED, 1, 1), (CONTENT, 1, 1)], 2, (1, 2), id="the teacher's, then a turn"),
+        pytest.param([(UNPAIRED, 0, 1), (PAIRED, 1, 1), (CONTENT, 1, 1)], 1, (2, 3), id="the student's, then a turn"),
+        pytest.param([(UNPAIRED, 1, 0), (CONTENT, 1, 1), (CONTENT, 1, 1)], 0, None, id="the teacher's, then words"),
+        pytest.param([(UNPAIRED, 0, 1), (CONTENT, 1, 1), (CONTENT, 1, 1)], 0, None, id="the student's, then words"),
+        pytest.param([(UNPAIRED, 1, 1), (CONTENT, 1, 1), (CONTENT, 1, 1)], 1, (1, 3), id="both, without a pair"),
+        pytest.param([(CONTENT, 1, 1), (CONTENT, 1, 1)], 0, None, id="none"),
+        pytest.param([(PAIRED, 1, 1)], 0, None, id="nothing after it"),
+    ],
+)
+def test_a_group_begins_after_a_paired_opening(
+    chunks: list[tuple[ChunkKind, int, int]], first_teacher_token: int, student_tokens: tuple[int, int] | None
+) -> None:
+    """The teacher expects no boundary before the last chunk, so everything after the opening is one group."""
+    kinds, teacher, student = zip(*chunks, strict=True)
+    logprobs = -np.arange(sum(teacher), dtype=np.float32)
+    logprobs[:1] = np.nan
+    case = {
+        "teacher_tokens": np.array(teacher),
+        "student_tokens": np.array(student),
+        "kinds": np.array(kinds, np.uint8),
+        "logprobs": logprobs,
+        "boundary_logprobs": np.full(sum(teacher), -9, np.float32),
+    }
+    expected = [(float(logprobs[first_teacher_token:].sum()), *student_tokens)] if student_tokens else []
+    assert merged([case], 0.1, False) == [expected]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", ["logprobs", "boundary_logprobs"])
+@pytest.mark.parametrize("gamma", [None, 0.1])
+def test_a_likelihood_that_is_not_finite_is_refused(column: str, value: float, gamma: float | None) -> None:
+    good = {
+        "teacher_tokens": np.array([1, 1, 1]),
+        "student_tokens": np.array([1, 1, 1]),
+        "kinds": np.zeros(3, np.uint8),
+        "logprobs": np.float32([np.nan, -1, -1]),
+        "boundary_logprobs": np.float32([-1, -1, -1]),
+    }
+    assert len(chunks_of([good, good], gamma, True).logprobs) == 4
+    bad = {**good, column: good[column].copy()}
+    bad[column][2] = value
+    with pytest.raises(UserError, match=f"a chunk of example 1 .* is {value}.*objective.debias.*damaged"):
+        chunks_of([good, bad], gamma, True)

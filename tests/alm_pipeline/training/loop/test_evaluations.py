@@ -29,6 +29,7 @@ from alm_pipeline.training.loop.evaluations import EVALUATIONS, Evaluation, Eval
 from alm_pipeline.training.loop.health import diagnose_step
 from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
+from alm_pipeline.training.student.save import METRICS
 from storage.errors import UserError
 from tests.corpora import write_chats
 
@@ -312,7 +313,7 @@ def evaluations_with(scores: list[float], **changes: Any) -> Evaluations:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.0, math.nan]), min_size=1, max_size=8),
+    st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.0]), min_size=1, max_size=8),
     st.integers(1, 4),
     st.sampled_from([0.0, 0.5]),
 )
@@ -322,7 +323,7 @@ def test_scores_decide_the_best_step_and_when_to_stop(scores: list[float], patie
     best, without = math.inf, 0
     for score in trained:
         without = 0 if best - score > least else without + 1
-        best = min([best, score], key=lambda value: math.inf if math.isnan(value) else value)
+        best = min(best, score)
     assert found.should_stop == (without >= patience)
     if best == math.inf:
         assert found.best_step is None
@@ -331,12 +332,49 @@ def test_scores_decide_the_best_step_and_when_to_stop(scores: list[float], patie
 
 
 def test_evaluations_are_restored_from_a_checkpoint(tmp_path: Path) -> None:
-    found, again = evaluations_with([3.0, 2.0, math.nan]), evaluations_with([])
+    found, again = evaluations_with([3.0, 2.0, 2.5]), evaluations_with([])
     found.before = 3.5
     found.save(tmp_path)
     again.load(tmp_path)
     assert again.before == 3.5
     assert str(again.rows) == str(found.rows)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_metric_that_is_not_finite_stops_the_training(value: float, place: int, tmp_path: Path) -> None:
+    """It is no best step, and no step without an improvement. Nor is one in an older version's checkpoint."""
+    scores = [3.0, 2.0, 2.5]
+    scores[place] = value
+    with pytest.raises(
+        UserError, match=f"step {10 * place}, held out: bits_per_byte is {value}: .*train.learning_rate"
+    ):
+        evaluations_with(scores, patience=1, student="best")
+    stored = evaluations_with([3.0, 2.0, 2.5])
+    stored.rows[place]["bits_per_byte"] = value
+    stored.save(tmp_path)
+    with pytest.raises(UserError, match=f"step {10 * place}, held out"):
+        evaluations_with([]).load(tmp_path)
+
+
+COLUMNS = [name for name in METRICS.names if name != "step"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_column_of_a_step_is_looked_at(column: str, value: float) -> None:
+    right = dict.fromkeys(COLUMNS, 1.0)
+    assert diagnose_step(right, [], None) == ""
+    assert f"{column} is {value}" in diagnose_step({**right, column: value}, [], None)
+
+
+@pytest.mark.bad_input
+def test_a_term_is_named_rather_than_what_follows_from_it() -> None:
+    step = {"loss": math.nan, "grad_norm": math.nan, "alm": math.nan, "alm_weight": 1.0}
+    assert "the term alm is nan (objective.divergence" in diagnose_step(step, [], None)
+    assert "score.dtype" in diagnose_step({"loss": math.nan, "latents": math.inf}, [], None)
 
 
 @settings(max_examples=200, deadline=None)
