@@ -19,7 +19,6 @@ MODEL_DOCUMENTS = ("config.json", "generation_config.json", INDEX, "adapter_conf
 TOKENIZER_DOCUMENTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """The small JSON files that loading a tokenizer reads, if they exist."""
 VOCABULARY = "tokenizer.json"
-_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 _PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 _POINTER = b"version https://git-lfs"
 _FETCH = "fetch it again, or save the model again (save_pretrained)"
@@ -51,8 +50,9 @@ def reading_model(name: str, folder: Path) -> Iterator[None]:
 def reading_tokenizer(name: str, folder: Path) -> Iterator[None]:
     """Turn any error of reading a tokenizer's files into a UserError that names the damaged one, or else all."""
     check_documents(folder, TOKENIZER_DOCUMENTS)
-    for file in sorted(file for pattern in _TEMPLATES for file in folder.glob(pattern)):
-        read_document(file)
+    for file in (folder / "chat_template.jinja", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
+        if os.path.lexists(file):
+            read_document(file)
     fix = "save it again with this version of transformers (AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
     try:
         with user_error(f"{name}: its tokenizer (tokenizer.json, tokenizer_config.json) can't be loaded", fix):
@@ -72,14 +72,16 @@ def check_merges(file: Path) -> None:
         return
     model = read_json(file).get("model")
     prefix, merges = (
-        (model.get(key) for key in ("continuing_subword_prefix", "merges")) if isinstance(model, dict) else ("", [])
+        (model.get("continuing_subword_prefix"), model.get("merges")) if isinstance(model, dict) else ("", ())
     )
-    for merge in merges if isinstance(merges, list) and isinstance(prefix, str) else []:
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return  # the library refuses other types itself
+    for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if isinstance(pair, list) and pair and not str(pair[-1]).startswith(prefix):
             raise UserError(
-                f"{file}: its merge {merge!r} does not begin with the continuing_subword_prefix {prefix!r}: remove the "
-                "prefix, or save the tokenizer again"
+                f"{file}: its merge {merge!r} does not end with a piece that has the continuing_subword_prefix "
+                f"{prefix!r}: remove the prefix, or save the tokenizer again"
             )
 
 

@@ -35,8 +35,8 @@ def a_link(target: str) -> Callable[[Path], None]:
     return link
 
 
-def containing(content: bytes) -> Callable[[Path], None]:
-    return lambda file: file.write_bytes(content) and None
+def containing(content: bytes) -> Callable[[Path], Any]:
+    return lambda file: file.write_bytes(content)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
@@ -167,7 +167,7 @@ def test_merges_that_would_end_the_process_are_refused(folder: Path) -> None:
     state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     state["model"]["continuing_subword_prefix"] = "x"
     (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
-    assert "does not begin with the continuing_subword_prefix 'x'" in message_of(folder, "tokenizer.json")
+    assert "that has the continuing_subword_prefix 'x'" in message_of(folder, "tokenizer.json")
 
 
 def test_a_prefix_that_fits_is_taken(folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_what_says_nothing_about_results_is_left_out(warning: str, heard: pytest
     assert HARMLESS[warning]
 
 
-@pytest.mark.parametrize("verbosity", [transformers_logging.ERROR, transformers_logging.WARNING])
+@pytest.mark.parametrize("verbosity", [logging.ERROR, logging.WARNING])
 def test_a_report_about_weights_is_collected(verbosity: int, heard: pytest.LogCaptureFixture) -> None:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(verbosity)  # a user may have silenced the library
