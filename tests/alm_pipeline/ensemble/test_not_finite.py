@@ -42,7 +42,7 @@ USES: dict[str, Callable[[EnsembleModel], object]] = {
 @pytest.mark.parametrize("mean", ["probabilities", "logprobs"])
 @pytest.mark.parametrize("use", USES)
 def test_a_member_that_overflows_is_named(use: str, mean: Mean) -> None:
-    with pytest.raises(UserError, match="member llama: its log-probabilities are NaN: .*float32"):
+    with pytest.raises(UserError, match=r"member llama: its log-probabilities are NaN: .*float32"):
         USES[use](spoiled(mean))
 
 
