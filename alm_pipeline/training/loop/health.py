@@ -17,7 +17,7 @@ _MEAN_STEPS = 100
 _FEWEST_STEPS = 10
 _LISTED_EXAMPLES = 100
 _TERMS = get_args(Term)
-_SETTINGS = {
+_SETTINGS: dict[str, str] = {
     "alm": " (objective.divergence and objective.temperature decide its size)",
     **dict.fromkeys(LIVE_TERMS, " (the teacher's numbers may overflow in score.dtype: use bfloat16 or float32)"),
 }

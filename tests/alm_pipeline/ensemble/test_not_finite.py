@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alm_pipeline.ensemble import generation
+from alm_pipeline.ensemble import generation, loading
 from alm_pipeline.ensemble.config import Mean
 from alm_pipeline.ensemble.harness import HarnessModel
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of
@@ -42,7 +42,7 @@ USES: dict[str, Callable[[EnsembleModel], object]] = {
 @pytest.mark.parametrize("mean", ["probabilities", "logprobs"])
 @pytest.mark.parametrize("use", USES)
 def test_a_member_that_overflows_is_named(use: str, mean: Mean) -> None:
-    with pytest.raises(UserError, match="member llama: its log-probabilities are NaN: .*float32"):
+    with pytest.raises(UserError, match=r"member llama: its log-probabilities are NaN: .*float32"):
         USES[use](spoiled(mean))
 
 
@@ -50,7 +50,7 @@ def test_a_single_model_that_overflows_generates_nothing(
     llama_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model in float16, say: its weights are finite, and its logits are not."""
-    model, tokenizer = generation.load(llama_folder)
+    model, tokenizer = loading.load(llama_folder)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("inf"))  # type: ignore[union-attr, operator]
     monkeypatch.setattr(generation, "load", lambda *_, **__: (model, tokenizer))

@@ -32,9 +32,10 @@ def test_any_value_counts(dtype: torch.dtype, value: str, place: int) -> None:
     values = torch.zeros(1000, dtype=torch.float32)
     if value not in ("finite", "empty"):
         values[place] = float(value)
+    values = values.to(dtype)  # float8_e4m3fn has no infinity: it becomes NaN or the largest number
     if dtype == torch.float8_e4m3fn and value in ("inf", "-inf"):
-        pytest.skip("this type has no infinity")
-    values = values.to(dtype)
+        assert bool(is_finite(values)) == bool(values.float().isfinite().all())
+        return
     assert bool(is_finite(values[:0] if value == "empty" else values)) == (value in ("finite", "empty"))
 
 
