@@ -16,6 +16,7 @@ embeddings.) Tokens that the fine-tune added to the base's vocabulary are added 
 One tensor of each model is in memory at a time, and the tensors of one file of the result.
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.loaded_files import GENERATION_CONFIG
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
@@ -62,20 +63,24 @@ def apply_transfer(
     Raises UserError if the folder exists and is not empty, or if the models do not come from one base: their tensors,
     shapes or vocabularies differ.
     """
+    models = [ModelReference(name, trust_remote_code) for name in (base, transferred, fine_tune)]
     with new_folder(Path(folder)) as written, ExitStack() as stack:
-        weights = _ModelWeights(*(stack.enter_context(Weights(name)) for name in (base, transferred, fine_tune)))
-        vocabulary = _MergedVocabulary.of(base, transferred, fine_tune)
-        model = _empty_model(transferred, fine_tune, vocabulary.rows, trust_remote_code)
+        weights = _ModelWeights(*(stack.enter_context(Weights(model)) for model in models))
+        vocabulary = _MergedVocabulary.of(*models)
+        model = _empty_model(models[1], models[2], vocabulary.rows)
         tables = {table.name: table for table in embedding_tables(model)}
         _check(weights, tables)
         make_tensor = partial(_tensor, weights=weights, tables=tables, vocabulary=vocabulary, scale=scale, seed=seed)
-        dtype = getattr(torch, ModelReference(fine_tune).weights_dtype)
+        dtype = getattr(torch, models[2].weights_dtype)
         write_weights(written, _sizes(weights, tables, vocabulary), make_tensor, dtype)
         carry_over(model, vocabulary.source, vocabulary.target)
         with quiet_transformers():
             model.config.save_pretrained(written)
             model.generation_config.save_pretrained(written)
             vocabulary.target.save_pretrained(written)
+        for read in models:
+            read.check_unchanged()
+            read.tokenizer.check_unchanged()
 
 
 class _ModelWeights(NamedTuple):
@@ -102,49 +107,50 @@ class _MergedVocabulary:
     """the rows of the result's embedding"""
 
     @classmethod
-    def of(cls, base: str, transferred: str, fine_tune: str) -> "_MergedVocabulary":
+    def of(cls, base: ModelReference, transferred: ModelReference, fine_tune: ModelReference) -> "_MergedVocabulary":
         """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added."""
-        base_tokenizer = LoadedTokenizer(base)
-        target, source = load_tokenizer(transferred), load_tokenizer(fine_tune)
-        source_ids, base_ids = source.get_vocab(), base_tokenizer.fast.get_vocab()
+        # a copy, since tokens are added to it
+        target, source = copy.deepcopy(transferred.tokenizer.fast), fine_tune.tokenizer.fast
+        source_ids, base_ids = source.get_vocab(), base.tokenizer.fast.get_vocab()
         if other := {token for token, id_ in base_ids.items() if source_ids.get(token) != id_}:
             raise UserError(
-                f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids "
+                f"{fine_tune.name}: its tokenizer lacks tokens of {base.name}'s, or has them at other ids "
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
-        mapping = map_vocabulary(base_tokenizer, LoadedTokenizer.of(target))
+        mapping = map_vocabulary(base.tokenizer, LoadedTokenizer.of(target))
         literals, known = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__), target.get_vocab()
         tokens = source.added_tokens_decoder
         target.add_tokens([tokens.get(source_ids[literal], literal) for literal in literals if literal not in known])
         ids = target.get_vocab()
         added = {ids[literal]: source_ids[literal] for literal in literals}
         carry_template(source, target)
-        rows = max(ModelReference(transferred).vocabulary_rows, max(ids.values()) + 1)
+        rows = max(transferred.vocabulary_rows, max(ids.values()) + 1)
         return cls(source, target, mapping.means(), mapping.source.size, added, rows)
 
 
-def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code: bool) -> PreTrainedModel:
+def _empty_model(transferred: ModelReference, fine_tune: ModelReference, rows: int) -> PreTrainedModel:
     """Return the result without weights: the fine-tune's configuration with the transferred vocabulary and head."""
-    folders = model_folder(transferred), model_folder(fine_tune)
     transferred_config, config = (
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) for folder in folders
+        AutoConfig.from_pretrained(model.folder, trust_remote_code=model.trust_remote_code)
+        for model in (transferred, fine_tune)
     )
     kinds = config.model_type, transferred_config.model_type
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"{fine_tune} is a {kinds[0]} model and {transferred} a {kinds[1]} model: they do not have the same base"
+            f"{fine_tune.name} is a {kinds[0]} model and {transferred.name} a {kinds[1]} model: they do not have the "
+            "same base"
         )
     if transferred_config.tie_word_embeddings and not config.tie_word_embeddings:
         raise UserError(
-            f"{fine_tune} has a separate head and {transferred} ties its head to the embedding: they do not have "
-            "the same base"
+            f"{fine_tune.name} has a separate head and {transferred.name} ties its head to the embedding: they do not "
+            "have the same base"
         )
     config.get_text_config().vocab_size = rows
     config.tie_word_embeddings = transferred_config.tie_word_embeddings
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    if (folders[1] / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folders[1])
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=fine_tune.trust_remote_code)
+    if (fine_tune.folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(fine_tune.folder)
     return model
 
 

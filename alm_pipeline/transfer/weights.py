@@ -12,8 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alm_pipeline.models.files import model_folder
-from storage.errors import UserError
+from alm_pipeline.models.reference import ModelReference
 
 SHARD_BYTES = 2**30
 _INDEX = "model.safetensors.index.json"
@@ -22,18 +21,13 @@ _INDEX = "model.safetensors.index.json"
 class Weights:
     """A model's tensors by name; a context manager.
 
-    Raises UserError if the folder contains no safetensors files.
+    They are those that transformers loads. Raises UserError if the folder has none.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self._stack = name, ExitStack()
+    def __init__(self, model: ModelReference) -> None:
+        self.name, self._stack = model.name, ExitStack()
         self._files: dict[str, Any] = {}
-        files = sorted(model_folder(name).glob("*.safetensors"))
-        if not files:
-            raise UserError(
-                f"{name}: contains no safetensors files: load and save it with transformers (save_pretrained) first"
-            )
-        for file in files:
+        for file in model.weights():
             opened = self._stack.enter_context(safe_open(file, framework="pt"))
             self._files |= dict.fromkeys(opened.keys(), opened)
 
