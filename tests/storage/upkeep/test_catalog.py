@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UserError
-from storage.folders import FOLDER_KINDS, StoredFolder
+from storage.folders import FOLDER_KINDS
 from storage.schemas import Kind
 from storage.upkeep.catalog import KINDS, Catalog, EntryState, LineageNode, is_root, named_inputs
 from storage.urls import overwrite, read_bytes, remove
