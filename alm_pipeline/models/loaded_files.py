@@ -78,8 +78,8 @@ def _adapter_files(name: str, exists: Callable[[str], bool]) -> list[str]:
 
 
 def refuse_adapter(name: str, folder: Path) -> None:
-    """Raise UserError for a model with an adapter: a model made from it would be without it, or be the adapter alone."""
-    if (folder / ADAPTER).is_file():
+    """Raise UserError if an adapter is loaded with the model: transformers would save the adapter alone."""
+    if (folder / ADAPTER).is_file() and is_peft_available():
         raise UserError(f"{name}: contains an adapter ({ADAPTER}), which can't be made into another model: {_MERGE}")
 
 

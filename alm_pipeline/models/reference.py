@@ -109,7 +109,7 @@ class ModelReference:
         return [self.folder / name for name in names if not name.endswith(".json")]
 
     def refuse_adapter(self) -> None:
-        """Raise UserError if an adapter is beside the model: another model that is made of it would lose it."""
+        """Raise UserError if an adapter is loaded with the model, so that no other model can be made of it."""
         refuse_adapter(self.name, tokenizer_files(self.name, self.revision))
 
     def check_unchanged(self) -> None:

@@ -120,6 +120,7 @@ class Distillation:
 
         The counts are empty for a student that keeps its tokenizer.
         """
+        self.source.refuse_adapter()
         model = self.source.load("float32")
         if self._keeps_tokenizer:
             return model, {}

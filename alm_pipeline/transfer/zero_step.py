@@ -39,6 +39,7 @@ def transfer(
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
+        reference.refuse_adapter()
         donor = find_donor(initialization, donor, target_tokenizer)
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
         source = reference.tokenizer
