@@ -1,6 +1,5 @@
 """Which files of a model are fetched for what, and what is read off a tokenizer's."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from huggingface_hub import constants
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
-from alm_pipeline.vocabulary.text_forms import text_forms
 from storage.errors import UserError
 from tests.alm_pipeline.models.hub import TOKEN, Hub, hub
 
@@ -91,20 +89,3 @@ def test_a_folder_without_weights_has_no_identity(tmp_path: Path, llama_folder: 
     shutil.copy(Path(llama_folder, "config.json"), tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
         _ = ModelReference(str(tmp_path)).identity
-
-
-@pytest.mark.parametrize("first", [[], ["model"], ["normalizer", "model"]])
-@pytest.mark.parametrize("indent", [None, 2])
-def test_forms_are_those_of_the_whole_file(first: list[str], indent: int | None, tmp_path: Path) -> None:
-    # `tokenizers` writes the model last; another program may not, or say "model" elsewhere
-    lowercase, space = {"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": " "}, "content": ',"model":{'}
-    state = {
-        "added_tokens": [{"id": 0, "content": ',"model":'}],
-        "normalizer": {"type": "Sequence", "normalizers": [lowercase, space], "model": {"type": "BPE"}},
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
-    }
-    state = {key: state[key] for key in [*first, *(key for key in state if key not in first)]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state, indent=indent), encoding="utf-8")
-    assert LoadedTokenizer(str(tmp_path)).forms == text_forms(state["normalizer"], state["decoder"])  # type: ignore[arg-type]
-    assert len(LoadedTokenizer(str(tmp_path)).forms) == 2
