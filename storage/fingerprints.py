@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,13 +68,15 @@ class ReadFiles:
         self._name_files = name_files
         self._files = dict(name_files())
         self._stamps = {name: _stamp(file) for name, file in self._files.items()}
+        self._hashes: Mapping[str, str] | None = None
 
-    @cached_property
+    @property
     def hashes(self) -> Mapping[str, str]:
-        """The SHA-256 of each file's content. Raises UserError as `check` does."""
-        hashes = {name: _hash_existing(file) for name, file in self._files.items()}
-        self.check()
-        return hashes
+        """The SHA-256 of each file's content, computed once. Raises UserError as `check` does."""
+        if self._hashes is None:
+            self._hashes = {name: _hash_existing(file) for name, file in self._files.items()}
+            self.check()
+        return self._hashes
 
     def check(self) -> None:
         """Raise UserError if a file was replaced, changed, added or removed since this object was made.
@@ -99,9 +100,9 @@ class ReadFiles:
             return False
         if (then.bytes, then.modified_ns) != (now.bytes, now.modified_ns):
             return True
-        if "hashes" not in vars(self):
+        if self._hashes is None:
             return then.inode != now.inode and then.changed_ns != now.changed_ns
-        if _hash_existing(self._files[name]) != self.hashes[name]:
+        if _hash_existing(self._files[name]) != self._hashes[name]:
             return True
         self._stamps[name] = now
         return False
