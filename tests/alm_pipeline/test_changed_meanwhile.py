@@ -34,10 +34,19 @@ class Models:
     config: AlmConfig
 
 
+@pytest.fixture(scope="module")
+def caches(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with everything that a student is made from."""
+    root = tmp_path_factory.mktemp("caches") / "store"
+    Pipeline(config, str(root)).cache()
+    return root
+
+
 @pytest.fixture
 def models(config: AlmConfig, tmp_path: Path) -> Models:
-    teacher = shutil.copytree(config.teacher, tmp_path / "models" / "teacher")
-    student = shutil.copytree(config.student.model, tmp_path / "models" / "student")
+    # under their names, since those are parts of the datasets' names
+    teacher = shutil.copytree(config.teacher, tmp_path / "models" / Path(config.teacher).name)
+    student = shutil.copytree(config.student.model, tmp_path / "models" / Path(config.student.model).name)
     config = config.model_copy(update={"teacher": str(teacher), "student": StudentConfig(model=str(student))})
     return Models(teacher, student, config)
 
@@ -211,12 +220,12 @@ def test_pair_biases_of_a_tokenizer_that_changes_are_not_finished(
     ],
 )
 def test_a_student_whose_model_changes_is_not_finished(
-    change: Change, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Change, models: Models, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(caches, tmp_path / "store")
     train = models.config.train.model_copy(update={"steps": 1})
     config = models.config.model_copy(update={"train": train})
     pipeline = Pipeline(config, str(tmp_path / "store"))
-    pipeline.cache()
     name = pipeline.student.name
     _then(monkeypatch, training_stage, "train_student", lambda: change(models.student))
     with pytest.raises(UserError, match="was changed while it was in use"):
@@ -259,7 +268,7 @@ def test_a_model_that_changes_is_not_measured(
     change: Change, models: Models, corpus_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _then(monkeypatch, Scorer, "score", lambda: change(models.student))
-    _fails(lambda: compare_models([str(models.student)], texts_at(corpus_url, "text", 4)), "models/student")
+    _fails(lambda: compare_models([str(models.student)], texts_at(corpus_url, "text", 4)), "models/")
 
 
 def test_generation_settings_and_saved_settings_only_rename_the_student(models: Models, tmp_path: Path) -> None:
@@ -311,7 +320,6 @@ def test_a_machine_that_would_make_another_student_does_not_take_part(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(models.config, str(tmp_path / "store"))
-    pipeline.cache()
     name = pipeline.student.name
     _weights(models.student)
     other = Pipeline(models.config, str(tmp_path / "store"))
