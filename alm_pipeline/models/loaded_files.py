@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from alm_pipeline.models.damage import INDEX, read_json
 from alm_pipeline.models.files import CODE
@@ -98,11 +98,11 @@ def model_config(name: str, folder: Path) -> dict[str, Any]:
 def _versioned_config(folder: Path) -> list[str]:
     """Return the file that `config.json` names for this version of transformers, if there is one."""
     files = read_json(folder / CONFIG).get("configuration_files")
-    if not files:
+    if not isinstance(files, list):
         return []
     from transformers.configuration_utils import get_configuration_file  # imports torch
 
-    chosen = get_configuration_file(files)
+    chosen = get_configuration_file([str(file) for file in files])
     return [] if chosen == CONFIG else [chosen]
 
 
