@@ -73,7 +73,6 @@ def tokenize(
     """
     if manifest := tokens.manifest():
         return manifest
-    check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
     sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
     chosen = range(len(sizes)) if shards is None else shards
     if other := [shard for shard in chosen if not 0 <= shard < len(sizes)]:
@@ -88,11 +87,14 @@ def tokenize(
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
                 if encoder is None:
+                    # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
+                    check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
                     encoder = ByteEncoder(tokenizer, max_tokens)
                     if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
             encode(encoder, tokens.missing(missing))
+        encoder.tokenizer.check_unchanged()
     tokenizer.check_unchanged()
     if shards is not None:
         return None
