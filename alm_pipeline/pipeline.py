@@ -179,10 +179,12 @@ class Pipeline:
     def train_tokenizer(self) -> FolderManifest | None:
         """Make the student's new tokenizer, if the configuration asks for one and it does not exist yet.
 
-        Raises UserError when its embeddings could not be made: that is better known now than after scoring.
+        Raises UserError when its embeddings could not be made, or no student can be made of its model: that is better
+        known now than after scoring.
         """
         from alm_pipeline.transfer.initialization import Initialization
 
+        self.source.refuse_adapter()
         Initialization.of(self.config.student)
         setting, source = self.config.student.tokenizer, self.source.tokenizer
         if not self.made_tokenizer or setting is None:

@@ -16,7 +16,19 @@ from alm_pipeline.tokenization.engines.registry import FAST_ENGINES
 from storage.errors import UserError
 from storage.secrets import LEFT_OUT, without_secrets
 
-PACKAGES = ("alm-pipeline", "torch", "transformers", "tokenizers", "pyarrow", "datasets", "numpy", *FAST_ENGINES)
+PACKAGES = (
+    "alm-pipeline",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "jinja2",
+    "pyarrow",
+    "datasets",
+    "numpy",
+    *FAST_ENGINES,
+)
 _ROOT = Path(__file__).parents[1]
 
 

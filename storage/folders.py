@@ -46,6 +46,8 @@ class FolderManifest(StoredModel):
     """SHA-256 of each file, by name."""
     sizes: dict[str, int] = Field(default_factory=dict)
     """Size of each file in bytes, by name."""
+    content: str | None = None
+    """What identities name the tokenizer or model in the folder by."""
     results: dict[str, Any]
     """What was measured: held-out bits per byte, counts, …"""
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -172,10 +174,11 @@ class StoredFolder:
         (self.path / child).parent.mkdir(parents=True, exist_ok=True)
         partial.replace(self.path / child)
 
-    def finish(self, results: Mapping[str, Any]) -> FolderManifest:
+    def finish(self, results: Mapping[str, Any], content: str | None = None) -> FolderManifest:
         """Publish the files of the working folder (without its subfolders), the manifest last.
 
-        Hidden files are not published: a kill may have left temporary ones.
+        `content` is the identity of the tokenizer or model in it. Hidden files are not published: a kill may have left
+        temporary ones.
         """
         files = sorted(file for file in self.path.iterdir() if file.is_file() and _is_content(file.name))
         manifest = FolderManifest(
@@ -184,6 +187,7 @@ class StoredFolder:
             identity=dict(self.identity),
             files={file.name: hash_file(file) for file in files},
             sizes={file.name: file.stat().st_size for file in files},
+            content=content,
             results=dict(results),
             provenance=dict(self.provenance),
         )

@@ -85,6 +85,9 @@ def compare_models(
         else _bits(readers[name][0].model, batches[readers[name][0]], compared, score)
         for name in models
     ]
+    for reader in unique:
+        reader.model.check_unchanged()
+        reader.tokenizer.check_unchanged()
     return Comparison(tuple(bits), len(compared), sum(len(texts[row].encode()) for row in compared), dict(dropped))
 
 

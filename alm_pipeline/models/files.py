@@ -9,35 +9,36 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from storage.errors import UserError, cause
-from storage.fingerprints import MODEL_WEIGHTS
 
 SMALL_FILES = ("*.json", "*.jinja")
 CODE = "*.py"
+_WEIGHTS = "*.safetensors"
 _DEMO = "demo:"
 # the names of the context length in configurations: most models, GPT-2 and similar ones, MPT
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a model, downloading or converting it first if needed.
 
-    Raises UserError when the folder does not exist or can't be fetched.
+    `revision` is the commit of a hub's model; by default the main branch's. Raises UserError when the folder does not
+    exist or can't be fetched.
     """
-    return fetch_folder(name, (*SMALL_FILES, MODEL_WEIGHTS, CODE, "README.md"))
+    return fetch_folder(name, (*SMALL_FILES, _WEIGHTS, CODE, "README.md"), revision)
 
 
-def tokenizer_files(name: str) -> Path:
+def tokenizer_files(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a tokenizer and of a model's configuration, without fetching the model's weights.
 
-    Raises UserError as `model_folder` does.
+    Takes the arguments of `model_folder`, and raises UserError as it does.
     """
-    return fetch_folder(name, SMALL_FILES)
+    return fetch_folder(name, SMALL_FILES, revision)
 
 
-def fetch_folder(name: str, files: tuple[str, ...]) -> Path:
+def fetch_folder(name: str, files: tuple[str, ...], revision: str | None = None) -> Path:
     """Return the local folder of that name; of a hub's model, only the files that match a pattern are fetched.
 
-    Raises UserError as `model_folder` does.
+    A hub's folder is named by its commit, and never changes. Raises UserError as `model_folder` does.
     """
     if name.startswith(_DEMO):
         from alm_pipeline.models.demo.models import demo_model
@@ -46,7 +47,7 @@ def fetch_folder(name: str, files: tuple[str, ...]) -> Path:
     if not is_on_hub(name):
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: not a local folder, and could not be fetched from the Hub ({cause(error)})"

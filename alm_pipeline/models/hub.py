@@ -1,19 +1,19 @@
 """What the Hugging Face hub knows of a model without its weights being fetched."""
 
-from fnmatch import fnmatch
+from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from alm_pipeline.models.files import CODE, SMALL_FILES, fetch_folder
-from storage.fingerprints import MODEL_FILES, MODEL_WEIGHTS, hash_by_name
+from alm_pipeline.models.loaded_files import weight_files
+from storage.fingerprints import hash_file
 
 
-def hub_hashes(name: str) -> dict[str, str]:
-    """Return the SHA-256 of every file that decides a hub's model.
+def hub_weight_hashes(name: str, folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights of a hub's model, and of their index.
 
-    Empty if the hub does not report the hashes of all weights, or can't be reached.
+    `folder` is the local snapshot of the commit, with at least the small files. Empty if the hub does not report the
+    hashes of all weights, or can't be reached. Raises UserError if there are no weights.
     """
-    folder = fetch_folder(name, (*SMALL_FILES, CODE))
     try:
         # not list_repo_tree, which tries for half a minute to reach a hub
         listed = HfApi().model_info(name, revision=folder.name, files_metadata=True).siblings or []
@@ -21,11 +21,12 @@ def hub_hashes(name: str) -> dict[str, str]:
         if not isinstance(error, OSError) and not is_network_error(error):
             raise
         return {}
-    weights = [file for file in listed if "/" not in file.rfilename and fnmatch(file.rfilename, MODEL_WEIGHTS)]
-    hashes = {file.rfilename: file.lfs.sha256 for file in weights if file.lfs}
-    if not weights or len(hashes) < len(weights):
-        return {}
-    return hash_by_name(folder, tuple(pattern for pattern in MODEL_FILES if pattern != MODEL_WEIGHTS)) | hashes
+    large = {file.rfilename: file.lfs.sha256 for file in listed if file.lfs}
+    names = {file.rfilename for file in listed}
+    weights = weight_files(name, folder, names.__contains__)
+    here = {file: hash_file(folder / file) for file in weights if file not in large and (folder / file).is_file()}
+    hashes = here | {file: large[file] for file in weights if file in large}
+    return hashes if hashes.keys() >= set(weights) else {}
 
 
 def is_network_error(error: Exception) -> bool:

@@ -23,16 +23,19 @@ def load_model(
     trust_remote_code: bool = False,
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    code_revision: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, onto `device`: by default a GPU if there is one.
 
-    With a `device_map`, accelerate decides which part goes to which device. Raises UserError when it can't be loaded,
+    With a `device_map`, accelerate decides which part goes to which device. `revision` is the commit of a hub's model,
+    and `code_revision` that of another repository that its code comes from. Raises UserError when it can't be loaded,
     when the tensors in its files are not exactly the model's, or when a weight is NaN or infinite.
     """
     place = _device(device)
-    folder = model_folder(name)
+    folder = model_folder(name, revision)
     with reading_model(name, folder), quiet_transformers(), load_reports() as logged:
-        model, report = _from_pretrained(name, folder, logged, dtype, trust_remote_code, device_map)
+        model, report = _from_pretrained(name, folder, logged, dtype, trust_remote_code, device_map, code_revision)
     check_weights(name, model, report)
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
@@ -48,6 +51,7 @@ def _from_pretrained(
     dtype: str,
     trust_remote_code: bool,
     device_map: str | dict[str, Any] | None,
+    code_revision: str | None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the model and the report about its weights, in which tensors of other shapes are not an error yet."""
     try:
@@ -56,6 +60,8 @@ def _from_pretrained(
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             device_map=device_map,
+            use_safetensors=True,  # no other weights are hashed
+            code_revision=code_revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )

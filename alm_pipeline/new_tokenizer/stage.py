@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from transformers import PreTrainedTokenizerFast
+
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import iter_examples
@@ -21,7 +23,11 @@ def tokenizer_folder(
     corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer, root: str
 ) -> StoredFolder:
     """Return the folder of the tokenizer trained on this corpus, or of bytes. It need not be written yet."""
-    identity = {"stage_version": STAGE_VERSION, "source_tokenizer": source.identity}
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "source_tokenizer": source.identity,
+        "saved_source_tokenizer": source.saved_identity,
+    }
     if isinstance(setting, str):
         return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
     trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
@@ -33,7 +39,9 @@ def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: 
     identity = {
         "stage_version": STAGE_VERSION,
         "tokenizer": tokenizer.identity,
+        "saved_tokenizer": tokenizer.saved_identity,
         "source_tokenizer": source.identity,
+        "saved_source_tokenizer": source.saved_identity,
     }
     return StoredFolder(root, "tokenizers", f"{tokenizer.label}-as-{source.label}", identity)
 
@@ -46,8 +54,7 @@ def write_exchanged(folder: StoredFolder, tokenizer: LoadedTokenizer, source: Lo
         if manifest := folder.manifest():
             return manifest
         made = with_special_tokens(source.fast, tokenizer.fast)
-        made.save_pretrained(folder.path)
-        return folder.finish({"tokens": len(made)})
+        return _finish(folder, made, tokenizer, source)
 
 
 def _whole(corpus: CorpusConfig) -> CorpusConfig:
@@ -73,8 +80,14 @@ def _write_tokenizer(
     else:
         texts = _training_texts(corpus, setting.train_bytes)
         tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
-    tokenizer.save_pretrained(folder.path)
-    return folder.finish({"tokens": len(tokenizer)})
+    return _finish(folder, tokenizer, source)
+
+
+def _finish(folder: StoredFolder, made: PreTrainedTokenizerFast, *sources: LoadedTokenizer) -> FolderManifest:
+    made.save_pretrained(folder.path)
+    for source in sources:
+        source.check_unchanged()
+    return folder.finish({"tokens": len(made)}, content=LoadedTokenizer(str(folder.path)).identity)
 
 
 def _training_texts(corpus: CorpusConfig, train_bytes: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.config import ScoreConfig
+from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.loading import all_devices
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
@@ -52,18 +53,20 @@ def score(
     """
     if manifest := scores.manifest():
         return manifest
+    check_same(teacher.name, teacher.identity, scores.identity["teacher"], scores.name)
     requested = range(len(tokens.complete_manifest().shards)) if shards is None else shards
     if missing := scores.missing(requested):
         records = tokens.required_records(requested)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
         scorers = _scorers(teacher, config, len(missing))
-        _score_missing(tokens, scores, scorers, config, sizes, missing)
+        _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
     return scores.finish(len(requested)) if shards is None else None
 
 
 def _score_missing(
     tokens: Dataset,
     scores: Dataset,
+    teacher: ModelReference,
     scorers: Sequence[Scorer],
     config: ScoreConfig,
     sizes: Mapping[int, int],
@@ -78,7 +81,7 @@ def _score_missing(
             if scores.record(shard):  # another run scored it meanwhile
                 advance(sizes[shard])
             else:
-                _score_shard(tokens, scores, shard, scorer, config, advance)
+                _score_shard(tokens, scores, shard, teacher, scorer, config, advance)
 
         _share(scorers, missing, score_next, advance)
 
@@ -131,13 +134,20 @@ def _share(
 
 
 def _score_shard(
-    tokens: Dataset, scores: Dataset, shard: int, scorer: Scorer, config: ScoreConfig, advance: Advance
+    tokens: Dataset,
+    scores: Dataset,
+    shard: int,
+    teacher: ModelReference,
+    scorer: Scorer,
+    config: ScoreConfig,
+    advance: Advance,
 ) -> None:
     table = tokens.read_shard(shard, ["id", "token_ids", "kinds"])
     examples = list_rows(table["token_ids"])
     begins = [len(kinds) > 0 and kinds[0] == TokenKind.BEGIN_OF_TEXT for kinds in list_rows(table["kinds"])]
     shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
     columns = {"id": table["id"], **_columns(shard_scores, config)}
+    teacher.check_unchanged()
     scores.write_shard(shard, columns, counts={"tokens": sum(map(len, examples))})
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
@@ -72,7 +73,6 @@ def tokenize(
     """
     if manifest := tokens.manifest():
         return manifest
-    _check_tokenizer(tokens, tokenizer)
     sizes = [record.counts["text_bytes"] for record in examples.complete_manifest().shards]
     chosen = range(len(sizes)) if shards is None else shards
     if other := [shard for shard in chosen if not 0 <= shard < len(sizes)]:
@@ -87,24 +87,20 @@ def tokenize(
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
                 if encoder is None:
+                    # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
+                    check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
                     encoder = ByteEncoder(tokenizer, max_tokens)
                     if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
             encode(encoder, tokens.missing(missing))
+        encoder.tokenizer.check_unchanged()
+    tokenizer.check_unchanged()
     if shards is not None:
         return None
     encoders.drop(tokens.name)
     _check_template(examples, tokens, tokenizer, len(sizes))
     return tokens.finish(len(sizes))
-
-
-def _check_tokenizer(tokens: Dataset, tokenizer: LoadedTokenizer) -> None:
-    if tokens.identity["tokenizer"] != tokenizer.identity:
-        raise UserError(
-            f"{tokenizer.name}: its files differ from those that {tokens.name} is made with: "
-            "give all machines the same files"
-        )
 
 
 def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokenizer, shards: int) -> None:

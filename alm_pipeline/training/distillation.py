@@ -25,6 +25,7 @@ from alm_pipeline.transfer.fvt import special_counterparts
 from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.swap import swap_tokenizer
 from storage.dataset import Dataset
+from storage.errors import UserError
 from storage.folders import StoredFolder
 
 STAGE_VERSION = 6
@@ -53,9 +54,11 @@ class Distillation:
             "stage_version": STAGE_VERSION,
             "inputs": {role: dataset.name for role, dataset in self.caches.items()} | biases,
             "model": self.source.identity,
+            "generation_config": self._generation_config,
             "source_tokenizer": self.source.tokenizer.identity,
             "tokenizer": self.tokenizer.identity,
-            **({"initialization": Initialization.of(student).identity()} if student.tokenizer else {}),
+            "saved_tokenizer": self.tokenizer.saved_identity,
+            **({} if self._keeps_tokenizer else {"initialization": self._initialization.identity()}),
             **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
             "objective": config.objective.model_dump(mode="json"),
             "train": config.train.identity(),
@@ -64,6 +67,36 @@ class Distillation:
             identity["evaluation"] = evaluation
         name = f"{self.source.label}-from-{self.teacher.label}-on-{config.corpus.name}"
         return StoredFolder(self.caches["scores"].root, "students", name, identity)
+
+    @cached_property
+    def _initialization(self) -> Initialization:
+        # one object, so that the donor that is loaded is the one that the student is named by
+        return Initialization.of(self.config.student, trust_remote_code=self.source.trust_remote_code)
+
+    @property
+    def _keeps_tokenizer(self) -> bool:
+        return self.tokenizer.name == self.source.name
+
+    @cached_property
+    def _generation_config(self) -> str | None:
+        return self.source.generation_config_hash()
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if a model or tokenizer was changed since the student was named by it.
+
+        A teacher that training only reads scores of is not checked: it may be gone by then.
+        """
+        teacher = self.teacher if self.config.objective.is_live else None
+        donor = None if self._keeps_tokenizer else self._initialization.donor
+        for model in filter(None, (teacher, self.source, donor)):
+            model.check_unchanged()
+            model.tokenizer.check_unchanged()
+        self.tokenizer.check_unchanged()
+        if self.source.generation_config_hash() != self._generation_config:
+            raise UserError(
+                f"{self.source.name}: its generation_config.json was changed while it was in use, and the student gets "
+                "a copy of it: run again"
+            )
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -87,12 +120,12 @@ class Distillation:
 
         The counts are empty for a student that keeps its tokenizer.
         """
+        self.source.refuse_adapter()
         model = self.source.load("float32")
-        if self.tokenizer.name == self.source.name:
+        if self._keeps_tokenizer:
             return model, {}
         config, seed = self.config.student, self.config.train.seed
-        tokenizers = self.source.tokenizer, self.tokenizer
-        initialization = Initialization.of(config, trust_remote_code=self.source.trust_remote_code)
+        tokenizers, initialization = (self.source.tokenizer, self.tokenizer), self._initialization
         if config.is_byte_level:
             ngrams = config.ngram_embeddings
             return model, put_on_bytes(model, *tokenizers, initialization, ngram_embeddings=ngrams, seed=seed)

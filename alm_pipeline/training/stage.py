@@ -1,5 +1,6 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
+import platform
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -21,6 +23,7 @@ from alm_pipeline.training.student.curves import PICTURE, can_draw, draw_curves,
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from alm_pipeline.training.student.model_card import DistilledStudent, write_card
 from alm_pipeline.training.student.save import round_weights, save_speed, save_student
+from storage.errors import UserError
 from storage.folders import FolderManifest, StoredFolder
 from storage.lease import Lease
 
@@ -35,6 +38,7 @@ def train(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     If another run is training it, wait for that run's result. Of several processes that train together, all call this:
     the first one does everything but its share of the training alone.
     """
+    _check_same_on_all_machines(student)
     if not this_process().is_first:
         return _help(distillation, student)
     if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
@@ -45,6 +49,16 @@ def train(distillation: Distillation, student: StoredFolder) -> FolderManifest:
             return broadcast_from_first(manifest)
         broadcast_from_first(None)
         return broadcast_from_first(_train_and_save(distillation, student, lease))
+
+
+def _check_same_on_all_machines(student: StoredFolder) -> None:
+    """Raise UserError in a process that would make another student than the first: its machine has other files."""
+    first = broadcast_from_first(student.name)
+    if first != student.name:
+        raise UserError(
+            f"{platform.node()}: has other files of a model or tokenizer, or of this program, than the first machine: "
+            f"it would make {student.name} instead of {first}: give all machines the same files"
+        )
 
 
 def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
@@ -96,7 +110,8 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     _describe(DistilledStudent(config, distillation.caches, student, results))
     lease.check()
     student.upload(RUNS)
-    manifest = student.finish(results)
+    distillation.check_unchanged()
+    manifest = student.finish(results, content=ModelReference(str(student.path), trust_remote_code=True).identity)
     student.remove(CHECKPOINTS)
     return manifest
 
@@ -111,7 +126,7 @@ def _train(
     run_log: RunLog | None = None,
 ) -> list[dict[str, float]]:
     config = distillation.config
-    return train_student(
+    log = train_student(
         TrainingRun(
             model,
             BatchStream(distillation.caches, config.objective, config.train, ends=distillation.chunk_ends),
@@ -125,6 +140,8 @@ def _train(
             on_checkpoint,
         )
     )
+    distillation.check_unchanged()
+    return log
 
 
 def _save(

@@ -72,7 +72,7 @@ class _Cutter:
 
     def __init__(self, source: LoadedTokenizer) -> None:
         # an engine sets how special literals are read, so it does not matter how the tokenizer was used before
-        self.engine, self.view = StandardEngine(source.fast.backend_tokenizer), source.view
+        self.engine, self.view = StandardEngine(source.encoding_backend), source.view
         self.ids = tokens_by_spelling(self.view)
         self.longest = max(map(len, self.ids), default=0)
         self.with_role = _ids_with_role(source.fast)

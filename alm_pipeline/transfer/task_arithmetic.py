@@ -16,6 +16,7 @@ embeddings.) Tokens that the fine-tune added to the base's vocabulary are added 
 One tensor of each model is in memory at a time, and the tensors of one file of the result.
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,12 +37,12 @@ from transformers import (
 )
 
 from alm_pipeline.models.damage import reading_model
-from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.finite_weights import first_names
 from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.loaded_files import GENERATION_CONFIG
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over, carry_template
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary, special_ids
@@ -71,20 +72,24 @@ def apply_transfer(
     Raises UserError if the folder exists and is not empty, or if the models do not come from one base: their tensors,
     shapes or vocabularies differ.
     """
+    models = [ModelReference(name, trust_remote_code) for name in (base, transferred, fine_tune)]
     with new_folder(Path(folder)) as written, ExitStack() as stack:
-        weights = _ModelWeights(*(stack.enter_context(Weights(name)) for name in (base, transferred, fine_tune)))
-        vocabulary = _MergedVocabulary.of(base, transferred, fine_tune)
-        model = _empty_model(transferred, fine_tune, vocabulary.rows, trust_remote_code)
+        weights = _ModelWeights(*(stack.enter_context(Weights(model)) for model in models))
+        vocabulary = _MergedVocabulary.of(*models)
+        model = _empty_model(models[1], models[2], vocabulary.rows)
         tables = {table.name: table for table in embedding_tables(model)}
         _check(weights, tables)
         make_tensor = partial(_tensor, weights=weights, tables=tables, vocabulary=vocabulary, scale=scale, seed=seed)
-        dtype = getattr(torch, ModelReference(fine_tune).weights_dtype)
+        dtype = getattr(torch, models[2].weights_dtype)
         write_weights(written, _sizes(weights, tables, vocabulary), make_tensor, dtype)
         carry_over(model, vocabulary.source, vocabulary.target)
         with quiet_transformers():
             model.config.save_pretrained(written)
             model.generation_config.save_pretrained(written)
             vocabulary.target.save_pretrained(written)
+        for read in models:
+            read.check_unchanged()
+            read.tokenizer.check_unchanged()
 
 
 class _ModelWeights(NamedTuple):
@@ -111,17 +116,17 @@ class _MergedVocabulary:
     """the rows of the result's embedding"""
 
     @classmethod
-    def of(cls, base: str, transferred: str, fine_tune: str) -> "_MergedVocabulary":
+    def of(cls, base: ModelReference, transferred: ModelReference, fine_tune: ModelReference) -> "_MergedVocabulary":
         """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added."""
-        base_tokenizer = LoadedTokenizer(base)
-        target, source = load_tokenizer(transferred), load_tokenizer(fine_tune)
-        source_ids, base_ids = source.get_vocab(), base_tokenizer.fast.get_vocab()
+        # a copy, since tokens are added to it
+        target, source = copy.deepcopy(transferred.tokenizer.fast), fine_tune.tokenizer.fast
+        source_ids, base_ids = source.get_vocab(), base.tokenizer.fast.get_vocab()
         if other := {token for token, id_ in base_ids.items() if source_ids.get(token) != id_}:
             raise UserError(
-                f"{fine_tune}: its tokenizer lacks tokens of {base}'s, or has them at other ids "
+                f"{fine_tune.name}: its tokenizer lacks tokens of {base.name}'s, or has them at other ids "
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
-        mapping = map_vocabulary(base_tokenizer, LoadedTokenizer.of(target))
+        mapping = map_vocabulary(base.tokenizer, LoadedTokenizer.of(target))
         literals = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__)
         # an ordinary token of the target is not a special one of the same literal, and becomes it here
         special, known, added_known = special_ids(source), target.get_vocab(), target.get_added_vocab()
@@ -130,39 +135,41 @@ class _MergedVocabulary:
         ids = target.get_vocab()
         added = {ids[literal]: source_ids[literal] for literal in literals}
         carry_template(source, target)
-        rows = max(ModelReference(transferred).vocabulary_rows, max(ids.values()) + 1)
+        rows = max(transferred.vocabulary_rows, max(ids.values()) + 1)
         return cls(source, target, mapping.means(), mapping.source.size, added, rows)
 
 
-def _empty_model(transferred: str, fine_tune: str, rows: int, trust_remote_code: bool) -> PreTrainedModel:
+def _empty_model(transferred: ModelReference, fine_tune: ModelReference, rows: int) -> PreTrainedModel:
     """Return the result without weights: the fine-tune's configuration with the transferred vocabulary and head."""
-    folders = model_folder(transferred), model_folder(fine_tune)
-    transferred_config, config = (
-        _config(name, folder, trust_remote_code) for name, folder in zip((transferred, fine_tune), folders, strict=True)
-    )
+    transferred_config, config = (_config(model) for model in (transferred, fine_tune))
     kinds = config.model_type, transferred_config.model_type
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"{fine_tune} is a {kinds[0]} model and {transferred} a {kinds[1]} model: they do not have the same base"
+            f"{fine_tune.name} is a {kinds[0]} model and {transferred.name} a {kinds[1]} model: they do not have the "
+            "same base"
         )
     if transferred_config.tie_word_embeddings and not config.tie_word_embeddings:
         raise UserError(
-            f"{fine_tune} has a separate head and {transferred} ties its head to the embedding: they do not have "
-            "the same base"
+            f"{fine_tune.name} has a separate head and {transferred.name} ties its head to the embedding: they do not "
+            "have the same base"
         )
     config.get_text_config().vocab_size = rows
     config.tie_word_embeddings = transferred_config.tie_word_embeddings
-    with reading_model(fine_tune, folders[1]):
+    with reading_model(fine_tune.name, fine_tune.folder):
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        if (folders[1] / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folders[1])
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=fine_tune.trust_remote_code
+            )
+        if (fine_tune.folder / GENERATION_CONFIG).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(fine_tune.folder)
     return model
 
 
-def _config(name: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    with reading_model(name, folder):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+def _config(model: ModelReference) -> PreTrainedConfig:
+    with reading_model(model.name, model.folder):
+        return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
+            model.folder, trust_remote_code=model.trust_remote_code
+        )
 
 
 def _check(weights: _ModelWeights, tables: Mapping[str, EmbeddingTable]) -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alm_pipeline.models.damage import check_weights_file
-from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.finite_weights import is_finite
+from alm_pipeline.models.reference import ModelReference
 from storage.errors import UserError, user_error
 
 SHARD_BYTES = 2**30
@@ -24,18 +24,13 @@ _INDEX = "model.safetensors.index.json"
 class Weights:
     """A model's tensors by name; a context manager.
 
-    Raises UserError if the folder contains no safetensors files.
+    They are those that transformers loads. Raises UserError if the folder has none.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self._stack = name, ExitStack()
+    def __init__(self, model: ModelReference) -> None:
+        self.name, self._stack = model.name, ExitStack()
         self._files: dict[str, Any] = {}
-        files = sorted(model_folder(name).glob("*.safetensors"))
-        if not files:
-            raise UserError(
-                f"{name}: contains no safetensors files: load and save it with transformers (save_pretrained) first"
-            )
-        for file in files:
+        for file in model.weights():
             check_weights_file(file)
             with user_error(f"{file}: can't be opened", "fetch it again, or save the model again (save_pretrained)"):
                 opened = self._stack.enter_context(safe_open(file, framework="pt"))

@@ -13,7 +13,7 @@ from alm_pipeline.config import Method, SpecialTokens
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
 from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
@@ -39,16 +39,21 @@ def transfer(
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
+        reference.refuse_adapter()
         donor = find_donor(initialization, donor, target_tokenizer)
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
         source = reference.tokenizer
-        target = target_for(source.fast, load_tokenizer(target_tokenizer), special_tokens)
+        named = LoadedTokenizer(target_tokenizer)
+        target = target_for(source.fast, named.fast, special_tokens)
         model = reference.load(reference.weights_dtype, device="cpu")
         setting = Initialization(initialization, donor_model, omp_terms)
         counts = swap_tokenizer(model, source, LoadedTokenizer.of(target), setting, seed).counts()
         with quiet_transformers():
             model.save_pretrained(written)
             target.save_pretrained(written)
+        for read in (reference, donor_model, source, named, donor_model and donor_model.tokenizer):
+            if read:
+                read.check_unchanged()
     return counts
 
 

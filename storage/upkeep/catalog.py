@@ -7,13 +7,12 @@ of tokenizers and models, by which those stored under the root are recognized.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
 from storage.dataset import Manifest, load_manifest, parse_json
 from storage.errors import OtherFormatError, UserError
-from storage.fingerprints import MODEL_FILES, TOKENIZER_FILES, combine_hashes, stored_name
+from storage.fingerprints import stored_name
 from storage.folders import FOLDER_KINDS, FolderKind, FolderManifest, load_folder_manifest
 from storage.schemas import MANIFEST, Kind
 from storage.urls import (
@@ -50,8 +49,6 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
 }
-# a finished student holds a copy of its tokenizer, so only the model files identify a student as an input
-_IDENTIFYING_FILES: dict[str, tuple[str, ...]] = {"tokenizers": TOKENIZER_FILES, "students": MODEL_FILES}
 
 
 class EntryState(StrEnum):
@@ -152,11 +149,11 @@ class Catalog:
 
     @cached_property
     def _by_content(self) -> Mapping[str, str]:
+        folders = ((entry.key, entry.manifest) for entry in self.entries.values())
         return {
-            combine_hashes(hashes): entry.key
-            for entry in self.entries.values()
-            if isinstance(entry.manifest, FolderManifest)
-            and (hashes := _matching(entry.manifest.files, _IDENTIFYING_FILES.get(entry.kind, ())))
+            manifest.content: key
+            for key, manifest in folders
+            if isinstance(manifest, FolderManifest) and manifest.content
         }
 
     def inputs(self, key: str) -> dict[str, str]:
@@ -212,10 +209,6 @@ def named_inputs(identity: Mapping[str, Any]) -> dict[str, str]:
     """Return the datasets that an identity names, by role: `kind/name`."""
     named = {**identity, **identity.get("inputs", {})}
     return {role: f"{kind}/{named[role]}" for role, kind in _ROLES.items() if role in named}
-
-
-def _matching(files: Mapping[str, str], patterns: tuple[str, ...]) -> dict[str, str]:
-    return {name: sha for name, sha in files.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def _entries(root: str, kind: str) -> Iterator[CatalogEntry]:

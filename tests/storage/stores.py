@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from storage.dataset import Dataset
-from storage.fingerprints import TOKENIZER_FILES, combine_hashes
 from storage.folders import StoredFolder
 from storage.schemas import Kind
 from tests.storage.samples import write
+
+TOKENIZER, STUDENT = "a" * 64, "b" * 64
+"""what other identities name the stored tokenizer and the student by"""
 
 
 def tokenizer(root: str) -> StoredFolder:
@@ -15,15 +17,8 @@ def tokenizer(root: str) -> StoredFolder:
     folder.path.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special.json"):
         (folder.path / name).write_text(name)
-    folder.finish({"tokens": 3})
+    folder.finish({"tokens": 3}, content=TOKENIZER)
     return folder
-
-
-def content(folder: StoredFolder) -> str:
-    """Return the tokenizer's hash, which is in the identities of what was made with it."""
-    manifest = folder.manifest()
-    assert manifest
-    return combine_hashes({name: sha for name, sha in manifest.files.items() if name in TOKENIZER_FILES})
 
 
 def member(root: str, kind: Kind, label: str, shards: int = 2, **identity: Any) -> Dataset:
@@ -37,7 +32,7 @@ def small_store(root: str) -> dict[str, Dataset | StoredFolder]:
     bpe = tokenizer(root)
     examples = member(root, Kind.EXAMPLES, "corpus")
     teacher = member(root, Kind.TOKENS, "corpus-t", examples=examples.name, tokenizer="f" * 64)
-    student = member(root, Kind.TOKENS, "corpus-s", examples=examples.name, tokenizer=content(bpe))
+    student = member(root, Kind.TOKENS, "corpus-s", examples=examples.name, tokenizer=TOKENIZER)
     alignments = member(root, Kind.ALIGNMENTS, "t-to-s", teacher_tokens=teacher.name, student_tokens=student.name)
     scores = member(root, Kind.TEACHER_SCORES, "corpus-t", tokens=teacher.name, teacher="e" * 64)
     other = member(root, Kind.TEACHER_SCORES, "corpus-t", tokens=teacher.name, teacher="d" * 64)
@@ -49,13 +44,13 @@ def small_store(root: str) -> dict[str, Dataset | StoredFolder]:
         "scores": scores.name,
     }
     made = StoredFolder(
-        root, "students", "tiny", {"inputs": inputs, "tokenizer": content(bpe)}, provenance={"commit": "c0ffee"}
+        root, "students", "tiny", {"inputs": inputs, "tokenizer": TOKENIZER}, provenance={"commit": "c0ffee"}
     )
     made.path.mkdir(parents=True)
     # a student holds a copy of its tokenizer
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (made.path / name).write_text(name)
-    made.finish({"held_out": 1.0})
+    made.finish({"held_out": 1.0}, content=STUDENT)
     return {
         "tokenizer": bpe,
         "examples": examples,

@@ -1,6 +1,9 @@
 """Fingerprints depend only on content."""
 
 import hashlib
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import storage.fingerprints
 from storage.errors import UserError
-from storage.fingerprints import fingerprint, hash_file, hash_files
+from storage.fingerprints import ReadFiles, fingerprint, hash_file, hash_files
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé😀"),
@@ -90,3 +94,112 @@ def test_a_folder_without_matching_files_has_no_hash(tmp_path: Path, folder: str
 def test_a_files_hash_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x00\xff")
     assert hash_file(tmp_path / "x") == hashlib.sha256(b"\x00\xff").hexdigest()
+
+
+def _in_place(file: Path) -> None:
+    """Other content of the same size, in the same inode, with the former time of change."""
+    info = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(b"X")
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _renamed_over(file: Path) -> None:
+    """Another file of the same size and time of change."""
+    other = file.with_name("other")
+    other.write_bytes(b"X" * file.stat().st_size)
+    info = file.stat()
+    os.utime(other, ns=(info.st_atime_ns, info.st_mtime_ns))
+    other.replace(file)
+
+
+def _linked_elsewhere(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_bytes(b"X" * file.stat().st_size)
+    file.unlink()
+    file.symlink_to(other)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "rewritten": lambda file: file.write_bytes(b"other"),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    "empty": lambda file: file.write_bytes(b""),
+    "in place": _in_place,
+    "renamed over": _renamed_over,
+    "linked elsewhere": _linked_elsewhere,
+    "removed": lambda file: file.unlink(),
+    "one more": lambda file: file.with_name("c.bin").write_bytes(b""),
+}
+
+
+def _read_files(folder: Path) -> ReadFiles:
+    _folder(folder, **{"a.bin": "1234", "b.bin": "5678"})
+    return ReadFiles(lambda: {file.name: file for file in folder.glob("*.bin")})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("change", [pytest.param(change, id=name) for name, change in CHANGES.items()])
+def test_a_file_that_changes_after_it_was_hashed_is_an_error(change: Callable[[Path], object], tmp_path: Path) -> None:
+    files = _read_files(tmp_path)
+    assert files.hashes == {name: hash_file(tmp_path / name) for name in ("a.bin", "b.bin")}
+    files.check()
+    change(tmp_path / "b.bin")
+    with pytest.raises(UserError, match=rf"{tmp_path}/[bc]\.bin: was changed while it was in use.*run again"):
+        files.check()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("change", [pytest.param(CHANGES[n], id=n) for n in ("rewritten", "renamed over", "one more")])
+def test_a_file_that_changes_while_it_is_hashed_is_an_error(
+    change: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _read_files(tmp_path)
+
+    def hash_and_change(file: Path) -> str:
+        sha256 = hash_file(file)
+        if file.name == "b.bin":
+            change(file)
+        return sha256
+
+    monkeypatch.setattr(storage.fingerprints, "hash_file", hash_and_change)
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        _ = files.hashes
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda file: file.chmod(0o600),
+        lambda file: file.with_name("link").hardlink_to(file),
+        lambda file: file.read_bytes(),
+        lambda file: file.with_name("README.md").write_text("other"),
+        lambda file: (shutil.copy2(file, file.with_name("copy")), file.with_name("copy").replace(file)),
+    ],
+    ids=["permissions", "another link", "read", "another file", "an exact copy"],
+)
+def test_a_file_with_the_same_content_is_no_error(touch: Callable[[Path], object], tmp_path: Path) -> None:
+    files = _read_files(tmp_path)
+    assert files.hashes
+    touch(tmp_path / "b.bin")
+    files.check()
+
+
+def test_files_are_not_hashed_again_for_each_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _read_files(tmp_path)
+    assert files.hashes
+    (tmp_path / "a.bin").chmod(0o600)
+    hashed: list[Path] = []
+    monkeypatch.setattr(storage.fingerprints, "hash_file", lambda file: (hashed.append(file), hash_file(file))[1])
+    for _ in range(3):
+        files.check()
+    assert hashed == [tmp_path / "a.bin"]
+
+
+@pytest.mark.bad_input
+def test_files_that_are_not_hashed_are_compared_too(tmp_path: Path) -> None:
+    files = _read_files(tmp_path)
+    (tmp_path / "a.bin").chmod(0o600)
+    files.check()
+    _renamed_over(tmp_path / "b.bin")
+    with pytest.raises(UserError, match=r"b\.bin: was changed"):
+        files.check()

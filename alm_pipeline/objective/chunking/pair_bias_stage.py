@@ -107,6 +107,8 @@ def _write_pair_biases(
         token_counts(datasets["student_tokens"]),
         chunk_end_pairs(datasets),
     )
+    for tokenizer in (teacher, student):
+        tokenizer.check_unchanged()
     folder.path.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(list(biases), schema=SCHEMA), folder.path / FILE, compression="zstd")
     return folder.finish(_results(biases))

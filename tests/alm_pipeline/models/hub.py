@@ -19,12 +19,27 @@ class Hub:
     """What was put there. With `refuses`, every request is answered with this status."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    commit: str = COMMIT
+    """of these files"""
+    former: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """the files of former commits"""
     private: bool | None = None
     refuses: int | None = None
     endpoint: str = ""
     fetched: list[str] = field(default_factory=list)
     large: tuple[str, ...] = (".safetensors",)
     """of these the hub tells the SHA-256"""
+
+    def push(self, **files: bytes) -> None:
+        """Move the branch to another commit, with other content of files: `model_safetensors=…`."""
+        self.former[self.commit] = dict(self.files)
+        self.commit = f"{int(self.commit) + 1:040}"
+        self.files |= {name.replace("_", ".", 1): content for name, content in files.items()}
+
+    def at(self, path: str) -> tuple[str, dict[str, bytes]]:
+        """Return the commit that a URL names, or else the branch's, and its files."""
+        commit = next((commit for commit in self.former if commit in path), self.commit)
+        return commit, self.former.get(commit, self.files)
 
     def answer(self, path: str, content: bytes) -> Any:
         if path == "/api/repos/create":
@@ -39,13 +54,14 @@ class Hub:
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             url = f"{self.endpoint}/me/student/commit/0"
-            return {"commitUrl": url, "commitOid": COMMIT, "hookOutput": ""}
-        listed = [self._listed(name, content) for name, content in self.files.items()]
-        if f"/tree/{COMMIT}" in path:
+            return {"commitUrl": url, "commitOid": self.commit, "hookOutput": ""}
+        commit, files = self.at(path)
+        listed = [self._listed(name, content) for name, content in files.items()]
+        if f"/tree/{commit}" in path:
             return listed
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
-        return {"id": "me/student", "sha": COMMIT, "siblings": listed}
+        return {"id": "me/student", "sha": commit, "siblings": listed}
 
     def _listed(self, name: str, content: bytes) -> dict[str, Any]:
         """As in a tree, and as in what is told of a model."""
@@ -66,17 +82,17 @@ def hub() -> Iterator[Hub]:
             if here.refuses or self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self._send(here.refuses or 401, {"error": "Invalid username or password."})
             elif "/resolve/" in self.path:
-                self._send_file(self.path.rsplit("/", 1)[1])
+                self._send_file(*here.at(self.path), self.path.rsplit("/", 1)[1])
             else:
                 self._send(200, here.answer(self.path.split("?")[0], content))
 
         do_GET = do_HEAD = do_POST
 
-        def _send_file(self, name: str) -> None:
-            content = here.files[name]
+        def _send_file(self, commit: str, files: dict[str, bytes], name: str) -> None:
+            content = files[name]
             if self.command == "GET":
                 here.fetched.append(name)
-            tags = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            tags = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
             self._send_bytes(200, content, {"Content-Type": "application/octet-stream", **tags})
 
         def _send(self, status: int, content: Any) -> None:

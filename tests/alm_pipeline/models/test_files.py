@@ -1,18 +1,20 @@
 """Which files of a model are fetched for what, and what is read off a tokenizer's."""
 
-import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save
 
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
-from alm_pipeline.vocabulary.text_forms import text_forms
 from storage.errors import UserError
+from tests.alm_pipeline.models import folders
 from tests.alm_pipeline.models.hub import TOKEN, Hub, hub
 
 NAME = "someone/tiny-llama"
@@ -87,24 +89,52 @@ def test_weights_whose_hash_the_hub_does_not_tell_are_fetched(server: Hub, llama
     assert "model.safetensors" in server.fetched
 
 
+def _other_weights(folder: str) -> bytes:
+    tensors = {name: values + 1 for name, values in load_file(Path(folder) / "model.safetensors").items()}
+    return save(tensors, metadata={"format": "pt"})
+
+
+def test_a_branch_that_moves_after_the_model_was_named_is_not_followed(server: Hub, llama_folder: str) -> None:
+    reference, named = ModelReference(NAME), ModelReference(llama_folder)
+    assert reference.identity == named.identity
+    server.push(model_safetensors=_other_weights(llama_folder), tokenizer_json=b"{}")
+    first, expected = (model.load("float32").get_input_embeddings().weight for model in (reference, named))
+    assert torch.equal(first, expected)  # type: ignore[arg-type]
+    assert reference.tokenizer.identity == named.tokenizer.identity
+    assert ModelReference(NAME).identity != reference.identity
+    sent: ModelReference = pickle.loads(pickle.dumps(reference))
+    assert (sent.revision, sent.identity) == (reference.revision, reference.identity)
+    tokenizer: LoadedTokenizer = pickle.loads(pickle.dumps(reference.tokenizer))
+    assert tokenizer.identity == named.tokenizer.identity
+
+
+def test_a_tokenizer_of_a_branch_that_moves_is_the_same_in_another_process(server: Hub, llama_folder: str) -> None:
+    tokenizer = LoadedTokenizer(NAME)
+    assert tokenizer.identity
+    server.push(tokenizer_json=b"{}")
+    sent: LoadedTokenizer = pickle.loads(pickle.dumps(tokenizer))
+    assert sent.identity == LoadedTokenizer(llama_folder).identity
+
+
+def test_the_code_of_another_repository_is_pinned(server: Hub, llama_folder: str, tmp_path: Path) -> None:
+    folders.coded(tmp_path)
+    edit = {"auto_map": {"AutoModelForCausalLM": f"{NAME}--modeling_scaled.ScaledLlama"}}
+    folders.edit_config(tmp_path, **edit)
+    for name in ("modeling_scaled.py", "factor.py"):
+        server.files[name] = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+    reference = ModelReference(str(tmp_path), trust_remote_code=True)
+    assert reference.identity
+    server.push(factor_py=b"FACTOR = 5.0\n")
+    ids = torch.tensor([[5, 6, 7]])
+    plain = ModelReference(str(tmp_path)).load("float32", device="cpu")(ids).logits
+    assert torch.equal(reference.load("float32", device="cpu")(ids).logits, 2 * plain)
+    other = ModelReference(str(tmp_path), trust_remote_code=True)
+    assert other.identity != reference.identity
+    assert torch.equal(other.load("float32", device="cpu")(ids).logits, 5 * plain)
+
+
 def test_a_folder_without_weights_has_no_identity(tmp_path: Path, llama_folder: str) -> None:
     shutil.copy(Path(llama_folder, "config.json"), tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
         _ = ModelReference(str(tmp_path)).identity
-
-
-@pytest.mark.parametrize("first", [[], ["model"], ["normalizer", "model"]])
-@pytest.mark.parametrize("indent", [None, 2])
-def test_forms_are_those_of_the_whole_file(first: list[str], indent: int | None, tmp_path: Path) -> None:
-    # `tokenizers` writes the model last; another program may not, or say "model" elsewhere
-    lowercase, space = {"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": " "}, "content": ',"model":{'}
-    state = {
-        "added_tokens": [{"id": 0, "content": ',"model":'}],
-        "normalizer": {"type": "Sequence", "normalizers": [lowercase, space], "model": {"type": "BPE"}},
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
-    }
-    state = {key: state[key] for key in [*first, *(key for key in state if key not in first)]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state, indent=indent), encoding="utf-8")
-    assert LoadedTokenizer(str(tmp_path)).forms == text_forms(state["normalizer"], state["decoder"])  # type: ignore[arg-type]
-    assert len(LoadedTokenizer(str(tmp_path)).forms) == 2

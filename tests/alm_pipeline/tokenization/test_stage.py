@@ -186,7 +186,7 @@ def test_a_process_prepares_one_encoder_for_its_groups(tmp_path: Path, llama_fol
     tokens = tokenize_group(examples, LoadedTokenizer(llama_folder), encoders, [2])
     assert shards == {2}  # in the trial
     prepared, unused = encoders.prepared(tokens.name), LoadedTokenizer(llama_folder)
-    tokenize_group(examples, unused, encoders, [3, 1])
+    tokenize(examples, tokens, unused, None, [3, 1], encoders=encoders)  # the dataset is sent to each process
     assert shards == {1, 2, 3}
     assert encoders.prepared(tokens.name) is prepared
     assert "fast" not in vars(unused)

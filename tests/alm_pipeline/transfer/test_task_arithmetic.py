@@ -149,4 +149,4 @@ def test_models_that_do_not_belong_together_are_refused(
     assert "do not have the same base" in wrong(models, tmp_path, fine_tune=gpt2)
     bare = tmp_path / "bare"
     byte_level.save_pretrained(bare)
-    assert "contains no safetensors" in wrong(models, tmp_path, base=str(bare))
+    assert "has no config.json" in wrong(models, tmp_path, base=str(bare))

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UserError
-from storage.fingerprints import combine_hashes
-from storage.folders import FOLDER_KINDS, StoredFolder
+from storage.folders import FOLDER_KINDS
 from storage.schemas import Kind
 from storage.upkeep.catalog import KINDS, Catalog, EntryState, LineageNode, is_root, named_inputs
 from storage.urls import overwrite, read_bytes, remove
-from tests.storage.stores import key, member, small_store
+from tests.storage.stores import STUDENT, key, member, small_store
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +45,7 @@ def test_inputs_and_users_are_known(root: str) -> None:
 
 def test_a_student_that_teaches_is_known_by_its_model(root: str) -> None:
     student = small_store(root)["student"]
-    assert isinstance(student, StoredFolder)
-    manifest = student.manifest()
-    assert manifest
-    model = combine_hashes({name: manifest.files[name] for name in ("config.json", "model.safetensors")})
-    scores = member(root, Kind.TEACHER_SCORES, "again", tokens="gone-0123456789abcdef", teacher=model)
+    scores = member(root, Kind.TEACHER_SCORES, "again", tokens="gone-0123456789abcdef", teacher=STUDENT)
     assert Catalog.open(root).inputs(key(scores)) == {
         "tokens": "tokens/gone-0123456789abcdef",
         "teacher": key(student),
