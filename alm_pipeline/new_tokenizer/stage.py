@@ -25,7 +25,7 @@ def tokenizer_folder(
     identity = {"stage_version": STAGE_VERSION, "source_tokenizer": source.identity}
     if isinstance(setting, str):
         return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
-    trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
+    trained = {"corpus": corpus_identity(_whole(corpus), root), "setting": setting.model_dump(mode="json")}
     return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
 
 

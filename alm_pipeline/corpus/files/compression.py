@@ -1,11 +1,13 @@
 """A file's bytes, decompressed as its content says, and refused where they are of another kind than its name says."""
 
+import bz2
 import gzip
 import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any
 
 from alm_pipeline.corpus.files.kinds import says_compressed
@@ -21,7 +23,7 @@ def _open_gzip(stored: IO[bytes]) -> Any:
 
 
 def _open_by_arrow(codec: str) -> Callable[[IO[bytes]], Any]:
-    """Use Arrow's reader: Python's of bz2 takes a damaged second member for the end, fsspec's of zstd any."""
+    """Use Arrow's reader: fsspec's of zstd stops after the first frame and accepts a truncated file."""
 
     def open_stream(stored: IO[bytes]) -> Any:
         import pyarrow as pa
@@ -31,11 +33,15 @@ def _open_by_arrow(codec: str) -> Callable[[IO[bytes]], Any]:
     return open_stream
 
 
-class _XzStream(io.RawIOBase):
-    """The content of all streams of an xz file. `lzma.open` takes anything after the first for its end."""
+class _Streams(io.RawIOBase):
+    """The content of all streams of a bz2 or xz file, where Python's own readers take later damage for the end.
 
-    def __init__(self, stored: IO[bytes]) -> None:
-        self._stored, self._decompressor, self._rest = stored, lzma.LZMADecompressor(), b""
+    `new_decompressor` makes the decompressor of one stream.
+    """
+
+    def __init__(self, new_decompressor: Callable[[], Any], stored: IO[bytes]) -> None:
+        self._new_decompressor, self._stored = new_decompressor, stored
+        self._decompressor, self._rest = new_decompressor(), b""
 
     def readable(self) -> bool:
         return True
@@ -60,14 +66,15 @@ class _XzStream(io.RawIOBase):
         rest = self._decompressor.unused_data.lstrip(b"\0")  # streams may be padded
         while not rest and (more := self._stored.read(_READ_BYTES)):
             rest = more.lstrip(b"\0")
-        self._decompressor, self._rest = lzma.LZMADecompressor(), rest
+        if rest:
+            self._decompressor, self._rest = self._new_decompressor(), rest
         return bool(rest)
 
 
 COMPRESSIONS: dict[str, tuple[re.Pattern[bytes], Callable[[IO[bytes]], Any]]] = {
     "gzip": (re.compile(rb"\x1f\x8b\x08"), _open_gzip),
-    "bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), _open_by_arrow("bz2")),
-    "xz": (re.compile(rb"\xfd7zXZ\0"), _XzStream),
+    "bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), partial(_Streams, bz2.BZ2Decompressor)),
+    "xz": (re.compile(rb"\xfd7zXZ\0"), partial(_Streams, lzma.LZMADecompressor)),
     "zstd": (re.compile(rb"(?s:\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"), _open_by_arrow("zstd")),
     "lz4": (re.compile(rb"\x04\x22\x4d\x18"), _open_by_arrow("lz4")),
 }

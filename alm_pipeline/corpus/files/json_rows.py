@@ -111,16 +111,16 @@ def read_json(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str])
 
 
 def _has_lines(file: CorpusFile) -> bool:
-    """Whether the first line that is not blank is a whole value, and not of an array that the file is."""
+    """Whether the first line that is not blank is a whole value, and not the array that the file is."""
     with naming_file(file), opened(file) as stream:
         line = next(_lines(stream), b"{}")
     if _ARRAY_OF_OBJECTS.match(line):
         return False
     try:
-        json.loads(line.decode())
+        value = json.loads(line.decode().removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return False
-    return True
+    return not isinstance(value, list)
 
 
 class _Values:

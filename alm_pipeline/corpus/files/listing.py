@@ -94,23 +94,28 @@ def list_files(source: FilesSource) -> FileListing:
     file systems, or a file is special (a FIFO, a device, a folder, a broken link).
     """
     left_out: Counter[str] = Counter()
-    files: dict[tuple[Any, str], CorpusFile] = {}
+    files: list[CorpusFile] = []
     excluded = 0
     for url in source.urls:
         matches = _match(url)
         kept = [match for match in matches if not _is_excluded(match, source.exclude)]
         excluded += len(matches) - len(kept)
-        for file in _files_to_read(url, kept, source.format, left_out):
-            files.setdefault(_identity(file), file)
+        files += _files_to_read(url, kept, source.format, left_out)
     if not files:
         raise UserError(f"corpus.source.exclude excludes all {excluded} files; narrow its patterns")
-    named = _with_distinct_names(list(files.values()))
+    named = _with_distinct_names(_each_once(files, left_out))
     return FileListing(tuple(sorted(named, key=lambda file: file.name)), left_out)
 
 
-def _identity(file: CorpusFile) -> tuple[Any, str]:
-    """Return what is the same for a file that is matched twice, also through a link."""
-    return file.fs, os.path.realpath(file.path) if is_local(file.fs) else file.path
+def _each_once(files: list[CorpusFile], left_out: Counter[str]) -> list[CorpusFile]:
+    """Return each file under the first of its names; count its other paths, which are links to it."""
+    once: dict[tuple[Any, str], CorpusFile] = {}
+    paths = {(file.fs, file.path): file for file in files}
+    for file in sorted(paths.values(), key=lambda file: (file.name, file.path)):
+        once.setdefault((file.fs, os.path.realpath(file.path) if is_local(file.fs) else file.path), file)
+    if links := len(paths) - len(once):
+        left_out["files that are links to others"] += links
+    return list(once.values())
 
 
 def _match(url: str) -> list[_Match]:
@@ -181,6 +186,8 @@ def _files_to_read(
     reasons: Counter[str] = Counter()
     visible = []
     for match in matches:
+        if not match.pattern:
+            _require_regular(match)
         if match.linked_folder or _is_hidden(match):
             reasons["linked folders" if match.linked_folder else "hidden files"] += 1
         else:
@@ -189,8 +196,7 @@ def _files_to_read(
     if matches and not chosen:
         raise UserError(_nothing_to_read(url, visible, reasons))
     for match, file_format in chosen.items():
-        if is_local(match.fs):
-            _require_regular(match)
+        _require_regular(match)
         yield match.as_file(file_format)
     left_out.update(_few(reasons))
 
@@ -257,8 +263,6 @@ def _archive_fix(visible: list[_Match]) -> str:
 def _unreadable(kind: FileKind) -> str:
     if kind.role == "archive":
         return f"is an archive ({kind.ending}); unpack it and name the files in it"
-    if kind.role == "metadata":
-        return "describes a dataset and is not its data; name the data files"
     what = f"has an unknown ending ({kind.ending})" if kind.ending else "has no known ending"
     return (
         f"{what}; set corpus.source.format to how it is read (`text` makes it one document), or rename it "
@@ -289,7 +293,7 @@ def _refuse_two_formats(matches: Iterable[_Match]) -> None:
 
 def _require_regular(match: _Match) -> None:
     """Raise UserError if a path on a disk is not that of a regular file: reading a FIFO or a device never ends."""
-    if what := _special(match.path):
+    if is_local(match.fs) and (what := _special(match.path)):
         raise UserError(f"{match.url} is {what}; name a file, or exclude it with corpus.source.exclude")
 
 
