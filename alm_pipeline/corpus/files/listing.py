@@ -110,7 +110,7 @@ def list_files(source: FilesSource) -> FileListing:
 def _each_once(files: list[CorpusFile], left_out: Counter[str]) -> list[CorpusFile]:
     """Return each file under the first of its names; count its other paths, which are links to it."""
     once: dict[tuple[Any, str], CorpusFile] = {}
-    paths = {(file.fs, file.path): file for file in files}
+    paths = {(file.fs, file.path): file for file in reversed(files)}  # under the name that the first URL gives it
     for file in sorted(paths.values(), key=lambda file: (file.name, file.path)):
         once.setdefault((file.fs, os.path.realpath(file.path) if is_local(file.fs) else file.path), file)
     if links := len(paths) - len(once):
