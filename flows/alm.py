@@ -77,7 +77,7 @@ def alm(
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of Parquet, JSONL or text files to use as the corpus, with all of their texts.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus, with all of their texts.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.

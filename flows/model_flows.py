@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         models: Local folders, URLs of stored students, names on the Hub, demo:NAME, or YAML files of ensembles.
-        corpus: URL of Parquet, JSONL or text files to measure bits per byte on.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files to measure bits per byte on.
         text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
         examples: The number of texts to take from the corpus.
         tasks: Names of lm_eval tasks.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
@@ -103,6 +104,11 @@ def _options(url: str) -> dict[str, Any]:
 
 def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
+
+
+def keeps_copies(fs: Any) -> bool:
+    """Whether a file system is one of fsspec's caches (`simplecache::`, `filecache::`, …) of another."""
+    return isinstance(fs, CachingFileSystem)
 
 
 def join_url(root: str, *parts: str) -> str:

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from alm_pipeline.config.frozen import SEEDS, Frozen
 
-FileFormat = Literal["parquet", "jsonl", "text"]
+FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
 
 
 class FilesSource(Frozen):
-    """Parquet, JSONL or text files, also compressed (.gz, .bz2, .xz, .zst), under any fsspec URL."""
+    """Parquet, Arrow, JSON, CSV, TSV or text files, also compressed, under any fsspec URL."""
 
     kind: Literal["files"] = Field("files", description="Selects this source.")
     urls: tuple[str, ...] = Field(
@@ -23,8 +23,9 @@ class FilesSource(Frozen):
     )
     format: Literal["auto"] | FileFormat = Field(
         "auto",
-        description="How files are read. `auto` depends on the ending of each file's name; `parquet` and `jsonl` have "
-        "one document per row or line; `text` makes each file one document.",
+        description="How files are read. `auto` depends on the ending of each file's name, and leaves out what it does "
+        "not know; with any other value all files are read so. `parquet`, `arrow`, `csv` and `tsv` have one document "
+        "per row, `jsonl` has one per line, `json` one per object of an array or line; with `text` each file is one.",
     )
 
 

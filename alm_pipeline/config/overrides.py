@@ -20,7 +20,7 @@ class Overrides(Frozen):
 
     corpus: str | None = Field(
         None,
-        description="URL of Parquet, JSONL or text files to use as the corpus, with all of their texts.",
+        description="URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus, with all of their texts.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")

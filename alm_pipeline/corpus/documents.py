@@ -1,23 +1,31 @@
 """Documents: the text or conversation of each row of a source.
 
 Rows without a document are counted by reason: `invalid_json` (a line that is not a JSON object), `invalid_utf8` (also a
-string with a lone surrogate), `missing_column`, `missing_id` (a null or empty id), `not_text` (a value that is not a
-string, a conversation that is not a list of roles and contents), `empty` (only white space).
+string with a lone surrogate), `repeated_key` (an object with a key twice), `missing_column`, `missing_id` (a null or
+empty id), `not_text` (a value that is not a string, a conversation that is not a list of roles and contents),
+`value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white space).
 """
 
 import json
+import math
 import string
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import Messages
-from alm_pipeline.corpus.errors import RowDropped
-from alm_pipeline.corpus.files import SourceRow
-from alm_pipeline.corpus.sources import read_rows
+from alm_pipeline.corpus.files.errors import RowDropped
+from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.sources import OpenSource, open_source
 from storage.errors import UserError
+
+_MAX_DEPTH = 100
+"""How deep the values of a message may be nested: every later stage reads them with a limited stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class Document:
     """A row's text or its conversation; exactly one of `text` and `messages` is set, and it is not blank.
 
     A message has a `role` and a `content`, both strings, and any other JSON values of its row; a message that only
-    calls tools has empty content.
+    calls tools has empty content. Of what JSON cannot hold, times and decimals are text, and the rest is left out.
     """
 
     id: str
@@ -76,14 +84,16 @@ class _Fields:
         return Document(document_id, text, None)
 
 
-def read_documents(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Document]:
+def read_documents(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Document]:
     """Yield the source's documents, in an order that never changes; counts rows without one in `dropped`.
 
-    Raises UserError if the source cannot be read, or lacks a column that the configuration names.
+    `source` is the configuration's, if it is open already. Raises UserError if it cannot be read, or lacks a column
+    that the configuration names.
     """
     content = config.messages or _parse_template(config.text)
     fields = _Fields(content, config.id)
-    for row_id, row in read_rows(config.source, fields.columns, dropped):
+    source = source or open_source(config.source)
+    for row_id, row in source.rows(fields.columns, dropped):
         try:
             document = fields.document(row_id, row)
         except RowDropped as drop:
@@ -122,7 +132,7 @@ def _text_value(value: Any, number_is_text: bool) -> str:
             raise RowDropped("invalid_utf8") from error
     if isinstance(value, str):
         return value
-    if number_is_text and isinstance(value, int | float):
+    if number_is_text and isinstance(value, int | float) and math.isfinite(value):
         return str(value)
     raise RowDropped("not_text")
 
@@ -137,16 +147,37 @@ def _id_value(value: Any) -> str:
 def _messages_value(value: Any) -> Messages:
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
         raise RowDropped("not_text")
-    # Parquet gives each message every key in the file; a null key is one that this message does not have
-    messages = [{key: item for key, item in message.items() if item is not None} for message in value]
-    messages = [{**message, "content": message.get("content", "")} for message in messages]
+    # in a message itself, a null key is one that it does not have
+    present = [{key: item for key, item in message.items() if item is not None} for message in value]
+    messages = [_json_value({**message, "content": message.get("content", "")}) for message in present]
     try:
-        _check_unicode(json.dumps(messages, ensure_ascii=False))
-    except (TypeError, ValueError) as error:
+        _check_unicode(json.dumps(messages, ensure_ascii=False, allow_nan=False))
+    except ValueError as error:
         raise RowDropped("not_text") from error
     if not any(message["content"].strip() for message in messages):
         raise RowDropped("empty")
     return messages
+
+
+def _json_value(value: Any, depth: int = 0) -> Any:
+    """Return a value as JSON can hold it, without the keys of what it can't; None if it can't hold the value."""
+    if depth > _MAX_DEPTH:
+        raise RowDropped("nested_too_deeply")
+    match value:
+        case None | str() | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case date() | time():
+            return value.isoformat()
+        case Decimal() | timedelta() | UUID():
+            return str(value)
+        case dict():
+            held = {str(key): _json_value(item, depth + 1) for key, item in value.items()}
+            return {key: item for key, item in held.items() if item is not None or value.get(key) is None}
+        case list():
+            return [_json_value(item, depth + 1) for item in value]
+    return None
 
 
 def _is_message(value: Any) -> bool:

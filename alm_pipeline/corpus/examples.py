@@ -10,6 +10,7 @@ from typing import Any, Literal
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
+from alm_pipeline.corpus.sources import OpenSource
 from alm_pipeline.vocabulary.text_forms import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
 
@@ -33,20 +34,22 @@ class Example:
     """Whether the document's text was converted to the corpus's form."""
 
 
-def iter_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
+def iter_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Example]:
     """Yield the corpus's examples, in an order that never changes; counts losses in `dropped`.
+
+    `source` is the corpus's, if it is open already: a stage opens it to compare its identity, and checks it again.
 
     The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held out
     depends only on ids, so more data or a larger sample moves none. Examples excluded by `sample` and `max_examples`
     are not counted, since that was configured. Raises UserError if two examples have the same id, or `normalize` names
     an unknown form.
     """
-    sampled = _sampled(_unique(_all_examples(config, dropped)), config.sample)
+    sampled = _sampled(_unique(_all_examples(config, dropped, source)), config.sample)
     return islice(sampled, config.max_examples)
 
 
-def _all_examples(config: CorpusConfig, dropped: Counter[str]) -> Iterator[Example]:
-    for document, normalized in _normalized(read_documents(config, dropped), config.normalize, dropped):
+def _all_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None) -> Iterator[Example]:
+    for document, normalized in _normalized(read_documents(config, dropped, source), config.normalize, dropped):
         split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
         pieces = _cut(document, config.max_bytes, dropped)
         for number, (text, messages) in enumerate(pieces):

@@ -1,39 +1,144 @@
-"""The rows of any source, with their ids."""
+"""Any source, opened: the identity of its content, its rows, and whether it is still what the identity covers."""
 
 import difflib
+import hashlib
+import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, assert_never
 
 from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source
-from alm_pipeline.corpus.errors import failing_as, require_columns
-from alm_pipeline.corpus.files import SourceRow, read_files
+from alm_pipeline.corpus.files.arrow_rows import without_filled_nulls
+from alm_pipeline.corpus.files.errors import failing_as, require_columns
+from alm_pipeline.corpus.files.listing import list_files
+from alm_pipeline.corpus.files.readers import read_files
+from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.versions import HashedFiles
+from alm_pipeline.corpus.source_identity import hub_commit, local_files, reasoning_gym_version
 from storage.errors import UserError
 
 # the last line of a worked solution in gsm_symbolic, as in GSM8K
 _FINAL_ANSWER = re.compile(r"\s*#### .*\s*$")
 
+Rows = Iterator[tuple[str, SourceRow]]
 
-def read_rows(source: Source, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
-    """Yield the source's rows with their ids, in an order that never changes.
 
-    Ids are '<name>' or '<name>:<row>' for files, '<split>:<row>' for `datasets`, '<task>-<seed>:<i>' for generated
-    problems. Raises UserError if the source cannot be read or lacks one of `columns`.
+_contents: dict[str, Any] = {}
+"""What identified the sources that this process has opened, by identity: to name the file that changed."""
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source whose rows are those that `identity` names, as long as `check` passes.
+
+    Nothing is hashed before `identity` is asked for; then `check` compares only what is read afterward.
+    """
+
+    kind: str
+    content: Callable[[], list[Any]]
+    """Returns what identifies the content, as JSON values; lists of files begin with their names."""
+    read: Callable[[tuple[str, ...], Counter[str]], Rows]
+    files: HashedFiles
+    """The files that are read; none for what can't change (a commit of the Hub, generated problems)."""
+
+    @cached_property
+    def identity(self) -> str:
+        """A hex fingerprint of the content. Where it is stored is not part of it."""
+        content = self.content()
+        identity = hashlib.sha256(json.dumps([self.kind, content], sort_keys=True).encode()).hexdigest()
+        _contents[identity] = content
+        return identity
+
+    def rows(self, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+        """Yield the rows with their ids, in an order that never changes; counts what has none in `dropped`.
+
+        Ids are '<name>' or '<name>:<row>' for files, '<split>:<row>' for `datasets`, '<task>-<seed>:<i>' for generated
+        problems. Raises UserError if the source cannot be read or lacks one of `columns`.
+        """
+        return self.read(columns, dropped)
+
+    def require_identity(self, expected: str) -> None:
+        """Raise UserError, naming what changed where this process can know it, if the content has another identity."""
+        if self.identity != expected:
+            changed = _changed_files(_contents.get(expected, []), _contents[self.identity])
+            what = f" ({', '.join(changed[:5])})" if changed else ""
+            raise UserError(
+                f"the corpus's source has changed since the run began{what}; wait until nothing writes to it, and run "
+                "the same command again"
+            )
+
+    def check(self, *, final: bool = False) -> None:
+        """Raise UserError if a file that was read has changed since its content was hashed (see `HashedFiles`)."""
+        self.files.check(final=final)
+
+
+def _changed_files(then: list[Any], now: list[Any]) -> list[str]:
+    """Return the names of the files that are in one of two contents only, or different in it."""
+    both = [{str(file[0]): file for file in files if isinstance(file, list) and file} for files in (then, now)]
+    return sorted(name for name in {**both[0], **both[1]} if both[0].get(name) != both[1].get(name))
+
+
+def open_source(source: Source) -> OpenSource:
+    """List what a source refers to. Raises UserError if that cannot be known.
+
+    The identity covers, for files, their names (see `files`), formats and contents (for remote files the store's
+    checksum, if it has one); for a Hub dataset, the commit, which is then read; for a local folder that `datasets`
+    reads, its files; for generated problems, their settings and the generator's version.
     """
     match source:
         case FilesSource():
-            return read_files(source, columns, dropped)
+            return _open_files(source)
         case HubSource():
-            return _read_hub(source, columns)
+            return _open_hub(source)
         case GeneratedSource():
-            return _read_generated(source, columns)
+            content = [source.task, source.size, source.seed, reasoning_gym_version()]
+            return OpenSource(source.kind, lambda: content, partial(_read_generated, source), HashedFiles(()))
         case _:
             assert_never(source)
 
 
-def _read_hub(source: HubSource, columns: tuple[str, ...]) -> Iterator[tuple[str, SourceRow]]:
+def source_identity(source: Source) -> str:
+    """Return the fingerprint of a source's content (see `open_source`)."""
+    return open_source(source).identity
+
+
+def _open_files(source: FilesSource) -> OpenSource:
+    listing = list_files(source)
+    hashed = HashedFiles(listing.files)
+
+    def content() -> list[Any]:
+        return [[file.name, file.format, [*hashed.content(file)]] for file in listing.files]
+
+    return OpenSource(source.kind, content, partial(read_files, listing, hashed), hashed)
+
+
+def _open_hub(source: HubSource) -> OpenSource:
+    files = local_files(source)
+    if files is None:
+        commit = hub_commit(source)
+        pinned = source.model_copy(update={"revision": commit})
+        content = [source.subset, source.split, source.name, commit]
+        return OpenSource(source.kind, lambda: content, partial(_read_hub, pinned), HashedFiles(()))
+    hashed = HashedFiles(tuple(files))
+
+    def folder_content() -> list[Any]:
+        return [source.subset, source.split, *([file.name, *hashed.content(file)] for file in files)]
+
+    # streaming has no cache: that of `datasets` knows files by their time and size, and may answer with others
+    streamed = source.model_copy(update={"streaming": True})
+    return OpenSource(source.kind, folder_content, partial(_read_folder, streamed, hashed), hashed)
+
+
+def _read_folder(source: HubSource, hashed: HashedFiles, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+    with hashed.reading(*hashed.files):
+        yield from _read_hub(source, columns, dropped)
+
+
+def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
     where = f"dataset {source.name!r}"
     with failing_as(
         f"`datasets` cannot read {where} (split {source.split!r})",
@@ -46,7 +151,21 @@ def _read_hub(source: HubSource, columns: tuple[str, ...]) -> Iterator[tuple[str
             require_columns(where, columns, names)
             rows = rows.select_columns(list(columns))
         for number, row in enumerate(rows):
-            yield f"{source.split}:{number}", row
+            yield f"{source.split}:{number}", _without_filled_nulls(row, rows.features)
+
+
+def _without_filled_nulls(row: SourceRow, features: Any) -> SourceRow:
+    """Take off what Arrow, in which `datasets` holds every row, filled in; by its types where they are known."""
+    if features is None:
+        return {column: _without_nulls(value) for column, value in row.items()}
+    schema = features.arrow_schema
+    return {column: without_filled_nulls(value, schema.field(column).type) for column, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _load(source: HubSource) -> Any:
@@ -63,7 +182,7 @@ def _load(source: HubSource) -> Any:
     )
 
 
-def _read_generated(source: GeneratedSource, columns: tuple[str, ...]) -> Iterator[tuple[str, SourceRow]]:
+def _read_generated(source: GeneratedSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
     require_columns(f"reasoning-gym's {source.task}", columns, ["question", "solution", "answer", "text"])
     for number, item in enumerate(_create_problems(source)):
         yield f"{source.task}-{source.seed}:{number}", _problem(item)

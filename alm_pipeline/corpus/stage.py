@@ -10,14 +10,17 @@ import pyarrow as pa
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example, iter_examples
-from alm_pipeline.corpus.source_identity import source_identity
+from alm_pipeline.corpus.files.listing import CorpusFile
+from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.folders import FOLDER_KINDS
 from storage.schemas import Kind
+from storage.urls import open_filesystem
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
@@ -25,29 +28,50 @@ def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
 
     A source is identified by its content: the same files in another place are the same examples.
     """
-    return Dataset(root, Kind.EXAMPLES, corpus.name, {"stage_version": STAGE_VERSION, **corpus_identity(corpus)})
+    return Dataset(root, Kind.EXAMPLES, corpus.name, {"stage_version": STAGE_VERSION, **corpus_identity(corpus, root)})
 
 
-def corpus_identity(corpus: CorpusConfig) -> dict[str, object]:
-    """Return what decides the examples of a corpus."""
+def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
+    """Return what decides the examples of a corpus.
+
+    Raises UserError if the source cannot be read, or has files of the storage itself, which every run changes.
+    """
     settings = corpus.model_dump(mode="json", exclude={"source", "name"})
-    return {"source": source_identity(corpus.source), "config": settings}
+    source = open_source(corpus.source)
+    _refuse_stored_files(source.files.files, root)
+    return {"source": source.identity, "config": settings}
+
+
+def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
+    fs, path = open_filesystem(root)
+    stored = tuple(f"{path}/{kind}/" for kind in (*Kind, *FOLDER_KINDS))
+    if inside := next((file for file in files if file.fs == fs and file.path.startswith(stored)), None):
+        raise UserError(
+            f"{inside.url} is a file of the storage {root}, and not of a corpus; exclude its folders with "
+            "corpus.source.exclude, or choose another storage"
+        )
 
 
 def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
     """Read the corpus and write every shard that is not written yet.
 
-    Raises UserError if the corpus has no examples.
+    Raises UserError if the corpus has no examples, or its source changes before all is written: no shard is written
+    under the name of other content.
     """
     if manifest := examples.manifest():
         return manifest
+    source = open_source(corpus.source)
+    source.require_identity(examples.identity["source"])
     dropped: Counter[str] = Counter()
     shards = 0
     with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
-        for shards, shard in enumerate(_shards(iter_examples(corpus, dropped), corpus.shard_bytes), start=1):
+        found = _shards(iter_examples(corpus, dropped, source), corpus.shard_bytes)
+        for shards, shard in enumerate(found, start=1):
+            source.check()
             if not examples.record(shards - 1):
                 write(shards - 1, shard)
             advance(_text_bytes(shard))
+        source.check(final=True)
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
         raise UserError(f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text and .sample")

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.corpus.stage import corpus_identity
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
@@ -30,7 +31,7 @@ def tokenizer_folder(
     }
     if isinstance(setting, str):
         return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
-    trained = {"corpus": corpus_identity(_whole(corpus)), "setting": setting.model_dump(mode="json")}
+    trained = {"corpus": corpus_identity(_whole(corpus), root), "setting": setting.model_dump(mode="json")}
     return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
 
 
@@ -65,7 +66,10 @@ def _whole(corpus: CorpusConfig) -> CorpusConfig:
 def write_tokenizer(
     folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
 ) -> FolderManifest:
-    """Train the tokenizer on the training split, or make it of bytes, unless it is written."""
+    """Train the tokenizer on the training split, or make it of bytes, unless it is written.
+
+    Raises UserError if the corpus's source changes meanwhile.
+    """
     if manifest := folder.manifest():
         return manifest
     with folder.held():
@@ -78,8 +82,11 @@ def _write_tokenizer(
     if isinstance(setting, str):
         tokenizer = byte_level_tokenizer(source.fast)
     else:
-        texts = _training_texts(corpus, setting.train_bytes)
+        read = open_source(corpus.source)
+        read.require_identity(folder.identity["corpus"]["source"])
+        texts = _training_texts(corpus, setting.train_bytes, read)
         tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
+        read.check(final=True)
     return _finish(folder, tokenizer, source)
 
 
@@ -90,10 +97,10 @@ def _finish(folder: StoredFolder, made: PreTrainedTokenizerFast, *sources: Loade
     return folder.finish({"tokens": len(made)}, content=LoadedTokenizer(str(folder.path)).identity)
 
 
-def _training_texts(corpus: CorpusConfig, train_bytes: int) -> Iterator[str]:
+def _training_texts(corpus: CorpusConfig, train_bytes: int, source: OpenSource) -> Iterator[str]:
     read = 0
     with track("train tokenizer", None, "B") as advance:
-        for example in iter_examples(_whole(corpus), Counter()):
+        for example in iter_examples(_whole(corpus), Counter(), source):
             if read >= train_bytes:
                 return
             if example.split == "train":

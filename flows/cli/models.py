@@ -78,7 +78,7 @@ def compare(
             "files or folders.",
         ),
     ],
-    corpus: Annotated[str, typer.Option(help="URL of Parquet, JSONL or text files.")],
+    corpus: Annotated[str, typer.Option(help="URL of Parquet, Arrow, JSON, CSV or text files.")],
     text: Text = "text",
     examples: Examples = 200,
     dtype: Precision = "float32",

@@ -57,7 +57,7 @@ def test_blank_lines_are_not_rows(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbftext")
     write_lines(tmp_path, b"\xef\xbb\xbf" + jsonl(GOOD))
-    assert texts(corpus(tmp_path / "*")) == {"a.jsonl:0": "good", "b.txt": "text"}
+    assert texts(corpus(tmp_path / "*.jsonl", tmp_path / "*.txt")) == {"a.jsonl:0": "good", "b.txt": "text"}
 
 
 def test_a_last_line_without_its_end_and_an_empty_file(tmp_path: Path) -> None:

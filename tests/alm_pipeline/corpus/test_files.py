@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
 from alm_pipeline.config import FileFormat
-from alm_pipeline.corpus.files import READERS
+from alm_pipeline.corpus.files.readers import READERS
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.helpers import corpus, jsonl, read, texts
 
@@ -43,8 +43,8 @@ def test_ids_are_paths_below_the_pattern_wherever_the_corpus_is(tmp_path: Path) 
         write(tmp_path / home / "b" / "x.txt", b"first")
         write(tmp_path / home / "a.jsonl", jsonl({"text": "second"}, {"text": "third"}))
     expected = {"a.jsonl:0": "second", "a.jsonl:1": "third", "b/x.txt": "first"}
-    assert texts(corpus(tmp_path / "here" / "**")) == expected
-    assert texts(corpus(tmp_path / "elsewhere" / "deep" / "**")) == expected
+    for home in ("here", "elsewhere/deep"):
+        assert texts(corpus(tmp_path / home / "**" / "*.jsonl", tmp_path / home / "**" / "*.txt")) == expected
 
 
 def test_every_format_has_a_reader() -> None:
@@ -100,7 +100,7 @@ def test_links_to_files_are_read_and_broken_ones_named(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "link.txt").symlink_to(target)
     assert texts(corpus(tmp_path / "corpus" / "*.txt")) == {"link.txt": "text"}
     target.unlink()
-    with pytest.raises(UserError, match=r"cannot read .*link.txt"):
+    with pytest.raises(UserError, match=r"link.txt is a link to a file that does not exist; "):
         read(corpus(tmp_path / "corpus" / "*.txt"))
 
 
@@ -117,21 +117,11 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
     compress = COMPRESS[suffix]
     write(tmp_path / f"a.jsonl{suffix}", compress(jsonl({"text": "one"})) + compress(jsonl({"text": "two"})))
     write(tmp_path / f"b.txt{suffix}", compress("größe\r\n".encode()))
-    assert texts(corpus(tmp_path / "*")) == {
+    assert texts(corpus(tmp_path / "*.jsonl*", tmp_path / "*.txt*")) == {
         f"a.jsonl{suffix}:0": "one",
         f"a.jsonl{suffix}:1": "two",
         f"b.txt{suffix}": "größe\r\n",
     }
-
-
-@pytest.mark.parametrize("suffix", COMPRESS)
-@pytest.mark.parametrize("damage", ["cut off", "not compressed"])
-def test_damaged_compressed_files_are_named(tmp_path: Path, suffix: str, damage: str) -> None:
-    rows = jsonl(*({"text": os.urandom(20).hex()} for _ in range(1000)))
-    data = COMPRESS[suffix](rows)[:-20] if damage == "cut off" else rows
-    write(tmp_path / f"a.jsonl{suffix}", data)
-    with pytest.raises(UserError, match=rf"cannot read .*/a\.jsonl\{suffix}: .*exclude"):
-        read(corpus(tmp_path / "*"))
 
 
 def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:

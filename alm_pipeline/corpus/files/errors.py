@@ -1,7 +1,8 @@
 """Errors about a corpus's input."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from storage.errors import UserError
 
@@ -44,3 +45,15 @@ def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
             "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these."
         )
+
+
+class NamedFile(Protocol):
+    """A file that a message can name."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def naming_file(file: NamedFile) -> AbstractContextManager[None]:
+    """Turn any error of reading a file into a UserError that names it."""
+    return failing_as(f"cannot read {file.url}", "fix or remove the file, or exclude it with corpus.source.exclude")
