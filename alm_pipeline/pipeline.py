@@ -118,13 +118,19 @@ class Pipeline:
         # cached, and so sent to the processes that share the work: their own tokenizer must not decide the name
         datasets: dict[Side, Dataset] = self.__dict__.setdefault("_tokens", {})
         if side not in datasets:
-            tokens = tokens_dataset(self.examples, self.tokenizer(side), self._max_tokens(side))
+            tokenizer, rows = self.tokenizer(side), self._embedding_rows(side)
+            tokens = tokens_dataset(self.examples, tokenizer, self._max_tokens(side), rows)
             datasets[side] = self._with_provenance(tokens)
         return datasets[side]
 
     def _max_tokens(self, side: Side) -> int | None:
         """The student's context length; the teacher has no limit, since it scores longer examples in windows."""
         return None if side == "teacher" else self.source.context_length
+
+    def _embedding_rows(self, side: Side) -> int | None:
+        """The rows of the embedding that reads a side's tokens; None for a new tokenizer, which gets all its rows."""
+        model = self.teacher if side == "teacher" else self.source
+        return model.vocabulary_rows if self.tokenizer(side).name == model.name else None
 
     @cached_property
     def alignments(self) -> Dataset:
@@ -197,14 +203,11 @@ class Pipeline:
     def tokenize(self, side: Side, shards: Sequence[int] | None = None) -> Manifest | None:
         """Encode the examples with one side's tokenizer, or only the shards given.
 
-        Raises UserError when the tokenizer has ids without a row in its model's embedding: that is better known now
-        than after scoring.
+        Raises UserError when many of the tokenizer's tokens have no row in its model's embedding: that is better known
+        now than after scoring.
         """
-        tokenizer, model = self.tokenizer(side), self.teacher if side == "teacher" else self.source
-        rows = model.vocabulary_rows if tokenizer.name == model.name else None
-        return tokenize(
-            self.examples, self.tokens(side), tokenizer, self._max_tokens(side), shards, rows, self._encoders
-        )
+        rows, limit = self._embedding_rows(side), self._max_tokens(side)
+        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), limit, shards, rows, self._encoders)
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or only the shards given."""

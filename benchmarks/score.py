@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.loading import matmul_precision
+from alm_pipeline.models.output_head import hidden_states
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.scoring.scorer import Scorer
@@ -113,7 +114,7 @@ class Limit:
                 self.exact_head += clocks(partial(multiply, hidden_NH.float(), *self.products[1]))
 
     def keep_hidden_states(self, ids_BT: Tensor, kept: list[Tensor]) -> None:
-        kept.append(self.scorer.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
+        kept.append(hidden_states(self.scorer.model, ids_BT))
 
 
 def multiply(hidden_NH: Tensor, weight_VH: Tensor, logits_NV: Tensor) -> None:

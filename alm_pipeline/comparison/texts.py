@@ -46,6 +46,9 @@ class _Reader:
     def tokenizer(self) -> LoadedTokenizer:
         return LoadedTokenizer(self.tokenizer_name)
 
+    def encoder(self) -> ByteEncoder:
+        return ByteEncoder(self.tokenizer, self.model.context_length, self.model.vocabulary_rows)
+
 
 def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
     """Return the first texts of files as a corpus for comparisons; `text` is a column or a template of columns."""
@@ -71,7 +74,7 @@ def compare_models(
     unique = list(dict.fromkeys(chain.from_iterable(readers.values())))
     dropped: Counter[str] = Counter()
     texts = [example.text for example in iter_examples(_fitting(corpus, unique), dropped) if example.text is not None]
-    batches = {reader: ByteEncoder(reader.tokenizer, reader.model.context_length).encode(texts) for reader in unique}
+    batches = {reader: reader.encoder().encode(texts) for reader in unique}
     reasons = [
         next(filter(None, row), None) for row in zip(*(batch.dropped for batch in batches.values()), strict=True)
     ]

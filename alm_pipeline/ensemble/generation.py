@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
 from storage.errors import UserError
@@ -78,7 +79,7 @@ def generate_text(
     if 0 < temperature < _COLDEST:
         raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
     model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code)
-    inputs = _inputs(model, tokenizer, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
+    inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
@@ -98,9 +99,11 @@ def _chat(tokenizer: PreTrainedTokenizerFast, name: str, prompt: str) -> str:
 
 
 def _inputs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, text: str, *, special: bool
 ) -> dict[str, Tensor]:
     if isinstance(model, EnsembleModel):
         return dict(model.encode([text], add_special_tokens=special))
-    ids = torch.tensor([tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids], device=model.device)
+    row = tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
+    check_rows(row, model, tokenizer, name)
+    ids = torch.tensor([row], device=model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.scoring.windows import WindowRow
 from storage.errors import UserError, user_error
@@ -54,8 +55,11 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **settings: Any
     ) -> list[int]:
         """Return a text's ids, in tokens that all members can read."""
-        ids = super().tok_encode(string, add_special_tokens, **settings)
-        ids = self.model.readable(ids) if isinstance(self.model, EnsembleModel) else ids
+        ids: list[int] = super().tok_encode(string, add_special_tokens, **settings)
+        if isinstance(self.model, EnsembleModel):
+            ids = self.model.readable(ids)
+        else:
+            check_rows(ids, self.model, self.tokenizer, str(self.model.config.name_or_path))
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def tok_batch_encode(
@@ -67,6 +71,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Return ids and mask [B, T], encoded by `tok_encode`."""
         if not isinstance(self.model, EnsembleModel):
+            for string in strings:
+                self.tok_encode(string)  # raises for a token that the model can't read
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)  # type: ignore[no-any-return]
         rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")

@@ -14,7 +14,8 @@ from alm_pipeline.ensemble.members import AlignedMember, EnsembleMember, Retoken
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing_ids, same_vocabulary
-from alm_pipeline.models.files import length_in
+from alm_pipeline.models.configuration import context_length
+from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.output_head import check_output_head
 from alm_pipeline.models.reference import ModelReference
@@ -91,7 +92,7 @@ def ensemble_of(
         view = byte_view(member.tokenizer.backend_tokenizer)
         check_vocabulary(view, embedding_rows(member.model), member.name)
         check_output_head(member.model)
-    ids = [_member_ids(lead, member, vocabulary) for member in weighted]
+    ids = [_readable_ids(lead, member, vocabulary) for member in weighted]
     tokens = existing_ids(lead.tokenizer)
     shared = (tokens >= 0) & np.all([ids_V >= 0 for ids_V in ids], axis=0)
     if not shared.any():
@@ -106,6 +107,12 @@ def ensemble_of(
     return ensemble
 
 
+def _readable_ids(lead: LoadedMember, member: LoadedMember, vocabulary: SharedTokens) -> Longs:
+    """[V] the member's id for each of the lead's, −1 if it has none, or none with a row in its embedding."""
+    ids_V = _member_ids(lead, member, vocabulary)
+    return np.where(ids_V < embedding_rows(member.model), ids_V, -1)
+
+
 def _member_ids(lead: LoadedMember, member: LoadedMember, vocabulary: SharedTokens) -> Longs:
     """[V] the member's id for each of the lead's, −1 if it has none."""
     if same_vocabulary(lead.tokenizer, member.tokenizer):
@@ -116,6 +123,7 @@ def _member_ids(lead: LoadedMember, member: LoadedMember, vocabulary: SharedToke
             return paired
         case "mined":
             views = [byte_view(side.tokenizer.backend_tokenizer) for side in (member, lead)]
+            views[0] = views[0].within(embedding_rows(member.model))
             specials = np.flatnonzero(views[1].special)
             special_pairs = dict(zip(specials.tolist(), paired[specials].tolist(), strict=True))
             return mined_mapping(views[0], views[1], special_pairs)
@@ -128,7 +136,14 @@ def _member(
 ) -> EnsembleMember:
     columns, same = torch.from_numpy(ids[shared]), same_vocabulary(lead.tokenizer, member.tokenizer)
     if vocabulary == "mined" and not same:
-        return RetokenizedMember(member.model, columns, member.weight, Retokenizer(lead.tokenizer, member.tokenizer))
+        retokenize = Retokenizer(lead.tokenizer, member.tokenizer)
+
+        def context(ids: Sequence[int]) -> tuple[int, ...]:
+            member_ids = retokenize(ids)
+            check_rows(member_ids, member.model, member.tokenizer, member.name)
+            return member_ids
+
+        return RetokenizedMember(member.model, columns, member.weight, context)
     # with `mined`, other members read text, so any token of the lead may occur
     inputs = ids.copy() if vocabulary == "mined" else np.where(shared, ids, -1)
     pad = lead.tokenizer.pad_token_id
@@ -136,6 +151,7 @@ def _member(
         # `generate` writes it after a finished row, where its prediction does not matter
         inputs[pad] = 0
     prefix = [] if same else special_tokens_around(member.tokenizer)[0]
+    check_rows(prefix, member.model, member.tokenizer, member.name)
     tokens = lead.tokenizer.convert_ids_to_tokens
     return AlignedMember(
         member.model, columns, member.weight, torch.from_numpy(inputs), prefix, lambda id_: str(tokens(id_))
@@ -144,7 +160,7 @@ def _member(
 
 def _config(lead: LoadedMember, members: Sequence[LoadedMember], rows: int) -> EnsembleModelConfig:
     """Return the configuration. Its context is the shortest member's, less the tokens that members put before texts."""
-    lengths = [length_in(member.model.config.get_text_config().to_dict()) for member in members]
+    lengths = [context_length(member.model.config) for member in members]
     others = [member.tokenizer for member in members if not same_vocabulary(lead.tokenizer, member.tokenizer)]
     longest_prefix = max((len(special_tokens_around(other)[0]) for other in others), default=0)
     limits = [length - longest_prefix for length in lengths if length]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.evaluation.bits_per_byte import bits_per_byte
-from alm_pipeline.models.files import length_in
+from alm_pipeline.models.configuration import context_length
 from alm_pipeline.scoring.batching import BatchBudget
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from alm_pipeline.tokenization.spans import token_spans
@@ -77,7 +77,7 @@ def id_logprobs(
     ensemble: EnsembleModel, rows: Sequence[Ids], batch_tokens: int = BATCH_TOKENS
 ) -> list[npt.NDArray[np.float32]]:
     """[T] for each row of the lead's ids: NaN for its first token, −∞ for a token that is not shared."""
-    windows = WindowPlan.of(length_in(ensemble.config.to_dict()), None, None)
+    windows = WindowPlan.of(context_length(ensemble.config), None, None)
     begins = ensemble.tokenizer.bos_token_id
     window_rows = [
         row for k, ids in enumerate(rows) for row in windows.rows(k, ids, bool(len(ids)) and ids[0] == begins)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.models.files import length_in
+from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.output_head import at_least_float32, headless, input_device, output_head
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.transfer.bytes.modeling_ngram_bytes import LONGEST
@@ -237,7 +237,7 @@ class RetokenizedMember(EnsembleMember):
         return torch.stack([hidden[context] for context in contexts])
 
     def _pass(self, context: Ids, seen: int, past: Any, use_cache: bool) -> Any:
-        longest = length_in(self.model.config.get_text_config().to_dict())
+        longest = context_length(self.model.config)
         if longest and len(context) > longest:
             raise UserError(
                 f"{self.model.config.model_type}: the text has {len(context)} of its tokens, and its context is "

@@ -1,9 +1,7 @@
 """The files of models and tokenizers by name: a folder, a Hugging Face hub name, or `demo:NAME`. Without torch."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -14,8 +12,6 @@ SMALL_FILES = ("*.json", "*.jinja")
 CODE = "*.py"
 _WEIGHTS = "*.safetensors"
 _DEMO = "demo:"
-# the names of the context length in configurations: most models, GPT-2 and similar ones, MPT
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
@@ -57,12 +53,6 @@ def fetch_folder(name: str, files: tuple[str, ...], revision: str | None = None)
 def is_on_hub(name: str) -> bool:
     """Return whether the name can only be a hub's: it is neither a demo model nor a local folder."""
     return not name.startswith(_DEMO) and not Path(name).is_dir()
-
-
-def length_in(config: Mapping[str, Any]) -> int | None:
-    """Return the context length, in tokens, that a model's configuration states, or None if it states none."""
-    length = next((config[key] for key in _LENGTHS if config.get(key)), None)
-    return int(length) if length else None
 
 
 def label(name: str) -> str:

@@ -24,8 +24,8 @@ _MERGE = (
     "(peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)), or remove its files to "
     "use the model without it"
 )
-_CODED_CLASSES = ("AutoConfig", "AutoModelForCausalLM")
-"""the entries of a configuration's `auto_map` that `AutoModelForCausalLM` follows"""
+_CODED_CLASSES = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForImageTextToText")
+"""the entries of a configuration's `auto_map` that loading a model follows"""
 
 
 def loaded_files(name: str, folder: Path, code: Mapping[str, Path] | None) -> dict[str, Path]:
@@ -91,7 +91,7 @@ def model_config(name: str, folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file() and (folder / ADAPTER).is_file():
         raise UserError(f"{name}: is an adapter without its model: {_MERGE}")
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{name}: has no {CONFIG}, so it is not a model's folder")
+        raise UserError(f"{name}: has no {CONFIG}, so it is not a model's folder: name one that save_pretrained wrote")
     return read_json(folder / next(iter(_versioned_config(folder)), CONFIG))
 
 

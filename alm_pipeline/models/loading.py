@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from alm_pipeline.models.configuration import model_class
 from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.finite_weights import check_finite_weights
@@ -33,9 +34,12 @@ def load_model(
     when the tensors in its files are not exactly the model's, or when a weight is NaN or infinite.
     """
     place = _device(device)
+    loader = model_class(name, trust_remote_code=trust_remote_code, revision=revision, code_revision=code_revision)
     folder = model_folder(name, revision)
     with reading_model(name, folder), quiet_transformers(), load_reports() as logged:
-        model, report = _from_pretrained(name, folder, logged, dtype, trust_remote_code, device_map, code_revision)
+        model, report = _from_pretrained(
+            loader, name, folder, logged, dtype, trust_remote_code, device_map, code_revision
+        )
     check_weights(name, model, report)
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
@@ -45,6 +49,7 @@ def load_model(
 
 
 def _from_pretrained(
+    loader: Any,
     name: str,
     folder: Path,
     logged: Sequence[str],
@@ -55,7 +60,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the model and the report about its weights, in which tensors of other shapes are not an error yet."""
     try:
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
+        return loader.from_pretrained(  # type: ignore[no-any-return]
             folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,

@@ -1,4 +1,6 @@
-"""The output head: it turns a model's hidden states into logits, outside of the model so that pieces can be computed.
+"""The headless model and its output head, which turns hidden states into logits piece by piece, outside of the model.
+
+Everything that needs a model's hidden states calls `hidden_states`, or `headless` for a cache.
 
 Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece. After the last layer, models scale and cap
 their logits, and pad their vocabularies. transformers has no common interface for this. So this module lists the known
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
+from alm_pipeline.models.configuration import text_config
 from storage.errors import UserError
 
 # the names in configurations: Cohere, Falcon-H1, Muse; Granite and MiniCPM, Inkling; Gemma, RecurrentGemma, xLSTM
@@ -23,6 +26,8 @@ _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # model types that multiply by their "divisor"
 _MULTIPLIED_BY_DIVISOR = ("hyperclovax", "hyperclovax_vision_v2")
+# model types that state a scale or a cap, in their text model's part, and use neither
+_NEITHER_SCALED_NOR_CAPPED = ("aya_vision", "cohere2_vision", "gemma3", "mpt", "shieldgemma2")
 
 
 @dataclass(frozen=True)
@@ -100,17 +105,18 @@ def output_head(model: PreTrainedModel, dtype: torch.dtype | None = None, rows: 
     output layer.
     """
     model = _without_adapters_shell(model)
-    layer, config = _trained_copy(model.get_output_embeddings()), model.config.get_text_config()
+    layer, config = _trained_copy(model.get_output_embeddings()), text_config(model.config)
     if layer is None:
         raise UserError(f"{model.config.model_type}: has no output layer, so it has no next-token probabilities")
     limits = [limit for limit in (rows, getattr(config, "unpadded_vocab_size", None)) if limit]
     rows = min(limits, default=None)
-    scale, softcap = _scale(config), _first(config, _CAPS)
+    is_plain = model.config.model_type in _NEITHER_SCALED_NOR_CAPPED
+    scale, softcap = (1.0, None) if is_plain else (_scale(config), _first(config, _CAPS))
     parameters = {name: _cast(value, dtype) for name, value in layer.named_parameters()}
     # not isinstance: a quantized layer is also a Linear, but its weight is packed
     if type(layer).forward is nn.Linear.forward:
         return Head(parameters["weight"], parameters.get("bias"), scale, softcap, rows)
-    return LayerHead(layer, parameters, rows or config.vocab_size, scale, softcap)
+    return LayerHead(layer, parameters, min(rows or config.vocab_size, config.vocab_size), scale, softcap)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -139,9 +145,11 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
     return next((float(value) for name in names if (value := getattr(config, name, None))), None)
 
 
-def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
-    """[B, S, H] the head's inputs; a position of 0 begins a new example in the row."""
+def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
+    """[B, S, H] the head's inputs; a position of 0 begins a new example in the row (None: a row is one example)."""
     base, shape = headless(model), token_ids_BS.shape
+    if position_ids_BS is None:
+        return base(input_ids=token_ids_BS, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
     if is_flash_attention_requested(base.config):
         # flash attention separates examples by positions only in a single row; it takes each of several rows for one
         token_ids_BS, position_ids_BS = token_ids_BS.reshape(1, -1), position_ids_BS.reshape(1, -1)
@@ -151,10 +159,20 @@ def hidden_states(model: PreTrainedModel, token_ids_BS: Tensor, position_ids_BS:
 
 
 def headless(model: PreTrainedModel) -> Any:
-    """Return the part of the model that computes the hidden states for its head."""
+    """Return the part of the model that computes the hidden states for its head.
+
+    Of a model that also reads images or sound, it is the text model: in training, some of the wholes ask for inputs
+    that tell images from text (Gemma 3).
+    """
     model = _without_adapters_shell(model)
-    # some models name a base that they do not have (Llama 4's text model), and are then their own base
-    return getattr(model, "model", model) if model.base_model is model else model.base_model
+    part: Any = model.base_model if text_config(model.config) is model.config else model.get_decoder()
+    while getattr(part, "lm_head", None) is not None:
+        # some name a base that they do not have, and are then their own base (Llama 4's and Mllama's text models)
+        inner = getattr(part, "model", None)
+        if inner is None:
+            break
+        part = inner
+    return part
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -171,6 +189,8 @@ def check_output_head(
 ) -> None:
     """Raises UserError if the head's logits of a few tokens differ from the model's own, or if they are not finite.
 
+    And if its hidden states change with the tokens after them.
+
     The tolerance is 5 % of the largest logit in bfloat16 and float16, and 0.1 % in float32. Rounding differs by less,
     and a missing scale or cap by more. Call it once after loading a model. `hidden_states_of` is how the caller
     computes hidden states from ids [B, S] (None: `hidden_states`).
@@ -179,13 +199,24 @@ def check_output_head(
     model.eval()
     try:
         difference, tolerance = _difference_from_own_logits(model, head, hidden_states_of)
+        if not difference <= tolerance:
+            raise UserError(
+                f"{_described(model)}: its logits differ from those of its output layer on its last hidden states, "
+                "so this architecture cannot be scored or trained yet: use a decoder-only language model"
+            )
+        if not _change_by_a_later_token(model, hidden_states_of) <= (1e-4 if model.dtype.itemsize >= 4 else 2e-2):
+            raise UserError(
+                f"{_described(model)}: its hidden states change with the tokens after them, so it does not predict "
+                "the next token from those before it: use a decoder-only language model"
+            )
     finally:
         model.train(training)
-    if not difference <= tolerance:
-        raise UserError(
-            f"{model.config.model_type}: its logits differ from those of its output layer on its last hidden states, "
-            "so this architecture cannot be scored or trained yet"
-        )
+
+
+def _described(model: PreTrainedModel) -> str:
+    """Name a model in an error: its type, and where it was loaded from."""
+    name = model.config.name_or_path
+    return f"{name} ({model.config.model_type})" if name else str(model.config.model_type)
 
 
 def _difference_from_own_logits(
@@ -218,3 +249,14 @@ def _check_finite(model: PreTrainedModel, hidden_BSH: Tensor, own_NV: Tensor) ->
             f"are NaN or infinite in {str(model.dtype).removeprefix('torch.')}: load it in bfloat16 or float32 "
             "(score.dtype, or --dtype of a command); if they stay so, its weights are damaged"
         )
+
+
+def _change_by_a_later_token(model: PreTrainedModel, hidden_states_of: Callable[[Tensor], Tensor] | None) -> float:
+    """Return how much another last token changes the hidden states before it, relative to their largest norm."""
+    ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]).remainder(text_config(model.config).vocab_size)
+    ids_BS = ids_BS.to(input_device(model))
+    hidden_BSH = hidden_states_of(ids_BS) if hidden_states_of else hidden_states(model, ids_BS)
+    first_SH, second_SH = hidden_BSH[:, :-1].float()
+    # of the longest: the states of a padding token are zero in some models (OLMo)
+    longest = first_SH.norm(dim=-1).max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((first_SH - second_SH).norm(dim=-1).max() / longest)

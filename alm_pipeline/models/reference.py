@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alm_pipeline.models.configuration import ModelConfiguration, load_config
 from alm_pipeline.models.files import (
     CODE,
     SMALL_FILES,
     fetch_folder,
     is_on_hub,
     label,
-    length_in,
     model_folder,
     tokenizer_files,
 )
@@ -31,7 +31,7 @@ from storage.errors import UserError
 from storage.fingerprints import ReadFiles, combine_hashes, hash_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class ModelReference:
     """whether code in the model's folder may run"""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process gets the name and the commit alone: it sees if the files differ there."""
-        fetched = {"revision": self.revision} if "revision" in vars(self) else {}
+        """Another process gets the name and the commit: it sees if the files differ there.
+
+        And the configuration, if it is known: reading it takes the second that torch takes to import.
+        """
+        fetched = {name: vars(self)[name] for name in ("revision", "configuration") if name in vars(self)}
         return {"name": self.name, "trust_remote_code": self.trust_remote_code, **fetched}
 
     @cached_property
@@ -125,21 +128,34 @@ class ModelReference:
         """A short readable name for folders."""
         return label(self.name)
 
+    @cached_property
+    def configuration(self) -> ModelConfiguration:
+        """What its configuration says. Raises UserError as `ModelConfiguration.read` does."""
+        return ModelConfiguration.of(self.load_config(), self.name)
+
+    def load_config(self) -> "PreTrainedConfig":
+        """Load its configuration. Raises UserError as `configuration.load_config` does."""
+        return load_config(
+            self.name,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            code_revision=self._code_revision(),
+        )
+
     @property
     def vocabulary_rows(self) -> int:
-        """The rows of the model's embedding, according to its configuration."""
-        return int(self._config["vocab_size"])
+        """The rows of the model's embedding."""
+        return self.configuration.vocabulary_rows
 
     @property
     def weights_dtype(self) -> str:
         """The dtype that the weights are stored in; float32 unless the configuration names bfloat16 or float16."""
-        dtype = str(self._config.get("dtype") or self._config.get("torch_dtype"))
-        return dtype if dtype in ("bfloat16", "float16") else "float32"
+        return self.configuration.weights_dtype
 
     @property
     def context_length(self) -> int | None:
-        """The context length in tokens, or None if the configuration does not state it."""
-        return length_in(self._config)
+        """The context length in tokens, or None if the model has no limit."""
+        return self.configuration.context_length
 
     def load(
         self, dtype: str, *, device: str | None = None, device_map: str | dict[str, Any] | None = None
@@ -169,8 +185,3 @@ class ModelReference:
                 "*.py files into the model's folder, and name them without `repository--` in auto_map of config.json"
             )
         return next(iter(commits), None)
-
-    @cached_property
-    def _config(self) -> dict[str, Any]:
-        config = model_config(self.name, tokenizer_files(self.name, self.revision))
-        return {**config, **config.get("text_config", {})}

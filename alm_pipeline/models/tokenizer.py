@@ -101,6 +101,11 @@ class LoadedTokenizer:
             return byte_view(self.fast.backend_tokenizer)
 
     @cached_property
+    def highest_id(self) -> int:
+        """The highest id of a token, known long before the view is."""
+        return max(self.fast.get_vocab().values(), default=-1)
+
+    @cached_property
     def boundary_ids(self) -> npt.NDArray[np.int64]:
         """[K] the ids of the boundary tokens, in order."""
         return np.flatnonzero(self.view.boundary(self.view.size))

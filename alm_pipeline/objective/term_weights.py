@@ -5,8 +5,10 @@ from typing import assert_never
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from alm_pipeline.config import Balance, ObjectiveConfig, Ramp, Term
+from alm_pipeline.models.output_head import headless
 from storage.errors import UserError
 
 _EPSILON = 1e-8
@@ -53,8 +55,9 @@ def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
-    """Return a model's transformer layers: its longest list of modules."""
-    return max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    """Return the transformer layers that compute a model's hidden states: their longest list of modules."""
+    part: nn.Module = headless(model) if isinstance(model, PreTrainedModel) else model
+    return max((module for module in part.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
 def last_layer(model: nn.Module) -> list[nn.Parameter]:

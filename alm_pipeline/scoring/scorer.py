@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models.files import length_in
+from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
-from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, input_device, output_head
+from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, hidden_states, input_device, output_head
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
@@ -69,7 +69,7 @@ class Scorer:
         """`tokenizer` spells a token in errors, and its name is the model's."""
         config, self._tokenizer = config or ScoreConfig(), tokenizer
         self.model, self.top_k, self.budget = model.eval(), config.top_k, BatchBudget(config.batch_tokens)
-        self.windows = WindowPlan.of(length_in(model.config.get_text_config().to_dict()), config.window, config.context)
+        self.windows = WindowPlan.of(context_length(model.config), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
         check_output_head(model, self.head, self._hidden_states)
         self.next_tokens = NextTokens(self.head, vocabulary.boundary_ids_K.to(self.device))
@@ -184,9 +184,7 @@ class Scorer:
 
     def _hidden_states(self, ids_BT: Tensor) -> Tensor:
         """[B, T, H] in the head's dtype, on its device. Rows padded on the right need no mask or positions."""
-        ids_BT = ids_BT.to(input_device(self.model))
-        hidden_BTH: Tensor = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTH.to(self.device, self.head.dtype)
+        return hidden_states(self.model, ids_BT.to(input_device(self.model))).to(self.device, self.head.dtype)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":

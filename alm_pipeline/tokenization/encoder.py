@@ -17,8 +17,9 @@ from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.tokenization.literals import encode_around, typed_literals
 from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
 from alm_pipeline.tokenization.spans import Spans, token_spans
+from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from alm_pipeline.vocabulary.text_forms import TextNormalizer
-from storage.errors import user_error
+from storage.errors import UserError, user_error
 
 Ids = npt.NDArray[np.int32]
 
@@ -35,23 +36,39 @@ class Dropped(StrEnum):
     TEMPLATE_CHANGES_CONTENT = "template_changes_content"
     TEMPLATE_REFUSES = "template_refuses"
     OVER_CONTEXT = "over_context"
+    WITHOUT_EMBEDDING = "token_without_embedding"
+    """a token of it has no row in the model's embedding, so the model can't read it"""
 
 
 class ByteEncoder:
     """Encodes texts and conversations with a tokenizer, and determines the bytes that each token covers.
 
-    The constructor raises UserError for a tokenizer whose bytes are not known exactly.
+    The constructor raises UserError for a tokenizer whose bytes are not known exactly, or that is not the model's.
     """
 
-    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: LoadedTokenizer, max_tokens: int | None = None, embedding_rows: int | None = None
+    ) -> None:
+        """`embedding_rows` are those of the tokenizer's model (None: every token has one)."""
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.view = tokenizer.view
+        self._rows = self.view.size if embedding_rows is None else embedding_rows
         self.standard = StandardEngine(tokenizer.encoding_backend)
         self._engine: Engine = self.standard
         self._forms = [(form.name, TextNormalizer([form])) for form in tokenizer.forms]
         self._added = np.zeros(self.view.size, dtype=bool)
         self._added[list(self.view.added)] = True
         self._before, self._after = tokenizer.frame
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        check_vocabulary(self.view, self._rows, self.tokenizer.name)
+        if lacking := [id_ for id_ in (*self._before, *self._after) if id_ >= self._rows]:
+            raise UserError(
+                f"{self.tokenizer.name}: the tokenizer puts {self.view.spelling[lacking[0]].decode()!r} (id "
+                f"{lacking[0]}) around every text, and the model's embedding has {self._rows} rows, none for it: put "
+                "the model's own tokenizer beside it, or call resize_token_embeddings and save it again"
+            )
 
     def with_engine(self, engine: Engine) -> "ByteEncoder":
         """Return this encoder with another engine, which has to give the same ids as the standard one."""
@@ -86,11 +103,14 @@ class ByteEncoder:
         contents = [text.encode() for text in texts]
         lengths, spelled = self._spelled(ids, offsets, contents)
         unknown = self._rows_with_unknown(ids, offsets)
+        lacking = _rows_with(ids >= self._rows, offsets)
         dropped: list[str | None] = [None] * len(texts)
         uncovered: dict[int, Uncovered] = {}
-        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown}):
+        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown, *lacking}):
             tokens = slice(offsets[row], offsets[row + 1])
-            if row in unknown or not (spans := self._spans(ids[tokens], contents[row])):
+            if row in lacking:
+                dropped[row] = Dropped.WITHOUT_EMBEDDING
+            elif row in unknown or not (spans := self._spans(ids[tokens], contents[row])):
                 dropped[row] = self._reason(texts[row], unknown=row in unknown)
             else:
                 lengths[tokens] = spans.ends - spans.starts
@@ -120,10 +140,7 @@ class ByteEncoder:
         return token_spans(self.view, ids, self._cut_out(ids), content)
 
     def _rows_with_unknown(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
-        if self.view.unknown is None:
-            return set()
-        at = np.flatnonzero(ids == self.view.unknown)
-        return set((np.searchsorted(offsets, at, side="right") - 1).tolist())
+        return set() if self.view.unknown is None else _rows_with(ids == self.view.unknown, offsets)
 
     def _cut_out(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Return the mask of a text's added tokens that are not special: their literals are always cut out."""
@@ -172,6 +189,8 @@ class ByteEncoder:
         unknown = self.view.unknown is not None and self.view.unknown in ids
         if spans is None or unknown:
             return self._reason(rendering.text, unknown=unknown)
+        if (ids >= self._rows).any():
+            return Dropped.WITHOUT_EMBEDDING
         if len(ids) > (self.max_tokens or np.inf):
             return Dropped.OVER_CONTEXT
         message_ends = np.cumsum([len(content.encode()) for content in contents(conversation)], dtype=np.int64)
@@ -184,3 +203,8 @@ class ByteEncoder:
             covering.uncovered,
             tuple(message["role"] for message in conversation),
         )
+
+
+def _rows_with(tokens: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> set[int]:
+    """Return the rows that have any of these tokens."""
+    return set((np.searchsorted(offsets, np.flatnonzero(tokens), side="right") - 1).tolist())

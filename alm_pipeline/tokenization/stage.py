@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -23,7 +23,6 @@ from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import EncodedBatch
-from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind
@@ -39,14 +38,21 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-def tokens_dataset(examples: Dataset, tokenizer: LoadedTokenizer, max_tokens: int | None) -> Dataset:
-    """Return the dataset of these examples' tokens by a tokenizer, which need not be written yet."""
-    identity = {
+def tokens_dataset(
+    examples: Dataset, tokenizer: LoadedTokenizer, max_tokens: int | None, embedding_rows: int | None = None
+) -> Dataset:
+    """Return the dataset of these examples' tokens by a tokenizer, which need not be written yet.
+
+    `embedding_rows` are those of the model that reads the tokens (None: every token has one).
+    """
+    identity: dict[str, Any] = {
         "stage_version": STAGE_VERSION,
         "examples": examples.name,
         "tokenizer": tokenizer.identity,
         "max_tokens": max_tokens,
     }
+    if embedding_rows is not None and tokenizer.highest_id >= embedding_rows:
+        identity["embedding_rows"] = embedding_rows
     return Dataset(examples.root, Kind.TOKENS, f"{examples.label}-{tokenizer.label}", identity)
 
 
@@ -68,8 +74,9 @@ def tokenize(
     and for the first of the shards. The outcome is recorded for the other processes of this machine. A warning says why
     an installed engine is not used.
 
-    Raises UserError if the tokenizer has ids beyond `embedding_rows`, the rows of its model's embedding, if its
-    template refuses every conversation, or if the examples do not have one of the shards.
+    Examples that need a token beyond `embedding_rows`, the rows of the model's embedding, are dropped. Raises UserError
+    if many of the tokenizer's ordinary tokens are, if its template refuses every conversation, or if the examples do
+    not have one of the shards.
     """
     if manifest := tokens.manifest():
         return manifest
@@ -79,8 +86,6 @@ def tokenize(
         raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for one that it has")
     encoders = encoders or Encoders()
     if missing := tokens.missing(chosen):
-        if embedding_rows is not None:
-            check_vocabulary(tokenizer.view, embedding_rows, tokenizer.name)
         # a trial costs as much as encoding a shard; a process that encodes some shards will encode others too
         is_worth_a_trial = shards is not None or len(missing) > 1 or missing[0] > 0
         with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing) as encode:
@@ -89,7 +94,7 @@ def tokenize(
                 if encoder is None:
                     # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
                     check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
-                    encoder = ByteEncoder(tokenizer, max_tokens)
+                    encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
                     if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)

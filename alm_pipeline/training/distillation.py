@@ -142,6 +142,7 @@ class Distillation:
 
     def _mined_mapping(self) -> Tensor:
         """The teacher's token for each of the student's. Takes minutes if vocabularies are large and differ."""
-        teacher, student = self.teacher.tokenizer, self.tokenizer
-        specials = special_counterparts(teacher.fast, student.fast)
-        return torch.from_numpy(mined_mapping(teacher.view, student.view, specials))
+        teacher, student, rows = self.teacher.tokenizer, self.tokenizer, self.teacher.vocabulary_rows
+        pairs = special_counterparts(teacher.fast, student.fast).items()
+        specials = {id_: teacher_id if teacher_id < rows else -1 for id_, teacher_id in pairs}
+        return torch.from_numpy(mined_mapping(teacher.view.within(rows), student.view, specials))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from alm_pipeline.models.configuration import text_config
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, template_texts
 from alm_pipeline.transfer.fvt import chat_tokens, special_ids
 
@@ -34,13 +35,14 @@ def carry_over(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: 
     the chat template is lost.
     """
     new_ids = _NewIds(source, target)
-    configs = [model.config, model.config.get_text_config(), model.generation_config]
+    configs = [model.config, text_config(model.config), model.generation_config]
     for config in {id(config): config for config in configs if config is not None}.values():
         for role in _ROLES:
             current = getattr(config, f"{role}_token_id", None)
             if current is not None:
                 ids = new_ids.of(current if isinstance(current, list) else [current], role)
                 setattr(config, f"{role}_token_id", ids if isinstance(current, list) else next(iter(ids), None))
+    _carry_media(model, source, target)
     _drop_others(model)
     if source.chat_template and not target.chat_template:
         logger.warning(
@@ -67,6 +69,40 @@ def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
         logger.warning("%s: its chat template writes %s, which the tokenizer lacks", source.name_or_path, written[0])
     else:
         target.chat_template = source.chat_template
+
+
+def _carry_media(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+    """Rewrite the ids that stand for images and sound in the configuration of a model that also reads them, in place.
+
+    Where the target lacks the token, the id becomes one beyond its vocabulary: an ordinary token must not stand for an
+    image. Such a model reads text only, which a warning says.
+    """
+    vocabulary, lost = target.get_vocab(), []
+    free = max([*vocabulary.values(), text_config(model.config).vocab_size - 1]) + 1
+    for setting, id_ in _media_ids(model):
+        token = str(source.convert_ids_to_tokens(id_)) if id_ < len(source) else ""
+        if token not in vocabulary:
+            lost.append(setting)
+        setattr(model.config, setting, vocabulary.get(token, free + len(lost) - 1))
+    if lost:
+        logger.warning(
+            "%s: has no token for the model's %s: the model with this tokenizer reads text only",
+            target.name_or_path,
+            ", ".join(lost),
+        )
+
+
+def _media_ids(model: PreTrainedModel) -> list[tuple[str, int]]:
+    """Return the settings of the whole of a model that also reads images that name a token, and the token's id."""
+    if text_config(model.config) is model.config:
+        return []
+    roles = {f"{role}_token_id" for role in _ROLES} | set(_OTHER_IDS)
+    settings = vars(model.config).items()
+    return [
+        (name, id_)
+        for name, id_ in settings
+        if name.endswith(("_token_id", "_token_index")) and name not in roles and isinstance(id_, int) and id_ >= 0
+    ]
 
 
 class _NewIds:

@@ -55,10 +55,12 @@ class VocabularyMap:
         return Composition.of(ids, [(1.0,) * len(row) for row in ids], self.copied, fill)
 
 
-def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer) -> VocabularyMap:
-    """Return the source pieces of every target id."""
-    cutter = _Cutter(source)
-    specials = special_counterparts(source.fast, target.fast)
+def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer, rows: int | None = None) -> VocabularyMap:
+    """Return the source pieces of every target id: tokens with a row, of the `rows` of the source model's embedding."""
+    rows = source.view.size if rows is None else rows
+    cutter = _Cutter(source, rows)
+    pairs = special_counterparts(source.fast, target.fast)
+    specials = {id_: source_id for id_, source_id in pairs.items() if source_id < rows}
     pieces = []
     for id_, spelling in enumerate(target.view.spelling):
         counterpart = (specials[id_],) if id_ in specials else ()
@@ -70,10 +72,10 @@ def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer) -> Vocabula
 class _Cutter:
     """Cuts bytes into source tokens as the source tokenizer does."""
 
-    def __init__(self, source: LoadedTokenizer) -> None:
+    def __init__(self, source: LoadedTokenizer, rows: int) -> None:
         # an engine sets how special literals are read, so it does not matter how the tokenizer was used before
         self.engine, self.view = StandardEngine(source.encoding_backend), source.view
-        self.ids = tokens_by_spelling(self.view)
+        self.rows, self.ids = rows, tokens_by_spelling(self.view, np.arange(self.view.size) < rows)
         self.longest = max(map(len, self.ids), default=0)
         self.with_role = _ids_with_role(source.fast)
 
@@ -92,7 +94,8 @@ class _Cutter:
         if len(ids) == 1 and ids[0] in self.with_role:
             return self.cut(spelling, reads_literals=False) if reads_literals else self._longest_matches(spelling)
         spelled = b"".join(self.view.spelling[id_] for id_ in ids)
-        return tuple(ids) if spelled == spelling else self._longest_matches(spelling)
+        has_rows = all(id_ < self.rows for id_ in ids)
+        return tuple(ids) if spelled == spelling and has_rows else self._longest_matches(spelling)
 
     def _longest_matches(self, spelling: bytes) -> tuple[int, ...]:
         ids, start = [], 0

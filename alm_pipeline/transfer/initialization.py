@@ -117,7 +117,11 @@ class Donor(NamedTuple):
     @classmethod
     def load(cls, donor: ModelReference, mapping: VocabularyMap, tables: int) -> "Donor":
         """Load the donor's embeddings. Raises UserError if it lacks a token that has to be composed."""
+        model = donor.load(donor.weights_dtype)
+        rows = embedding_rows(model)
+        check_vocabulary(donor.tokenizer.view, rows, donor.name)
         ids = _donor_ids(donor.tokenizer, mapping.target)
+        ids[ids >= rows] = -1
         missing = (ids < 0) & ~mapping.copied & ~mapping.target.special & (mapping.target.lengths > 0)
         if missing.any():
             raise UserError(
@@ -125,8 +129,6 @@ class Donor(NamedTuple):
                 f"{mapping.target.spelling[int(np.flatnonzero(missing)[0])]!r}: name the model that has the target's "
                 "tokenizer, or use the initialization fvt"
             )
-        model = donor.load(donor.weights_dtype)
-        check_vocabulary(donor.tokenizer.view, embedding_rows(model), donor.name)
         layers = [model.get_input_embeddings(), model.get_output_embeddings()][:tables]
         return cls([layer.get_parameter("weight").detach() for layer in layers], ids)
 

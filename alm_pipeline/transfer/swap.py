@@ -38,11 +38,11 @@ def swap_tokenizer(
 ) -> TransferResult:
     """Give the model the target tokenizer, in place.
 
-    Raises UserError if the source tokenizer has tokens that the model's embedding lacks, if the initialization cannot
-    be used with the target, or if it makes rows that are NaN or infinite.
+    A source token without a row in the model's embedding is used for nothing. Raises UserError if many lack one, if the
+    initialization cannot be used with the target, or if it makes rows that are NaN or infinite.
     """
-    mapping = map_vocabulary(source, target)
-    check_vocabulary(mapping.source, embedding_rows(model), source.name)
+    check_vocabulary(source.view, embedding_rows(model), source.name)
+    mapping = map_vocabulary(source, target, embedding_rows(model))
     tables = embedding_tables(model)
     count = len({table.of_head for table in tables})
     compositions = (initialization or Initialization()).compositions(mapping, count)

@@ -27,15 +27,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from alm_pipeline.models.configuration import empty_model
 from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.finite_weights import first_names
 from alm_pipeline.models.library_log import quiet_transformers
@@ -48,6 +42,7 @@ from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary, special_ids
 from alm_pipeline.transfer.swap import EmbeddingTable, embedding_tables
 from alm_pipeline.transfer.weights import Weights, write_weights
+from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.errors import UserError
 
 _HEAD = "lm_head.weight"
@@ -117,7 +112,10 @@ class _MergedVocabulary:
 
     @classmethod
     def of(cls, base: ModelReference, transferred: ModelReference, fine_tune: ModelReference) -> "_MergedVocabulary":
-        """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added."""
+        """Merge the vocabularies. Raises UserError if the fine-tune's tokenizer is not the base's with tokens added.
+
+        A token that the fine-tune added without giving it a row is left out.
+        """
         # a copy, since tokens are added to it
         target, source = copy.deepcopy(transferred.tokenizer.fast), fine_tune.tokenizer.fast
         source_ids, base_ids = source.get_vocab(), base.tokenizer.fast.get_vocab()
@@ -126,8 +124,12 @@ class _MergedVocabulary:
                 f"{fine_tune.name}: its tokenizer lacks tokens of {base.name}'s, or has them at other ids "
                 f"({first_names(other)}): it is not a fine-tune of this base"
             )
-        mapping = map_vocabulary(base.tokenizer, LoadedTokenizer.of(target))
-        literals = sorted(source_ids.keys() - base_ids.keys(), key=source_ids.__getitem__)
+        for model in (base, fine_tune):
+            check_vocabulary(model.tokenizer.view, model.vocabulary_rows, model.name)
+        in_both = min(base.vocabulary_rows, fine_tune.vocabulary_rows)
+        mapping = map_vocabulary(base.tokenizer, LoadedTokenizer.of(target), in_both)
+        with_row = {token for token, id_ in source_ids.items() if id_ < fine_tune.vocabulary_rows}
+        literals = sorted(with_row - base_ids.keys(), key=source_ids.__getitem__)
         # an ordinary token of the target is not a special one of the same literal, and becomes it here
         special, known, added_known = special_ids(source), target.get_vocab(), target.get_added_vocab()
         new = [literal for literal in literals if literal not in (added_known if literal in special else known)]
@@ -141,7 +143,7 @@ class _MergedVocabulary:
 
 def _empty_model(transferred: ModelReference, fine_tune: ModelReference, rows: int) -> PreTrainedModel:
     """Return the result without weights: the fine-tune's configuration with the transferred vocabulary and head."""
-    transferred_config, config = (_config(model) for model in (transferred, fine_tune))
+    transferred_config, config = (model.load_config() for model in (transferred, fine_tune))
     kinds = config.model_type, transferred_config.model_type
     if kinds[0] != kinds[1]:
         raise UserError(
@@ -157,19 +159,10 @@ def _empty_model(transferred: ModelReference, fine_tune: ModelReference, rows: i
     config.tie_word_embeddings = transferred_config.tie_word_embeddings
     with reading_model(fine_tune.name, fine_tune.folder):
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=fine_tune.trust_remote_code
-            )
+            model = empty_model(config, fine_tune.name, trust_remote_code=fine_tune.trust_remote_code)
         if (fine_tune.folder / GENERATION_CONFIG).is_file():
             model.generation_config = GenerationConfig.from_pretrained(fine_tune.folder)
     return model
-
-
-def _config(model: ModelReference) -> PreTrainedConfig:
-    with reading_model(model.name, model.folder):
-        return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
-            model.folder, trust_remote_code=model.trust_remote_code
-        )
 
 
 def _check(weights: _ModelWeights, tables: Mapping[str, EmbeddingTable]) -> None:

@@ -28,7 +28,7 @@ from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.adapters import attach_adapters
 from alm_pipeline.training.model.execution import configured_execution, using_attention
 from alm_pipeline.training.model.isolation import check_isolation
-from alm_pipeline.training.model.parameters import freeze
+from alm_pipeline.training.model.parameters import freeze, freeze_unread_parts
 from alm_pipeline.training.model.projections import attach_projections, detach_projections
 from alm_pipeline.training.model.terms import make_projections
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
@@ -125,6 +125,7 @@ def _trainable_parts(run: TrainingRun) -> Iterator[None]:
     adapters = attach_adapters(model, config.lora, config.seed) if config.lora else None
     if teacher:
         attach_projections(model, make_projections(teacher.model, model, run.objective, config.seed))
+    freeze_unread_parts(model)
     freeze(model, config.freeze)
     yield
     # until now accelerate's autocast wraps its forward pass

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alm_pipeline.config import LoraConfig
+from alm_pipeline.models.output_head import headless
 from alm_pipeline.training.model.parameters import check_patterns, first_match
 from storage.errors import UserError
 
@@ -43,12 +44,12 @@ def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> An
 
 
 def _target_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Module]:
-    """Return the linear layers that match the targets, by name."""
-    output = model.get_output_embeddings()
+    """Return the linear layers that text passes through and that match the targets, by name."""
+    output, read = model.get_output_embeddings(), set(headless(model).modules())
     linear = {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear | Conv1D) and part is not output
+        if isinstance(part, nn.Linear | Conv1D) and part is not output and part in read
     }
     check_patterns(config.targets, list(linear), "train.lora.targets", "linear layer")
     return {name: part for name, part in linear.items() if first_match(name, config.targets) is not None}

@@ -5,7 +5,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from alm_pipeline.models.output_head import headless
+from alm_pipeline.training.model.projections import projections_of
 from storage.errors import UserError
 
 
@@ -18,6 +21,15 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("train.freeze: every parameter matches, so nothing would be trained: freeze fewer")
+
+
+def freeze_unread_parts(model: PreTrainedModel) -> None:
+    """Exclude what text does not pass through from training: the image tower of a model that also reads images."""
+    parts = (headless(model), model.get_output_embeddings(), *projections_of(model).values())
+    read = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.evaluation.held_out import HeldOut
-from alm_pipeline.models.files import length_in
+from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.loading import matmul_precision
@@ -87,7 +87,7 @@ class HeldOutEvaluator:
         return {**sums, "chunks": int(counts.chunks)}
 
     def _sample(self, model: PreTrainedModel, prompt: list[int]) -> Sample:
-        context = length_in(model.config.get_text_config().to_dict())
+        context = context_length(model.config)
         room = context - len(prompt) if context else self.sample_tokens
         ids = torch.tensor([prompt], device=model.device)
         # overrides the model's own settings: a temperature without sampling would cause a warning

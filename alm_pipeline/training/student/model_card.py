@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
+from alm_pipeline.models.configuration import ModelConfiguration
 from alm_pipeline.models.files import label, model_folder
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.training.student.curves import PICTURE
@@ -29,10 +30,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LOCAL = re.compile(r"(file://|[/~\\]|[A-Za-z]:[/\\])")
 
 _SNIPPET = """```python
-from transformers import AutoModelForCausalLM, {tokenizer}
+from transformers import {model}, {tokenizer}
 
 name = "{name}"
-model = AutoModelForCausalLM.from_pretrained(name{trusted})
+model = {model}.from_pretrained(name{trusted})
 tokenizer = {tokenizer}.from_pretrained(name)
 inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
@@ -123,8 +124,10 @@ def _tokenizer(config: AlmConfig) -> str:
 
 def _use(distilled: DistilledStudent) -> str:
     trusted = ", trust_remote_code=True" if distilled.config.student.ngram_embeddings else ""
+    runs_code = bool(trusted) or distilled.config.trust_remote_code
     tokenizer = _tokenizer_class(distilled.student.path)
-    return "## Use\n\n" + _SNIPPET.format(tokenizer=tokenizer, name=HERE, trusted=trusted)
+    model = ModelConfiguration.read(str(distilled.student.path), trust_remote_code=runs_code).class_name
+    return "## Use\n\n" + _SNIPPET.format(model=model, tokenizer=tokenizer, name=HERE, trusted=trusted)
 
 
 def _tokenizer_class(folder: Path) -> str:

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -69,9 +70,9 @@ def untie(model: PreTrainedModel) -> None:
 def _ngram_rows(model: PreTrainedModel, source: LoadedTokenizer) -> NgramRows:
     """Return the rows of all tokens of 1 to 16 bytes that are not special, one per spelling."""
     _check_architecture(model)
-    tokens = tokens_by_spelling(source.view)
-    short = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    tokens = tokens_by_spelling(source.view, np.arange(source.view.size) < len(weight))
+    short = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     return list(short), weight.detach()[list(short.values())]
 
 
