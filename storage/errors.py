@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.printing import visible
+from storage.printed.inert import visible
 
 
 class UserError(Exception):

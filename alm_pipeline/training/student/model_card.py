@@ -20,7 +20,7 @@ from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.training.student.curves import PICTURE
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
-from storage.secrets import without_secrets
+from storage.printed.secrets import without_secrets
 
 CARD = "README.md"
 HERE = "."

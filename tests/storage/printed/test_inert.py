@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from storage.errors import UserError
-from storage.printing import (
+from storage.printed.inert import (
     generated,
     html_text,
     markdown,

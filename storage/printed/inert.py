@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from storage.secrets import masked, without_secrets
+from storage.printed.secrets import masked, without_secrets
 
 _LINES_AND_TABS = "\n\t"
 # letters and signs that Markdown gives a meaning within a line; `_` between letters has none

@@ -10,7 +10,7 @@ import pytest
 
 from alm_pipeline.config import AlmConfig
 from storage.errors import UserError
-from storage.secrets import REFERENCE, has_secrets, masked, with_references, without_secrets
+from storage.printed.secrets import REFERENCE, has_secrets, masked, with_references, without_secrets
 
 S = "hunter2-XYZ"
 
