@@ -1,7 +1,8 @@
 """Files under any fsspec URL: their names and their rows.
 
 A file's name is its path below the fixed part of the URL's pattern, so that the ids made from it are the same wherever
-the corpus is stored. Passwords, queries and fragments of URLs are no part of it: a new signature gives the same ids. Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
+the corpus is stored. Passwords, queries and fragments of URLs are no part of it: a new signature gives the same ids.
+Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
 than by `datasets`, so that a bad row is counted and does not fail its file.
 """
 
@@ -132,7 +133,7 @@ def _name(path: str, folder: str) -> str:
 
 def _valid_unicode(path: str) -> str:
     # paths on a disk are bytes; Python represents those that are not UTF-8 by lone surrogates
-    if _ESCAPED_BYTE.search(path) or not path.isascii() and _SURROGATE.search(path):
+    if _ESCAPED_BYTE.search(path) or _SURROGATE.search(path):
         path = path.replace("\\", r"\\")  # so that no other path looks like this one
     return path.encode("utf-8", "backslashreplace").decode()
 

@@ -8,8 +8,8 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 
 from storage.errors import UserError
-from storage.printed.records import make_log_records_inert, mask_error
-from storage.printed.secrets import has_secrets, without_secrets
+from storage.printed.records import has_secret_text, make_log_records_inert, mask_error
+from storage.printed.secrets import has_secrets, masked, without_secrets
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,4 +64,6 @@ def masked_errors() -> Iterator[None]:
         yield
     except Exception as error:
         mask_error(error)
+        if has_secret_text(error):
+            raise RuntimeError(f"{type(error).__name__}: {masked(str(error))}") from None
         raise
