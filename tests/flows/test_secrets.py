@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from flows.alm import alm
 from flows.execution.inert_run import masked_errors
 from storage.errors import UserError
 from storage.urls import open_filesystem
-from tests.flows.loopback import ROOT, Loopback
+from tests.flows.loopback import ROOT
 
 USER, PASSWORD, SIGNATURES = "wAlter17", "hUnter2@/x:ß", ("Qk9hY3VyZQ+/a1==", "Zm9ydHktdHdv+/b2==")
 
@@ -101,7 +101,7 @@ def contents(file: Path) -> Iterator[bytes]:
         with sqlite3.connect(file) as database:
             tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             for (name,) in tables:
-                yield repr(database.execute(f'SELECT * FROM "{name}"').fetchall()).encode()  # noqa: S608 its own name
+                yield repr(database.execute(f'SELECT * FROM "{name}"').fetchall()).encode()
 
 
 def leaking_files(folder: Path) -> dict[str, list[str]]:
