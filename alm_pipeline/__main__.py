@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 from alm_pipeline.runtime.own_packages import require_own
+from alm_pipeline.runtime.streams import flush_streams, prepare_streams
 
 _EXTRAS = {"prefect": "flows", "httpx": "flows"}
 """packages that only some commands import, and the extra that installs each"""
@@ -15,9 +16,10 @@ _EXTRAS = {"prefect": "flows", "httpx": "flows"}
 
 def main() -> None:
     """Run the command line; report what keeps it from starting in one sentence."""
+    prepare_streams()
     try:
         require_own("flows")
-        import_module("flows.cli.app").app(prog_name="alm")
+        _run_commands()
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _EXTRAS:
@@ -27,6 +29,19 @@ def main() -> None:
         if error.name != "flows":
             raise
         sys.exit(f"error: {error}")
+
+
+def _run_commands() -> None:
+    from storage.printed.records import traceback_text
+
+    try:
+        import_module("flows.cli.app").app(prog_name="alm")
+    except ImportError:
+        raise
+    except Exception as error:  # a bug: its traceback is wanted, but not the secrets in it
+        sys.exit(traceback_text(error))
+    finally:
+        flush_streams()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from alm_pipeline.config import AlmConfig, parse_config
 from alm_pipeline.runtime.versions import installed_version
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES
 from storage.errors import UserError
-from storage.secrets import LEFT_OUT, without_secrets
+from storage.printed.secrets import LEFT_OUT, without_secrets
 
 PACKAGES = (
     "alm-pipeline",

@@ -4,12 +4,18 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from storage.printed.inert import visible
+
 
 class UserError(Exception):
     """Something that the user can fix: the message names the file, row or field, and the fix.
 
-    Commands show only the message, without a traceback; any other exception that escapes is a bug.
+    Commands show only the message, without a traceback; any other exception that escapes is a bug. The message goes
+    into logs, states of runs and terminals, so it holds no secrets and no control characters.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 class OtherFormatError(UserError):

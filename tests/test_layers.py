@@ -21,6 +21,7 @@ EXCEPTIONS = {(f"alm_pipeline/inspection/{module}.py", "polars") for module in (
 
 
 ROOMS = (
+    "storage.printed",
     "storage",
     "storage.upkeep",
     "alm_pipeline.runtime",

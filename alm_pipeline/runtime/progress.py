@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from storage.printed.inert import one_line, visible
+
 
 class Advance(Protocol):
     """Called with the units done since the last call, and a note to show with them, such as the loss."""
@@ -46,17 +48,10 @@ _observer: Observer | None = None
 def progress_bars(console: Console) -> Iterator[None]:
     """Show bars on the console inside this context; if it is not a terminal, lines go to the log."""
     global _bars
-    if not console.is_terminal:
+    if not console.is_interactive:  # a file, or a terminal that can't move its cursor
         yield
         return
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=20),
-        _RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with _Bars(*columns, console=console) as bars:
+    with _Bars(*_columns(console.width), console=console) as bars:
         _bars = bars
         try:
             yield
@@ -64,10 +59,23 @@ def progress_bars(console: Console) -> Iterator[None]:
             _bars = None
 
 
+def _columns(width: int) -> list[ProgressColumn]:
+    """Return what fits into the width: the stage and its rate always, times and the bar where there is room."""
+    name = TextColumn("{task.description:<28}" if width >= _WIDE else "{task.description}", markup=False)
+    if width < _NARROW:
+        return [name, _RateColumn()]
+    times: list[ProgressColumn] = [TimeElapsedColumn(), TimeRemainingColumn()]
+    return [name, *([BarColumn(bar_width=20)] if width >= _WIDE else []), _RateColumn(), *times]
+
+
+_NARROW, _WIDE = 80, 110
+"""characters of a terminal"""
+
+
 def show_line(line: str) -> None:
     """Show a line above the bars, or in the log where there are none."""
     if _bars:
-        _bars.console.print(line, markup=False, highlight=False)
+        _bars.console.print(visible(line), markup=False, highlight=False, emoji=False)
     else:
         logger.info("%s", line)
 
@@ -79,7 +87,7 @@ class _Bars(Progress):
         yield from super().get_renderables()
         for task in self.tasks:
             if task.fields.get("note") and not task.finished:
-                yield Text(f"  {task.fields['note']}", style="cyan", no_wrap=True, overflow="ellipsis")
+                yield Text(f"  {one_line(task.fields['note'])}", style="cyan", no_wrap=True, overflow="ellipsis")
 
 
 @contextlib.contextmanager
@@ -99,6 +107,7 @@ def track(description: str, total: float | None, unit: str, already: float = 0.0
 
     An earlier run did `already` units: they count toward the total, but not toward the rate.
     """
+    description = one_line(description)
     display = _bar(_bars, description, total, unit, already) if _bars else _lines(description, total, unit, already)
     with display as advance:
         yield _advance_and_notify(advance, _observer, description, total, unit, already) if _observer else advance

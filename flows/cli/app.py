@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.markup import escape
-from rich.table import Table
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
-from flows.cli.console import err, out, user_errors, write_picture
+from flows.cli.console import InertGroup, err, out, user_errors, write_picture
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.models import models, print_comparison
 from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
@@ -19,8 +17,11 @@ from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.stages import Until
 from storage.errors import UserError
+from storage.printed.inert import yaml_text
+from storage.printed.records import make_log_records_inert
 
 app = typer.Typer(
+    cls=InertGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -120,9 +121,10 @@ def _forget_student(config: Any, storage: str) -> None:
 
 def _log_to_stderr() -> None:
     """Log the stages' lines to stderr; on a terminal, where bars show their progress, only warnings."""
+    make_log_records_inert()
     logger = logging.getLogger("alm_pipeline")
     logger.propagate = False
-    logger.setLevel("WARNING" if err.is_terminal else "INFO")
+    logger.setLevel("WARNING" if err.is_interactive else "INFO")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
@@ -132,9 +134,7 @@ def _log_to_stderr() -> None:
 def show(recipe: Recipe = "transfer") -> None:
     """Print a recipe as YAML: a complete configuration to edit and run."""
     with user_errors():
-        print(
-            yaml.safe_dump(_configuration(recipe).model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
-        )
+        out.write(yaml_text(_configuration(recipe).model_dump(mode="json")))
 
 
 @app.command()
@@ -153,7 +153,7 @@ def describe(
                 f"{url}: there is no complete dataset, tokenizer or student here (no manifest.json); `alm list ROOT` "
                 "lists what is stored"
             )
-        print(yaml.safe_dump(_description(manifest), sort_keys=False, allow_unicode=True), end="")
+        out.write(yaml_text(_description(manifest)))
 
 
 def _description(manifest: Any) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def byte_level(
 
     with user_errors():
         tokenizer = write_byte_level(source, folder)
-        out.print(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them special tokens", markup=False)
+        out.print_line(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them special tokens")
 
 
 @app.command()
@@ -218,7 +218,7 @@ def transfer(
             seed=seed,
         )
         embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
-        out.print(f"{folder}: new embeddings: {embeddings}", markup=False, highlight=False, soft_wrap=True)
+        out.print_line(f"{folder}: new embeddings: {embeddings}")
         if corpus:
             print_comparison([model, str(folder)], corpus, text, examples)
 
@@ -240,7 +240,7 @@ def apply_transfer(
 
     with user_errors():
         apply_transfer(base, transferred, fine_tune, folder, scale=scale)
-        out.print(f"{folder}: {fine_tune} with the tokenizer of {transferred}", markup=False, soft_wrap=True)
+        out.print_line(f"{folder}: {fine_tune} with the tokenizer of {transferred}")
 
 
 @app.command()
@@ -279,13 +279,16 @@ def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> Non
         what = f"example {example}" if example else f"shard {shard}"
         raise UserError(f"{url}: {what} has no chunks (it was dropped, or is empty); --summary counts what was dropped")
     first = frame.filter(frame["id"] == frame["id"][0])
-    table = Table("bytes", "text", "teacher's tokens", "student's tokens", "kind", title=f"example {first['id'][0]}")
-    for row in first.head(chunks).iter_rows(named=True):
-        sides = [" ".join(map(repr, row[side])) for side in ("teacher", "student")]
-        texts = [escape(text) for text in (repr(row["text"]), *sides)]
-        table.add_row(f"{row['start']}-{row['end']}", *texts, row["kind"])
-    out.print(table)
-    out.print(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
+    header = ("bytes", "text", "teacher's tokens", "student's tokens", "kind")
+    out.print_table(
+        header, list(map(_chunk_row, first.head(chunks).iter_rows(named=True))), f"example {first['id'][0]}"
+    )
+    out.print_line(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
+
+
+def _chunk_row(chunk: dict[str, Any]) -> list[str]:
+    sides = [" ".join(map(repr, chunk[side])) for side in ("teacher", "student")]
+    return [f"{chunk['start']}-{chunk['end']}", repr(chunk["text"]), *sides, chunk["kind"]]
 
 
 def _print_summary(url: str) -> None:
@@ -293,10 +296,7 @@ def _print_summary(url: str) -> None:
     from alm_pipeline.inspection.tables import tables
 
     for title, header, rows in tables(summarize_alignments(url)):
-        table = Table(*header, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        out.print(table)
+        out.print_table(header, rows, title)
 
 
 def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks: int) -> None:
@@ -314,4 +314,4 @@ def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks
             f"--picture {file}: needs {error.name}: pip install 'alm-pipeline[pictures]', or write FILE.html"
         ) from error
     write_picture(file, content)
-    out.print(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks", highlight=False, markup=False)
+    out.print_line(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks")

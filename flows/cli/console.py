@@ -1,26 +1,107 @@
-"""Where the commands print, and how they report mistakes."""
+"""Where the commands print, and how they report mistakes.
+
+Everything that is printed goes through `InertConsole`: names, ids and texts are untrusted, so no string is ever taken
+for markup, and every one is made visible. Styles are set by `Text`.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+from typer.core import TyperGroup
 
+from alm_pipeline.runtime.streams import writing
 from storage.errors import UserError
+from storage.printed.inert import generated, one_line, visible
 
-# a file or a pipe has no width of its own
-out = Console(width=None if Console().is_terminal else 200)
-err = Console(stderr=True)
+_PIPE_WIDTH = 200
+"""a file or a pipe has no width of its own"""
+_LEAST_WIDTH = 20
+"""of a column of long names: a table with narrower ones is printed as lines"""
+_CLICK_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class InertConsole(Console):
+    """A console that shows foreign text as it is, and that ends a command quietly when its output has gone."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Make a text of a string: all strings that are printed come here, also those in tables and trees."""
+        return super().render_str(visible(text), **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        with writing(self.file):  # type: ignore[arg-type]  # of rich's own type
+            super().print(*objects, **settings)
+
+    def on_broken_pipe(self) -> None:
+        with writing(self.file):  # type: ignore[arg-type]
+            raise BrokenPipeError
+
+    def print_line(self, text: object) -> None:
+        """Print a text without breaking its lines, so that names in it can be copied."""
+        self.print(str(text), soft_wrap=True)
+
+    def print_labeled(self, label: str, text: object) -> None:
+        """Print a text after a red label."""
+        self.print(Text.assemble((label, "bold red"), " ", visible(text)), soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """Write a text that is inert already, without styles."""
+        with writing(self.file):  # type: ignore[arg-type]
+            self.file.write(text)
+            self.file.flush()
+
+    def print_table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+        """Print a table; one that does not fit is printed as lines of names and values, so that nothing is cut off."""
+        cells = [[one_line(cell) for cell in row] for row in rows]
+        columns = [Column(name, overflow="fold") for name in header]
+        if sum(_needed_widths([list(header), *cells])) + 3 * len(header) + 1 > self.width:
+            self._print_records(header, cells, title)
+            return
+        table = Table(*columns, title=None if title is None else Text(one_line(title)), title_justify="left")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        self.print(table)
+
+    def _print_records(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+        if title:
+            self.print_line(title)
+        for row in rows:
+            pairs = [(name, cell) for name, cell in zip(header, row, strict=True) if cell]
+            self.print_line("\n".join(f"{name}: {cell}" if name else cell for name, cell in pairs) + "\n")
+
+
+def _needed_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return what each column needs: its longest word, but of very long ones only a part, since they can be folded."""
+    longest = (
+        max((Text(word).cell_len for cell in column for word in cell.split()), default=0)
+        for column in zip(*rows, strict=True)
+    )
+    return [min(width, _LEAST_WIDTH) for width in longest]
+
+
+out = InertConsole(width=None if Console().is_terminal else _PIPE_WIDTH)
+err = InertConsole(stderr=True)
+
+
+def write_generated(text: str) -> None:
+    """Write a part of a model's text at once."""
+    out.write(generated(text))
 
 
 def write_picture(file: Path, content: bytes) -> None:
     """Write the file of the option `--picture`. Raises UserError if that fails."""
     try:
         file.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"--picture {file}: can't be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a null character in its name
+        raise UserError(f"--picture {file}: can't be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 @contextlib.contextmanager
@@ -29,5 +110,24 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print_labeled("error:", error)
         raise typer.Exit(1) from error
+
+
+class InertGroup(TyperGroup):
+    """The commands; what their error messages repeat of the command line is made visible."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        return _with_inert_errors(lambda: super(InertGroup, self).make_context(*arguments, **settings))
+
+    def invoke(self, ctx: Any) -> Any:
+        return _with_inert_errors(lambda: super(InertGroup, self).invoke(ctx))
+
+
+def _with_inert_errors(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except _CLICK_ERROR as error:
+        shown = cast(Any, error)
+        shown.message = visible(shown.message)
+        raise

@@ -31,15 +31,15 @@ def deploy(
 
     with user_errors():
         names = register({"alm": pool, "gpu": gpu_pool}, (folder or Path()).absolute())
-        out.print(f"{len(names)} deployments: {', '.join(names)}", markup=False, highlight=False, soft_wrap=True)
-        out.print(f"Start a worker for each pool: prefect worker start --pool {pool}", markup=False, highlight=False)
+        out.print_line(f"{len(names)} deployments: {', '.join(names)}")
+        out.print_line(f"Start a worker for each pool: prefect worker start --pool {pool}")
 
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
         from alm_pipeline import __version__
 
-        out.print(f"alm-pipeline {__version__}", markup=False, highlight=False)
+        out.print_line(f"alm-pipeline {__version__}")
         raise typer.Exit
 
 

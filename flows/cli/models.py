@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from alm_pipeline.config import SEEDS
-from flows.cli.console import err, out, user_errors
+from flows.cli.console import err, out, user_errors, write_generated
 from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
 
 models = typer.Typer()
@@ -48,14 +47,18 @@ def generate(
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Print the text that a model or an ensemble generates from a prompt, as it is generated."""
+    """Print the text that a model or an ensemble generates from a prompt, as it is generated.
+
+    Lines and tabs are printed as they are. Other control characters are escaped (`\\x1b`), in a terminal and in a pipe:
+    a model's text must not control what shows it.
+    """
     with user_errors():
         from alm_pipeline.ensemble.generation import generate_text
 
         generate_text(
             model,
             prompt,
-            lambda text: typer.echo(text, nl=False),
+            write_generated,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -65,7 +68,7 @@ def generate(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        typer.echo()
+        out.write("\n")
 
 
 @models.command()
@@ -106,12 +109,10 @@ def print_comparison(
 
     score, texts = ScoreConfig.model_validate({"dtype": dtype}), texts_at(corpus, text, examples)
     comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
-    table = Table("model", "bits per byte", title=f"{comparison.texts:,} texts, {comparison.text_bytes:,} bytes")
-    for name, bits in zip(models, comparison.bits_per_byte, strict=True):
-        table.add_row(name, f"{bits:.4f}")
-    out.print(table)
+    rows = [(name, f"{bits:.4f}") for name, bits in zip(models, comparison.bits_per_byte, strict=True)]
+    out.print_table(("model", "bits per byte"), rows, f"{comparison.texts:,} texts, {comparison.text_bytes:,} bytes")
     for reason, count in comparison.left_out.items():
-        out.print(f"left out, {reason}: {count:,}", markup=False)
+        out.print_line(f"left out, {reason}: {count:,}")
 
 
 @models.command()
@@ -149,6 +150,6 @@ def evaluate(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        out.print(harness.results_table(results), markup=False, highlight=False)
+        out.print_line(harness.results_table(results))
         if output:
             output.write_text(json.dumps(results["results"], indent=2, default=str), encoding="utf-8")

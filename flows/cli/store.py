@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.text import Text
 from rich.tree import Tree
 
 from flows.cli.console import err, out, user_errors
 from flows.cli.options import finite
 from storage.errors import UserError
+from storage.printed.inert import one_line
 
 if TYPE_CHECKING:
     from alm_pipeline.repair import Repair
@@ -38,12 +38,9 @@ def list_(root: Root = "alm-data") -> None:
 
     with user_errors():
         entries = list(Catalog.open(root).entries.values())
-    # the counts wrap, not the names, so that names can be copied
-    table = Table("kind", Column("name", no_wrap=True, overflow="fold"), "rows", "MB", "state", "counts")
-    for entry in entries:
-        table.add_row(entry.kind, entry.name, _rows(entry), _mb(entry.bytes), entry.state, escape(_counts(entry)))
-    out.print(table)
-    out.print(f"{len(entries)} datasets and folders, {_mb(sum(entry.bytes for entry in entries))} MB")
+    rows = [(entry.kind, entry.name, _rows(entry), _mb(entry.bytes), entry.state, _counts(entry)) for entry in entries]
+    out.print_table(("kind", "name", "rows", "MB", "state", "counts"), rows)
+    out.print_line(f"{len(entries)} datasets and folders, {_mb(sum(entry.bytes for entry in entries))} MB")
 
 
 def _rows(entry: "CatalogEntry") -> str:
@@ -112,18 +109,14 @@ def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None
         raise typer.Exit(1)
     size = sum(opened.entries[key].bytes for key in keys)
     how = "by checksums" if checksums else "by sizes; --checksums compares contents"
-    out.print(f"{len(keys)} datasets and folders, {_mb(size)} MB: no problems ({how})", highlight=False)
+    out.print_line(f"{len(keys)} datasets and folders, {_mb(size)} MB: no problems ({how})")
 
 
 def _print_damages(damages: "list[Damage]", repair_command: str) -> None:
-    table = Table(Column("file", overflow="fold"), "problem", "fix")
-    for damage in damages:
-        fix = "alm repair" if damage.is_repairable else "by hand"
-        table.add_row(escape(damage.url), escape(damage.problem), fix)
-    out.print(table)
+    rows = [(item.url, item.problem, "alm repair" if item.is_repairable else "by hand") for item in damages]
+    out.print_table(("file", "problem", "fix"), rows)
     if any(damage.is_repairable for damage in damages):
-        hint = f"`{repair_command}` writes only the damaged or missing files again"
-        out.print(hint, highlight=False, markup=False, soft_wrap=True)
+        out.print_line(f"`{repair_command}` writes only the damaged or missing files again")
 
 
 @store.command()
@@ -150,21 +143,21 @@ def repair(
     for item in done:
         _print_repair(item, url)
     if not done:
-        out.print(f"{len(keys)} datasets and folders: no problems", highlight=False)
+        out.print_line(f"{len(keys)} datasets and folders: no problems")
     if any(item.remaining for item in done):
         raise typer.Exit(1)
 
 
 def _print_repair(item: "Repair", url: str) -> None:
     for damage in item.damages:
-        out.print(f"{damage.url}: {damage.problem}", highlight=False, markup=False, soft_wrap=True)
+        out.print_line(f"{damage.url}: {damage.problem}")
     if item.refused:
-        err.print(f"[bold red]not repaired:[/] {escape(item.refused)}", highlight=False, soft_wrap=True)
+        err.print_labeled("not repaired:", item.refused)
     elif item.remaining:
         _print_damages(list(item.remaining), f"alm repair {url}")
     else:
         how = "repaired, but its bytes have changed" if item.changed else "repaired, with the same bytes"
-        out.print(f"{item.key}: {how}", highlight=False, markup=False, soft_wrap=True)
+        out.print_line(f"{item.key}: {how}")
 
 
 @store.command()
@@ -172,38 +165,38 @@ def lineage(url: Folder) -> None:
     """Print what a student or dataset was made from, down to the corpus, as a tree."""
     with user_errors():
         opened, key = _select_one(url)
-    out.print(_tree(opened.lineage(key)), highlight=False)
+    out.print(_tree(opened.lineage(key)))
 
 
 def _tree(node: "LineageNode", parent_origin: str = "", parent: Tree | None = None) -> Tree:
     from storage.upkeep.lineage_notes import highlights, origin
 
-    label = f"{_role(node)}[bold]{escape(node.key)}[/]  {_state(node)}"
+    label = Text.assemble(_role(node), (one_line(node.key), "bold"), "  ", _state(node), overflow="fold")
     tree = parent.add(label) if parent else Tree(label)
     if node.shown_before:
         return tree
     made_by = origin(node.entry)
     for line in highlights(node):
-        tree.add(escape(line), style="dim")
+        tree.add(line, style="dim")
     if made_by != parent_origin and node.entry:
-        tree.add(escape(f"made by: {made_by}" if made_by else "made by: not recorded in its manifest"), style="dim")
+        tree.add(f"made by: {made_by}" if made_by else "made by: not recorded in its manifest", style="dim")
     for source in node.inputs:
         _tree(source, made_by, tree)
     return tree
 
 
 def _role(node: "LineageNode") -> str:
-    return "" if node.role in ("", node.key.split("/")[0]) else f"{node.role.replace('_', ' ')}: "
+    return "" if node.role in ("", node.key.split("/")[0]) else f"{one_line(node.role).replace('_', ' ')}: "
 
 
-def _state(node: "LineageNode") -> str:
+def _state(node: "LineageNode") -> Text:
     if node.entry is None:
-        return "[red]no longer exists[/]"
+        return Text("no longer exists", "red")
     if node.entry.manifest is None:
-        problem = f": {node.entry.problem}" if node.entry.problem else ""
-        return f"[red]{node.entry.state}{escape(problem)}[/]"
+        problem = f": {one_line(node.entry.problem)}" if node.entry.problem else ""
+        return Text(f"{node.entry.state}{problem}", "red")
     rows = f"{rows} rows, " if (rows := _rows(node.entry)) else ""
-    return f"{rows}{_mb(node.entry.bytes)} MB{', as above' if node.shown_before else ''}"
+    return Text(f"{rows}{_mb(node.entry.bytes)} MB{', as above' if node.shown_before else ''}")
 
 
 @store.command()
@@ -253,15 +246,15 @@ def _check_unused_is_known(blocking: Sequence[str]) -> None:
 
 
 def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: bool) -> None:
-    table = Table(Column("file or folder", overflow="fold"), "why", "content", "MB", "delete")
-    for item in items:
-        delete = "yes" if item in selected else f"with --{item.reason}"
-        table.add_row(escape(item.url), item.reason, item.what, _mb(item.bytes), delete)
-    if items:
-        out.print(table)
+    rows = [
+        (item.url, item.reason, item.what, _mb(item.bytes), "yes" if item in selected else f"with --{item.reason}")
+        for item in items
+    ]
+    if rows:
+        out.print_table(("file or folder", "why", "content", "MB", "delete"), rows)
     size = _mb(sum(item.bytes for item in selected))
     result = f"{len(selected)} deleted, {size} MB freed"
-    out.print(result if apply else f"--apply deletes {len(selected)} and frees {size} MB", highlight=False)
+    out.print_line(result if apply else f"--apply deletes {len(selected)} and frees {size} MB")
 
 
 @store.command()
@@ -275,4 +268,4 @@ def delete(
     with user_errors():
         opened, key = _select_one(url)
         freed = delete_one(opened, key, force)
-    out.print(f"{key}: deleted, {_mb(freed)} MB freed", highlight=False, markup=False, soft_wrap=True)
+    out.print_line(f"{key}: deleted, {_mb(freed)} MB freed")

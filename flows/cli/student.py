@@ -27,7 +27,7 @@ def curves(
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         content = draw_curves([read_curves(url) for url in urls])
         write_picture(picture, content)
-        out.print(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}", highlight=False, markup=False)
+        out.print_line(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}")
 
 
 @student_commands.command()
@@ -46,4 +46,4 @@ def push(
     from alm_pipeline.training.student.publish import stored_student
 
     with user_errors():
-        out.print(push_student(stored_student(url), repo, private), highlight=False, markup=False, soft_wrap=True)
+        out.print_line(push_student(stored_student(url), repo, private))

@@ -1,7 +1,8 @@
 """The files of a source under any fsspec URL, and their names.
 
 A file's name is its path below the fixed part of the URL's pattern, so that the ids made from it are the same wherever
-the corpus is stored. Files are sorted by name, whatever the order of the URLs.
+the corpus is stored. Passwords, queries and fragments of URLs are no part of it: a new signature gives the same ids.
+Files are sorted by name, whatever the order of the URLs.
 
 A pattern takes data files: all that are of a known kind and have rows. It takes text files only where it matches no
 data file. What it does not take is counted, in files, by reason; a URL without a pattern is read or refused.
@@ -23,11 +24,12 @@ from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.files.errors import failing_as
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of
 from storage.errors import UserError
+from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
 
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
-_QUERY = re.compile(r"[?#].*", re.DOTALL)
-_KEY_QUERY = re.compile(r"\?\w+=.*", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_BYTE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 _MOST_ENDINGS = 20
 
 
@@ -49,7 +51,7 @@ class CorpusFile:
     @property
     def plain_path(self) -> str:
         """The path without a URL's query and fragment."""
-        return _plain(self.fs, self.path)
+        return path_of_name(self.fs, self.path)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class _Match:
 
     @property
     def name(self) -> str:
-        return _name(self.path, self.folder)
+        return _name(path_of_name(self.fs, self.path), self.folder)
 
     def as_file(self, format: FileFormat) -> CorpusFile:
         return CorpusFile(self.fs, self.path, self.folder, self.name, format)
@@ -83,13 +85,14 @@ class _Match:
 
     @property
     def kind(self) -> FileKind:
-        return kind_of(_plain(self.fs, self.path))
+        return kind_of(path_of_name(self.fs, self.path))
 
 
 def list_files(source: FilesSource) -> FileListing:
     """List the files to read, each once: those that match the source's URLs, not `exclude`, and are of a known kind.
 
-    Names are distinct: if names of two URLs collide, all names become paths below the URLs' common folder.
+    Names are distinct: if names of two URLs collide, all names become paths below the URLs' common folder; if they only
+    differ in their queries (`/download?id=1`), a hash of the query is added.
     Raises UserError if a URL matches nothing or nothing of a known kind, all files are excluded, names collide across
     file systems, or a file is special (a FIFO, a device, a folder, a broken link).
     """
@@ -127,7 +130,7 @@ def _match(url: str) -> list[_Match]:
         raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern{_brackets(url)}")
     fixed = _fixed_folder(path)
     if path in matched:  # a URL without a pattern
-        return [_Match(fs, path, path.rpartition("/")[0], "", linked_folder=False)]
+        return [_Match(fs, path, path_of_name(fs, path).rpartition("/")[0], "", linked_folder=False)]
     return [_Match(fs, name, fixed, path.removeprefix(fixed), linked) for name, linked in matched.items()]
 
 
@@ -145,7 +148,7 @@ def _brackets(url: str) -> str:
 
 def _matching_paths(fs: Any, path: str, url: str) -> dict[str, bool]:
     """Return the paths of files and linked folders that match, each with whether it is a linked folder."""
-    if not _GLOB_CHARACTERS.search(_plain(fs, path)):
+    if not _GLOB_CHARACTERS.search(path_of_name(fs, path)):
         return _single_path(fs, path, url)
     if _is_single(fs, path):  # a file with brackets in its name
         return {path: False}
@@ -281,7 +284,7 @@ def _refuse_two_formats(matches: Iterable[_Match]) -> None:
     seen: dict[tuple[Any, str], _Match] = {}
     for match in matches:
         ending = match.kind.ending
-        path = _plain(match.fs, match.path)
+        path = path_of_name(match.fs, match.path)
         key = match.fs, path[: path.lower().rindex(ending)]
         other = seen.setdefault(key, match)
         if other is not match:
@@ -319,11 +322,9 @@ _SPECIAL = {
 }
 
 
-def _plain(fs: Any, path: str) -> str:
-    """Return the path that names the file; `?` begins a query in a URL, but not on a disk or in a bucket's pattern."""
-    if is_local(fs):
-        return path
-    return (_QUERY if "://" in path else _KEY_QUERY).sub("", path)
+def path_of_name(fs: Any, path: str) -> str:
+    """Return the part of a file's path that names and kinds are made from: on a disk all of it."""
+    return path if is_local(fs) else naming_path(path)
 
 
 def _fixed_folder(pattern: str) -> str:
@@ -345,6 +346,8 @@ def _shown(fs: Any, path: str) -> str:
 
 def _valid_unicode(path: str) -> str:
     # paths on a disk are bytes; Python represents those that are not UTF-8 by lone surrogates
+    if _ESCAPED_BYTE.search(path) or _SURROGATE.search(path):
+        path = path.replace("\\", r"\\")  # so that no other path looks like this one
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -363,7 +366,8 @@ def _excludes(pattern: str, file: _Match) -> bool:
 def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
     if _duplicate(files) and all(file.fs is files[0].fs for file in files):
         depth = _common_depth([file.folder for file in files])
-        files = [replace(file, name=_name_below(file.path, depth)) for file in files]
+        files = [replace(file, name=_name_below(path_of_name(file.fs, file.path), depth)) for file in files]
+    files = _with_queries(files)
     if twins := _duplicate(files):
         raise UserError(
             f"two files of corpus.source.urls have the name {twins[0].name!r}: "
@@ -371,6 +375,17 @@ def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
             "or begin a pattern's `*` in a higher folder"
         )
     return files
+
+
+def _with_queries(files: list[CorpusFile]) -> list[CorpusFile]:
+    """Add the hash of the query to the names of files that have the same path."""
+    counts = Counter(file.name for file in files)
+    return [
+        replace(file, name=f"{file.name}?{query}")
+        if counts[file.name] > 1 and not is_local(file.fs) and (query := naming_query(file.path))
+        else file
+        for file in files
+    ]
 
 
 def _common_depth(folders: list[str]) -> int:

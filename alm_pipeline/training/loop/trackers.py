@@ -19,7 +19,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, get
 from alm_pipeline.config import AlmConfig, LogConfig
 from alm_pipeline.models.library_log import quiet_transformers
 from storage.errors import UserError
-from storage.secrets import without_secrets
+from storage.printed.secrets import without_secrets
 
 
 @dataclass(frozen=True)
