@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Column, Table
+from rich.text import Text
 
 from alm_pipeline.pipeline import Pipeline
+from storage.printed.inert import one_line
 
 
 class RunSummary(BaseModel):
@@ -88,8 +90,8 @@ def summary_table(summary: RunSummary, seconds: Mapping[str, float]) -> Table:
     """Make a table for a terminal: the rows, and below them the places of the files."""
     table = Table(Column(), Column(overflow="fold"), show_header=False, title="alm", title_justify="left")
     for what, value in summary_rows(summary, seconds):
-        table.add_row(what, value)
+        table.add_row(Text(one_line(what)), Text(one_line(value)))
     table.add_section()
     for what, url in summary.places.items():
-        table.add_row(what.replace("_", " "), url)
+        table.add_row(what.replace("_", " "), Text(one_line(url)))
     return table

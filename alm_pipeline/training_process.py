@@ -11,18 +11,19 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import psutil
 
-from alm_pipeline.config import load_config
+from alm_pipeline.config import AlmConfig, load_config
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.runtime.progress import logger
 from alm_pipeline.training.parallel.launch import ERRORS, PARENT
 from alm_pipeline.training.parallel.processes import joined_processes, this_process
 from storage.errors import UserError
+from storage.printed.records import make_log_records_inert, traceback_text
+from storage.printed.secrets import with_secrets
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,14 +38,18 @@ def main(arguments: list[str] | None = None) -> None:
         _train(options.config, options.storage)
     except Exception as error:
         _write_error(error)
-        print(f"error: {error}" if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr)
+        print(f"error: {error}" if isinstance(error, UserError) else traceback_text(error), file=sys.stderr)
         sys.stderr.flush()
         # without destructors: they could wait for processes that wait for this one
         os._exit(1)
 
 
 def _train(source: str, root: str) -> None:
+    make_log_records_inert()
     config = recipe(source) if source in RECIPES else load_config(Path(source))
+    # the process that started this one has sent the secrets in its environment
+    config = AlmConfig.model_validate(with_secrets(config.model_dump(mode="json"), os.environ))
+    root = with_secrets(root, os.environ)
     if this_process().count == 1:
         Pipeline(config, root).train()
         return
@@ -58,7 +63,7 @@ def _write_error(error: Exception) -> None:
     """Write the error into a file, for the process that started the training."""
     if folder := os.environ.get(ERRORS):
         is_user_error = isinstance(error, UserError)
-        text = str(error) if is_user_error else f"training process {this_process().rank}: {traceback.format_exc()}"
+        text = str(error) if is_user_error else f"training process {this_process().rank}: {traceback_text(error)}"
         content = {"time": time.time(), "is_user_error": is_user_error, "text": text}
         Path(folder, f"error-{this_process().rank}.json").write_text(json.dumps(content), encoding="utf-8")
 

@@ -5,10 +5,9 @@ A run that crashed or was canceled is simply run again: the datasets' own record
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow
 from prefect.states import Cancelled
 from pydantic import Field
 
@@ -18,10 +17,12 @@ from alm_pipeline.config.recipes import recipe as find_recipe
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
+from flows.execution.inert_run import InertFlow, inert_run, require_no_secrets
 from flows.execution.runners import Runner, task_runner
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
 from storage.errors import UserError
+from storage.printed.inert import one_line
 from storage.urls import absolute_url
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _run_name() -> str:
 
     config = _resolve(flow_run.parameters)
     only = flow_run.parameters["only"]
-    return f"{only} {config.title}" if only else config.title
+    return one_line(f"{only} {config.title}" if only else config.title)
 
 
 def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
@@ -44,7 +45,7 @@ def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     return override(config, Overrides(**{name: parameters[name] for name in Overrides.model_fields}))
 
 
-@flow(name="alm", flow_run_name=_run_name, persist_result=False)
+@partial(InertFlow, name="alm", flow_run_name=_run_name, persist_result=False)
 def alm(
     recipe: str = "transfer",
     config: AlmConfig | None = None,
@@ -94,15 +95,21 @@ def alm(
         gpu_runs: The number of scoring runs on the GPU pool at a time.
         shards: With `only: score`, the shards to score; by default all.
     """
-    chosen = _resolve(locals())
-    _check_only(only, until, shards, gpu_pool)
-    tasks.log_stages_at_info()
-    run = _alm_run(chosen, storage, address)
-    if only == "score":
-        return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
-    pool = GpuPool(gpu_pool, gpu_runs) if gpu_pool else None
-    phases: Sequence[Phase] = (only,) if only else PHASES[until]
-    return _run_phases(run, phases, pool, lambda: Workers(task_runner(runner, workers, address), workers, group_bytes))
+    parameters = locals()
+    with inert_run():
+        chosen = _resolve(parameters)
+        _check_only(only, until, shards, gpu_pool)
+        tasks.log_stages_at_info()
+        run = _alm_run(chosen, storage, address)
+        if only == "score":
+            return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
+        pool = GpuPool(gpu_pool, gpu_runs) if gpu_pool else None
+        if pool:
+            require_no_secrets(run.parameters, f"gpu_pool {gpu_pool}")
+        phases: Sequence[Phase] = (only,) if only else PHASES[until]
+        return _run_phases(
+            run, phases, pool, lambda: Workers(task_runner(runner, workers, address), workers, group_bytes)
+        )
 
 
 def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from storage.printed.inert import markdown, markdown_code, one_line
 from storage.urls import join_url, read_bytes
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ _CHUNKS = 120
 
 def create_summary_artifacts(pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> None:
     """Create the artifacts `alm-summary`, a table, and `alm-report`, a page."""
-    title = pipeline.config.title
-    table = [{"what": what, "value": value} for what, value in [*rows, *summary.places.items()]]
+    title = markdown(pipeline.config.title)
+    table = [{"what": one_line(what), "value": one_line(value)} for what, value in [*rows, *summary.places.items()]]
     page = _page(title, pipeline, summary, rows)
     _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))
     _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
@@ -39,16 +40,12 @@ def _page(title: str, pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -
     # lists, since Prefect's tables cut long cells off
     parts = [
         f"# {title}",
-        "\n".join(f"- {what}: **{value}**" for what, value in rows),
+        "\n".join(f"- {markdown(what)}: **{markdown(value)}**" for what, value in rows),
         *(f"## {name}\n\n![{name}]({_data_url(png)})" for name, png in pictures.items() if png is not None),
         "## Where the files are",
-        "\n".join(f"- {name.replace('_', ' ')}: {_link(url)}" for name, url in summary.places.items()),
+        "\n".join(f"- {name.replace('_', ' ')}: {markdown_code(url)}" for name, url in summary.places.items()),
     ]
     return "\n\n".join(parts)
-
-
-def _link(url: str) -> str:
-    return f"[{url}]({url})" if "://" in url else f"`{url}`"
 
 
 def _data_url(png: bytes) -> str:

@@ -4,10 +4,11 @@ They write into a folder that the worker reaches: on its own disk, or on one tha
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
@@ -21,8 +22,10 @@ from alm_pipeline.ensemble.config import (
     read_config,
     write_config,
 )
+from flows.execution.inert_run import InertFlow, inert_run
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
+from storage.printed.inert import markdown, one_line
 
 Count = Annotated[int, Field(ge=1)]
 Results = dict[str, dict[str, float]]
@@ -31,10 +34,10 @@ Results = dict[str, dict[str, float]]
 def _evaluation_name() -> str:
     from prefect.runtime import flow_run
 
-    return f"evaluate {', '.join(flow_run.parameters['models'])}"
+    return one_line(f"evaluate {', '.join(flow_run.parameters['models'])}")
 
 
-@flow(name="evaluate", flow_run_name=_evaluation_name, persist_result=False)
+@partial(InertFlow, name="evaluate", flow_run_name=_evaluation_name, persist_result=False)
 def evaluate(
     models: list[str],
     corpus: str | None = None,
@@ -65,25 +68,26 @@ def evaluate(
         dtype: The dtype to compute in; an ensemble's file sets its own.
         trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
     """
-    if not corpus and not tasks:
-        raise UserError("corpus, tasks: nothing to measure: name a corpus, tasks of lm_eval, or both")
-    log_stages_at_info()
-    results: Results = {model: {} for model in models}
-    if corpus:
-        for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
-            results[model]["bits per byte"] = bits
-    if tasks:
-        from alm_pipeline.ensemble.tasks import lm_eval_harness
+    with inert_run():
+        if not corpus and not tasks:
+            raise UserError("corpus, tasks: nothing to measure: name a corpus, tasks of lm_eval, or both")
+        log_stages_at_info()
+        results: Results = {model: {} for model in models}
+        if corpus:
+            for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
+                results[model]["bits per byte"] = bits
+        if tasks:
+            from alm_pipeline.ensemble.tasks import lm_eval_harness
 
-        settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
-        settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        folder = Path(task_folder) if task_folder else None
-        harness = lm_eval_harness()
-        all_results = harness.evaluate(models, tasks, task_folder=folder, **settings)
-        for model, task_results in zip(models, all_results, strict=True):
-            results[model] |= harness.metrics(task_results)
-    _show_results(results)
-    return results
+            settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
+            settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
+            folder = Path(task_folder) if task_folder else None
+            harness = lm_eval_harness()
+            all_results = harness.evaluate(models, tasks, task_folder=folder, **settings)
+            for model, task_results in zip(models, all_results, strict=True):
+                results[model] |= harness.metrics(task_results)
+        _show_results(results)
+        return results
 
 
 def _bits_per_byte(
@@ -102,7 +106,7 @@ def _bits_per_byte(
 
 def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
     rows = [
-        {"model": model, **{name: f"{value:.4f}" for name, value in values.items()}}
+        {"model": one_line(model), **{one_line(name): f"{value:.4f}" for name, value in values.items()}}
         for model, values in results.items()
     ]
     create_table_artifact(rows, key="alm-evaluation", description="Bits per byte, and results of tasks")
@@ -110,7 +114,14 @@ def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
         get_run_logger().info("%s", ", ".join(f"{name}: {value}" for name, value in row.items()))
 
 
-@flow(name="transfer", flow_run_name="transfer {model} to the tokenizer of {tokenizer}", persist_result=False)
+def _transfer_name() -> str:
+    from prefect.runtime import flow_run
+
+    parameters = flow_run.parameters
+    return one_line(f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}")
+
+
+@partial(InertFlow, name="transfer", flow_run_name=_transfer_name, persist_result=False)
 def transfer(
     model: str,
     tokenizer: str,
@@ -141,30 +152,38 @@ def transfer(
         examples: The number of texts to take from the corpus.
         trust_remote_code: Whether to run code in the model's folder.
     """
-    from alm_pipeline.transfer import zero_step
+    with inert_run():
+        from alm_pipeline.transfer import zero_step
 
-    log_stages_at_info()
-    counts = zero_step.transfer(
-        model,
-        tokenizer,
-        folder,
-        initialization=initialization,
-        special_tokens=special_tokens,
-        donor=donor,
-        omp_terms=omp_terms,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-    )
-    rows = [{"new embeddings": how, "tokens": f"{count:,}"} for how, count in counts.items()]
-    create_table_artifact(rows, key="alm-transfer", description=f"{model} with the tokenizer of {tokenizer}: {folder}")
-    if not corpus:
-        return {"folder": folder, "new_embeddings": counts}
-    bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
-    _show_results({name: {"bits per byte": value} for name, value in bits.items()})
-    return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
+        log_stages_at_info()
+        counts = zero_step.transfer(
+            model,
+            tokenizer,
+            folder,
+            initialization=initialization,
+            special_tokens=special_tokens,
+            donor=donor,
+            omp_terms=omp_terms,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        )
+        rows = [{"new embeddings": how, "tokens": f"{count:,}"} for how, count in counts.items()]
+        description = markdown(f"{model} with the tokenizer of {tokenizer}: {folder}")
+        create_table_artifact(rows, key="alm-transfer", description=description)
+        if not corpus:
+            return {"folder": folder, "new_embeddings": counts}
+        bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
+        _show_results({name: {"bits per byte": value} for name, value in bits.items()})
+        return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
 
 
-@flow(name="ensemble", flow_run_name="ensemble {folder}", persist_result=False)
+def _ensemble_name() -> str:
+    from prefect.runtime import flow_run
+
+    return one_line(f"ensemble {flow_run.parameters['folder']}")
+
+
+@partial(InertFlow, name="ensemble", flow_run_name=_ensemble_name, persist_result=False)
 def ensemble(
     members: list[MemberConfig],
     folder: str,
@@ -190,19 +209,20 @@ def ensemble(
         tasks: Names of lm_eval tasks.
         limit: The number of examples per task; by default all.
     """
-    from alm_pipeline.ensemble.loading import load_ensemble
+    with inert_run():
+        from alm_pipeline.ensemble.loading import load_ensemble
 
-    config = EnsembleConfig(members=tuple(members), mean=mean, vocabulary=vocabulary)
-    load_ensemble(config)  # raises what does not fit before anything is written
-    file = _write_once(config, Path(folder))
-    if not corpus and not tasks:
-        return {}
-    names = [str(file), *(member.model for member in members)]
-    trust = any(member.trust_remote_code for member in members)
-    results: Results = evaluate(
-        names, corpus, text, examples, tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
-    )
-    return results
+        config = EnsembleConfig(members=tuple(members), mean=mean, vocabulary=vocabulary)
+        load_ensemble(config)  # raises what does not fit before anything is written
+        file = _write_once(config, Path(folder))
+        if not corpus and not tasks:
+            return {}
+        names = [str(file), *(member.model for member in members)]
+        trust = any(member.trust_remote_code for member in members)
+        results: Results = evaluate(
+            names, corpus, text, examples, tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
+        )
+        return results
 
 
 def _write_once(config: EnsembleConfig, folder: Path) -> Path:

@@ -8,6 +8,8 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from storage.printed.inert import markdown
+
 _SECONDS_PER_UPDATE = 5.0
 
 
@@ -49,4 +51,4 @@ class ProgressArtifacts:
 def _describe(stage: str, done: float, total: float, unit: str, rate: float) -> str:
     left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
     speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    return f"{stage}: {done:,.0f} of {total:,.0f} {unit}, {speed} {unit}/s{left}"
+    return f"{markdown(stage)}: {done:,.0f} of {total:,.0f} {unit}, {speed} {unit}/s{left}"

@@ -15,9 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows.artifacts import create_summary_artifacts
+from flows.execution.inert_run import masked_errors
 from flows.execution.retries import RETRYING
 from flows.progress_artifacts import ProgressArtifacts
 from flows.storage_block import storage_root
+from storage.printed.records import make_log_records_inert
 
 if TYPE_CHECKING:
     # torch and transformers are imported by the tasks that run, not by processes that deploy or display the flow
@@ -53,10 +55,12 @@ def _run_with_progress(storage: str, stage: Callable[[], object]) -> float:
 
 
 def _run_timed(storage: str, stage: Callable[[], object]) -> float:
-    storage_root(storage)  # puts a block's settings to use in this process
+    make_log_records_inert()
     log_stages_at_info()
     start = time.monotonic()
-    stage()
+    with masked_errors():  # Prefect logs and stores their texts
+        storage_root(storage)  # puts a block's settings to use in this process
+        stage()
     return time.monotonic() - start
 
 

@@ -1,13 +1,22 @@
 """The flow `verify`: checks that a store holds what was written, and lists what is wrong as a table."""
 
-from prefect import flow
+from functools import partial
+
 from prefect.artifacts import create_table_artifact
 
+from flows.execution.inert_run import InertFlow, inert_run
 from flows.storage_block import storage_root
 from storage.errors import UserError
+from storage.printed.inert import markdown, one_line
 
 
-@flow(name="verify", flow_run_name="verify {storage}", persist_result=False)
+def _run_name() -> str:
+    from prefect.runtime import flow_run
+
+    return one_line(f"verify {flow_run.parameters['storage']}")
+
+
+@partial(InertFlow, name="verify", flow_run_name=_run_name, persist_result=False)
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
     """Check every dataset, tokenizer and student under a root. Returns the number of them.
 
@@ -17,13 +26,19 @@ def verify(storage: str = "alm-data", checksums: bool = False) -> int:
         storage: The storage root: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
         checksums: Read every file and compare its checksum, instead of comparing sizes.
     """
+    with inert_run():
+        return _verify(storage, checksums)
+
+
+def _verify(storage: str, checksums: bool) -> int:
     from storage.upkeep.catalog import Catalog
     from storage.upkeep.verify import verify_entry
 
     entries = Catalog.open(storage_root(storage)).entries.values()
     findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]
-    rows = [{"file": finding.url, "problem": finding.problem} for finding in findings]
-    create_table_artifact(rows, key="alm-verify", description=f"{len(entries)} datasets and folders in {storage}")
+    rows = [{"file": one_line(finding.url), "problem": one_line(finding.problem)} for finding in findings]
+    description = f"{len(entries)} datasets and folders in {markdown(storage)}"
+    create_table_artifact(rows, key="alm-verify", description=description)
     if findings:
         first = f"{findings[0].url}: {findings[0].problem}"
         raise UserError(f"{storage}: {len(findings)} problems; the first: {first}; `alm repair {storage}` fixes them")

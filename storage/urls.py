@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
+from storage.printed.secrets import REFERENCE
 
 _EXTRAS = {
     "s3": "s3",
@@ -47,9 +48,11 @@ class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
 def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URL (or local path) and the path in it, which is absolute on a disk.
 
-    Credentials and endpoints come from the environment, as each driver documents.
-    Raises UserError if the protocol is unknown or its driver is not installed.
+    Credentials and endpoints come from the environment, as each driver documents; a URL may also name environment
+    variables, as `https://${LOGIN}@host/x?sig=${SIGNATURE}`.
+    Raises UserError if the protocol is unknown, its driver is not installed, or a variable is not set.
     """
+    url = _with_variables(url)
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:
@@ -62,6 +65,15 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         fs.retries = _S3_ROUNDS
     # the root of a disk stays '/': an empty path would be the current folder
     return (_LocalDisk(), path.rstrip("/") or "/") if is_local(fs) else (fs, path.rstrip("/"))
+
+
+def _with_variables(url: str) -> str:
+    """Put the values of environment variables in the places of their references, as they are."""
+    if "://" not in url:
+        return url
+    if missing := [name for name in REFERENCE.findall(url) if name not in os.environ]:
+        raise UserError(f"{url}: the environment variable {missing[0]} is not set: set it where the run works")
+    return REFERENCE.sub(lambda match: os.environ[match[1]], url)
 
 
 def _protocol(url: str) -> str:

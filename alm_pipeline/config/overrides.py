@@ -11,6 +11,7 @@ from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, parse_config
 from alm_pipeline.config.frozen import Frozen
+from storage.printed.secrets import naming_path
 
 
 class Overrides(Frozen):
@@ -80,6 +81,7 @@ def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _name(url: str) -> str:
     """Make a folder's name out of a URL: its last part without patterns and file endings."""
-    parts = [part for part in PurePosixPath(url.split("://")[-1]).parts if "*" not in part]
+    path = naming_path(url) if "://" in url else url
+    parts = [part for part in PurePosixPath(path.split("://")[-1]).parts if "*" not in part]
     stem = (parts[-1] if parts else "").split(".")[0]
     return "".join(character if character.isalnum() else "-" for character in stem).strip("-") or "corpus"

@@ -1,7 +1,8 @@
 """Files under any fsspec URL: their names and their rows.
 
 A file's name is its path below the fixed part of the URL's pattern, so that the ids made from it are the same wherever
-the corpus is stored. Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
+the corpus is stored. Passwords, queries and fragments of URLs are no part of it: a new signature gives the same ids.
+Files are sorted by name, whatever the order of the URLs. The lines of a file are read here rather
 than by `datasets`, so that a bad row is counted and does not fail its file.
 """
 
@@ -24,6 +25,7 @@ from typing import IO, Any
 from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.errors import failing_as, require_columns
 from storage.errors import UserError
+from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, open_filesystem
 
 SourceRow = dict[str, Any]
@@ -37,6 +39,8 @@ _FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_BYTE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
 _READ_BYTES = 2**20
 # Arrow's unit of reading; small, since a single row can hold megabytes of text
@@ -62,7 +66,8 @@ class CorpusFile:
 def list_files(source: FilesSource) -> list[CorpusFile]:
     """List the files that match the source's URLs and not `exclude`, each once, sorted by name.
 
-    Names are distinct: if names of two URLs collide, all names become paths below the URLs' common folder.
+    Names are distinct: if names of two URLs collide, all names become paths below the URLs' common folder; if they only
+    differ in their queries (`/download?id=1`), a hash of the query is added.
     Raises UserError if a URL matches nothing, all files are excluded, or names collide across file systems.
     """
     matches: dict[str, CorpusFile] = {}
@@ -81,8 +86,13 @@ def _match(url: str) -> list[CorpusFile]:
         paths = _matching_paths(fs, path, url)
     if not paths:
         raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern")
-    folder = _fixed_folder(path) if path not in paths else path.rpartition("/")[0]
-    return [CorpusFile(fs, file, folder, _name(file, folder)) for file in paths]
+    folder = _fixed_folder(path) if path not in paths else path_of_name(fs, path).rpartition("/")[0]
+    return [CorpusFile(fs, file, folder, _name(path_of_name(fs, file), folder)) for file in paths]
+
+
+def path_of_name(fs: Any, path: str) -> str:
+    """Return the part of a file's path that names are made from: on a disk all of it."""
+    return path if is_local(fs) else naming_path(path)
 
 
 def _matching_paths(fs: Any, path: str, url: str) -> list[str]:
@@ -123,6 +133,8 @@ def _name(path: str, folder: str) -> str:
 
 def _valid_unicode(path: str) -> str:
     # paths on a disk are bytes; Python represents those that are not UTF-8 by lone surrogates
+    if _ESCAPED_BYTE.search(path) or _SURROGATE.search(path):
+        path = path.replace("\\", r"\\")  # so that no other path looks like this one
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -141,7 +153,8 @@ def _excludes(pattern: str, file: CorpusFile) -> bool:
 def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
     if _duplicate(files) and all(file.fs is files[0].fs for file in files):
         depth = _common_depth([file.folder for file in files])
-        files = [replace(file, name=_name_below(file.path, depth)) for file in files]
+        files = [replace(file, name=_name_below(path_of_name(file.fs, file.path), depth)) for file in files]
+    files = _with_queries(files)
     if twins := _duplicate(files):
         raise UserError(
             f"two files of corpus.source.urls have the name {twins[0].name!r}: "
@@ -149,6 +162,17 @@ def _with_distinct_names(files: list[CorpusFile]) -> list[CorpusFile]:
             "or begin a pattern's `*` in a higher folder"
         )
     return files
+
+
+def _with_queries(files: list[CorpusFile]) -> list[CorpusFile]:
+    """Add the hash of the query to the names of files that have the same path."""
+    counts = Counter(file.name for file in files)
+    return [
+        replace(file, name=f"{file.name}?{query}")
+        if counts[file.name] > 1 and not is_local(file.fs) and (query := naming_query(file.path))
+        else file
+        for file in files
+    ]
 
 
 def _common_depth(folders: list[str]) -> int:
@@ -183,7 +207,7 @@ def format_of(file: CorpusFile, source: FilesSource) -> FileFormat:
     """Return the format of a file: the source's setting or, with `auto`, the format of the file's suffix."""
     if source.format != "auto":
         return source.format
-    name = PurePosixPath(file.path.lower())
+    name = PurePosixPath(path_of_name(file.fs, file.path).lower())
     if name.suffix in _DECOMPRESSORS:
         name = name.with_suffix("")
     return _FORMAT_OF_SUFFIX.get(name.suffix, "text")
@@ -287,7 +311,7 @@ READERS: dict[FileFormat, Callable[[CorpusFile, tuple[str, ...], Counter[str]], 
 @contextmanager
 def _opened(file: CorpusFile) -> Iterator[IO[bytes]]:
     """Yield the file's bytes, decompressed according to its suffix."""
-    decompress = _DECOMPRESSORS.get(PurePosixPath(file.path.lower()).suffix)
+    decompress = _DECOMPRESSORS.get(PurePosixPath(path_of_name(file.fs, file.path).lower()).suffix)
     with file.fs.open(file.path, "rb") as stored:
         if decompress is None:
             yield stored

@@ -18,6 +18,7 @@ from alm_pipeline.inspection.shards import SIDES, Shard, read_shard, related
 from storage.columns import flatten_lists
 from storage.dataset import Dataset
 from storage.errors import UserError
+from storage.printed.inert import one_line
 from storage.schemas import ChunkKind, TokenKind
 
 _BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -123,14 +124,14 @@ class Picture:
     @property
     def title(self) -> str:
         """The heading."""
-        return f"example {self.example}"
+        return one_line(f"example {self.example}")
 
     @property
     def header(self) -> list[str]:
         """The lines under the title."""
         return [
-            f"above: teacher’s tokens, {self.tokenizers['teacher']}",
-            f"below: student’s tokens, {self.tokenizers['student']}",
+            one_line(f"above: teacher’s tokens, {self.tokenizers['teacher']}"),
+            one_line(f"below: student’s tokens, {self.tokenizers['student']}"),
             " · ".join(self.facts),
         ]
 
@@ -278,4 +279,4 @@ def _new_roles(one: Shard, count: int) -> list[str | None]:
     turns = one.turns()[:count]
     begins = (turns >= 0) & (np.diff(turns, prepend=-1) != 0)
     roles, _ = flatten_lists(one.tables["teacher"]["roles"])
-    return [str(roles[turn]) if begin else None for turn, begin in zip(turns, begins, strict=True)]
+    return [one_line(roles[turn]) if begin else None for turn, begin in zip(turns, begins, strict=True)]

@@ -1,5 +1,6 @@
 """Log records and errors whose texts hold no secrets and no control characters, whichever library makes them."""
 
+import contextlib
 import logging
 import traceback
 from collections.abc import Iterator
@@ -44,16 +45,20 @@ def mask_error(error: BaseException) -> None:
     """
     for part in _with_causes(error):
         part.args = tuple(_masked(argument) for argument in part.args)
-        for name, value in vars(part).items():
-            if isinstance(value, str | list | tuple | dict):
-                setattr(part, name, _masked(value))
-        if isinstance(part, OSError):
-            for name in ("filename", "filename2", "strerror"):
-                if isinstance(getattr(part, name), str):
-                    setattr(part, name, masked(getattr(part, name)))
+        names = ["filename", "filename2", "strerror"] if isinstance(part, OSError) else []
+        for name in [*getattr(part, "__dict__", ()), *names]:
+            value = getattr(part, name)
+            if _masked(value) != value:
+                with contextlib.suppress(AttributeError, TypeError):  # it can't be set
+                    setattr(part, name, _masked(value))
         # the text may come from elsewhere: a request, a response, an object of C
-        if any(masked(text) != text for text in (str(part), repr(part))):
+        if has_secret_text(part):
             _mask_text(part)
+
+
+def has_secret_text(error: BaseException) -> bool:
+    """Return whether an error's own text or representation holds a secret."""
+    return any(masked(text) != text for text in (str(error), repr(error)))
 
 
 def _masked(value: Any) -> Any:

@@ -8,11 +8,12 @@ A URL may name environment variables instead of holding secrets: `https://${LOGI
 put in when the URL is opened, so the URL itself can be stored and sent anywhere.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 LEFT_OUT = "***"
 
@@ -58,6 +59,16 @@ _SECRET_KEY = re.compile(rf".*{_NAME}|key|(?:.*[_-])?auth(?:orization)?|(?:.*[_-
 # Azure's URLs name the container before the @: abfs://container@account.dfs.core.windows.net
 _CONTAINER_SCHEMES = {"abfs", "abfss", "wasb", "wasbs", "az", "adl"}
 
+_VARIABLE = "ALM_URL_SECRET_"
+# of an object in S3
+_VERSION = re.compile(r"\?versionId=[\w.~-]*$")
+# the parameters of S3, Google, Azure, CloudFront and others that sign a URL or limit it in time
+_SIGNING = re.compile(
+    r"sig|token|secret|pass|pwd|cred|auth|key|hmac|jwt|session|expire|policy|nonce|access|^x-|^q-"
+    r"|^(?:s[a-z]|s[a-z]{2}|sk[a-z]+|exp|ts|e|code)$",
+    re.IGNORECASE,
+)
+
 Hide = Callable[[str], str]
 
 
@@ -98,7 +109,7 @@ def with_references(value: Any) -> tuple[Any, dict[str, str]]:
     numbers = count(1)
 
     def hide(secret: str) -> str:
-        name = f"ALM_URL_SECRET_{next(numbers)}"
+        name = f"{_VARIABLE}{next(numbers)}"
         variables[name] = secret
         return f"${{{name}}}"
 
@@ -110,6 +121,39 @@ def with_references(value: Any) -> tuple[Any, dict[str, str]]:
         return _hide_in_urls(part, hide) if isinstance(part, str) and "://" in part else part
 
     return convert(value), variables
+
+
+def with_secrets(value: Any, variables: Mapping[str, str]) -> Any:
+    """Return plain values with the secrets put in again that `with_references` took out."""
+    if isinstance(value, dict):
+        return {key: with_secrets(item, variables) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_secrets(item, variables) for item in value]
+    if not isinstance(value, str):
+        return value
+    own = {name: secret for name, secret in variables.items() if name.startswith(_VARIABLE)}
+    return REFERENCE.sub(lambda match: own.get(match[1], match[0]), value)
+
+
+def naming_path(path: str) -> str:
+    """Return what names a file in the path of a remote file system: no login, no query, no fragment, no version."""
+    start = _START.match(path)
+    if not start:
+        return _VERSION.sub("", path)
+    _, end = _hide_login(path, start.end(), start[1] or "", lambda _: LEFT_OUT)
+    host = _matching(_AUTHORITY, path, end)
+    return path[: start.end()] + host + _matching(_PATH, path, end + len(host))
+
+
+def naming_query(path: str) -> str:
+    """Return a hash of the parameters in a URL's query that may choose a file; empty if there are none.
+
+    It takes the place of the query where several files of one corpus have the same path, as in `/download?id=1`.
+    Parameters that are known to sign a URL are left out, so that the next signature gives the same hash.
+    """
+    query = path[len(naming_path(path)) :].partition("#")[0].removeprefix("?")
+    chosen = sorted(pair for pair in parse_qsl(query, keep_blank_values=True) if not _SIGNING.search(pair[0]))
+    return hashlib.sha256(repr(chosen).encode()).hexdigest()[:8] if chosen else ""
 
 
 def _masked_key(key: Any) -> Any:

@@ -32,6 +32,7 @@ from alm_pipeline.runtime.own_packages import environment_with_own
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.training.parallel.processes import free_gpu_memory
 from storage.errors import UserError
+from storage.printed.secrets import with_references
 from storage.urls import configuration_as_environment
 
 PARENT, ERRORS = "ALM_PARENT", "ALM_ERRORS"
@@ -50,11 +51,13 @@ def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
     free_gpu_memory()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
-        file.write_text(config.model_dump_json(), encoding="utf-8")
-        module = ("-m", "alm_pipeline.training_process", str(file), "--storage", root)
+        # command lines and files can be read by others, the environment of a process only by its owner
+        (content, storage), secrets = with_references([config.model_dump(mode="json"), root])
+        file.write_text(json.dumps(content), encoding="utf-8")
+        module = ("-m", "alm_pipeline.training_process", str(file), "--storage", storage)
         command = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *module)
-        parent = {PARENT: str(os.getpid()), ERRORS: folder}
-        with _child_process(command, {**environment_with_own(), **configuration_as_environment(), **parent}) as child:
+        own = {PARENT: str(os.getpid()), ERRORS: folder, **secrets}
+        with _child_process(command, {**environment_with_own(), **configuration_as_environment(), **own}) as child:
             assert child.stdout
             last_lines = _forward_output(child.stdout)
         if child.returncode:

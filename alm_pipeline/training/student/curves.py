@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import UserError
 from storage.folders import load_folder_manifest
+from storage.printed.inert import one_line
 from storage.urls import join_url, read_bytes
 
 if TYPE_CHECKING:
@@ -131,11 +132,13 @@ def _label_runs(figure: "Figure", runs: Sequence[TrainingCurves]) -> None:
     from matplotlib.lines import Line2D
 
     if len(runs) == 1:
-        figure.suptitle(runs[0].name, fontsize=12, color=_INK)
+        figure.suptitle(one_line(runs[0].name), fontsize=12, color=_INK, parse_math=False)
         return
     lines = [Line2D([], [], color=_color(number), linewidth=2.5) for number in range(len(runs))]
-    names = [run.name for run in runs]
-    figure.legend(lines, names, loc="outside lower center", frameon=False, fontsize=10, ncols=1)
+    names = [f" {one_line(run.name)}" for run in runs]  # one that begins with _ would be left out
+    legend = figure.legend(lines, names, loc="outside lower center", frameon=False, fontsize=10, ncols=1)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign is no formula
 
 
 def _color(number: int) -> str:

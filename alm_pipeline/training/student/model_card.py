@@ -20,6 +20,7 @@ from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.training.student.curves import PICTURE
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
+from storage.printed.inert import markdown, markdown_block, markdown_code, one_line, yaml_text
 from storage.printed.secrets import without_secrets
 
 CARD = "README.md"
@@ -82,7 +83,8 @@ def _license(name: str) -> dict[str, Any]:
         metadata = (metadata_load(file) if file.is_file() else None) or {}
     except (ValueError, yaml.YAMLError):  # an invalid card
         metadata = {}
-    return {field: metadata[field] for field in ("license", "license_name", "license_link") if metadata.get(field)}
+    fields = {field: metadata.get(field) for field in ("license", "license_name", "license_link")}
+    return {field: one_line(value) if isinstance(value, str) else value for field, value in fields.items() if value}
 
 
 def _on_hub(name: str) -> bool:
@@ -96,10 +98,10 @@ def _public(name: str) -> str:
 
 def _title(distilled: DistilledStudent) -> str:
     config = distilled.config
-    student, teacher = _public(config.student.model), _public(config.teacher)
+    student, teacher = (markdown_code(_public(name)) for name in (config.student.model, config.teacher))
     return (
-        f"# {label(config.student.model)} from {label(config.teacher)}\n\n"
-        f"`{student}`{_tokenizer(config)}, distilled from the teacher `{teacher}` "
+        f"# {markdown(label(config.student.model))} from {markdown(label(config.teacher))}\n\n"
+        f"{student}{_tokenizer(config)}, distilled from the teacher {teacher} "
         f"with alm-pipeline by {_method(config)}."
     )
 
@@ -118,7 +120,7 @@ def _tokenizer(config: AlmConfig) -> str:
         return f" with a new tokenizer, a byte-level BPE of {setting.vocab_size:,} tokens trained on the corpus"
     if config.student.is_byte_level:
         return " with a tokenizer whose tokens are the 256 bytes"
-    return f" with the tokenizer of `{_public(setting)}`" if setting else ""
+    return f" with the tokenizer of {markdown_code(_public(setting))}" if setting else ""
 
 
 def _use(distilled: DistilledStudent) -> str:
@@ -154,20 +156,20 @@ def _data(distilled: DistilledStudent) -> str:
     held_out = f"{examples.counts['held_out_examples']:,} of them held out"
     rows = [
         ["corpus", corpus.name],
-        ["source", f"`{_inline(_plain(corpus.source.model_dump(mode='json', exclude_defaults=True)))}`"],
+        ["source", markdown_code(_inline(_plain(corpus.source.model_dump(mode="json", exclude_defaults=True))))],
         ["examples", f"{examples.rows:,}, {held_out}"],
         ["bytes of text", f"{examples.counts['text_bytes']:,}"],
         *([role.replace("_", " "), f"{manifests[role].counts['tokens']:,}"] for role in tokens),
         ["aligned chunks", f"{manifests['alignments'].counts['chunks']:,}"],
         *(
-            [f"dropped from {role}: {why}", f"{n:,}"]
+            [markdown(f"dropped from {role}: {why}"), f"{n:,}"]
             for role, part in manifests.items()
             for why, n in part.dropped.items()
         ),
     ]
     if initialization := distilled.results.get("initialization"):
         counts = ", ".join(f"{count:,} {how}" for how, count in initialization.items())
-        rows.append(["rows of the new embedding", counts])
+        rows.append(["rows of the new embedding", markdown(counts)])
     return f"## Data\n\n{_table(['item', 'amount'], rows)}"
 
 
@@ -177,24 +179,24 @@ def _settings(distilled: DistilledStudent) -> str:
     if evaluation := config.evaluation.identity():
         parts["evaluation"] = evaluation
     values = _plain({**parts, "score": config.score.identity()})
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return f"## Settings\n\n```yaml\n{text}```"
+    return f"## Settings\n\n{markdown_block(yaml_text(values), 'yaml')}"
 
 
 def _lineage(distilled: DistilledStudent) -> str:
     names = {role: dataset.name for role, dataset in distilled.datasets.items()} | {"student": distilled.student.name}
-    rows = [[role.replace("_", " "), f"`{name}`"] for role, name in names.items()]
+    rows = [[role.replace("_", " "), markdown_code(name)] for role, name in names.items()]
     provenance = distilled.student.provenance
     versions = {**provenance.get("versions", {}), "commit": provenance.get("commit")}
     software = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
-    made_by = f"\n\nMade with {software}." if software else ""
+    made_by = f"\n\nMade with {markdown(software)}." if software else ""
     table = _table(["role", "name"], rows)
     note = "Each name ends in a fingerprint of the settings and inputs that determine it."
     return f"## Lineage\n\n{note}\n\n{table}{made_by}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    """Return a table of cells that are Markdown already."""
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

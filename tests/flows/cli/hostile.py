@@ -1,0 +1,98 @@
+"""A store in which every name, id and text is hostile, and the commands that print what is in it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from alm_pipeline.config import AlmConfig, FilesSource
+from alm_pipeline.pipeline import Pipeline
+
+NAME = "e\x1b[31mv\x9b2Jil[bold]m[red]|`x`<b>:smile:\u202e$\\frac{$\x07\nline"
+TEXTS = [
+    "\x1b]0;title\x07 plain text [bold]not bold[/bold] [/] [link=http://x]y[/link]",
+    "<script>alert(1)</script> | a | b | `code` ![i](http://x) :smile:",
+    "\u202egnihton \u2066\u200b\u2028 \x9b31m \x00 nul \x7f \r over",
+    "Änderung, 東京, 🙂👩‍👩‍👧, [unbalanced [[brackets]]",
+]
+IDS = [
+    "\x1b[2Jid",
+    "[/]",
+    "a|b\n# c",
+    "<img src=x>",
+    "\u202eid",
+    "i" * 3000,
+    "tab\tid\r",
+    "\x00",
+    "https://u:pw@h/?s=1",
+]
+
+
+def write_corpus(folder: Path) -> str:
+    """Write files with hostile names, one of which is not UTF-8, and return their pattern."""
+    folder.mkdir(parents=True)
+    rows = [{"id": IDS[k] if k < len(IDS) else f"{k}{NAME}", "text": f"{TEXTS[k % 4]} number {k}"} for k in range(40)]
+    for part, name in enumerate((b"\xff\xfe[bold].jsonl", NAME.encode() + b".jsonl")):
+        lines = [json.dumps(row) for row in rows[part::2]]
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_text("\n".join(lines))
+    return f"{folder}/**"
+
+
+def write_store(folder: Path, config: AlmConfig) -> Pipeline:
+    """Run every stage with models in folders of hostile names, and leave hostile remains beside the results."""
+    teacher, student = (shutil.copytree(name, folder / f"{side}{NAME}") for side, name in _models(config))
+    source = FilesSource(urls=(write_corpus(folder / "corpus"),), format="jsonl")
+    corpus = config.corpus.model_copy(update={"source": source, "id": "id", "held_out": 0.3})
+    train = config.train.model_copy(update={"steps": 2, "checkpoint_steps": 1})
+    changes = {"teacher": str(teacher), "corpus": corpus, "train": train}
+    changes |= {"student": config.student.model_copy(update={"model": str(student)})}
+    pipeline = Pipeline(config.model_copy(update=changes), str(folder / "store"))
+    pipeline.run()
+    remains = os.fsencode(folder / "store" / "tokens") + b"/\xff\x1b[1m[bold]"
+    os.makedirs(remains)
+    for name in (b"shard-\xff\x1b.parquet", b".x\x1b.0123abcd.tmp", b"manifest.json"):
+        Path(os.fsdecode(remains + b"/" + name)).write_bytes(b"\x1b[31m{ damaged")
+    Path(pipeline.examples.url, f"stray{NAME}").write_text("x")
+    return pipeline
+
+
+def _models(config: AlmConfig) -> list[tuple[str, str]]:
+    return [("teacher", config.teacher), ("student", config.student.model)]
+
+
+def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]:
+    """Every command that only shows something, with the arguments that show most."""
+    root, everything = pipeline.root, [*pipeline.caches.values(), pipeline.student]
+    corpus = str(folder / "corpus" / f"{NAME}.jsonl")
+    student = pipeline.student.url
+    commands = {
+        "list": ["list", root],
+        "verify": ["verify", root],
+        "verify checksums": ["verify", root, "--checksums"],
+        "repair": ["repair", root],
+        "prune": ["prune", root, "--older-than", "0"],
+        "prune all": ["prune", root, "--older-than", "0", "--incomplete", "--unused"],
+        "inspect": ["inspect", pipeline.alignments.url],
+        "inspect summary": ["inspect", pipeline.alignments.url, "--summary"],
+        "inspect html": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.html")],
+        "inspect png": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.png")],
+        "inspect missing": ["inspect", pipeline.alignments.url, "--example", NAME],
+        "curves": ["curves", student, student, "--picture", str(folder / f"{NAME}.png")],
+        "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
+        "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
+        "show": ["show", str(folder / "mine.yaml")],
+        "show missing": ["show", str(folder / f"{NAME}.yaml")],
+        "delete refused": ["delete", pipeline.examples.url],
+        "push refused": ["push", root, NAME],
+        "usage": ["list", "a", NAME],
+        "no option": ["list", f"--{NAME}"],
+        "no command": [NAME],
+        "no store": ["list", f"{folder}/{NAME}"],
+        "no text": ["describe", "\udcff\x1b[31m"],
+        "version": ["--version"],
+        "help": ["--help"],
+    }
+    for stored in everything:
+        commands[f"describe {stored.url.split('/')[-2]} {len(commands)}"] = ["describe", stored.url]
+        commands[f"lineage {stored.url.split('/')[-2]} {len(commands)}"] = ["lineage", stored.url]
+    return commands

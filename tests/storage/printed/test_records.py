@@ -1,0 +1,94 @@
+"""Log records and errors of any library lose their secrets, and keep their types."""
+
+import io
+import logging
+from collections.abc import Iterator
+
+import aiohttp
+import botocore.exceptions
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from storage.printed.records import InertRecord, has_secret_text, make_log_records_inert, mask_error, traceback_text
+
+S = "hunter2-XYZ"
+LINK = f"https://user:{S}@host/a.jsonl?sig={S}"
+HEADERS = CIMultiDictProxy(CIMultiDict({"Authorization": f"Basic {S}"}))
+REQUEST = aiohttp.RequestInfo(URL(LINK), "GET", HEADERS, URL(LINK))
+
+
+class _Own(Exception):
+    def __init__(self, url: str) -> None:
+        super().__init__("failed")
+        self.url, self.tried = url, [url]
+
+    def __str__(self) -> str:
+        return f"{self.url} after {self.tried}"
+
+
+ERRORS: list[Exception] = [
+    ValueError(LINK),
+    KeyError(LINK),
+    FileNotFoundError(2, "No such file", LINK),
+    OSError(f"{LINK} is away"),
+    PermissionError(13, f"denied: {LINK}", f"/cache/{LINK}"),
+    UnicodeError(LINK, 3),
+    aiohttp.ClientResponseError(REQUEST, (), status=403, message="Forbidden"),
+    aiohttp.InvalidURL(LINK),
+    botocore.exceptions.EndpointConnectionError(endpoint_url=LINK),
+    _Own(LINK),
+    RuntimeError({"key": S, "secret": S}, [LINK]),
+]
+errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What a handler of another library's logger writes."""
+    before, logger, written = logging.getLogRecordFactory(), logging.getLogger("other.library"), io.StringIO()
+    make_log_records_inert()
+    logger.addHandler(handler := logging.StreamHandler(written))
+    yield written
+    logger.removeHandler(handler)
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.bad_input
+@errors
+def test_a_logged_error_has_no_secret(error: Exception, log: io.StringIO) -> None:
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError(f"can't read {LINK}\x1b[31m") from cause
+    except RuntimeError as raised:
+        logging.getLogger("other.library").exception("%s: %r", LINK, error)
+        shown = log.getvalue() + traceback_text(raised)
+    assert S not in shown
+    assert "\x1b" not in shown
+    assert "https://***@host/a.jsonl?sig=***" in shown
+    assert "Traceback" in shown
+
+
+def test_records_of_logging_are_inert(log: io.StringIO) -> None:
+    logging.getLogger("other.library").error("%s and %d\udcff", LINK, 7)
+    assert log.getvalue() == "https://***@host/a.jsonl?sig=*** and 7\\xff\n"
+    assert isinstance(logging.makeLogRecord({"msg": "x"}), InertRecord)
+
+
+@pytest.mark.bad_input
+@errors
+def test_an_error_without_its_secrets_is_of_the_same_type(error: Exception) -> None:
+    kind, errno = type(error), getattr(error, "errno", None)
+    error.add_note(f"{LINK}: can't be read")
+    outer = RuntimeError("outer")
+    outer.__cause__, error.__context__ = error, ValueError(LINK)
+    mask_error(outer)
+    texts = [str(error), repr(error), *error.__notes__, str(error.__context__)]
+    assert [text for text in texts if S in text] == []
+    assert isinstance(error, kind)
+    assert getattr(error, "errno", None) == errno
+    assert not has_secret_text(error)
+    if not isinstance(error, KeyError | _Own):
+        assert "***" in str(error)
