@@ -15,6 +15,7 @@ from docs.generator.markdown import escape as escape_markdown
 ROOT = Path(__file__).parents[2]
 
 PURPOSES = {
+    "storage.printed": "What is shown or stored has no secrets, and foreign text in it is inert.",
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, streaming.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, and threads.",

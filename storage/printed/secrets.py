@@ -137,12 +137,10 @@ def with_secrets(value: Any, variables: Mapping[str, str]) -> Any:
 
 def naming_path(path: str) -> str:
     """Return what names a file in the path of a remote file system: no login, no query, no fragment, no version."""
-    start = _START.match(path)
-    if not start:
+    scheme, host = _places(path)
+    if not scheme:
         return _VERSION.sub("", path)
-    _, end = _hide_login(path, start.end(), start[1] or "", lambda _: LEFT_OUT)
-    host = _matching(_AUTHORITY, path, end)
-    return path[: start.end()] + host + _matching(_PATH, path, end + len(host))
+    return path[:scheme] + re.split(r"[?#]", path[host:], maxsplit=1)[0]
 
 
 def naming_query(path: str) -> str:
@@ -151,9 +149,15 @@ def naming_query(path: str) -> str:
     It takes the place of the query where several files of one corpus have the same path, as in `/download?id=1`.
     Parameters that are known to sign a URL are left out, so that the next signature gives the same hash.
     """
-    query = path[len(naming_path(path)) :].partition("#")[0].removeprefix("?")
+    query = path[_places(path)[1] :].partition("#")[0].partition("?")[2]
     chosen = sorted(pair for pair in parse_qsl(query, keep_blank_values=True) if not _SIGNING.search(pair[0]))
     return hashlib.sha256(repr(chosen).encode()).hexdigest()[:8] if chosen else ""
+
+
+def _places(url: str) -> tuple[int, int]:
+    """Return where a URL's scheme ends and where its host begins; 0 for both if it has no scheme."""
+    start = _START.match(url)
+    return (start.end(), _hide_login(url, start.end(), start[1] or "", lambda _: LEFT_OUT)[1]) if start else (0, 0)
 
 
 def _masked_key(key: Any) -> Any:

@@ -26,7 +26,7 @@ from storage.errors import UserError
 from storage.urls import open_filesystem
 from tests.flows.loopback import ROOT
 
-USER, PASSWORD, SIGNATURES = "wAlter17", "hUnter2@/x:ß", ("Qk9hY3VyZQ+/a1==", "Zm9ydHktdHdv+/b2==")
+USER, PASSWORD, SIGNATURES = "wAlter17", "hUnter2@/x:%z", ("Qk9hY3VyZQ+/a1==", "Zm9ydHktdHdv+/b2==")
 
 
 class SignedFile:

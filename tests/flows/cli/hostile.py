@@ -34,7 +34,7 @@ def write_corpus(folder: Path) -> str:
     rows = [{"id": IDS[k] if k < len(IDS) else f"{k}{NAME}", "text": f"{TEXTS[k % 4]} number {k}"} for k in range(40)]
     for part, name in enumerate((b"\xff\xfe[bold].jsonl", NAME.encode() + b".jsonl")):
         lines = [json.dumps(row) for row in rows[part::2]]
-        Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_text("\n".join(lines))
+        (folder / os.fsdecode(name)).write_text("\n".join(lines))
     return f"{folder}/**"
 
 
@@ -48,10 +48,10 @@ def write_store(folder: Path, config: AlmConfig) -> Pipeline:
     changes |= {"student": config.student.model_copy(update={"model": str(student)})}
     pipeline = Pipeline(config.model_copy(update=changes), str(folder / "store"))
     pipeline.run()
-    remains = os.fsencode(folder / "store" / "tokens") + b"/\xff\x1b[1m[bold]"
-    os.makedirs(remains)
+    remains = folder / "store" / "tokens" / os.fsdecode(b"\xff\x1b[1m[bold]")
+    remains.mkdir(parents=True)
     for name in (b"shard-\xff\x1b.parquet", b".x\x1b.0123abcd.tmp", b"manifest.json"):
-        Path(os.fsdecode(remains + b"/" + name)).write_bytes(b"\x1b[31m{ damaged")
+        (remains / os.fsdecode(name)).write_bytes(b"\x1b[31m{ damaged")
     Path(pipeline.examples.url, f"stray{NAME}").write_text("x")
     return pipeline
 

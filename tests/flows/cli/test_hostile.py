@@ -1,12 +1,12 @@
 """What the commands print is inert, readable and complete, whatever the store holds and wherever it is printed."""
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,9 +47,8 @@ def commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console.out, "_width", 200)
-    yield
 
 
 def test_every_command_is_listed(commands: dict[str, list[str]]) -> None:
@@ -160,7 +159,7 @@ def test_closed_streams_are_no_errors(pipeline: Pipeline, tmp_path: Path, line: 
 def test_a_table_is_whole_at_any_width(width: int) -> None:
     header = ("kind", "name", "rows", "state")
     rows = [("teacher_scores", f"a-long-name-of-a-dataset-{'0123456789abcdef' * 3}", "1,234,567", "not complete")] * 2
-    terminal = InertConsole(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 closed with the process
+    terminal = InertConsole(width=width, record=True, file=io.StringIO())
     terminal.print_table(header, rows, NAME)
     shown = terminal.export_text()
     together = re.sub(r"[\s│┃┏┓└┘┌┐├┤━─╇╈┡┩]", "", shown)
@@ -171,4 +170,3 @@ def test_a_table_is_whole_at_any_width(width: int) -> None:
                 shown,
             )
     assert "…" not in shown
-    terminal.file.close()
