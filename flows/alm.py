@@ -5,7 +5,7 @@ A run that crashed or was canceled is simply run again: the datasets' own record
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect.states import Cancelled
@@ -17,7 +17,7 @@ from alm_pipeline.config.recipes import recipe as find_recipe
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
-from flows.execution.inert_run import InertFlow, inert_run, require_no_secrets
+from flows.execution.inert_run import inert_flow, inert_run, require_no_secrets
 from flows.execution.runners import Runner, task_runner
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
@@ -45,7 +45,7 @@ def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     return override(config, Overrides(**{name: parameters[name] for name in Overrides.model_fields}))
 
 
-@partial(InertFlow, name="alm", flow_run_name=_run_name, persist_result=False)
+@inert_flow("alm", _run_name)
 def alm(
     recipe: str = "transfer",
     config: AlmConfig | None = None,

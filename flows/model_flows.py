@@ -4,7 +4,6 @@ They write into a folder that the worker reaches: on its own disk, or on one tha
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from alm_pipeline.ensemble.config import (
     read_config,
     write_config,
 )
-from flows.execution.inert_run import InertFlow, inert_run
+from flows.execution.inert_run import inert_flow, inert_run
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 from storage.printed.inert import markdown, one_line
@@ -37,7 +36,7 @@ def _evaluation_name() -> str:
     return one_line(f"evaluate {', '.join(flow_run.parameters['models'])}")
 
 
-@partial(InertFlow, name="evaluate", flow_run_name=_evaluation_name, persist_result=False)
+@inert_flow("evaluate", _evaluation_name)
 def evaluate(
     models: list[str],
     corpus: str | None = None,
@@ -121,7 +120,7 @@ def _transfer_name() -> str:
     return one_line(f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}")
 
 
-@partial(InertFlow, name="transfer", flow_run_name=_transfer_name, persist_result=False)
+@inert_flow("transfer", _transfer_name)
 def transfer(
     model: str,
     tokenizer: str,
@@ -183,7 +182,7 @@ def _ensemble_name() -> str:
     return one_line(f"ensemble {flow_run.parameters['folder']}")
 
 
-@partial(InertFlow, name="ensemble", flow_run_name=_ensemble_name, persist_result=False)
+@inert_flow("ensemble", _ensemble_name)
 def ensemble(
     members: list[MemberConfig],
     folder: str,

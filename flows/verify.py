@@ -1,10 +1,8 @@
 """The flow `verify`: checks that a store holds what was written, and lists what is wrong as a table."""
 
-from functools import partial
-
 from prefect.artifacts import create_table_artifact
 
-from flows.execution.inert_run import InertFlow, inert_run
+from flows.execution.inert_run import inert_flow, inert_run
 from flows.storage_block import storage_root
 from storage.errors import UserError
 from storage.printed.inert import markdown, one_line
@@ -16,7 +14,7 @@ def _run_name() -> str:
     return one_line(f"verify {flow_run.parameters['storage']}")
 
 
-@partial(InertFlow, name="verify", flow_run_name=_run_name, persist_result=False)
+@inert_flow("verify", _run_name)
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
     """Check every dataset, tokenizer and student under a root. Returns the number of them.
 

@@ -11,7 +11,12 @@ BROKEN_PIPE = 128 + 13
 
 
 def prepare_streams() -> None:
-    """Make the standard streams writable, whatever the locale says and whether or not they were closed."""
+    """Make the standard streams writable, whatever the locale says and whether or not they were closed.
+
+    In a locale whose file names are not UTF-8, the process starts again in Python's UTF-8 mode: the same dataset would
+    have another name there than in its manifest.
+    """
+    _require_utf8_names()
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -20,6 +25,15 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _require_utf8_names() -> None:
+    if sys.getfilesystemencoding().lower() in ("utf-8", "utf8") or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", encoding)  # as the terminal expects it
+    os.execv(sys.executable, sys.orig_argv)
 
 
 @contextlib.contextmanager

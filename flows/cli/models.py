@@ -41,7 +41,11 @@ def generate(
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Print the text that a model or an ensemble generates from a prompt, as it is generated."""
+    """Print the text that a model or an ensemble generates from a prompt, as it is generated.
+
+    Lines and tabs are printed as they are. Other control characters are escaped (`\\x1b`), in a terminal and in a pipe:
+    a model's text must not control what shows it.
+    """
     with user_errors():
         from alm_pipeline.ensemble.generation import generate_text
 

@@ -1,7 +1,7 @@
 """Flows whose parameters, states and logs hold no secrets, since Prefect's server stores and shows all of them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
@@ -30,6 +30,11 @@ class InertFlow(Flow[P, R]):
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         with masked_errors():
             return super().validate_parameters(parameters)
+
+
+def inert_flow(name: str, run_name: Callable[[], str]) -> Callable[[Callable[P, R]], InertFlow[P, R]]:
+    """Make a flow of a function, whose results the server does not keep."""
+    return lambda function: InertFlow(function, name=name, flow_run_name=run_name, persist_result=False)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 
 from alm_pipeline.config import AlmConfig, FilesSource
 from flows.alm import alm
@@ -224,3 +226,30 @@ def test_a_gpu_pool_is_not_sent_a_secret(config: AlmConfig, tmp_path: Path, sign
     with pytest.raises(UserError, match=r"gpu_pool gpu: a URL with a password or signature.*\$\{NAME\}") as raised:
         alm(config=config.model_copy(update={"corpus": corpus}), storage=str(tmp_path), gpu_pool="gpu")
     assert leaks(str(raised.value).encode()) == []
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.bad_input
+def test_a_deployments_run_with_a_secret_is_refused(tmp_path: Path, signed: SignedFile) -> None:
+    """The server has stored the parameters before the run begins."""
+    parameters = {"corpus": signed.url(SIGNATURES[0]), "storage": str(tmp_path)}
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(flow_id=client.create_flow(alm), name="signed")
+        flow_run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    with pytest.raises(UserError, match=r"which the server has stored: write \$\{NAME\}"):
+        run_flow(alm, flow_run=flow_run)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.bad_input
+def test_parameters_that_are_refused_are_stored_without_secrets(signed: SignedFile) -> None:
+    with pytest.raises(Exception, match="corpus") as raised:
+        alm(corpus=[signed.url(SIGNATURES[0])], storage=signed.url(SIGNATURES[0]))  # type: ignore[call-overload]
+    assert leaks(str(raised.value).encode()) == []
+    with get_client(sync_client=True) as client:
+        stored = [run for run in client.read_flow_runs() if "***" in str(run.parameters)]
+    assert stored
+    assert [run for run in stored if leaks(run.model_dump_json().encode())] == []

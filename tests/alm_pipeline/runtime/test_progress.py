@@ -73,3 +73,27 @@ def test_an_observer_is_called_on_progress() -> None:
     with track("score", 9, "tokens") as advance:
         advance(1)
     assert len(calls) == 2
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("width", [20, 40, 80, 160])
+def test_a_bar_shows_foreign_names_as_they_are_at_any_width(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    with progress_bars(console), track("a\x1b[31m[/]\u202eb\n", 40, "steps") as advance:
+        advance(1, "note [bold] \x1b]0;title\x07")
+        assert progress._bars is not None
+        progress._bars.refresh()
+        progress.show_line("line [/] \x1b[2J\udcff")
+    shown = file.getvalue()
+    assert r"a\x1b[31m" in shown
+    assert "\x1b[31m" not in shown
+    assert "\x1b[2J" not in shown
+    assert "\u202e" not in shown
+    assert r"[2J\xff" in shown.replace("\n", "")
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with progress_bars(Console(file=io.StringIO(), force_terminal=True)):
+        assert progress._bars is None

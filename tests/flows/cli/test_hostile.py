@@ -19,6 +19,7 @@ from alm_pipeline.pipeline import Pipeline
 from flows.cli import console
 from flows.cli.app import app
 from flows.cli.console import InertConsole
+from storage.printed.inert import one_line
 from tests.flows.cli.hostile import NAME, read_only_commands, write_store
 from tests.flows.loopback import ROOT
 
@@ -71,7 +72,8 @@ def test_no_command_prints_anything_raw(commands: dict[str, list[str]], wide: No
     assert raw == {}
 
 
-def test_names_are_whole_and_pages_are_clean(pipeline: Pipeline, folder: Path, wide: None) -> None:
+def test_names_are_whole_and_pages_are_clean(pipeline: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "_width", 1000)
     listed = CliRunner().invoke(app, ["list", pipeline.root]).stdout
     assert r"e\x1b[31mv\x9b2Jil[bold]m[red]|`x`<b>:smile:\u202e$\frac{$\x07\nline" in listed
     assert r"\xff\x1b[1m[bold]" in listed
@@ -103,13 +105,15 @@ NARROW_AND_ASCII = {
     "PYTHONUTF8": "0",
     "PYTHONCOERCECLOCALE": "0",
     "COLUMNS": "40",
+    "FORCE_COLOR": "1",  # as on a terminal
     "TERM": "dumb",
     "NO_COLOR": "1",
 }
 
 
-def test_every_command_prints_in_ascii_and_forty_columns(commands: dict[str, list[str]], tmp_path: Path) -> None:
-    """`-W error` would hide nothing: a character that can't be encoded is an error, not a warning."""
+def test_every_command_prints_in_ascii_and_forty_columns(
+    commands: dict[str, list[str]], pipeline: Pipeline, tmp_path: Path
+) -> None:
     codes = _run_all(commands, tmp_path / "ascii", "file", NARROW_AND_ASCII)
     for number, name in enumerate(commands):
         for stream in ("out", "err"):
@@ -119,6 +123,9 @@ def test_every_command_prints_in_ascii_and_forty_columns(commands: dict[str, lis
             assert b"\x1b" not in output, name
     assert {name: code for name, code in codes.items() if code not in (0, 1, 2)} == {}
     assert codes["list"] == codes["inspect"] == codes["compare"] == 0
+    listed = (tmp_path / "ascii" / "0.out").read_text()
+    assert listed.count("state: complete") == len(pipeline.caches) + 1
+    assert listed.count(f"name: {one_line(pipeline.alignments.name)}\n") == 1
 
 
 def test_every_command_ends_quietly_when_its_reader_has_gone(commands: dict[str, list[str]], tmp_path: Path) -> None:
