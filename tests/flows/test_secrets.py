@@ -141,7 +141,7 @@ def run(home: Path, config: AlmConfig, url: str, storage: Path) -> tuple["subpro
     settings = home.parent / "settings"  # the user's own file, which holds the secrets
     settings.mkdir(exist_ok=True)
     corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(url,))})
-    train = config.train.model_copy(update={"processes": 2})
+    train = config.train.model_copy(update={"processes": 2, "accumulation": 2, "steps": 2})
     content = config.model_copy(update={"corpus": corpus, "train": train}).model_dump(mode="json")
     (settings / "mine.yaml").write_text(yaml.safe_dump(content))
     command = (sys.executable, "-m", "alm_pipeline", "run", str(settings / "mine.yaml"), "--storage", str(storage))
