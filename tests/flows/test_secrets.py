@@ -148,6 +148,7 @@ def run(home: Path, config: AlmConfig, url: str, storage: Path) -> tuple["subpro
     own = {name: str(home / name) for name in ("HOME", "PREFECT_HOME", "ALM_CACHE", "HF_HOME", "XDG_CACHE_HOME")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     environment |= own | {"TMPDIR": str(home / "tmp"), "PYTHONPATH": str(ROOT)}
+    environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "300"  # on a busy machine
     process = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     watch = _Watch(process.pid, home / "tmp")
     watch.start()
