@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from storage.printed.inert import visible
-from storage.printed.secrets import masked
+from storage.printed.secrets import masked, without_secrets
 
 
 class InertRecord(logging.LogRecord):
@@ -41,19 +41,20 @@ def traceback_text(error: BaseException) -> str:
 def mask_error(error: BaseException) -> None:
     """Take the secrets out of an error, its notes and the errors that caused it; their types stay.
 
-    For the errors of other libraries, whose texts others show and store: Prefect keeps them as the state of a run.
+    For the errors of other libraries, whose texts others show and which others store: Prefect keeps them as the state
+    of a run, and pickled. So requests and responses that an error holds are replaced by their masked texts, too.
     """
     for part in _with_causes(error):
+        texts = masked(str(part)), masked(repr(part))
         part.args = tuple(_masked(argument) for argument in part.args)
         names = ["filename", "filename2", "strerror"] if isinstance(part, OSError) else []
         for name in [*getattr(part, "__dict__", ()), *names]:
             value = getattr(part, name)
-            if _masked(value) != value:
+            if _masked(value) is not value:
                 with contextlib.suppress(AttributeError, TypeError):  # it can't be set
                     setattr(part, name, _masked(value))
-        # the text may come from elsewhere: a request, a response, an object of C
-        if has_secret_text(part):
-            _mask_text(part)
+        if not _has_texts(part, texts):
+            _set_texts(part, *texts)
 
 
 def has_secret_text(error: BaseException) -> bool:
@@ -62,13 +63,31 @@ def has_secret_text(error: BaseException) -> bool:
 
 
 def _masked(value: Any) -> Any:
+    """Return the value itself where it has no secrets, otherwise plain values and texts without them."""
+    if isinstance(value, BaseException) or masked(repr(value)) == repr(value):
+        return value
     if isinstance(value, str):
         return masked(value)
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+    if type(value) in (list, tuple):
         return type(value)(map(_masked, value))
-    if type(value) is dict:
-        return {_masked(key): _masked(item) for key, item in value.items()}
-    return value
+    return without_secrets(value) if type(value) is dict else masked(repr(value))
+
+
+def _has_texts(error: BaseException, texts: tuple[str, str]) -> bool:
+    try:
+        return (str(error), repr(error)) == texts
+    except Exception:  # its text is made of what has been replaced
+        return False
+
+
+def _set_texts(error: BaseException, text: str, representation: str) -> None:
+    """Give the error a class of its own with these texts, where Python allows that."""
+    kind = type(error)
+    methods = {"__str__": lambda _: text, "__repr__": lambda _: representation}
+    try:
+        error.__class__ = type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+    except TypeError:  # an error of Python's own
+        error.args = (text,)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
@@ -82,21 +101,3 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
         yield part
         waiting += [part.__cause__, part.__context__]
         waiting += getattr(part, "exceptions", ())
-
-
-def _mask_text(error: BaseException) -> None:
-    """Give the error a class of its own whose texts are masked, where Python allows that."""
-    try:
-        error.__class__ = _masked_kind(type(error))
-    except TypeError:  # an error of Python's own holds an object whose text has a secret
-        error.args = (masked(str(error)),)
-
-
-def _masked_kind(kind: type[BaseException]) -> type[BaseException]:
-    def text(self: BaseException) -> str:
-        return masked(kind.__str__(self))
-
-    def representation(self: BaseException) -> str:
-        return masked(kind.__repr__(self))
-
-    return type(kind.__name__, (kind,), {"__str__": text, "__repr__": representation, "__module__": kind.__module__})

@@ -141,13 +141,14 @@ def run(home: Path, config: AlmConfig, url: str, storage: Path) -> tuple["subpro
     settings = home.parent / "settings"  # the user's own file, which holds the secrets
     settings.mkdir(exist_ok=True)
     corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(url,))})
-    train = config.train.model_copy(update={"processes": 2})
+    train = config.train.model_copy(update={"processes": 2, "accumulation": 2, "steps": 2})
     content = config.model_copy(update={"corpus": corpus, "train": train}).model_dump(mode="json")
     (settings / "mine.yaml").write_text(yaml.safe_dump(content))
     command = (sys.executable, "-m", "alm_pipeline", "run", str(settings / "mine.yaml"), "--storage", str(storage))
     own = {name: str(home / name) for name in ("HOME", "PREFECT_HOME", "ALM_CACHE", "HF_HOME", "XDG_CACHE_HOME")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     environment |= own | {"TMPDIR": str(home / "tmp"), "PYTHONPATH": str(ROOT)}
+    environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "300"  # on a busy machine
     process = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     watch = _Watch(process.pid, home / "tmp")
     watch.start()

@@ -19,6 +19,11 @@ def _run(arguments: list[str], folder: Path, name: str, is_broken: bool) -> int:
     for number, file in enumerate(files, start=1):
         os.dup2(file, number)
         os.close(file)
+    # what a stream knows of its file (whether it can seek) is no longer true
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", encoding=stream.encoding, errors="strict", closefd=False)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
     sys.argv = ["alm", *arguments]
     try:
         main()

@@ -62,7 +62,7 @@ def _models(config: AlmConfig) -> list[tuple[str, str]]:
 
 def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]:
     """Every command that only shows something, with the arguments that show most."""
-    root, everything = pipeline.root, [*pipeline.caches.values(), pipeline.student]
+    root, everything = pipeline.root, [*(dataset.url for dataset in pipeline.caches.values()), pipeline.student.url]
     corpus = str(folder / "corpus" / f"{NAME}.jsonl")
     student = pipeline.student.url
     commands = {
@@ -92,7 +92,7 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "version": ["--version"],
         "help": ["--help"],
     }
-    for stored in everything:
-        commands[f"describe {stored.url.split('/')[-2]} {len(commands)}"] = ["describe", stored.url]
-        commands[f"lineage {stored.url.split('/')[-2]} {len(commands)}"] = ["lineage", stored.url]
+    for url in everything:
+        commands[f"describe {url.split('/')[-2]} {len(commands)}"] = ["describe", url]
+        commands[f"lineage {url.split('/')[-2]} {len(commands)}"] = ["lineage", url]
     return commands
