@@ -48,7 +48,9 @@ class ModelReference:
 
         And the configuration, if it is known: reading it takes the second that torch takes to import.
         """
-        fetched = {name: vars(self)[name] for name in ("revision", "configuration") if name in vars(self)}
+        fetched: dict[str, Any] = {
+            name: vars(self)[name] for name in ("revision", "configuration") if name in vars(self)
+        }
         return {"name": self.name, "trust_remote_code": self.trust_remote_code, **fetched}
 
     @cached_property
