@@ -29,6 +29,11 @@ _ObjectLease.BEAT_S, _ObjectLease.GIVEN_UP_AFTER_S = 0.05, 0.3
 NAMES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
+def _files(url: str) -> set[str]:
+    """Return the files below a folder, without the temporary ones of killed writes, which `alm prune` lists."""
+    return {name for name in file_sizes(url) if not name.endswith(".tmp")}
+
+
 def _student(root: str) -> StoredFolder:
     return StoredFolder(root, "students", "tiny", {"stage_version": 1})
 
@@ -67,7 +72,7 @@ class Again:
     def end_problem(self, root: str) -> str:
         student = _student(root)
         manifest = student.manifest()
-        files = sorted(file_sizes(student.url))
+        files = sorted(_files(student.url))
         if manifest is None or manifest.results != {"version": "new"} or files != sorted([*NAMES, "manifest.json"]):
             return f"{manifest} {files}"
         return "; ".join(damage.problem for damage in verify(student.url, checksums=True))
@@ -98,7 +103,7 @@ class Repair:
 
     def end_problem(self, root: str) -> str:
         made = self._dataset(root)
-        left = file_sizes(made.url).keys() - {f"shard-{k:05d}.{end}" for k in (0, 1) for end in ("json", "parquet")}
+        left = _files(made.url) - {f"shard-{k:05d}.{end}" for k in (0, 1) for end in ("json", "parquet")}
         return "; ".join(
             [damage.problem for damage in verify(made.url, checksums=True)] + sorted(left - {"manifest.json"})
         )
@@ -125,9 +130,7 @@ class Delete:
         return "; ".join(damage.problem for damage in verify(made.url, checksums=True)) if made.manifest() else ""
 
     def end_problem(self, root: str) -> str:
-        return "; ".join(file_sizes(dataset(root).url)) or (
-            "" if dataset(root, other=1).manifest() else "other is gone"
-        )
+        return "; ".join(_files(dataset(root).url)) or ("" if dataset(root, other=1).manifest() else "other is gone")
 
 
 class Prune(Delete):
@@ -163,7 +166,8 @@ def _fork(work: Callable[[int], None]) -> tuple[bool, str]:
 
 
 def main(operation: str, folder: str, endpoint: str = "") -> None:
-    import s3fs  # noqa: F401  (loaded before the forks)
+    import pandas  # noqa: F401  (loaded before the forks)
+    import s3fs  # noqa: F401
 
     tested = OPERATIONS[operation]()
     if endpoint:
