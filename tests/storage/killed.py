@@ -1,7 +1,7 @@
 """Operations that replace, remove or write what is stored, killed (-9) before and after each of their writes.
 
-`python -m tests.storage.killed OPERATION FOLDER [S3_ENDPOINT]` prints a line of JSON for each kill, with what is wrong
-afterward. Every process that works on the store is a fork of one that has everything loaded.
+`python -m tests.storage.killed OPERATION FOLDER EVERY [S3_ENDPOINT]` prints a line of JSON for each kill, at every
+EVERY-th write, with what is wrong afterward. Every process that works on the store is a fork of one that has everything loaded.
 """
 
 import json
@@ -165,14 +165,14 @@ def _fork(work: Callable[[int], None]) -> tuple[bool, str]:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1]), text
 
 
-def main(operation: str, folder: str, endpoint: str = "") -> None:
+def main(operation: str, folder: str, every: str = "1", endpoint: str = "") -> None:
     import pandas  # noqa: F401  (loaded before the forks)
     import s3fs  # noqa: F401
 
     tested = OPERATIONS[operation]()
     if endpoint:
         os.environ.update(environment(endpoint))
-    for fatal in range(1, 1000):
+    for fatal in range(1, 1000, int(every)):
         root = f"s3://{BUCKET}/{Path(folder).name}/{operation}-{fatal}" if endpoint else f"{folder}/{fatal}"
         os.environ["ALM_CACHE"] = f"{folder}/cache-{fatal}"
 
