@@ -13,22 +13,18 @@ one of them sees the other, whichever begins first.
 
 import json
 import logging
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from storage.errors import UserError
+from storage.local.holder import Holder
 from storage.urls import (
     is_local,
     join_url,
@@ -116,8 +112,8 @@ def _lock_file(path: Path, waits: bool) -> Iterator[Lease]:
             lock.acquire(blocking=False)
         except Timeout:
             if not waits:
-                raise _held(str(path.parent), _Holder.of(read_bytes(holder))) from None
-            _log.warning("%s: %s is working on this folder; waiting for it", path, _Holder.of(read_bytes(holder)))
+                raise _held(str(path.parent), Holder.of(read_bytes(holder))) from None
+            _log.warning("%s: %s is working on this folder; waiting for it", path, Holder.of(read_bytes(holder)))
             lock.acquire()
         except NotImplementedError as error:
             # no lock by a file's mere existence, which would outlive a killed holder
@@ -126,7 +122,7 @@ def _lock_file(path: Path, waits: bool) -> Iterator[Lease]:
             ) from error
     try:
         with suppress(UserError):  # it only serves messages: a full disk must not keep a folder from being deleted
-            overwrite(holder, _Holder.this_process().to_json())
+            overwrite(holder, Holder.this_process().to_json())
         yield Lease(str(path))
     finally:
         with suppress(UserError):
@@ -137,58 +133,8 @@ def _lock_file(path: Path, waits: bool) -> Iterator[Lease]:
         lock.release()
 
 
-def _held(folder: str, holder: "_Holder") -> HeldError:
+def _held(folder: str, holder: "Holder") -> HeldError:
     return HeldError(f"{folder}: {holder} is working on it: wait until it has ended, or stop it")
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """The process that holds a lease, as it describes itself; None for what is not known."""
-
-    host: str | None = None
-    machine: str | None = None
-    pid: int | None = None
-    started: float | None = None
-    """when the process started: process numbers are used again"""
-    token: str | None = None
-    since: str | None = None
-    """when it took the lease, by its own clock"""
-
-    @classmethod
-    def this_process(cls) -> "_Holder":
-        now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        started = psutil.Process().create_time()
-        return cls(socket.gethostname(), _machine(), os.getpid(), started, secrets.token_hex(8), now)
-
-    @classmethod
-    def of(cls, content: bytes | None) -> "_Holder":
-        """Read what is stored; from what is damaged, or of another version, an unknown holder."""
-        try:
-            stored: Any = json.loads(content or b"{}")
-            kinds = {"host": str, "machine": str, "pid": int, "started": float, "token": str, "since": str}
-            known = {name: stored[name] for name, kind in kinds.items() if isinstance(stored.get(name), kind)}
-            return cls(**known)
-        except (ValueError, AttributeError):
-            return cls()
-
-    def to_json(self) -> bytes:
-        return json.dumps(vars(self)).encode()
-
-    def has_ended(self) -> bool:
-        """Return whether it was a process of this machine that has ended."""
-        if self.machine is None or self.machine != _machine() or self.machine == "unknown" or self.pid is None:
-            return False
-        try:
-            return self.started is not None and abs(psutil.Process(self.pid).create_time() - self.started) > 1
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
-            return False
-
-    def __str__(self) -> str:
-        if self.host is None:
-            return "another process"
-        return f"process {self.pid} on {self.host} (since {self.since})"
 
 
 class _ObjectLease(Lease):
@@ -202,7 +148,7 @@ class _ObjectLease(Lease):
         self._waits = waits
 
     def __enter__(self) -> "_ObjectLease":
-        self._holder = _Holder.this_process()
+        self._holder = Holder.this_process()
         self._beats = 0
         self._acquire()
         self._stop = threading.Event()
@@ -230,14 +176,14 @@ class _ObjectLease(Lease):
             )
 
     def _is_ours(self) -> bool:
-        return _Holder.of(read_bytes(self.url)).token == self._holder.token
+        return Holder.of(read_bytes(self.url)).token == self._holder.token
 
     def _acquire(self) -> None:
         current = publish(self.url, self._content())
         if current == self._content():
             return
         if self._waits:
-            _log.warning("%s: %s is working on this folder; waiting for it", self.url, _Holder.of(current))
+            _log.warning("%s: %s is working on this folder; waiting for it", self.url, Holder.of(current))
         while True:
             if self._is_abandoned(current):
                 # if two processes take over at once, the last content stays, and after a beat each sees whose it is
@@ -253,11 +199,11 @@ class _ObjectLease(Lease):
         Raises HeldError at the first sign of life, if this lease does not wait for others.
         """
         changed = time.monotonic()
-        if not self._waits and not _Holder.of(current).has_ended():
+        if not self._waits and not Holder.of(current).has_ended():
             _log.warning(
-                "%s: finding out whether %s is alive: up to %d s", self.url, _Holder.of(current), self.GIVEN_UP_AFTER_S
+                "%s: finding out whether %s is alive: up to %d s", self.url, Holder.of(current), self.GIVEN_UP_AFTER_S
             )
-        while time.monotonic() - changed < self.GIVEN_UP_AFTER_S and not _Holder.of(current).has_ended():
+        while time.monotonic() - changed < self.GIVEN_UP_AFTER_S and not Holder.of(current).has_ended():
             time.sleep(self.BEAT_S / 4)
             content = read_bytes(self.url)
             if content is None:
@@ -265,7 +211,7 @@ class _ObjectLease(Lease):
             if content != current:
                 current, changed = content, time.monotonic()
                 if not self._waits:
-                    raise _held(self.url.rsplit("/", 1)[0], _Holder.of(current))
+                    raise _held(self.url.rsplit("/", 1)[0], Holder.of(current))
         return True
 
     def _beat(self) -> None:
@@ -280,12 +226,3 @@ class _ObjectLease(Lease):
 
     def _content(self) -> bytes:
         return json.dumps(vars(self._holder) | {"beats": self._beats}).encode()
-
-
-def _machine() -> str:
-    """Identify the set of processes that share process numbers with this one; "unknown" off Linux."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return "unknown"

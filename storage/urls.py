@@ -10,11 +10,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
-import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +23,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
+from storage.local.files import check_regular, link_new, placing, remove_local, write_file
 from storage.printed.secrets import REFERENCE
 
 _EXTRAS = {
@@ -158,17 +156,10 @@ def _content(fs: Any, path: str) -> bytes | None:
     """Read the content; None if nothing exists there. Only "not found" means that."""
     try:
         if is_local(fs):
-            _check_regular(path)
+            check_regular(path)
         return bytes(fs.cat_file(path))
     except FileNotFoundError:
         return None
-
-
-def _check_regular(path: str) -> None:
-    """Raise OSError for a named pipe or a device, which may have no end; a folder raises when it is read."""
-    mode = os.stat(path).st_mode  # noqa: PTH116  (a path on a disk is text here)
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.EINVAL, "not a regular file, but a named pipe, a socket or a device", path)
 
 
 _PUBLISH_ATTEMPTS = 20
@@ -190,7 +181,7 @@ def publish(url: str, content: bytes) -> bytes:
     with naming_errors(url, "written"):
         for attempt in range(_PUBLISH_ATTEMPTS):
             try:
-                _write_file(Path(path), content, _link) if is_local(fs) else _create_object(fs, path, content)
+                write_file(Path(path), content, link_new) if is_local(fs) else _create_object(fs, path, content)
                 return content
             except Exception as error:
                 stored = _content_instead(fs, path, error)
@@ -239,40 +230,9 @@ def overwrite(url: str, content: bytes) -> None:
     fs, path = open_filesystem(url)
     with naming_errors(url, "written"):
         if is_local(fs):
-            _write_file(Path(path), content, Path.replace)
+            write_file(Path(path), content, Path.replace)
         else:
             fs.pipe_file(path, content)
-
-
-def _write_file(path: Path, content: bytes, place: Callable[[Path, Path], object]) -> None:
-    with _placing(path, place) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path]:
-    """Yield a temporary path to write to; `place` moves it to `path` on success, and it is removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Make the file appear under its name. Raises FileExistsError if the name is taken."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: two writers at once may both win
-        if path.exists():
-            raise FileExistsError(path) from None
-        temporary.replace(path)
 
 
 def upload(path: Path, url: str) -> None:
@@ -281,7 +241,7 @@ def upload(path: Path, url: str) -> None:
     fs, target = open_filesystem(url)
     with naming_errors(url, "written"):
         if is_local(fs):
-            with _placing(Path(target), Path.replace) as temporary:
+            with placing(Path(target), Path.replace) as temporary:
                 fs.put_file(str(path), str(temporary))
         else:
             fs.put_file(str(path), target)
@@ -293,7 +253,7 @@ def download(url: str, path: Path) -> bool:
     with naming_errors(url, f"copied to {path}"):
         if not _exists(fs, source):
             return False
-        with _placing(path, Path.replace) as temporary:
+        with placing(path, Path.replace) as temporary:
             fs.get_file(source, str(temporary))
     return True
 
@@ -322,7 +282,7 @@ def remove(url: str) -> None:
     fs, path = open_filesystem(url)
     with naming_errors(url, "removed"):
         if is_local(fs):
-            _remove_local(Path(path))
+            remove_local(Path(path))
         elif _exists(fs, path):
             fs.rm(path, recursive=True)
 
@@ -334,7 +294,7 @@ def empty(url: str, keep: Collection[str]) -> None:
         if is_local(fs):
             for child in Path(path).iterdir() if Path(path).is_dir() else ():
                 if child.name not in keep:
-                    _remove_local(child)
+                    remove_local(child)
             return
         fs.invalidate_cache()
         if files := [file for file in fs.find(path) if file.removeprefix(f"{path}/") not in keep]:
@@ -347,14 +307,6 @@ def remove_empty_folder(url: str) -> None:
     if is_local(fs):
         with suppress(OSError):
             Path(path).rmdir()
-
-
-def _remove_local(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)  # which does not follow the links in it
-        return
-    with suppress(FileNotFoundError, NotADirectoryError):
-        path.unlink()
 
 
 def _exists(fs: Any, path: str) -> bool:

@@ -1,7 +1,8 @@
 """Operations that replace, remove or write what is stored, killed (-9) before and after each of their writes.
 
 `python -m tests.storage.killed OPERATION FOLDER EVERY [S3_ENDPOINT]` prints a line of JSON for each kill, at every
-EVERY-th write, with what is wrong afterward. Every process that works on the store is a fork of one that has everything loaded.
+EVERY-th write, with what is wrong afterward. Every process that works on the store is a fork of one that has everything
+loaded.
 """
 
 import json

@@ -17,6 +17,7 @@ from filelock import FileLock
 from storage import lease
 from storage.errors import UserError
 from storage.lease import HeldError, hold, hold_unused, marked_as_writer
+from storage.local.holder import Holder
 from storage.urls import join_url, list_names, overwrite, publish, read_bytes
 
 
@@ -94,6 +95,7 @@ def test_a_holder_that_was_suspended_too_long_gets_an_error() -> None:
 
 HOLD = """
 import sys, time
+from storage.local.holder import Holder
 from storage.lease import HeldError, hold, hold_unused, marked_as_writer
 with hold(sys.argv[1]):
     print("held", flush=True)
@@ -171,7 +173,7 @@ def test_a_lock_on_a_disk_does_not_depend_on_its_files(tmp_path: Path, content: 
 
 def test_a_holder_whose_number_another_process_has_now_has_ended() -> None:
     url = "memory://bucket/reused/.lease"
-    ended = vars(lease._Holder.this_process()) | {"started": 1.0, "beats": 3}
+    ended = vars(Holder.this_process()) | {"started": 1.0, "beats": 3}
     overwrite(url, json.dumps(ended).encode())
     started = time.monotonic()
     with hold(url) as held:

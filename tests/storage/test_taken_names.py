@@ -96,7 +96,7 @@ def test_an_error_of_the_disk_ends_a_publication(
 
     if taken:
         (tmp_path / "x").write_bytes(b"before")
-    monkeypatch.setattr(urls, "_write_file", fail)
+    monkeypatch.setattr(urls, "write_file", fail)
     if taken:
         assert publish(str(tmp_path / "x"), b"after") == b"before"
     else:
