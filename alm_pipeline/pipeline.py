@@ -42,8 +42,9 @@ Stored = TypeVar("Stored", Dataset, StoredFolder)
 class Pipeline:
     """One configuration's datasets under one storage root (any fsspec URL)."""
 
-    def __init__(self, config: AlmConfig, root: str) -> None:
-        self.config, self.root = config, root
+    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None) -> None:
+        """`repaired` is one of the datasets, which this pipeline is to write shards of again."""
+        self.config, self.root, self._repaired = config, root, repaired
         self.teacher = ModelReference(config.teacher, config.trust_remote_code)
         """the teacher by name"""
         # never the teacher's own reference: each side encodes with a tokenizer of its own, possibly at the same time
@@ -57,6 +58,8 @@ class Pipeline:
 
     def _with_provenance(self, stored: Stored) -> Stored:
         """Give the dataset or folder the provenance that its manifest will record."""
+        if isinstance(stored, Dataset) and self._repaired == stored:
+            stored = replace(stored, rewritten=self._repaired.rewritten)
         return replace(stored, provenance=self._provenance)
 
     @cached_property
@@ -180,7 +183,8 @@ class Pipeline:
 
     def shard(self) -> Manifest:
         """Read the corpus and write its examples in shards."""
-        return write_examples(self.examples, self._corpus)
+        with self.examples.being_written():
+            return write_examples(self.examples, self._corpus)
 
     def train_tokenizer(self) -> FolderManifest | None:
         """Make the student's new tokenizer, if the configuration asks for one and it does not exist yet.
@@ -207,11 +211,14 @@ class Pipeline:
         now than after scoring.
         """
         rows, limit = self._embedding_rows(side), self._max_tokens(side)
-        return tokenize(self.examples, self.tokens(side), self.tokenizer(side), limit, shards, rows, self._encoders)
+        tokens = self.tokens(side)
+        with tokens.being_written():
+            return tokenize(self.examples, tokens, self.tokenizer(side), limit, shards, rows, self._encoders)
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or only the shards given."""
-        return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, shards)
+        with self.alignments.being_written():
+            return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, shards)
 
     def pair_biases(self) -> FolderManifest | None:
         """Compute the tokenization biases of the pairs of tokens at the ends of chunks, if the chunking needs them."""
@@ -225,7 +232,8 @@ class Pipeline:
         """Score the teacher's tokens, or only the shards given."""
         from alm_pipeline.scoring.stage import score
 
-        return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
+        with self.scores.being_written():
+            return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
 
     def train(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes if the configuration asks for it."""
@@ -233,7 +241,7 @@ class Pipeline:
         from alm_pipeline.training.parallel.processes import local_process_count, this_process
         from alm_pipeline.training.stage import train
 
-        if this_process().count == 1 and not self.student.manifest():
+        if this_process().count == 1 and (self.student.is_to_be_replaced or not self.student.manifest()):
             count = local_process_count(self.config.train)
             if count > 1:
                 train_in_processes(self.config, self.root, count)

@@ -1,8 +1,7 @@
 """Repair of a store: damaged data is written again with the configurations that the manifests hold."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
@@ -10,11 +9,13 @@ from alm_pipeline.provenance import stored_config
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
-from storage.upkeep.catalog import INVALID_MANIFEST, Catalog, CatalogEntry, open_entry
-from storage.upkeep.verify import Damage, invalidate, verify, verify_entry
-from storage.urls import remove
+from storage.lease import LEASE, hold, hold_unused
+from storage.replacement import replacement_url, request_replacement, take_place
+from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, open_entry
+from storage.upkeep.verify import Damage, remove_stale, shard_file, stale_shards, verify, verify_entry
+from storage.urls import join_url, list_names, remove
 
-RunStage = Callable[[], object]
+Stage = Callable[[Pipeline], object]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def repair(
 ) -> Iterator[Repair]:
     """Verify these keys, inputs before what was made from them, and write again only what is damaged.
 
-    Nothing is removed before it is known that its stage can write the same again. `config` is used instead of the
+    What is there stays until its stage has written the same again beside it: a repair that fails, or is killed, leaves
+    what it found. What a run is writing is refused. `config` is used instead of the
     manifests' configurations.
     """
     for key in (key for key in catalog.entries if key in keys):
@@ -57,16 +59,35 @@ def _checksums(entry: CatalogEntry) -> object:
 
 
 def _fix(catalog: Catalog, entry: CatalogEntry, damages: Sequence[Damage], config: AlmConfig | None) -> None:
+    with hold_unused(entry.url):  # a run that writes it would undo the repair, or the repair the run
+        if entry.has_ready_replacement:
+            take_place(entry.url)
+            return
     if not any(damage.needs_rerun for damage in damages):
-        invalidate(damages)
+        remove_stale(damages)
         return
     if _upload_copies(entry, damages):
         return
     _check_surroundings(catalog, entry, damages)
-    run_stage = _find_stage(catalog, entry, config)
-    invalidate(damages)
-    run_stage()
-    remove(entry.file(INVALID_MANIFEST))
+    pipeline, output, stage = _find_stage(catalog, entry, config)
+    if isinstance(output, Dataset):
+        _write_again(pipeline, replace(output, rewritten=stale_shards(damages)), stage)
+    else:
+        if entry.state != EntryState.NOT_COMPLETE:
+            request_replacement(entry.url)
+        stage(pipeline)
+    remove_stale([damage for damage in damages if not damage.needs_rerun])
+
+
+def _write_again(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> None:
+    """Write some shards of a dataset again, and the manifest. Until they are complete, what is there stays."""
+    assert dataset.rewritten is not None
+    kept = {shard_file(shard, ending) for shard in dataset.rewritten for ending in ("parquet", "json")}
+    for name in set(list_names(replacement_url(dataset.url))) - kept:
+        remove(join_url(replacement_url(dataset.url), name))  # of a repair that was interrupted, of other shards
+    stage(Pipeline(pipeline.config, pipeline.root, repaired=dataset))
+    with hold(join_url(dataset.url, LEASE)):
+        take_place(dataset.url)
 
 
 def _upload_copies(entry: CatalogEntry, damages: Sequence[Damage]) -> bool:
@@ -86,15 +107,18 @@ def _check_surroundings(catalog: Catalog, entry: CatalogEntry, damages: Sequence
         )
 
 
-def _find_stage(catalog: Catalog, entry: CatalogEntry, config: AlmConfig | None) -> RunStage:
-    """Return the function that writes exactly this dataset.
+def _find_stage(
+    catalog: Catalog, entry: CatalogEntry, config: AlmConfig | None
+) -> tuple[Pipeline, Dataset | StoredFolder, Stage]:
+    """Return the pipeline that writes exactly this dataset or folder, that output, and its stage.
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
-        if run_stage := stage_of(Pipeline(candidate, catalog.root), entry.key):
-            return run_stage
+        pipeline = Pipeline(candidate, catalog.root)
+        if found := stage_of(pipeline, entry.key):
+            return pipeline, *found
     raise UserError(
         f"{entry.url}: its configuration now makes another dataset: the corpus, a tokenizer, a model or this program "
         "has changed since. Restore what it was made from, or `alm delete` it and run again"
@@ -111,7 +135,7 @@ def _provenances(catalog: Catalog, entry: CatalogEntry) -> Iterator[dict[str, ob
             yield dict(other.provenance)
 
 
-STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder | None], Callable[..., object]]]] = {
+STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder | None], Stage]]] = {
     "examples": [(lambda pipeline: pipeline.examples, Pipeline.shard)],
     "tokenizers": [(lambda pipeline: pipeline.made_tokenizer, Pipeline.train_tokenizer)],
     "tokens": [
@@ -126,11 +150,11 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
 """For each kind: what a pipeline writes of it, and the stage that writes it."""
 
 
-def stage_of(pipeline: Pipeline, key: str) -> RunStage | None:
-    """Return the stage of a pipeline that writes `kind/name`, or None if no stage does."""
+def stage_of(pipeline: Pipeline, key: str) -> tuple[Dataset | StoredFolder, Stage] | None:
+    """Return what a pipeline writes as `kind/name`, with the stage that writes it, or None if no stage does."""
     kind, _, name = key.partition("/")
     for output_of, stage in STAGES_OF_KIND[kind]:
         output = output_of(pipeline)
         if output and output.name == name:
-            return partial(stage, pipeline)
+            return output, stage
     return None

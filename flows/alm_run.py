@@ -63,7 +63,7 @@ class AlmRun:
         if pool:
             result = pool.submit(POOL_DEPLOYMENTS["train"], {**self.parameters, "only": "train"})
             self.seconds["train"] = result.result()
-            if not self.pipeline.student.manifest():
+            if self.pipeline.student.is_to_be_replaced or not self.pipeline.student.manifest():
                 raise UserError(f"{self.pipeline.student.url}: the pool's run completed without writing it: {_OTHER}")
         else:
             self._run_stage("train", tasks.train)

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import OtherFormatError, UserError
 from storage.fingerprints import as_json, stored_name
+from storage.lease import marked_as_writer
+from storage.replacement import replacement_url
 from storage.schemas import FORMAT_VERSION, MANIFEST, Kind, schema_of
 from storage.urls import absolute_url, join_url, overwrite, publish, read_bytes
 
@@ -80,6 +83,8 @@ class Dataset:
     label: str
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
+    rewritten: frozenset[int] | None = field(default=None, compare=False, kw_only=True)
+    """The shards that a repair writes again, into a replacement, as it does the manifest; None outside of a repair."""
 
     @property
     def name(self) -> str:
@@ -90,10 +95,24 @@ class Dataset:
         return join_url(self.root, self.kind, self.name)
 
     def shard_url(self, shard: int) -> str:
-        return join_url(self.url, f"shard-{shard:05d}.parquet")
+        return join_url(self._folder_of(shard), f"shard-{shard:05d}.parquet")
 
     def record_url(self, shard: int) -> str:
-        return join_url(self.url, f"shard-{shard:05d}.json")
+        return join_url(self._folder_of(shard), f"shard-{shard:05d}.json")
+
+    def _folder_of(self, shard: int) -> str:
+        return replacement_url(self.url) if shard in (self.rewritten or ()) else self.url
+
+    @property
+    def _manifest_folder(self) -> str:
+        return self.url if self.rewritten is None else replacement_url(self.url)
+
+    def being_written(self) -> AbstractContextManager[None]:
+        """Keep the dataset from being deleted while this process writes shards of it, as others may do too.
+
+        A complete dataset is not written.
+        """
+        return nullcontext() if self.manifest() else marked_as_writer(self.url)
 
     def record(self, shard: int) -> ShardRecord | None:
         """Read the record of a shard; None if the shard is not complete. Raises UserError if the record is damaged."""
@@ -119,7 +138,7 @@ class Dataset:
 
         Raises UserError if it is damaged, of another format, or belongs to another dataset.
         """
-        manifest = load_manifest(self.url)
+        manifest = load_manifest(self._manifest_folder)
         expected = (self.kind, self.name, as_json(self.identity))
         if manifest and (manifest.kind, manifest.name, manifest.identity) != expected:
             raise UserError(
@@ -180,7 +199,7 @@ class Dataset:
             dropped=_add([*(record.dropped for record in records), dropped or {}]),
             provenance=dict(self.provenance),
         )
-        url = join_url(self.url, MANIFEST)
+        url = join_url(self._manifest_folder, MANIFEST)
         return parse_stored(Manifest, url, publish(url, manifest.to_json()))
 
     def _required_record(self, shard: int) -> ShardRecord:

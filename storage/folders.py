@@ -6,9 +6,9 @@ and its files are uploaded when they are published, the manifest last.
 
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,15 @@ from pydantic import Field, field_validator
 from storage.dataset import StoredModel, parse_stored
 from storage.errors import UserError
 from storage.fingerprints import as_json, fingerprint, hash_file, stored_name
-from storage.lease import Lease, hold
+from storage.lease import LEASE, Lease, hold
+from storage.replacement import (
+    REPLACEMENT,
+    is_ready,
+    is_requested,
+    replacement_url,
+    request_replacement,
+    take_place,
+)
 from storage.schemas import FORMAT_VERSION, MANIFEST
 from storage.urls import (
     download,
@@ -71,6 +79,8 @@ class StoredFolder:
     label: str
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
+    is_replacement: bool = field(default=False, compare=False, kw_only=True)
+    """Whether this is the replacement of the complete folder, which stays until the replacement is complete."""
 
     @property
     def name(self) -> str:
@@ -78,12 +88,18 @@ class StoredFolder:
 
     @property
     def url(self) -> str:
+        return replacement_url(self._home) if self.is_replacement else self._home
+
+    @property
+    def _home(self) -> str:
+        """Where it is once it is complete."""
         return join_url(self.root, self.kind, self.name)
 
     @property
     def path(self) -> Path:
         """The folder in which this machine works on it."""
-        return working_folder(self.root, self.kind, self.name)
+        home = working_folder(self.root, self.kind, self.name)
+        return home / REPLACEMENT if self.is_replacement else home
 
     @property
     def _is_local(self) -> bool:
@@ -101,23 +117,69 @@ class StoredFolder:
 
     def held(self) -> AbstractContextManager[Lease]:
         """Wait until no other process works on the folder, and keep others waiting until the context ends."""
-        return hold(join_url(self.url, ".lease"))
+        return hold(join_url(self._home, LEASE))
+
+    def request_replacement(self) -> None:
+        """Ask for the folder to be made again, if it is complete. It stays until its replacement is complete."""
+        if self.manifest():
+            request_replacement(self._home)
+
+    @property
+    def is_to_be_replaced(self) -> bool:
+        """Whether it was asked for again, or its replacement has yet to take its place."""
+        return is_requested(self._home) or is_ready(self._home)
+
+    def to_make(self, lease: Lease) -> "StoredFolder | None":
+        """Return what the holder of the lease has to make: the folder, or its replacement; None if it is complete."""
+        self.settle(lease)
+        if is_requested(self._home):
+            return replace(self, is_replacement=True)
+        return None if self.manifest() else self
+
+    def settle(self, lease: Lease) -> None:
+        """Let a complete replacement, if there is one, take the folder's place. `lease` is the folder's."""
+        if not is_ready(self._home):
+            return
+        lease.check()
+        made = replace(self, is_replacement=True).manifest()
+        home = replace(self, is_replacement=False)
+        take_place(self._home, home._published_names() - set(made.files if made else ()))
+        if not self._is_local:
+            _move_files(home.path / REPLACEMENT, home.path)
+
+    def _published_names(self) -> set[str]:
+        try:
+            manifest = self.manifest()
+        except UserError:  # damaged, which may be why it is replaced
+            return set()
+        return set(manifest.files if manifest else ())
 
     def fetch(self) -> Path:
         """Return the local path of a complete folder, after downloading the files that are not here yet.
 
         Raises UserError if a file is missing or differs from the one that was published.
         """
+        wrong = self._not_fetched()
+        if wrong and is_ready(self._home):  # a kill came while its replacement took its place
+            with self.held() as lease:
+                self.settle(lease)
+            wrong = self._not_fetched()
+        if wrong:
+            raise UserError(
+                f"{join_url(self.url, wrong)}: is missing or differs from the file that was published: "
+                f"`alm repair {self.url}` makes it again; or delete its manifest.json by hand and run its stage"
+            )
+        return self.path
+
+    def _not_fetched(self) -> str | None:
+        """Download what is not here yet; return the name of a file that is not as it was published."""
         manifest = self.manifest()
         if manifest is None:
             raise UserError(f"{self.url}: not complete (it has no manifest): run the stage that writes it")
-        for name, sha256 in manifest.files.items():
-            if not self._holds(name, sha256) and not self._downloads(name, sha256):
-                raise UserError(
-                    f"{join_url(self.url, name)}: is missing or differs from the file that was published: "
-                    f"`alm repair {self.url}` makes it again; or delete its manifest.json by hand and run its stage"
-                )
-        return self.path
+        files = manifest.files.items()
+        return next(
+            (name for name, sha in files if not self._holds(name, sha) and not self._downloads(name, sha)), None
+        )
 
     def _holds(self, name: str, sha256: str) -> bool:
         return (self.path / name).is_file() and hash_file(self.path / name) == sha256
@@ -135,18 +197,25 @@ class StoredFolder:
         for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file)):
             upload(file, join_url(self.url, file.relative_to(self.path).as_posix()))
 
-    def mirror(self, name: str, children: Collection[str]) -> None:
+    def mirror(self, name: str, children: Collection[str], record: str) -> None:
         """Make `children` the subfolders of the stored folder `name`: upload new ones in order, then remove others.
 
-        Subfolders are stored whole: one that an earlier run uploaded only in part is uploaded again.
+        Subfolders are stored whole: one that an earlier run uploaded only in part, or with another `record` (the file
+        in it that names its content), is uploaded again.
         """
         if self._is_local:
             return
         for child in children:
-            if file_sizes(join_url(self.url, name, child)) != _file_sizes(self.path / name / child):
+            if not self._stores(f"{name}/{child}", record):
                 self.upload(f"{name}/{child}")
         for child in sorted(set(list_folders(join_url(self.url, name))) - set(children)):
             remove(join_url(self.url, name, child))
+
+    def _stores(self, folder: str, record: str) -> bool:
+        local, stored = self.path / folder, join_url(self.url, folder)
+        if file_sizes(stored) != _file_sizes(local):
+            return False
+        return read_bytes(join_url(stored, record)) == (local / record).read_bytes()
 
     def restore(self, name: str) -> None:
         """Download the subfolders of folder `name` that this machine lacks; does nothing under a local root."""
@@ -174,12 +243,17 @@ class StoredFolder:
         (self.path / child).parent.mkdir(parents=True, exist_ok=True)
         partial.replace(self.path / child)
 
-    def finish(self, results: Mapping[str, Any], content: str | None = None) -> FolderManifest:
+    def finish(
+        self, results: Mapping[str, Any], lease: Lease | None = None, content: str | None = None
+    ) -> FolderManifest:
         """Publish the files of the working folder (without its subfolders), the manifest last.
 
         `content` is the identity of the tokenizer or model in it. Hidden files are not published: a kill may have left
-        temporary ones.
+        temporary ones. Raises UserError, before the manifest, if the lease was lost: another process is publishing its
+        own files then.
         """
+        lease = lease or Lease(self.url)
+        lease.check()
         files = sorted(file for file in self.path.iterdir() if file.is_file() and _is_content(file.name))
         manifest = FolderManifest(
             format_version=FORMAT_VERSION,
@@ -193,6 +267,7 @@ class StoredFolder:
         )
         for file in files:
             self.upload(file.name)
+        lease.check()
         url = join_url(self.url, MANIFEST)
         return parse_stored(FolderManifest, url, publish(url, manifest.to_json()))
 
@@ -204,6 +279,23 @@ class StoredFolder:
         """Remove a file or folder, if it exists, from the store and from this machine."""
         remove(join_url(self.url, name))
         remove(str(self.path / name))
+
+
+def make_folder(folder: StoredFolder, make: Callable[[StoredFolder, Lease], FolderManifest]) -> FolderManifest:
+    """Return the manifest of a folder, which `make` writes if it is not complete, or was asked for again.
+
+    If another process is making the folder, wait for its result.
+    """
+    # the order matters: a manifest may be damaged, which may be why the folder is to be replaced
+    if not folder.is_to_be_replaced and (manifest := folder.manifest()):
+        return manifest
+    with folder.held() as lease:
+        if target := folder.to_make(lease):
+            make(target, lease)
+            folder.settle(lease)
+        manifest = folder.manifest()
+    assert manifest
+    return manifest
 
 
 def stored_folder(url: str) -> StoredFolder:
@@ -253,6 +345,14 @@ def load_folder_manifest(url: str) -> FolderManifest | None:
     manifest = join_url(url, MANIFEST)
     content = read_bytes(manifest)
     return None if content is None else parse_stored(FolderManifest, manifest, content)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move the files of a folder of this machine, if it exists, to another one, and remove the rest of it."""
+    for file in source.iterdir() if source.is_dir() else ():
+        if file.is_file():
+            file.replace(target / file.name)
+    shutil.rmtree(source, ignore_errors=True)
 
 
 def _is_content(name: str) -> bool:

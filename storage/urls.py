@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
+from storage.local.files import check_regular, link_new, placing, remove_local, write_file
 from storage.printed.secrets import REFERENCE
 
 _EXTRAS = {
@@ -57,12 +58,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:
-        extra = _EXTRAS.get(_protocol(url))
+        extra = _EXTRAS.get(protocol_of(url))
         fix = f"pip install 'alm-pipeline[{extra}]'" if extra else f"install its driver ({error})"
         raise UserError(f"{url}: the storage driver is not installed: {fix}") from error
     except ValueError as error:
         raise UserError(f"{url}: not a URL that can be opened: {error}") from error
-    if _protocol(url) in _S3:
+    if protocol_of(url) in _S3:
         fs.retries = _S3_ROUNDS
     # the root of a disk stays '/': an empty path would be the current folder
     return (_LocalDisk(), path.rstrip("/") or "/") if is_local(fs) else (fs, path.rstrip("/"))
@@ -77,14 +78,23 @@ def _with_variables(url: str) -> str:
     return REFERENCE.sub(lambda match: os.environ[match[1]], url)
 
 
-def _protocol(url: str) -> str:
+_CACHES = ("filecache", "simplecache", "blockcache", "cached")
+
+
+def _check_no_cache(url: str) -> None:
+    """Raise UserError if a cache of fsspec is in front of a store: it would hide what other processes write."""
+    if protocol_of(url) in _CACHES:
+        raise UserError(f"{url}: a store can't be behind a cache: leave out `{protocol_of(url)}::`")
+
+
+def protocol_of(url: str) -> str:
     match = re.match(r"([A-Za-z0-9+.-]+)(::|://)", url)
     return match[1] if match else "file"
 
 
 def configure(url: str, settings: Mapping[str, Any]) -> None:
     """Set driver settings (endpoint, credentials, …) with which this process opens URLs of the same protocol."""
-    fsspec.config.conf.setdefault(_protocol(url), {}).update(settings)
+    fsspec.config.conf.setdefault(protocol_of(url), {}).update(settings)
 
 
 def configuration_as_environment() -> dict[str, str]:
@@ -105,7 +115,7 @@ def _options(url: str) -> dict[str, Any]:
     rounds of this, and up to 3 rounds of reading a body. So this gives up on a server that is down after 15 s, and on
     one that accepts connections but does not answer after 5 minutes (15 minutes if it answers HEAD).
     """
-    protocol = _protocol(url)
+    protocol = protocol_of(url)
     # a cached listing would hide the shards that another process has just published
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _EXTRAS else {}
     if protocol in _S3:
@@ -138,11 +148,23 @@ def absolute_url(url: str) -> str:
 def read_bytes(url: str) -> bytes | None:
     """Read the whole content; None if nothing exists there."""
     fs, path = open_filesystem(url)
-    with _naming(url, "read"):
-        try:
-            return bytes(fs.cat_file(path))
-        except FileNotFoundError:
-            return None
+    with naming_errors(url, "read"):
+        return _content(fs, path)
+
+
+def _content(fs: Any, path: str) -> bytes | None:
+    """Read the content; None if nothing exists there. Only "not found" means that."""
+    try:
+        if is_local(fs):
+            check_regular(path)
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+_PUBLISH_ATTEMPTS = 20
+"""how often the name may be taken by something that is gone when it is read, as the lease of an ended process is"""
+_PUBLISH_PAUSE_S = 0.02
 
 
 def publish(url: str, content: bytes) -> bytes:
@@ -151,33 +173,46 @@ def publish(url: str, content: bytes) -> bytes:
     Returns what is stored afterward: `content`, or what existed before, which is not changed. If several runs publish
     at once, one wins and each learns which; on a store without conditional writes the last one wins.
     On a disk: a temporary file in the same folder, flushed, then linked. On an object store: one conditional PUT.
+
+    Raises UserError if the name is taken by something that can't be read, such as a folder or a dangling link.
     """
+    _check_no_cache(url)
     fs, path = open_filesystem(url)
-    with _naming(url, "written"):
-        while True:
+    with naming_errors(url, "written"):
+        for attempt in range(_PUBLISH_ATTEMPTS):
             try:
-                _write_file(Path(path), content, _link) if is_local(fs) else _create_object(fs, path, content)
+                write_file(Path(path), content, link_new) if is_local(fs) else _create_object(fs, path, content)
                 return content
             except Exception as error:
-                # each driver reports in its own way that something exists
-                stored = _content(fs, path)
-                if stored is not None:
-                    return stored
-                if not _is_taken(error):
-                    raise  # otherwise it is already gone again, as a lease may be
+                stored = _content_instead(fs, path, error)
+            if stored is not None:
+                return stored
+            time.sleep(_PUBLISH_PAUSE_S * attempt)
+    what = "a link to something that does not exist" if is_local(fs) and Path(path).is_symlink() else "something"
+    raise UserError(
+        f"{url}: can't be written: its name is taken by {what} that can't be read: remove it, or choose another storage"
+    )
+
+
+def _content_instead(fs: Any, path: str, error: Exception) -> bytes | None:
+    """Return what exists where writing failed; None if the name was taken and is free again.
+
+    Raises `error` if nothing exists there, and the error of reading if the name is taken by what can't be read.
+    """
+    is_taken = _is_taken(error)
+    try:
+        stored = _content(fs, path)
+    except Exception as unreadable:
+        raise (unreadable if is_taken else error) from None
+    # drivers report in many ways that something exists: what can be read does
+    if stored is None and not is_taken:
+        raise error
+    return stored
 
 
 def _is_taken(error: Exception) -> bool:
     cause = str(error.__cause__)
     return isinstance(error, FileExistsError) or "PreconditionFailed" in cause or "ConditionalRequestConflict" in cause
-
-
-def _content(fs: Any, path: str) -> bytes | None:
-    """Read the content; None on any error."""
-    try:
-        return bytes(fs.cat_file(path))
-    except Exception:
-        return None
 
 
 def _create_object(fs: Any, path: str, content: bytes) -> None:
@@ -191,51 +226,22 @@ def _create_object(fs: Any, path: str, content: bytes) -> None:
 
 def overwrite(url: str, content: bytes) -> None:
     """Write as `publish` does, but replace what exists."""
+    _check_no_cache(url)
     fs, path = open_filesystem(url)
-    with _naming(url, "written"):
+    with naming_errors(url, "written"):
         if is_local(fs):
-            _write_file(Path(path), content, Path.replace)
+            write_file(Path(path), content, Path.replace)
         else:
             fs.pipe_file(path, content)
 
 
-def _write_file(path: Path, content: bytes, place: Callable[[Path, Path], object]) -> None:
-    with _placing(path, place) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path]:
-    """Yield a temporary path to write to; `place` moves it to `path` on success, and it is removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Make the file appear under its name. Raises FileExistsError if the name is taken."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: two writers at once may both win
-        if path.exists():
-            raise FileExistsError(path) from None
-        temporary.replace(path)
-
-
 def upload(path: Path, url: str) -> None:
     """Copy a local file of any size to a URL, which then has all of it or is unchanged."""
+    _check_no_cache(url)
     fs, target = open_filesystem(url)
-    with _naming(url, "written"):
+    with naming_errors(url, "written"):
         if is_local(fs):
-            with _placing(Path(target), Path.replace) as temporary:
+            with placing(Path(target), Path.replace) as temporary:
                 fs.put_file(str(path), str(temporary))
         else:
             fs.put_file(str(path), target)
@@ -244,20 +250,74 @@ def upload(path: Path, url: str) -> None:
 def download(url: str, path: Path) -> bool:
     """Copy a file of any size to a local path, which then has all of it or is unchanged; False if there is no file."""
     fs, source = open_filesystem(url)
-    with _naming(url, f"copied to {path}"):
-        if not fs.exists(source):
+    with naming_errors(url, f"copied to {path}"):
+        if not _exists(fs, source):
             return False
-        with _placing(path, Path.replace) as temporary:
+        with placing(path, Path.replace) as temporary:
             fs.get_file(source, str(temporary))
     return True
 
 
-def remove(url: str) -> None:
-    """Remove a file, or a folder with its contents, if it exists."""
+def move(url: str, target: str) -> None:
+    """Give a file another URL of the same store, in place of what is there; on an object store, copy it.
+
+    Does nothing if the file does not exist, as after a move that a kill interrupted.
+    """
     fs, path = open_filesystem(url)
-    with _naming(url, "removed"):
-        if fs.exists(path):
+    with naming_errors(target, "written"):
+        try:
+            if is_local(fs):
+                place = Path(open_filesystem(target)[1])
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Path(path).replace(place)
+            else:
+                fs.copy(path, open_filesystem(target)[1])
+        except FileNotFoundError:
+            return
+
+
+def remove(url: str) -> None:
+    """Remove a file, or a folder with its contents, if it exists. Of a link, only the link is removed."""
+    _check_no_cache(url)
+    fs, path = open_filesystem(url)
+    with naming_errors(url, "removed"):
+        if is_local(fs):
+            remove_local(Path(path))
+        elif _exists(fs, path):
             fs.rm(path, recursive=True)
+
+
+def empty(url: str, keep: Collection[str]) -> None:
+    """Remove what is in a folder, in a few requests, except for the files of these names directly in it."""
+    fs, path = open_filesystem(url)
+    with naming_errors(url, "removed"):
+        if is_local(fs):
+            for child in Path(path).iterdir() if Path(path).is_dir() else ():
+                if child.name not in keep:
+                    remove_local(child)
+            return
+        fs.invalidate_cache()
+        if files := [file for file in fs.find(path) if file.removeprefix(f"{path}/") not in keep]:
+            fs.rm(files)
+
+
+def remove_empty_folder(url: str) -> None:
+    """Remove a folder on a disk, unless it has files; an object store has no empty folders."""
+    fs, path = open_filesystem(url)
+    if is_local(fs):
+        with suppress(OSError):
+            Path(path).rmdir()
+
+
+def _exists(fs: Any, path: str) -> bool:
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def link_target(url: str) -> str | None:
+    """Return where a symbolic link on a disk points to; None for anything else."""
+    fs, path = open_filesystem(url)
+    return str(Path(path).readlink()) if is_local(fs) and Path(path).is_symlink() else None
 
 
 def list_names(url: str) -> list[str]:
@@ -273,7 +333,8 @@ def list_folders(url: str) -> list[str]:
 
 def _list(url: str) -> dict[str, str]:
     fs, path = open_filesystem(url)
-    with _naming(url, "listed"):
+    with naming_errors(url, "listed"):
+        fs.invalidate_cache()
         try:
             entries = fs.ls(path, detail=True)
         except FileNotFoundError:
@@ -300,13 +361,16 @@ class FileInfo:
 def list_files(url: str) -> dict[str, FileInfo]:
     """List all files below a folder, by relative path, in one request; empty if the folder does not exist."""
     fs, path = open_filesystem(url)
-    with _naming(url, "listed"):
+    with naming_errors(url, "listed"):
+        fs.invalidate_cache()  # a driver's own cache would hide what another process has just written
         listing = fs.find(path, detail=True)
     # if `path` is a file, the listing has the file itself (with Azure's driver in a list); the same goes for an empty
     # folder that an object store still lists
     entries = listing.items() if isinstance(listing, Mapping) else ()
     return {
-        file.removeprefix(f"{path}/"): FileInfo(info["size"], _modified(info)) for file, info in entries if file != path
+        file.removeprefix(f"{path}/"): FileInfo(info["size"], modified_time(info))
+        for file, info in entries
+        if file != path
     }
 
 
@@ -314,7 +378,7 @@ def list_files(url: str) -> dict[str, FileInfo]:
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "created")
 
 
-def _modified(info: Mapping[str, Any]) -> float | None:
+def modified_time(info: Mapping[str, Any]) -> float | None:
     time = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
     if isinstance(time, datetime):
         return time.timestamp()
@@ -324,7 +388,7 @@ def _modified(info: Mapping[str, Any]) -> float | None:
 def hash_url(url: str) -> str | None:
     """Return the SHA-256 of a file of any size, in hex; None if the file does not exist."""
     fs, path = open_filesystem(url)
-    with _naming(url, "read"):
+    with naming_errors(url, "read"):
         try:
             with fs.open(path, "rb", **({} if is_local(fs) else {"block_size": 16 * 2**20})) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -332,59 +396,8 @@ def hash_url(url: str) -> str | None:
             return None
 
 
-@dataclass(frozen=True)
-class InterruptedUpload:
-    """A multipart upload to S3 that was never completed: it is not listed, but costs money."""
-
-    url: str
-    id: str
-    bytes: int
-    modified: float | None
-
-
-def interrupted_uploads(url: str) -> list[InterruptedUpload]:
-    """List the incomplete uploads of files below a folder; empty for stores other than S3."""
-    fs, path = open_filesystem(url)
-    if not hasattr(fs, "call_s3"):
-        return []
-    bucket, prefix, _ = fs.split_path(path)
-    with _naming(url, "listed"):
-        uploads = list(_uploads(fs, bucket, f"{prefix}/" if prefix else ""))
-        return [
-            InterruptedUpload(
-                f"{_protocol(url)}://{bucket}/{upload['Key']}",
-                upload["UploadId"],
-                _uploaded_bytes(fs, bucket, upload),
-                _modified({"created": upload.get("Initiated")}),
-            )
-            for upload in uploads
-        ]
-
-
-def _uploads(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-    page: dict[str, Any] = {"IsTruncated": True}
-    while page.get("IsTruncated"):
-        after = {key: page[f"Next{key}"] for key in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{key}")}
-        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after)
-        yield from page.get("Uploads", [])
-
-
-def _uploaded_bytes(fs: Any, bucket: str, upload: Mapping[str, Any]) -> int:
-    # only the first 1,000 parts: this number is only shown to people
-    parts = fs.call_s3("list_parts", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-    return sum(part["Size"] for part in parts.get("Parts", []))
-
-
-def abort_upload(upload: InterruptedUpload) -> None:
-    """Remove the parts of an incomplete upload from the store."""
-    fs, path = open_filesystem(upload.url)
-    bucket, key, _ = fs.split_path(path)
-    with _naming(upload.url, "removed"):
-        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)
-
-
 @contextmanager
-def _naming(url: str, verb: str) -> Iterator[None]:
+def naming_errors(url: str, verb: str) -> Iterator[None]:
     """Turn errors that the user can fix into a UserError that names the URL; add the URL as a note to others."""
     try:
         yield
@@ -393,12 +406,14 @@ def _naming(url: str, verb: str) -> Iterator[None]:
             error.add_note(f"{url}: can't be {verb}")
             raise
         message = str(error).partition("\nRequestId:")[0]  # Azure's driver adds a page
-        raise UserError(f"{url}: can't be {verb}: {message}{_fix(error)}") from error
+        raise UserError(f"{url}: can't be {verb}: {message}{_fix(url, error)}") from error
 
 
-def _fix(error: Exception) -> str:
+def _fix(url: str, error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "; grant the permission, or choose another location"
+        # S3 answers so to a request for what does not exist, too, unless the bucket may be listed
+        permission = "the permission (s3:ListBucket too)" if protocol_of(url) in _S3 else "the permission"
+        return f"; grant {permission}, or choose another location"
     fix = "; free some space and run it again: completed shards are kept"
     return fix if isinstance(error, OSError) and error.errno in _FULL else ""
 

@@ -15,7 +15,8 @@ from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
 from alm_pipeline.new_tokenizer.special_tokens import with_special_tokens
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.runtime.progress import track
-from storage.folders import FolderManifest, StoredFolder
+from storage.folders import FolderManifest, StoredFolder, make_folder
+from storage.lease import Lease
 
 STAGE_VERSION = 1
 
@@ -49,13 +50,12 @@ def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: 
 
 def write_exchanged(folder: StoredFolder, tokenizer: LoadedTokenizer, source: LoadedTokenizer) -> FolderManifest:
     """Write the tokenizer with the source's special tokens, unless it is written."""
-    if manifest := folder.manifest():
-        return manifest
-    with folder.held():
-        if manifest := folder.manifest():
-            return manifest
+
+    def make(target: StoredFolder, lease: Lease) -> FolderManifest:
         made = with_special_tokens(source.fast, tokenizer.fast)
-        return _finish(folder, made, tokenizer, source)
+        return _finish(target, lease, made, tokenizer, source)
+
+    return make_folder(folder, make)
 
 
 def _whole(corpus: CorpusConfig) -> CorpusConfig:
@@ -70,31 +70,28 @@ def write_tokenizer(
 
     Raises UserError if the corpus's source changes meanwhile.
     """
-    if manifest := folder.manifest():
-        return manifest
-    with folder.held():
-        return folder.manifest() or _write_tokenizer(folder, corpus, setting, source)
+
+    def make(target: StoredFolder, lease: Lease) -> FolderManifest:
+        if isinstance(setting, str):
+            tokenizer = byte_level_tokenizer(source.fast)
+        else:
+            read = open_source(corpus.source)
+            read.require_identity(folder.identity["corpus"]["source"])
+            texts = _training_texts(corpus, setting.train_bytes, read)
+            tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
+            read.check(final=True)
+        return _finish(target, lease, tokenizer, source)
+
+    return make_folder(folder, make)
 
 
-def _write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
+def _finish(
+    folder: StoredFolder, lease: Lease, made: PreTrainedTokenizerFast, *sources: LoadedTokenizer
 ) -> FolderManifest:
-    if isinstance(setting, str):
-        tokenizer = byte_level_tokenizer(source.fast)
-    else:
-        read = open_source(corpus.source)
-        read.require_identity(folder.identity["corpus"]["source"])
-        texts = _training_texts(corpus, setting.train_bytes, read)
-        tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
-        read.check(final=True)
-    return _finish(folder, tokenizer, source)
-
-
-def _finish(folder: StoredFolder, made: PreTrainedTokenizerFast, *sources: LoadedTokenizer) -> FolderManifest:
     made.save_pretrained(folder.path)
     for source in sources:
         source.check_unchanged()
-    return folder.finish({"tokens": len(made)}, content=LoadedTokenizer(str(folder.path)).identity)
+    return folder.finish({"tokens": len(made)}, lease, content=LoadedTokenizer(str(folder.path)).identity)
 
 
 def _training_texts(corpus: CorpusConfig, train_bytes: int, source: OpenSource) -> Iterator[str]:

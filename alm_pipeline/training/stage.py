@@ -13,7 +13,7 @@ from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.distillation import Distillation
-from alm_pipeline.training.loop.checkpoints import CheckpointKeeper, checkpoint_names
+from alm_pipeline.training.loop.checkpoints import RECORD, CheckpointKeeper, checkpoint_names, remove_damaged
 from alm_pipeline.training.loop.evaluations import Evaluations
 from alm_pipeline.training.loop.trackers import RunLog, hyperparameters
 from alm_pipeline.training.loop.train import train_student
@@ -41,14 +41,19 @@ def train(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     _check_same_on_all_machines(student)
     if not this_process().is_first:
         return _help(distillation, student)
-    if (manifest := student.manifest()) and not student.has(CHECKPOINTS):
+    if not student.is_to_be_replaced and (manifest := student.manifest()) and not student.has(CHECKPOINTS):
+        broadcast_from_first(None)
         return broadcast_from_first(manifest)
     with student.held() as lease:
-        if manifest := student.manifest():
-            student.remove(CHECKPOINTS)  # a kill came between the manifest and this
-            return broadcast_from_first(manifest)
-        broadcast_from_first(None)
-        return broadcast_from_first(_train_and_save(distillation, student, lease))
+        # the student, or the one that replaces it when it is finished: `--again` asked for it, or a repair
+        target = broadcast_from_first(student.to_make(lease))
+        if target:
+            _train_and_save(distillation, target, lease)
+            student.settle(lease)
+        student.remove(CHECKPOINTS)  # a kill may have come between the manifest and this
+        manifest = student.manifest()
+    assert manifest
+    return broadcast_from_first(manifest)
 
 
 def _check_same_on_all_machines(student: StoredFolder) -> None:
@@ -63,13 +68,15 @@ def _check_same_on_all_machines(student: StoredFolder) -> None:
 
 def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     """Take part in the first process's training, if there is any; return the manifest that it wrote or found."""
-    manifest: FolderManifest | None = broadcast_from_first(None)
-    if manifest is None:
+    target: StoredFolder | None = broadcast_from_first(None)
+    if target:
+        # this machine's path of it may be another one than the first process's
+        student = replace(student, is_replacement=target.is_replacement)
         model, _ = distillation.initial_student()
         _share_checkpoints(student)
         vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
         _train(distillation, student, model, vocabulary, Evaluations(None, distillation.config.evaluation))
-        manifest = broadcast_from_first(None)
+    manifest: FolderManifest | None = broadcast_from_first(None)
     assert manifest
     return manifest
 
@@ -78,16 +85,17 @@ def _share_checkpoints(student: StoredFolder) -> None:
     """Give all machines the checkpoints that the first process resumes from."""
     process = this_process()
     if process.is_first:
+        remove_damaged(student.path / CHECKPOINTS)  # the store may have them whole
         student.restore(CHECKPOINTS)
         if process.is_on_many_machines:
-            student.mirror(CHECKPOINTS, checkpoint_names(student.path / CHECKPOINTS))
+            student.mirror(CHECKPOINTS, checkpoint_names(student.path / CHECKPOINTS), RECORD)
     wait_for_all()
     if process.leads_another_machine:
         student.restore_exactly(CHECKPOINTS)  # the folder may hold an earlier run's
     wait_for_all()
 
 
-def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Lease) -> FolderManifest:
+def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Lease) -> None:
     config = distillation.config
     run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config))
     run_log.check()
@@ -111,9 +119,9 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     lease.check()
     student.upload(RUNS)
     distillation.check_unchanged()
-    manifest = student.finish(results, content=ModelReference(str(student.path), trust_remote_code=True).identity)
+    content = ModelReference(str(student.path), trust_remote_code=True).identity
+    student.finish(results, lease, content=content)
     student.remove(CHECKPOINTS)
-    return manifest
 
 
 def _train(
@@ -181,7 +189,7 @@ def _keeper(
 
     def upload(names: Collection[str]) -> None:
         lease.check()
-        student.mirror(CHECKPOINTS, names)
+        student.mirror(CHECKPOINTS, names, RECORD)
 
     def best_step() -> int | None:
         return evaluations.best_step if config.evaluation.student == "best" else None

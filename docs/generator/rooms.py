@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 PURPOSES = {
     "storage.printed": "What is shown or stored has no secrets, and foreign text in it is inert.",
-    "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, streaming.",
+    "storage.local": "This machine: files that are written whole or not at all, and the process that holds a lease.",
+    "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, and threads.",
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
@@ -38,7 +39,7 @@ PURPOSES = {
     "alm_pipeline.transfer": "A new tokenizer's embeddings without training, and task arithmetic.",
     "alm_pipeline.transfer.bytes": "Models of bytes, with n-gram embeddings.",
     "alm_pipeline.training.parallel": "Several processes that train one student.",
-    "alm_pipeline.training.data": "From the caches to packed batches.",
+    "alm_pipeline.training.data": "From the caches, in a shuffled order, to packed batches.",
     "alm_pipeline.training.model": "The student's forward pass, the terms of a micro-batch, a teacher in memory, LoRA.",
     "alm_pipeline.training.loop": "Steps, evaluations, checkpoints, moving average, trackers.",
     "alm_pipeline.training.student": "What training writes: the student's folder, its card, its curves.",

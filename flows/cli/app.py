@@ -55,7 +55,10 @@ def run(
     until: Annotated[
         Until, typer.Option(help="Where to stop: after the teacher's scores (scores), or after training (student).")
     ] = "student",
-    again: Annotated[bool, typer.Option("--again", help="Train again even if this student is finished.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Train a finished student again; it stays until the new one is finished."),
+    ] = False,
     **overrides: Any,
 ) -> None:
     """Run every stage that is not finished, and print a summary.
@@ -74,7 +77,7 @@ def run(
         settings = _parse_settings(overrides.pop("settings"))
         config = override(_configuration(recipe), parse_overrides({**overrides, "settings": settings}))
         if again:
-            _forget_student(config, storage)
+            _ask_for_student(config, storage)
         _log_to_stderr()
         with progress_bars(err):
             result = alm(config=config, storage=storage, until=until)
@@ -109,14 +112,12 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _forget_student(config: Any, storage: str) -> None:
+def _ask_for_student(config: Any, storage: str) -> None:
+    """Ask for the finished student, if there is one, to be trained again. It stays until the new one is finished."""
     from alm_pipeline.pipeline import Pipeline
     from flows.storage_block import storage_root
-    from storage.schemas import MANIFEST
 
-    student = Pipeline(config, storage_root(storage)).student
-    if student.manifest():
-        student.remove(MANIFEST)
+    Pipeline(config, storage_root(storage)).student.request_replacement()
 
 
 def _log_to_stderr() -> None:

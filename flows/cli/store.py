@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +38,16 @@ def list_(root: Root = "alm-data") -> None:
 
     with user_errors():
         entries = list(Catalog.open(root).entries.values())
-    rows = [(entry.kind, entry.name, _rows(entry), _mb(entry.bytes), entry.state, _counts(entry)) for entry in entries]
+    rows = [
+        (entry.kind, entry.name, _rows(entry), _mb(entry.bytes), _state_and_link(entry), _counts(entry))
+        for entry in entries
+    ]
     out.print_table(("kind", "name", "rows", "MB", "state", "counts"), rows)
     out.print_line(f"{len(entries)} datasets and folders, {_mb(sum(entry.bytes for entry in entries))} MB")
+
+
+def _state_and_link(entry: "CatalogEntry") -> str:
+    return f"{entry.state}, a link to {entry.link}" if entry.link else entry.state
 
 
 def _rows(entry: "CatalogEntry") -> str:
@@ -104,6 +111,9 @@ def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None
     with user_errors():
         opened, keys = _select(url)
         damages = [damage for key in keys for damage in verify_entry(opened.entries[key], checksums)]
+    for entry in (opened.entries[key] for key in keys):
+        if entry.link:
+            out.print_line(f"{entry.url}: is a link to {entry.link}")
     if damages:
         _print_damages(damages, f"alm repair {url}{' --checksums' if checksums else ''}")
         raise typer.Exit(1)
@@ -219,10 +229,10 @@ def prune(
     By default this covers only useless files that killed runs left: temporary files, interrupted uploads to S3, and
     checkpoints of finished students. Two options also cover what took time to compute: --incomplete adds datasets and
     students that a run could still complete, --unused adds complete datasets that no complete student was made from.
-    Complete students are never pruned.
+    Complete students are never pruned, and whatever a run is working on is skipped.
     """
     from storage.upkeep.catalog import Catalog
-    from storage.upkeep.prune import WasteReason, blockers, discard, find_waste
+    from storage.upkeep.prune import WasteReason, blockers, find_waste
 
     optional = {WasteReason.INCOMPLETE: incomplete, WasteReason.UNUSED: unused}
     chosen = {WasteReason.TEMPORARY, *(reason for reason, is_chosen in optional.items() if is_chosen)}
@@ -232,9 +242,22 @@ def prune(
             _check_unused_is_known(blockers(opened, before, incomplete))
         items = find_waste(opened, before, incomplete)
         selected = [item for item in items if item.reason in chosen]
-        _print_waste(items, selected, apply)
-        for item in selected if apply else ():
+        busy = _discard(selected) if apply else {}
+        _print_waste(items, selected, apply, busy)
+
+
+def _discard(items: "list[WasteItem]") -> dict[str, str]:
+    """Delete the items; return the URLs of those in whose folder a process works, and which one."""
+    from storage.lease import HeldError
+    from storage.upkeep.prune import discard
+
+    busy = {}
+    for item in items:
+        try:
             discard(item)
+        except HeldError as error:
+            busy[item.url] = str(error)
+    return busy
 
 
 def _check_unused_is_known(blocking: Sequence[str]) -> None:
@@ -245,16 +268,21 @@ def _check_unused_is_known(blocking: Sequence[str]) -> None:
         )
 
 
-def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: bool) -> None:
-    rows = [
-        (item.url, item.reason, item.what, _mb(item.bytes), "yes" if item in selected else f"with --{item.reason}")
-        for item in items
-    ]
+def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: bool, busy: Mapping[str, str]) -> None:
+    def deletion(item: "WasteItem") -> str:
+        if item.url in busy:
+            return "skipped"
+        return "yes" if item in selected else f"with --{item.reason}"
+
+    rows = [(item.url, item.reason, item.what, _mb(item.bytes), deletion(item)) for item in items]
     if rows:
         out.print_table(("file or folder", "why", "content", "MB", "delete"), rows)
-    size = _mb(sum(item.bytes for item in selected))
-    result = f"{len(selected)} deleted, {size} MB freed"
-    out.print_line(result if apply else f"--apply deletes {len(selected)} and frees {size} MB")
+    for problem in busy.values():
+        err.print_labeled("skipped:", problem)
+    going = [item for item in selected if item.url not in busy]
+    size = _mb(sum(item.bytes for item in going))
+    result = f"{len(going)} deleted, {size} MB freed"
+    out.print_line(result if apply else f"--apply deletes {len(going)} and frees {size} MB")
 
 
 @store.command()
@@ -262,10 +290,11 @@ def delete(
     url: Folder,
     force: Annotated[bool, typer.Option("--force", help="Delete it even if something else was made from it.")] = False,
 ) -> None:
-    """Delete one dataset, tokenizer or student, unless something else was made from it."""
+    """Delete one dataset, tokenizer or student, unless something else was made from it or a run is writing it."""
     from storage.upkeep.prune import delete as delete_one
 
     with user_errors():
         opened, key = _select_one(url)
         freed = delete_one(opened, key, force)
-    out.print_line(f"{key}: deleted, {_mb(freed)} MB freed")
+    what = "its link deleted, not what it points to" if opened.entries[key].link else "deleted"
+    out.print_line(f"{key}: {what}, {_mb(freed)} MB freed")

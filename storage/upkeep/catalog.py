@@ -10,20 +10,21 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from storage.dataset import Manifest, load_manifest, parse_json
+from storage.dataset import Manifest, load_manifest
 from storage.errors import OtherFormatError, UserError
 from storage.fingerprints import stored_name
 from storage.folders import FOLDER_KINDS, FolderKind, FolderManifest, load_folder_manifest
+from storage.replacement import REPLACEMENT
 from storage.schemas import MANIFEST, Kind
 from storage.urls import (
     FileInfo,
     absolute_url,
     is_local,
     join_url,
+    link_target,
     list_files,
     list_folders,
     open_filesystem,
-    read_bytes,
 )
 
 KINDS: tuple[Kind | FolderKind, ...] = (
@@ -36,9 +37,6 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     "students",
 )
 """The folders under a root, each after those that it is made from."""
-
-INVALID_MANIFEST = ".manifest.invalid.json"
-"""The file that a repair moves a manifest to, since it holds the configuration to run again."""
 
 _ROLES: dict[str, Kind | FolderKind] = {
     "examples": Kind.EXAMPLES,
@@ -74,6 +72,8 @@ class CatalogEntry:
     manifest: Manifest | FolderManifest | None = None
     """None unless the entry is complete."""
     problem: str = ""
+    link: str | None = None
+    """Where it is, if the entry is a symbolic link on a disk."""
 
     @property
     def key(self) -> str:
@@ -98,16 +98,13 @@ class CatalogEntry:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """The manifest's account of the run that made it; during a repair, that of the former manifest."""
-        if self.manifest:
-            return self.manifest.provenance
-        content = read_bytes(self.file(INVALID_MANIFEST)) if INVALID_MANIFEST in self.files else None
-        try:
-            former = parse_json(content or b"{}")
-        except ValueError:
-            return {}  # as if it were lost: other manifests may hold the configuration
-        stored = former.get("provenance") if isinstance(former, dict) else None
-        return stored if isinstance(stored, dict) else {}
+        """The manifest's account of the run that made it; empty without a manifest."""
+        return self.manifest.provenance if self.manifest else {}
+
+    @property
+    def has_ready_replacement(self) -> bool:
+        """Whether a complete replacement has yet to take its place."""
+        return f"{REPLACEMENT}/{MANIFEST}" in self.files
 
 
 def newest(files: Iterable[FileInfo]) -> float | None:
@@ -221,7 +218,10 @@ def _entries(root: str, kind: str) -> Iterator[CatalogEntry]:
     # some object stores still list a folder whose files were removed
     on_disk = is_local(open_filesystem(root)[0])
     for name in names:
-        if files[name] or on_disk:
+        url = join_url(root, kind, name)
+        if link_target(url):
+            yield open_entry(url)
+        elif files[name] or on_disk:
             yield _entry(root, kind, name, files[name])
 
 
@@ -233,27 +233,25 @@ def open_entry(url: str) -> CatalogEntry:
 
 def _entry(root: str, kind: str, name: str, files: Mapping[str, FileInfo]) -> CatalogEntry:
     url = join_url(root, kind, name)
+    state, manifest, problem = _read_state(url, kind, name)
+    return CatalogEntry(root, kind, name, files, state, manifest, problem, link_target(url))
+
+
+def _read_state(url: str, kind: str, name: str) -> tuple[EntryState, Manifest | FolderManifest | None, str]:
+    """Return an entry's state, its manifest if it is complete, and the problem if it is not."""
     try:
         manifest = load_folder_manifest(url) if kind in FOLDER_KINDS else load_manifest(url)
     except UserError as error:
         state = EntryState.OTHER_FORMAT if isinstance(error, OtherFormatError) else EntryState.DAMAGED
         # the file is named beside the problem wherever it is shown
-        problem = str(error).removeprefix(f"{join_url(url, MANIFEST)}: ")
-        return CatalogEntry(root, kind, name, files, state, problem=problem)
+        return state, None, str(error).removeprefix(f"{join_url(url, MANIFEST)}: ")
     if manifest is None:
-        return CatalogEntry(root, kind, name, files, EntryState.NOT_COMPLETE, problem="it has no manifest")
+        return EntryState.NOT_COMPLETE, None, "it has no manifest"
     if manifest.name != name or (isinstance(manifest, Manifest) and manifest.kind != kind):
-        return CatalogEntry(root, kind, name, files, EntryState.FOREIGN, problem=f"it belongs to {manifest.name}")
+        return EntryState.FOREIGN, None, f"it belongs to {manifest.name}"
     if stored_name(kind, manifest.name.rpartition("-")[0], manifest.identity) != name:
-        return CatalogEntry(
-            root,
-            kind,
-            name,
-            files,
-            EntryState.EDITED,
-            problem="its identity does not match its name",
-        )
-    return CatalogEntry(root, kind, name, files, EntryState.COMPLETE, manifest)
+        return EntryState.EDITED, None, "its identity does not match its name"
+    return EntryState.COMPLETE, manifest, ""
 
 
 def is_root(url: str) -> bool:

@@ -1,33 +1,37 @@
 """Finds and removes what is not needed: remains of killed writes, incomplete datasets, datasets without a student.
 
-Only what was written before a given moment counts: another run may still be working on newer files. Results of
+Only what was written before a given moment counts: another run may still be working on newer files. Whatever its age,
+nothing is removed from a folder in which a process is working, and of a link only the link is removed. Results of
 computation are distinguished from litter, so that they are removed only on request.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from storage.dataset import Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, working_folder
+from storage.lease import HOLDER, LEASE, MARK, hold_unused
+from storage.replacement import REPLACEMENT
 from storage.schemas import MANIFEST
-from storage.upkeep.catalog import INVALID_MANIFEST, Catalog, CatalogEntry, EntryState, newest
+from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, newest
+from storage.upkeep.uploads import InterruptedUpload, abort_upload, interrupted_uploads
 from storage.urls import (
-    InterruptedUpload,
-    abort_upload,
+    FileInfo,
     absolute_url,
-    interrupted_uploads,
+    empty,
     is_local,
     join_url,
+    link_target,
     open_filesystem,
     remove,
+    remove_empty_folder,
 )
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
-_RESTORING = ".restoring/"
-_CHECKPOINTS = "checkpoints/"
+_REPLACEMENT = f"{REPLACEMENT}/"
 
 
 class WasteReason(StrEnum):
@@ -41,6 +45,14 @@ class WasteReason(StrEnum):
     """It is complete, but no complete student was made from it."""
 
 
+_PARTS = (
+    ("checkpoints/", WasteReason.TEMPORARY, "of a finished student"),
+    (".restoring/", WasteReason.TEMPORARY, "a killed download"),
+    (_REPLACEMENT, WasteReason.INCOMPLETE, "made again, not finished"),
+)
+"""The folders that a complete dataset or folder does not need."""
+
+
 @dataclass(frozen=True)
 class WasteItem:
     """Something that can be removed, or a folder of such things."""
@@ -51,6 +63,8 @@ class WasteItem:
     bytes: int
     modified: float | None
     """Seconds since 1970; None if unknown."""
+    folder: str
+    """The dataset or folder that it is in, or is."""
     upload: InterruptedUpload | None = None
 
     def is_older(self, moment: float) -> bool:
@@ -65,7 +79,7 @@ def find_waste(catalog: Catalog, before: float, with_incomplete: bool = False) -
     """
     entries = list(catalog.entries.values())
     items = [item for entry in entries for item in _litter(entry)]
-    items += [_of_upload(upload) for upload in interrupted_uploads(catalog.root)]
+    items += [_of_upload(catalog.root, upload) for upload in interrupted_uploads(catalog.root)]
     items += [_of_entry(entry, WasteReason.INCOMPLETE) for entry in entries if entry.state == EntryState.NOT_COMPLETE]
     if not blockers(catalog, before, with_incomplete):
         items += _unused(catalog, before)
@@ -89,19 +103,25 @@ def _unused(catalog: Catalog, before: float) -> list[WasteItem]:
 
 
 def discard(item: WasteItem) -> None:
-    """Remove an item. A folder's manifest is removed first, so that half a folder never counts as complete."""
-    if item.upload:
-        abort_upload(item.upload)
-    elif item.reason is WasteReason.TEMPORARY:
-        remove(item.url)
-    else:
+    """Remove an item. A folder's manifest is removed first, so that half a folder never counts as complete.
+
+    Raises HeldError, and removes nothing, if a process is working in its folder.
+    """
+    if item.url == item.folder:
         _remove_entry(item.url)
+        return
+    with hold_unused(item.folder):
+        if item.upload:
+            abort_upload(item.upload)
+        else:
+            remove(item.url)
 
 
 def delete(catalog: Catalog, key: str, force: bool = False) -> int:
     """Remove a dataset or folder; returns the number of bytes freed.
 
-    Raises UserError if it does not exist, or, unless forced, if something else was made from it.
+    Raises UserError if it does not exist, or, unless forced, if something else was made from it; HeldError, whether
+    forced or not, if a process is working in it.
     """
     if key not in catalog.entries:
         raise UserError(f"{join_url(catalog.root, key)}: does not exist; `alm list {catalog.root}` lists what does")
@@ -110,23 +130,35 @@ def delete(catalog: Catalog, key: str, force: bool = False) -> int:
             f"{join_url(catalog.root, key)}: was read to make {', '.join(users)}, which can't be repaired without it: "
             "delete those first, or --force"
         )
-    _remove_entry(catalog.entries[key].url)
-    return catalog.entries[key].bytes
+    entry = catalog.entries[key]
+    _remove_entry(entry.url)
+    return _freed(entry)
 
 
 def _remove_entry(url: str) -> None:
+    if link_target(url):
+        remove(url)
+        return
+    with hold_unused(url):
+        remove(join_url(url, MANIFEST))
+        empty(url, keep=(LEASE, f"{LEASE}{HOLDER}"))
+    remove_empty_folder(url)
     root, kind, name = absolute_url(url).rsplit("/", 2)
-    remove(join_url(url, MANIFEST))
-    remove(url)
     if kind in FOLDER_KINDS and not is_local(open_filesystem(url)[0]):
         remove(str(working_folder(root, kind, name)))
 
 
+def _freed(entry: CatalogEntry) -> int:
+    return 0 if entry.link else entry.bytes
+
+
 def _of_entry(entry: CatalogEntry, reason: WasteReason = WasteReason.INCOMPLETE) -> WasteItem:
-    return WasteItem(entry.url, reason, _describe(entry), entry.bytes, entry.modified)
+    return WasteItem(entry.url, reason, _describe(entry), _freed(entry), entry.modified, entry.url)
 
 
 def _describe(entry: CatalogEntry) -> str:
+    if entry.link:
+        return f"a link to {entry.link}"
     if isinstance(entry.manifest, Manifest):
         return f"{entry.manifest.rows:,} rows"
     shards = sum(name.endswith(".json") for name in entry.files)
@@ -134,22 +166,28 @@ def _describe(entry: CatalogEntry) -> str:
 
 
 def _litter(entry: CatalogEntry) -> Iterator[WasteItem]:
-    """Yield temporary files, and what a complete dataset or folder no longer needs."""
+    """Yield temporary files, and what a complete dataset or folder no longer needs; nothing beyond a link."""
+    if entry.link:
+        return
     for name, info in entry.files.items():
         if _TEMPORARY.fullmatch(name):
-            yield WasteItem(entry.file(name), WasteReason.TEMPORARY, "a killed write", info.bytes, info.modified)
+            yield _of_part(entry, name, WasteReason.TEMPORARY, "a killed write", [info])
+        elif name.startswith(MARK):
+            yield _of_part(entry, name, WasteReason.TEMPORARY, "the mark of a killed writer", [info])
     if entry.state != EntryState.COMPLETE:
         return
-    for part, what in ((_CHECKPOINTS, "of a finished student"), (_RESTORING, "a killed download")):
+    for part, reason, what in _PARTS:
         files = [info for name, info in entry.files.items() if name.startswith(part) and not _TEMPORARY.fullmatch(name)]
-        if files:
-            size = sum(info.bytes for info in files)
-            yield WasteItem(entry.file(part.rstrip("/")), WasteReason.TEMPORARY, what, size, newest(files))
-    if manifest := entry.files.get(INVALID_MANIFEST):
-        yield WasteItem(
-            entry.file(INVALID_MANIFEST), WasteReason.TEMPORARY, "of a repair", manifest.bytes, manifest.modified
-        )
+        if files and not (part == _REPLACEMENT and entry.has_ready_replacement):
+            yield _of_part(entry, part.rstrip("/"), reason, what, files)
 
 
-def _of_upload(upload: InterruptedUpload) -> WasteItem:
-    return WasteItem(upload.url, WasteReason.TEMPORARY, "an interrupted upload", upload.bytes, upload.modified, upload)
+def _of_part(entry: CatalogEntry, name: str, reason: WasteReason, what: str, files: Collection[FileInfo]) -> WasteItem:
+    size = sum(info.bytes for info in files)
+    return WasteItem(entry.file(name), reason, what, size, newest(files), entry.url)
+
+
+def _of_upload(root: str, upload: InterruptedUpload) -> WasteItem:
+    kind, name = upload.url.removeprefix(f"{root}/").split("/")[:2]
+    what, folder = "an interrupted upload", join_url(root, kind, name)
+    return WasteItem(upload.url, WasteReason.TEMPORARY, what, upload.bytes, upload.modified, folder, upload)

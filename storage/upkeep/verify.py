@@ -14,8 +14,8 @@ from storage.dataset import Manifest, ShardRecord, parse_stored
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest
 from storage.schemas import MANIFEST
-from storage.upkeep.catalog import INVALID_MANIFEST, CatalogEntry, EntryState, open_entry
-from storage.urls import FileInfo, hash_url, join_url, publish, read_bytes, remove
+from storage.upkeep.catalog import CatalogEntry, EntryState, open_entry
+from storage.urls import FileInfo, hash_url, read_bytes, remove
 
 _SHARD_FILE = re.compile(r"shard-(\d{5,})\.(parquet|json)")
 _READERS = 8
@@ -58,27 +58,23 @@ def verify_entry(entry: CatalogEntry, checksums: bool = False) -> list[Damage]:
         # what was moved here may be the only copy: a person decides
         problem = f"is in the wrong folder ({entry.problem}): move it back, or `alm delete {entry.url}`"
         return [Damage(entry.file(MANIFEST), problem)]
+    if entry.has_ready_replacement:
+        return [Damage(entry.url, "its replacement is complete and has not taken its place yet", needs_rerun=True)]
     files = _visible(entry)
     verify_files = _folder_damages if entry.kind in FOLDER_KINDS else _dataset_damages
     return [*_manifest_damages(entry), *verify_files(entry, files, checksums)]
 
 
-def invalidate(damages: Sequence[Damage]) -> None:
-    """Remove what is stale, manifests first, so that the next run of the stage writes only that.
-
-    A manifest is not lost: it is moved to a hidden file beside it, because of the configuration that it holds.
-    """
-    stale_urls = list(dict.fromkeys(url for damage in damages for url in damage.stale_urls))
-    for url in sorted(stale_urls, key=lambda url: not url.endswith(f"/{MANIFEST}")):
-        if url.endswith(f"/{MANIFEST}"):
-            _set_aside(url)
+def remove_stale(damages: Sequence[Damage]) -> None:
+    """Remove what is stale of damages that need no stage."""
+    for url in dict.fromkeys(url for damage in damages for url in damage.stale_urls):
         remove(url)
 
 
-def _set_aside(url: str) -> None:
-    content, folder = read_bytes(url), url.rsplit("/", 1)[0]
-    if content and open_entry(folder).state in (EntryState.COMPLETE, EntryState.EDITED):
-        publish(join_url(folder, INVALID_MANIFEST), content)
+def stale_shards(damages: Sequence[Damage]) -> frozenset[int]:
+    """Return the shards of a dataset that must be written again."""
+    names = (url.rsplit("/", 1)[-1] for damage in damages if damage.needs_rerun for url in damage.stale_urls)
+    return frozenset(int(match[1]) for name in names if (match := _SHARD_FILE.fullmatch(name)))
 
 
 def _visible(entry: CatalogEntry) -> dict[str, FileInfo]:

@@ -45,7 +45,7 @@ def _published(root: str) -> StoredFolder:
 
 def _mirror(folder: StoredFolder) -> None:
     """Mirror all checkpoints of this machine."""
-    folder.mirror("checkpoints", sorted(child.name for child in (folder.path / "checkpoints").glob("*")))
+    folder.mirror("checkpoints", sorted(child.name for child in (folder.path / "checkpoints").glob("*")), "state.json")
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -229,7 +229,7 @@ def test_only_named_checkpoints_are_mirrored(remote: str) -> None:
     """Others may be incomplete."""
     folder = _folder(remote)
     _write(folder, _checkpoint(1) | _checkpoint(2))
-    folder.mirror("checkpoints", ["checkpoint-2"])
+    folder.mirror("checkpoints", ["checkpoint-2"], "state.json")
     assert file_sizes(folder.url) == dict.fromkeys(_checkpoint(2), 1)
 
 

@@ -14,7 +14,8 @@ from alm_pipeline.objective.chunking.pair_bias import PairBiases, Pairs, pair_bi
 from alm_pipeline.runtime.progress import track
 from storage.columns import flatten_lists
 from storage.dataset import Dataset, read_aligned
-from storage.folders import FolderManifest, StoredFolder
+from storage.folders import FolderManifest, StoredFolder, make_folder
+from storage.lease import Lease
 from storage.schemas import ChunkKind, TokenKind
 
 STAGE_VERSION = 1
@@ -88,30 +89,22 @@ def write_pair_biases(
     student: LoadedTokenizer,
 ) -> FolderManifest:
     """Compute the biases, unless they exist. `datasets` is as for `chunk_end_pairs`."""
-    if manifest := folder.manifest():
-        return manifest
-    with folder.held():
-        return folder.manifest() or _write_pair_biases(folder, datasets, teacher, student)
 
+    def make(target: StoredFolder, lease: Lease) -> FolderManifest:
+        biases = pair_biases(
+            teacher.fast,
+            student.fast,
+            token_counts(datasets["teacher_tokens"]),
+            token_counts(datasets["student_tokens"]),
+            chunk_end_pairs(datasets),
+        )
+        for tokenizer in (teacher, student):
+            tokenizer.check_unchanged()
+        target.path.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(list(biases), schema=SCHEMA), target.path / FILE, compression="zstd")
+        return target.finish(_results(biases), lease)
 
-def _write_pair_biases(
-    folder: StoredFolder,
-    datasets: Mapping[str, Dataset],
-    teacher: LoadedTokenizer,
-    student: LoadedTokenizer,
-) -> FolderManifest:
-    biases = pair_biases(
-        teacher.fast,
-        student.fast,
-        token_counts(datasets["teacher_tokens"]),
-        token_counts(datasets["student_tokens"]),
-        chunk_end_pairs(datasets),
-    )
-    for tokenizer in (teacher, student):
-        tokenizer.check_unchanged()
-    folder.path.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(list(biases), schema=SCHEMA), folder.path / FILE, compression="zstd")
-    return folder.finish(_results(biases))
+    return make_folder(folder, make)
 
 
 def _results(biases: PairBiases) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays
 from alm_pipeline.training.data.examples import read_examples
 from alm_pipeline.training.data.packing import PackingPosition, make_batch, make_teacher_batch, plan_next_batch
+from alm_pipeline.training.data.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
 from storage.dataset import Dataset
 from storage.errors import UserError
-from storage.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
 
 StreamState = dict[str, Any]
 _SHARDS_AHEAD = (2, 8)

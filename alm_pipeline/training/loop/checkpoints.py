@@ -1,27 +1,51 @@
-"""A student's checkpoints: which of them are complete, which are kept, and how they are uploaded to the store.
+"""A student's checkpoints: which of them are whole, which are kept, and how they are uploaded to the store.
 
-On the local disk a checkpoint is written in a folder of its own and moved into place once it is complete. Uploads go
-file by file, and `TRAINER_STATE` is last, so an uploaded checkpoint with that file is complete.
+A checkpoint has a record with the size and SHA-256 of each of its files, which is written last. One without a record,
+or whose files differ from it, is never used: the newest whole one is. On the local disk a checkpoint is written in a
+folder of its own and moved into place once it is complete. Uploads go file by file, the record last.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from storage.errors import UserError
+from storage.fingerprints import hash_file
 
-TRAINER_STATE = "trainer_state.json"
+RECORD = "record.json"
 """the file that is written last"""
 STREAM_STATE = "stream.json"
 UNFINISHED = ".unfinished"
 """the folder in which checkpoints are written"""
+_HASHED_AT_ONCE = 4
+_log = logging.getLogger("alm_pipeline")
+
+
+class FileRecord(BaseModel):
+    """What a file of a checkpoint was when it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class CheckpointRecord(BaseModel):
+    """The files of a checkpoint, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: Mapping[str, FileRecord]
 
 
 def checkpoint_name(step: int) -> str:
@@ -34,35 +58,105 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def checkpoint_names(checkpoints: Path) -> list[str]:
     """Return the names of the existing checkpoints, oldest first."""
-    return [folder.name for folder in sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step)]
+    return [folder.name for folder in sorted(_folders(checkpoints), key=checkpoint_step)]
 
 
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the latest complete checkpoint, after removing what a kill left incomplete."""
-    shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)
-    for folder in checkpoints.glob("checkpoint-*"):
-        if not _is_complete(folder):
-            shutil.rmtree(folder)
-    return max(checkpoints.glob("checkpoint-*"), key=checkpoint_step, default=None)
+def _folders(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints, not what a user or another program has put beside them."""
+    return [folder for folder in checkpoints.glob("checkpoint-*") if folder.name.rsplit("-", 1)[-1].isdecimal()]
 
 
-def _is_complete(folder: Path) -> bool:
+def write_record(checkpoint: Path) -> None:
+    """Write the record of a checkpoint whose other files are written."""
+    files = sorted(file for file in checkpoint.iterdir() if file.is_file() and file.name != RECORD)
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:  # hashing releases the interpreter's lock
+        hashes = list(pool.map(hash_file, files))
+    records = {
+        file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256)
+        for file, sha256 in zip(files, hashes, strict=True)
+    }
+    (checkpoint / RECORD).write_text(CheckpointRecord(files=records).model_dump_json(indent=1), encoding="utf-8")
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is not whole: a file differs from its record, or it has none; None if it is whole.
+
+    Raises UserError if a file can't be read: then it is not known.
+    """
     try:
-        return isinstance(json.loads((folder / TRAINER_STATE).read_text()), dict)
-    except (OSError, json.JSONDecodeError):
-        return False
+        return _problem_of(checkpoint)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or checkpoint}: can't be read: {error.strerror}: make it readable, or remove {checkpoint}"
+        ) from error
+
+
+def _problem_of(checkpoint: Path) -> str | None:
+    if not (checkpoint / RECORD).is_file():
+        return f"it has no {RECORD}, so it was not written to the end"
+    try:
+        record = CheckpointRecord.model_validate_json((checkpoint / RECORD).read_bytes())
+    except ValidationError:
+        return f"its {RECORD} is damaged"
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        problems = pool.map(lambda item: _file_problem(checkpoint / item[0], item[1]), sorted(record.files.items()))
+        return next((problem for problem in problems if problem), None)
+
+
+def _file_problem(file: Path, record: FileRecord) -> str | None:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if (size := file.stat().st_size) != record.bytes:
+        return f"{file.name} is {size} bytes long, not {record.bytes}"
+    return None if hash_file(file) == record.sha256 else f"{file.name} is damaged: its SHA-256 differs from its record"
+
+
+def last_checkpoint(checkpoints: Path, needed_step: Callable[[Path], int | None] = lambda _: None) -> Path | None:
+    """Return the latest whole checkpoint, or None if there is none. What is not whole is reported, and removed.
+
+    A checkpoint is of no use without the one of its `needed_step`, whose weights may become the student.
+    """
+    shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)
+    whole = remove_damaged(checkpoints)
+    for checkpoint in sorted(whole, key=checkpoint_step, reverse=True):
+        needed = needed_step(checkpoint)
+        if needed is None or checkpoint.with_name(checkpoint_name(needed)) in whole:
+            return checkpoint
+        _log.warning(
+            "%s is not used: the best student so far is that of step %d, whose checkpoint is gone", checkpoint, needed
+        )
+        _remove(checkpoint)
+    return None
+
+
+def remove_damaged(checkpoints: Path) -> list[Path]:
+    """Remove the checkpoints that are not whole, with a warning for each. Return the others."""
+    folders = _folders(checkpoints)
+    problems = {folder: problem_of(folder) for folder in folders}
+    for folder, problem in problems.items():
+        if problem:
+            _log.warning(
+                "%s is not used: %s. Training goes on from another one, or from the beginning", folder, problem
+            )
+            _remove(folder)
+    return [folder for folder in folders if not problems[folder]]
 
 
 def finish_checkpoint(unfinished: Path, checkpoints: Path) -> None:
-    """Move a checkpoint that was written in `UNFINISHED` into place, atomically."""
+    """Write the record of a checkpoint that was written in `UNFINISHED`, and move it into place, atomically."""
+    write_record(unfinished)
     finished = checkpoints / unfinished.name
     _remove(finished)
     unfinished.replace(finished)
 
 
 def _remove(checkpoint: Path) -> None:
+    if checkpoint.is_symlink() or checkpoint.is_file():
+        checkpoint.unlink()
+        return
     # first the file that marks it complete: a kill may interrupt the removal
-    (checkpoint / TRAINER_STATE).unlink(missing_ok=True)
+    if (checkpoint / RECORD).is_file():
+        (checkpoint / RECORD).unlink()
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -74,8 +168,9 @@ def load_stream_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_weights(checkpoint: Path, model: PreTrainedModel) -> None:
     """Load a checkpoint's weights. Raises UserError if they are not those of this model."""
+    record = CheckpointRecord.model_validate_json((checkpoint / RECORD).read_bytes())
     # several files, if the model has more than 50 GB
-    files = sorted(checkpoint.glob("model*.safetensors"))
+    files = [checkpoint / name for name in sorted(record.files) if fnmatchcase(name, "model*.safetensors")]
     weights = {name: value for file in files for name, value in load_file(file).items()}
     keys = model.load_state_dict(weights, strict=False)
     missing = set(keys.missing_keys) - set(model.all_tied_weights_keys)
@@ -110,7 +205,7 @@ class CheckpointKeeper:
         """Remove checkpoints that are not to be kept, and upload the others. Call it after each checkpoint."""
         self._wait()
         names = self._names_to_keep()
-        for folder in self.checkpoints.glob("checkpoint-*"):
+        for folder in _folders(self.checkpoints):
             if folder.name not in names:
                 _remove(folder)
         self._running_upload = self._thread.submit(self.upload, names)

@@ -154,6 +154,12 @@ class Evaluations:
         for row in self.rows:
             _check({name: value for name, value in row.items() if name != "samples"}, row["step"])
 
+    def step_needed_by(self, checkpoint: Path) -> int | None:
+        """Return the best step as of a checkpoint, if the best student is to be saved; else None."""
+        earlier = Evaluations(None, self.config)
+        earlier.load(checkpoint)
+        return earlier.best_step if self.config.student == "best" else None
+
     def write(self, folder: Path) -> None:
         """Write `evaluations.parquet`, and `samples.txt` for people to read."""
         folder.mkdir(parents=True, exist_ok=True)

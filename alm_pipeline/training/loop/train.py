@@ -21,6 +21,7 @@ from alm_pipeline.training.loop.checkpoints import (
     checkpoint_step,
     last_checkpoint,
     load_stream_state,
+    problem_of,
 )
 from alm_pipeline.training.loop.step_metrics import ProgressNote
 from alm_pipeline.training.loop.trainer import AlmTrainer
@@ -32,6 +33,7 @@ from alm_pipeline.training.model.parameters import freeze, freeze_unread_parts
 from alm_pipeline.training.model.projections import attach_projections, detach_projections
 from alm_pipeline.training.model.terms import make_projections
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
+from storage.errors import UserError
 
 
 class TrainingProgress(TrainerCallback):
@@ -80,7 +82,7 @@ def train_student(run: TrainingRun) -> list[dict[str, float]]:
     Processes that train together all call this. Afterward only the first process's model is the student. Raises
     UserError if a loss or gradient is NaN or infinite, or a loss exceeds `train.diverged_at` times the recent mean.
     """
-    checkpoint = _agreed_checkpoint(run.checkpoints)
+    checkpoint = _agreed_checkpoint(run)
     if run.evaluations:
         run.evaluations.load(checkpoint) if checkpoint else run.evaluations.begin(run.model)
     if not run.config.steps:
@@ -99,11 +101,17 @@ def train_student(run: TrainingRun) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _agreed_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the first process's last checkpoint, in this process's folder."""
-    last = last_checkpoint(checkpoints) if this_process().is_first else None
+def _agreed_checkpoint(run: TrainingRun) -> Path | None:
+    """Return the first process's last whole checkpoint, in this process's folder."""
+    last = _last_checkpoint(run) if this_process().is_first else None
     name = broadcast_from_first(last.name if last else None)
-    return checkpoints / name if name else None
+    return run.checkpoints / name if name else None
+
+
+def _last_checkpoint(run: TrainingRun) -> Path | None:
+    if run.evaluations is None:
+        return last_checkpoint(run.checkpoints)
+    return last_checkpoint(run.checkpoints, run.evaluations.step_needed_by)
 
 
 def _check_isolation(run: TrainingRun) -> None:
@@ -186,5 +194,13 @@ def _train_to_the_end(trainer: AlmTrainer, checkpoint: Path | None) -> None:
         step_of_weights = trainer.state.global_step
     step = trainer.state.global_step
     chosen = evaluations.chosen_step(step) if evaluations else step
-    is_in_model = chosen == step_of_weights
-    trainer.load_chosen_weights(None if is_in_model else trainer.run.checkpoints / checkpoint_name(chosen))
+    if chosen == step_of_weights:
+        trainer.load_chosen_weights(None)
+        return
+    best = trainer.run.checkpoints / checkpoint_name(chosen)
+    if this_process().is_first and (problem := problem_of(best)):
+        raise UserError(
+            f"{best}: the student's weights can't be read from it: {problem}. Run it again: it goes on from a whole "
+            "checkpoint, or from the beginning"
+        )
+    trainer.load_chosen_weights(best)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from alm_pipeline.config import Term
@@ -35,7 +35,6 @@ from alm_pipeline.training.data.batch_stream import BatchStream, StreamState
 from alm_pipeline.training.loop.arguments import AlmTrainingArguments
 from alm_pipeline.training.loop.checkpoints import (
     STREAM_STATE,
-    TRAINER_STATE,
     UNFINISHED,
     checkpoint_name,
     finish_checkpoint,
@@ -263,7 +262,7 @@ class AlmTrainer(Trainer):
         self._write_optimizer(folder)
         self._write_random_states(folder)
         if self.args.should_save:
-            self.state.save_to_json(str(folder / TRAINER_STATE))
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _write_optimizer(self, folder: Path) -> None:
         assert self.optimizer
@@ -277,7 +276,7 @@ class AlmTrainer(Trainer):
     def _write_random_states(self, folder: Path) -> None:
         """Write all processes' random states and the stream's position, in the first process.
 
-        So they exist before the file that marks the checkpoint complete, on the machine that uploads it.
+        So they are on the machine that uploads the checkpoint, and in its record.
         """
         with tempfile.TemporaryDirectory() as temporary:
             self._save_rng_state(temporary)
@@ -292,7 +291,7 @@ class AlmTrainer(Trainer):
 
     def load_final_state(self, checkpoint: Path) -> None:
         """Load the log from the checkpoint of the last step. `train` would do one more step."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def load_chosen_weights(self, checkpoint: Path | None) -> None:
         """Give the first process's model the student's weights: those of a checkpoint, or of the last step (None)."""

@@ -15,7 +15,7 @@ from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
 from flows.cli import embedded
-from flows.cli.app import _forget_student, _parse_value, app
+from flows.cli.app import _ask_for_student, _parse_value, app
 from storage.errors import UserError
 
 
@@ -122,13 +122,17 @@ def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     assert "The" in shown.stdout
 
 
-def test_again_forgets_the_student_and_keeps_the_caches(config: AlmConfig, tmp_path: Path) -> None:
+def test_again_trains_the_student_again_and_keeps_the_caches(config: AlmConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, str(tmp_path))
     first = pipeline.run()
-    _forget_student(config, str(tmp_path))
-    assert pipeline.student.manifest() is None
+    assert not pipeline.student.is_to_be_replaced
+    weights = (pipeline.student.path / "model.safetensors").stat().st_ino
+    _ask_for_student(config, str(tmp_path))
+    assert pipeline.student.manifest() == first
     assert pipeline.scores.manifest() is not None
     assert pipeline.train() == first
+    assert (pipeline.student.path / "model.safetensors").stat().st_ino != weights
+    assert not pipeline.student.is_to_be_replaced
 
 
 def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -> None:

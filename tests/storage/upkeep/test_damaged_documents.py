@@ -12,7 +12,7 @@ from flows.cli.app import app
 from storage.dataset import Dataset, load_manifest
 from storage.errors import UserError
 from storage.folders import StoredFolder, load_folder_manifest
-from storage.upkeep.catalog import INVALID_MANIFEST, Catalog, EntryState, open_entry
+from storage.upkeep.catalog import Catalog, EntryState
 from storage.upkeep.lineage_notes import highlights, origin
 from storage.upkeep.verify import verify
 from tests.storage.stores import key, small_store
@@ -151,14 +151,3 @@ def test_damaged_notes_are_shown_as_such(notes: str, role: str, store: Any) -> N
         assert "manifest.json: its notes can't be read" in " ".join(lines)
     assert command("lineage", made[role].url).exit_code == 0
     assert command("list", root).exit_code == 0
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("damage", ["empty", "cut", "binary", "a list", "null", "nested", "a number"])
-def test_a_damaged_manifest_of_a_repair_is_as_lost(damage: str, store: Any) -> None:
-    scores = store[1]["scores"]
-    hidden = Path(scores.url, INVALID_MANIFEST)
-    Path(scores.url, "manifest.json").rename(hidden)
-    assert open_entry(scores.url).provenance == {"commit": "c0ffee"}
-    DAMAGES[damage](hidden)
-    assert open_entry(scores.url).provenance == {}

@@ -1,6 +1,7 @@
 """What can be removed is listed by reason; nothing that is younger, needed or unknown is removed."""
 
 import os
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage import urls
+from storage import lease
 from storage.errors import UserError
 from storage.folders import StoredFolder
-from storage.upkeep import prune
+from storage.lease import HeldError, marked_as_writer
+from storage.upkeep import prune, uploads
 from storage.upkeep.catalog import Catalog
 from storage.upkeep.prune import WasteItem, WasteReason, blockers, delete, discard, find_waste
-from storage.urls import file_sizes, interrupted_uploads, list_names, overwrite, remove
+from storage.upkeep.uploads import interrupted_uploads
+from storage.urls import file_sizes, list_names, overwrite, remove
 from tests.storage.s3_server import BUCKET, S3Server, client
 from tests.storage.stores import key, small_store
 
@@ -80,12 +83,12 @@ def test_remains_of_a_killed_run_are_found_anywhere(tmp_path: Path) -> None:
 
 def test_checkpoints_of_a_finished_student_are_left_over(root: str) -> None:
     made = small_store(root)
-    for name in ("checkpoints/1/state", "checkpoints/2/state", ".manifest.invalid.json"):
+    for name in ("checkpoints/1/state", "checkpoints/2/state", ".restoring/state"):
         overwrite(f"{made['student'].url}/{name}", b"12345")
     found = [item for item in find_waste(Catalog.open(root), EVER) if item.reason is WasteReason.TEMPORARY]
     assert [(item.url.rsplit("/", 1)[-1], item.bytes) for item in found] == [
         ("checkpoints", 10),
-        (".manifest.invalid.json", 5),
+        (".restoring", 5),
     ]
     for item in found:
         discard(item)
@@ -133,13 +136,11 @@ def test_a_manifest_is_removed_first(root: str, monkeypatch: pytest.MonkeyPatch)
     made = small_store(root)
     (item,) = find_waste(Catalog.open(root), EVER)
 
-    def killed(url: str) -> None:
-        if not url.endswith("manifest.json"):
-            raise KeyboardInterrupt
-        remove(url)
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prune, "remove", killed)
+        patch.setattr(prune, "empty", killed)
         with pytest.raises(KeyboardInterrupt):
             discard(item)
     assert made["other_scores"].manifest() is None
@@ -201,12 +202,14 @@ class _Uploads:
 
 def test_interrupted_uploads_are_found_and_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     server = _Uploads()
-    monkeypatch.setattr(urls, "open_filesystem", lambda url: (server, url.removeprefix("s3://")))
+    monkeypatch.setattr(uploads, "open_filesystem", lambda url: (server, url.removeprefix("s3://")))
     found = interrupted_uploads("s3://bucket/root")
     assert [(item.url, item.bytes, item.modified) for item in found] == [
         (f"s3://bucket/{name}", 7, 1000 + at) for at, name in enumerate(server.keys)
     ]
-    discard(WasteItem(found[1].url, WasteReason.TEMPORARY, "", 7, 1001, found[1]))
+    monkeypatch.setattr(prune, "hold_unused", lambda _: nullcontext())
+    folder = "s3://bucket/root/students/y"
+    discard(WasteItem(found[1].url, WasteReason.TEMPORARY, "", 7, 1001, folder, found[1]))
     assert server.aborted == [{"Bucket": "bucket", "Key": server.keys[1], "UploadId": "id1"}]
 
 
@@ -223,3 +226,47 @@ def test_a_real_servers_interrupted_upload_is_found_and_aborted(s3_server: S3Ser
     assert (found.url, found.bytes) == (f"{made['scores'].url}/shard-00009.parquet", 1000)
     discard(found)
     assert interrupted_uploads(s3_root) == []
+
+
+def _holding(stored: Any) -> Any:
+    return stored.held() if isinstance(stored, StoredFolder) else marked_as_writer(stored.url)
+
+
+@pytest.mark.parametrize("role", ["scores", "student", "tokenizer"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_is_being_written_is_not_removed(
+    root: str, monkeypatch: pytest.MonkeyPatch, role: str, complete: bool
+) -> None:
+    """Neither by force, nor its temporary files, whatever their age."""
+    monkeypatch.setattr(lease._ObjectLease, "BEAT_S", 0.05)
+    made = small_store(root)[role]
+    overwrite(f"{made.url}/.x.0123abcd.tmp", b"x")
+    if not complete:
+        remove(f"{made.url}/manifest.json")
+    with _holding(made):
+        before = file_sizes(made.url).keys()
+        catalog = Catalog.open(root)
+        with pytest.raises(HeldError, match=rf"{made.url}: process \d+ on .* is working on it"):
+            delete(catalog, key(made), force=True)
+        items = [item for item in find_waste(catalog, EVER, with_incomplete=True) if item.folder == made.url]
+        assert {item.reason for item in items} >= {
+            WasteReason.TEMPORARY,
+            *([] if complete else [WasteReason.INCOMPLETE]),
+        }
+        for item in items:
+            with pytest.raises(HeldError):
+                discard(item)
+        assert file_sizes(made.url).keys() >= {name for name in before if not name.startswith((".lease", ".writing"))}
+    delete(Catalog.open(root), key(made), force=True)
+    assert file_sizes(made.url) == {}
+
+
+def test_a_student_that_is_made_again_is_not_unused_nor_litter(tmp_path: Path) -> None:
+    made = small_store(str(tmp_path))["student"]
+    assert isinstance(made, StoredFolder)
+    made.request_replacement()
+    (item,) = [item for item in find_waste(Catalog.open(str(tmp_path)), EVER) if item.folder == made.url]
+    assert (item.reason, item.what) == (WasteReason.INCOMPLETE, "made again, not finished")
+    discard(item)
+    assert made.manifest()
+    assert not made.is_to_be_replaced

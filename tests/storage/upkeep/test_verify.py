@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
+from storage.replacement import take_place
 from storage.upkeep import verify as verify_module
-from storage.upkeep.catalog import open_entry
-from storage.upkeep.verify import invalidate, verify
-from storage.urls import file_sizes, list_names, overwrite, read_bytes, remove
+from storage.upkeep.verify import remove_stale, stale_shards, verify
+from storage.urls import list_names, overwrite, read_bytes, remove
 from tests.storage.samples import dataset, write
 
 SHARDS = 3
@@ -94,31 +95,14 @@ def test_a_damaged_shard_is_found_and_only_it_is_written_again(
     (found,) = verify(scores.url, checksums=True)
     assert (found.url, found.needs_rerun) == (f"{scores.url}/{name}", True)
     assert found.problem.startswith(problem)
-    invalidate([found])
-    assert set(list_names(scores.url)) - {".manifest.invalid.json"} == whole.keys() - {SHARD, RECORD, "manifest.json"}
-    write(scores, SHARDS)
+    damaged = {file: read_bytes(f"{scores.url}/{file}") for file in whole}
+    write(replace(scores, rewritten=stale_shards([found])), SHARDS)
+    # what is there stays until its replacement is complete
+    assert {file: read_bytes(f"{scores.url}/{file}") for file in whole} == damaged
+    assert set(list_names(f"{scores.url}/.again")) == {SHARD, RECORD, "manifest.json"}
+    take_place(scores.url)
     assert verify(scores.url, checksums=True) == []
     assert {file: _content(f"{scores.url}/{file}") for file in whole} == whole
-
-
-def test_the_manifest_goes_first(scores: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone: list[str] = []
-    monkeypatch.setattr(verify_module, "remove", lambda url: gone.append(url.rsplit("/", 1)[-1]))
-    remove(scores.shard_url(0))
-    remove(scores.shard_url(2))
-    invalidate(verify(scores.url))
-    assert gone[0] == "manifest.json"
-    assert sorted(gone[1:]) == [f"shard-0000{k}.{ending}" for k in (0, 2) for ending in ("json", "parquet")]
-
-
-def test_the_configuration_outlives_the_manifest(student: StoredFolder) -> None:
-    overwrite(f"{student.url}/model.bin", b"other")
-    invalidate(verify(student.url))
-    entry = open_entry(student.url)
-    assert (entry.manifest, entry.provenance) == (None, {"configuration": {"steps": 3}})
-    # a second attempt finds no manifest, and keeps the one that the first set aside
-    invalidate(verify(student.url))
-    assert open_entry(student.url).provenance == {"configuration": {"steps": 3}}
 
 
 def test_a_shard_and_record_of_another_dataset_are_found(root: str, scores: Dataset) -> None:
@@ -137,8 +121,7 @@ def test_shards_without_a_manifest_are_found(scores: Dataset) -> None:
     overwrite(scores.shard_url(0), b"short")
     overwrite(scores.record_url(1), b"{")
     assert [name for name, _ in _found(scores.url)] == [scores.name, "shard-00001.json", "shard-00000.parquet"]
-    invalidate(verify(scores.url))
-    assert list_names(scores.url) == ["shard-00002.parquet"]
+    assert stale_shards(verify(scores.url)) == {0, 1}
 
 
 def _edit(url: str, change: dict[str, Any]) -> None:
@@ -163,12 +146,8 @@ def test_an_edited_or_foreign_manifest_is_found(
     assert found.url == f"{scores.url}/manifest.json"
     assert problem in found.problem
     assert (found.needs_rerun, bool(found.stale_urls)) == (again, again)
-    before = file_sizes(scores.url)
-    invalidate([found])
-    # no shard is lost because of it
-    assert file_sizes(scores.url).keys() - {".manifest.invalid.json"} == before.keys() - (
-        {"manifest.json"} if again else set()
-    )
+    # no shard is written again because of it
+    assert stale_shards([found]) == set()
 
 
 def test_a_file_without_a_record_is_found(scores: Dataset) -> None:
@@ -181,7 +160,7 @@ def test_a_file_without_a_record_is_found(scores: Dataset) -> None:
         "shard-00007.parquet",
     ]
     assert not any(finding.needs_rerun for finding in found)
-    invalidate(found)
+    remove_stale(found)
     # a file that somebody put there is theirs to move
     assert _found(scores.url) == [("notes.txt", "is not part of the dataset: move it elsewhere")]
 
@@ -198,9 +177,6 @@ def test_a_damaged_file_of_a_folder_is_found(
 ) -> None:
     damage(student.url)
     assert _found(student.url) == [("model.bin", problem)]
-    invalidate(verify(student.url))
-    assert student.manifest() is None
-    assert "config.json" in list_names(student.url)
 
 
 def test_a_flipped_bit_of_a_folder_is_found_by_checksums(student: StoredFolder) -> None:

@@ -22,9 +22,9 @@ from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.examples import read_examples
 from alm_pipeline.training.data.packing import PackedBatch, PackingPosition, make_batch, plan_next_batch
+from alm_pipeline.training.data.row_stream import StreamPosition
 from storage.columns import list_rows
 from storage.errors import UserError
-from storage.row_stream import StreamPosition
 
 Batches = list[dict[str, torch.Tensor]]
 

@@ -22,7 +22,6 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training import stage
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop import train as training
-from alm_pipeline.training.loop.checkpoints import last_checkpoint
 from alm_pipeline.training.loop.train import train_student
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.terms import micro_batch_losses
@@ -191,17 +190,6 @@ def test_two_runs_at_once_train_one_student(config: AlmConfig, tmp_path: Path, m
         manifests = list(pool.map(lambda _: Pipeline(config, str(tmp_path)).train(), range(2)))
     assert manifests[0] == manifests[1]
     assert len(trained_at) == 1
-
-
-def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
-    for step, state in ((2, "{}"), (4, '{"half'), (6, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-2"]
-    assert last_checkpoint(tmp_path / "nothing") is None
 
 
 def test_a_student_learns_its_teacher(config: AlmConfig, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def parts_per_shard(shards: int, readers: int) -> int:
 @contextmanager
 def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a thread pool that is shut down at the end; work that has not begun is canceled."""
-    pool = ThreadPoolExecutor(number, "storage-stream")
+    pool = ThreadPoolExecutor(number, "row-stream")
     try:
         yield pool
     finally:

@@ -14,8 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alm_pipeline.training.data.row_stream import (
+    SOLE_READER,
+    RowBlock,
+    RowStream,
+    StreamPosition,
+    StreamReader,
+    parts_per_shard,
+)
 from storage.errors import UserError
-from storage.row_stream import SOLE_READER, RowBlock, RowStream, StreamPosition, StreamReader, parts_per_shard
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=6)
 readers = st.integers(1, 9)
@@ -74,7 +81,7 @@ def epoch(stream: RowStream, number: int) -> list[int]:
 
 def stream_threads() -> set[threading.Thread]:
     """Return only the threads of streams: those of another test or a library may end or begin at any moment."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith("storage-stream")}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("row-stream")}
 
 
 @settings(deadline=None)  # the first call loads pyarrow's functions

@@ -1,0 +1,56 @@
+"""Files on a disk: they are written whole or not at all, and of a link only the link is removed."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def check_regular(path: str) -> None:
+    """Raise OSError for a named pipe or a device, which may have no end; a folder raises when it is read."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  (a path on a disk is text here)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "not a regular file, but a named pipe, a socket or a device", path)
+
+
+def write_file(path: Path, content: bytes, place: Callable[[Path, Path], object]) -> None:
+    with placing(path, place) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def placing(path: Path, place: Callable[[Path, Path], object]) -> Iterator[Path]:
+    """Yield a temporary path to write to; `place` moves it to `path` on success, and it is removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_new(temporary: Path, path: Path) -> None:
+    """Make the file appear under its name. Raises FileExistsError if the name is taken."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: two writers at once may both win
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
+
+
+def remove_local(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)  # which does not follow the links in it
+        return
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
