@@ -66,7 +66,8 @@ def _from_pretrained(
             trust_remote_code=trust_remote_code,
             device_map=device_map,
             use_safetensors=True,  # no other weights are hashed
-            code_revision=code_revision,
+            # only an automatic class takes it
+            **({"code_revision": code_revision} if code_revision else {}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
