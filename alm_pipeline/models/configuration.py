@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alm_pipeline.models.damage import check_documents
 from alm_pipeline.models.files import CODE, SMALL_FILES, fetch_folder
 from alm_pipeline.models.library_log import quiet_transformers
 from alm_pipeline.models.loaded_files import CONFIG, model_config
@@ -78,6 +79,7 @@ def load_config(
     from transformers import CONFIG_MAPPING, AutoConfig
 
     folder = fetch_folder(name, (*SMALL_FILES, CODE) if trust_remote_code else SMALL_FILES, revision)
+    check_documents(folder, (CONFIG,))
     settings = model_config(name, folder)
     kind, has_code = settings.get("model_type"), "auto_map" in settings
     if has_code and not trust_remote_code and str(kind) not in CONFIG_MAPPING:
