@@ -8,12 +8,24 @@ import sys
 from importlib import import_module
 
 from alm_pipeline.runtime.own_packages import require_own
+from alm_pipeline.runtime.supervisor import run_supervised
 
 _EXTRAS = {"prefect": "flows", "httpx": "flows"}
 """packages that only some commands import, and the extra that installs each"""
 
+_RESUMING = ("run", "repair")
+"""the commands that skip what an interrupted one has finished"""
+
 
 def main() -> None:
+    """Run the command line in a process that a signal ends within seconds, with one sentence."""
+    resumes = sys.argv[1:2] and sys.argv[1] in _RESUMING
+    run_supervised(
+        _run, "the same command goes on from here, and nothing is lost" if resumes else "run the same command again"
+    )
+
+
+def _run() -> None:
     """Run the command line; report what keeps it from starting in one sentence."""
     try:
         require_own("flows")
