@@ -19,6 +19,7 @@ from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
 from flows.execution.runners import Runner, task_runner
+from flows.run_name import run_name
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
 from storage.errors import UserError
@@ -31,12 +32,9 @@ if TYPE_CHECKING:
 Count = Annotated[Whole, Field(ge=1)]
 
 
-def _run_name() -> str:
-    from prefect.runtime import flow_run
-
-    config = _resolve(flow_run.parameters)
-    only = flow_run.parameters["only"]
-    return f"{only} {config.title}" if only else config.title
+def _describe(parameters: Mapping[str, Any]) -> str:
+    title, only = _resolve(parameters).title, parameters["only"]
+    return f"{only} {title}" if only else title
 
 
 def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
@@ -44,7 +42,7 @@ def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     return override(config, parse_overrides({name: parameters[name] for name in Overrides.model_fields}))
 
 
-@flow(name="alm", flow_run_name=_run_name, persist_result=False)
+@flow(name="alm", flow_run_name=run_name("alm", _describe), persist_result=False)
 def alm(
     recipe: str = "transfer",
     config: AlmConfig | None = None,

@@ -21,6 +21,7 @@ from alm_pipeline.ensemble.config import (
     read_config,
     write_config,
 )
+from flows.run_name import run_name
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 
@@ -28,10 +29,11 @@ Count = Annotated[Whole, Field(ge=1)]
 Results = dict[str, dict[str, float]]
 
 
-def _evaluation_name() -> str:
-    from prefect.runtime import flow_run
-
-    return f"evaluate {', '.join(flow_run.parameters['models'])}"
+_evaluation_name = run_name("evaluate", lambda parameters: f"evaluate {', '.join(parameters['models'])}")
+_transfer_name = run_name(
+    "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
+)
+_ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
 
 @flow(name="evaluate", flow_run_name=_evaluation_name, persist_result=False)
@@ -110,7 +112,7 @@ def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
         get_run_logger().info("%s", ", ".join(f"{name}: {value}" for name, value in row.items()))
 
 
-@flow(name="transfer", flow_run_name="transfer {model} to the tokenizer of {tokenizer}", persist_result=False)
+@flow(name="transfer", flow_run_name=_transfer_name, persist_result=False)
 def transfer(
     model: str,
     tokenizer: str,
@@ -164,7 +166,7 @@ def transfer(
     return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
 
 
-@flow(name="ensemble", flow_run_name="ensemble {folder}", persist_result=False)
+@flow(name="ensemble", flow_run_name=_ensemble_name, persist_result=False)
 def ensemble(
     members: list[MemberConfig],
     folder: str,

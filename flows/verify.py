@@ -3,11 +3,14 @@
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows.run_name import run_name
 from flows.storage_block import storage_root
 from storage.errors import UserError
 
+_name = run_name("verify", lambda parameters: f"verify {parameters['storage']}")
 
-@flow(name="verify", flow_run_name="verify {storage}", persist_result=False)
+
+@flow(name="verify", flow_run_name=_name, persist_result=False)
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
     """Check every dataset, tokenizer and student under a root. Returns the number of them.
 

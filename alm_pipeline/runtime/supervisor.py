@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RUN = "ALM_RUN"
 """the environment variable that all processes of a command inherit, even those that outlive their parents"""
-GRACE_S = 2.0
+GRACE_S = 1.5
 _DEBOUNCE_S = 0.5
 """`timeout` sends a signal twice: to its child, and to the child's group"""
 _STATUS_STOPPED = 128 + signal.SIGTERM
@@ -180,7 +180,19 @@ def _kill(family: "Iterable[psutil.Process]") -> None:
     for member in members:
         with suppress(psutil.Error):
             member.kill()
-    psutil.wait_procs(members, timeout=1)
+    deadline = time.monotonic() + 1
+    while any(map(_is_alive, members)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _is_alive(process: "psutil.Process") -> bool:
+    """Whether it still runs; one that has ended may stay a zombie until its own parent notices."""
+    import psutil
+
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _write_line(line: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from typing import IO
 
 from alm_pipeline.runtime.own_packages import environment_with_own
@@ -33,22 +34,20 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
+_entered = ExitStack()
+"""until the process ends: Prefect sends its last events from an exit handler"""
+
+
 def use_server() -> None:
     """Use the user's Prefect server. If none is configured, start one that ends with this process.
 
     Raises UserError if it does not start.
     """
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        _use(f"http://127.0.0.1:{_start_server()}/api")
-
-
-def _use(url: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    # until the process ends: Prefect sends its last events from an exit handler
-    temporary_settings({PREFECT_API_URL: url}).__enter__()
+    if not PREFECT_API_URL.value():
+        url = f"http://127.0.0.1:{_start_server()}/api"
+        _entered.enter_context(temporary_settings({PREFECT_API_URL: url}))
 
 
 def _start_server() -> int:

@@ -38,7 +38,7 @@ from storage.urls import configuration_as_environment
 
 PARENT, ERRORS = "ALM_PARENT", "ALM_ERRORS"
 _HOST = "127.0.0.1"
-_GRACE_S = 1.5
+_GRACE_S = 1.0
 """shorter than the supervisor's, which kills this process as well"""
 _LAST_LINES = 60
 Children = Sequence["subprocess.Popen[str]"]
