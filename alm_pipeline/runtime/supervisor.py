@@ -111,10 +111,10 @@ class _Supervisor:
 
     def _wait(self) -> int:
         while True:
-            number = signal.Signals(signal.sigwait(self.handled | {signal.SIGCHLD}))
-            if number in self.handled:
+            number = signal.sigwait(self.handled | {signal.SIGCHLD})
+            if number != signal.SIGCHLD:
                 self._stop()
-                return self._report(number)
+                return self._report(signal.Signals(number))
             code = self._exit_code()
             if code is not None:
                 return code if code >= 0 and code != _STATUS_STOPPED else self._report_end(-code)

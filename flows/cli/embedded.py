@@ -56,21 +56,21 @@ def _start_server() -> int:
 
     environment = environment_with_own() | get_current_settings().to_environment_variables(exclude_unset=True)
     command = (sys.executable, "-m", "flows.cli.server_process", str(os.getpid()))
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
-    server = subprocess.Popen(
-        command,
-        env=environment | _OF_SERVER,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        start_new_session=True,
-    )
-    # before Prefect's own handlers, so after them at exit
-    atexit.register(_end, server)
-    assert server.stdout
-    port = server.stdout.readline()
-    if not port or not _answers(server, int(port)):
-        raise UserError(f"Prefect's embedded server does not start:\n{_last_lines(errors)}")
+    with tempfile.TemporaryFile() as errors:
+        server = subprocess.Popen(
+            command,
+            env=environment | _OF_SERVER,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        # before Prefect's own handlers, so after them at exit
+        atexit.register(_end, server)
+        assert server.stdout
+        port = server.stdout.readline()
+        if not port or not _answers(server, int(port)):
+            raise UserError(f"Prefect's embedded server does not start:\n{_last_lines(errors)}")
     return int(port)
 
 
