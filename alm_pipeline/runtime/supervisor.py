@@ -127,8 +127,8 @@ class _Supervisor:
     def _stop(self) -> None:
         """Ask the worker to stop. At the end of the grace period, or at another signal, kill what is left."""
         family = _family(self.worker)
-        for number in (signal.SIGUSR1, signal.SIGCONT):
-            os.kill(self.worker, number)
+        os.kill(self.worker, signal.SIGUSR1)
+        os.kill(self.worker, signal.SIGCONT)
         start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         while (number := signal.sigwait(self.handled | {signal.SIGCHLD, signal.SIGALRM})) != signal.SIGALRM:

@@ -56,7 +56,7 @@ def train_in_processes(config: AlmConfig, root: str, count: int) -> None:
         file.write_text(config.model_dump_json(), encoding="utf-8")
         command = (sys.executable, "-m", "alm_pipeline.training_process", str(file), "--storage", root)
         # the processes find each other here; the system chooses a free port
-        store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]  # not declared
         with _child_processes(command, list(_environments(Path(folder), count, store.port))) as (children, lines):
             failed = _wait_for_failure(children)
         if failed:
