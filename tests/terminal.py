@@ -50,7 +50,7 @@ class Terminal:
             self.output += content
             seconds = 0
 
-    def wait_until(self, happens: Callable[[], bool], what: str, seconds: float = 200) -> None:
+    def wait_until(self, happens: Callable[[], bool], what: str, seconds: float = 600) -> None:
         """Show what is printed until something happens. Raises AssertionError when the command ends before that."""
         deadline = time.monotonic() + seconds
         while not happens():
