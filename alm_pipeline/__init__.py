@@ -7,6 +7,14 @@
 Each name is imported when it is first used, so that `import alm_pipeline` takes milliseconds.
 """
 
+import sys
+
+if sys.argv[0].rsplit("/", 1)[-1] == "alm" or sys.orig_argv[1:3] == ["-m", __name__]:
+    # this is the command: what a terminal sends while its modules load waits for its supervisor
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -9,14 +9,26 @@ from importlib import import_module
 
 from alm_pipeline.runtime.own_packages import require_own
 from alm_pipeline.runtime.streams import flush_streams, prepare_streams
+from alm_pipeline.runtime.supervisor import run_supervised
 
 _EXTRAS = {"prefect": "flows", "httpx": "flows"}
 """packages that only some commands import, and the extra that installs each"""
 
+_RESUMING = ("run", "repair")
+"""the commands that skip what an interrupted one has finished"""
+
 
 def main() -> None:
+    """Run the command line in a process that a signal ends within seconds, with one sentence."""
+    prepare_streams()  # first: it may start the process again
+    resumes = sys.argv[1:2] and sys.argv[1] in _RESUMING
+    run_supervised(
+        _run, "the same command goes on from here, and nothing is lost" if resumes else "run the same command again"
+    )
+
+
+def _run() -> None:
     """Run the command line; report what keeps it from starting in one sentence."""
-    prepare_streams()
     try:
         require_own("flows")
         _run_commands()

@@ -1,4 +1,4 @@
-"""One of the processes that train a student together. torchrun starts it.
+"""One of the processes that train a student together. torchrun starts it, or the process that runs the pipeline.
 
 torchrun --nproc-per-node 2 -m alm_pipeline.training_process CONFIG --storage ROOT
 """
@@ -9,21 +9,21 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
-
-import psutil
 
 from alm_pipeline.config import AlmConfig, load_config
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.runtime.progress import logger
+from alm_pipeline.runtime.supervisor import end_with_parent
 from alm_pipeline.training.parallel.launch import ERRORS, PARENT
 from alm_pipeline.training.parallel.processes import joined_processes, this_process
 from storage.errors import UserError
 from storage.printed.records import make_log_records_inert, traceback_text
 from storage.printed.secrets import with_secrets
+
+_STATUS_ENDED = 128 + signal.SIGTERM
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,15 +33,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--storage", default="alm-data", help="a folder, or any fsspec URL")
     options = parser.parse_args(arguments)
     if parent := os.environ.get(PARENT):
-        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+        end_with_parent(int(parent))
+    signal.signal(signal.SIGTERM, _unwind)
     try:
         _train(options.config, options.storage)
     except Exception as error:
-        _write_error(error)
-        print(f"error: {error}" if isinstance(error, UserError) else traceback_text(error), file=sys.stderr)
-        sys.stderr.flush()
+        _report(error)
         # without destructors: they could wait for processes that wait for this one
         os._exit(1)
+    except SystemExit:
+        os._exit(_STATUS_ENDED)
+
+
+def _unwind(*_: object) -> None:
+    """Leave by an exception, which releases the lease."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit
 
 
 def _train(source: str, root: str) -> None:
@@ -59,27 +66,16 @@ def _train(source: str, root: str) -> None:
         Pipeline(config, root).train()
 
 
-def _write_error(error: Exception) -> None:
-    """Write the error into a file, for the process that started the training."""
-    if folder := os.environ.get(ERRORS):
-        is_user_error = isinstance(error, UserError)
-        text = str(error) if is_user_error else f"training process {this_process().rank}: {traceback_text(error)}"
-        content = {"time": time.time(), "is_user_error": is_user_error, "text": text}
-        Path(folder, f"error-{this_process().rank}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process once its parent has ended: a killed parent can't end its children."""
-    while _is_alive(parent):
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+def _report(error: Exception) -> None:
+    """Write the error into a file for the process that started the training, or else to stderr."""
+    is_user_error = isinstance(error, UserError)
+    folder = os.environ.get(ERRORS)
+    if not folder:
+        print(f"error: {error}" if is_user_error else traceback_text(error), file=sys.stderr, flush=True)
+        return
+    text = str(error) if is_user_error else f"training process {this_process().rank}: {traceback_text(error)}"
+    content = {"time": time.time(), "is_user_error": is_user_error, "text": text}
+    Path(folder, f"error-{this_process().rank}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
 from flows.execution.inert_run import inert_flow, inert_run, require_no_secrets
 from flows.execution.runners import Runner, task_runner
+from flows.run_name import run_name
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
 from storage.errors import UserError
-from storage.printed.inert import one_line
 from storage.urls import absolute_url
 
 if TYPE_CHECKING:
@@ -32,12 +32,9 @@ if TYPE_CHECKING:
 Count = Annotated[Whole, Field(ge=1)]
 
 
-def _run_name() -> str:
-    from prefect.runtime import flow_run
-
-    config = _resolve(flow_run.parameters)
-    only = flow_run.parameters["only"]
-    return one_line(f"{only} {config.title}" if only else config.title)
+def _describe(parameters: Mapping[str, Any]) -> str:
+    title, only = _resolve(parameters).title, parameters["only"]
+    return f"{only} {title}" if only else title
 
 
 def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
@@ -45,7 +42,7 @@ def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
     return override(config, parse_overrides({name: parameters[name] for name in Overrides.model_fields}))
 
 
-@inert_flow("alm", _run_name)
+@inert_flow("alm", run_name("alm", _describe))
 def alm(
     recipe: str = "transfer",
     config: AlmConfig | None = None,

@@ -22,6 +22,7 @@ from alm_pipeline.ensemble.config import (
     write_config,
 )
 from flows.execution.inert_run import inert_flow, inert_run
+from flows.run_name import run_name
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 from storage.printed.inert import markdown, one_line
@@ -30,10 +31,11 @@ Count = Annotated[Whole, Field(ge=1)]
 Results = dict[str, dict[str, float]]
 
 
-def _evaluation_name() -> str:
-    from prefect.runtime import flow_run
-
-    return one_line(f"evaluate {', '.join(flow_run.parameters['models'])}")
+_evaluation_name = run_name("evaluate", lambda parameters: f"evaluate {', '.join(parameters['models'])}")
+_transfer_name = run_name(
+    "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
+)
+_ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
 
 @inert_flow("evaluate", _evaluation_name)
@@ -113,13 +115,6 @@ def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
         get_run_logger().info("%s", ", ".join(f"{name}: {value}" for name, value in row.items()))
 
 
-def _transfer_name() -> str:
-    from prefect.runtime import flow_run
-
-    parameters = flow_run.parameters
-    return one_line(f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}")
-
-
 @inert_flow("transfer", _transfer_name)
 def transfer(
     model: str,
@@ -174,12 +169,6 @@ def transfer(
         bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
         _show_results({name: {"bits per byte": value} for name, value in bits.items()})
         return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
-
-
-def _ensemble_name() -> str:
-    from prefect.runtime import flow_run
-
-    return one_line(f"ensemble {flow_run.parameters['folder']}")
 
 
 @inert_flow("ensemble", _ensemble_name)

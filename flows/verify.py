@@ -3,18 +3,15 @@
 from prefect.artifacts import create_table_artifact
 
 from flows.execution.inert_run import inert_flow, inert_run
+from flows.run_name import run_name
 from flows.storage_block import storage_root
 from storage.errors import UserError
 from storage.printed.inert import markdown, one_line
 
-
-def _run_name() -> str:
-    from prefect.runtime import flow_run
-
-    return one_line(f"verify {flow_run.parameters['storage']}")
+_name = run_name("verify", lambda parameters: f"verify {parameters['storage']}")
 
 
-@inert_flow("verify", _run_name)
+@inert_flow("verify", _name)
 def verify(storage: str = "alm-data", checksums: bool = False) -> int:
     """Check every dataset, tokenizer and student under a root. Returns the number of them.
 

@@ -65,7 +65,7 @@ def run(
 
     Without a Prefect server (no PREFECT_API_URL), the run starts its own and stops it at the end.
     """
-    from flows.cli.embedded import prepare
+    from flows.cli.embedded import prepare, use_server
 
     prepare()
     from alm_pipeline.config.overrides import override, parse_overrides
@@ -79,6 +79,7 @@ def run(
         if again:
             _ask_for_student(config, storage)
         _log_to_stderr()
+        use_server()
         with progress_bars(err):
             result = alm(config=config, storage=storage, until=until)
         seconds = result.pop("seconds")

@@ -1,51 +1,105 @@
-"""Runs on one machine without a server: Prefect's embedded server, quiet, and always ended with its run.
+"""Runs on one machine without a server: Prefect's server, started by the run and always ended with it.
 
-This has to run before Prefect is imported, since Prefect reads its environment variables at import.
+Prefect would start one itself, in the terminal's process group: Ctrl-C ends it, and the run then waits a minute for it.
+So this one has a session of its own, and ends by itself if the run is killed.
 """
 
+import atexit
 import os
-import signal
+import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from typing import IO
 
-import psutil
+from alm_pipeline.runtime.own_packages import environment_with_own
+from storage.errors import UserError
 
-_OWNER = "ALM_EMBEDDED_RUN"
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-    # the default of 20 s is too short on a cold or busy machine
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     # the command itself reports an error, once and without Prefect's traceback
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
 }
+_OF_SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""as Prefect sets them for a server that it starts itself: without its interface, schedules and automations"""
+_STARTS_WITHIN_S = 90.0
+_ENDS_WITHIN_S = 5.0
 
 
 def prepare() -> None:
-    """Set the variables of an embedded run that the user has not set, and end the servers of runs that were killed."""
+    """Set the variables of a run that the user has not set. Prefect reads them when it is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    end_orphans()
-    os.environ[_OWNER] = str(os.getpid())
-    # by default Python ends without exit handlers on SIGTERM; Prefect stops its server in one
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def end_orphans() -> None:
-    """End embedded servers whose run was killed.
+_entered = ExitStack()
+"""until the process ends: Prefect sends its last events from an exit handler"""
 
-    A server inherits its run's process id in its environment. If that process is gone, the server is an orphan.
+
+def use_server() -> None:
+    """Use the user's Prefect server. If none is configured, start one that ends with this process.
+
+    Raises UserError if it does not start.
     """
-    for process in psutil.process_iter():
-        owner = _owner(process)
-        if owner and not psutil.pid_exists(owner):
-            process.kill()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if not PREFECT_API_URL.value():
+        url = f"http://127.0.0.1:{_start_server()}/api"
+        _entered.enter_context(temporary_settings({PREFECT_API_URL: url}))
 
 
-def _owner(process: psutil.Process) -> int | None:
+def _start_server() -> int:
+    """Start the server, and return its port once it answers."""
+    from prefect.settings import get_current_settings
+
+    environment = environment_with_own() | get_current_settings().to_environment_variables(exclude_unset=True)
+    command = (sys.executable, "-m", "flows.cli.server_process", str(os.getpid()))
+    with tempfile.TemporaryFile() as errors:
+        server = subprocess.Popen(
+            command,
+            env=environment | _OF_SERVER,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        # before Prefect's own handlers, so after them at exit
+        atexit.register(_end, server)
+        assert server.stdout
+        port = server.stdout.readline()
+        if not port or not _answers(server, int(port)):
+            raise UserError(f"Prefect's embedded server does not start:\n{_last_lines(errors)}")
+    return int(port)
+
+
+def _answers(server: "subprocess.Popen[bytes]", port: int) -> bool:
+    """Wait until the server answers; False if it ends, or takes too long."""
+    import httpx
+
+    deadline = time.monotonic() + _STARTS_WITHIN_S
+    with httpx.Client(trust_env=False) as client:
+        while server.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"http://127.0.0.1:{port}/api/health").status_code == 200:
+                    return True
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+    return False
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()
     try:
-        value = process.environ().get(_OWNER)
-        is_server = any("prefect.server.api.server" in part for part in process.cmdline())
-    except (psutil.Error, OSError):
-        return None
-    return int(value) if value and is_server else None
+        server.wait(_ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _last_lines(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-20:]) or "it wrote no error"

@@ -1,33 +1,55 @@
-"""Servers of killed runs are ended; servers of living runs are not."""
+"""The embedded server is in a session of its own, answers, and ends with its run, even if that is killed."""
 
 import os
 import signal
 import subprocess
 import sys
 
+import httpx
+import psutil
 import pytest
 
-from flows.cli.embedded import end_orphans
+from flows.cli import embedded
+from storage.errors import UserError
+from tests.flows.loopback import wait_for
+
+RUN = """
+from flows.cli import embedded
+embedded.prepare()
+embedded.use_server()
+from prefect.settings import PREFECT_API_URL
+print(PREFECT_API_URL.value(), flush=True)
+input()
+"""
 
 
-def _server_like(owner: int) -> "subprocess.Popen[bytes]":
-    """A process that looks like a run's embedded server."""
+def run_with_server() -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     return subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)", "prefect.server.api.server:create_app"],
-        env={**os.environ, "ALM_EMBEDDED_RUN": str(owner)},
+        [sys.executable, "-c", RUN], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
 
 
-def test_only_orphans_are_ended() -> None:
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    orphan, owned = _server_like(finished.pid), _server_like(os.getpid())
-    try:
-        end_orphans()
-        assert orphan.wait(timeout=10) == -signal.SIGKILL
-        with pytest.raises(subprocess.TimeoutExpired):
-            owned.wait(timeout=1)
-    finally:
-        for process in (orphan, owned):
-            process.kill()
-            process.wait()
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["at its end", "when it is killed"])
+def test_the_server_ends_with_its_run(is_killed: bool) -> None:
+    run = run_with_server()
+    assert run.stdin
+    assert run.stdout
+    url = run.stdout.readline().strip()
+    assert httpx.get(f"{url}/health").json() is True
+    (server,) = psutil.Process(run.pid).children(recursive=True)
+    assert os.getsid(server.pid) == server.pid != os.getsid(run.pid)
+    if is_killed:
+        run.send_signal(signal.SIGKILL)
+    run.communicate("\n")
+    wait_for("the server's end", lambda: has_ended(server), seconds=30)
+
+
+def test_a_server_that_does_not_start_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_OF_SERVER", {"PREFECT_SERVER_API_PORT": "many"})
+    with pytest.raises(UserError, match=r"(?s)embedded server does not start:.*many"):
+        embedded._start_server()

@@ -15,7 +15,7 @@ import pytest
 from alm_pipeline.config import AlmConfig, TrainConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.parallel import launch
-from alm_pipeline.training.parallel.launch import _child_process, _error
+from alm_pipeline.training.parallel.launch import _child_processes, _error
 from storage.errors import UserError
 
 
@@ -41,7 +41,9 @@ def test_a_killed_process_ends_the_others_and_the_next_run_resumes(config: AlmCo
     before = psutil.Process().children(recursive=True)  # other tests' servers
     killer = threading.Thread(target=kill_second_process, args=(checkpoint,))
     killer.start()
-    with pytest.raises(RuntimeError, match=r"training process 1 was killed \(SIGKILL\), which ended the others"):
+    with pytest.raises(
+        UserError, match=r"training process 1 was killed \(SIGKILL\), which ended the others: out of memory"
+    ):
         pipeline.train()
     killer.join()
     assert set(psutil.Process().children(recursive=True)) <= set(before)
@@ -85,39 +87,25 @@ def test_an_interrupted_parent_ends_children_that_ignore_sigterm(
 
 def interrupted(command: tuple[str, ...], family: list[psutil.Process]) -> None:
     """Raise KeyboardInterrupt once the child and its own child, collected in `family`, are ready."""
-    with _child_process(command, {}) as child:
-        assert child.stdout
-        assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    with _child_processes(command, [{}]) as ((child,), lines):
+        while list(lines) != ["ready", "ready"]:
+            time.sleep(0.01)
         process = psutil.Process(child.pid)
         family += [process, *process.children(recursive=True)]
         raise KeyboardInterrupt
 
 
-def test_a_process_ends_when_its_parent_ends() -> None:
-    script = (
-        "from alm_pipeline import training_process; import sys; training_process._end_with_parent(int(sys.argv[1]))"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    child = subprocess.Popen([sys.executable, "-c", script, str(parent.pid)])
-    assert child.poll() is None
+def test_a_process_ends_when_its_parent_is_killed() -> None:
+    watched = "import os, time; from alm_pipeline.runtime.supervisor import end_with_parent; "
+    watched += "end_with_parent(os.getppid()); print(os.getpid(), flush=True); time.sleep(600)"
+    starting = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {watched!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
-    # the parent is not waited for: a killed one may remain a zombie for long
-    assert child.wait() == -signal.SIGTERM
     parent.communicate()
-
-
-REPORT = """
-[0]:
-  rank      : 0 (local_rank: 0)
-  exitcode  : 1 (pid: 11)
-[2]:
-  rank      : 2 (local_rank: 2)
-  exitcode  : -15 (pid: 13)
-Root Cause (first observed failure):
-[1]:
-  rank      : 1 (local_rank: 1)
-  exitcode  : -9 (pid: 12)
-"""
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def write_error(folder: Path, rank: int, **content: object) -> None:
@@ -125,12 +113,15 @@ def write_error(folder: Path, rank: int, **content: object) -> None:
 
 
 def test_the_earliest_error_is_reported(tmp_path: Path) -> None:
-    assert str(_error(tmp_path, 3, ["what", "happened"])).endswith("(exit code 3):\nwhat\nhappened")
+    assert str(_error(tmp_path, {0: 3}, ["what", "happened"])).endswith("(exit code 3 of process 0):\nwhat\nhappened")
     write_error(tmp_path, 0, time=2.0, is_user_error=False, text="process 0 can't reach process 1")
     write_error(tmp_path, 1, time=1.0, is_user_error=False, text="process 1 is out of memory")
-    assert str(_error(tmp_path, 1, [])) == "process 1 is out of memory"
-    assert "training process 1 was killed (SIGKILL)" in str(_error(tmp_path, 1, REPORT.splitlines()))
+    assert str(_error(tmp_path, {0: 1, 1: 1}, [])) == "process 1 is out of memory"
+    killed = _error(tmp_path, {0: 1, 1: -9}, [])
+    assert isinstance(killed, UserError)
+    assert "training process 1 was killed (SIGKILL), which ended the others: out of memory" in str(killed)
+    assert "process 1 was killed (SIGSEGV), which ended the others: a library" in str(_error(tmp_path, {1: -11}, []))
     write_error(tmp_path, 2, time=0.0, is_user_error=True, text="train.freeze: matches nothing")
-    error = _error(tmp_path, 1, REPORT.splitlines())
+    error = _error(tmp_path, {0: 1, 1: -9}, [])
     assert isinstance(error, UserError)
     assert str(error) == "train.freeze: matches nothing"
