@@ -8,13 +8,13 @@ It writes its port to stdout, a free one, before it begins to start.
 import socket
 import sys
 
-import uvicorn
-
 from alm_pipeline.runtime.supervisor import end_with_parent
 
 
 def main(parent: str) -> None:
     """Serve until SIGTERM, or until the parent process ends."""
+    import uvicorn
+
     end_with_parent(int(parent))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
