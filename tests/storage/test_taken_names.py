@@ -124,6 +124,7 @@ def test_every_loop_of_the_storage_ends() -> None:
     loops = {
         (file.name, function.name)
         for file in (PROJECT / "storage").rglob("*.py")
+        if file.parent.name != "printed"  # whose loops are over a text in memory
         for function in ast.walk(ast.parse(file.read_text()))
         if isinstance(function, ast.FunctionDef) and any(isinstance(part, ast.While) for part in ast.walk(function))
     }
