@@ -186,6 +186,18 @@ def test_a_table_without_rows_has_none(tmp_path: Path, format: FileFormat) -> No
     assert read(corpus(path)) == ([], {})
 
 
+_NO_OBJECT = r"read as jsonl, has no JSON object in any of its \d+ rows; set corpus.source.format to json if"
+_NO_JSON = {
+    "an indented object": b'{\n "text": "a"\n}\n',
+    "CSV": b"text,n\na,1\n",
+    "HTML": b"<!doctype html>\n<html></html>\n",
+    "objects after carriage returns": b'{"text": "a"}\r{"text": "b"}\r',
+    "UTF-16 without a mark": '{"text": "a"}\n'.encode("utf-16-le"),
+    "arrays": b'["a"]\n["b"]\n',
+    "zeros": bytes(100),
+}
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
@@ -223,6 +235,10 @@ def test_a_table_without_rows_has_none(tmp_path: Path, format: FileFormat) -> No
         pytest.param("a.json", b'[{"text": "x"},\n' + b"[" * 100_000, "row 1, is nested too deeply", id="deep"),
         pytest.param("a.json", b'{\n"body": "x"\n}', "has no column 'text'; it has 'body'", id="another object"),
         pytest.param("a.jsonl", jsonl({"a": 1}, {"b": 2}), "has no column 'text'; it has 'a', 'b'", id="in no row"),
+        pytest.param("a.jsonl", jsonl({}), "has no column 'text'; it has none.*corpus.source.exclude", id="no columns"),
+        *[pytest.param("a.jsonl", data, _NO_OBJECT, id=f"{what} as JSONL") for what, data in _NO_JSON.items()],
+        pytest.param("a.json", b'["a", "b"]', "has no JSON object in any of its 2 rows; fix or", id="array of texts"),
+        pytest.param("a.json", b'"a"\n"b"', "has no JSON object in any of its 2 rows; fix or", id="texts in lines"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
@@ -247,6 +263,8 @@ def test_damaged_rows_are_named(tmp_path: Path, name: str, data: bytes, sentence
         pytest.param("a.csv", b"text\n\xff\n", "invalid_utf8", id="CSV not UTF-8"),
         pytest.param("a.csv", b'text,n\n"",1\n', "empty", id="CSV without a value"),
         pytest.param("a.tsv", b"text\tn\n\xff\t1\n", "invalid_utf8", id="TSV not UTF-8"),
+        pytest.param("a.txt", "text".encode("utf-16-le"), "not_text", id="text in UTF-16"),
+        pytest.param("a.txt", b"PNG\0\0", "not_text", id="no text"),
     ],
 )
 def test_bad_rows_are_counted(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
