@@ -1,5 +1,6 @@
 """Every format and compression with every damage ends in an error that names the file, or in a count; never else."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_damaged_tables_are_named(
     with pytest.raises(UserError, match=sentence) as caught:
         read(corpus(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("write", [arrow_file, WRITE["arrow"][1]], ids=["file", "stream"])
+@pytest.mark.parametrize("instead", [b"\x7f" * 4, b"\xff" * 4, bytes(4)], ids=["large", "negative", "zero"])
+def test_wrong_numbers_in_arrow_data_do_not_end_the_process(
+    tmp_path: Path, write: Callable[..., bytes], instead: bytes
+) -> None:
+    """As lengths and offsets, which Arrow follows out of the file unless the batch is validated first."""
+    whole = write(ROWS)
+    for start in range(0, len(whole), 4):
+        with contextlib.suppress(UserError):
+            read(corpus(written(tmp_path, "a.arrow", whole[:start] + instead + whole[start + 4 :])))
 
 
 @pytest.mark.bad_input
