@@ -102,8 +102,11 @@ def _parse(decoder: _Decoder, line: bytes, dropped: Counter[str]) -> SourceRow |
     except UnicodeDecodeError:
         dropped["invalid_utf8"] += 1
         return None
-    except (ValueError, RecursionError):  # also for numbers that are too long and nesting that is too deep
-        value = None
+    except json.JSONDecodeError:
+        return decoder.row(None, dropped)
+    except (ValueError, RecursionError):  # a number that is too long, nesting that is too deep
+        dropped["invalid_json"] += 1
+        return None
     return decoder.row(value, dropped)
 
 

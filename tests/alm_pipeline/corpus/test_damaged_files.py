@@ -287,6 +287,13 @@ def test_bad_rows_are_counted(tmp_path: Path, name: str, data: bytes, reason: st
     assert dropped == {reason: 1}
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", '""'])
+def test_an_id_that_is_none_is_counted(tmp_path: Path, value: str) -> None:
+    _, dropped = read(corpus(written(tmp_path, "a.jsonl", b'{"text": "x", "n": %s}' % value.encode()), id="n"))
+    assert dropped == {"missing_id": 1}
+
+
 def test_a_json_file_may_be_an_array_lines_or_objects_one_after_another(tmp_path: Path) -> None:
     for data in (
         b'\xef\xbb\xbf [ {"text":"a"} ,{"text":"b"} ] \n',

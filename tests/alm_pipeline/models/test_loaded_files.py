@@ -228,7 +228,9 @@ _WRONG_NAMES = [
             id="code that is missing",
         ),
         *[
-            pytest.param(partial(edit_config, **{field: value}), rf"config\.json: its {field} ", id=f"{field} {value!r}")
+            pytest.param(
+                partial(edit_config, **{field: value}), rf"config\.json: its {field} ", id=f"{field} {value!r}"
+            )
             for field, value in _WRONG_NAMES
         ],
     ],
