@@ -302,7 +302,7 @@ def _refuse_two_endings(kinds: Iterable[tuple[_Match, FileKind]]) -> None:
         if other is not match:
             raise UserError(
                 f"{other.url} and {match.url} have the same name with two endings, and would be read twice if they "
-                "have the same content; exclude one with corpus.source.exclude, or name both files in corpus.source.urls"
+                "have the same content; exclude one with corpus.source.exclude, or name both in corpus.source.urls"
             )
 
 

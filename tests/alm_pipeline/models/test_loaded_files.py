@@ -251,9 +251,13 @@ def test_reading_a_special_file_does_not_hang(file: str, make_special: Any, tmp_
     single(tmp_path)
     (tmp_path / file).unlink(missing_ok=True)
     make_special(tmp_path / file)
-    with pytest.raises(UserError, match=rf"{file}: is a FIFO, a device or a socket|has no config\.json"):
+
+    def use() -> None:
         _ = LoadedTokenizer(str(tmp_path)).identity
         ModelReference(str(tmp_path)).load("float32")
+
+    with pytest.raises(UserError, match=rf"{file}: is a FIFO, a device or a socket|has no config\.json"):
+        use()
 
 
 @pytest.mark.bad_input
