@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,8 @@ def _stamp(file: Path) -> _Stamp:
         info = file.stat()
     except OSError as error:
         raise UserError(f"{file}: can't be read ({error.strerror}): restore it, or change what names it") from error
+    if not stat.S_ISREG(info.st_mode):  # reading a FIFO or a device may never end
+        raise UserError(f"{file}: is not a regular file: put the file itself there, or change what names it")
     return _Stamp(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 

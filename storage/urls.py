@@ -38,13 +38,21 @@ _EXTRAS = {
 
 
 class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The disk, but a folder without permission to list it is an error; fsspec's glob would skip it."""
+    """The disk, but a folder that can't be listed is an error; fsspec's glob would skip it."""
 
     def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
         try:
             return super().ls(path, detail=detail, **options)
         except PermissionError as error:
             raise UserError(f"cannot list {path}: {error.strerror}; make it readable, or narrow the pattern") from error
+
+    def walk(self, path: str, *arguments: Any, **options: Any) -> Any:
+        return super().walk(path, *arguments, **{"on_error": _raise_unless_gone, **options})
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:

@@ -1,9 +1,10 @@
 """Documents: the text or conversation of each row of a source.
 
 Rows without a document are counted by reason: `invalid_json` (a line that is not a JSON object), `invalid_utf8` (also a
-string with a lone surrogate), `repeated_key` (an object with a key twice), `missing_column`, `missing_id` (a null or
-empty id), `not_text` (a value that is not a string, a conversation that is not a list of roles and contents),
-`value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white space).
+string with a lone surrogate), `repeated_key` (an object with a key twice), `missing_column`, `missing_id` (an id that
+is null, NaN or empty), `not_text` (a value that is not a string, a conversation that is not a list of roles and
+contents, a text file with a zero byte), `value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`,
+`empty` (only white space).
 """
 
 import json
@@ -138,7 +139,7 @@ def _text_value(value: Any, number_is_text: bool) -> str:
 
 
 def _id_value(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
         raise RowDropped("missing_id")
     _check_unicode(str(value))
     return str(value)

@@ -14,8 +14,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_files(source: HubSource) -> list[CorpusFile] | None:
-    """Return the files of a local folder that `datasets` reads, sorted by name; None for a dataset of the Hub."""
+    """Return the files of a local folder that `datasets` reads, sorted by name; None for a dataset of the Hub.
+
+    Raises UserError if the name is a file's.
+    """
     folder = Path(source.name)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: set corpus.source.kind to files, and corpus.source.urls to it")
     if not folder.is_dir():
         return None
     fs, root = open_filesystem(str(folder))

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections import Counter
@@ -135,7 +136,22 @@ def _open_hub(source: HubSource) -> OpenSource:
 
 def _read_folder(source: HubSource, hashed: HashedFiles, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
     with hashed.reading(*hashed.files):
+        _require_hashed(source, hashed)
         yield from _read_hub(source, columns, dropped)
+
+
+def _require_hashed(source: HubSource, hashed: HashedFiles) -> None:
+    """Raise UserError if `datasets` reads files that are not hashed: a README.md may name files anywhere."""
+    with failing_as(f"`datasets` cannot read dataset {source.name!r}", "check its README.md and files"):
+        files = _datasets().load_dataset_builder(source.name, source.subset).config.data_files or {}
+    known = {os.path.realpath(file.path) for file in hashed.files}
+    others = [path for paths in files.values() for path in paths if os.path.realpath(path) not in known]
+    if others:
+        raise UserError(
+            f"the folder {source.name!r} has its rows in {others[0]}, as its README.md says, where a change would not "
+            "be noticed; move that file into the folder, under a name without a dot, or read it with "
+            "corpus.source.kind `files`"
+        )
 
 
 def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
@@ -168,12 +184,16 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _load(source: HubSource) -> Any:
+def _datasets() -> Any:
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise UserError(f"corpus.source needs {error.name}: pip install 'alm-pipeline[datasets]'") from error
-    return datasets.load_dataset(
+    return datasets
+
+
+def _load(source: HubSource) -> Any:
+    return _datasets().load_dataset(
         source.name,
         source.subset,
         split=source.split,

@@ -104,6 +104,7 @@ def read_json(file: Path) -> dict[str, object]:
 
 def read_document(file: Path) -> str:
     """Read a text file. Raises UserError if it can't be read, is empty, or is a pointer to the content."""
+    _refuse_special(file)
     with user_error(f"{file}: can't be read", "make it a readable file, or fetch it again"):
         content = file.read_bytes()
     _check_start(file, content[:100])
@@ -126,6 +127,7 @@ def _check_weights(folder: Path) -> None:
 
 def check_weights_file(file: Path) -> None:
     """Raise UserError if a safetensors file is not one, or not all of one."""
+    _refuse_special(file)
     with user_error(f"{file}: can't be read", "make it a readable file, or fetch it again"), file.open("rb") as opened:
         start = opened.read(100)
         _check_start(file, start)
@@ -144,6 +146,12 @@ def _data_bytes(file: Path, header: bytes) -> int:
     with user_error(f"{file}: its header is damaged", _FETCH):
         entries = json.loads(header)
         return max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+
+
+def _refuse_special(file: Path) -> None:
+    """Raise UserError for what is neither a file nor a folder: reading it may never end."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise UserError(f"{file}: is a FIFO, a device or a socket, not a file; {_FETCH}")
 
 
 def _check_start(file: Path, start: bytes) -> None:

@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from alm_pipeline.models.damage import INDEX, read_json
 from alm_pipeline.models.files import CODE
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -92,7 +92,12 @@ def model_config(name: str, folder: Path) -> dict[str, Any]:
         raise UserError(f"{name}: is an adapter without its model: {_MERGE}")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{name}: has no {CONFIG}, so it is not a model's folder: name one that save_pretrained wrote")
-    return read_json(folder / next(iter(_versioned_config(folder)), CONFIG))
+    file = folder / next(iter(_versioned_config(folder)), CONFIG)
+    config = read_json(file)
+    for key, kind, what in (("auto_map", dict, "an object"), ("transformers_weights", str, "a text")):
+        if not isinstance(config.get(key), kind | None):
+            raise UserError(f"{file}: its {key} is not {what} but {config[key]!r}: correct or remove it")
+    return config
 
 
 def _versioned_config(folder: Path) -> list[str]:
@@ -102,7 +107,8 @@ def _versioned_config(folder: Path) -> list[str]:
         return []
     from transformers.configuration_utils import get_configuration_file  # imports torch
 
-    chosen = get_configuration_file([str(file) for file in files])
+    with user_error(f"{folder / CONFIG}: its configuration_files {files} can't be told apart by version", "correct it"):
+        chosen = get_configuration_file([str(file) for file in files])
     return [] if chosen == CONFIG else [chosen]
 
 

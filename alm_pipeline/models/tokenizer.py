@@ -23,6 +23,8 @@ from alm_pipeline.vocabulary.text_forms import NFC, TextForm, forms_of
 from storage.errors import UserError, user_error
 from storage.fingerprints import ReadFiles, hash_files
 
+_FILES = (*SMALL_FILES, "additional_chat_templates/*.jinja")
+
 
 class LoadedTokenizer:
     """A fast tokenizer, and what the stages need to know of it.
@@ -76,6 +78,7 @@ class LoadedTokenizer:
             return self._loaded
         folder = self.file.parent
         self._files = ReadFiles(lambda: _small_files(folder))
+        _ = self._files.hashes  # so that a change is noticed even where size and time are set back
         check_merges(self.file)
         with reading_tokenizer(self.name, folder), quiet_transformers():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -192,6 +195,9 @@ def _check_template(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _small_files(folder: Path) -> dict[str, Path]:
-    """Return the files that a tokenizer may be loaded from, and others like them, by name."""
-    files = [file for pattern in SMALL_FILES for file in folder.rglob(pattern) if file.is_file()]
+    """Return the files that a tokenizer may be loaded from, and others like them, by name.
+
+    None is deeper: below may be anything, such as the checkpoints of a training.
+    """
+    files = [file for pattern in _FILES for file in folder.glob(pattern) if file.is_file()]
     return {file.relative_to(folder).as_posix(): file for file in files}

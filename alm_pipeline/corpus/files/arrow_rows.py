@@ -61,7 +61,7 @@ def _file_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...])
     with pa.ipc.open_file(stream) as reader:
         _check_columns(file, reader.schema.names, columns)
         for index in range(reader.num_record_batches):
-            yield from _slices(reader.get_batch(index))
+            yield from _slices(reader.get_batch(index).select(list(columns)))
 
 
 def _stream_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...]) -> Iterator[Any]:
@@ -75,11 +75,20 @@ def _stream_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...
     with pa.ipc.open_stream(stream) as reader:
         _check_columns(file, reader.schema.names, columns)
         for batch in reader:
-            yield from _slices(batch)
+            yield from _slices(batch.select(list(columns)))
 
 
 def _slices(batch: Any) -> Iterator[Any]:
-    return (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
+    """Yield a batch in parts. Raises ArrowInvalid if it is damaged: reading its values might end the process."""
+    import pyarrow as pa
+
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "Invalid UTF8" not in str(error):  # such rows are counted
+                raise
+    yield from (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
 
 
 def _check_columns(file: CorpusFile, names: list[str], columns: tuple[str, ...]) -> None:

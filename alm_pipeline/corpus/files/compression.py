@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any
 
-from alm_pipeline.corpus.files.kinds import says_compressed
+from alm_pipeline.corpus.files.kinds import kind_of, says_compressed
 from alm_pipeline.corpus.files.listing import CorpusFile
 from storage.errors import UserError
 
@@ -81,6 +81,7 @@ COMPRESSIONS: dict[str, tuple[re.Pattern[bytes], Callable[[IO[bytes]], Any]]] = 
 """How the content of each compression begins, and what decompresses it in constant memory."""
 
 _UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff")
+_HTML = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 _FOREIGN: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer and not the data", "run `git lfs pull` in its folder"),
     (re.compile(rb"(?s:PK\x03\x04|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|.{257}ustar)"), "an archive", "unpack it"),
@@ -144,6 +145,11 @@ def _refuse_other_kinds(file: CorpusFile, head: bytes) -> None:
     for pattern, what, fix in _FOREIGN:
         if pattern.match(head):
             raise UserError(f"{file.url} is {what}, read as {file.format}; {fix}, or exclude it")
+    if "http" in file.fs.protocol and _HTML.match(head) and kind_of(file.plain_path).format:
+        raise UserError(
+            f"{file.url} is an HTML page, read as {file.format}: the page of a login, an error, or a repository's "
+            "viewer; use the URL of the file itself (for GitHub and the Hub, /raw/ instead of /blob/)"
+        )
     if file.format != "text" and _UTF_16.match(head):
         raise UserError(
             f"{file.url} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8, or exclude it with corpus.source.exclude"

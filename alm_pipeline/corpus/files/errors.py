@@ -6,6 +6,8 @@ from typing import Protocol
 
 from storage.errors import UserError
 
+_MOST_SHOWN = 30
+
 
 class RowDropped(Exception):
     """A row without a document; `reason` is the key under which it is counted."""
@@ -41,9 +43,11 @@ def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -
     present = list(present)
     missing = [column for column in wanted if column not in present]
     if missing:
+        shown = [*map(repr, present[:_MOST_SHOWN]), *(["…"] if len(present) > _MOST_SHOWN else [])]
         raise UserError(
-            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
-            "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these."
+            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(shown) or 'none'}. "
+            "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these, or leave "
+            "out files that have no texts with corpus.source.exclude."
         )
 
 

@@ -1,7 +1,7 @@
 """Rows of JSON: one object per line, or one array of objects, or objects one after another.
 
-Each row is read on its own, whatever the rows before it had. A line that is not an object is counted; in an array,
-damage is an error, since nothing says where the next row begins.
+Each row is read on its own, whatever the rows before it had. A line that is not an object is counted, unless none is
+one: such a file has another format. In an array damage is an error, since nothing says where the next row begins.
 """
 
 import codecs
@@ -28,6 +28,7 @@ class _Decoder:
 
     def __init__(self) -> None:
         self.repeated = False
+        self._values, self._objects = 0, 0
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,6 +48,8 @@ class _Decoder:
 
     def row(self, value: Any, dropped: Counter[str]) -> SourceRow | None:
         """Return the value that was just decoded, if it is a row; else count why it is not."""
+        self._values += 1
+        self._objects += isinstance(value, dict)
         if not isinstance(value, dict):
             dropped["invalid_json"] += 1
         elif self.repeated:
@@ -54,6 +57,16 @@ class _Decoder:
         else:
             return value
         return None
+
+    def require_objects(self, file: CorpusFile) -> None:
+        """Raise UserError if there were values, and none was an object."""
+        if self._values and not self._objects:
+            fix = "set corpus.source.format to json if objects go over several lines; otherwise "
+            raise UserError(
+                f"{file.url}, read as {file.format}, has no JSON object in any of its {self._values} rows; "
+                f"{fix if file.format == 'jsonl' else ''}fix or fetch the file again, or exclude it with "
+                "corpus.source.exclude"
+            )
 
 
 def read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
@@ -70,6 +83,7 @@ def read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]
             if row is not None:
                 seen.add(row)
                 yield f"{file.name}:{number}", row
+        decoder.require_objects(file)
         seen.require()
 
 
@@ -88,8 +102,11 @@ def _parse(decoder: _Decoder, line: bytes, dropped: Counter[str]) -> SourceRow |
     except UnicodeDecodeError:
         dropped["invalid_utf8"] += 1
         return None
-    except (ValueError, RecursionError):  # also for numbers that are too long and nesting that is too deep
-        value = None
+    except json.JSONDecodeError:
+        return decoder.row(None, dropped)
+    except (ValueError, RecursionError):  # a number that is too long, nesting that is too deep
+        dropped["invalid_json"] += 1
+        return None
     return decoder.row(value, dropped)
 
 
@@ -107,6 +124,7 @@ def read_json(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str])
             if row is not None:
                 seen.add(row)
                 yield f"{file.name}:{number}", row
+        decoder.require_objects(file)
         seen.require()
 
 

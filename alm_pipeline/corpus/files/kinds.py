@@ -25,6 +25,8 @@ ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".7z", ".ra
 
 # what `datasets` and the Hub keep beside the data
 _METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+# what `map` and `filter` of a saved dataset leave in its folder: its rows once more
+_CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
 _DOCUMENTATION = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|contributing|authors|code_of_conduct|security)"
     r"([._-].*)?",
@@ -34,7 +36,7 @@ _FORMATS: dict[str, FileFormat] = {ending: name for name, endings in ENDINGS.ite
 _PLAIN_ENDING = re.compile(r"\.[a-z0-9_-]{1,12}")
 
 Role = Literal["data", "text", "documentation", "metadata", "archive", "unknown"]
-"""What a file is for: rows, a document, about the data (README, LICENSE; JSON of `datasets`), not readable here."""
+"""What a file is for: rows, a document, about the data (README; what `datasets` keeps), not readable here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def kind_of(path: str) -> FileKind:
 def _role(name: str, stem: str, ending: str, format: FileFormat | None) -> Role:
     if ending in ARCHIVE_ENDINGS:
         return "archive"
-    if stem in _METADATA:
+    if stem in _METADATA or _CACHE.fullmatch(name):
         return "metadata"
     if format is not None and format != "text":
         return "data"

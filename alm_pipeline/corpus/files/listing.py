@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.files.errors import failing_as
-from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of
+from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of, without_compression
 from storage.errors import UserError
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
@@ -122,6 +122,9 @@ def _each_once(files: list[CorpusFile], left_out: Counter[str]) -> list[CorpusFi
 
 
 def _match(url: str) -> list[_Match]:
+    if not url.strip():
+        raise UserError("corpus.source.urls contains an empty URL; write a path or URL, or remove it")
+    _refuse_special_archive(url)
     with failing_as(f"cannot list {url}", "check the URL, its credentials and permissions"):
         fs, path = open_filesystem(url)
         _refuse_copies(fs, url)
@@ -140,6 +143,14 @@ def _refuse_copies(fs: Any, url: str) -> None:
             f"{url} goes through fsspec's cache, which keeps copies of files that may have changed; "
             f"write it without {url.partition('::')[0]}::"
         )
+
+
+def _refuse_special_archive(url: str) -> None:
+    """Refuse `zip://…::PATH` and the like where PATH is a FIFO, a device, …: opening it may never end."""
+    for archive in url.split("::")[1:]:
+        fs, path = open_filesystem(archive)
+        if is_local(fs) and os.path.lexists(path) and (what := _special(path)):
+            raise UserError(f"{url}: {path} is {what}; name an archive")
 
 
 def _brackets(url: str) -> str:
@@ -212,8 +223,8 @@ def _chosen(
         yield from ((match, format) for match in matches)  # type: ignore[misc]  # `auto` is the only other value
         return
     kinds = [(match, match.kind) for match in matches]
-    _refuse_two_formats(match for match, kind in kinds if match.pattern and kind.role == "data")
     taken = _roles_taken({kind.role for _, kind in kinds})
+    _refuse_two_endings((match, kind) for match, kind in kinds if match.pattern and kind.role in taken)
     for match, kind in kinds:
         if kind.format is not None and (kind.role in taken or not match.pattern):
             yield match, kind.format
@@ -279,18 +290,19 @@ def _is_hidden(match: _Match) -> bool:
     return bool(match.pattern) and hidden and not re.search(r"(^|/)(\.|__)", match.pattern.lstrip("/"))
 
 
-def _refuse_two_formats(matches: Iterable[_Match]) -> None:
-    """Refuse files that differ only in their endings: they are most likely the same rows, which would count twice."""
-    seen: dict[tuple[Any, str], _Match] = {}
-    for match in matches:
-        ending = match.kind.ending
-        path = path_of_name(match.fs, match.path)
-        key = match.fs, path[: path.lower().rindex(ending)]
-        other = seen.setdefault(key, match)
+def _refuse_two_endings(kinds: Iterable[tuple[_Match, FileKind]]) -> None:
+    """Refuse files that differ only in their endings: they are most likely the same rows, which would count twice.
+
+    Texts are refused only where one is compressed: `a.txt` and `a.md` may be two documents.
+    """
+    seen: dict[tuple[Any, PurePosixPath], _Match] = {}
+    for match, kind in kinds:
+        path = PurePosixPath(without_compression(path_of_name(match.fs, match.path)))
+        other = seen.setdefault((match.fs, path.with_suffix("") if kind.role == "data" else path), match)
         if other is not match:
             raise UserError(
                 f"{other.url} and {match.url} have the same name with two endings, and would be read twice if they "
-                "hold the same rows; exclude one with corpus.source.exclude, or name both files in corpus.source.urls"
+                "have the same content; exclude one with corpus.source.exclude, or name both in corpus.source.urls"
             )
 
 

@@ -25,6 +25,9 @@ def read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str])
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         dropped["invalid_utf8"] += 1
+        return
+    if "\0" in text:  # UTF-16, or no text
+        dropped["not_text"] += 1
     else:
         yield file.name, {"text": text}
 

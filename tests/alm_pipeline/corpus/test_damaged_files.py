@@ -1,5 +1,6 @@
 """Every format and compression with every damage ends in an error that names the file, or in a count; never else."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,19 @@ def test_damaged_tables_are_named(
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("write", [arrow_file, WRITE["arrow"][1]], ids=["file", "stream"])
+@pytest.mark.parametrize("instead", [b"\x7f" * 4, b"\xff" * 4, bytes(4)], ids=["large", "negative", "zero"])
+def test_wrong_numbers_in_arrow_data_do_not_end_the_process(
+    tmp_path: Path, write: Callable[..., bytes], instead: bytes
+) -> None:
+    """As lengths and offsets, which Arrow follows out of the file unless the batch is validated first."""
+    whole = write(ROWS)
+    for start in range(0, len(whole), 4):
+        with contextlib.suppress(UserError):
+            read(corpus(written(tmp_path, "a.arrow", whole[:start] + instead + whole[start + 4 :])))
+
+
+@pytest.mark.bad_input
 def test_a_flipped_byte_in_a_page_of_parquet_is_found_by_its_checksum(tmp_path: Path) -> None:
     data = bytearray(content("parquet"))
     data[data.index(b"three")] ^= 1
@@ -186,6 +200,18 @@ def test_a_table_without_rows_has_none(tmp_path: Path, format: FileFormat) -> No
     assert read(corpus(path)) == ([], {})
 
 
+_NO_OBJECT = r"read as jsonl, has no JSON object in any of its \d+ rows; set corpus.source.format to json if"
+_NO_JSON = {
+    "an indented object": b'{\n "text": "a"\n}\n',
+    "CSV": b"text,n\na,1\n",
+    "HTML": b"<!doctype html>\n<html></html>\n",
+    "objects after carriage returns": b'{"text": "a"}\r{"text": "b"}\r',
+    "UTF-16 without a mark": '{"text": "a"}\n'.encode("utf-16-le"),
+    "arrays": b'["a"]\n["b"]\n',
+    "zeros": bytes(100),
+}
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
@@ -223,6 +249,10 @@ def test_a_table_without_rows_has_none(tmp_path: Path, format: FileFormat) -> No
         pytest.param("a.json", b'[{"text": "x"},\n' + b"[" * 100_000, "row 1, is nested too deeply", id="deep"),
         pytest.param("a.json", b'{\n"body": "x"\n}', "has no column 'text'; it has 'body'", id="another object"),
         pytest.param("a.jsonl", jsonl({"a": 1}, {"b": 2}), "has no column 'text'; it has 'a', 'b'", id="in no row"),
+        pytest.param("a.jsonl", jsonl({}), "has no column 'text'; it has none.*corpus.source.exclude", id="no columns"),
+        *[pytest.param("a.jsonl", data, _NO_OBJECT, id=f"{what} as JSONL") for what, data in _NO_JSON.items()],
+        pytest.param("a.json", b'["a", "b"]', "has no JSON object in any of its 2 rows; fix or", id="array of texts"),
+        pytest.param("a.json", b'"a"\n"b"', "has no JSON object in any of its 2 rows; fix or", id="texts in lines"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
@@ -247,12 +277,21 @@ def test_damaged_rows_are_named(tmp_path: Path, name: str, data: bytes, sentence
         pytest.param("a.csv", b"text\n\xff\n", "invalid_utf8", id="CSV not UTF-8"),
         pytest.param("a.csv", b'text,n\n"",1\n', "empty", id="CSV without a value"),
         pytest.param("a.tsv", b"text\tn\n\xff\t1\n", "invalid_utf8", id="TSV not UTF-8"),
+        pytest.param("a.txt", "text".encode("utf-16-le"), "not_text", id="text in UTF-16"),
+        pytest.param("a.txt", b"PNG\0\0", "not_text", id="no text"),
     ],
 )
 def test_bad_rows_are_counted(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     good = {"a.jsonl": b'\n{"text": "good"}\n'}.get(name, b"")
     _, dropped = read(corpus(written(tmp_path, name, data + good)))
     assert dropped == {reason: 1}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", '""'])
+def test_an_id_that_is_none_is_counted(tmp_path: Path, value: str) -> None:
+    _, dropped = read(corpus(written(tmp_path, "a.jsonl", b'{"text": "x", "n": %s}' % value.encode()), id="n"))
+    assert dropped == {"missing_id": 1}
 
 
 def test_a_json_file_may_be_an_array_lines_or_objects_one_after_another(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Which files a URL takes: kinds by the path's ending, mixed folders, special files, links."""
 
+import errno
 import os
 import socket
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -47,6 +49,8 @@ COMPANIONS = (
     ("LICENSE", "files of documentation"),
     ("CITATION.cff", "files of documentation"),
     ("dataset_infos.json", "files of metadata"),
+    ("cache-0123456789abcdef.arrow", "files of metadata"),
+    ("cache-0123456789abcdef_00000_of_00004.arrow", "files of metadata"),
     (".gitattributes", "hidden files"),
     (".cache/a.jsonl", "hidden files"),
     ("sub/.hidden.parquet", "hidden files"),
@@ -165,13 +169,30 @@ def test_a_pattern_without_a_known_kind_is_refused(tmp_path: Path, names: list[s
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("others", [("a.jsonl", "a.jsonl.gz"), ("a.parquet", "a.JSONL"), ("d/a.csv", "d/a.tsv")])
-def test_rows_in_two_formats_would_count_twice(tmp_path: Path, others: tuple[str, str]) -> None:
-    fill(tmp_path, *others, "b.jsonl")
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("a.jsonl", "a.jsonl.gz"),
+        ("a.parquet", "a.JSONL"),
+        ("d/a.csv", "d/a.tsv"),
+        ("İ.json", "İ.jsonl"),  # longer in lower case
+        ("a.txt", "a.txt.gz"),
+        ("a.md.xz", "a.md.zst"),
+    ],
+)
+def test_content_under_two_endings_would_count_twice(tmp_path: Path, others: tuple[str, str]) -> None:
+    other = "b.txt" if kind_of(others[0]).role == "text" else "b.jsonl"
+    fill(tmp_path, *others, other)
     with pytest.raises(UserError, match=r"the same name with two endings.*exclude one with corpus.source.exclude"):
         listed(tmp_path / "**")
     assert len(listed(*(tmp_path / name for name in others))[0]) == 2
-    assert listed(tmp_path / "**", exclude=(others[0],))[0] == sorted([others[1], "b.jsonl"])
+    assert listed(tmp_path / "**", exclude=(others[0],))[0] == sorted([others[1], other])
+
+
+def test_texts_of_one_name_may_be_two_documents(tmp_path: Path) -> None:
+    assert listed(fill(tmp_path, "a.txt", "a.md", "b.txt.gz") / "*")[0] == ["a.md", "a.txt", "b.txt.gz"]
+    fill(tmp_path, "b.txt", "c.jsonl")
+    assert listed(tmp_path / "*") == (["c.jsonl"], {"text files beside data": 4})
 
 
 PATHS_OF_URLS = {
@@ -260,6 +281,42 @@ def test_special_files_beside_data_are_counted(tmp_path: Path, what: str) -> Non
 def test_devices_do_not_hang(device: str, format: str) -> None:
     with pytest.raises(UserError, match=rf"^{device} is a device and not a file; name a file"):
         listed(device, format=format)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("what", SPECIAL)
+@pytest.mark.parametrize("protocol", ["zip", "tar"])
+def test_special_files_are_no_archives(tmp_path: Path, protocol: str, what: str) -> None:
+    SPECIAL[what](tmp_path / "a")
+    with pytest.raises(UserError, match=rf"^{protocol}://b\.jsonl::.*: .*/a is {what}.*; name an archive"):
+        listed(f"{protocol}://b.jsonl::{tmp_path}/a")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("url", ["", " \n"])
+def test_an_empty_url_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"corpus\.source\.urls contains an empty URL"):
+        listed(url)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ELOOP, errno.EACCES])
+def test_a_folder_that_fails_to_be_listed_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As on a network disk that is away for a moment: fsspec leaves such a folder out."""
+    fill(tmp_path, "a.jsonl", "sub/b.jsonl")
+    scandir = os.scandir
+
+    def failing(path: str) -> Any:
+        if str(path).endswith("/sub"):
+            raise OSError(code, os.strerror(code), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(UserError, match=rf"cannot list .*{os.strerror(code)}.*"):
+        listed(tmp_path / "**")
+    assert listed(tmp_path / "*.jsonl")[0] == ["a.jsonl"]
 
 
 @pytest.mark.bad_input

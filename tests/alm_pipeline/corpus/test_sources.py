@@ -59,6 +59,38 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
         read(corpus_of(HubSource(name=str(tmp_path))))
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("place", ["../outside.jsonl", "{folder}/outside.jsonl", ".hidden/a.jsonl", "__x/a.jsonl"])
+def test_rows_that_are_not_in_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+    """Its README.md may name files anywhere, which are not hashed."""
+    folder, name = tmp_path / "data", place.format(folder=tmp_path)
+    folder.mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(jsonl({"text": "outside"}))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n---\n")
+    with pytest.raises(UserError, match=rf"has its rows in .*{Path(name).name}, as its README.md says.*move that file"):
+        read(corpus_of(HubSource(name=str(folder))))
+
+
+def test_rows_that_the_readme_names_in_the_folder_are_read(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    (tmp_path / "folder" / "sub" / "rows.jsonl").write_bytes(jsonl({"text": "inside"}))
+    (tmp_path / "folder" / "link.jsonl").symlink_to("sub/rows.jsonl")
+    (tmp_path / "link").symlink_to("folder")
+    for name in ("sub/*", "link.jsonl"):
+        (tmp_path / "folder" / "README.md").write_text(
+            f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n---\n"
+        )
+        documents, _ = read(corpus_of(HubSource(name=str(tmp_path / "link"))))
+        assert [document.text for document in documents] == ["inside"]
+
+
+@pytest.mark.bad_input
+def test_a_file_is_no_folder(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl is a file: set corpus\.source\.kind to files"):
+        read(corpus_of(HubSource(name=str(folder / "train.jsonl"))))
+
+
 def test_a_file_that_breaks_midway(folder: Path) -> None:
     (folder / "train.jsonl").write_bytes(jsonl({"text": "one"}) + b"{broken\n")
     with pytest.raises(UserError, match=r"`datasets` cannot read dataset"):

@@ -21,7 +21,7 @@ from alm_pipeline.corpus.stage import examples_dataset, write_examples
 from storage.errors import UserError
 from storage.urls import list_files
 from tests.alm_pipeline.corpus.files_of_kinds import parquet
-from tests.alm_pipeline.corpus.helpers import corpus, corpus_of, jsonl
+from tests.alm_pipeline.corpus.helpers import corpus, corpus_of, jsonl, read
 
 ROWS = [{"text": f"row {number:05d}: " + "x" * 100} for number in range(200)]
 WHOLE = jsonl(*ROWS)
@@ -247,7 +247,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         site = self.website
         site.requests[self.command] += 1
-        found = self.path.partition("?")[0] == "/a.jsonl"
+        found = self.path.startswith("/a.")
         content = site.content if found else b""
         self.send_response(200 if found else 404)
         for name, value in {**site.headers(), "Content-Length": str(len(content))}.items():
@@ -281,6 +281,18 @@ def website(request: pytest.FixtureRequest) -> Iterator[tuple[Website, str]]:
 def test_a_file_of_a_website_is_read_by_its_path(website: tuple[Website, str], tmp_path: Path) -> None:
     settings = corpus(website[1])
     assert write_examples(examples_dataset(settings, str(tmp_path)), settings).rows == len(ROWS)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <HTML lang='en'>log in</HTML>"])
+@pytest.mark.parametrize("path", ["a.jsonl", "a.txt", "a.md", "a.csv"])
+def test_a_page_of_a_website_is_no_corpus(website: tuple[Website, str], path: str, page: bytes) -> None:
+    """As after a login that has expired, or at GitHub's `/blob/`; a page that is meant to be one is read."""
+    site, url = website
+    site.content = page
+    with pytest.raises(UserError, match=rf"/{path}\S* is an HTML page, read as .*: the page of a login"):
+        _ = read(corpus(url.replace("a.jsonl", path)))
+    assert len(read(corpus(url.replace("a.jsonl", "a.html"), format="text"))[0]) == 1
 
 
 @pytest.mark.bad_input

@@ -1,8 +1,10 @@
 """A model's identity covers the files that decide its predictions, and no others: observed, and by editing each."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alm_pipeline.models import loaded_files
+from alm_pipeline.models.damage import MODEL_DOCUMENTS, TOKENIZER_DOCUMENTS, VOCABULARY
 from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from storage.errors import UserError
 from tests.alm_pipeline.models.folders import CODED, KINDS, UNREAD, coded, edit_config, make, single
 from tests.alm_pipeline.models.opened import opened_files
@@ -186,6 +190,14 @@ def _adapter_alone(folder: Path) -> None:
     save_file({"x": torch.ones(1)}, folder / "adapter_model.safetensors")
 
 
+_WRONG_NAMES = [
+    *[("auto_map", value) for value in ("modeling.Model", ["modeling.Model"], 5)],
+    *[("transformers_weights", value) for value in (5, ["a.safetensors"], {})],
+    *[("configuration_files", [value]) for value in ("config.x.json", "config.5.0.0.json.json")],
+]
+"""Fields of a configuration that name files, with values that name none."""
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -205,7 +217,7 @@ def _adapter_alone(folder: Path) -> None:
         ),
         pytest.param(lambda folder: (folder / "config.json").unlink(), r"has no config\.json", id="no configuration"),
         pytest.param(
-            lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: holds a JSON list", id="a list"
+            lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: holds '\[\]'", id="a list"
         ),
         pytest.param(
             lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is not valid JSON", id="half"
@@ -215,6 +227,12 @@ def _adapter_alone(folder: Path) -> None:
             "/nowhere/x: not a local folder",
             id="code that is missing",
         ),
+        *[
+            pytest.param(
+                partial(edit_config, **{field: value}), rf"config\.json: its {field} ", id=f"{field} {value!r}"
+            )
+            for field, value in _WRONG_NAMES
+        ],
     ],
 )
 def test_a_folder_that_can_not_be_loaded_has_no_identity(damage: Any, message: str, tmp_path: Path) -> None:
@@ -224,6 +242,34 @@ def test_a_folder_that_can_not_be_loaded_has_no_identity(damage: Any, message: s
         _ = ModelReference(str(tmp_path), trust_remote_code=True).identity
     with pytest.raises(UserError, match=message):
         ModelReference(str(tmp_path), trust_remote_code=True).load("float32")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make_special", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")], ids=["FIFO", "device"])
+@pytest.mark.parametrize("file", sorted({*MODEL_DOCUMENTS, *TOKENIZER_DOCUMENTS, VOCABULARY, "chat_template.jinja"}))
+def test_reading_a_special_file_does_not_hang(file: str, make_special: Any, tmp_path: Path) -> None:
+    single(tmp_path)
+    (tmp_path / file).unlink(missing_ok=True)
+    make_special(tmp_path / file)
+
+    def use() -> None:
+        _ = LoadedTokenizer(str(tmp_path)).identity
+        ModelReference(str(tmp_path)).load("float32")
+
+    with pytest.raises(UserError, match=rf"{file}: is a FIFO, a device or a socket|has no config\.json"):
+        use()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make_special", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")], ids=["FIFO", "device"])
+def test_a_special_file_is_no_shard(make_special: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["sharded"], tmp_path / "model")
+    shard = sorted(folder.glob("model-*.safetensors"))[-1]
+    shard.unlink()
+    make_special(shard)
+    for use in (lambda: _reference(folder).identity, lambda: _reference(folder).load("float32")):
+        with pytest.raises(UserError, match=rf"{shard.name}: is not a regular file"):
+            use()
 
 
 @pytest.mark.bad_input

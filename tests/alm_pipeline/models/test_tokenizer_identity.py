@@ -1,6 +1,7 @@
 """A tokenizer's identity is that of what is loaded: each file is edited, and compared with what it then does."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,26 @@ def test_a_change_while_it_is_in_use_is_an_error(edit: Edit, folder: Path) -> No
     edit(folder)
     with pytest.raises(UserError, match=rf"{folder}/\S+: was changed while it was in use"):
         tokenizer.check_unchanged()
+
+
+@pytest.mark.bad_input
+def test_a_change_in_place_with_the_same_size_and_time_is_an_error(folder: Path) -> None:
+    tokenizer = LoadedTokenizer(str(folder))
+    _ = tokenizer.identity
+    template = folder / "chat_template.jinja"
+    before = template.stat()
+    template.write_text(template.read_text().swapcase())
+    os.utime(template, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"chat_template\.jinja: was changed while it was in use"):
+        tokenizer.check_unchanged()
+
+
+def test_files_in_folders_below_are_not_the_tokenizers(folder: Path) -> None:
+    tokenizer = LoadedTokenizer(str(folder))
+    _ = tokenizer.identity
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "tokenizer_config.json").write_text("{")
+    tokenizer.check_unchanged()
 
 
 @pytest.mark.parametrize("edit", ["tokenizer.json written otherwise", "README.md", "other.json", "config.json"])
