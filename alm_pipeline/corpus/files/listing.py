@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from alm_pipeline.config import FileFormat, FilesSource
-from alm_pipeline.corpus.files.errors import failing_as
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
 
@@ -122,7 +121,7 @@ def _each_once(files: list[CorpusFile], left_out: Counter[str]) -> list[CorpusFi
 
 
 def _match(url: str) -> list[_Match]:
-    with failing_as(f"cannot list {url}", "check the URL, its credentials and permissions"):
+    with user_error(f"cannot list {url}", "check the URL, its credentials and permissions"):
         fs, path = open_filesystem(url)
         _refuse_copies(fs, url)
         matched = _matching_paths(fs, path, url)

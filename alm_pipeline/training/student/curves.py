@@ -89,16 +89,14 @@ def numeric_columns(table: pa.Table | None) -> dict[str, Column]:
 
 
 def smooth(values: Column) -> Column:
-    """Return the mean over a fortieth of the steps around each one. Fewer than 20 steps are not smoothed."""
+    """Return the mean of finite values over a fortieth of the steps around each. Fewer than 20 are not smoothed."""
     half = len(values) // 80
     if len(values) < _SMOOTHED_FROM:
         return values
-    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
-    counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
+    sums = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - max(1, half), 0)
     end = np.minimum(np.arange(len(values)) + max(1, half) + 1, len(values))
-    finite = counts[end] - counts[start]
-    means: Column = np.where(finite > 0, (sums[end] - sums[start]) / np.maximum(finite, 1), np.nan)
+    means: Column = (sums[end] - sums[start]) / (end - start)
     return means
 
 

@@ -26,12 +26,12 @@ def run(steps: int, name: str = "student", seed: int = 0) -> TrainingCurves:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3) | st.just(float("nan")), min_size=1, max_size=200))
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=200))
 def test_smoothing_is_the_mean_around_each_step(values: list[float]) -> None:
     given_values = np.array(values)
     half = max(1, len(values) // 80)
     around = [given_values[max(0, k - half) : k + half + 1] for k in range(len(values))]
-    means = [np.mean(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in around]
+    means = [np.mean(part) for part in around]
     np.testing.assert_allclose(smooth(given_values), given_values if len(values) < 20 else means, atol=1e-9)
 
 
