@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from itertools import product
 from typing import TypeVar
 
-First, Second = TypeVar("First"), TypeVar("Second")
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 def sampled_pairs(first: Iterable[First], second: Iterable[Second]) -> list[tuple[First, Second]]:

@@ -152,7 +152,7 @@ def test_truncation_and_padding_that_are_saved_with_a_tokenizer_change_no_ids(
     assert Retokenizer(*cutting)(ids) == Retokenizer(llama.tokenizer, gemma.tokenizer)(ids)
     parts = [replace(part, tokenizer=tokenizer) for part, tokenizer in zip((llama, gemma), cutting, strict=True)]
     assert ensemble_of(parts).ids(text) == ensemble_of([llama, gemma]).ids(text)
-    assert _inputs(llama.model, cutting[0], text, special=True)["input_ids"][0].tolist() == ids
+    assert _inputs(llama.model, cutting[0], "llama", text, special=True)["input_ids"][0].tolist() == ids
 
 
 def several(llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember) -> list[EnsembleModel]:
