@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import stored_config
+from alm_pipeline.scoring.finite import find_damages
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
 from storage.lease import LEASE, hold, hold_unused
 from storage.replacement import replacement_url, request_replacement, take_place
 from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, open_entry
-from storage.upkeep.verify import Damage, remove_stale, shard_file, stale_shards, verify, verify_entry
+from storage.upkeep.verify import Damage, remove_stale, shard_file, stale_shards
 from storage.urls import join_url, list_names, remove
 
 Stage = Callable[[Pipeline], object]
@@ -42,11 +43,11 @@ def repair(
     """
     for key in (key for key in catalog.entries if key in keys):
         entry = open_entry(catalog.entries[key].url)
-        if damages := tuple(verify_entry(entry, checksums)):
+        if damages := tuple(find_damages(entry, checksums)):
             try:
                 _fix(catalog, entry, damages, config)
                 changed = _checksums(entry) not in (None, _checksums(open_entry(entry.url)))
-                yield Repair(key, damages, tuple(verify(entry.url, checksums)), changed=changed)
+                yield Repair(key, damages, tuple(find_damages(open_entry(entry.url), checksums)), changed=changed)
             except UserError as error:
                 yield Repair(key, damages, damages, str(error))
 

@@ -26,15 +26,16 @@ def verify(storage: str = "alm-data", checksums: bool = False) -> int:
 
 
 def _verify(storage: str, checksums: bool) -> int:
+    from alm_pipeline.scoring.finite import find_damages
     from storage.upkeep.catalog import Catalog
-    from storage.upkeep.verify import verify_entry
 
     entries = Catalog.open(storage_root(storage)).entries.values()
-    findings = [finding for entry in entries for finding in verify_entry(entry, checksums)]
+    findings = [finding for entry in entries for finding in find_damages(entry, checksums)]
     rows = [{"file": one_line(finding.url), "problem": one_line(finding.problem)} for finding in findings]
     description = f"{len(entries)} datasets and folders in {markdown(storage)}"
     create_table_artifact(rows, key="alm-verify", description=description)
     if findings:
         first = f"{findings[0].url}: {findings[0].problem}"
-        raise UserError(f"{storage}: {len(findings)} problems; the first: {first}; `alm repair {storage}` fixes them")
+        command = f"alm repair {storage}{' --checksums' if checksums else ''}"
+        raise UserError(f"{storage}: {len(findings)} problems; the first: {first}; `{command}` fixes them")
     return len(entries)

@@ -53,15 +53,18 @@ def user_error(subject: str, fix: str) -> Iterator[None]:
     """Turn any error of a library inside into a UserError '<subject>: <cause>; <fix>', with the error as its cause.
 
     For narrow calls into a library whose errors have no common type. A UserError passes, and so does what may go away
-    by itself (`is_temporary`), because callers retry that. So does everything that is not an Exception (Ctrl-C), except
-    the panic of a library written in Rust, which is an error like any other.
+    by itself (`is_temporary`), with the subject as a note, because callers retry that. So does everything that is not
+    an Exception (Ctrl-C), except the panic of a library written in Rust, which is an error like any other.
     """
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        if is_temporary(error) or not (isinstance(error, Exception) or _is_panic(error)):
+        if is_temporary(error):
+            error.add_note(subject)
+            raise
+        if not (isinstance(error, Exception) or _is_panic(error)):
             raise
         raise UserError(f"{subject}: {cause(error)}; {fix}") from error
 

@@ -32,6 +32,14 @@ def _fits_64_bits(value: int) -> int:
     return value
 
 
+def _fits_float32(value: float) -> float:
+    if value and not 1e-37 <= abs(value) <= 1e38:
+        raise PydanticCustomError("number", "Input should be 0, or a number between 1e-37 and 1e38 in size")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_fits_float32)]
+"""a number that is computed with on tensors: beyond the range of float32 it would be infinite there, or 0"""
 Number = Annotated[float, AllowInfNan(False), BeforeValidator(_number)]
 """a finite number, as the parameter of a flow"""
 Whole = Annotated[int, BeforeValidator(_number), AfterValidator(_fits_64_bits)]

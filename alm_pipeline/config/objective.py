@@ -4,14 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import Frozen, Real
 
 
 class Ramp(Frozen):
     """A weight that changes linearly from one value to another and then stays there."""
 
-    start: float = Field(ge=0, description="The weight at the first step.")
-    end: float = Field(ge=0, description="The weight from step `steps` on.")
+    start: Real = Field(ge=0, description="The weight at the first step.")
+    end: Real = Field(ge=0, description="The weight from step `steps` on.")
     steps: int = Field(gt=0, description="The number of training steps from `start` to `end`.")
 
     def at(self, step: int) -> float:
@@ -29,7 +29,7 @@ LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
 class ObjectiveConfig(Frozen):
     """The ALM objective (arXiv 2503.20083), further terms, and the baselines that it is compared with."""
 
-    terms: dict[Term, Annotated[float, Field(ge=0)] | Ramp] = Field(
+    terms: dict[Term, Annotated[Real, Field(ge=0)] | Ramp] = Field(
         {"alm": 1.0},
         description="The loss terms and their weights; a weight is a number or a ramp `{start, end, steps}`. `alm` "
         "matches the teacher's chunk likelihoods; `sft` is next-token cross-entropy on the student's tokens. The "
@@ -66,7 +66,7 @@ class ObjectiveConfig(Frozen):
         "temperature. `abs` and `abs_exp` are absolute differences of log-likelihoods and of likelihoods; `k2` and "
         "`k3` are estimators of the KL.",
     )
-    temperature: float = Field(
+    temperature: Real = Field(
         100.0,
         gt=0,
         description="The number τ that chunk log-likelihoods are divided by before the divergence is computed. `abs` "

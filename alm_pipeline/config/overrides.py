@@ -72,6 +72,8 @@ def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
     }
     content = config.model_dump(mode="json")
     for field, value in {**values, **(overrides.settings or {})}.items():
+        if not all(field.split(".")):
+            raise UserError(f"overrides: {field!r} is not the dotted name of a field, such as train.seed")
         _put(content, field.split("."), value)
     return parse_config(content, "overrides")
 

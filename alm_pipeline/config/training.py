@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alm_pipeline.config.frozen import SEEDS, Frozen
+from alm_pipeline.config.frozen import SEEDS, Frozen, Real
 from alm_pipeline.config.scoring import Dtype
 
 Schedule = Literal["linear", "cosine", "wsd"]
@@ -16,7 +16,7 @@ class LoraConfig(Frozen):
     """Low-rank adapters on linear layers; adapters and embeddings are trained, everything else stays fixed."""
 
     rank: int = Field(64, gt=0, description="The rank of each adapter's two factors.")
-    alpha: float = Field(64, gt=0, description="The output of an adapter is multiplied by alpha / rank.")
+    alpha: Real = Field(64, gt=0, description="The output of an adapter is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="The share of each adapter's inputs that dropout sets to 0.")
     targets: tuple[str, ...] = Field(
         ("*",),
@@ -47,8 +47,8 @@ class TrainConfig(Frozen):
         description="The length of a packed row in student tokens. A longer example gets a row of its own; 1 gives "
         "every example its own row.",
     )
-    learning_rate: float = Field(1e-5, gt=0, description="The learning rate of AdamW after the warm-up.")
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    learning_rate: Real = Field(1e-5, gt=0, description="The learning rate of AdamW after the warm-up.")
+    learning_rates: dict[str, Annotated[Real, Field(gt=0)]] = Field(
         {},
         description="Other learning rates for the parameters whose names match a pattern, such as "
         "`{'*embed_tokens*': 1e-4}`. The first pattern that matches counts.",
@@ -75,7 +75,7 @@ class TrainConfig(Frozen):
         description="Train low-rank adapters and the embeddings only; `{}` takes the adapters' default settings. "
         "Default: train all weights.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="The weight decay of AdamW. Default: none.")
+    weight_decay: Real = Field(0.0, ge=0, description="The weight decay of AdamW. Default: none.")
     max_grad_norm: float = Field(
         1.0, ge=0, description="Gradients with a larger norm are scaled down to this norm. 0 disables clipping."
     )

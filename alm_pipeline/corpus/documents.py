@@ -2,9 +2,9 @@
 
 Rows without a document are counted by reason: `invalid_json` (a line that is not a JSON object), `invalid_utf8` (also a
 string with a lone surrogate), `repeated_key` (an object with a key twice), `missing_column`, `missing_id` (an id that
-is null, NaN or empty), `not_text` (a value that is not a string, a conversation that is not a list of roles and
-contents, a text file with a zero byte), `value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`,
-`empty` (only white space).
+is null, empty, NaN or infinite), `not_text` (a value that is not a string, a conversation that is not a list of roles
+and contents, a text file with a zero byte), `not_finite` (a call of a tool with NaN or an infinite number),
+`value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white space).
 """
 
 import json
@@ -139,7 +139,7 @@ def _text_value(value: Any, number_is_text: bool) -> str:
 
 
 def _id_value(value: Any) -> str:
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):  # NaN is pandas' null
         raise RowDropped("missing_id")
     _check_unicode(str(value))
     return str(value)
@@ -151,6 +151,8 @@ def _messages_value(value: Any) -> Messages:
     # in a message itself, a null key is one that it does not have
     present = [{key: item for key, item in message.items() if item is not None} for message in value]
     messages = [_json_value({**message, "content": message.get("content", "")}) for message in present]
+    if not _is_finite([message.get("tool_calls") for message in present]):
+        raise RowDropped("not_finite")
     try:
         _check_unicode(json.dumps(messages, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
@@ -179,6 +181,13 @@ def _json_value(value: Any, depth: int = 0) -> Any:
         case list():
             return [_json_value(item, depth + 1) for item in value]
     return None
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value holds no NaN or infinite number at any depth."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float | Decimal) or math.isfinite(value)
 
 
 def _is_message(value: Any) -> bool:

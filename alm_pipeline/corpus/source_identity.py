@@ -5,9 +5,8 @@ from importlib import metadata
 from pathlib import Path
 
 from alm_pipeline.config import HubSource
-from alm_pipeline.corpus.files.errors import failing_as, one_line
 from alm_pipeline.corpus.files.listing import CorpusFile
-from storage.errors import UserError
+from storage.errors import UserError, cause, user_error
 from storage.urls import open_filesystem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -24,7 +23,7 @@ def local_files(source: HubSource) -> list[CorpusFile] | None:
     if not folder.is_dir():
         return None
     fs, root = open_filesystem(str(folder))
-    with failing_as(f"cannot list {folder}", "check its permissions"):
+    with user_error(f"cannot list {folder}", "check its permissions"):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
     names = [path.relative_to(folder).as_posix() for path in files]
     return [CorpusFile(fs, f"{root}/{name}", root, name, "text") for name in names]
@@ -48,7 +47,7 @@ def hub_commit(source: HubSource) -> str:
         commit = HfApi().dataset_info(source.name, revision=source.revision).sha
     except Exception as error:  # connections fail with many types
         raise UserError(
-            f"cannot get the commit of dataset {source.name!r} from the Hugging Face Hub: {one_line(error)}; "
+            f"cannot get the commit of dataset {source.name!r} from the Hugging Face Hub: {cause(error)}; "
             "check the name and the connection, or set corpus.source.revision to a commit (40 hex digits)"
         ) from error
     return str(commit)

@@ -14,13 +14,13 @@ from typing import Any, assert_never
 
 from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source
 from alm_pipeline.corpus.files.arrow_rows import without_filled_nulls
-from alm_pipeline.corpus.files.errors import failing_as, require_columns
+from alm_pipeline.corpus.files.errors import require_columns
 from alm_pipeline.corpus.files.listing import list_files
 from alm_pipeline.corpus.files.readers import read_files
 from alm_pipeline.corpus.files.rows import SourceRow
 from alm_pipeline.corpus.files.versions import HashedFiles
 from alm_pipeline.corpus.source_identity import hub_commit, local_files, reasoning_gym_version
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 
 # the last line of a worked solution in gsm_symbolic, as in GSM8K
 _FINAL_ANSWER = re.compile(r"\s*#### .*\s*$")
@@ -156,7 +156,7 @@ def _require_hashed(source: HubSource, hashed: HashedFiles) -> None:
 
 def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
     where = f"dataset {source.name!r}"
-    with failing_as(
+    with user_error(
         f"`datasets` cannot read {where} (split {source.split!r})",
         "check corpus.source's name, subset, split and revision, and the connection",
     ):

@@ -14,6 +14,7 @@ from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
+from alm_pipeline.vocabulary.framing import plain_backend
 from storage.errors import UserError
 
 _COLDEST = 1e-4
@@ -103,7 +104,7 @@ def _inputs(
 ) -> dict[str, Tensor]:
     if isinstance(model, EnsembleModel):
         return dict(model.encode([text], add_special_tokens=special))
-    row = tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
+    row = plain_backend(tokenizer.backend_tokenizer).encode(text, add_special_tokens=special).ids
     check_rows(row, model, tokenizer, name)
     ids = torch.tensor([row], device=model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

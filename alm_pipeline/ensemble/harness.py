@@ -3,6 +3,7 @@
 Importing this module registers the model `alm` in lm_eval.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.head_vocabulary import check_rows
+from alm_pipeline.runtime.progress import logger
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.scoring.windows import WindowRow
-from storage.errors import UserError, user_error
+from storage.errors import UserError, cause, user_error
 
 # lm_eval's requests: the texts (None if they are parts of a longer text), and the ids of context and continuation
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -127,15 +129,22 @@ def evaluate(
     """
     manager = _manager(tasks, task_folder)
     for name in names:
-        yield simple_evaluate(
-            HarnessModel(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size),
-            tasks=list(tasks),
-            task_manager=manager,
-            num_fewshot=few_shot,
-            limit=limit,
-            apply_chat_template=chat,
-            log_samples=False,
+        model = HarnessModel(
+            name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size
         )
+        with user_error(f"{name}: lm_eval cannot evaluate {', '.join(tasks)}", "fix the task, or leave it out"):
+            results = simple_evaluate(
+                model,
+                tasks=list(tasks),
+                task_manager=manager,
+                num_fewshot=few_shot,
+                limit=limit,
+                apply_chat_template=chat,
+                log_samples=False,
+            )
+        if wrong := [f"{metric} is {value}" for metric, value in metrics(results).items() if not math.isfinite(value)]:
+            logger.warning("%s: %s: compare nothing with that, and look at the task's examples", name, ", ".join(wrong))
+        yield results
 
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
@@ -149,13 +158,26 @@ def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
     try:
         manager.load(list(tasks))
     except Exception as error:  # `datasets` and the hub's client raise many kinds of errors
-        raise UserError(f"lm_eval cannot load {', '.join(tasks)}: {type(error).__name__}: {error}") from error
+        raise UserError(f"lm_eval cannot load {', '.join(tasks)}: {type(error).__name__}: {cause(error)}") from error
     return manager
 
 
 def results_table(results: dict[str, Any]) -> str:
     """Return lm_eval's own table."""
     return str(make_table(results))
+
+
+def json_results(results: dict[str, Any]) -> str:
+    """Return the results as JSON, with null for NaN and infinity, which JSON lacks."""
+    return json.dumps(_without_nan(results["results"]), indent=2, default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def metrics(results: dict[str, Any]) -> dict[str, float]:

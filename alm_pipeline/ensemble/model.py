@@ -23,6 +23,7 @@ from alm_pipeline.ensemble.combination import combine
 from alm_pipeline.ensemble.config import Mean
 from alm_pipeline.ensemble.members import EnsembleMember
 from alm_pipeline.ensemble.vocabulary import Respeller
+from alm_pipeline.vocabulary.framing import plain_backend
 from storage.errors import UserError
 
 # log-probabilities (positions × tokens) of each member that exist at once
@@ -60,6 +61,7 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         total = sum(member.weight for member in members)
         self.members, self.mean, self.tokenizer, self._respeller = members, mean, tokenizer, respeller
+        self._backend = plain_backend(tokenizer.backend_tokenizer)
         self._weights = [member.weight / total for member in members]
         self.models = nn.ModuleList({id(member.model): member.model for member in members}.values())
         self.register_buffer("shared_L", shared_L, persistent=False)
@@ -86,7 +88,7 @@ class EnsembleModel(PreTrainedModel, GenerationMixin):
 
     def ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of one text, as `encode` does."""
-        return self.readable(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return self.readable(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def readable(self, ids: Sequence[int]) -> list[int]:
         """Spell the lead's tokens with tokens that all members can read. Raises UserError as `encode` does."""

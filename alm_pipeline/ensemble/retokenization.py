@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.vocabulary import counterparts
 from alm_pipeline.vocabulary.byte_view import byte_view, tokens_by_spelling
-from alm_pipeline.vocabulary.framing import special_tokens_around
+from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around
 
 _LONGEST_CHARACTER = 4
 
@@ -21,7 +21,7 @@ class Retokenizer:
     """
 
     def __init__(self, lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> None:
-        self._view, self._backend = byte_view(lead.backend_tokenizer), member.backend_tokenizer
+        self._view, self._backend = byte_view(lead.backend_tokenizer), plain_backend(member.backend_tokenizer)
         self._prefix, _ = special_tokens_around(member)
         self._spelling = list(self._view.spelling)
         pairs = counterparts(lead, member)
@@ -66,5 +66,5 @@ def _byte_ids(tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
 
 
 def _puts_a_space(tokenizer: PreTrainedTokenizerFast) -> bool:
-    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids
+    ids = plain_backend(tokenizer.backend_tokenizer).encode("a", add_special_tokens=False).ids
     return byte_view(tokenizer.backend_tokenizer).spell(np.array(ids, np.int32)) == b" a"

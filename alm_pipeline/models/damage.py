@@ -7,7 +7,7 @@ it reads are looked at here: a pointer instead of the content, an interrupted do
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +25,11 @@ _FETCH = "fetch it again, or save the model again (save_pretrained)"
 
 
 @contextmanager
-def reading_model(name: str, folder: Path) -> Iterator[None]:
-    """Turn any error of reading a model's folder into a UserError that names the damaged file, or else the model."""
+def reading_model(name: str, folder: Path, weights: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Turn any error of reading a model's folder into a UserError that names the damaged file, or else the model.
+
+    `weights` returns the names of the files of the weights that are read, and of their index; by default none are.
+    """
     if not os.path.lexists(folder / "config.json"):
         raise UserError(
             f"{name}: has no config.json, so it is not a model's folder; save a model there (save_pretrained)"
@@ -37,7 +40,9 @@ def reading_model(name: str, folder: Path) -> Iterator[None]:
         with user_error(f"{name}: can't be loaded as a causal language model", fix):
             yield
     except UserError as error:
-        _check_weights(folder)
+        for file in weights():
+            if file.endswith(".safetensors"):
+                check_weights_file(folder / file)
         if package := _missing_package(error.__cause__):
             raise UserError(
                 f"{name}: can't be loaded without a package that is not installed ({cause(error.__cause__ or error)}): "
@@ -112,21 +117,10 @@ def read_document(file: Path) -> str:
         return content.decode()
 
 
-def _check_weights(folder: Path) -> None:
-    """Raise UserError naming a weights file that is damaged, or that the index names and that is not there."""
-    if (folder / INDEX).is_file():
-        files = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise UserError(f"{folder / INDEX}: its weight_map is not an object of file names by tensor; {_FETCH}")
-        for file in sorted(set(files.values())):
-            if not os.path.lexists(folder / file):
-                raise UserError(f"{folder / file}: is missing, but {INDEX} names it: fetch it, or save the model again")
-    for path in sorted(folder.glob("*.safetensors")):
-        check_weights_file(path)
-
-
 def check_weights_file(file: Path) -> None:
-    """Raise UserError if a safetensors file is not one, or not all of one."""
+    """Raise UserError if a safetensors file is missing, is not one, or is not all of one."""
+    if not os.path.lexists(file):
+        raise UserError(f"{file}: is missing, but an index names it: fetch it, or save the model again")
     _refuse_special(file)
     with user_error(f"{file}: can't be read", "make it a readable file, or fetch it again"), file.open("rb") as opened:
         start = opened.read(100)

@@ -33,7 +33,7 @@ def loaded_files(name: str, folder: Path, code: Mapping[str, Path] | None) -> di
 
     `code` is as for `described_files`. Raises UserError if the folder has no configuration or no weights.
     """
-    weights = weight_files(name, folder, lambda file: (folder / file).is_file())
+    weights = local_weight_files(name, folder)
     return {file: folder / file for file in weights} | described_files(name, folder, code)
 
 
@@ -47,6 +47,11 @@ def described_files(name: str, folder: Path, code: Mapping[str, Path] | None) ->
     return files if code is None else files | _code_files(config, folder, code)
 
 
+def local_weight_files(name: str, folder: Path) -> list[str]:
+    """Return the names of a local folder's weights and of their index. Raises UserError as `weight_files` does."""
+    return weight_files(name, folder, lambda file: (folder / file).is_file())
+
+
 def weight_files(name: str, folder: Path, exists: Callable[[str], bool]) -> list[str]:
     """Return the names of the weights and of their index, which is in the local folder.
 
@@ -54,6 +59,8 @@ def weight_files(name: str, folder: Path, exists: Callable[[str], bool]) -> list
     """
     adapter = _adapter_files(name, exists)
     named = model_config(name, folder).get("transformers_weights")
+    if not isinstance(named, str | None):
+        raise UserError(f"{folder / CONFIG}: its transformers_weights is not the name of a file: remove it")
     first = next((file for file in ([named] if named else [_WEIGHTS, INDEX]) if exists(file)), None)
     if first is None:
         raise UserError(
@@ -64,7 +71,10 @@ def weight_files(name: str, folder: Path, exists: Callable[[str], bool]) -> list
         return [first, *adapter]
     shards = read_json(folder / first).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise UserError(f"{folder / first}: has no `weight_map` of tensors to files: fetch or save the model again")
+        raise UserError(
+            f"{folder / first}: its weight_map is not an object of file names by tensor: fetch it again, or save the "
+            "model again (save_pretrained)"
+        )
     return [first, *sorted(set(shards.values())), *adapter]
 
 
@@ -127,7 +137,9 @@ def code_repositories(config: Mapping[str, Any]) -> list[str]:
 
 
 def _code_references(config: Mapping[str, Any]) -> list[str]:
-    classes: Mapping[str, Any] = config.get("auto_map") or {}
+    classes = config.get("auto_map")
+    if not isinstance(classes, dict):
+        return []
     return [str(classes[kind]) for kind in _CODED_CLASSES if classes.get(kind)]
 
 

@@ -1,7 +1,9 @@
 """Models loaded by name onto a device."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,8 @@ from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.finite_weights import check_finite_weights
 from alm_pipeline.models.library_log import load_reports, quiet_transformers
-from alm_pipeline.models.weights_report import check_weights, conversion_problem
+from alm_pipeline.models.loaded_files import weight_files
+from alm_pipeline.models.weights_report import check_stored_types, check_weights, conversion_problem
 from storage.errors import UserError, cause
 
 
@@ -36,11 +39,13 @@ def load_model(
     place = _device(device)
     loader = model_class(name, trust_remote_code=trust_remote_code, revision=revision, code_revision=code_revision)
     folder = model_folder(name, revision)
-    with reading_model(name, folder), quiet_transformers(), load_reports() as logged:
+    here = partial(weight_files, name, folder, lambda file: os.path.lexists(folder / file))
+    with reading_model(name, folder, here), quiet_transformers(), load_reports() as logged:
         model, report = _from_pretrained(
             loader, name, folder, logged, dtype, trust_remote_code, device_map, code_revision
         )
     check_weights(name, model, report)
+    check_stored_types(name, model, [folder / file for file in here() if file.endswith(".safetensors")])
     if device_map is None:
         model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
     check_finite_weights(model, name)

@@ -22,9 +22,9 @@ from alm_pipeline.models.loaded_files import (
     code_repositories,
     described_files,
     loaded_files,
+    local_weight_files,
     model_config,
     refuse_adapter,
-    weight_files,
 )
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from storage.errors import UserError
@@ -109,7 +109,7 @@ class ModelReference:
         Raises UserError as `refuse_adapter` does.
         """
         self.refuse_adapter()
-        names = weight_files(self.name, self.folder, lambda file: (self.folder / file).is_file())
+        names = local_weight_files(self.name, self.folder)
         self._files.check()
         return [self.folder / name for name in names if not name.endswith(".json")]
 

@@ -6,9 +6,11 @@ and buffers that are not stored are already left out of its report, as are lefto
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from alm_pipeline.runtime.progress import logger
@@ -51,6 +53,30 @@ def check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any]) 
         raise UserError(f"{name}: {_mismatch(report['mismatched_keys'])}")
     if unexpected:
         _report_unexpected(name, model, unexpected)
+
+
+def check_stored_types(name: str, model: PreTrainedModel, files: Iterable[Path]) -> None:
+    """Raise UserError if safetensors files hold integers or booleans for weights that are real numbers.
+
+    transformers casts them. They are quantized weights whose configuration does not say so.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    other = {key: kind for file in files for key, kind in _stored_types(file) if not kind.startswith(("F", "BF"))}
+    real = [f".{key}" for key, value in model.named_parameters() if value.is_floating_point()] if other else []
+    wrong = [key for key in other if any(parameter.endswith(f".{key}") for parameter in real)]
+    if wrong:
+        raise UserError(
+            f"{name}: {_count(wrong)} of its weights are stored as {other[wrong[0]]} ({_names(wrong)}), not as real "
+            "numbers: they are quantized, but config.json has no quantization_config: use the one that was saved with "
+            "them, or weights that are not quantized"
+        )
+
+
+def _stored_types(file: Path) -> Iterator[tuple[str, str]]:
+    with safe_open(file, "pt") as stored:
+        for key in stored.keys():  # noqa: SIM118  # it is no mapping
+            yield key, stored.get_slice(key).get_dtype()
 
 
 def conversion_problem(logged: Iterable[str]) -> str | None:

@@ -12,8 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.columns import flatten_lists
-from storage.dataset import Dataset
+from storage.dataset import Dataset, Manifest, open_dataset
 from storage.errors import UserError
+from storage.schemas import Kind
+from storage.upkeep.catalog import CatalogEntry
+from storage.upkeep.verify import Damage, shard_damage, verify_entry
 
 Floats = npt.NDArray[np.float32]
 
@@ -56,16 +59,32 @@ def first_fault_of_rows(logprobs: Sequence[Floats], boundary_logprobs: Sequence[
 
 def check_stored_scores(tables: Mapping[str, pa.Table], scores: Dataset, shard: int) -> None:
     """Raise UserError if a stored score is not finite. `tables["scores"]` is the shard, with its ids."""
-    table = tables["scores"]
+    if problem := _problem(tables["scores"]):
+        raise UserError(
+            f"{scores.shard_url(shard)}: {problem}: the file is damaged, or an earlier version stored what overflowed: "
+            f"`alm repair {scores.url} --checksums` scores it again; if it overflows again, set score.dtype to "
+            "bfloat16 or float32"
+        )
+
+
+def find_damages(entry: CatalogEntry, checksums: bool = False) -> list[Damage]:
+    """Return the damages of a dataset or folder; with checksums also shards of scores that are not finite."""
+    damages = verify_entry(entry, checksums)
+    if checksums and entry.kind == Kind.TEACHER_SCORES and isinstance(entry.manifest, Manifest) and not damages:
+        scores = open_dataset(entry.url)
+        for shard in range(len(entry.manifest.shards)):
+            if problem := _problem(scores.read_shard(shard)):
+                damages.append(shard_damage(entry, shard, problem))
+    return damages
+
+
+def _problem(table: pa.Table) -> str:
+    """Return which score of a shard is not finite; "" if all are right."""
     (logprobs, offsets), (boundary_logprobs, _) = (
         flatten_lists(table[name]) for name in ("logprobs", "boundary_logprobs")
     )
-    if fault := first_fault(logprobs, boundary_logprobs, offsets):
-        raise UserError(
-            f"{scores.shard_url(shard)}: example {table['id'][fault.example]}, token {fault.token}: {fault}: the file "
-            "is damaged, or an earlier version stored what overflowed in score.dtype: `alm delete "
-            f"{scores.url}` and run again, in the latter case with score.dtype bfloat16 or float32"
-        )
+    fault = first_fault(logprobs, boundary_logprobs, offsets)
+    return f"example {table['id'][fault.example]}, token {fault.token}: {fault}" if fault else ""
 
 
 def why_not_finite(dtype: str) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from alm_pipeline.runtime.streams import writing
-from storage.errors import UserError
+from storage.errors import UserError, cause, is_temporary
 from storage.printed.inert import generated, one_line, visible
 
 _PIPE_WIDTH = 200
@@ -106,11 +106,18 @@ def write_picture(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Print errors that the user can fix without a traceback, and exit with 1."""
+    """Print errors that the user can fix, and those of network, disk and memory, without a traceback; exit with 1."""
     try:
         yield
     except UserError as error:
         err.print_labeled("error:", error)
+        raise typer.Exit(1) from error
+    except Exception as error:
+        if not (is_temporary(error) or isinstance(error, OSError)):
+            raise
+        subject = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
+        fix = "run the same command again once the network, the disk or memory allows it"
+        err.print_labeled("error:", f"{subject}{cause(error)}; {fix}")
         raise typer.Exit(1) from error
 
 

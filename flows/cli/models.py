@@ -1,6 +1,5 @@
 """The commands that use a finished model, or an ensemble of several."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -152,4 +151,4 @@ def evaluate(
         )
         out.print_line(harness.results_table(results))
         if output:
-            output.write_text(json.dumps(results["results"], indent=2, default=str), encoding="utf-8")
+            output.write_text(harness.json_results(results), encoding="utf-8")

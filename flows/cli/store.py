@@ -104,13 +104,13 @@ def _select_one(url: str) -> tuple["Catalog", str]:
 def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None:
     """Check that every stored file exists and has its recorded size. Exits with 1 if something is wrong.
 
-    With --checksums, also read every file and compare its SHA-256.
+    With --checksums, also read every file, compare its SHA-256, and look for scores that are not finite.
     """
-    from storage.upkeep.verify import verify_entry
+    from alm_pipeline.scoring.finite import find_damages
 
     with user_errors():
         opened, keys = _select(url)
-        damages = [damage for key in keys for damage in verify_entry(opened.entries[key], checksums)]
+        damages = [damage for key in keys for damage in find_damages(opened.entries[key], checksums)]
     for entry in (opened.entries[key] for key in keys):
         if entry.link:
             out.print_line(f"{entry.url}: is a link to {entry.link}")

@@ -101,16 +101,17 @@ def _dataset_damages(entry: CatalogEntry, files: dict[str, FileInfo], checksums:
         records, damages = _read_records(entry, files)
     known = {shard: record for shard, record in records.items() if record}
     problems = _in_threads(lambda shard: _shard_problem(entry, files, shard, known[shard], checksums), known)
-    damages += [
-        Damage(entry.file(shard_file(shard)), problem, _of_shard(entry, shard), needs_rerun=True)
-        for shard, problem in zip(known, problems, strict=True)
-        if problem
-    ]
+    damages += [shard_damage(entry, shard, problem) for shard, problem in zip(known, problems, strict=True) if problem]
     return [*damages, *_foreign_shards(entry, files, records)]
 
 
 def shard_file(shard: int, ending: str = "parquet") -> str:
     return f"shard-{shard:05d}.{ending}"
+
+
+def shard_damage(entry: CatalogEntry, shard: int, problem: str) -> Damage:
+    """Return the damage of a shard that its stage must write again."""
+    return Damage(entry.file(shard_file(shard)), problem, _of_shard(entry, shard), needs_rerun=True)
 
 
 def _of_shard(entry: CatalogEntry, shard: int) -> tuple[str, ...]:

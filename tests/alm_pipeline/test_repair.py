@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from alm_pipeline import pipeline as pipeline_module
@@ -11,6 +13,7 @@ from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTo
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.repair import STAGES_OF_KIND, Repair, repair
 from storage import dataset as dataset_module
+from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
 from storage.upkeep.catalog import KINDS, Catalog
@@ -128,6 +131,29 @@ def test_a_student_in_a_bucket_comes_back_from_this_machines_copy(
     remove(join_url(pipeline.student.url, "model.safetensors"))
     (done,) = repair_all(root)
     assert (done.remaining, contents(root)) == ((), whole)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("column", "value"), [("logprobs", np.nan), ("boundary_logprobs", np.inf)])
+def test_scores_that_are_not_finite_are_scored_again(
+    config: AlmConfig, tmp_path: Path, column: str, value: float
+) -> None:
+    """Their checksums are right: an earlier version stored them."""
+    root = str(tmp_path)
+    scores = cached(config, root).scores
+    whole, shards, record = contents(root), len(scores.complete_manifest().shards), scores.required_records([0])[0]
+    table = scores.read_shard(0)
+    rows = [row.copy() for row in list_rows(table[column])]
+    rows[0][1] = value
+    for url in (join_url(scores.url, "manifest.json"), scores.record_url(0), scores.shard_url(0)):
+        remove(url)
+    columns = {name: table[name] for name in table.column_names} | {column: join_rows(rows, pa.float32())}
+    scores.write_shard(0, columns, counts=record.counts)
+    scores.finish(shards)
+    assert repair_all(root) == []
+    (done,) = repair_all(root, checksums=True)
+    assert f"token 1: the log-probability{' of a boundary' if value > 0 else ''} is {value}" in done.damages[0].problem
+    assert (done.refused, done.remaining, contents(root)) == ("", (), whole)
 
 
 def refused(root: str, config: AlmConfig | None = None) -> str:

@@ -1,10 +1,10 @@
 """Errors about a corpus's input."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
-from storage.errors import UserError
+from storage.errors import UserError, cause, user_error
 
 _MOST_SHOWN = 30
 
@@ -15,27 +15,6 @@ class RowDropped(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, short enough for another message."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-@contextmanager
-def failing_as(what: str, fix: str) -> Iterator[None]:
-    """Turn any error inside into a UserError '<what>: <first line of the error>; <fix>'.
-
-    Only for calls into file systems and readers: their errors have no common type (OSError, EOFError, zlib.error,
-    ArrowInvalid, botocore's own, …), hence the broad `except`.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what}: {one_line(error)}; {fix}") from error
 
 
 def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -> None:
@@ -58,6 +37,12 @@ class NamedFile(Protocol):
     def url(self) -> str: ...
 
 
-def naming_file(file: NamedFile) -> AbstractContextManager[None]:
-    """Turn any error of reading a file into a UserError that names it."""
-    return failing_as(f"cannot read {file.url}", "fix or remove the file, or exclude it with corpus.source.exclude")
+@contextmanager
+def naming_file(file: NamedFile) -> Iterator[None]:
+    """Turn any error of reading a file into a UserError that names it, as `user_error` does."""
+    subject, fix = f"cannot read {file.url}", "fix or remove the file, or exclude it with corpus.source.exclude"
+    with user_error(subject, fix):
+        try:
+            yield
+        except MemoryError as error:  # not temporary: a damaged file gives lengths that no memory holds
+            raise UserError(f"{subject}: {cause(error)}; {fix}") from error

@@ -21,9 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alm_pipeline.config import FileFormat, FilesSource
-from alm_pipeline.corpus.files.errors import failing_as
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of, without_compression
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
 
@@ -125,7 +124,7 @@ def _match(url: str) -> list[_Match]:
     if not url.strip():
         raise UserError("corpus.source.urls contains an empty URL; write a path or URL, or remove it")
     _refuse_special_archive(url)
-    with failing_as(f"cannot list {url}", "check the URL, its credentials and permissions"):
+    with user_error(f"cannot list {url}", "check the URL, its credentials and permissions"):
         fs, path = open_filesystem(url)
         _refuse_copies(fs, url)
         matched = _matching_paths(fs, path, url)

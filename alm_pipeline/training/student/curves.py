@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import UserError
+from storage.errors import UserError, user_error
 from storage.folders import load_folder_manifest
 from storage.printed.inert import one_line
 from storage.urls import join_url, read_bytes
@@ -58,47 +58,46 @@ def read_curves(url: str, bits_per_byte: Mapping[str, float] | None = None) -> T
 
     `bits_per_byte` is for a student that has no manifest yet.
     """
-    metrics = _table(join_url(url, METRICS))
+    metrics = _columns(join_url(url, METRICS))
     if metrics is None:
         raise UserError(f"{url} has no {METRICS}: name the folder of a trained student (`alm list ROOT` lists them)")
     manifest = load_folder_manifest(url)
     bits_in_manifest = manifest.results.get("held_out_bits_per_byte", {}) if manifest else {}
     return TrainingCurves(
         url.rstrip("/").rsplit("/", 1)[-1],
-        numeric_columns(metrics),
-        evaluations=numeric_columns(_table(join_url(url, EVALUATIONS))),
-        speed=numeric_columns(_table(join_url(url, SPEED))),
+        metrics,
+        evaluations=_columns(join_url(url, EVALUATIONS)) or {},
+        speed=_columns(join_url(url, SPEED)) or {},
         bits_per_byte=bits_in_manifest if bits_per_byte is None else bits_per_byte,
     )
 
 
-def _table(url: str) -> pa.Table | None:
+def _columns(url: str) -> dict[str, Column] | None:
+    """Return a Parquet file's columns by name; None without the file. Raises UserError if they are not such columns."""
     content = read_bytes(url)
     if content is None:
         return None
-    try:
-        return pq.read_table(pa.BufferReader(content))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{url} is not a valid Parquet file: {error}") from error
+    with user_error(f"{url}: is not a valid Parquet file of numbers by step", "`alm repair --checksums` its folder"):
+        return _numbers(pq.read_table(pa.BufferReader(content)))
 
 
-def numeric_columns(table: pa.Table | None) -> dict[str, Column]:
-    """Return a table's columns by name, with NaN for null; {} without a table."""
-    names = table.column_names if table else []
-    return {name: table[name].to_numpy().astype(np.float64) for name in names} if table else {}
+def _numbers(table: pa.Table) -> dict[str, Column]:
+    """Return a table's columns by name, with NaN for null. Raises ValueError if `step` is missing, or lacks a value."""
+    columns: dict[str, Column] = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
+    if not np.isfinite(columns.get("step", np.nan)).all():
+        raise ValueError("it has no column step, or one that lacks a value")
+    return columns
 
 
 def smooth(values: Column) -> Column:
-    """Return the mean over a fortieth of the steps around each one. Fewer than 20 steps are not smoothed."""
+    """Return the mean of finite values over a fortieth of the steps around each. Fewer than 20 are not smoothed."""
     half = len(values) // 80
     if len(values) < _SMOOTHED_FROM:
         return values
-    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
-    counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
+    sums = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - max(1, half), 0)
     end = np.minimum(np.arange(len(values)) + max(1, half) + 1, len(values))
-    finite = counts[end] - counts[start]
-    means: Column = np.where(finite > 0, (sums[end] - sums[start]) / np.maximum(finite, 1), np.nan)
+    means: Column = (sums[end] - sums[start]) / (end - start)
     return means
 
 

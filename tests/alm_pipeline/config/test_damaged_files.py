@@ -14,6 +14,7 @@ from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.ensemble.config import read_config
 from flows.cli.app import _parse_settings as parse_settings
 from storage.errors import UserError
+from tests.sampling import sampled_pairs
 
 CONTENTS = {
     "empty": b"",
@@ -105,13 +106,12 @@ def test_a_field_of_another_type_is_named(name: str) -> None:
     """Some values are taken; what is refused names the file, and the part of the configuration that was changed."""
     document = recipe(name).model_dump(mode="json")
     refused: list[tuple[str, str]] = []
-    for path in paths(document):
-        for value in OTHERS:
-            try:
-                parse_config(replaced(document, path, value), "mine.yaml")
-            except UserError as error:
-                refused.append((str(path[0]), str(error)))
-    assert len(refused) > 300
+    for path, value in sampled_pairs(paths(document), OTHERS):
+        try:
+            parse_config(replaced(document, path, value), "mine.yaml")
+        except UserError as error:
+            refused.append((str(path[0]), str(error)))
+    assert len(refused) > 100
     assert [pair for pair in refused if not pair[1].startswith("mine.yaml: ") or pair[0] not in pair[1]] == []
 
 

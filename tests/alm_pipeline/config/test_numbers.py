@@ -151,3 +151,41 @@ def test_right_numbers_stay_accepted(name: str) -> None:
     assert parse_config(content, "mine.yaml").train.learning_rate == 1e-4
     assert Ramp.model_validate({"start": 0, "end": 1, "steps": 3}).at(1) == pytest.approx(1 / 3)
     assert TypeAdapter(Annotated[AlmConfig, None]).validate_json(json.dumps(content)).train.learning_rate == 1e-4
+
+
+OUTSIDE_OF_TENSORS = {
+    "CorpusConfig.sample",
+    "CorpusConfig.held_out",
+    "EvaluationConfig.min_improvement",
+    "ObjectiveConfig.gamma",
+    "TrainConfig.max_grad_norm",
+    "TrainConfig.ema",
+    "TrainConfig.diverged_at",
+    "LoraConfig.dropout",
+    "MemberConfig.weight",
+}
+"""Numbers that are compared or computed with in float64."""
+
+IN_TENSORS = [
+    field
+    for field in FIELDS
+    if float in parts(field.values[2]) and field.id not in OUTSIDE_OF_TENSORS and field.values[0] is not Overrides
+]
+
+
+@pytest.mark.parametrize(("model", "name", "annotation"), IN_TENSORS)
+def test_what_float32_lacks_is_refused_where_tensors_are_computed_with_it(
+    model: type[Frozen], name: str, annotation: Any
+) -> None:
+    for value in (1e39, 1e300, 1e-39, 1e-320):
+        for content in placed(annotation, value):
+            assert any("between 1e-37 and 1e38" in message for message in errors_of(model, name, content))
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_what_float32_holds_is_taken(value: float) -> None:
+    train, objective = {"learning_rate": value, "max_grad_norm": 1e300}, {"temperature": value, "terms": {"alm": value}}
+    content = recipe("maths").model_dump(mode="json")
+    content["train"] |= train
+    content["objective"] |= objective
+    parse_config(content, "mine.yaml")

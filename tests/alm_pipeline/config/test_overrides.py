@@ -59,6 +59,7 @@ def test_settings_reach_every_field_and_can_set_none() -> None:
         ({"nonsense.deep.field": 3}, r"nonsense: Extra inputs"),
         ({"train.steps": -1}, r"train\.steps: .* greater than or equal to 0"),
         ({"corpus.source.kind": "magic"}, r"corpus\.source: .*'magic'"),
+        *[({name: 1}, f"overrides: '{name}' is not the dotted name") for name in ("", ".", "train.", ".train", "a..b")],
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:

@@ -343,3 +343,46 @@ def test_any_damage_is_an_error_that_names_the_file_or_a_count(
         assert str(path) in message
 
     damaged()
+
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+COLUMNS: dict[str, tuple[pa.Array, dict[str, str]]] = {
+    "text": (pa.array(["abc", "ä"]), {}),
+    "large text": (pa.array(["abc", "ä"], pa.large_string()), {}),
+    "text view": (pa.array(["abc", "more than twelve bytes"], pa.string_view()), {}),
+    "bytes": (pa.array([b"abc", b"d"]), {}),
+    "dictionary": (pa.array(["abc", "ä", "abc"]).dictionary_encode(), {}),
+    "list": (pa.array([CHAT, CHAT[:1]], pa.list_(MESSAGE)), {"messages": "chat"}),
+    "large list": (pa.array([CHAT, CHAT[:1]], pa.large_list(MESSAGE)), {"messages": "chat"}),
+    "list view": (pa.array([CHAT, CHAT[:1]], pa.list_view(MESSAGE)), {"messages": "chat"}),
+    "fixed list": (pa.array([CHAT, CHAT], pa.list_(MESSAGE, 2)), {"messages": "chat"}),
+    "map": (
+        pa.array(
+            [[CHAT[0] | {"x": [("a", "b")]}]],
+            pa.list_(pa.struct([*MESSAGE, ("x", pa.map_(pa.string(), pa.string()))])),
+        ),
+        {"messages": "chat"},
+    ),
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("column", COLUMNS)
+def test_an_arrow_file_whose_offsets_point_elsewhere_does_not_end_the_process(tmp_path: Path, column: str) -> None:
+    """Any of its 32-bit words is another one: pyarrow reads memory where the offsets of a batch point."""
+    values, settings = COLUMNS[column]
+    path, table = tmp_path / "a.arrow", pa.table({settings.get("messages", "text"): values})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    whole = path.read_bytes()
+    assert len(read(corpus(path, **settings))[0]) == len(values)
+    messages: list[str] = []
+    for start in range(0, len(whole) - 3, 4):
+        path.write_bytes(whole[:start] + b"\xf0\xff\xff\x7f" + whole[start + 4 :])
+        try:
+            read(corpus(path, **settings))
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert [message for message in messages if str(path) not in message] == []

@@ -138,6 +138,41 @@ def test_ids_from_a_column(tmp_path: Path) -> None:
     assert dropped == {"missing_id": 1, "invalid_utf8": 1, "missing_column": 1}
 
 
+NOT_FINITE = ("NaN", "Infinity", "-Infinity", "1e999")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("row", "settings", "reason"),
+    [
+        pytest.param('{"text": "x", "id": NUMBER}', {"id": "id"}, "missing_id", id="id"),
+        pytest.param('{"text": NUMBER}', {}, "not_text", id="text"),
+        pytest.param('{"n": NUMBER}', {"text": "number {n}"}, "not_text", id="template"),
+        pytest.param('{"chat": NUMBER}', {"messages": "chat"}, "not_text", id="conversation"),
+        pytest.param('{"chat": [{"role": "user", "content": NUMBER}]}', {"messages": "chat"}, "not_text", id="content"),
+        pytest.param(
+            '{"chat": [{"role": "assistant", "content": "hi", "tool_calls": [{"arguments": {"x": [NUMBER]}}]}]}',
+            {"messages": "chat"},
+            "not_finite",
+            id="call",
+        ),
+    ],
+)
+def test_a_number_that_is_not_finite_is_counted(
+    tmp_path: Path, number: str, row: str, settings: dict[str, str], reason: str
+) -> None:
+    path = write_lines(tmp_path, f"{row.replace('NUMBER', number)}\n".encode())
+    assert read(corpus(path, **settings)) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+def test_one_that_no_template_reads_costs_no_conversation(tmp_path: Path, number: str) -> None:
+    path = write_lines(tmp_path, f'{{"chat": [{{"role": "user", "content": "hi", "score": {number}}}]}}\n'.encode())
+    (document,), dropped = read(corpus(path, messages="chat"))
+    assert (document.messages, dropped) == ([USER], {})
+
+
 USER = {"role": "user", "content": "hi"}
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from alm_pipeline.ensemble.harness import HarnessModel, evaluate
+from alm_pipeline.ensemble.harness import HarnessModel, evaluate, json_results
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of, load
 from alm_pipeline.ensemble.logprobs import text_logprobs
 from storage.errors import UserError
@@ -105,6 +105,25 @@ def test_a_local_task_is_evaluated(llama_folder: str, tasks: Path, monkeypatch: 
     file.write_text(f"members: [{{model: {llama_folder}}}, {{model: {llama_folder}, weight: 2}}]\n")
     (twice,) = evaluate([str(file)], ["foxes"], task_folder=tasks, batch_size=3)
     assert twice["results"]["foxes"]["acc,none"] == alone["results"]["foxes"]["acc,none"]
+
+
+def test_a_metric_that_is_nan_is_said_and_null_in_json(
+    llama_folder: str, tasks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tasks / "nan.py").write_text("def results(doc, answers):\n    return {'acc': float('nan')}\n")
+    (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text() + "process_results: !function nan.results\n")
+    (found,) = evaluate([llama_folder], ["foxes"], task_folder=tasks)
+    assert f"{llama_folder}: foxes acc is nan" in caplog.text
+    assert json.loads(json_results(found))["foxes"]["acc,none"] is None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("question", ["{{question / 0}}", "{{nothing.at.all}}", "{{1 / 0}}"])
+def test_a_task_whose_template_fails_is_one_sentence(llama_folder: str, tasks: Path, question: str) -> None:
+    (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("{{question}}", question))
+    with pytest.raises(UserError, match=r"lm_eval cannot (evaluate|load) foxes: ") as caught:
+        list(evaluate([llama_folder], ["foxes"], task_folder=tasks))
+    assert "\n" not in str(caught.value)
 
 
 def test_tasks_that_cannot_be_loaded_are_refused(llama_folder: str, tasks: Path) -> None:

@@ -1,6 +1,8 @@
 """Ensembles compared with their members, with a dense oracle in float64, and in transformers' own `generate`."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.config import Mean, SharedTokens
+from alm_pipeline.ensemble.generation import _inputs
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import counterparts
 from storage.errors import UserError
 from tests import tiny
@@ -134,6 +138,21 @@ def test_a_mined_member_reads_the_text_in_its_own_tokens(llama: LoadedMember, ge
         torch.testing.assert_close(
             found[end - 1, ensemble.shared_L], own[columns].log_softmax(-1), atol=2e-6, rtol=1e-5
         )
+
+
+def test_truncation_and_padding_that_are_saved_with_a_tokenizer_change_no_ids(
+    llama: LoadedMember, gemma: LoadedMember
+) -> None:
+    text = "The quick brown fox jumps over the lazy dog."
+    cutting = [copy.deepcopy(part.tokenizer) for part in (llama, gemma)]
+    for tokenizer in cutting:
+        tokenizer.backend_tokenizer.enable_truncation(2)
+        tokenizer.backend_tokenizer.enable_padding(length=64)
+    ids = llama.tokenizer(text)["input_ids"]
+    assert Retokenizer(*cutting)(ids) == Retokenizer(llama.tokenizer, gemma.tokenizer)(ids)
+    parts = [replace(part, tokenizer=tokenizer) for part, tokenizer in zip((llama, gemma), cutting, strict=True)]
+    assert ensemble_of(parts).ids(text) == ensemble_of([llama, gemma]).ids(text)
+    assert _inputs(llama.model, cutting[0], "llama", text, special=True)["input_ids"][0].tolist() == ids
 
 
 def several(llama: LoadedMember, other_llama: LoadedMember, gemma: LoadedMember) -> list[EnsembleModel]:

@@ -95,6 +95,22 @@ def test_other_tensors_than_the_models_are_refused(
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool])
+def test_weights_that_are_quantized_unsaid_are_refused(dtype: torch.dtype, untied: Path) -> None:
+    rewrite(untied, lambda stored: {**stored, f"{LAYER}.weight": (stored[f"{LAYER}.weight"] * 99).to(dtype)})
+    with pytest.raises(UserError, match=rf"1 tensor of its weights are stored as [UIB]\w+ \({LAYER}"):
+        load_model(str(untied), "float32", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_weights_of_every_real_type_are_read(dtype: torch.dtype, untied: Path) -> None:
+    rewrite(untied, lambda stored: {name: value.to(dtype) for name, value in stored.items()})
+    expected = load_file(untied / WEIGHTS)[f"{LAYER}.weight"].float()
+    model = load_model(str(untied), "float32", device="cpu")
+    torch.testing.assert_close(model.get_parameter(f"{LAYER}.weight"), expected, rtol=0, atol=0)
+
+
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("values", "part"),
     [

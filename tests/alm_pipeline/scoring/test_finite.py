@@ -153,7 +153,8 @@ def test_a_stored_score_that_is_not_finite_is_refused(
 ) -> None:
     caches, example = replaced(cached, tmp_path, column, value, token)
     with pytest.raises(
-        UserError, match=rf"shard-0000\d\.parquet: example \S+, token {token}: .* is {value}: .*`alm delete"
+        UserError,
+        match=rf"shard-0000\d\.parquet: example \S+, token {token}: .* is {value}: .*`alm repair ",
     ):
         READERS[reader](caches, cached.config)
     READERS[reader](dict(cached.caches), cached.config)
