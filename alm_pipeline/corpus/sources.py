@@ -142,7 +142,7 @@ def _read_folder(source: HubSource, hashed: HashedFiles, columns: tuple[str, ...
 
 def _require_hashed(source: HubSource, hashed: HashedFiles) -> None:
     """Raise UserError if `datasets` reads files that are not hashed: a README.md may name files anywhere."""
-    with failing_as(f"`datasets` cannot read dataset {source.name!r}", "check its README.md and files"):
+    with user_error(f"`datasets` cannot read dataset {source.name!r}", "check its README.md and files"):
         files = _datasets().load_dataset_builder(source.name, source.subset).config.data_files or {}
     known = {os.path.realpath(file.path) for file in hashed.files}
     others = [path for paths in files.values() for path in paths if os.path.realpath(path) not in known]

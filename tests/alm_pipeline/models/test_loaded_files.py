@@ -217,7 +217,9 @@ _WRONG_NAMES = [
         ),
         pytest.param(lambda folder: (folder / "config.json").unlink(), r"has no config\.json", id="no configuration"),
         pytest.param(
-            lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: .* not a JSON object", id="a list"
+            lambda folder: (folder / "config.json").write_text("[]"),
+            r"config\.json: holds .* not a JSON object",
+            id="a list",
         ),
         pytest.param(
             lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is not valid JSON", id="half"
