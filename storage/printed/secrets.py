@@ -195,10 +195,9 @@ def _hide_in_urls(text: str, hide: Hide) -> str:
 def _hide_in_url(text: str, start: int, scheme: str, hide: Hide) -> tuple[str, int]:
     """Return the URL that goes on at `start`, after its scheme, and the place where it ends."""
     login, end = _hide_login(text, start, scheme, hide)
-    host = _matching(_AUTHORITY, text, end)
-    path = _matching(_PATH, text, end + len(host))
-    end += len(host) + len(path)
-    url = login + host + path
+    path = _matching(_PATH, text, end)
+    end += len(path)
+    url = login + path
     for sign_pattern, pattern in ((_QUERY_SIGN, _QUERY), (_FRAGMENT_SIGN, _FRAGMENT)):
         if sign := _matching(sign_pattern, text, end):
             values = _matching(pattern, text, end + len(sign))
