@@ -104,7 +104,7 @@ def is_final(error: BaseException) -> bool:
 def http_status(error: BaseException) -> int | None:
     """Return the HTTP status in a driver's error, or None if the error has none."""
     holders = (error, getattr(error, "response", None))
-    statuses = (getattr(holder, name, None) for holder in holders for name in ("status_code", "code"))
+    statuses = (getattr(holder, name, None) for holder in holders for name in ("status_code", "status", "code"))
     return next((status for status in statuses if isinstance(status, int)), None)
 
 

@@ -18,6 +18,7 @@ from storage.dataset import StoredModel, parse_stored
 from storage.errors import UserError
 from storage.fingerprints import as_json, fingerprint, hash_file, stored_name
 from storage.lease import LEASE, Lease, hold
+from storage.printed.secrets import masked
 from storage.replacement import (
     REPLACEMENT,
     is_ready,
@@ -321,8 +322,8 @@ def folder_kind(name: str, url: str) -> FolderKind:
 def working_folder(root: str, kind: str, name: str) -> Path:
     """Return where this machine works on a stored folder: in place on a disk, otherwise in its cache."""
     fs, path = open_filesystem(join_url(root, kind, name))
-    # one folder for each root: runs into two roots at once must not work on the same files
-    return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": root}) / kind / name
+    # one folder for each root: runs into two roots at once must not work on the same files; a new login changes nothing
+    return Path(path) if is_local(fs) else cache_folder() / fingerprint({"root": masked(root)}) / kind / name
 
 
 def upload_again(root: str, kind: str, manifest: FolderManifest, names: Collection[str]) -> bool:

@@ -37,6 +37,10 @@ _EXTRAS = {
 }
 
 
+# fsspec would take these for local paths
+_ONE_SLASH = re.compile(rf"(?:https?|{'|'.join(_EXTRAS)}):/(?!/)")
+
+
 class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """The disk, but a folder that can't be listed is an error; fsspec's glob would skip it."""
 
@@ -60,9 +64,11 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
     Credentials and endpoints come from the environment, as each driver documents; a URL may also name environment
     variables, as `https://${LOGIN}@host/x?sig=${SIGNATURE}`.
-    Raises UserError if the protocol is unknown, its driver is not installed, or a variable is not set.
+    Raises UserError if the protocol is unknown or has one slash, its driver is not installed, or a variable is not set.
     """
     url = _with_variables(url)
+    if one_slash := _ONE_SLASH.match(url):
+        raise UserError(f"{url}: {one_slash[0]} has one slash: write {one_slash[0]}/")
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:

@@ -45,13 +45,15 @@ def generated(text: str) -> str:
 
 def markdown(text: object) -> str:
     """Return a text that Markdown shows as it is, in one line: in a paragraph, a list or a cell of a table."""
-    plain = html.escape(one_line(text), quote=False)
+    plain = html.escape(one_line(text).strip(), quote=False)  # four spaces at its start would make it code
     return _AT_LINE_START.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", plain))
 
 
 def markdown_code(text: object) -> str:
     """Return a text as code within a line of Markdown, or within a cell of a table."""
     plain = one_line(text)
+    if "\\|" in plain:  # in the code of a cell, GitHub takes this bar for the cell's end
+        return markdown(text)
     longest = max(map(len, re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     edge = " " if longest or plain != plain.strip() else ""

@@ -25,23 +25,31 @@ _CLOSING = r"[\"'`>](?=[\s,:;)\]}>.!?\"'`\\]|$)"
 _CHARACTER = rf"(?:(?!{_CLOSING})\S)"
 # fsspec's chains: zip://a.jsonl::https://host/b.zip
 _CHAIN = r"::[A-Za-z][\w+.-]*:"
-# also as JSON writes them (https:\/\/), and without a scheme
-_START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}):\\{0,2}/\\{0,2}/|(?<![\w:/\\.])//")
+# also as JSON writes them (https:\/\/), as paths (https:/), and without a scheme
+_START = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,30}):\\{0,2}/\\{0,2}/|([A-Za-z][A-Za-z0-9+.-]{1,30}):/|(?<![\w:/\\.])//"
+)
+# percent-encoded, also several times
+_AT = re.compile(r"(.*)(@|%(?:25){0,3}40)", re.DOTALL)
+_QUERY_SIGN = re.compile(r"[?]|%(?:25){0,3}3F", re.IGNORECASE)
 _AUTHORITY = re.compile(rf"(?:(?!{_CHAIN}|[/?#]|\\/){_CHARACTER})*")
-_PATH = re.compile(rf"(?:(?!{_CHAIN}|[?#]){_CHARACTER})*")
+_PATH = re.compile(rf"(?:(?!{_CHAIN}|#|{_QUERY_SIGN.pattern}){_CHARACTER})*", re.IGNORECASE)
 _QUERY = re.compile(rf"(?:(?!#){_CHARACTER})*")
+_FRAGMENT_SIGN = re.compile("#")
 _FRAGMENT = re.compile(rf"{_CHARACTER}*")
 _PUNCTUATION = ".,:;!?)]}"
 _PORT = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?")
 # of a password that should have been percent-encoded: it contains / ? # or spaces
-_UNENCODED = re.compile(r"(?:(?!://)\S)*@|[^/?#\n@]*@")
+_UNENCODED = re.compile(r"((?:(?!://)\S)*|[^/?#\n@]*)(@|%(?:25){0,3}40)")
 _SEPARATOR = re.compile(r"([&;])")
 # a URL inside of another one, or in a file's name
 _ENCODED = re.compile(
-    rf"[A-Za-z][A-Za-z0-9+.-]{{0,30}}(?::|%(?:25){{0,3}}3A)(?:%(?:25){{0,3}}2F){{2}}{_CHARACTER}*", re.IGNORECASE
+    rf"[A-Za-z][A-Za-z0-9+.-]{{0,30}}(?::|(?P<colon>%(?:25){{0,3}}3A))"
+    rf"(?:(?:%(?:25){{0,3}}2F){{2}}|(?(colon)//|(?!))){_CHARACTER}*",
+    re.IGNORECASE,
 )
 # a URL's path and query in a message that names the host elsewhere
-_RELATIVE = re.compile(rf"(?<![^\s\"'(=])(/[^\s?#\"']*\?)(?=[\w.%~+-]*=)({_CHARACTER}*)")
+_RELATIVE = re.compile(rf"(?<![^\s\"'(=])((?:(?!:\\{{0,2}}/|//)[^\s?#=\"'(])+\?)(?=[\w.%~+-]*=)({_CHARACTER}*)")
 
 _NAME = (
     r"(?:secret|(?<![a-z])pass(?:wd|word|phrase)?|password|(?<![a-z])pwd|access_?key(?:_?id)?|secret_?key|account_?key"
@@ -51,8 +59,12 @@ _NAME = (
 _VALUE = r"(?!None\b|True\b|False\b|\*\*\*|\$\{)(?:(?P<quote>\\?[\"'])(?:(?!(?P=quote)).)*(?P=quote)|[^\s,;&\"')\]}]+)"
 _ASSIGNMENT = re.compile(rf"({_NAME}(?:\s?=\s?|[\"']\s?=\s?|\\?[\"']\s?:\s?))({_VALUE})", re.IGNORECASE)
 _HEADER = re.compile(
-    r"((?:authorization|(?<![a-z-])cookie|x-amz-security-token)\\?[\"']?\s*[:=,]\s*\\?[\"']?)[^\"'\n\\]+", re.IGNORECASE
+    r"((?:authorization|(?<![a-z-])(?:set-)?cookie|(?<![?&;])x-[a-z-]*(?:key|secret|signature|token))"
+    r"\\?[\"']?\s*[:=,]\s*\\?[\"']?)[^\"'\n\\]+",
+    re.IGNORECASE,
 )
+# the value of a header in an error that does not name the header
+_CREDENTIALS = re.compile(r"(\b(?:Bearer|Basic)\s+)(?=[\w.~+/-]*[\d=])[\w.~+/-]{8,}=*")
 _KEY_OF_OPTIONS = re.compile(r"((?P<outer>\\?[\"'])key(?P=outer)\s?:\s?(?P<quote>\\?[\"']))(?:(?!(?P=quote)).)*")
 _SECRET_KEY = re.compile(rf".*{_NAME}|key|(?:.*[_-])?auth(?:orization)?|(?:.*[_-])?cookies?", re.IGNORECASE)
 
@@ -80,7 +92,7 @@ def masked(text: str) -> str:
     text = _ENCODED.sub(_mask_encoded, text)
     text = _hide_in_urls(text, lambda _: LEFT_OUT)
     text = _RELATIVE.sub(lambda match: match[1] + _hide_values(match[2], lambda _: LEFT_OUT), text)
-    text = _HEADER.sub(rf"\1{LEFT_OUT}", text)
+    text = _CREDENTIALS.sub(rf"\1{LEFT_OUT}", _HEADER.sub(rf"\1{LEFT_OUT}", text))
     if re.search(r"[\"']secret", text):
         text = _KEY_OF_OPTIONS.sub(rf"\1{LEFT_OUT}", text)
     return _ASSIGNMENT.sub(_mask_assignment, text)
@@ -157,7 +169,7 @@ def naming_query(path: str) -> str:
 def _places(url: str) -> tuple[int, int]:
     """Return where a URL's scheme ends and where its host begins; 0 for both if it has no scheme."""
     start = _START.match(url)
-    return (start.end(), _hide_login(url, start.end(), start[1] or "", lambda _: LEFT_OUT)[1]) if start else (0, 0)
+    return (start.end(), _hide_login(url, start.end(), start[1] or start[2] or "", lambda _: LEFT_OUT)[1]) if start else (0, 0)
 
 
 def _masked_key(key: Any) -> Any:
@@ -166,7 +178,7 @@ def _masked_key(key: Any) -> Any:
 
 def _masked_item(key: Any, item: Any) -> Any:
     is_secret = isinstance(key, str) and _SECRET_KEY.fullmatch(key) and item not in (None, "")
-    if not is_secret or isinstance(item, bool):
+    if not is_secret or isinstance(item, bool | float):
         return without_secrets(item)
     return item if isinstance(item, str) and REFERENCE.fullmatch(item) else LEFT_OUT
 
@@ -175,7 +187,7 @@ def _hide_in_urls(text: str, hide: Hide) -> str:
     parts, place = [], 0
     while start := _START.search(text, place):
         parts.append(text[place : start.end()])
-        url, place = _hide_in_url(text, start.end(), (start[1] or "").lower(), hide)
+        url, place = _hide_in_url(text, start.end(), (start[1] or start[2] or "").lower(), hide)
         parts.append(url)
     return "".join([*parts, text[place:]])
 
@@ -183,14 +195,13 @@ def _hide_in_urls(text: str, hide: Hide) -> str:
 def _hide_in_url(text: str, start: int, scheme: str, hide: Hide) -> tuple[str, int]:
     """Return the URL that goes on at `start`, after its scheme, and the place where it ends."""
     login, end = _hide_login(text, start, scheme, hide)
-    host = _matching(_AUTHORITY, text, end)
-    path = _matching(_PATH, text, end + len(host))
-    end += len(host) + len(path)
-    url = login + host + path
-    for sign, pattern in (("?", _QUERY), ("#", _FRAGMENT)):
-        if text.startswith(sign, end):
-            values = _matching(pattern, text, end + 1)
-            end += 1 + len(values)
+    path = _matching(_PATH, text, end)
+    end += len(path)
+    url = login + path
+    for sign_pattern, pattern in ((_QUERY_SIGN, _QUERY), (_FRAGMENT_SIGN, _FRAGMENT)):
+        if sign := _matching(sign_pattern, text, end):
+            values = _matching(pattern, text, end + len(sign))
+            end += len(sign) + len(values)
             url += sign + _hide_values(values, hide)
     return url, end
 
@@ -198,18 +209,17 @@ def _hide_in_url(text: str, start: int, scheme: str, hide: Hide) -> tuple[str, i
 def _hide_login(text: str, start: int, scheme: str, hide: Hide) -> tuple[str, int]:
     """Return the part before the host, without secrets, and the place where the host begins."""
     authority = _matching(_AUTHORITY, text, start)
-    login, at, _ = authority.rpartition("@")
+    login, at = found.groups() if (found := _AT.match(authority)) else ("", "")
     if not at and not _PORT.fullmatch(authority.rstrip(_PUNCTUATION)) and not scheme.startswith("file"):
         # what would be a port is no number, so it is a password that is not percent-encoded
-        login = _matching(_UNENCODED, text, start).removesuffix("@")
-        at = "@" if login else ""
+        login, at = found.groups() if (found := _UNENCODED.match(text, start)) else ("", "")
     if not at:
         return "", start
     name, _, password = login.partition(":")
     is_public = not password and (REFERENCE.fullmatch(name) or (scheme in _CONTAINER_SCHEMES and ":" not in login))
     if is_public or (password and REFERENCE.fullmatch(password)) or login in ("", LEFT_OUT):
-        return f"{login}@", start + len(login) + 1
-    return f"{hide(login)}@", start + len(login) + 1
+        return f"{login}{at}", start + len(login + at)
+    return f"{hide(login)}{at}", start + len(login + at)
 
 
 def _matching(pattern: re.Pattern[str], text: str, start: int) -> str:

@@ -99,6 +99,12 @@ def test_stores_do_not_share_a_working_folder() -> None:
     assert _folder("memory://one").path != _folder("memory://other").path
 
 
+@pytest.mark.parametrize("root", ["memory://{}@bucket/a", "memory://bucket/a?sig={}"])
+def test_a_new_login_finds_the_working_folder(root: str) -> None:
+    first, second = (_folder(root.format(login)).path for login in ("me:hunter2", "you:hunter3"))
+    assert first == second
+
+
 def test_the_cache_is_the_users_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder().name == "first"
     monkeypatch.delenv("ALM_CACHE")

@@ -22,7 +22,7 @@ from typing import Any
 
 from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of, without_compression
-from storage.errors import UserError, user_error
+from storage.errors import UserError, http_status, user_error
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
 
@@ -163,6 +163,8 @@ def _matching_paths(fs: Any, path: str, url: str) -> dict[str, bool]:
     if _is_single(fs, path):  # a file with brackets in its name
         return {path: False}
     listing = fs.glob(path, detail=True)
+    if not listing and not is_local(fs):
+        _kind_of_path(fs, _fixed_folder(path))  # raises the error for which glob would find nothing
     for name, info in listing.items():
         _refuse_folder_of_rows(fs, name, info, listing)
     files = {name: info for name, info in listing.items() if info["type"] != "directory"}
@@ -183,13 +185,24 @@ def _refuse_folder_of_rows(fs: Any, path: str, info: dict[str, Any], listing: It
 def _single_path(fs: Any, path: str, url: str) -> dict[str, bool]:
     if is_local(fs) and os.path.lexists(path) and not fs.isdir(path):
         return {path: False}  # what is special about it is known below
-    try:
-        kind = fs.info(path)["type"]
-    except FileNotFoundError:
+    kind = _kind_of_path(fs, path)
+    if kind is None:
         return {}
     if kind == "directory":
         raise UserError(f"{url} is a folder; write {url.rstrip('/')}/** for all files in it")
     return {path: False}
+
+
+def _kind_of_path(fs: Any, path: str) -> str | None:
+    """Return whether a path is a file or a directory; None if nothing is there."""
+    try:
+        return str(fs.info(path)["type"])
+    except FileNotFoundError as error:
+        # over HTTP it is also raised where the server refuses or can't be reached, with the reason as its cause
+        cause = error.__cause__
+        if cause is None or http_status(cause) == 404 or isinstance(cause, FileNotFoundError | KeyError):
+            return None
+        raise cause from None
 
 
 def _files_to_read(

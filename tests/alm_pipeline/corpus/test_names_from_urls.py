@@ -1,6 +1,7 @@
 """Ids, splits and fingerprints come from a URL's path: a new password or signature changes none of them."""
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ class _Files(BaseHTTPRequestHandler):
 
     def _answer(self) -> bytes:
         url = urlsplit(self.path)
+        if status := re.fullmatch(r"/status/(\d+)/.*", url.path):
+            self.send_response(int(status[1]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return b""
         what = parse_qs(url.query).get("id", ["0"])[0] if "download" in url.path else url.path
         content = "\n".join(json.dumps({"text": f"text {k} of {what}"}) for k in range(30)).encode()
         self.send_response(200)
@@ -99,6 +105,28 @@ def test_files_that_only_a_query_tells_apart_have_names_of_their_own(host: str) 
 def test_one_file_by_two_signatures_is_refused(host: str) -> None:
     with pytest.raises(UserError, match=r"have the name 'a.jsonl'.*rename one") as raised:
         written(corpus(f"http://{host}/a.jsonl?sig=hunter2", f"http://{host}/a.jsonl?sig=hunter3"))
+    assert "hunter" not in str(raised.value)
+
+
+REFUSALS = {
+    "http://{}/status/401/a.jsonl": "cannot list .*: 401, .*check the URL, its credentials and permissions",
+    "http://{}/status/403/a.jsonl": "cannot list .*: 403, .*check the URL, its credentials and permissions",
+    "http://{}/status/403/*.jsonl": "cannot list .*: 403, .*check the URL, its credentials and permissions",
+    "http://{}/status/404/a.jsonl": "no file matches",
+    "http://{}/status/404/*.jsonl": "no file matches",
+    "http://{}/status/503/a.jsonl": "cannot list .*: 503, ",
+    "http://127.0.0.1:9/a.jsonl": "cannot list .*: Cannot connect to host",
+    "http://[::1/a.jsonl": "cannot list .*: Invalid IPv6 URL",
+    "http:/{}/a.jsonl": "http:/ has one slash: write http://",
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("url", REFUSALS)
+def test_what_an_http_server_answers_is_the_cause(host: str, url: str) -> None:
+    signed = url.format(host).replace("//127", "//me:hunter2@127") + "?sig=hunter3"
+    with pytest.raises(UserError, match=REFUSALS[url]) as raised:
+        written(corpus(signed))
     assert "hunter" not in str(raised.value)
 
 

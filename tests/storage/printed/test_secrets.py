@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -63,6 +64,12 @@ URLS = {
     f"https://host?sig={S}": "https://host?sig=***",
     f"https://[::1]:8080?sig={S}": "https://[::1]:8080?sig=***",
     f"hf://user:{S}@datasets/a/b": "hf://***@datasets/a/b",
+    f"https://user:{S}%40host/a": "https://***%40host/a",
+    f"https://user:{S}%2540host/a": "https://***%2540host/a",
+    f"https://host/a%3Fsig%3D{S}%26b%3D{S}": "https://host/a%3F***",
+    f"https://host/a%3fsig={S}&b={S}": "https://host/a%3fsig=***&b=***",
+    f"https:/user:{S}@host/a?sig={S}": "https:/***@host/a?sig=***",
+    f"s3:/key:{S}@bucket/a": "s3:/***@bucket/a",
     f"https://user:${{PW}}@host/a?x={S}&y=${{Y}}": "https://user:${PW}@host/a?x=***&y=${Y}",
 }
 
@@ -99,7 +106,8 @@ def test_secrets_are_hidden_in_any_text(text: str) -> None:
 
 def test_secrets_are_hidden_however_a_url_is_encoded() -> None:
     for url in filter(re.compile(".*://").match, URLS):
-        encoded = [quote(url, safe=""), quote(quote(url, safe=""), safe=""), json.dumps({"a": url}), repr([url])]
+        encoded = [quote(url), quote(quote(url)), quote(url, safe=":/#"), quote(url, safe=""), quote(quote(url, safe=""), safe=""), json.dumps({"a": url}), repr([url])]
+        encoded += [str(Path(url)), f"cannot open {Path(url)!r}"]
         encoded += [json.dumps(url, ensure_ascii=True).replace("/", "\\/"), f"C:/cache/{quote(url, safe='')}.lock"]
         assert [line for line in map(masked, encoded) if S in line] == []
 
@@ -121,6 +129,10 @@ def test_the_rest_of_a_sentence_stays() -> None:
         "https://[::1]:8080/a",
         "memory://",
         "/home/me@work/a?b.jsonl",
+        "folder/a?b.jsonl, folder/*?.jsonl and is it so? a=b",
+        "error:/home/me@work/a and file:/home/me@work/a",
+        "https://host/C%23/b.jsonl and https://host/day%3D1/a%40b.jsonl",
+        "a Bearer of a Basic configuration; x-axis: key, x-ray: token",
         r"C:\Users\me@work\a.txt",
         "file:///C:/a@b/c",
         "demo:gemma-3-270m and block:mine/prefix",
@@ -150,6 +162,13 @@ def test_what_is_no_secret_stays(text: str) -> None:
         f"SharedAccessSignature=sv=2024&sig={S}",
         f"headers=<CIMultiDictProxy('Host': 'h', 'Authorization': 'Basic {S}')>",
         f"Authorization: Bearer {S}",
+        f"Illegal header value b'Bearer {S}\\n'",
+        f"Invalid header value b'Basic {S}=='",
+        f"Set-Cookie: session={S}; Secure",
+        f"{{'x-goog-signature': '{S}', 'X-Api-Key': '{S}', 'x-ms-copy-source-signature': '{S}'}}",
+        f"X-Api-Key: {S}",
+        f"404 for folder/a.jsonl?x={S}&y={S}",
+        f"host/a.jsonl?x={S}",
         f"Authorization: AWS4-HMAC-SHA256 Credential={S}/eu, Signature={S}",
         f"HTTPSConnectionPool(host='h'): Max retries exceeded with url: /a/b?sig={S} (Caused by x)",
         f'"GET /a?x={S} HTTP/1.1" 403',
