@@ -31,6 +31,7 @@ ROOMS = (
     "alm_pipeline.corpus.files",
     "alm_pipeline.corpus",
     "alm_pipeline.tokenization.chat",
+    "alm_pipeline.models.health",
     "alm_pipeline.models.demo",
     "alm_pipeline.models",
     "alm_pipeline.new_tokenizer",

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alm_pipeline.models.damage import check_documents
 from alm_pipeline.models.files import CODE, SMALL_FILES, fetch_folder
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.damage import check_documents
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.loaded_files import CONFIG, model_config
 from storage.errors import UserError, user_error
 

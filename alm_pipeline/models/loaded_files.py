@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers.utils.import_utils import is_peft_available
 
-from alm_pipeline.models.damage import INDEX, read_json
 from alm_pipeline.models.files import CODE
+from alm_pipeline.models.health.damage import INDEX, read_json
 from storage.errors import UserError, user_error
 
 CONFIG = "config.json"

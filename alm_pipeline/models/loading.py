@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from alm_pipeline.models.configuration import model_class
-from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.files import model_folder
-from alm_pipeline.models.finite_weights import check_finite_weights
-from alm_pipeline.models.library_log import load_reports, quiet_transformers
+from alm_pipeline.models.health.damage import reading_model
+from alm_pipeline.models.health.finite_weights import check_finite_weights
+from alm_pipeline.models.health.library_log import load_reports, quiet_transformers
+from alm_pipeline.models.health.weights_report import check_stored_types, check_weights, conversion_problem
 from alm_pipeline.models.loaded_files import weight_files
-from alm_pipeline.models.weights_report import check_stored_types, check_weights, conversion_problem
 from storage.errors import UserError, cause
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.models.damage import VOCABULARY, check_documents, check_merges, reading_tokenizer
 from alm_pipeline.models.files import SMALL_FILES, is_on_hub, label, tokenizer_files
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.damage import VOCABULARY, check_documents, check_merges, reading_tokenizer
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around

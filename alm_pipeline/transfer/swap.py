@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alm_pipeline.models.configuration import refuse_other_tables, text_config
-from alm_pipeline.models.finite_weights import is_finite
+from alm_pipeline.models.health.finite_weights import is_finite
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over
@@ -69,14 +69,17 @@ def swap_tokenizer(
 
 def _resize(model: PreTrainedModel, tokens: int) -> None:
     """Give the model's tables a row per token, and its embedding the rows that its class adds to them, as they were."""
-    embedding = model.get_input_embeddings()
-    added = embedding.weight.data[text_config(model.config).vocab_size :].clone()
+    added = _embedding(model).weight.data[text_config(model.config).vocab_size :].clone()
     model.resize_token_embeddings(tokens, mean_resizing=False)
     if len(added):
-        resized = model.get_input_embeddings()
+        resized = _embedding(model)
         resized.weight = nn.Parameter(torch.cat([resized.weight.data, added]))
         resized.num_embeddings = len(resized.weight)
         model.tie_weights()
+
+
+def _embedding(model: PreTrainedModel) -> nn.Embedding:
+    return model.get_input_embeddings()  # type: ignore[return-value]  # declared as any module
 
 
 class EmbeddingTable(NamedTuple):

@@ -30,9 +30,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.models.configuration import empty_model, refuse_other_tables, text_config, ties_embeddings
-from alm_pipeline.models.damage import reading_model
-from alm_pipeline.models.finite_weights import first_names
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.damage import reading_model
+from alm_pipeline.models.health.finite_weights import first_names
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.loaded_files import GENERATION_CONFIG
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference

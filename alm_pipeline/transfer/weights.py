@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alm_pipeline.models.damage import check_weights_file
-from alm_pipeline.models.finite_weights import is_finite
+from alm_pipeline.models.health.damage import check_weights_file
+from alm_pipeline.models.health.finite_weights import is_finite
 from alm_pipeline.models.reference import ModelReference
 from storage.errors import UserError, user_error
 

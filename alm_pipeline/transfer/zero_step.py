@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Method, SpecialTokens
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer

@@ -24,6 +24,7 @@ PURPOSES = {
     "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",
     "alm_pipeline.corpus": "From a source to examples: reading, cutting, ids, the held-out split.",
+    "alm_pipeline.models.health": "What is wrong with a model's or tokenizer's files and weights, in one sentence.",
     "alm_pipeline.models.demo": "Small real models from package registries, for machines without a model hub.",
     "alm_pipeline.models": "Models and tokenizers by name: their files, loading, the output head.",
     "alm_pipeline.tokenization.chat": "Chat templates: which bytes of a rendered conversation are content.",

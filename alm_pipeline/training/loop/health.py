@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alm_pipeline.config import LIVE_TERMS, Term
-from alm_pipeline.models.finite_weights import first_names, is_finite
+from alm_pipeline.models.health.finite_weights import first_names, is_finite
 from alm_pipeline.training.parallel.sharding import full_tensor
 
 _MEAN_STEPS = 100

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 
 from alm_pipeline.config import AlmConfig, LogConfig
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.library_log import quiet_transformers
 from storage.errors import UserError
 from storage.printed.secrets import without_secrets
 

@@ -12,7 +12,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alm_pipeline.config import Sharding
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.training.loop.arguments import training_arguments

@@ -17,7 +17,7 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import LossCounts

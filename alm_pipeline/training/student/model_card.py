@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
 from alm_pipeline.models.configuration import ModelConfiguration
 from alm_pipeline.models.files import label, model_folder
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.training.student.curves import PICTURE
 from storage.dataset import Dataset
 from storage.folders import StoredFolder

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Term
-from alm_pipeline.models.finite_weights import is_finite
-from alm_pipeline.models.library_log import quiet_transformers
+from alm_pipeline.models.health.finite_weights import is_finite
+from alm_pipeline.models.health.library_log import quiet_transformers
 from storage.errors import UserError
 
 METRICS = pa.schema(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alm_pipeline.models import loaded_files
-from alm_pipeline.models.damage import MODEL_DOCUMENTS, TOKENIZER_DOCUMENTS, VOCABULARY
+from alm_pipeline.models.health.damage import MODEL_DOCUMENTS, TOKENIZER_DOCUMENTS, VOCABULARY
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from storage.errors import UserError

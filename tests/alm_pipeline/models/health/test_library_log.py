@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from alm_pipeline.models.library_log import HARMLESS, load_reports, quiet_transformers
+from alm_pipeline.models.health.library_log import HARMLESS, load_reports, quiet_transformers
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from tests import tiny

@@ -13,7 +13,7 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig
 from alm_pipeline.ensemble.generation import generate_text
 from alm_pipeline.ensemble.loading import load_ensemble
-from alm_pipeline.models.finite_weights import is_finite
+from alm_pipeline.models.health.finite_weights import is_finite
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.transfer.task_arithmetic import apply_transfer
