@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.stage import examples_dataset, write_examples
+from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source
@@ -199,6 +200,7 @@ class Pipeline:
         setting, source = self.config.student.tokenizer, self.source.tokenizer
         if not self.made_tokenizer or setting is None:
             return None
+        refuse_other_tables(self.source.load_config(), self.source.name)
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return write_tokenizer(self.made_tokenizer, self._corpus, setting, source)
         assert self.named_tokenizer

@@ -149,6 +149,30 @@ def context_length(config: Any, name: str | None = None) -> int | None:
     return _positive(length, setting, name or config.model_type)
 
 
+def ties_embeddings(config: Any) -> bool:
+    """Whether the head of a loaded configuration's model is its embedding: the whole says it, or else its text part."""
+    stated = (getattr(part, "tie_word_embeddings", None) for part in (config, text_config(config)))
+    return bool(next((each for each in stated if each is not None), False))
+
+
+def refuse_other_tables(config: Any, name: str) -> None:
+    """Raise UserError if the model has tables by token besides embedding and head, which no transfer makes anew.
+
+    A test looks for such tensors in every class of transformers.
+    """
+    text = text_config(config)
+    tables = {
+        "embed_tokens_per_layer": getattr(text, "hidden_size_per_layer_input", None),  # Gemma 3n, some of Gemma 4
+        "tid2eid": "hash_moe" in (getattr(text, "mlp_layer_types", None) or ()),  # DeepSeek V4
+        "patcher": getattr(text, "patcher_config", None),  # BLT
+    }
+    if found := [table for table, is_there in tables.items() if is_there]:
+        raise UserError(
+            f"{name}: its layers look tokens up in a table of their own ({found[0]}), which can't be made for another "
+            "tokenizer: keep the model's tokenizer, or name another model"
+        )
+
+
 def _vocabulary_rows(config: Any, name: str) -> int:
     rows = getattr(text_config(config), "vocab_size", None)
     if rows is None:

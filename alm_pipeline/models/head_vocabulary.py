@@ -37,6 +37,6 @@ def check_rows(ids: Sequence[int], model: PreTrainedModel, tokenizer: PreTrained
     if lacking := [id_ for id_ in ids if id_ >= rows]:
         token = tokenizer.convert_ids_to_tokens(lacking[0])
         raise UserError(
-            f"{name}: the text needs the token {token!r} (id {lacking[0]}), and the model's embedding has {rows} rows, "
-            "none for it: leave it out of the text"
+            f"{name}: the text needs the token {token!r} (id {lacking[0]}), and the model has only {rows} rows of "
+            "tokens, none for it: leave it out of the text"
         )

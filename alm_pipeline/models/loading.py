@@ -119,6 +119,11 @@ def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return the number of rows of the model's input embedding."""
+    """Return the number of tokens that the model can read and predict: the rows of its input embedding or of its head.
+
+    The embedding has more of them in Llama 3.2 Vision, whose `<|image|>` is never predicted.
+    """
     weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    return int(weight.shape[0])
+    rows = int(weight.shape[0])
+    # out_features: a quantized layer's weight is packed
+    return min(rows, int(getattr(model.get_output_embeddings(), "out_features", rows)))

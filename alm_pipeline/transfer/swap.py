@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from alm_pipeline.models.configuration import refuse_other_tables, text_config
 from alm_pipeline.models.finite_weights import is_finite
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -39,8 +41,10 @@ def swap_tokenizer(
     """Give the model the target tokenizer, in place.
 
     A source token without a row in the model's embedding is used for nothing. Raises UserError if many lack one, if the
-    initialization cannot be used with the target, or if it makes rows that are NaN or infinite.
+    model has other tables by token, if the initialization cannot be used with the target, or if it makes rows that are
+    NaN or infinite.
     """
+    refuse_other_tables(model.config, source.name)
     check_vocabulary(source.view, embedding_rows(model), source.name)
     mapping = map_vocabulary(source, target, embedding_rows(model))
     tables = embedding_tables(model)
@@ -56,11 +60,23 @@ def swap_tokenizer(
                 f"initialization: new rows of {table.name} are NaN or infinite: the donor's embeddings are damaged, or "
                 "the vocabulary has a single token: use the initialization fvt"
             )
-    model.resize_token_embeddings(len(mapping.pieces), mean_resizing=False)
+    _resize(model, len(mapping.pieces))
     for table, value in zip(embedding_tables(model), rows, strict=True):
-        table.value.data.copy_(value)
+        table.value.data[: len(value)] = value
     carry_over(model, source.fast, target.fast)
     return TransferResult(compositions)
+
+
+def _resize(model: PreTrainedModel, tokens: int) -> None:
+    """Give the model's tables a row per token, and its embedding the rows that its class adds to them, as they were."""
+    embedding = model.get_input_embeddings()
+    added = embedding.weight.data[text_config(model.config).vocab_size :].clone()
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    if len(added):
+        resized = model.get_input_embeddings()
+        resized.weight = nn.Parameter(torch.cat([resized.weight.data, added]))
+        resized.num_embeddings = len(resized.weight)
+        model.tie_weights()
 
 
 class EmbeddingTable(NamedTuple):

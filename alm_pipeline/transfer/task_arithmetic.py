@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.models.configuration import empty_model
+from alm_pipeline.models.configuration import empty_model, refuse_other_tables, text_config, ties_embeddings
 from alm_pipeline.models.damage import reading_model
 from alm_pipeline.models.finite_weights import first_names
 from alm_pipeline.models.library_log import quiet_transformers
@@ -70,6 +70,7 @@ def apply_transfer(
     models = [ModelReference(name, trust_remote_code) for name in (base, transferred, fine_tune)]
     with new_folder(Path(folder)) as written, ExitStack() as stack:
         weights = _ModelWeights(*(stack.enter_context(Weights(model)) for model in models))
+        refuse_other_tables(models[1].load_config(), models[1].name)
         vocabulary = _MergedVocabulary.of(*models)
         model = _empty_model(models[1], models[2], vocabulary.rows)
         tables = {table.name: table for table in embedding_tables(model)}
@@ -150,13 +151,15 @@ def _empty_model(transferred: ModelReference, fine_tune: ModelReference, rows: i
             f"{fine_tune.name} is a {kinds[0]} model and {transferred.name} a {kinds[1]} model: they do not have the "
             "same base"
         )
-    if transferred_config.tie_word_embeddings and not config.tie_word_embeddings:
+    ties = ties_embeddings(transferred_config)
+    if ties and not ties_embeddings(config):
         raise UserError(
             f"{fine_tune.name} has a separate head and {transferred.name} ties its head to the embedding: they do not "
             "have the same base"
         )
-    config.get_text_config().vocab_size = rows
-    config.tie_word_embeddings = transferred_config.tie_word_embeddings
+    text_config(config).vocab_size = rows
+    if ties != ties_embeddings(config):
+        config.tie_word_embeddings = text_config(config).tie_word_embeddings = ties
     with reading_model(fine_tune.name, fine_tune.folder):
         with torch.device("meta"):
             model = empty_model(config, fine_tune.name, trust_remote_code=fine_tune.trust_remote_code)
@@ -189,7 +192,7 @@ def _sizes(
     weights: _ModelWeights, tables: Mapping[str, EmbeddingTable], vocabulary: _MergedVocabulary
 ) -> dict[str, int]:
     shapes = {name: weights.transferred.shape(name) for name in sorted(weights.transferred.names)}
-    return {name: prod((vocabulary.rows, *shape[1:]) if name in tables else shape) for name, shape in shapes.items()}
+    return {name: tables[name].value.numel() if name in tables else prod(shape) for name, shape in shapes.items()}
 
 
 def _tensor(
@@ -215,7 +218,7 @@ def _table(
     scale: float,
     seed: int,
 ) -> Tensor:
-    """[rows, ...] F(E_fine-tune) + λ (E_transferred − F(E_base)); padding rows are the transferred base's."""
+    """[rows, ...] F(E_fine-tune) + λ (E_transferred − F(E_base)); further rows are the transferred base's."""
     embedding = next(table.name for table in tables.values() if not table.of_head)
     transferred, base, fine_tune = (
         # a tied head is the embedding
@@ -226,8 +229,10 @@ def _table(
     composed_fine_tune, composed_base = (
         compose_rows(table, vocabulary.composition, vocabulary.base_tokens, seed) for table in (fine_tune, base)
     )
-    result = transferred.new_zeros(vocabulary.rows, *transferred.shape[1:])
+    result = transferred.new_zeros(tables[name].value.shape)
     result[: len(transferred)] = transferred
+    # the class adds rows to those of the vocabulary
+    result[vocabulary.rows :] = transferred[len(transferred) - (len(result) - vocabulary.rows) :]
     result[:tokens] = composed_fine_tune + scale * (transferred[:tokens] - composed_base)
     for id_, source_id in vocabulary.added.items():
         result[id_] = fine_tune[source_id]
