@@ -198,9 +198,11 @@ class Pipeline:
         self.source.refuse_adapter()
         Initialization.of(self.config.student)
         setting, source = self.config.student.tokenizer, self.source.tokenizer
-        if not self.made_tokenizer or setting is None:
+        if setting is None:
             return None
         refuse_other_tables(self.source.load_config(), self.source.name)
+        if not self.made_tokenizer:
+            return None
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return write_tokenizer(self.made_tokenizer, self._corpus, setting, source)
         assert self.named_tokenizer
