@@ -92,7 +92,12 @@ def model_config(name: str, folder: Path) -> dict[str, Any]:
         raise UserError(f"{name}: is an adapter without its model: {_MERGE}")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{name}: has no {CONFIG}, so it is not a model's folder: name one that save_pretrained wrote")
-    return read_json(folder / next(iter(_versioned_config(folder)), CONFIG))
+    file = folder / next(iter(_versioned_config(folder)), CONFIG)
+    config = read_json(file)
+    for setting, kind in (("auto_map", dict), ("transformers_weights", str)):
+        if not isinstance(config.get(setting), kind | None):
+            raise UserError(f"{file}: {setting} is {config[setting]!r}: remove it, or fetch the file again")
+    return config
 
 
 def _versioned_config(folder: Path) -> list[str]:
