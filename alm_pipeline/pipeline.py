@@ -198,7 +198,10 @@ class Pipeline:
         self.source.refuse_adapter()
         Initialization.of(self.config.student)
         setting, source = self.config.student.tokenizer, self.source.tokenizer
-        if not self.made_tokenizer or setting is None:
+        if setting is None:
+            return None
+        refuse_other_tables(self.source.load_config(), self.source.name)
+        if not self.made_tokenizer:
             return None
         refuse_other_tables(self.source.load_config(), self.source.name)
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:

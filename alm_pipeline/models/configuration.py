@@ -237,6 +237,7 @@ def _check_is_language_model(config: Any, name: str) -> None:
 
 def _architectures(config: Any) -> list[str]:
     saved = getattr(config, "architectures", None)
+    saved = [saved] if isinstance(saved, str) else saved
     return [each for each in saved if isinstance(each, str)] if isinstance(saved, list | tuple) else []
 
 

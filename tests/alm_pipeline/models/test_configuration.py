@@ -136,6 +136,10 @@ BAD: dict[str, tuple[object, str]] = {
         LLAMA | {"architectures": ["LlamaForSequenceClassification"]},
         "was saved as LlamaForSequenceClassification",
     ),
+    "a sequence classifier, as a text": (
+        LLAMA | {"architectures": "LlamaForSequenceClassification"},
+        "was saved as LlamaForSequenceClassification",
+    ),
     "a token classifier": (
         LLAMA | {"architectures": ["LlamaForTokenClassification"]},
         "was saved as LlamaForTokenClassification",

@@ -209,6 +209,15 @@ _WRONG_NAMES = [
             r"holds no weights \(other\.safetensors\)",
             id="named weights that are missing",
         ),
+        *(
+            pytest.param(
+                lambda folder, setting=setting, value=value: edit_config(folder, **{setting: value}),
+                rf"config\.json: {setting} is .*remove it",
+                id=f"{setting} {value!r}",
+            )
+            for setting, values in {"auto_map": ([1], "x", 3), "transformers_weights": (3, ["x"], {})}.items()
+            for value in values
+        ),
         pytest.param(_adapter_alone, "is an adapter without its model: merge it", id="adapter alone"),
         pytest.param(
             lambda folder: (folder / "adapter_config.json").write_text("{}"),
