@@ -169,7 +169,11 @@ def naming_query(path: str) -> str:
 def _places(url: str) -> tuple[int, int]:
     """Return where a URL's scheme ends and where its host begins; 0 for both if it has no scheme."""
     start = _START.match(url)
-    return (start.end(), _hide_login(url, start.end(), start[1] or start[2] or "", lambda _: LEFT_OUT)[1]) if start else (0, 0)
+    return (
+        (start.end(), _hide_login(url, start.end(), start[1] or start[2] or "", lambda _: LEFT_OUT)[1])
+        if start
+        else (0, 0)
+    )
 
 
 def _masked_key(key: Any) -> Any:

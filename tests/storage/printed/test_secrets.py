@@ -106,7 +106,15 @@ def test_secrets_are_hidden_in_any_text(text: str) -> None:
 
 def test_secrets_are_hidden_however_a_url_is_encoded() -> None:
     for url in filter(re.compile(".*://").match, URLS):
-        encoded = [quote(url), quote(quote(url)), quote(url, safe=":/#"), quote(url, safe=""), quote(quote(url, safe=""), safe=""), json.dumps({"a": url}), repr([url])]
+        encoded = [
+            quote(url),
+            quote(quote(url)),
+            quote(url, safe=":/#"),
+            quote(url, safe=""),
+            quote(quote(url, safe=""), safe=""),
+            json.dumps({"a": url}),
+            repr([url]),
+        ]
         encoded += [str(Path(url)), f"cannot open {Path(url)!r}"]
         encoded += [json.dumps(url, ensure_ascii=True).replace("/", "\\/"), f"C:/cache/{quote(url, safe='')}.lock"]
         assert [line for line in map(masked, encoded) if S in line] == []
