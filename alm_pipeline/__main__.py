@@ -44,8 +44,9 @@ def _run() -> None:
 
 
 def _run_commands() -> None:
-    from storage.printed.records import traceback_text
+    from storage.printed.records import make_output_inert, traceback_text
 
+    make_output_inert()
     try:
         import_module("flows.cli.app").app(prog_name="alm")
     except ImportError:

@@ -20,7 +20,7 @@ from alm_pipeline.runtime.supervisor import end_with_parent
 from alm_pipeline.training.parallel.launch import ERRORS, PARENT
 from alm_pipeline.training.parallel.processes import joined_processes, this_process
 from storage.errors import UserError
-from storage.printed.records import make_log_records_inert, traceback_text
+from storage.printed.records import make_output_inert, traceback_text
 from storage.printed.secrets import with_secrets
 
 _STATUS_ENDED = 128 + signal.SIGTERM
@@ -52,7 +52,7 @@ def _unwind(*_: object) -> None:
 
 
 def _train(source: str, root: str) -> None:
-    make_log_records_inert()
+    make_output_inert()
     config = recipe(source) if source in RECIPES else load_config(Path(source))
     # the process that started this one has sent the secrets in its environment
     config = AlmConfig.model_validate(with_secrets(config.model_dump(mode="json"), os.environ))

@@ -19,7 +19,7 @@ from flows.execution.inert_run import masked_errors
 from flows.execution.retries import RETRYING
 from flows.progress_artifacts import ProgressArtifacts
 from flows.storage_block import storage_root
-from storage.printed.records import make_log_records_inert
+from storage.printed.records import make_output_inert
 
 if TYPE_CHECKING:
     # torch and transformers are imported by the tasks that run, not by processes that deploy or display the flow
@@ -55,7 +55,7 @@ def _run_with_progress(storage: str, stage: Callable[[], object]) -> float:
 
 
 def _run_timed(storage: str, stage: Callable[[], object]) -> float:
-    make_log_records_inert()
+    make_output_inert()
     log_stages_at_info()
     start = time.monotonic()
     with masked_errors():  # Prefect logs and stores their texts

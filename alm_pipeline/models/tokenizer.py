@@ -83,6 +83,8 @@ class LoadedTokenizer:
         with reading_tokenizer(self.name, folder), quiet_transformers():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
+            for how_loaded in ("is_local", "local_files_only"):  # saved otherwise; HF_HUB_OFFLINE would change its hash
+                tokenizer.init_kwargs.pop(how_loaded, None)
             # what is read only when a text is encoded or decoded fails here, and not in the middle of a stage
             tokenizer.decode(tokenizer.encode("a"))
             _check_template(self.name, tokenizer)

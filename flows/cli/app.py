@@ -18,7 +18,7 @@ from flows.cli.student import student_commands
 from flows.stages import Until
 from storage.errors import UserError
 from storage.printed.inert import yaml_text
-from storage.printed.records import make_log_records_inert
+from storage.printed.records import make_output_inert
 
 app = typer.Typer(
     cls=InertGroup,
@@ -123,7 +123,7 @@ def _ask_for_student(config: Any, storage: str) -> None:
 
 def _log_to_stderr() -> None:
     """Log the stages' lines to stderr; on a terminal, where bars show their progress, only warnings."""
-    make_log_records_inert()
+    make_output_inert()
     logger = logging.getLogger("alm_pipeline")
     logger.propagate = False
     logger.setLevel("WARNING" if err.is_interactive else "INFO")

@@ -8,7 +8,7 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 
 from storage.errors import UserError
-from storage.printed.records import has_secret_text, make_log_records_inert, mask_error
+from storage.printed.records import has_secret_text, make_output_inert, mask_error
 from storage.printed.secrets import has_secrets, masked, without_secrets
 
 P = ParamSpec("P")
@@ -43,7 +43,7 @@ def inert_run() -> Iterator[None]:
 
     Raises UserError for a deployment's run whose parameters hold secrets: the server has stored them already.
     """
-    make_log_records_inert()
+    make_output_inert()
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.deployment_id and has_secrets(_plain(context)):
         raise UserError(f"a parameter has a URL with a password or signature, which the server has stored: {_FIX}")

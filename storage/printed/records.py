@@ -1,8 +1,11 @@
-"""Log records and errors whose texts hold no secrets and no control characters, whichever library makes them."""
+"""Log records, warnings and errors without secrets and control characters, whichever library makes them."""
 
 import contextlib
 import logging
+import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,9 +31,23 @@ class InertRecord(logging.LogRecord):
         self._exception_text = visible(text) if text else text
 
 
-def make_log_records_inert() -> None:
-    """Let every logger of this process make inert records: those of other libraries hold URLs, too."""
+def make_output_inert() -> None:
+    """Make what any library of this process logs, warns of or fails with in a thread inert: it may hold URLs."""
     logging.setLogRecordFactory(InertRecord)
+    warnings.formatwarning = _inert_warning
+    threading.excepthook = _print_inert_error
+
+
+def _inert_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    # without the line of code, which says nothing to a user
+    return f"{visible(f'{filename}:{lineno}: {category.__name__}: {message}')}\n"
+
+
+def _print_inert_error(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None and failed.exc_type is not SystemExit:
+        print(f"in a thread: {traceback_text(failed.exc_value)}", file=sys.stderr)
 
 
 def traceback_text(error: BaseException) -> str:

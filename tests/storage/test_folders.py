@@ -55,6 +55,7 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 MANIFEST = """{
+ "content": null,
  "files": {
   "config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
   "model.bin": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"

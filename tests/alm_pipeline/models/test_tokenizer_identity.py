@@ -177,6 +177,16 @@ def test_saving_and_loading_keeps_the_identity(original: Path, tmp_path: Path) -
     assert (again.identity, again.saved_identity) == (first.identity, first.saved_identity)
 
 
+def test_a_machine_without_a_connection_gives_the_same_identity(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = set()
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        identities.add(LoadedTokenizer(str(original)).saved_identity)
+    assert len(identities) == 1
+
+
 @pytest.mark.parametrize("edit", ["longest text", "side of padding", "truncation", "an unknown setting"])
 def test_what_is_only_saved_changes_the_identity_of_what_is_saved(edit: str, folder: Path, original: Path) -> None:
     SAME[edit](folder)

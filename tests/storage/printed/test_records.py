@@ -2,7 +2,12 @@
 
 import io
 import logging
+import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import botocore.exceptions
@@ -11,8 +16,9 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from storage.printed.records import InertRecord, has_secret_text, make_log_records_inert, mask_error, traceback_text
+from storage.printed.records import InertRecord, has_secret_text, make_output_inert, mask_error, traceback_text
 
+ROOT = Path(__file__).parents[3]
 S = "hunter2-XYZ"
 LINK = f"https://user:{S}@host/a.jsonl?sig={S}"
 HEADERS = CIMultiDictProxy(CIMultiDict({"Authorization": f"Basic {S}"}))
@@ -45,14 +51,37 @@ errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a handler of another library's logger writes."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     before, logger, written = logging.getLogRecordFactory(), logging.getLogger("other.library"), io.StringIO()
-    make_log_records_inert()
+    make_output_inert()
     logger.addHandler(handler := logging.StreamHandler(written))
     yield written
     logger.removeHandler(handler)
     logging.setLogRecordFactory(before)
+
+
+OUTPUTS = {
+    "warning": "import warnings; warnings.warn(text)",
+    "thread": "import threading; thread = threading.Thread(target=fail); thread.start(); thread.join()",
+    "log": "import logging; logging.getLogger('x').warning(text)",
+    "last resort": "import logging; logging.error('%s', text)",
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_whatever_a_library_writes_is_inert(output: str) -> None:
+    script = (
+        f"from storage.printed.records import make_output_inert; make_output_inert(); text = {LINK!r} + ' \\x1b[31m'\n"
+        f"def fail(): raise ValueError(text)\n{OUTPUTS[output]}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert r"https://***@host/a.jsonl?sig=*** \x1b[31m" in done.stderr
+    assert S not in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 @pytest.mark.bad_input
