@@ -104,9 +104,9 @@ def model_config(name: str, folder: Path) -> dict[str, Any]:
         raise UserError(f"{name}: has no {CONFIG}, so it is not a model's folder: name one that save_pretrained wrote")
     file = folder / next(iter(_versioned_config(folder)), CONFIG)
     config = read_json(file)
-    for key, kind, what in (("auto_map", dict, "an object"), ("transformers_weights", str, "a text")):
-        if not isinstance(config.get(key), kind | None):
-            raise UserError(f"{file}: its {key} is not {what} but {config[key]!r}: correct or remove it")
+    for setting, kind in (("auto_map", dict), ("transformers_weights", str)):
+        if not isinstance(config.get(setting), kind | None):
+            raise UserError(f"{file}: {setting} is {config[setting]!r}: remove it, or fetch the file again")
     return config
 
 
