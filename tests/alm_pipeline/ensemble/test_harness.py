@@ -118,9 +118,8 @@ def test_a_metric_that_is_nan_is_said_and_null_in_json(
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("question", ["{{question / 0}}", "{{nothing.at.all}}", "{{1 / 0}}"])
-def test_a_task_whose_template_fails_is_one_sentence(llama_folder: str, tasks: Path, question: str) -> None:
-    (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("{{question}}", question))
+def test_a_task_whose_template_fails_is_one_sentence(llama_folder: str, tasks: Path) -> None:
+    (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("{{question}}", "{{question / 0}}"))
     with pytest.raises(UserError, match=r"lm_eval cannot (evaluate|load) foxes: ") as caught:
         list(evaluate([llama_folder], ["foxes"], task_folder=tasks))
     assert "\n" not in str(caught.value)
