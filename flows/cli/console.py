@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from alm_pipeline.runtime.streams import writing
-from storage.errors import UserError
+from storage.errors import UserError, cause, is_temporary
 from storage.printed.inert import generated, one_line, visible
 
 _PIPE_WIDTH = 200
@@ -106,11 +106,17 @@ def write_picture(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Print errors that the user can fix without a traceback, and exit with 1."""
+    """Print errors that the user can fix, or that go away by themselves, without a traceback, and exit with 1."""
     try:
         yield
     except UserError as error:
         err.print_labeled("error:", error)
+        raise typer.Exit(1) from error
+    except Exception as error:
+        if not is_temporary(error) or isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            raise
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        err.print_labeled("error:", f"{cause(error)}{where}; check the connection and run the same command again")
         raise typer.Exit(1) from error
 
 
