@@ -40,6 +40,9 @@ _EXTRAS = {
 # fsspec would take these for local paths
 _ONE_SLASH = re.compile(rf"(?:https?|{'|'.join(_EXTRAS)}):/(?!/)")
 
+# their drivers would take it for a part of the bucket's name, and show it in errors
+_BUCKET_WITH_LOGIN = re.compile(r"(?:.*::)?(?:s3a?|gs|gcs)://(?!arn:)[^/]*[@:]")
+
 
 class _LocalDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """The disk, but a folder that can't be listed is an error; fsspec's glob would skip it."""
@@ -64,11 +67,17 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
     Credentials and endpoints come from the environment, as each driver documents; a URL may also name environment
     variables, as `https://${LOGIN}@host/x?sig=${SIGNATURE}`.
-    Raises UserError if the protocol is unknown or has one slash, its driver is not installed, or a variable is not set.
+    Raises UserError if the protocol is unknown or has one slash, a bucket has a login, the driver is not installed, or
+    a variable is not set.
     """
     url = _with_variables(url)
     if one_slash := _ONE_SLASH.match(url):
         raise UserError(f"{url}: {one_slash[0]} has one slash: write {one_slash[0]}/")
+    if _BUCKET_WITH_LOGIN.match(url):
+        raise UserError(
+            f"{url}: no login can be written before a bucket: its driver takes that from the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or GOOGLE_APPLICATION_CREDENTIALS"
+        )
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:

@@ -1,5 +1,6 @@
 """Folders that are written completely or not at all."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from storage.errors import UserError
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes `folder` at the end by one rename; after an error nothing is left.
 
-    Raises UserError when the folder exists and is not empty.
+    Raises UserError when the folder exists and is not empty, or is a URL.
     """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):  # a path has one slash
+        raise UserError(f"{folder}: a URL; name a local folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -363,3 +363,21 @@ def test_files_and_folders_are_removed(root: str) -> None:
         remove(join_url(root, name))
     # compared by files: some object stores still list an empty folder
     assert file_sizes(root) == {"kept": 0}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://key:hunter2@bucket/a", "no login can be written before a bucket"),
+        ("s3://key:hun/ter2@bucket/a", "no login can be written before a bucket"),
+        ("gs://hunter2@bucket/a", "no login can be written before a bucket"),
+        ("simplecache::s3a://key:hunter2@bucket/a", "no login can be written before a bucket"),
+        ("https:/u:hunter2@host/a", "https:/ has one slash: write https://"),
+        ("s3:/bucket/a?sig=hunter2", "s3:/ has one slash: write s3://"),
+    ],
+)
+def test_a_url_that_its_driver_would_misread_is_refused(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        open_filesystem(url)
+    assert "ter2" not in str(raised.value)

@@ -142,3 +142,33 @@ def test_byte_level_writes_a_tokenizer_once(tmp_path: Path, gemma_folder: str) -
     assert "bytes: 262 tokens, 6 of them special tokens" in result.stdout.replace("\n", "")
     assert len(load_tokenizer(str(tmp_path / "bytes"))) == 262
     assert "name a new folder" in error_of("byte-level", gemma_folder, str(tmp_path / "bytes"))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["byte-level", "{tokenizer}", "https://u:hunter2@host/out"],
+        ["transfer", "{tokenizer}", "{tokenizer}", "s3://bucket/out?sig=hunter2"],
+    ],
+    ids=["byte-level", "transfer"],
+)
+def test_a_new_folder_is_no_url(
+    arguments: list[str], config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command(*[part.format(tokenizer=config.teacher) for part in arguments])
+    assert result.exit_code == 1
+    assert "a URL; name a local folder" in result.stderr
+    assert "hunter2" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["list", "describe", "inspect"])
+def test_a_server_that_is_away_is_no_traceback(name: str) -> None:
+    result = command(name, "ftp://u:hunter2@127.0.0.1:9/tokens/x")
+    assert result.exit_code == 1
+    assert "Connection refused" in result.stderr
+    assert "run the same command again" in result.stderr
+    assert "hunter2" not in result.stderr
