@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from alm_pipeline.__main__ import main
+from alm_pipeline.__main__ import _run as run_command
+from alm_pipeline.runtime.streams import prepare_streams
 
 
 def _run(arguments: list[str], folder: Path, name: str, is_broken: bool) -> int:
@@ -26,7 +27,8 @@ def _run(arguments: list[str], folder: Path, name: str, is_broken: bool) -> int:
     )
     sys.argv = ["alm", *arguments]
     try:
-        main()
+        prepare_streams()
+        run_command()  # without a supervisor, whose worker would go on here
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr, flush=True)
