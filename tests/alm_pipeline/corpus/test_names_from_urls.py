@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import pytest
 
 from alm_pipeline.config import CorpusConfig, FilesSource
@@ -17,6 +18,7 @@ from alm_pipeline.config.overrides import _name
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.stage import examples_dataset
 from storage.errors import UserError
+from storage.printed.records import traceback_text
 from storage.printed.secrets import naming_path, naming_query
 
 
@@ -114,8 +116,8 @@ REFUSALS = {
     "http://{}/status/403/*.jsonl": "cannot list .*: 403, .*check the URL, its credentials and permissions",
     "http://{}/status/404/a.jsonl": "no file matches",
     "http://{}/status/404/*.jsonl": "no file matches",
-    "http://{}/status/503/a.jsonl": "cannot list .*: 503, ",
-    "http://127.0.0.1:9/a.jsonl": "cannot list .*: Cannot connect to host",
+    "http://{}/status/503/a.jsonl": r"503, (.*\n)+cannot list http://\*\*\*@",
+    "http://127.0.0.1:9/a.jsonl": r"Cannot connect to host (.*\n)+cannot list http://\*\*\*@",
     "http://[::1/a.jsonl": "cannot list .*: Invalid IPv6 URL",
     "http:/{}/a.jsonl": "http:/ has one slash: write http://",
 }
@@ -125,9 +127,11 @@ REFUSALS = {
 @pytest.mark.parametrize("url", REFUSALS)
 def test_what_an_http_server_answers_is_the_cause(host: str, url: str) -> None:
     signed = url.format(host).replace("//127", "//me:hunter2@127") + "?sig=hunter3"
-    with pytest.raises(UserError, match=REFUSALS[url]) as raised:
+    with pytest.raises((UserError, aiohttp.ClientError)) as raised:  # a server that is away keeps its error's type
         written(corpus(signed))
-    assert "hunter" not in str(raised.value)
+    printed = traceback_text(raised.value)
+    assert re.search(REFUSALS[url], printed)
+    assert "hunter" not in printed
 
 
 @pytest.mark.parametrize(
