@@ -1,8 +1,11 @@
 """Fixtures for all tests. The environment is set before torch and Prefect are imported."""
 
 import json
+import logging
 import os
 import secrets
+import threading
+import warnings
 from collections.abc import Iterator
 
 os.environ.update(
@@ -80,6 +83,16 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
         train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
         evaluation=EvaluationConfig(samples=1, sample_tokens=4),
     )
+
+
+@pytest.fixture(autouse=True)
+def output_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that runs in this process makes all output inert: the next test starts without that."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    factory = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ HARMLESS = {
 """The beginnings of warnings that say nothing about results here, each with its reason. All others are passed on."""
 
 _REPORT = "LOAD REPORT"
-_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+# a command's log records are inert already: the escape character is written out
+_COLOR = re.compile(r"(?:\x1b|\\x1b)\[[0-9;]*m")
 _reports: ContextVar[list[str] | None] = ContextVar("load_reports", default=None)
 
 

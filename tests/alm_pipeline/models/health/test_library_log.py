@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from alm_pipeline.models.health.library_log import HARMLESS, load_reports, quiet_transformers
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
+from storage.printed.records import make_output_inert
 from tests import tiny
 
 LIBRARY = transformers_logging.get_logger("transformers.modeling_utils")
@@ -41,6 +42,13 @@ def test_a_warning_is_passed_on_once(heard: pytest.LogCaptureFixture, capfd: pyt
         ("ERROR", "transformers: this is worse"),
     ]
     assert capfd.readouterr().err == ""
+
+
+def test_colors_are_left_out_of_a_commands_log(heard: pytest.LogCaptureFixture) -> None:
+    make_output_inert()
+    with quiet_transformers():
+        LIBRARY.warning("\x1b[31mrope_scaling\x1b[0m is ignored")
+    assert heard.messages == ["transformers: rope_scaling is ignored"]
 
 
 def test_outside_it_writes_as_it_does() -> None:
