@@ -107,7 +107,7 @@ _CACHES = ("filecache", "simplecache", "blockcache", "cached")
 def _check_no_cache(url: str) -> None:
     """Raise UserError if a cache of fsspec is in front of a store: it would hide what other processes write."""
     if protocol_of(url) in _CACHES:
-        raise UserError(f"{url}: a store can't be behind a cache: leave out `{protocol_of(url)}::`")
+        raise UserError(f"{url}: a store can't be used through a cache: leave out `{protocol_of(url)}::`")
 
 
 def protocol_of(url: str) -> str:

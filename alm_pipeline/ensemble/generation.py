@@ -47,7 +47,7 @@ class TextStream(BaseStreamer):
 
 
 class FiniteLogits(LogitsProcessor):
-    """Raises UserError for logits that are NaN or +∞, of which any token would be taken for the likeliest."""
+    """Raises UserError for logits that are NaN or +∞: any token could be taken for the likeliest."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype

@@ -120,7 +120,7 @@ def model_class(
 
 
 def empty_model(config: "PreTrainedConfig", name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """Build the model of a loaded configuration, with new weights. Raises UserError for what is no language model."""
+    """Build the model of a loaded configuration, with new weights. Raises UserError if it is not a language model."""
     import transformers
 
     loader = getattr(transformers, class_name(config, name))
@@ -156,7 +156,7 @@ def ties_embeddings(config: Any) -> bool:
 
 
 def refuse_other_tables(config: Any, name: str) -> None:
-    """Raise UserError if the model has tables by token besides embedding and head, which no transfer makes anew.
+    """Raise UserError if the model has tables by token besides embedding and head, which no transfer makes again.
 
     A test looks for such tensors in every class of transformers.
     """

@@ -55,7 +55,8 @@ def local_weight_files(name: str, folder: Path) -> list[str]:
 def weight_files(name: str, folder: Path, exists: Callable[[str], bool]) -> list[str]:
     """Return the names of the weights and of their index, which is in the local folder.
 
-    `exists` tells whether a model has a file: a hub's weights need not be here. Raises UserError if there are none.
+    `exists` returns whether a model has a file, because a hub's weights may not be on this machine. Raises UserError
+    if there are no weights.
     """
     adapter = _adapter_files(name, exists)
     named = model_config(name, folder).get("transformers_weights")
@@ -117,7 +118,7 @@ def _versioned_config(folder: Path) -> list[str]:
         return []
     from transformers.configuration_utils import get_configuration_file  # imports torch
 
-    with user_error(f"{folder / CONFIG}: its configuration_files {files} can't be told apart by version", "correct it"):
+    with user_error(f"{folder / CONFIG}: its configuration_files {files} can't be ordered by version", "correct it"):
         chosen = get_configuration_file([str(file) for file in files])
     return [] if chosen == CONFIG else [chosen]
 

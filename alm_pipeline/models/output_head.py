@@ -162,7 +162,7 @@ def headless(model: PreTrainedModel) -> Any:
     """Return the part of the model that computes the hidden states for its head.
 
     Of a model that also reads images or sound, it is the text model: in training, some of the wholes ask for inputs
-    that tell images from text (Gemma 3).
+    that distinguish images from text (Gemma 3).
     """
     model = _without_adapters_shell(model)
     part: Any = model.base_model if text_config(model.config) is model.config else model.get_decoder()

@@ -119,7 +119,7 @@ class LoadedTokenizer:
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after every text."""
         with user_error(
-            f"{self.name}: the tokens that its tokenizer.json puts around a text can't be told from the text's",
+            f"{self.name}: the tokens around a text can't be separated from the text's own",
             "check its post_processor and its model, or save the tokenizer again",
         ):
             return special_tokens_around(self.fast)

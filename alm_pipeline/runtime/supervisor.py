@@ -3,7 +3,7 @@
 A function in C or Rust can keep Python's own signal handlers from running for a minute: a library that loads, a
 tokenizer that is trained. So the command's process does no work. It forks a worker, waits for it, and ends it together
 with everything that it started. All that a command writes survives a `kill -9`, so the worker gets a short time to
-release leases and to tell a Prefect server, and is then killed.
+release leases and to report to a Prefect server, and is then killed.
 
 The worker is in the same process group, so that it can read from the terminal and Ctrl-Z stops it too. It ignores what
 a terminal sends (SIGINT, SIGHUP) and stops on SIGUSR1, which only the supervisor sends.

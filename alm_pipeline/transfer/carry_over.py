@@ -72,7 +72,7 @@ def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
 
 
 def _carry_media(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
-    """Rewrite the ids that stand for images and sound in the configuration of a model that also reads them, in place.
+    """Rewrite the ids for images and sound in a multimodal model's configuration, in place.
 
     Where the target lacks the token, the id becomes one beyond its vocabulary: an ordinary token must not stand for an
     image. Such a model reads text only, which a warning says.
@@ -93,7 +93,7 @@ def _carry_media(model: PreTrainedModel, source: PreTrainedTokenizerFast, target
 
 
 def _media_ids(model: PreTrainedModel) -> list[tuple[str, int]]:
-    """Return the settings of the whole of a model that also reads images that name a token, and the token's id."""
+    """Return the settings of a multimodal model that name a token, with the token's id."""
     if text_config(model.config) is model.config:
         return []
     roles = {f"{role}_token_id" for role in _ROLES} | set(_OTHER_IDS)

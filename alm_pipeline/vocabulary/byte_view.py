@@ -81,7 +81,7 @@ class ByteView:
         return len(self.spelling)
 
     def within(self, rows: int) -> "ByteView":
-        """Return the view in which the ids from `rows` on, which a model can't read, are no tokens."""
+        """Return the view without the tokens whose id is `rows` or higher, which a model can't read."""
         if self.size <= rows:
             return self
         spelling = (*self.spelling[:rows], *[b""] * (self.size - rows))

@@ -21,7 +21,7 @@ _FIX = (
 
 
 class InertFlow(Flow[P, R]):
-    """A flow of which the server gets the parameters without secrets; a run in this process has them."""
+    """A flow whose parameters reach the server without secrets; a run in this process has them."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         serialized: dict[str, Any] = without_secrets(super().serialize_parameters(parameters))

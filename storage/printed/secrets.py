@@ -215,7 +215,7 @@ def _hide_login(text: str, start: int, scheme: str, hide: Hide) -> tuple[str, in
     authority = _matching(_AUTHORITY, text, start)
     login, at = found.groups() if (found := _AT.match(authority)) else ("", "")
     if not at and not _PORT.fullmatch(authority.rstrip(_PUNCTUATION)) and not scheme.startswith("file"):
-        # what would be a port is no number, so it is a password that is not percent-encoded
+        # what would be a port is not a number, so it is a password that is not percent-encoded
         login, at = found.groups() if (found := _UNENCODED.match(text, start)) else ("", "")
     if not at:
         return "", start

@@ -175,7 +175,7 @@ def test_a_locked_object_is_not_removed_in_silence(proxy: Proxy, s3_root: str, m
 @pytest.mark.parametrize("cache", urls._CACHES)
 @pytest.mark.parametrize("writing", [lambda url: publish(url, b""), lambda url: overwrite(url, b""), remove])
 def test_a_store_behind_a_cache_is_refused(tmp_path: Path, cache: str, writing: Callable[[str], object]) -> None:
-    with pytest.raises(UserError, match=rf"can't be behind a cache: leave out `{cache}::`"):
+    with pytest.raises(UserError, match=rf"can't be used through a cache: leave out `{cache}::`"):
         writing(f"{cache}::file://{tmp_path}/x")
 
 

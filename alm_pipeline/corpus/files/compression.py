@@ -94,7 +94,7 @@ _FOREIGN: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
         "use gzip",
     ),
 )
-"""How content begins that is no lines of text, what it is, and the fix."""
+"""The first bytes of formats that are not lines of text, with the format's name and the fix."""
 
 
 @contextmanager

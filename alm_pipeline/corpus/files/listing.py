@@ -1,7 +1,7 @@
 """The files of a source under any fsspec URL, and their names.
 
 A file's name is its path below the fixed part of the URL's pattern, so that the ids made from it are the same wherever
-the corpus is stored. Passwords, queries and fragments of URLs are no part of it: a new signature gives the same ids.
+the corpus is stored. Passwords, queries and fragments of URLs are left out: a new signature gives the same ids.
 Files are sorted by name, whatever the order of the URLs.
 
 A pattern takes data files: all that are of a known kind and have rows. It takes text files only where it matches no

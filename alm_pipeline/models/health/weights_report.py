@@ -75,7 +75,7 @@ def check_stored_types(name: str, model: PreTrainedModel, files: Iterable[Path])
 
 def _stored_types(file: Path) -> Iterator[tuple[str, str]]:
     with safe_open(file, "pt") as stored:
-        for key in stored.keys():  # noqa: SIM118  # it is no mapping
+        for key in stored.keys():  # noqa: SIM118  # a safetensors file is not a mapping
             yield key, stored.get_slice(key).get_dtype()
 
 

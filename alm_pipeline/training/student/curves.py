@@ -137,7 +137,7 @@ def _label_runs(figure: "Figure", runs: Sequence[TrainingCurves]) -> None:
     names = [f" {one_line(run.name)}" for run in runs]  # one that begins with _ would be left out
     legend = figure.legend(lines, names, loc="outside lower center", frameon=False, fontsize=10, ncols=1)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign is no formula
+        text.set_parse_math(False)  # a dollar sign does not start a formula
 
 
 def _color(number: int) -> str:

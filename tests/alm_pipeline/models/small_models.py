@@ -134,7 +134,7 @@ def named_model(name: str) -> PreTrainedModel:
 
 
 def _most(setting: str) -> int | None:
-    """Return the most that a size of this name is, by what the names end in; None for what is no size."""
+    """Return the most that a size of this name is, by what the names end in; None if it is not a size."""
     ends: tuple[tuple[tuple[str, ...], int], ...] = (
         (("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
         (("layers", "depth", "n_layer", "key_value_heads", "kv_heads", "per_tok"), 2),

@@ -1,4 +1,4 @@
-"""Every option and every parameter of a flow that is a number refuses NaN, infinity and what is no number."""
+"""Every option and every parameter of a flow that is a number refuses NaN, infinity and other types."""
 
 from collections.abc import Iterator
 from typing import Any

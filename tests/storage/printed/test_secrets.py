@@ -1,4 +1,4 @@
-"""No secret passes `masked`, whatever the URL and the text around it; what is no secret stays readable."""
+"""No secret passes `masked`, whatever the URL and the text around it; everything else stays readable."""
 
 import json
 import re

@@ -124,7 +124,7 @@ def test_a_damaged_record_is_named(damage: str, store: Any) -> None:
     assert "\n" not in str(caught.value)
     assert scores.required_records([0])
     Path(scores.url, "manifest.json").unlink()
-    # an object store has no folders, so an empty one is no file of the dataset
+    # an object store has no folders, so an empty one does not exist there
     assert any(damage == "a folder" or "shard-00001" in found.url for found in verify(scores.url))
 
 

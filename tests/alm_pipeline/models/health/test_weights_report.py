@@ -1,4 +1,4 @@
-"""A model whose files do not hold exactly its tensors is not loaded; what is left out on purpose is no alarm."""
+"""A model whose files do not hold exactly its tensors is not loaded; tensors left out on purpose raise no alarm."""
 
 import json
 import logging

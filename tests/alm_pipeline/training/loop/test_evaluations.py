@@ -344,7 +344,7 @@ def test_evaluations_are_restored_from_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_metric_that_is_not_finite_stops_the_training(value: float, place: int, tmp_path: Path) -> None:
-    """It is no best step, and no step without an improvement. Nor is one in an older version's checkpoint."""
+    """It is neither the best step nor one without improvement, in an older version's checkpoint too."""
     scores = [3.0, 2.0, 2.5]
     scores[place] = value
     with pytest.raises(
