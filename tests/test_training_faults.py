@@ -10,16 +10,14 @@ from pathlib import Path
 
 import botocore.retries.standard
 import pytest
-import s3fs
 from botocore.exceptions import BotoCoreError
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from storage import urls
 from storage.folders import StoredFolder
 from storage.urls import file_sizes, join_url, read_bytes, upload
-from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
-from tests.storage.s3_server import BUCKET, S3Server, environment
+from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, proxy_of_stores, slow
+from tests.storage.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +32,8 @@ def undisturbed(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy in front of the server of `s3_root`, with short pauses and timeouts."""
-    monkeypatch.setattr(urls, "_S3_CONFIG", {**urls._S3_CONFIG, "read_timeout": 2})
-    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.05)
-    s3fs.S3FileSystem.clear_instance_cache()  # instances keep the endpoint from the environment
-    with Proxy(s3_server.endpoint).serving() as harmful:
-        for name, value in environment(harmful.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield harmful
-    s3fs.S3FileSystem.clear_instance_cache()
+    with proxy_of_stores(s3_server, monkeypatch, read_timeout=2, pause=0.05) as proxy:
+        yield proxy
 
 
 def _caches_in_bucket(undisturbed: tuple[Pipeline, Path], root: str) -> Pipeline:

@@ -9,6 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+import botocore.retries.standard
+import pytest
+import s3fs
+
+from storage import urls
+from tests.storage.s3_server import S3Server, environment
+
 Fault = Callable[["_Handler"], None]
 
 
@@ -96,6 +103,21 @@ class Proxy:
         finally:
             self._server.shutdown()
             self._server.server_close()
+
+
+@contextmanager
+def proxy_of_stores(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, read_timeout: float, pause: float
+) -> Iterator[Proxy]:
+    """Serve a proxy that all stores on S3 use, with this timeout and this pause between tries, in seconds."""
+    monkeypatch.setattr(urls, "_S3_CONFIG", {**urls._S3_CONFIG, "read_timeout": read_timeout})
+    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: pause)
+    s3fs.S3FileSystem.clear_instance_cache()  # instances keep the endpoint from the environment
+    with Proxy(server.endpoint).serving() as proxy:
+        for name, value in environment(proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class _Handler(BaseHTTPRequestHandler):

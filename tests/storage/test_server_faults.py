@@ -6,15 +6,14 @@ from collections.abc import Callable, Collection, Iterator
 import aiohttp
 import botocore.retries.standard
 import pytest
-import s3fs
 from botocore.exceptions import BotoCoreError, ReadTimeoutError
 
 from storage import urls
 from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
 from storage.urls import file_sizes, join_url, list_names, overwrite, publish, read_bytes, remove
-from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, slow
-from tests.storage.s3_server import BUCKET, S3Server, client, environment
+from tests.storage.proxy import Fault, Proxy, answer, cut_answer, cut_request, proxy_of_stores, slow
+from tests.storage.s3_server import BUCKET, S3Server, client
 from tests.storage.samples import columns, dataset, write
 
 CONTENT = bytes(range(256)) * 4096
@@ -26,14 +25,8 @@ BROKEN = answer(500, "InternalError")
 @pytest.fixture
 def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy in front of the server of `s3_root`, with short pauses and timeouts."""
-    monkeypatch.setattr(urls, "_S3_CONFIG", {**urls._S3_CONFIG, "read_timeout": 0.4})
-    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
-    s3fs.S3FileSystem.clear_instance_cache()  # instances keep the endpoint from the environment
-    with Proxy(s3_server.endpoint).serving() as harmful:
-        for name, value in environment(harmful.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield harmful
-    s3fs.S3FileSystem.clear_instance_cache()
+    with proxy_of_stores(s3_server, monkeypatch, read_timeout=0.4, pause=0.01) as proxy:
+        yield proxy
 
 
 def _stored(s3_server: S3Server, url: str) -> bytes | None:

@@ -1,6 +1,5 @@
 """A settings file that is damaged, or has a field of another type: the file and the field are named."""
 
-import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.ensemble.config import read_config
 from flows.cli.app import _parse_settings as parse_settings
 from storage.errors import UserError
+from tests.documents import replaced
 from tests.sampling import sampled_pairs
 
 CONTENTS = {
@@ -85,16 +85,6 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from paths(item, (*path, key))
-
-
-def replaced(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    document = copy.deepcopy(document)
-    *parents, last = path
-    at = document
-    for key in parents:
-        at = at[key]
-    at[last] = value
-    return document
 
 
 OTHERS: tuple[Any, ...] = (None, "x", "", -1, 0, 1.5, 10**30, True, [], ["x"], {}, {"x": 1}, [[1]])

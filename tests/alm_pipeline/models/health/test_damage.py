@@ -1,6 +1,5 @@
 """Every file of a model or tokenizer, damaged in every way: one sentence with the file, the cause and a fix."""
 
-import copy
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from storage.errors import UserError
 from tests import tiny
+from tests.documents import replaced
 from tests.sampling import sampled_pairs
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 127608\n"
@@ -130,16 +130,6 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
             yield from paths(item, (*path, key))
     elif isinstance(value, list) and value:
         yield from paths(value[0], (*path, 0))
-
-
-def replaced(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    document = copy.deepcopy(document)
-    *parents, last = path
-    at = document
-    for key in parents:
-        at = at[key]
-    at[last] = value
-    return document
 
 
 OTHER_TYPES: tuple[Any, ...] = (None, "x", -1, [], {}, [[1]], True, 1e30)
