@@ -33,7 +33,6 @@ from storage.errors import UserError
 Floats = npt.NDArray[np.float32]
 _GROUP_BATCHES = 64
 """the number of batches whose examples are sorted by length together"""
-_PROBE_TOKENS = 8
 # the precision of matrix products on a processor is a setting of the whole process, so replicas take turns
 _processor = threading.Lock()
 

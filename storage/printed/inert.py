@@ -1,4 +1,4 @@
-"""Foreign text made inert, for whatever shows it: terminals, logs, Markdown, HTML, YAML and plots.
+"""Foreign text made inert, for whatever shows it: terminals, logs, Markdown, YAML, and pictures as PNG or HTML.
 
 Ids, names, paths, texts and messages of other libraries are untrusted: an escape sequence moves the cursor, a
 right-to-left override swaps letters, a pipe breaks a table, and a lone surrogate (a byte of a file's name that is not
@@ -65,11 +65,6 @@ def markdown_block(text: str, language: str = "") -> str:
     plain = visible(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{fence}{language}\n{plain.rstrip()}\n{fence}"
-
-
-def html_text(text: object) -> str:
-    """Return a text for HTML, between tags or in a quoted attribute."""
-    return html.escape(one_line(text))
 
 
 def yaml_text(content: Any) -> str:

@@ -1,6 +1,5 @@
 """Hostile texts are inert wherever they are shown."""
 
-import html
 import unicodedata
 
 import pytest
@@ -9,7 +8,6 @@ import yaml
 from storage.errors import UserError
 from storage.printed.inert import (
     generated,
-    html_text,
     markdown,
     markdown_block,
     markdown_code,
@@ -103,13 +101,6 @@ def test_markdown_shows_the_text_as_it_is(text: str) -> None:
     assert "<img" not in rows
     block = parser.parse(markdown_block(text, "yaml"))
     assert [token.type for token in block] == ["fence"]
-
-
-@pytest.mark.parametrize("text", [*MARKUP, *(text for text, _ in HOSTILE.values())])
-def test_html_shows_the_text_as_it_is(text: str) -> None:
-    shown = html_text(text)
-    assert html.unescape(shown) == one_line(text)
-    assert not set(shown) & set("<>\"'")
 
 
 @pytest.mark.parametrize("text", [*MARKUP, *(text for text, _ in HOSTILE.values() if "://u:" not in text)])
