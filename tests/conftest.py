@@ -33,6 +33,7 @@ from alm_pipeline.config import (
     StudentConfig,
     TrainConfig,
 )
+from alm_pipeline.runtime.progress import logger
 from tests import tiny
 from tests.storage.s3_server import BUCKET, S3Server, environment, weed_binary
 
@@ -87,11 +88,12 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
 
 @pytest.fixture(autouse=True)
 def output_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command that runs in this process makes all output inert: the next test starts without that."""
+    """A command or flow in this process makes all output inert and logs its stages: the next test starts without."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    factory = logging.getLogRecordFactory()
+    factory, level = logging.getLogRecordFactory(), logger.level
     yield
+    logger.setLevel(level)
     logging.setLogRecordFactory(factory)
 
 
