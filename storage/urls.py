@@ -386,7 +386,8 @@ def list_files(url: str) -> dict[str, FileInfo]:
     fs, path = open_filesystem(url)
     with naming_errors(url, "listed"):
         fs.invalidate_cache()  # a driver's own cache would hide what another process has just written
-        listing = fs.find(path, detail=True)
+        # a link to itself is a broken link like others: the folder does not exist
+        listing = {} if is_local(fs) and not Path(path).exists() else fs.find(path, detail=True)
     # if `path` is a file, the listing has the file itself (with Azure's driver in a list); the same goes for an empty
     # folder that an object store still lists
     entries = listing.items() if isinstance(listing, Mapping) else ()

@@ -30,6 +30,8 @@ class Terminal:
         self.pid, self._terminal = pty.fork()
         if not self.pid:
             os.chdir(cwd)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # as in a shell, even under nohup
+                signal.signal(number, signal.SIG_DFL)
             os.execve(command[0], command, variables)
         self.wait_until(lambda: bool(self.processes()), "its start")
 

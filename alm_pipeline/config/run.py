@@ -76,7 +76,7 @@ def load_config(file: Path) -> AlmConfig:
 
     Raises UserError naming the file and each wrong field, with its fix.
     """
-    content = read_yaml(file)
+    content = read_yaml(file, "`alm show transfer` prints a valid configuration")
     if not isinstance(content, dict):
         raise UserError(
             f"{file}: is not a mapping of fields to values; `alm show transfer` prints a complete configuration"
@@ -84,9 +84,9 @@ def load_config(file: Path) -> AlmConfig:
     return parse_config(content, str(file))
 
 
-def read_yaml(file: Path) -> Any:
-    """Return the content of a YAML or JSON file. Raises UserError naming the file, the line and the problem."""
-    with user_error(f"{file}: can't be read as YAML or JSON", "`alm show transfer` prints a valid configuration"):
+def read_yaml(file: Path, fix: str) -> Any:
+    """Return the content of a YAML or JSON file. Raises UserError naming the file, the line, the problem and `fix`."""
+    with user_error(f"{file}: can't be read as YAML or JSON", fix):
         text = file.read_text(encoding="utf-8")
         try:
             return yaml.safe_load(text)

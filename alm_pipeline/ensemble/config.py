@@ -77,7 +77,7 @@ def read_config(file: Path) -> EnsembleConfig:
     Raises UserError with the file and the fields that are wrong.
     """
     try:
-        config = EnsembleConfig.model_validate(read_yaml(file))
+        config = EnsembleConfig.model_validate(read_yaml(file, "give it `members: [{model: …}, …]`"))
     except ValidationError as error:
         raise UserError(f"{file}: is not a valid ensemble:\n{wrong_fields(error)}") from error
     members = tuple(member.model_copy(update=_relative_to(member, file.parent)) for member in config.members)

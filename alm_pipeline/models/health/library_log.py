@@ -45,7 +45,7 @@ class _Relay(logging.Handler):
         super().__init__(logging.WARNING)
         self._passed: set[str] = set()
         self._lock, self._blocks = threading.Lock(), 0
-        self._before = list[logging.Handler](), logging.WARNING
+        self._before = list[logging.Handler](), logging.WARNING, False
 
     def emit(self, record: logging.LogRecord) -> None:
         message = _COLOR.sub("", record.getMessage())
@@ -61,8 +61,9 @@ class _Relay(logging.Handler):
         with self._lock:
             self._blocks += 1
             if self._blocks == 1:
-                self._before = _root.handlers, _root.level
-                _root.handlers = [self]
+                self._before = _root.handlers, _root.level, _root.propagate
+                # transformers propagates where the environment has CI, which would show each warning twice
+                _root.handlers, _root.propagate = [self], False
                 # a user may have silenced transformers, but not that weights are missing
                 _root.setLevel(min(_root.level, logging.WARNING))
 
@@ -70,8 +71,8 @@ class _Relay(logging.Handler):
         with self._lock:
             self._blocks -= 1
             if self._blocks == 0:
-                _root.handlers = self._before[0]
-                _root.setLevel(self._before[1])
+                _root.handlers, level, _root.propagate = self._before
+                _root.setLevel(level)
 
 
 _root = logging.getLogger("transformers")

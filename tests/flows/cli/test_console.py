@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import s3fs
 import typer
 from typer.testing import CliRunner
 
@@ -50,7 +51,9 @@ def test_a_store_whose_server_is_down_is_one_sentence(command: str, monkeypatch:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()  # instances keep the endpoint from the environment
     result = CliRunner().invoke(app, [command, "s3://bucket/down"])
+    s3fs.S3FileSystem.clear_instance_cache()
     assert isinstance(result.exception, SystemExit), result.exception
     assert "error: s3://bucket/down" in result.stderr
     assert "Could not connect to the endpoint URL" in result.stderr

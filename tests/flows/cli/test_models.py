@@ -43,7 +43,7 @@ def test_mistakes_are_reported(llama_folder: str, tmp_path: Path) -> None:
     assert "members.0.wieght" in result.stderr
     file.write_text("members: [{model: a, weight: 0}]\n")
     assert "every weight is 0" in command("generate", str(file), "a").stderr
-    assert "cannot be read" in command("generate", str(tmp_path / "none.yaml"), "a").stderr
+    assert "can't be read" in command("generate", str(tmp_path / "none.yaml"), "a").stderr
     refused = command("generate", llama_folder, "a", "--dtype", "int8")
     assert (refused.exit_code, "int8" in refused.stderr) == (2, True)
 

@@ -51,12 +51,19 @@ def test_colors_are_left_out_of_a_commands_log(heard: pytest.LogCaptureFixture) 
     assert heard.messages == ["transformers: rope_scaling is ignored"]
 
 
-def test_outside_it_writes_as_it_does() -> None:
+@pytest.mark.parametrize("propagates", [False, True])
+def test_outside_it_writes_as_it_does(
+    propagates: bool, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers propagates where the environment has CI; inside, a warning is heard once all the same."""
     root = logging.getLogger("transformers")
-    before = list(root.handlers), root.level
+    monkeypatch.setattr(root, "propagate", propagates)
+    before = list(root.handlers), root.level, root.propagate
     with quiet_transformers():
         assert root.handlers != before[0]
-    assert (root.handlers, root.level) == before
+        LIBRARY.warning("propagates: %s", propagates)
+    assert heard.messages == [f"transformers: propagates: {propagates}"]
+    assert (root.handlers, root.level, root.propagate) == before
 
 
 @pytest.mark.parametrize("warning", HARMLESS)
