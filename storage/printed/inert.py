@@ -18,7 +18,7 @@ _LINES_AND_TABS = "\n\t"
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # C0 but line feed and tab, C1, marks and overrides of direction, separators of lines, lone surrogates
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_AT_LINE_START = re.compile(r"^(\s*|\s*\d+)([#+>=-]|(?<=\d)[.)])")
+_AT_LINE_START = re.compile(r"^(\s*|\s*\d+)([#+>=-]|(?<=\d)[.)](?=\s|$))")
 
 
 def visible(text: object) -> str:

@@ -46,7 +46,7 @@ def test_versions_and_the_commit_are_recorded(config: AlmConfig) -> None:
     ("url", "kept"),
     [
         ("https://me:pass@host/texts.jsonl", "https://***@host/texts.jsonl"),
-        ("https://host/t.jsonl?v=2&X-Amz-Signature=abc&x=1", "https://host/t.jsonl?v=2&X-Amz-Signature=***&x=1"),
+        ("https://host/t.jsonl?v=2&X-Amz-Signature=abc&x=1", "https://host/t.jsonl?v=***&X-Amz-Signature=***&x=***"),
     ],
 )
 def test_secrets_are_removed(config: AlmConfig, url: str, kept: str) -> None:
