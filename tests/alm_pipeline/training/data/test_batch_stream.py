@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +228,16 @@ def test_a_state_of_other_readers_is_refused(stream: BatchStream) -> None:
         next(iter(other))
 
 
+def in_processes(number: int) -> dict[str, Any]:
+    """Return the settings of a DataLoader with worker processes, also where an earlier test ran a flow."""
+
+    def forget_threads(_: int) -> None:
+        # what Prefect's threads do at their process's end fails in a fork, which lacks them
+        threading._threading_atexits.clear()  # type: ignore[attr-defined]
+
+    return {"num_workers": number, "worker_init_fn": forget_threads}
+
+
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 under torch 2.13
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) -> None:
@@ -233,7 +245,7 @@ def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) 
     loaders = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
 
     def loader() -> object:
-        return loaders.StatefulDataLoader(again(stream, 1, 2), batch_size=None, num_workers=workers)
+        return loaders.StatefulDataLoader(again(stream, 1, 2), batch_size=None, **in_processes(workers))
 
     first = loader()
     whole = []
@@ -242,7 +254,7 @@ def test_torchdatas_loader_carries_the_state(stream: BatchStream, workers: int) 
     state = json.loads(json.dumps(first.state_dict()))  # type: ignore[attr-defined]
     later = loader()
     later.load_state_dict(state)  # type: ignore[attr-defined]
-    plain = batches(DataLoader(again(stream, 1, 2), batch_size=None, num_workers=workers), 20)
+    plain = batches(DataLoader(again(stream, 1, 2), batch_size=None, **in_processes(workers)), 20)
     assert same(plain[:13], whole)
     assert same(plain[13:], batches(later, 7))
 
@@ -270,7 +282,7 @@ def test_ranks_share_the_examples_of_an_epoch(stream: BatchStream) -> None:
 def test_workers_share_a_ranks_part(stream: BatchStream) -> None:
     """The first batches of two workers of two ranks are those of readers 0 to 3 of 4."""
     for rank in range(2):
-        loader = DataLoader(again(stream, rank, 2), batch_size=None, num_workers=2)
+        loader = DataLoader(again(stream, rank, 2), batch_size=None, **in_processes(2))
         alone = [batches(again(stream, 2 * rank + worker, 4), 3) for worker in range(2)]
         assert same(batches(loader, 6), [batch for pair in zip(*alone, strict=True) for batch in pair])
 
