@@ -65,6 +65,7 @@ def python_source() -> CorpusConfig:
         source=FilesSource(
             urls=(f"{stdlib}/**/*.py",),
             exclude=("*/site-packages/*", "*/dist-packages/*", "*/test/*", "*/tests/*", "*/idle_test/*"),
+            format="text",
         ),
         max_bytes=1024,
         sample=0.016,
