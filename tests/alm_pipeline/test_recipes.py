@@ -1,0 +1,13 @@
+"""The recipes' own corpora, as they are read without an option."""
+
+from collections import Counter
+
+import pytest
+
+from alm_pipeline.config.recipes import RECIPES, recipe
+from alm_pipeline.corpus.examples import iter_examples
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_corpus_has_examples(name: str) -> None:
+    assert next(iter_examples(recipe(name).corpus, Counter())).text
