@@ -96,7 +96,10 @@ class CorpusConfig(Frozen):
         "either tokenizer's normalizer applies; `[]` leaves texts as they are.",
     )
     max_bytes: int = Field(
-        2048, ge=16, description="The longest text of an example, in bytes of UTF-8. Longer documents are cut."
+        2048,
+        ge=16,
+        description="The longest text of an example, in bytes of UTF-8. Longer documents are cut. Where the student's "
+        "context has fewer tokens than that, they are also cut to its tokens; raise this to use a longer context.",
     )
     sample: float = Field(
         1.0,

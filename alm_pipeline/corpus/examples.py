@@ -8,9 +8,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
-from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
+from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.sources import OpenSource
+from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.corpus.turns import content_bytes, cut_messages
+from alm_pipeline.runtime.threads import results_ahead
 from alm_pipeline.vocabulary.text_forms import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
 
@@ -19,7 +23,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text or conversation of at most `max_bytes`; exactly one of `text` and `messages` is set.
+    """A text or conversation that is cut to size; exactly one of `text` and `messages` is set.
 
     `id` is the document's id, followed by '#<piece>' if the document was cut into several pieces.
     """
@@ -32,33 +36,84 @@ class Example:
     """UTF-8 bytes of the text, or of all messages' contents."""
     normalized: bool
     """Whether the document's text was converted to the corpus's form."""
+    continues: bool = False
+    """Whether the document goes on after it, so that the limit ends it."""
+    tokens: int | None = None
+    """The student's tokens of a document that is cut by them; otherwise None."""
 
 
-def iter_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Example]:
+def iter_examples(
+    config: CorpusConfig,
+    dropped: Counter[str],
+    source: OpenSource | None = None,
+    limit: TokenLimit | None = None,
+) -> Iterator[Example]:
     """Yield the corpus's examples, in an order that never changes; counts losses in `dropped`.
 
     `source` is the corpus's, if it is open already: a stage opens it to compare its identity, and checks it again.
+    With `limit`, examples also fit the student's context; several threads encode then.
 
     The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held out
     depends only on ids, so more data or a larger sample moves none. Examples excluded by `sample` and `max_examples`
     are not counted, since that was configured. Raises UserError if two examples have the same id, or `normalize` names
     an unknown form.
     """
-    sampled = _sampled(_unique(_all_examples(config, dropped, source)), config.sample)
+    sampled = _sampled(_unique(_all_examples(config, dropped, source, limit)), config.sample)
     return islice(sampled, config.max_examples)
 
 
-def _all_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None) -> Iterator[Example]:
-    for document, normalized in _normalized(read_documents(config, dropped, source), config.normalize, dropped):
-        split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
-        pieces = _cut(document, config.max_bytes, dropped)
-        for number, (text, messages) in enumerate(pieces):
-            if text is not None and text.isspace():
-                dropped["blank_piece"] += 1
-                continue
-            example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
-            size = content_bytes(messages or []) if text is None else len(text.encode())
-            yield Example(example_id, split, text, messages, size, normalized)
+@dataclass(frozen=True, slots=True)
+class _ReadDocument:
+    """A document in the corpus's form."""
+
+    document: Document
+    normalized: bool
+    dropped_before: Counter[str]
+    """What was lost since the document before: the threads are ahead of what is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CutDocument:
+    pieces: list[Example]
+    dropped: Counter[str]
+
+
+def _all_examples(
+    config: CorpusConfig, dropped: Counter[str], source: OpenSource | None, limit: TokenLimit | None
+) -> Iterator[Example]:
+    lost = Counter[str]()
+
+    def documents() -> Iterator[_ReadDocument]:
+        for document, normalized in _normalized(read_documents(config, lost, source), config.normalize, lost):
+            before = lost.copy()
+            lost.clear()
+            yield _ReadDocument(document, normalized, before)
+
+    def cut(read: _ReadDocument) -> _CutDocument:
+        return _cut(read, config, limit)
+
+    for document in map(cut, documents()) if limit is None else results_ahead(cut, documents()):
+        dropped.update(document.dropped)
+        yield from document.pieces
+    dropped.update(lost)
+
+
+def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) -> _CutDocument:
+    document, dropped = read.document, read.dropped_before
+    split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
+    pieces = _pieces(document, config.max_bytes, limit, dropped)
+    found = []
+    for number, piece in enumerate(pieces):
+        if piece.text is not None and piece.text.isspace():
+            dropped["blank_piece"] += 1
+            continue
+        example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
+        size = content_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode())
+        continues = number + 1 < len(pieces)
+        found.append(
+            Example(example_id, split, piece.text, piece.messages, size, read.normalized, continues, piece.tokens)
+        )
+    return _CutDocument(found, dropped)
 
 
 def _normalized(
@@ -93,13 +148,23 @@ def _is_blank(document: Document) -> bool:
     return not any(text.strip() for text in texts)
 
 
-def _cut(
-    document: Document, max_bytes: int, dropped: Counter[str]
-) -> list[tuple[str | None, list[dict[str, Any]] | None]]:
-    if document.messages is not None:
-        return [(None, messages) for messages in cut_messages(document.messages, max_bytes, dropped)]
-    assert document.text is not None
-    return [(text, None) for text in cut_text(document.text, max_bytes)]
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str | None
+    messages: Messages | None
+    tokens: int | None = None
+
+
+def _pieces(document: Document, max_bytes: int, limit: TokenLimit | None, dropped: Counter[str]) -> list[_Piece]:
+    if document.messages is None:
+        assert document.text is not None
+        if limit is None:
+            return [_Piece(text, None) for text in cut_text(document.text, max_bytes)]
+        return [_Piece(piece.text, None, piece.tokens) for piece in limit.cut_text(document.text, max_bytes)]
+    pieces = cut_messages(document.messages, max_bytes, dropped, limit)
+    if limit is None or len(pieces) == 1:
+        return [_Piece(None, messages) for messages in pieces]
+    return [_Piece(None, messages, limit.lengths.conversation_tokens(messages)) for messages in pieces]
 
 
 def _unique(examples: Iterator[Example]) -> Iterator[Example]:
