@@ -74,12 +74,12 @@ class Pipeline:
     @cached_property
     def _corpus(self) -> CorpusConfig:
         length, most = self.source.context_length, self.config.corpus.max_bytes
-        if length and not self._cuts_by_tokens:
+        if length and not self.cuts_by_tokens:
             most = min(most, length - _SPECIAL_TOKENS)
         return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     @cached_property
-    def _cuts_by_tokens(self) -> bool:
+    def cuts_by_tokens(self) -> bool:
         """Whether a text of `corpus.max_bytes` bytes may not fit the student's context: a token can be a single byte.
 
         If all fit, the examples do not depend on the student's tokenizer, and students with other tokenizers share the
@@ -101,7 +101,7 @@ class Pipeline:
     def examples(self) -> Dataset:
         """The examples: the corpus, cut to fit the student. Its tokenizer may have to be made first."""
         limit = None
-        if self._cuts_by_tokens:
+        if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
         return self._with_provenance(examples_dataset(self._corpus, self.root, limit))
 
@@ -214,7 +214,7 @@ class Pipeline:
             return write_examples(self.examples, self._corpus, self._token_limit())
 
     def _token_limit(self) -> TokenLimit | None:
-        length, tokenizer = self.source.context_length, self.student_tokenizer if self._cuts_by_tokens else None
+        length, tokenizer = self.source.context_length, self.student_tokenizer if self.cuts_by_tokens else None
         if length is None or tokenizer is None:
             return None
         check_same(tokenizer.name, tokenizer.identity, self.examples.identity["tokenizer"], self.examples.name)
