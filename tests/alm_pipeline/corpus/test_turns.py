@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alm_pipeline.corpus import cut_messages
@@ -79,6 +79,7 @@ def test_the_tokens_of_the_template_count() -> None:
     assert cut(messages, tokens(messages) - 1) == ([], {"turn_over_context": 1})
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=30), st.booleans(), st.data())
 def test_only_turns_that_do_not_fit_are_dropped(
     sizes: list[tuple[int, int]], system: bool, data: st.DataObject
