@@ -73,19 +73,20 @@ class Pipeline:
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        length, most = self.source.context_length, self.config.corpus.max_bytes
-        if length and not self.cuts_by_tokens:
-            most = min(most, length - _SPECIAL_TOKENS)
-        return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
+        length, corpus = self.source.context_length, self.config.corpus
+        most = corpus.max_bytes
+        if not self.cuts_by_tokens:
+            most = min(corpus.byte_limit, length - _SPECIAL_TOKENS) if length else corpus.byte_limit
+        return corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     @cached_property
     def cuts_by_tokens(self) -> bool:
-        """Whether a text of `corpus.max_bytes` bytes may not fit the student's context: a token can be a single byte.
+        """Whether a text of as many bytes as the corpus allows may not fit the student: a token can be a single byte.
 
         If all fit, the examples do not depend on the student's tokenizer, and students with other tokenizers share the
         teacher's scores. The teacher scores longer examples in windows.
         """
-        length, most = self.source.context_length, self.config.corpus.max_bytes
+        length, most = self.source.context_length, self.config.corpus.byte_limit
         return length is not None and length - _SPECIAL_TOKENS < max(MIN_PIECE_BYTES, most - _SPECIAL_TOKENS)
 
     def _forms(self) -> tuple[str, ...]:

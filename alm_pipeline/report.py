@@ -96,8 +96,8 @@ def _context_use(pipeline: Pipeline, manifests: Mapping[str, Manifest]) -> Conte
         tokens = counts["cut_tokens"] / counts["cut_examples"]
     else:
         tokens = mean_bytes * manifests["student_tokens"].counts["tokens"] / counts["text_bytes"]
-    most = pipeline.config.corpus.max_bytes
-    by_bytes = "cut_tokens" not in counts or mean_bytes / most > tokens / context
+    most = pipeline.config.corpus.max_bytes if pipeline.cuts_by_tokens else pipeline.config.corpus.byte_limit
+    by_bytes = most is not None and mean_bytes / most > tokens / context
     return ContextUse(context=context, tokens=tokens, max_bytes=most if by_bytes else None)
 
 

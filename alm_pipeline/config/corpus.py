@@ -6,6 +6,8 @@ from pydantic import Field
 
 from alm_pipeline.config.frozen import SEEDS, Frozen
 
+DEFAULT_MAX_BYTES = 2048
+
 FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
 
 
@@ -95,11 +97,12 @@ class CorpusConfig(Frozen):
         "list of `nfc`, `nfd`, `nfkc`, `nfkd`, `lowercase` and `strip_accents`. `auto` is NFC and every form that "
         "either tokenizer's normalizer applies; `[]` leaves texts as they are.",
     )
-    max_bytes: int = Field(
-        2048,
+    max_bytes: int | None = Field(
+        None,
         ge=16,
-        description="The longest text of an example, in bytes of UTF-8. Longer documents are cut. Where the student's "
-        "context has fewer tokens than that, they are also cut to its tokens; raise this to use a longer context.",
+        description="The longest text of an example, in bytes of UTF-8. Longer documents are cut, in any case to the "
+        "student's context. Default: 2048, or only the context where that is shorter than 2,048 tokens. Raise it to "
+        "use a longer context.",
     )
     sample: float = Field(
         1.0,
@@ -124,3 +127,8 @@ class CorpusConfig(Frozen):
         description="Bytes of text per shard. A shard is the unit that workers process and that is resumed after a "
         "kill. Default: 32 MiB.",
     )
+
+    @property
+    def byte_limit(self) -> int:
+        """The longest text in bytes where the student's context is no limit."""
+        return self.max_bytes or DEFAULT_MAX_BYTES

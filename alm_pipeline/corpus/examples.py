@@ -101,7 +101,7 @@ def _all_examples(
 def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) -> _CutDocument:
     document, dropped = read.document, read.dropped_before
     split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
-    pieces = _pieces(document, config.max_bytes, limit, dropped)
+    pieces = _pieces(document, config, limit, dropped)
     found = []
     for number, piece in enumerate(pieces):
         if piece.text is not None and piece.text.isspace():
@@ -155,13 +155,14 @@ class _Piece:
     tokens: int | None = None
 
 
-def _pieces(document: Document, max_bytes: int, limit: TokenLimit | None, dropped: Counter[str]) -> list[_Piece]:
+def _pieces(document: Document, config: CorpusConfig, limit: TokenLimit | None, dropped: Counter[str]) -> list[_Piece]:
     if document.messages is None:
         assert document.text is not None
         if limit is None:
-            return [_Piece(text, None) for text in cut_text(document.text, max_bytes)]
-        return [_Piece(piece.text, None, piece.tokens) for piece in limit.cut_text(document.text, max_bytes)]
-    pieces = cut_messages(document.messages, max_bytes, dropped, limit)
+            return [_Piece(text, None) for text in cut_text(document.text, config.byte_limit)]
+        return [_Piece(piece.text, None, piece.tokens) for piece in limit.cut_text(document.text, config.max_bytes)]
+    most = config.byte_limit if limit is None else config.max_bytes
+    pieces = cut_messages(document.messages, most, dropped, limit)
     if limit is None or len(pieces) == 1:
         return [_Piece(None, messages) for messages in pieces]
     return [_Piece(None, messages, limit.lengths.conversation_tokens(messages)) for messages in pieces]

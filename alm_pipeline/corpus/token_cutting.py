@@ -1,4 +1,4 @@
-"""Cuts texts to a number of the student's tokens, so that a context that is smaller than `max_bytes` is used.
+"""Cuts texts to a number of the student's tokens, so that a context that may be too short for `max_bytes` is used.
 
 The places are those of `cutting`, but a blank line, a line or a sentence that ends in the last eighth of the window is
 taken before a better kind of place further up: a piece then uses at least seven eighths of the context. A piece's own
@@ -72,12 +72,14 @@ class TokenLimit:
         """Return whether a conversation fits the context, as far as it can be encoded."""
         return self.lengths.conversation_tokens(conversation) <= self.context
 
-    def cut_text(self, text: str, max_bytes: int) -> list[CountedPiece]:
+    def cut_text(self, text: str, max_bytes: int | None = None) -> list[CountedPiece]:
         """Return pieces that concatenate to `text`, each within the context and at most `max_bytes` bytes of UTF-8.
 
         None is empty. `max_bytes` is at least 16. A piece is white space only if it fits into no other piece.
         """
-        cutter = _TextCutter(text.encode(), max_bytes, self)
+        data = text.encode()
+        max_bytes = len(data) if max_bytes is None else max_bytes
+        cutter = _TextCutter(data, max_bytes, self)
         pieces: list[CountedPiece] = []
         for piece in cutter.pieces():
             joined = cutter.piece(pieces[-1].text + piece.text) if pieces and piece.text.isspace() else None

@@ -11,7 +11,7 @@ from alm_pipeline.corpus.token_cutting import TokenLimit
 
 
 def cut_messages(
-    messages: Messages, max_bytes: int, dropped: Counter[str], limit: TokenLimit | None = None
+    messages: Messages, max_bytes: int | None, dropped: Counter[str], limit: TokenLimit | None = None
 ) -> list[Messages]:
     """Cut a conversation into conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
 
@@ -19,12 +19,15 @@ def cut_messages(
     that turn. A turn (up to the next user's) that is too long by itself is dropped and counted as
     `turn_over_max_bytes`; no piece extends across it, since an answer to it could follow.
 
-    With `limit`, each conversation also fits the student's context as its template renders it. A turn is dropped only
-    if its tokens do not fit, whatever its bytes, and counted as `turn_over_context`.
+    With `limit`, each conversation also fits the student's context as its template renders it. A turn that does not is
+    counted as `turn_over_context`.
     """
 
+    def has_few_bytes(conversation: Messages) -> bool:
+        return max_bytes is None or content_bytes(conversation) <= max_bytes
+
     def fits(conversation: Messages) -> bool:
-        return content_bytes(conversation) <= max_bytes and (limit is None or limit.fits(conversation))
+        return has_few_bytes(conversation) and (limit is None or limit.fits(conversation))
 
     if fits(messages):
         return [messages]
@@ -33,14 +36,11 @@ def cut_messages(
     pieces: list[Messages] = []
     first = 0
     while first < len(turns):
-        piece = _longest_piece(system, turns, first, fits)
-        alone = [*system, *turns[first]]
-        if piece is None and limit is not None and limit.fits(alone):
-            piece = _Piece(alone, 1)
-        if piece is None:
-            dropped["turn_over_max_bytes" if limit is None else "turn_over_context"] += 1
-        else:
+        if piece := _longest_piece(system, turns, first, fits):
             pieces.append(piece.messages)
+        else:
+            alone = [*system, *turns[first]]
+            dropped["turn_over_context" if has_few_bytes(alone) else "turn_over_max_bytes"] += 1
         first += piece.turns if piece else 1
     return pieces
 

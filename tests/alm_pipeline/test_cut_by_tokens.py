@@ -130,9 +130,9 @@ def test_the_table_says_how_much_of_the_context_is_used(
 ) -> None:
     """It names the setting to raise where bytes are the limit."""
     tokens, rows = [], []
-    for context in (512, 1500, 8192):
-        model = with_context(student, context, tmp_path / str(context))
-        setting = changed(config, prose, StudentConfig(model=model), max_examples=20)
+    for context, most in [(512, None), (1500, None), (1500, 2000), (8192, None)]:
+        model = with_context(student, context, tmp_path / f"{context} {most}")
+        setting = changed(config, prose, StudentConfig(model=model), max_examples=20, max_bytes=most)
         pipeline = Pipeline(setting.model_copy(update={"teacher": student}), str(tmp_path))
         pipeline.cache()
         summary = summarize(pipeline, with_student=False)
@@ -140,10 +140,12 @@ def test_the_table_says_how_much_of_the_context_is_used(
         tokens.append(summary.context_use.tokens)
         rows.append(dict(summary_rows(summary, {}))["context used"])
     assert rows[0] == f"mean {tokens[0] / 512:.0%} of the student's 512 tokens (cut texts)"
-    assert rows[1].endswith("of the student's 1,500 tokens (cut texts); corpus.max_bytes, 2,048, is reached first")
-    assert rows[2].endswith("of the student's 8,192 tokens (cut texts); corpus.max_bytes, 2,048, is reached first")
+    assert rows[1] == f"mean {tokens[1] / 1500:.0%} of the student's 1,500 tokens (cut texts)"
+    assert min(tokens[0] / 512, tokens[1] / 1500) > 0.9
+    assert rows[2].endswith("of the student's 1,500 tokens (cut texts); corpus.max_bytes, 2,000, is reached first")
+    assert rows[3].endswith("of the student's 8,192 tokens (cut texts); corpus.max_bytes, 2,048, is reached first")
     # once counted, once from the bytes
-    assert tokens[1] == pytest.approx(tokens[2], rel=0.1)
+    assert tokens[2] == pytest.approx(tokens[3], rel=0.1)
 
 
 def chats(count: int) -> list[list[dict[str, str]]]:

@@ -68,7 +68,9 @@ def tokens(messages: list[dict[str, Any]]) -> int:
     return len(encoder("byte_level").standard.encode([text], special_literals=True)[0])
 
 
-def cut(messages: list[dict[str, Any]], context: int, max_bytes: int = 10_000) -> tuple[list[Any], dict[str, int]]:
+def cut(
+    messages: list[dict[str, Any]], context: int, max_bytes: int | None = 10_000
+) -> tuple[list[Any], dict[str, int]]:
     dropped: Counter[str] = Counter()
     return cut_messages(messages, max_bytes, dropped, limit("byte_level", context)), dict(dropped)
 
@@ -103,11 +105,18 @@ def test_only_turns_that_do_not_fit_are_dropped(
             assert tokens([*before, *following]) > context
 
 
-def test_bytes_end_a_piece_but_drop_no_turn_that_fits() -> None:
-    messages = [*turn(1, 10), *turn(2, 400), *turn(3, 10), *turn(4, 10)]
-    pieces, dropped = cut(messages, 500, max_bytes=100)
-    assert pieces == [messages[:2], messages[2:4], messages[4:]]
-    assert dropped == {}
+def test_both_limits_hold_and_each_has_its_reason() -> None:
+    messages = [*turn(1, 10), *turn(2, 150), *turn(3, 10), *turn(4, 10), *turn(5, 85), *turn(6, 15)]
+    assert cut(messages, 10_000, max_bytes=100) == (
+        [messages[:2], messages[4:8], messages[8:]],
+        {"turn_over_max_bytes": 1},
+    )
+    most = tokens(messages[8:10]) - 1
+    assert cut(messages, most, max_bytes=100) == (
+        [messages[:2], messages[4:8], messages[10:]],
+        {"turn_over_max_bytes": 1, "turn_over_context": 1},
+    )
+    assert cut(messages, 10_000, max_bytes=None) == ([messages], {})
 
 
 def test_what_the_template_refuses_is_left_to_the_stage_that_counts_it() -> None:
