@@ -11,8 +11,9 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
+from alm_pipeline.corpus.layouts import layout_line, resolve_layout
 from alm_pipeline.corpus.sources import open_source
-from alm_pipeline.runtime.progress import track
+from alm_pipeline.runtime.progress import show_line, track
 from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -36,10 +37,21 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
 
     Raises UserError if the source cannot be read, or has files of the storage itself, which every run changes.
     """
-    settings = corpus.model_dump(mode="json", exclude={"source", "name"})
     source = open_source(corpus.source)
     _refuse_stored_files(source.files.files, root)
-    return {"source": source.identity, "config": settings}
+    return {"source": source.identity, "config": _settings(resolve_layout(corpus, source))}
+
+
+def _settings(corpus: CorpusConfig) -> dict[str, object]:
+    """Return what else decides the examples. Plain texts and messages are known by the columns alone."""
+    known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
+    return corpus.model_dump(mode="json", exclude={"source", "name", *known})
+
+
+def learns_completions(examples: Dataset) -> bool:
+    """Whether the examples are prompts with completions, of which only the completions are learned."""
+    config = examples.identity.get("config")
+    return isinstance(config, dict) and config.get("layout") == "prompt_completion"
 
 
 def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
@@ -62,6 +74,9 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
         return manifest
     source = open_source(corpus.source)
     source.require_identity(examples.identity["source"])
+    corpus = resolve_layout(corpus, source)
+    if line := layout_line(corpus, source):
+        show_line(line)
     dropped: Counter[str] = Counter()
     shards = 0
     with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
@@ -74,7 +89,9 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
         source.check(final=True)
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
-        raise UserError(f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text and .sample")
+        raise UserError(
+            f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text, .layout and .sample"
+        )
     return examples.finish(shards, dropped)
 
 
@@ -107,6 +124,9 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
         "text": [_text(example) for example in shard],
         "messages": pa.array(conversations, pa.string()),
     }
+    completions = [example.completion_at for example in shard]
+    if None not in completions:
+        columns["completion_at"] = pa.array(completions, pa.int32())
     held_out = sum(example.split == "held_out" for example in shard)
     counts = {
         "examples": len(shard),
