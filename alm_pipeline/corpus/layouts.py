@@ -6,7 +6,6 @@ configured, identifies the examples: a layout that was recognized and the same o
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -23,6 +22,8 @@ _PAIRS: dict[str, tuple[str, str]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
 }
+_rows_of_hub: dict[HubSource, Sequence[SourceRow]] = {}
+"""The first rows that this process has read of datasets of the Hub: it takes seconds, and each task asks again."""
 _ROWS = 100
 _MOST_SHOWN = 20
 _NOT_USED = ("weight", "loss_mask", "train", "train_on_inputs", "train_on_input", "masked")
@@ -82,15 +83,12 @@ def _has_text_later(source: OpenSource) -> bool:
 
 def first_rows(config: CorpusConfig, source: OpenSource) -> Sequence[SourceRow]:
     """Return the first rows of a source with all their columns; none if they can't be read."""
-    if isinstance(config.source, HubSource) and not source.files.files:
-        return _first_rows_of_hub(config.source)
-    return _first_rows(source)
-
-
-@lru_cache(maxsize=8)
-def _first_rows_of_hub(source: HubSource) -> Sequence[SourceRow]:
-    # each task of a flow asks again, and the Hub takes seconds
-    return _first_rows(open_source(source))
+    if not isinstance(config.source, HubSource) or source.files.files:
+        return _first_rows(source)
+    rows = _rows_of_hub.get(config.source) or _first_rows(source)
+    if rows:
+        _rows_of_hub[config.source] = rows
+    return rows
 
 
 def _first_rows(source: OpenSource, most: int = _ROWS) -> Sequence[SourceRow]:

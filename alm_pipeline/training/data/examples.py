@@ -41,7 +41,8 @@ def read_examples(
 
     `datasets` has the keys of COLUMNS. `ends` is where chunks may end, for chunkings that look at tokens. Those
     chunkings, and terms that need the teacher in memory, also need the dataset `teacher_tokens`. `with_ids` adds the
-    column `id`. Of prompts with completions only the completions are learned. Raises ValueError if `ends` do not fit the chunking, and UserError if a score is not finite.
+    column `id`. Of prompts with completions, only the completions are learned. Raises ValueError if `ends` do not fit
+    the chunking, and UserError if a score is not finite.
     """
     if learns_completions(datasets["examples"]):
         objective = objective.model_copy(update={"assistant_only": True})
