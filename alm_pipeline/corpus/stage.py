@@ -48,6 +48,13 @@ def _settings(corpus: CorpusConfig) -> dict[str, object]:
     return corpus.model_dump(mode="json", exclude={"source", "name", *known})
 
 
+def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:
+    """Return the corpus with the layout that its examples are named by, so that the first rows are not read again."""
+    named = examples.identity["config"]
+    layout = named.get("layout", "text" if named["messages"] is None else "messages")
+    return corpus.model_copy(update={"layout": layout, "messages": named["messages"]})
+
+
 def learns_completions(examples: Dataset) -> bool:
     """Whether the examples are prompts with completions, of which only the completions are learned."""
     config = examples.identity.get("config")
@@ -72,11 +79,10 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
     """
     if manifest := examples.manifest():
         return manifest
-    source = open_source(corpus.source)
-    source.require_identity(examples.identity["source"])
-    corpus = resolve_layout(corpus, source)
+    source, corpus = open_source(corpus.source), _as_identified(corpus, examples)
     if line := layout_line(corpus, source):
         show_line(line)
+    source.require_identity(examples.identity["source"])
     dropped: Counter[str] = Counter()
     shards = 0
     with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:

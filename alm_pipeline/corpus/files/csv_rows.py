@@ -66,7 +66,7 @@ def _check_header(file: CorpusFile, header: list[str], columns: Columns, separat
     if twice := [column for column in columns.among(header) if header.count(column) > 1]:
         raise UserError(f"{file.url} has the column {twice[0]!r} twice; rename one of them")
     others = [sign for sign in _SEPARATORS if sign != separator and any(sign in name for name in header)]
-    if others and not set(columns.required) <= set(header):
+    if others and (not set(columns.required) <= set(header) or (columns.every and len(header) == 1)):
         raise UserError(
             f"{file.url}, read as {file.format}: its header {separator.join(header)[:100]!r} has no column "
             f"{_missing(header, columns)!r}; its fields seem to be separated by {_SEPARATORS[others[0]]} and not by "
@@ -76,7 +76,7 @@ def _check_header(file: CorpusFile, header: list[str], columns: Columns, separat
 
 
 def _missing(header: list[str], columns: Columns) -> str:
-    return next(column for column in columns.required if column not in header)
+    return next((column for column in columns.required if column not in header), "text")
 
 
 def _fix(separator: str) -> str:

@@ -94,7 +94,7 @@ def test_a_transform_is_applied() -> None:
     made = datasets.Dataset.from_list(ROWS[:3]).with_transform(
         lambda batch: {"text": [t.upper() for t in batch["text"]]}
     )
-    assert [document.text for document in read(of(made))[0]] == [row["text"].upper() for row in ROWS[:3]]
+    assert [document.text for document in read(of(made))[0]] == [str(row["text"]).upper() for row in ROWS[:3]]
 
 
 def test_the_name_is_that_of_the_dataset() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -54,11 +55,11 @@ def remove_rows(folder: Path) -> None:
     (folder / "data-00000-of-00001.arrow").unlink()
 
 
-def write_state(content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "state.json").write_text(content) and None
+def write_state(content: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "state.json").write_text(content)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rows": (remove_rows, r"data-00000-of-00001\.arrow is missing, which state\.json names"),
     "json": (write_state("{"), r"cannot read .*state\.json"),
     "no files": (write_state("{}"), r"cannot read .*state\.json"),
