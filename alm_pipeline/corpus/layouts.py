@@ -31,12 +31,12 @@ _NOT_USED = ("weight", "loss_mask", "train", "train_on_inputs", "train_on_input"
 
 READ_AS: dict[str, str] = {
     "text": "plain texts",
-    "messages": "conversations (messages with role and content)",
-    "sharegpt": "ShareGPT conversations (from and value)",
-    "alpaca": "Alpaca's instruction, input and output, as conversations",
-    "prompt_completion": "prompts and completions, of which only the completions are learned",
+    "messages": "conversations",
+    "sharegpt": "conversations",
+    "alpaca": "instruction, input and output as conversations",
+    "prompt_completion": "only completions are learned",
 }
-"""What each layout is called."""
+"""What rows of each layout become."""
 
 
 def resolve_layout(config: CorpusConfig, source: OpenSource | None = None) -> CorpusConfig:
@@ -67,7 +67,7 @@ def _recognized(config: CorpusConfig, source: OpenSource | None) -> Mapping[str,
         return {"layout": next(filter(None, forms), "messages")}
     if not rows or any(TEXT_COLUMN in row for row in rows):  # what can't be read is reported where all is read
         return {"layout": "text"}
-    if found := _layout_of(rows):
+    if found := _layout_of(rows, _place(config, source)):
         return found
     if _has_text_later(source):
         return {"layout": "text"}
@@ -98,28 +98,35 @@ def _first_rows(source: OpenSource, most: int = _ROWS) -> Sequence[SourceRow]:
         return []
 
 
-def _layout_of(rows: Sequence[SourceRow]) -> Mapping[str, Any] | None:
+def _place(config: CorpusConfig, source: OpenSource) -> str:
+    """Return what a message calls the source: its first file, or the corpus by name."""
+    if isinstance(config.source, HubSource):
+        return f"dataset {config.source.name!r}"
+    return source.files.files[0].url if source.files.files else f"corpus {config.name}"
+
+
+def _layout_of(rows: Sequence[SourceRow], place: str) -> Mapping[str, Any] | None:
     """Return the settings of the layout that one of these rows has, the first by order of layouts."""
     for column in _CONVERSATION_COLUMNS:
         if form := next(filter(None, (conversation_form(row.get(column)) for row in rows)), None):
             return {"layout": form, "messages": column}
     for layout, columns in _PAIRS.items():
         if any(all(column in row for column in columns) for row in rows):
-            _refuse_labels(rows, layout)
+            _refuse_labels(rows, layout, place)
             return {"layout": layout}
     if any("chosen" in row and "rejected" in row for row in rows):
         raise UserError(
-            "corpus.source has pairs of chosen and rejected answers (preferences), and a student is distilled from one "
-            f"text per row: {_fix_of_chosen(rows)}"
+            f"{place} has pairs of chosen and rejected answers (preferences), and a student is distilled from one text "
+            f"per row: {_fix_of_chosen(rows)}"
         )
     return None
 
 
-def _refuse_labels(rows: Sequence[SourceRow], layout: str) -> None:
+def _refuse_labels(rows: Sequence[SourceRow], layout: str, place: str) -> None:
     if layout == "prompt_completion" and any(isinstance(row.get("label"), bool) for row in rows):
         raise UserError(
-            "corpus.source has completions labeled true and false (preferences), and those that are false would be "
-            f"learned too: keep the rows that are true, or take all with --set corpus.layout={layout}"
+            f"{place} has completions labeled true and false (preferences), and those that are false would be learned "
+            f"too: keep the rows that are true, or take all with --set corpus.layout={layout}"
         )
 
 
@@ -134,12 +141,11 @@ def _unrecognized(config: CorpusConfig, source: OpenSource, rows: Sequence[Sourc
     values: dict[str, Any] = {}
     for row in rows:
         values |= {name: value for name, value in row.items() if values.get(name) is None}
-    where = source.files.files[0].url if source.files.files else f"corpus {config.name}"
     shown = [f"{name!r} ({_type_name(value)})" for name, value in islice(values.items(), _MOST_SHOWN)]
     more = ["…"] if len(values) > _MOST_SHOWN else []
     return (
-        f"{where} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}. {_fix(rows, values)}"
-        "Rows that are recognized have conversations in a column `messages` or `conversations`, `prompt` with "
+        f"{_place(config, source)} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}. "
+        f"{_fix(rows, values)}Rows that are recognized have conversations in a column `messages` or `conversations`, `prompt` with "
         "`completion`, or `instruction` with `output`; corpus.layout says which. Leave out files that have no texts "
         "with corpus.source.exclude."
     )
@@ -155,8 +161,7 @@ def _fix(rows: Sequence[SourceRow], values: Mapping[str, Any]) -> str:
     if not texts:
         return "Set corpus.text to a column of texts, or corpus.messages to one of conversations. "
     others = f" (or {', '.join(map(repr, texts[1:5]))})" if len(texts) > 1 else ""
-    template = f", or to a template of columns: '{{{texts[1]}}} {{{texts[0]}}}'" if len(texts) > 1 else ""
-    return f"Set the column with the texts: --set corpus.text={texts[0]}{others}{template}. "
+    return f"Set the column with the texts, or a template of columns: --set corpus.text={texts[0]}{others}. "
 
 
 def _type_name(value: Any) -> str:
@@ -187,7 +192,7 @@ def layout_line(config: CorpusConfig, source: OpenSource) -> str | None:
         return None
     column = f", column {config.messages!r}" if config.messages else ""
     unused = f"; not used: {', '.join(ignored)}" if ignored else ""
-    return f"corpus {config.name}: {READ_AS[config.layout]}{column} (corpus.layout {config.layout}){unused}"
+    return f"corpus {config.name} is read as {config.layout}: {READ_AS[config.layout]}{column}{unused}"
 
 
 def _unused_marks(config: CorpusConfig, rows: Sequence[SourceRow]) -> list[str]:
