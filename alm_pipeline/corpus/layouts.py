@@ -145,9 +145,9 @@ def _unrecognized(config: CorpusConfig, source: OpenSource, rows: Sequence[Sourc
     more = ["…"] if len(values) > _MOST_SHOWN else []
     return (
         f"{_place(config, source)} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}. "
-        f"{_fix(rows, values)}Rows that are recognized have conversations in a column `messages` or `conversations`, `prompt` with "
-        "`completion`, or `instruction` with `output`; corpus.layout says which. Leave out files that have no texts "
-        "with corpus.source.exclude."
+        f"{_fix(rows, values)}Rows that are recognized have conversations in a column `messages` or `conversations`, "
+        "`prompt` with `completion`, or `instruction` with `output`; corpus.layout says which. Leave out files that "
+        "have no texts with corpus.source.exclude."
     )
 
 

@@ -248,9 +248,7 @@ _NO_JSON = {
         pytest.param("a.json", b'[{"text": "x"}, {text: 1}]', "row 1, is not valid JSON: Expecting prop", id="no JSON"),
         pytest.param("a.json", b'[{"text": "x"},\n' + b"[" * 100_000, "row 1, is nested too deeply", id="deep"),
         pytest.param("a.json", b'{\n"body": "x"\n}', "has no column 'text'; it has 'body'", id="another object"),
-        pytest.param(
-            "a.jsonl", jsonl({"a": 1}, {"b": 2}), r"has no column 'text'; it has 'a' \(number\), 'b'", id="in no row"
-        ),
+        pytest.param("a.jsonl", jsonl({"a": 1}, {"b": 2}), "has no column 'text'; it has 'a' .*, 'b'", id="in no row"),
         pytest.param("a.jsonl", jsonl({}), "has no column 'text'; it has none.*corpus.source.exclude", id="no columns"),
         *[pytest.param("a.jsonl", data, _NO_OBJECT, id=f"{what} as JSONL") for what, data in _NO_JSON.items()],
         pytest.param("a.json", b'["a", "b"]', "has no JSON object in any of its 2 rows; fix or", id="array of texts"),
