@@ -72,8 +72,9 @@ def cached(config: AlmConfig, root: Path) -> _Cached:
 @pytest.fixture(scope="module")
 def pairs(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> _Cached:
     folder = tmp_path_factory.mktemp("pairs")
+    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
     rows = list(pair_rows(60))
-    return cached(with_rows(config, folder / "a.jsonl", rows, shard_bytes=2**20), folder / "data")
+    return cached(with_rows(short, folder / "a.jsonl", rows, shard_bytes=2**20), folder / "data")
 
 
 def test_chunks_that_are_wholly_in_the_completion_are_learned(pairs: _Cached) -> None:
