@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
-from alm_pipeline.corpus.stage import examples_dataset, write_examples
+from alm_pipeline.corpus.dataset_objects import corpus_of_dataset
+from alm_pipeline.corpus.layouts import resolve_layout
+from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.loaded_files import check_same
@@ -51,8 +53,13 @@ Stored = TypeVar("Stored", Dataset, StoredFolder)
 class Pipeline:
     """One configuration's datasets under one storage root (any fsspec URL)."""
 
-    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None) -> None:
-        """`repaired` is one of the datasets, which this pipeline is to write shards of again."""
+    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None, corpus: object = None) -> None:
+        """`repaired` is one of the datasets, which this pipeline is to write shards of again.
+
+        `corpus` is a `datasets.Dataset` or `IterableDataset`, which replaces the configuration's source and name.
+        """
+        if corpus is not None:
+            config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.corpus)})
         self.config, self.root, self._repaired = config, root, repaired
         self.teacher = ModelReference(config.teacher, config.trust_remote_code)
         """the teacher by name"""
@@ -73,7 +80,7 @@ class Pipeline:
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        length, corpus = self.source.context_length, self.config.corpus
+        length, corpus = self.source.context_length, resolve_layout(self.config.corpus)
         most = corpus.max_bytes
         if not self.cuts_by_tokens:
             most = min(corpus.byte_limit, length - _SPECIAL_TOKENS) if length else corpus.byte_limit
@@ -195,12 +202,25 @@ class Pipeline:
         return self._with_provenance(self.distillation.student_folder())
 
     @cached_property
+    def _learned_config(self) -> AlmConfig:
+        """The configuration of the training: of prompts with completions only the completions are learned."""
+        if not learns_completions(self.examples):
+            return self.config
+        objective = self.config.objective.model_copy(update={"assistant_only": True})
+        return self.config.model_copy(update={"objective": objective})
+
+    @cached_property
     def distillation(self) -> "Distillation":
         """What the student is made from."""
         from alm_pipeline.training.distillation import Distillation
 
         return Distillation(
-            self.config, self.caches, self.teacher, self.source, self.student_tokenizer, self.stored_pair_biases
+            self._learned_config,
+            self.caches,
+            self.teacher,
+            self.source,
+            self.student_tokenizer,
+            self.stored_pair_biases,
         )
 
     def shard(self) -> Manifest:

@@ -10,6 +10,7 @@ import numpy as np
 
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.layouts import resolve_layout
 from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
@@ -52,7 +53,7 @@ class _Reader:
 
 def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
     """Return the first texts of files as a corpus for comparisons; `text` is a column or a template of columns."""
-    return CorpusConfig(name="texts", source=FilesSource(urls=(url,)), text=text, max_examples=examples)
+    return CorpusConfig(name="texts", source=FilesSource(urls=(url,)), layout="text", text=text, max_examples=examples)
 
 
 def compare_models(
@@ -68,8 +69,9 @@ def compare_models(
     the precision, the device and `trust_remote_code` of its members. Raises UserError if the tokenizers have no text in
     common, or if the corpus contains conversations.
     """
-    if corpus.messages is not None:
-        raise UserError("corpus.messages: models are compared on texts: set corpus.text instead")
+    corpus = resolve_layout(corpus)
+    if corpus.layout not in ("text", "prompt_completion"):
+        raise UserError(f"corpus.layout {corpus.layout}: models are compared on texts: set corpus.text instead")
     readers = {name: _readers(name, trust_remote_code) for name in models}
     unique = list(dict.fromkeys(chain.from_iterable(readers.values())))
     dropped: Counter[str] = Counter()

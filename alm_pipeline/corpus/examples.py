@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.corpus.completions import completions_of, split_text
 from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
@@ -40,6 +41,8 @@ class Example:
     """Whether the document goes on after it, so that the limit ends it."""
     tokens: int | None = None
     """The student's tokens of a document that is cut by them; otherwise None."""
+    completion_at: int | None = None
+    """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
 
 
 def iter_examples(
@@ -102,18 +105,34 @@ def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) ->
     document, dropped = read.document, read.dropped_before
     split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
     pieces = _pieces(document, config, limit, dropped)
+    completions = completions_of(document, [(piece.text, piece.messages) for piece in pieces])
     found = []
-    for number, piece in enumerate(pieces):
-        if piece.text is not None and piece.text.isspace():
-            dropped["blank_piece"] += 1
+    for number, (piece, completion_at) in enumerate(zip(pieces, completions, strict=True)):
+        if reason := _unusable(piece, completion_at):
+            dropped[reason] += 1
             continue
-        example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
-        size = content_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode())
-        continues = number + 1 < len(pieces)
         found.append(
-            Example(example_id, split, piece.text, piece.messages, size, read.normalized, continues, piece.tokens)
+            Example(
+                f"{document.id}#{number}" if len(pieces) > 1 else document.id,
+                split,
+                piece.text,
+                piece.messages,
+                content_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode()),
+                read.normalized,
+                continues=number + 1 < len(pieces),
+                tokens=piece.tokens,
+                completion_at=completion_at,
+            )
         )
     return _CutDocument(found, dropped)
+
+
+def _unusable(piece: "_Piece", completion_at: int | None) -> str | None:
+    """Return why a piece is left out, or None."""
+    if piece.text is not None and piece.text.isspace():
+        return "blank_piece"
+    length = len(piece.messages or []) if piece.text is None else len(piece.text.encode())
+    return "piece_of_a_prompt" if completion_at is not None and completion_at >= length else None
 
 
 def _normalized(
@@ -137,8 +156,10 @@ def _normalized(
 def _with_text(document: Document, change: Callable[[str], str]) -> Document:
     if document.messages is None:
         assert document.text is not None
-        text = change(document.text)
-        return document if text == document.text else replace(document, text=text)
+        if document.completion_at is None:
+            return replace(document, text=change(document.text))
+        prompt, completion = (change(text) for text in split_text(document.text, document.completion_at))
+        return replace(document, text=prompt + completion, completion_at=len(prompt.encode()))
     messages = [{**message, "content": change(message["content"])} for message in document.messages]
     return replace(document, messages=messages)
 
