@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
-from alm_pipeline.corpus.dataset_objects import corpus_of_dataset
-from alm_pipeline.corpus.layouts import resolve_layout
+from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
+from alm_pipeline.corpus.formats.layouts import resolve_layout
+from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.reference import ModelReference
@@ -76,7 +77,7 @@ class Pipeline:
         # left for the special tokens around it. The teacher scores longer examples in windows
         length = self.source.context_length
         most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
-        corpus = resolve_layout(self.config.corpus)
+        corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
         return corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     def _forms(self) -> tuple[str, ...]:

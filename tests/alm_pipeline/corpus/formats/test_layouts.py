@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from alm_pipeline.config import CorpusConfig, HubSource
 from alm_pipeline.config.corpus import Layout
 from alm_pipeline.corpus import open_source
-from alm_pipeline.corpus.layouts import READ_AS, layout_line, resolve_layout
+from alm_pipeline.corpus.formats import layouts
 from alm_pipeline.corpus.stage import corpus_identity
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.files_of_kinds import arrow_stream
+from tests.alm_pipeline.corpus.formats.test_messages import CHAT, GOOD, TURNS
 from tests.alm_pipeline.corpus.helpers import corpus, corpus_of, jsonl, read
-from tests.alm_pipeline.corpus.test_messages import CHAT, GOOD, TURNS
 
 PREFERENCE = {"chosen": CHAT, "rejected": CHAT}
 
@@ -31,13 +31,17 @@ def write(folder: Path, *rows: Any) -> Path:
     return path
 
 
+def resolve_layout(config: CorpusConfig) -> CorpusConfig:
+    return layouts.resolve_layout(config, open_source(config.source))
+
+
 def line_of(config: CorpusConfig) -> str | None:
     source = open_source(config.source)
-    return layout_line(resolve_layout(config, source), source)
+    return layouts.layout_line(resolve_layout(config), source)
 
 
 def test_every_layout_has_a_name_and_an_example() -> None:
-    assert set(READ_AS) == set(GOOD) == set(get_args(Layout))
+    assert set(layouts.READ_AS) == set(GOOD) == set(get_args(Layout))
 
 
 @pytest.mark.parametrize("layout", GOOD)
