@@ -12,9 +12,11 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import CorpusConfig, HubSource
 from alm_pipeline.config.corpus import Layout
-from alm_pipeline.corpus import open_source
+from alm_pipeline.corpus import OpenSource, open_source
+from alm_pipeline.corpus.files.versions import HashedFiles
 from alm_pipeline.corpus.formats import layouts
 from alm_pipeline.corpus.stage import corpus_identity
 from storage.errors import UserError
@@ -227,3 +229,30 @@ def test_sharegpt_is_the_same_from_every_carrier(tmp_path: Path, name: str) -> N
             [{"role": "system", "content": "Be brief."}, *CHAT],
         ]
         assert not dropped
+
+
+def test_a_folder_that_datasets_reads_is_recognized(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text("# A set\n")
+    write(tmp_path / "set", *CONTENT)
+    documents, dropped = read(corpus_of(HubSource(name=str(tmp_path / "set"))))
+    assert next(document.messages for document in documents) == CHAT
+    assert not dropped
+
+
+def unreadable(*_: Any) -> Any:
+    raise UserError("the Hub is down")
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_read_is_left_to_the_stage_that_reads_all(tmp_path: Path) -> None:
+    source = OpenSource("datasets", list, unreadable, HashedFiles(()))
+    for config in (corpus_of(HubSource(name="some/set")), corpus(tmp_path / "a.jsonl")):
+        assert layouts.resolve_layout(config, source).layout == "text"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("layout", ["messages", "sharegpt", "alpaca"])
+def test_models_are_compared_on_texts_only(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(UserError, match=f"corpus.layout {layout}: models are compared on texts"):
+        compare_models([], corpus(write(tmp_path, GOOD[layout])))
