@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
-from alm_pipeline.corpus.dataset_objects import corpus_of_dataset
-from alm_pipeline.corpus.layouts import resolve_layout
+from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
+from alm_pipeline.corpus.formats.layouts import resolve_layout
+from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.models.configuration import refuse_other_tables
@@ -80,7 +81,8 @@ class Pipeline:
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        length, corpus = self.source.context_length, resolve_layout(self.config.corpus)
+        length = self.source.context_length
+        corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
         most = corpus.max_bytes
         if not self.cuts_by_tokens:
             most = min(corpus.byte_limit, length - _SPECIAL_TOKENS) if length else corpus.byte_limit

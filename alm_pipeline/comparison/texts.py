@@ -10,7 +10,8 @@ import numpy as np
 
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
-from alm_pipeline.corpus.layouts import resolve_layout
+from alm_pipeline.corpus.formats.layouts import resolve_layout
+from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
@@ -69,7 +70,7 @@ def compare_models(
     the precision, the device and `trust_remote_code` of its members. Raises UserError if the tokenizers have no text in
     common, or if the corpus contains conversations.
     """
-    corpus = resolve_layout(corpus)
+    corpus = resolve_layout(corpus, open_source(corpus.source))
     if corpus.layout not in ("text", "prompt_completion"):
         raise UserError(f"corpus.layout {corpus.layout}: models are compared on texts: set corpus.text instead")
     readers = {name: _readers(name, trust_remote_code) for name in models}

@@ -22,8 +22,14 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
-from alm_pipeline.corpus.layouts import MESSAGES_COLUMN, SHAREGPT_COLUMN, resolve_layout
-from alm_pipeline.corpus.messages import alpaca_messages, check_unicode, listed, openai_messages, sharegpt_messages
+from alm_pipeline.corpus.formats.layouts import MESSAGES_COLUMN, SHAREGPT_COLUMN, resolve_layout
+from alm_pipeline.corpus.formats.messages import (
+    alpaca_messages,
+    check_unicode,
+    listed,
+    openai_messages,
+    sharegpt_messages,
+)
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from storage.errors import UserError
 

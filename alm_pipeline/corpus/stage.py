@@ -11,7 +11,7 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
-from alm_pipeline.corpus.layouts import layout_line, resolve_layout
+from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.runtime.progress import show_line, track

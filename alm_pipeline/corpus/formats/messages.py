@@ -11,10 +11,10 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
-from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 
+Messages = list[dict[str, Any]]
 _MAX_DEPTH = 100
 """How deep the values of a message may be nested: every later stage reads them with a limited stack."""
 

@@ -5,16 +5,26 @@ configured, identifies the examples: a layout that was recognized and the same o
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from alm_pipeline.config import CorpusConfig, GeneratedSource, HubSource
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import ROWS_BEFORE_A_COLUMN, Columns, SourceRow
-from alm_pipeline.corpus.messages import conversation_form, listed
-from alm_pipeline.corpus.sources import OpenSource, open_source
+from alm_pipeline.corpus.files.versions import HashedFiles
+from alm_pipeline.corpus.formats.messages import conversation_form, listed
 from storage.errors import UserError
+
+
+class Source(Protocol):
+    """An open source, as `OpenSource` is."""
+
+    @property
+    def files(self) -> HashedFiles: ...
+
+    def rows(self, columns: Columns, dropped: Counter[str], /) -> Iterator[tuple[str, SourceRow]]: ...
+
 
 TEXT_COLUMN, MESSAGES_COLUMN, SHAREGPT_COLUMN = "text", "messages", "conversations"
 _CONVERSATION_COLUMNS = (MESSAGES_COLUMN, SHAREGPT_COLUMN, "conversation")
@@ -39,10 +49,10 @@ READ_AS: dict[str, str] = {
 """What rows of each layout become."""
 
 
-def resolve_layout(config: CorpusConfig, source: OpenSource | None = None) -> CorpusConfig:
+def resolve_layout(config: CorpusConfig, source: Source) -> CorpusConfig:
     """Return the configuration with its layout, and the column of conversations, filled in.
 
-    `source` is the configuration's, if it is open already. Raises UserError if the first rows have no known layout.
+    `source` is the configuration's. Raises UserError if the first rows have no known layout.
     """
     match config.layout:
         case "messages":
@@ -55,12 +65,11 @@ def resolve_layout(config: CorpusConfig, source: OpenSource | None = None) -> Co
             return config.model_copy(update=_recognized(config, source))
 
 
-def _recognized(config: CorpusConfig, source: OpenSource | None) -> Mapping[str, Any]:
+def _recognized(config: CorpusConfig, source: Source) -> Mapping[str, Any]:
     if config.messages is None and config.text != TEXT_COLUMN:
         return {"layout": "text"}
     if isinstance(config.source, GeneratedSource):
         return {"layout": "text" if config.messages is None else "messages"}
-    source = source or open_source(config.source)
     rows = first_rows(config, source)
     if config.messages is not None:
         forms = (conversation_form(row.get(config.messages)) for row in rows)
@@ -74,14 +83,14 @@ def _recognized(config: CorpusConfig, source: OpenSource | None) -> Mapping[str,
     raise UserError(_unrecognized(config, source, rows))
 
 
-def _has_text_later(source: OpenSource) -> bool:
+def _has_text_later(source: Source) -> bool:
     """Whether a row of JSON after the first ones has the column of texts: each row may have others."""
     if not any(file.format in ("jsonl", "json") for file in source.files.files):
         return False
     return any(TEXT_COLUMN in row for row in _first_rows(source, ROWS_BEFORE_A_COLUMN))
 
 
-def first_rows(config: CorpusConfig, source: OpenSource) -> Sequence[SourceRow]:
+def first_rows(config: CorpusConfig, source: Source) -> Sequence[SourceRow]:
     """Return the first rows of a source with all their columns; none if they can't be read."""
     if not isinstance(config.source, HubSource) or source.files.files:
         return _first_rows(source)
@@ -91,14 +100,14 @@ def first_rows(config: CorpusConfig, source: OpenSource) -> Sequence[SourceRow]:
     return rows
 
 
-def _first_rows(source: OpenSource, most: int = _ROWS) -> Sequence[SourceRow]:
+def _first_rows(source: Source, most: int = _ROWS) -> Sequence[SourceRow]:
     try:
         return [row for _, row in islice(source.rows(Columns(every=True), Counter()), most)]
     except UserError:
         return []
 
 
-def _place(config: CorpusConfig, source: OpenSource) -> str:
+def _place(config: CorpusConfig, source: Source) -> str:
     """Return what a message calls the source: its first file, or the corpus by name."""
     if isinstance(config.source, HubSource):
         return f"dataset {config.source.name!r}"
@@ -137,7 +146,7 @@ def _fix_of_chosen(rows: Sequence[SourceRow]) -> str:
     return f"take the chosen ones with --set corpus.text={template!r}"
 
 
-def _unrecognized(config: CorpusConfig, source: OpenSource, rows: Sequence[SourceRow]) -> str:
+def _unrecognized(config: CorpusConfig, source: Source, rows: Sequence[SourceRow]) -> str:
     values: dict[str, Any] = {}
     for row in rows:
         values |= {name: value for name, value in row.items() if values.get(name) is None}
@@ -181,7 +190,7 @@ def _type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def layout_line(config: CorpusConfig, source: OpenSource) -> str | None:
+def layout_line(config: CorpusConfig, source: Source) -> str | None:
     """Return one line about how a corpus with this resolved configuration is read; None for plain texts and messages.
 
     It names marks and columns of the first rows that are not used.

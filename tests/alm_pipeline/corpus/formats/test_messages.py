@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alm_pipeline.corpus.documents import Document
-from alm_pipeline.corpus.messages import SHAREGPT_ROLES
+from alm_pipeline.corpus.formats.messages import SHAREGPT_ROLES
 from tests.alm_pipeline.corpus.helpers import corpus, jsonl, read
 
 USER, ANSWER = {"role": "user", "content": "How much?"}, {"role": "assistant", "content": "2."}

@@ -11,11 +11,11 @@ import pytest
 
 from alm_pipeline.config import AlmConfig, CorpusConfig
 from alm_pipeline.corpus import source_identity
-from alm_pipeline.corpus.dataset_objects import corpus_of_dataset
+from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
 from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
+from tests.alm_pipeline.corpus.formats.test_messages import CHAT, TURNS
 from tests.alm_pipeline.corpus.helpers import corpus, read
-from tests.alm_pipeline.corpus.test_messages import CHAT, TURNS
 
 ROWS = [{"text": f"größe {k}\n", "n": k} for k in range(2500)]
 

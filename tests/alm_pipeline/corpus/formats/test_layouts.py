@@ -12,15 +12,17 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import CorpusConfig, HubSource
 from alm_pipeline.config.corpus import Layout
-from alm_pipeline.corpus import open_source
-from alm_pipeline.corpus.layouts import READ_AS, layout_line, resolve_layout
+from alm_pipeline.corpus import OpenSource, open_source
+from alm_pipeline.corpus.files.versions import HashedFiles
+from alm_pipeline.corpus.formats import layouts
 from alm_pipeline.corpus.stage import corpus_identity
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.files_of_kinds import arrow_stream
+from tests.alm_pipeline.corpus.formats.test_messages import CHAT, GOOD, TURNS
 from tests.alm_pipeline.corpus.helpers import corpus, corpus_of, jsonl, read
-from tests.alm_pipeline.corpus.test_messages import CHAT, GOOD, TURNS
 
 PREFERENCE = {"chosen": CHAT, "rejected": CHAT}
 
@@ -31,13 +33,17 @@ def write(folder: Path, *rows: Any) -> Path:
     return path
 
 
+def resolve_layout(config: CorpusConfig) -> CorpusConfig:
+    return layouts.resolve_layout(config, open_source(config.source))
+
+
 def line_of(config: CorpusConfig) -> str | None:
     source = open_source(config.source)
-    return layout_line(resolve_layout(config, source), source)
+    return layouts.layout_line(resolve_layout(config), source)
 
 
 def test_every_layout_has_a_name_and_an_example() -> None:
-    assert set(READ_AS) == set(GOOD) == set(get_args(Layout))
+    assert set(layouts.READ_AS) == set(GOOD) == set(get_args(Layout))
 
 
 @pytest.mark.parametrize("layout", GOOD)
@@ -223,3 +229,30 @@ def test_sharegpt_is_the_same_from_every_carrier(tmp_path: Path, name: str) -> N
             [{"role": "system", "content": "Be brief."}, *CHAT],
         ]
         assert not dropped
+
+
+def test_a_folder_that_datasets_reads_is_recognized(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text("# A set\n")
+    write(tmp_path / "set", *CONTENT)
+    documents, dropped = read(corpus_of(HubSource(name=str(tmp_path / "set"))))
+    assert next(document.messages for document in documents) == CHAT
+    assert not dropped
+
+
+def unreadable(*_: Any) -> Any:
+    raise UserError("the Hub is down")
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_read_is_left_to_the_stage_that_reads_all(tmp_path: Path) -> None:
+    source = OpenSource("datasets", list, unreadable, HashedFiles(()))
+    for config in (corpus_of(HubSource(name="some/set")), corpus(tmp_path / "a.jsonl")):
+        assert layouts.resolve_layout(config, source).layout == "text"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("layout", ["messages", "sharegpt", "alpaca"])
+def test_models_are_compared_on_texts_only(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(UserError, match=f"corpus.layout {layout}: models are compared on texts"):
+        compare_models([], corpus(write(tmp_path, GOOD[layout])))
