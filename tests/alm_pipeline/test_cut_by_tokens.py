@@ -76,6 +76,19 @@ def test_prose_uses_a_context_of_512_tokens(config: AlmConfig, prose: str, stude
     assert continued.mean() / 512 > 0.85
 
 
+def test_a_student_learns_examples_of_its_whole_context(config: AlmConfig, tmp_path: Path) -> None:
+    """Its positions are learned: one token more has none."""
+    file = tmp_path / "letters.jsonl"
+    file.write_text("\n".join(json.dumps({"text": letter * 500}) for letter in "qxjz"))
+    model = tiny.save(tmp_path / "gpt2", tiny.tiny_gpt2(400), tiny.byte_level_tokenizer())
+    setting = changed(config, str(file), StudentConfig(model=model), held_out=0.3)
+    train = config.train.model_copy(update={"steps": 2})
+    pipeline = Pipeline(setting.model_copy(update={"teacher": model, "train": train}), str(tmp_path / "store"))
+    assert pipeline.run().results["held_out_bits_per_byte"]["student_after"] > 0
+    lengths = pl.read_parquet(f"{pipeline.tokens('student').url}/*.parquet")["token_ids"].list.len()
+    assert lengths.max() == 128
+
+
 MADE: dict[str, TrainedTokenizer | str] = {
     "trained": TrainedTokenizer(vocab_size=800, train_bytes=50_000),
     "of bytes": BYTES,
