@@ -16,9 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig
 from alm_pipeline.corpus import iter_examples
+from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.tokenization.completions import with_completions
+from alm_pipeline.tokenization.rows import EncodedExample
 from alm_pipeline.training.data.arrays import ExampleArrays
 from alm_pipeline.training.data.examples import COLUMNS, aligned_examples, read_examples
 from alm_pipeline.training.data.packing import make_batch, plan_batches
@@ -26,6 +29,7 @@ from alm_pipeline.training.model.terms import micro_batch_losses
 from storage.columns import list_rows
 from storage.dataset import read_aligned
 from storage.schemas import ChunkKind, TokenKind
+from tests.alm_pipeline.corpus import limits
 from tests.alm_pipeline.corpus.helpers import corpus, jsonl
 
 # between two tokens, within a token of either side, at both ends, and without a prompt
@@ -199,10 +203,12 @@ def test_conversations_learn_the_completions_answers_alone(config: AlmConfig, tm
         assert (kinds[learned] == ChunkKind.PAIRED).sum() == 1  # the end of the turn
 
 
-def pieces(path: Path, row: dict[str, Any], max_bytes: int) -> tuple[list[Any], Counter[str]]:
+def pieces(
+    path: Path, row: dict[str, Any], max_bytes: int | None, limit: TokenLimit | None = None
+) -> tuple[list[Any], Counter[str]]:
     path.write_bytes(jsonl(row))
     dropped: Counter[str] = Counter()
-    return list(iter_examples(corpus(path, max_bytes=max_bytes), dropped)), dropped
+    return list(iter_examples(corpus(path, max_bytes=max_bytes), dropped, limit=limit)), dropped
 
 
 @pytest.mark.parametrize("prompt_words", [0, 3, 10, 20, 35])
@@ -224,3 +230,30 @@ def test_the_pieces_of_a_long_conversation_know_their_completion(tmp_path: Path)
     assert learned == [json.dumps(message) for message in turns[7:]]
     assert all(example.messages[0] == system for example in found)
     assert dropped["piece_of_a_prompt"] >= 1
+
+
+def test_pieces_that_a_context_cuts_know_their_completion(tmp_path: Path) -> None:
+    limit = limits.limit("byte_level", 48)
+    completion = "The quick brown fox jumps over the lazy dog. " * 20
+    found, _ = pieces(tmp_path / "a.jsonl", {"prompt": "How many? " * 3, "completion": completion}, None, limit)
+    assert "".join(example.text[example.completion_at :] for example in found) == completion
+    assert len(found) > 3
+    turns = [{"role": role, "content": f"{role} {k}"} for k in range(6) for role in ("user", "assistant")]
+    found, _ = pieces(tmp_path / "a.jsonl", {"prompt": turns[:3], "completion": turns[3:]}, None, limit)
+    assert [message for example in found for message in example.messages[example.completion_at :]] == turns[3:]
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("metaspace", 1), ("byte_level", 0), ("sentencepiece", 0)])
+def test_the_special_token_after_a_text_ends_its_completion(kind: str, ends: int) -> None:
+    texts = ["The quick brown fox", "", "12 fox"]
+    marked = with_completions(limits.encoder(kind).encode(texts), [10, 0, 0])
+    for row, completion_at in ((0, 10), (2, 0)):
+        example = marked.example(row)
+        assert isinstance(example, EncodedExample)
+        starts = np.cumsum(example.byte_lengths) - example.byte_lengths
+        is_text = example.byte_lengths > 0
+        assert (example.turns[is_text] == (starts[is_text] >= completion_at)).all()
+        assert (example.kinds == TokenKind.END_OF_TURN).sum() == ends
+        assert (example.turns[example.kinds == TokenKind.END_OF_TURN] == 1).all()
+        assert example.roles == ("prompt", "completion")
