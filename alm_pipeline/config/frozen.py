@@ -95,9 +95,3 @@ def _booleans(name: str, value: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
         yield (name,), value
     elif isinstance(value, Mapping):
         yield from (((name, str(key)), item) for key, item in value.items() if isinstance(item, bool))
-
-
-def wrong_fields(error: ValidationError) -> str:
-    """Return a line for each wrong field: its place, and what is wrong."""
-    lines = (f"  {'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in error.errors())
-    return "\n".join(lines)

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 
 from alm_pipeline.config.corpus import CorpusConfig
 from alm_pipeline.config.evaluation import EvaluationConfig
-from alm_pipeline.config.frozen import Frozen, wrong_fields
+from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
@@ -100,4 +101,4 @@ def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:
     try:
         return AlmConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{origin}: the configuration is wrong:\n{wrong_fields(error)}") from error
+        raise UserError(f"{origin}: the configuration is wrong:\n{wrong_fields(error, AlmConfig)}") from error

@@ -138,6 +138,15 @@ class TrainConfig(Frozen):
     )
 
     @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if 0 < self.steps <= self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} would leave none of the {self.steps} steps with the whole learning "
+                f"rate: set train.warmup_steps to less, such as {self.steps // 10}, or train.steps to more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _decays_in_time(self) -> Self:
         if self.decay_steps and self.schedule != "wsd":
             raise ValueError(
