@@ -1,10 +1,14 @@
 """The corpus: where texts come from, and how they become examples."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alm_pipeline.config.frozen import SEEDS, Frozen
+
+_ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
+_ESCAPE = re.compile(r"\\([nrt])")
 
 FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
 
@@ -76,8 +80,8 @@ class CorpusConfig(Frozen):
     )
     text: str = Field(
         "text",
-        description="The column that holds the text, or a template of columns: `Q: {question}\\nA: {answer}`. Unused "
-        "if `messages` is set.",
+        description='The column that holds the text, or a template of columns: `"Q: {question}\\nA: {answer}"`, with '
+        "double quotes where there are line ends. Unused if `messages` is set.",
     )
     messages: str | None = Field(
         None,
@@ -121,3 +125,15 @@ class CorpusConfig(Frozen):
         description="Bytes of text per shard. A shard is the unit that workers process and that is resumed after a "
         "kill. Default: 32 MiB.",
     )
+
+    @field_validator("text")
+    @classmethod
+    def _has_real_line_ends(cls, text: str) -> str:
+        """In YAML, `\\n` is the end of a line only in double quotes."""
+        if "{" in text and (escape := _ESCAPE.search(text)):
+            quoted = text.replace('"', '\\"')
+            raise ValueError(
+                f'the template has a backslash and "{escape[1]}" as text: write it in double quotes, in which '
+                f'{escape[0]} is {_ESCAPED[escape[1]]}: "{quoted}"'
+            )
+        return text

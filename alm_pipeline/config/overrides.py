@@ -15,7 +15,7 @@ from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.settings import annotation_at
 from alm_pipeline.config.fields.spelling import unknown_setting
 from alm_pipeline.config.frozen import Frozen
-from alm_pipeline.config.recipes import require_complete, recipe_content
+from alm_pipeline.config.recipes import recipe_content, require_complete
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 
@@ -49,7 +49,7 @@ def parse_overrides(values: Mapping[str, Any]) -> Overrides:
     try:
         return Overrides.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"overrides: these values are wrong:\n{wrong_fields(error, Overrides)}") from error
+        raise UserError(f"these values are wrong:\n{wrong_fields(error, Overrides)}") from error
 
 
 FIELDS = {
@@ -73,9 +73,9 @@ def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
     """
     content = config.model_dump(mode="json")
     if overrides.corpus is not None:
-        content["corpus"] |= _files(overrides.corpus)
+        content["corpus"] |= corpus_content(overrides.corpus)
     _put_all(content, overrides)
-    return parse_config(content, "overrides")
+    return parse_config(content)
 
 
 def configure(name: str, overrides: Overrides) -> AlmConfig:
@@ -85,17 +85,24 @@ def configure(name: str, overrides: Overrides) -> AlmConfig:
     its warm-up keeps its share of a shorter training. Raises UserError naming what the recipe needs and was not given,
     and as `override` does.
     """
+    content = configured_content(name, overrides)
+    require_complete(name, content)
+    return parse_config(content)
+
+
+def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
+    """Return the same as plain values, with null for each field that has to be given and was not."""
     content = recipe_content(name)
     if overrides.corpus is not None:
-        content["corpus"] = CorpusConfig.model_validate(_files(overrides.corpus)).model_dump(mode="json")
-    steps, warmup_steps = content["train"]["steps"], content["train"]["warmup_steps"]
+        content["corpus"] = CorpusConfig.model_validate(corpus_content(overrides.corpus)).model_dump(mode="json")
+    own_steps, own_warmup = content["train"]["steps"], content["train"]["warmup_steps"]
     _put_all(content, overrides)
     if content["corpus"]["name"] is None:
         content["corpus"]["name"] = _source_name(content["corpus"]["source"])
-    require_complete(name, content)
-    if "train.warmup_steps" not in given_fields(overrides) and _is_number(content["train"]["steps"]):
-        content["train"]["warmup_steps"] = warmup_steps * min(steps, content["train"]["steps"]) // steps
-    return parse_config(content, "overrides")
+    steps = content["train"]["steps"]
+    if "train.warmup_steps" not in given_fields(overrides) and _is_whole(steps) and steps < own_steps:
+        content["train"]["warmup_steps"] = own_warmup * steps // own_steps
+    return content
 
 
 def given_fields(overrides: Overrides) -> set[str]:
@@ -109,14 +116,12 @@ def given_fields(overrides: Overrides) -> set[str]:
 def _put_all(content: dict[str, Any], overrides: Overrides) -> None:
     """Put all values but the corpus into a configuration's content."""
     values = {
-        FIELDS[name]: value
-        for name, value in overrides
-        if name in FIELDS and name != "corpus" and value is not None
+        FIELDS[name]: value for name, value in overrides if name in FIELDS and name != "corpus" and value is not None
     }
     settings = overrides.settings or {}
     for field in settings:
         if not all(field.split(".")):
-            raise UserError(f"overrides: {field!r} is not the dotted name of a field, such as train.seed")
+            raise UserError(f"{field!r} is not the dotted name of a field, such as train.seed")
     _require_known(settings)
     # a source's kind first: it decides which fields the source has
     for field, value in sorted({**values, **settings}.items(), key=lambda item: not item[0].endswith(".kind")):
@@ -127,11 +132,10 @@ def _require_known(settings: Mapping[str, Any]) -> None:
     """Raise UserError with the nearest fields to each one that does not exist."""
     unknown = [field.split(".") for field in settings if not annotation_at(AlmConfig, field.split("."))]
     if unknown:
-        lines = "\n".join(f"  {unknown_setting(AlmConfig, path, settings['.'.join(path)])}" for path in unknown)
-        raise UserError(f"overrides: these settings do not exist:\n{lines}")
+        raise UserError("\n".join(unknown_setting(AlmConfig, path, settings[".".join(path)]) for path in unknown))
 
 
-def _files(url: str) -> dict[str, Any]:
+def corpus_content(url: str) -> dict[str, Any]:
     """Return what a URL of files replaces in a corpus."""
     return {"name": _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
 
@@ -153,7 +157,7 @@ def _source_name(source: Any) -> str | None:
     return _name(first) if isinstance(first, str) else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -7,7 +7,7 @@ does: how that corpus is cut and sampled applies to no other (see `overrides.con
 import inspect
 import sysconfig
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, assert_never
 
 from alm_pipeline.config import (
     BYTES,
@@ -43,6 +43,34 @@ def distill(corpus: CorpusConfig, teacher: str, student: str) -> AlmConfig:
         objective=ObjectiveConfig(temperature=5.0),
         train=TrainConfig(steps=5000, warmup_steps=500, dtype="bfloat16"),
     )
+
+
+Goal = Literal["distill", "tokenizer", "bytes"]
+"""What a run of one's own is for: a student with its own tokenizer, with a new one, or with bytes."""
+
+
+def own_run(goal: Goal, corpus: CorpusConfig, teacher: str, student: str, tokenizer: str | None) -> AlmConfig:
+    """Return a configuration for any models and texts; without `tokenizer`, a new tokenizer is trained on the corpus.
+
+    The losses for bytes, and their learning rate, are those of the published run.
+    """
+    config = distill(corpus, teacher, student)
+    match goal:
+        case "distill":
+            return config
+        case "tokenizer":
+            new = StudentConfig(model=student, tokenizer=tokenizer or TrainedTokenizer())
+            return config.model_copy(update={"student": new})
+        case "bytes":
+            objective = ObjectiveConfig(
+                terms={"alm": 1.0, "sft": 1.0, "latents": 1.0}, balance="gradmag", temperature=5.0
+            )
+            # a row holds the longest text, at one byte per token, and the special tokens around it
+            train = config.train.model_copy(update={"learning_rate": 3e-5, "row_tokens": corpus.max_bytes + 256})
+            new = StudentConfig(model=student, tokenizer=BYTES)
+            return config.model_copy(update={"student": new, "objective": objective, "train": train})
+        case _:
+            assert_never(goal)
 
 
 def transfer() -> AlmConfig:
@@ -165,7 +193,9 @@ def recipe_content(name: str) -> dict[str, Any]:
 
 def require_complete(name: str, content: Mapping[str, Any]) -> None:
     """Raise UserError naming what a recipe needs and its content lacks."""
-    missing = [parameter for parameter in required_by(name) if any(_is_open(content, path) for path in _OPEN[parameter])]
+    missing = [
+        parameter for parameter in required_by(name) if any(_is_open(content, path) for path in _OPEN[parameter])
+    ]
     if missing:
         raise _needs(name, missing)
 

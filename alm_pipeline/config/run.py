@@ -96,9 +96,10 @@ def read_yaml(file: Path, fix: str) -> Any:
             raise ValueError(f"{line}{error.problem}") from error
 
 
-def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:
-    """Build a configuration from plain values; error messages call their source `origin`."""
+def parse_config(content: dict[str, Any], origin: str = "") -> AlmConfig:
+    """Build a configuration from plain values; error messages begin with their source, `origin`."""
     try:
         return AlmConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{origin}: the configuration is wrong:\n{wrong_fields(error, AlmConfig)}") from error
+        where = f"{origin}: " if origin else ""
+        raise UserError(f"{where}the configuration is wrong:\n{wrong_fields(error, AlmConfig)}") from error

@@ -15,13 +15,18 @@ Value = TypeVar("Value")
 
 _NEAR, _NEAR_ELSEWHERE = 0.5, 0.75
 """how similar a name has to be, in the same section and in others (1 is the same)"""
+_SHORTEST_BEGINNING, _OF_BEGINNING = 3, 0.85
+"""a name may be cut off: `temp`"""
 _AS_NEAR = 0.1
 _MOST = 4
 
 
-def similarity(first: str, second: str) -> float:
-    """Return how similar two names are, from 0 to 1, whatever their case and their hyphens."""
-    return difflib.SequenceMatcher(None, _plain(first), _plain(second)).ratio()
+def similarity(name: str, known: str) -> float:
+    """Return how similar a name is to a known one, from 0 to 1, whatever their case and their hyphens."""
+    name, known = _plain(name), _plain(known)
+    ratio = difflib.SequenceMatcher(None, name, known).ratio()
+    is_beginning = len(name) >= _SHORTEST_BEGINNING and known.startswith(name)
+    return max(ratio, _OF_BEGINNING) if is_beginning else ratio
 
 
 def _plain(name: str) -> str:
@@ -76,7 +81,7 @@ def _of_this_name(model: type[BaseModel], path: Sequence[str], known: Sequence[S
     """Return the settings that have the name of a path's end, here or elsewhere; those of a similar path, if any are."""
     name = _plain(path[-1])
     synonyms = SYNONYMS.get(name, ())
-    if synonymous := [setting for other in synonyms for setting in known if setting.path == other]:
+    if synonymous := [setting for other in synonyms for setting in known if f".{setting.path}".endswith(f".{other}")]:
         return synonymous
     same = [setting for setting in known if setting.name == name]
     is_section = len(path) == 1 or bool(annotation_at(model, path[:-1]))
@@ -84,13 +89,16 @@ def _of_this_name(model: type[BaseModel], path: Sequence[str], known: Sequence[S
 
 
 def _settings_by_path(model: type[BaseModel], parents: Sequence[str]) -> list[Setting]:
-    """Return all settings, each path once; those beside a path in a mapping have its keys."""
+    """Return all settings, each path once; those beside a path in a mapping or list have its keys and places."""
     found: dict[str, Setting] = {}
     for setting in settings_of(model):
-        parts = setting.path.split(".")
+        parts = setting.path.replace("[]", ".[]").split(".")
         if len(parts) == len(parents) + 1:
-            parts = [given if part == "KEY" else part for part, given in zip(parts, [*parents, ""], strict=True)]
-        found.setdefault(".".join(parts), replace(setting, path=".".join(parts)))
+            parts = [
+                given if part in ("KEY", "[]") else part for part, given in zip(parts, [*parents, ""], strict=True)
+            ]
+        path = ".".join(parts).replace(".[]", "[]")
+        found.setdefault(path, replace(setting, path=path))
     return list(found.values())
 
 
@@ -116,5 +124,3 @@ def wrong_choice(path: str, value: Any, annotation: Any, meaning: str = "") -> s
     what = f" ({meaning})" if meaning else ""
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{path}: {value!r} is not one of {', '.join(names)}{what}{hint}"
-
-

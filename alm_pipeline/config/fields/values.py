@@ -27,7 +27,9 @@ def choices(annotation: Any) -> list[str]:
     return list(dict.fromkeys(choice for part in parts for choice in choices(part)))
 
 
-def values_in_words(annotation: Any, metadata: Sequence[Any] = (), quote: Quote = str, section: str = "a section") -> str:
+def values_in_words(
+    annotation: Any, metadata: Sequence[Any] = (), quote: Quote = str, section: str = "a section"
+) -> str:
     """Return the values that a field takes; `quote` marks those that are written as they are."""
     origin, arguments = get_origin(annotation), get_args(annotation)
 

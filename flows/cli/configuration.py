@@ -1,0 +1,204 @@
+"""The configuration that a command's argument and options mean, and the commands that write one."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alm_pipeline.config.fields.values import parse_text
+from alm_pipeline.config.recipes import Goal
+from flows.cli.console import out, user_errors
+from flows.cli.options import MODEL, Recipe, override_options
+from storage.errors import UserError
+from storage.printed.inert import one_line
+
+if TYPE_CHECKING:
+    from alm_pipeline.config import AlmConfig, CorpusConfig
+    from alm_pipeline.config.overrides import Overrides
+
+configuration = typer.Typer()
+
+_FILES = (".yaml", ".yml", ".json")
+
+
+def is_file(name: str) -> bool:
+    """Return whether the argument RECIPE names a file, and not a recipe."""
+    return Path(name).suffix in _FILES
+
+
+def chosen_configuration(name: str, options: Mapping[str, Any]) -> "tuple[AlmConfig, Overrides]":
+    """Return the configuration of a recipe or a file with the values of a command's override options.
+
+    `options` are those that `override_options` makes. Raises UserError naming what is wrong or missing.
+    """
+    from alm_pipeline.config import load_config
+    from alm_pipeline.config.overrides import configure, override
+
+    overrides = chosen_overrides(options)
+    config = override(load_config(Path(name)), overrides) if is_file(name) else configure(name, overrides)
+    return config, overrides
+
+
+def chosen_overrides(options: Mapping[str, Any]) -> "Overrides":
+    """Return the values of a command's override options. Raises UserError naming each wrong one."""
+    from alm_pipeline.config.overrides import parse_overrides
+
+    return parse_overrides({**options, "settings": parse_settings(options.get("settings"))})
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Return the values of `--set FIELD=VALUE` by field. A value is YAML, of the kind that its field takes."""
+    from alm_pipeline.config import AlmConfig
+    from alm_pipeline.config.fields.settings import annotation_at
+    from alm_pipeline.config.fields.values import parse_value
+
+    values = {}
+    for setting in settings or []:
+        field, separator, value = setting.partition("=")
+        if not separator:
+            raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
+        values[field] = parse_value(value, annotation_at(AlmConfig, field.split(".")))
+    return values
+
+
+@configuration.command()
+@override_options
+def show(recipe: Recipe = "transfer", **overrides: Any) -> None:
+    """Print a configuration as YAML to edit and run: every field with its meaning, its values and its default.
+
+    What a recipe needs and was not given is null.
+    """
+    from alm_pipeline.config import AlmConfig, load_config
+    from alm_pipeline.config.fields.commented import commented_yaml
+    from alm_pipeline.config.overrides import configured_content, override
+    from alm_pipeline.config.recipes import RECIPES
+
+    with user_errors():
+        values = chosen_overrides(overrides)
+        if is_file(recipe):
+            content = override(load_config(Path(recipe)), values).model_dump(mode="json")
+            heading = f"The configuration {recipe}."
+        else:
+            content = configured_content(recipe, values)
+            heading = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
+        out.write(commented_yaml(AlmConfig, content, heading))
+
+
+@configuration.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new YAML file to write.")] = Path("alm.yaml"),
+    goal: Annotated[
+        Goal | None,
+        typer.Option(
+            help="What the student gets: the teacher's knowledge with its own tokenizer (distill), with a new "
+            "tokenizer (tokenizer), or with bytes (bytes)."
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_text,
+            metavar="TEXT",
+            help="The column that holds the text, or a template: '{question} {answer}'. Default: by the columns.",
+        ),
+    ] = None,
+    messages: Annotated[
+        str | None, typer.Option(help="The column that holds conversations. Default: by the columns.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help=f"The teacher: {MODEL}.")] = None,
+    student: Annotated[str | None, typer.Option(help=f"The student: {MODEL}.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help=f"With the goal tokenizer: {MODEL}, whose tokenizer the student gets. Default: a new one."),
+    ] = None,
+) -> None:
+    """Write a configuration for your own models and texts, with a comment for every field.
+
+    In a terminal it asks for what is not given. It looks at the first rows of the corpus, and chooses the columns.
+    """
+    from alm_pipeline.config import AlmConfig
+    from alm_pipeline.config.fields.commented import commented_yaml
+    from alm_pipeline.config.recipes import own_run
+
+    with user_errors():
+        _require_new(file)
+        _require_answers({"corpus": corpus, "student": student, "teacher": teacher})
+        chosen = _goal(goal)
+        texts = _corpus_of(corpus or _ask("URL or path of the corpus"), text, messages)
+        model = student or _ask(f"Student ({MODEL})")
+        source = teacher or _ask(f"Teacher ({MODEL})", None if chosen == "distill" else model)
+        if chosen == "tokenizer" and tokenizer is None and sys.stdin.isatty():
+            tokenizer = _ask("New tokenizer (a folder or a name; empty: train one on the corpus)", "") or None
+        config = own_run(chosen, texts, source, model, tokenizer)
+        heading = f"Written by `alm init`. To run it: alm run {one_line(file)}"
+        _write_new(file, commented_yaml(AlmConfig, config.model_dump(mode="json"), heading))
+        out.print_line(f"{file}: written; `alm run {file}` runs it, and `--steps 10` makes a short first try")
+
+
+def _require_new(file: Path) -> None:
+    if file.exists() or file.is_symlink():
+        raise UserError(f"{file}: exists already, and is not overwritten: name another file")
+    if not is_file(str(file)) or file.suffix == ".json":
+        raise UserError(f"{file}: a configuration's name ends in .yaml, such as {file.stem}.yaml")
+
+
+def _require_answers(answers: Mapping[str, str | None]) -> None:
+    """Raise UserError naming the options that are missing, where nobody can be asked."""
+    missing = [f"--{name}" for name, answer in answers.items() if answer is None]
+    if missing and not sys.stdin.isatty():
+        raise UserError(f"alm init: add {', '.join(missing)}: only in a terminal can it ask for what is not given")
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    answer: str = typer.prompt(one_line(question), default=default, err=True)
+    return answer.strip()
+
+
+def _goal(goal: Goal | None) -> Goal:
+    from typing import get_args
+
+    if goal or not sys.stdin.isatty():
+        return goal or "distill"
+    while (answer := _ask(f"Goal ({', '.join(get_args(Goal))})", "distill")) not in get_args(Goal):
+        out.print_line(f"{answer}: not one of {', '.join(get_args(Goal))}")
+    return answer  # type: ignore[return-value]  # one of them
+
+
+def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfig":
+    """Return the corpus at a URL. What is read of its rows is as given, or as its columns suggest."""
+    from alm_pipeline.config import CorpusConfig, FilesSource
+    from alm_pipeline.config.overrides import corpus_content
+    from alm_pipeline.corpus.columns import column_kinds, first_rows, proposed_settings
+    from storage.printed.secrets import has_secrets
+
+    if has_secrets(url):
+        raise UserError(
+            "corpus: a password or signature would be stored in the file: write ${NAME} in its place, and set this "
+            "environment variable for the run"
+        )
+    rows = first_rows(FilesSource(urls=(url,)))
+    kinds = column_kinds(rows)
+    given = {name: value for name, value in (("text", text), ("messages", messages)) if value is not None}
+    settings = given or proposed_settings(rows)
+    columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+    if not settings:
+        raise UserError(f"{url}: no column with texts or conversations; its columns: {columns}")
+    out.print_line(f"columns: {columns}")
+    ((name, value),) = settings.items()
+    if not given and sys.stdin.isatty():
+        value = parse_text(_ask(f"corpus.{name}, a column{' or a template' if name == 'text' else ''}", value))
+    return CorpusConfig.model_validate({**corpus_content(url), name: value})
+
+
+def _write_new(file: Path, content: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(content)
+    except OSError as error:
+        raise UserError(f"{file}: can't be written ({error.strerror or error})") from error
