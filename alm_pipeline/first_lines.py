@@ -8,7 +8,7 @@ import yaml
 from alm_pipeline.config import AlmConfig, CorpusConfig
 from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipe_choices import recipe_choices
-from alm_pipeline.corpus.documents import read_documents
+from alm_pipeline.corpus.documents import Document, read_documents
 from storage.errors import UserError, is_temporary
 
 _LONGEST = 200
@@ -20,6 +20,17 @@ def first_lines(config: AlmConfig, recipe: str | None, overrides: Overrides) -> 
     return [*choices, *template_lines(config.corpus)]
 
 
+def first_document(corpus: CorpusConfig) -> Document:
+    """Return the corpus's first text or conversation. Raises UserError if it has none, or can't be read."""
+    dropped: Counter[str] = Counter()
+    for document in read_documents(corpus, dropped):
+        return document
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "no rows"
+    raise UserError(
+        f"corpus {corpus.name}: has no text or conversation ({reasons}); set corpus.text or corpus.messages"
+    )
+
+
 def template_lines(corpus: CorpusConfig) -> list[str]:
     """Return what a template of columns makes of the first row; nothing if there is no template, or no such row.
 
@@ -28,15 +39,14 @@ def template_lines(corpus: CorpusConfig) -> list[str]:
     if corpus.messages is not None or "{" not in corpus.text:
         return []
     try:
-        document = next(read_documents(corpus, Counter()), None)
+        document = first_document(corpus)
     except (UserError, OSError):
         return []
     except Exception as error:
         if is_temporary(error):
             return []
         raise
-    if document is None or document.text is None:
-        return []
+    assert document.text is not None
     template = yaml.safe_dump(corpus.text, default_style='"', width=10**6, allow_unicode=True).strip()
     text = textwrap.shorten(document.text.replace("\n", "⏎"), _LONGEST, placeholder=" …")
     return [f"the text {template} of the first row is:", f"  {text}"]

@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from alm_pipeline.config import AlmConfig, Balance, Chunking, Divergence, Term, Tracker
+from alm_pipeline.config.fields.settings import settings_of
 from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
@@ -205,7 +206,7 @@ def test_commands_and_options_exist(page: str) -> None:
 
 def setting_values() -> dict[str, str]:
     """What each setting takes, in words."""
-    return {setting.path: setting.values for section in settings.sections() for setting in section.settings}
+    return {setting.path: settings.values(setting) for setting in settings_of(AlmConfig)}
 
 
 def is_setting(path: str) -> bool:
@@ -260,11 +261,10 @@ def test_the_readme_is_short() -> None:
 
 def test_every_setting_has_a_description_and_is_on_its_page() -> None:
     page = settings.page()
-    for section in settings.sections():
-        for setting in section.settings:
-            is_described = setting.field.description or setting.values.startswith("section")
-            assert is_described or setting.path.endswith(".kind"), setting.path
-            assert f"`{setting.path}`" in page
+    for setting in settings_of(AlmConfig):
+        is_described = setting.field.description or settings.values(setting).startswith("section")
+        assert is_described or setting.path.endswith(".kind"), setting.path
+        assert f"`{setting.path}`" in page
 
 
 def test_every_override_is_on_the_page_of_settings() -> None:

@@ -73,7 +73,7 @@ def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
     """
     content = config.model_dump(mode="json")
     if overrides.corpus is not None:
-        content["corpus"] |= corpus_content(overrides.corpus)
+        content["corpus"] |= _files(overrides.corpus)
     _put_all(content, overrides)
     return parse_config(content)
 
@@ -94,7 +94,7 @@ def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
     """Return the same as plain values, with null for each field that has to be given and was not."""
     content = recipe_content(name)
     if overrides.corpus is not None:
-        content["corpus"] = CorpusConfig.model_validate(corpus_content(overrides.corpus)).model_dump(mode="json")
+        content["corpus"] = corpus_at(overrides.corpus).model_dump(mode="json")
     own_steps, own_warmup = content["train"]["steps"], content["train"]["warmup_steps"]
     _put_all(content, overrides)
     if content["corpus"]["name"] is None:
@@ -135,7 +135,15 @@ def _require_known(settings: Mapping[str, Any]) -> None:
         raise UserError("\n".join(unknown_setting(AlmConfig, path, settings[".".join(path)]) for path in unknown))
 
 
-def corpus_content(url: str) -> dict[str, Any]:
+def corpus_at(url: str, settings: Mapping[str, Any] | None = None) -> CorpusConfig:
+    """Return the corpus of files at a URL, with other fields of the corpus. Raises UserError with each wrong one."""
+    try:
+        return CorpusConfig.model_validate({**_files(url), **(settings or {})})
+    except ValidationError as error:
+        raise UserError(f"the corpus is wrong:\n{wrong_fields(error, CorpusConfig)}") from error
+
+
+def _files(url: str) -> dict[str, Any]:
     """Return what a URL of files replaces in a corpus."""
     return {"name": _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
 

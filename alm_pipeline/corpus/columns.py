@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from alm_pipeline.config import FilesSource
+from alm_pipeline.config import FilesSource, Source
 from alm_pipeline.corpus.files.errors import naming_file
 from alm_pipeline.corpus.files.listing import CorpusFile, list_files
 from alm_pipeline.corpus.files.readers import READERS
@@ -28,11 +28,12 @@ _PAIRS = (
 """Columns that make a text together."""
 
 
-def first_rows(source: FilesSource) -> list[SourceRow]:
+def first_rows(source: Source) -> list[SourceRow]:
     """Return the first rows of a source's first file, with all their columns.
 
     Raises UserError if there is no file that can be read.
     """
+    assert isinstance(source, FilesSource)
     file = list_files(source).files[0]
     rows = READERS[file.format](file, _column_names(file), Counter())
     return [row for _, row in islice(rows, _ROWS)]

@@ -1,19 +1,22 @@
 """The configuration that a command's argument and options mean, and the commands that write one."""
 
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from alm_pipeline.config import BYTES
 from alm_pipeline.config.fields.values import parse_text
 from alm_pipeline.config.recipes import Goal
-from flows.cli.console import out, user_errors
+from flows.cli.console import err, out, user_errors
 from flows.cli.options import MODEL, Recipe, override_options
 from storage.errors import UserError
 from storage.printed.inert import one_line
+from storage.printed.secrets import has_secrets
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig, CorpusConfig
@@ -122,23 +125,23 @@ def init(
 
     In a terminal it asks for what is not given. It looks at the first rows of the corpus, and chooses the columns.
     """
-    from alm_pipeline.config import AlmConfig
-    from alm_pipeline.config.fields.commented import commented_yaml
     from alm_pipeline.config.recipes import own_run
 
     with user_errors():
         _require_new(file)
-        _require_answers({"corpus": corpus, "student": student, "teacher": teacher})
-        chosen = _goal(goal)
+        goal = _goal(goal, tokenizer)
+        _require_answers({"corpus": corpus, "student": student, "teacher": teacher or (goal != "distill" and student)})
         texts = _corpus_of(corpus or _ask("URL or path of the corpus"), text, messages)
         model = student or _ask(f"Student ({MODEL})")
-        source = teacher or _ask(f"Teacher ({MODEL})", None if chosen == "distill" else model)
-        if chosen == "tokenizer" and tokenizer is None and sys.stdin.isatty():
+        source = teacher or _ask(f"Teacher ({MODEL})", None if goal == "distill" else model)
+        if goal == "tokenizer" and tokenizer is None:
             tokenizer = _ask("New tokenizer (a folder or a name; empty: train one on the corpus)", "") or None
-        config = own_run(chosen, texts, source, model, tokenizer)
-        heading = f"Written by `alm init`. To run it: alm run {one_line(file)}"
-        _write_new(file, commented_yaml(AlmConfig, config.model_dump(mode="json"), heading))
-        out.print_line(f"{file}: written; `alm run {file}` runs it, and `--steps 10` makes a short first try")
+        config = own_run(goal, texts, source, model, tokenizer)
+        _write_new(file, config)
+        out.print_line(
+            f"{file}: written. Run it: alm run {file}\n"
+            f"A short first try: alm run {file} --steps 10 --set train.warmup_steps=1"
+        )
 
 
 def _require_new(file: Path) -> None:
@@ -148,55 +151,78 @@ def _require_new(file: Path) -> None:
         raise UserError(f"{file}: a configuration's name ends in .yaml, such as {file.stem}.yaml")
 
 
-def _require_answers(answers: Mapping[str, str | None]) -> None:
+def _require_answers(answers: Mapping[str, object]) -> None:
     """Raise UserError naming the options that are missing, where nobody can be asked."""
-    missing = [f"--{name}" for name, answer in answers.items() if answer is None]
+    missing = [f"--{name}" for name, answer in answers.items() if not answer]
     if missing and not sys.stdin.isatty():
         raise UserError(f"alm init: add {', '.join(missing)}: only in a terminal can it ask for what is not given")
 
 
 def _ask(question: str, default: str | None = None) -> str:
+    """Return the answer to a question; without a terminal, the default."""
+    if default is not None and not sys.stdin.isatty():
+        return default
     answer: str = typer.prompt(one_line(question), default=default, err=True)
     return answer.strip()
 
 
-def _goal(goal: Goal | None) -> Goal:
-    from typing import get_args
-
-    if goal or not sys.stdin.isatty():
-        return goal or "distill"
-    while (answer := _ask(f"Goal ({', '.join(get_args(Goal))})", "distill")) not in get_args(Goal):
-        out.print_line(f"{answer}: not one of {', '.join(get_args(Goal))}")
-    return answer  # type: ignore[return-value]  # one of them
+def _goal(goal: Goal | None, tokenizer: str | None) -> Goal:
+    """Return the goal, asked for until it is one; by default that of the tokenizer, or `distill`."""
+    if tokenizer is not None and goal != "tokenizer":
+        if goal is not None:
+            raise UserError(f"--tokenizer {tokenizer}: only with --goal tokenizer, not with --goal {goal}")
+        return "bytes" if tokenizer == BYTES else "tokenizer"
+    while goal is None:
+        answer = _ask(f"Goal ({', '.join(get_args(Goal))})", "distill")
+        goal = next((known for known in get_args(Goal) if known == answer), None)
+        if goal is None:
+            err.print_line(f"{answer} is not one of {', '.join(get_args(Goal))}")
+    return goal
 
 
 def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfig":
     """Return the corpus at a URL. What is read of its rows is as given, or as its columns suggest."""
-    from alm_pipeline.config import CorpusConfig, FilesSource
-    from alm_pipeline.config.overrides import corpus_content
+    from alm_pipeline.config.overrides import corpus_at
     from alm_pipeline.corpus.columns import column_kinds, first_rows, proposed_settings
-    from storage.printed.secrets import has_secrets
+    from alm_pipeline.first_lines import first_document, template_lines
 
-    if has_secrets(url):
-        raise UserError(
-            "corpus: a password or signature would be stored in the file: write ${NAME} in its place, and set this "
-            "environment variable for the run"
-        )
-    rows = first_rows(FilesSource(urls=(url,)))
-    kinds = column_kinds(rows)
     given = {name: value for name, value in (("text", text), ("messages", messages)) if value is not None}
+    if len(given) > 1:
+        raise UserError("--text and --messages: a corpus has texts or conversations: give one of the two")
+    rows = first_rows(corpus_at(url).source)
+    columns = ", ".join(f"{name} ({kind})" for name, kind in column_kinds(rows).items()) or "none"
+    err.print_line(f"columns: {columns}")
     settings = given or proposed_settings(rows)
-    columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
     if not settings:
         raise UserError(f"{url}: no column with texts or conversations; its columns: {columns}")
-    out.print_line(f"columns: {columns}")
     ((name, value),) = settings.items()
-    if not given and sys.stdin.isatty():
-        value = parse_text(_ask(f"corpus.{name}, a column{' or a template' if name == 'text' else ''}", value))
-    return CorpusConfig.model_validate({**corpus_content(url), name: value})
+    if not given:
+        what = "a column or a template" if name == "text" else "a column"
+        value = parse_text(_ask(f"corpus.{name}, {what}", _typed(value)))
+    corpus = corpus_at(url, {name: value})
+    first_document(corpus)  # raises what is wrong with it
+    for line in template_lines(corpus):
+        err.print_line(line)
+    return corpus
 
 
-def _write_new(file: Path, content: str) -> None:
+def _typed(text: str) -> str:
+    """Return a text as it is typed: in double quotes if it has line ends."""
+    return json.dumps(text, ensure_ascii=False) if "\n" in text else text
+
+
+def _write_new(file: Path, config: "AlmConfig") -> None:
+    """Write a configuration to a file that does not exist yet."""
+    from alm_pipeline.config import AlmConfig
+    from alm_pipeline.config.fields.commented import commented_yaml
+
+    plain = config.model_dump(mode="json")
+    if has_secrets(plain):
+        raise UserError(
+            f"{file}: a password or signature in a URL would be stored in the file: write ${{NAME}} in its place, and "
+            "set this environment variable for the run"
+        )
+    content = commented_yaml(AlmConfig, plain, f"Written by `alm init`. To run it: alm run {one_line(file)}")
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(content)

@@ -68,9 +68,10 @@ def nearest_settings(model: type[BaseModel], path: Sequence[str], value: Any = N
         return sections[:1] or nearest_settings(model, [*path, *map(str, list(value)[:1])], next(iter(value.values())))
     if beside and similarity(name, beside[0].name) == 1:
         return beside[:1]
+    is_near = bool(beside) and similarity(name, beside[0].name) >= _NEAR_ELSEWHERE
     if meant := _of_this_name(model, path, known):
-        return meant
-    if beside and similarity(name, beside[0].name) >= _NEAR_ELSEWHERE:
+        return [*(beside[:1] if is_near and beside[0] not in meant else []), *meant]
+    if is_near:
         return beside
     dotted = ".".join(path)
     elsewhere = [(max(similarity(name, s.name), similarity(dotted, s.path)), s) for s in known]
@@ -78,7 +79,7 @@ def nearest_settings(model: type[BaseModel], path: Sequence[str], value: Any = N
 
 
 def _of_this_name(model: type[BaseModel], path: Sequence[str], known: Sequence[Setting]) -> list[Setting]:
-    """Return the settings that have the name of a path's end, here or elsewhere; those of a similar path, if any are."""
+    """Return the settings that are called as the end of a path is, by us or by others."""
     name = _plain(path[-1])
     synonyms = SYNONYMS.get(name, ())
     if synonymous := [setting for other in synonyms for setting in known if f".{setting.path}".endswith(f".{other}")]:
