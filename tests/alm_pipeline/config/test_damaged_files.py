@@ -9,10 +9,11 @@ import yaml
 
 from alm_pipeline.config import load_config, parse_config
 from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES, recipe
+from alm_pipeline.config.recipes import recipe
 from alm_pipeline.ensemble.config import read_config
-from flows.cli.app import _parse_settings as parse_settings
+from flows.cli.configuration import parse_settings
 from storage.errors import UserError
+from tests.alm_pipeline.config.recipes import complete_recipes
 from tests.documents import replaced
 from tests.sampling import sampled_pairs
 
@@ -114,6 +115,6 @@ def test_a_setting_of_the_command_that_does_not_fit_is_named(field: str, value: 
 
 
 def test_a_sound_file_is_read(tmp_path: Path) -> None:
-    for name in RECIPES:
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe(name).model_dump(mode="json")))
-        assert load_config(tmp_path / "mine.yaml") == recipe(name)
+    for config in complete_recipes().values():
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        assert load_config(tmp_path / "mine.yaml") == config
