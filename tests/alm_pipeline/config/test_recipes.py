@@ -177,10 +177,7 @@ def test_a_new_tokenizer_is_said() -> None:
     """On models of one's own it would be a surprise."""
     values = Overrides.model_validate(OWN)
     shown = " ".join(" ".join(recipe_choices("transfer", configure("transfer", values), values)).split())
-    assert (
-        "student: tokenizer {vocab_size: 16384, train_bytes: 16777216}: a byte-level BPE tokenizer trained on the corpus"
-        in shown
-    )
+    assert "student: tokenizer {vocab_size: 16384, train_bytes: 16777216}: a byte-level BPE tokenizer trained" in shown
 
 
 @pytest.mark.parametrize("goal", get_args(Goal))

@@ -130,6 +130,9 @@ def test_columns_that_are_given_are_taken(rows: str, tmp_path: Path) -> None:
     assert load_config(tmp_path / "mine.yaml").corpus.text == "{answer}\n{question}"
 
 
+ANSWERS = ["--corpus", "ROWS", "--student", "S", "--teacher", "T"]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -139,11 +142,11 @@ def test_columns_that_are_given_are_taken(rows: str, tmp_path: Path) -> None:
         (["--goal", "bytes", "--corpus", "ROWS"], "add --student, --teacher"),
         (["--goal", "bites", "--corpus", "ROWS"], "did you mean bytes?"),
         (["--corpus", "nothing.jsonl", "--student", "S", "--teacher", "T"], "no file matches nothing.jsonl"),
-        (["--corpus", "ROWS", "--student", "S", "--teacher", "T", "--text", "{qestion}"], "has no column 'qestion'"),
-        (["--corpus", "ROWS", "--student", "S", "--teacher", "T", "--text", r"{question}\n{answer}"], "double quotes"),
-        (["--corpus", "ROWS", "--student", "S", "--teacher", "T", "--text", "a", "--messages", "b"], "one of the two"),
+        ([*ANSWERS, "--text", "{qestion}"], "has no column 'qestion'"),
+        ([*ANSWERS, "--text", r"{question}\n{answer}"], "double quotes"),
+        ([*ANSWERS, "--text", "a", "--messages", "b"], "one of the two"),
         (
-            ["--corpus", "ROWS", "--student", "S", "--teacher", "T", "--goal", "distill", "--tokenizer", "x"],
+            [*ANSWERS, "--goal", "distill", "--tokenizer", "x"],
             "only with",
         ),
         (["--corpus", "ROWS", "--student", "S", "--teacher", "https://u:hunter2@h/x"], "write ${NAME} in its place"),
@@ -264,9 +267,8 @@ def test_the_first_lines_of_a_run_are_printed(rows: str, tmp_path: Path) -> None
     """Before anything is read or started."""
     arguments = ["--corpus", rows, "--teacher", str(tmp_path / "a"), "--student", str(tmp_path / "b")]
     settings = ["--set", r'corpus.text="Q: {question}\nA: {answer}"', "--steps", "3"]
-    script = (
-        "from flows.cli import embedded; embedded.use_server = lambda: exit(7); from flows.cli.app import app; app()"
-    )
+    without_server = "from flows.cli import embedded; embedded.use_server = lambda: exit(7)"
+    script = f"{without_server}; from flows.cli.app import app; app()"
     done = subprocess.run(
         (sys.executable, "-c", script, "run", "distill", *arguments, *settings),
         cwd=tmp_path,
