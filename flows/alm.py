@@ -88,8 +88,7 @@ def alm(
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus. In a file's configuration it
-            replaces only corpus.source and corpus.name; with a recipe's name, the rest of the corpus has its defaults.
+        corpus: URL of files to use as the corpus: in place of a file's source and name, or of a recipe's whole corpus.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.

@@ -25,8 +25,8 @@ class Overrides(Frozen):
 
     corpus: str | None = Field(
         None,
-        description="URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus. In a file's configuration it "
-        "replaces only corpus.source and corpus.name; with a recipe's name, the rest of the corpus has its defaults.",
+        description="URL of files to use as the corpus: in place of a file's sour"
+        "ce and name, or of a recipe's whole corpus.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")

@@ -35,7 +35,7 @@ class InertFlow(Flow[P, R]):
         serialized: dict[str, Any] = without_secrets(super().serialize_parameters(parameters))
         return serialized
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]  # as both overloads return
         with masked_errors():
             self._require_known(kwargs)
         return super().__call__(*args, **kwargs)

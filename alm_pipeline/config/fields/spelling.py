@@ -33,9 +33,9 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return those of the names that `name` is likely meant to be, the nearest first."""
-    return _best([(similarity(name, other), other) for other in dict.fromkeys(names)], 0.6)
+def nearest(name: str, names: Iterable[str], least: float = 0.6) -> list[str]:
+    """Return those of the names that `name` is likely meant to be, the nearest first, with at least this similarity."""
+    return _best([(similarity(name, other), other) for other in dict.fromkeys(names)], least)
 
 
 def _best(scored: Sequence[tuple[float, Value]], least: float) -> list[Value]:
@@ -65,7 +65,7 @@ def nearest_settings(model: type[BaseModel], path: Sequence[str], value: Any = N
     beside = _best([(similarity(name, s.name), s) for s in known if s.section == ".".join(parents)], _NEAR)
     if isinstance(value, Mapping) and value:
         sections = [other for other in beside if annotation_at(model, [*other.path.split("."), str(next(iter(value)))])]
-        return sections[:1] or nearest_settings(model, [*path, *map(str, list(value)[:1])], next(iter(value.values())))
+        return sections[:1] or nearest_settings(model, [*path, str(next(iter(value)))])
     if beside and similarity(name, beside[0].name) == 1:
         return beside[:1]
     is_near = bool(beside) and similarity(name, beside[0].name) >= _NEAR_ELSEWHERE
@@ -121,7 +121,7 @@ def unknown_setting(model: type[BaseModel], path: Sequence[str], value: Any = No
 def wrong_choice(path: str, value: Any, annotation: Any, meaning: str = "") -> str:
     """Return the message for a value that is none of a field's names."""
     names = choices(annotation)
-    near = nearest(str(value), names)
+    near = nearest(str(value), names, _NEAR)
     what = f" ({meaning})" if meaning else ""
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{path}: {value!r} is not one of {', '.join(names)}{what}{hint}"

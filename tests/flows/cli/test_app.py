@@ -9,8 +9,7 @@ from typer.testing import CliRunner, Result
 
 import flows.alm
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES
+from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
@@ -73,9 +72,7 @@ def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
     options = ["--teacher", "T", "--steps", "7", "--learning-rate", "1e-3", "--set", "train.seed=5"]
     assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), "--until", "scores", *options)
-    changed = override(
-        RECIPES["maths"](), Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5})
-    )
+    changed = configure("maths", Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5}))
     assert calls == [{"config": changed, "storage": str(tmp_path), "until": "scores"}]
 
 

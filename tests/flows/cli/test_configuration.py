@@ -21,6 +21,8 @@ from alm_pipeline.config.overrides import FIELDS, Overrides, configure, override
 from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.pipeline import Pipeline
 from flows.alm import _resolve as resolve
+from flows.cli import app as app_module
+from flows.cli import embedded
 from flows.cli.app import app
 from flows.cli.configuration import chosen_configuration
 from storage.errors import UserError
@@ -73,7 +75,7 @@ OVERRIDES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("is_file", [True, False], ids=["file", "recipe"])
 @pytest.mark.parametrize("values", OVERRIDES, ids=["nothing", "options", "corpus", "numbers"])
 def test_the_flow_means_what_the_command_means(values: dict[str, Any], is_file: bool, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(complete_recipes()["bytes"].model_dump(mode="json")))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(complete_recipes()["maths"].model_dump(mode="json")))
     name = str(tmp_path / "mine.yaml") if is_file else "transfer"
     settings = [f"{field}={json.dumps(value)}" for field, value in values.get("settings", {}).items()]
     options = {**dict.fromkeys(FIELDS), **values, "settings": settings}
@@ -99,11 +101,12 @@ def test_a_written_configuration_runs_at_once(rows: str, config: AlmConfig, tmp_
     written = load_config(file)
     assert written.corpus.text == "{question}\n{answer}"
     assert (written.teacher, written.student.model) == (config.teacher, config.student.model)
-    assert command("show", str(file)).stdout.splitlines()[2:] == file.read_text().splitlines()[2:]
+    assert command("show", str(file)).stdout.partition("\n\n")[2] == file.read_text().partition("\n\n")[2]
     hint = re.search(r"alm run \S+ (--steps .*)", done.stdout)
     assert hint
     _, short = hint[1].split("--set ")
-    changed = override(written, Overrides(steps=2, settings={short.split("=")[0]: int(short.split("=")[1])}))
+    small = {"train.batch_tokens": 256, "train.row_tokens": 128, "evaluation.samples": 0, "evaluation.max_examples": 4}
+    changed = override(written, Overrides(steps=2, settings={**small, short.split("=")[0]: int(short.split("=")[1])}))
     assert Pipeline(changed, str(tmp_path / "store")).run().results
 
 
@@ -263,21 +266,18 @@ def test_a_recipe_is_no_command_and_choices_are_named() -> None:
         chosen_configuration("transfer", {"settings": ["train.seed"]})
 
 
-def test_the_first_lines_of_a_run_are_printed(rows: str, tmp_path: Path) -> None:
-    """Before anything is read or started."""
-    arguments = ["--corpus", rows, "--teacher", str(tmp_path / "a"), "--student", str(tmp_path / "b")]
-    settings = ["--set", r'corpus.text="Q: {question}\nA: {answer}"', "--steps", "3"]
-    without_server = "from flows.cli import embedded; embedded.use_server = lambda: exit(7)"
-    script = f"{without_server}; from flows.cli.app import app; app()"
-    done = subprocess.run(
-        (sys.executable, "-c", script, "run", "distill", *arguments, *settings),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 7, done.stderr
-    assert "the recipe distill also sets" in done.stderr
-    assert "warmup_steps 0 instead of 500" in done.stderr
-    assert "Q: How much is 0 + 1?⏎A: It is 1." in done.stderr
+def test_the_first_lines_of_a_run_are_printed(rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a server is started."""
+
+    def no_server() -> None:
+        raise UserError("not started")
+
+    monkeypatch.setattr(embedded, "prepare", lambda: None)
+    monkeypatch.setattr(embedded, "use_server", no_server)
+    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    arguments = ["--corpus", rows, "--teacher", str(tmp_path / "a"), "--student", str(tmp_path / "b"), "--steps", "3"]
+    shown = error_of("run", "distill", *arguments, "--set", r'corpus.text="Q: {question}\nA: {answer}"')
+    assert "the recipe distill also sets" in shown
+    assert "warmup_steps 0 instead of 500" in shown
+    assert "Q: How much is 0 + 1?⏎A: It is 1." in shown
+    assert "not started" in shown

@@ -87,7 +87,7 @@ def test_a_misspelt_field_of_a_file_is_answered_with_the_right_one(setting: Sett
         content["corpus"]["source"] = dict(SOURCES[setting.kind])
     *parents, name = setting.path.replace("KEY", "alm").split(".")
     section = section_of(content, parents)
-    wrong = next(misspelt(name))
+    wrong = next(wrong for wrong in misspelt(name) if wrong not in section)
     section[wrong] = section.pop(name, None)
     with pytest.raises(UserError) as caught:
         parse_config(content, "mine.yaml")
@@ -131,7 +131,8 @@ def test_a_whole_section_is_answered_with_the_section() -> None:
     ]
 
 
-NAMED = [setting for setting in SETTINGS if len(choices(setting.field.annotation)) > 1 and setting.name != "terms"]
+_OTHERS = ("objective.terms", "corpus.source")
+NAMED = [setting for setting in SETTINGS if len(choices(setting.field.annotation)) > 1 and setting.path not in _OTHERS]
 
 
 @pytest.mark.parametrize("setting", NAMED, ids=lambda setting: f"{setting.path} {setting.kind or ''}")
@@ -143,6 +144,13 @@ def test_a_misspelt_name_is_answered_with_the_nearest(setting: Setting) -> None:
             settings = {setting.path: [wrong] if setting.name == "report_to" else wrong}
             with pytest.raises(UserError, match=f"'{wrong}' is not one of .*did you mean .*{name}"):
                 override(transfer(), Overrides(settings=settings))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_misspelt_kind_of_source_is_answered_with_the_nearest(kind: str) -> None:
+    for wrong in misspelt(kind):
+        with pytest.raises(UserError, match=rf"corpus\.source\.kind: '{wrong}' is not one of .*did you mean {kind}\?"):
+            override(transfer(), Overrides(settings={"corpus.source.kind": wrong}))
 
 
 @pytest.mark.parametrize("term", get_args(Term))
