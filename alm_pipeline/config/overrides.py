@@ -95,14 +95,20 @@ def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
     content = recipe_content(name)
     if overrides.corpus is not None:
         content["corpus"] = corpus_at(overrides.corpus).model_dump(mode="json")
-    own_steps, own_warmup = content["train"]["steps"], content["train"]["warmup_steps"]
+    own = dict(content["train"])
     _put_all(content, overrides)
-    if content["corpus"]["name"] is None:
-        content["corpus"]["name"] = _source_name(content["corpus"]["source"])
-    steps = content["train"]["steps"]
-    if "train.warmup_steps" not in given_fields(overrides) and _is_whole(steps) and steps < own_steps:
-        content["train"]["warmup_steps"] = own_warmup * steps // own_steps
+    corpus = content["corpus"]
+    if isinstance(corpus, dict) and corpus.get("name", "") is None:
+        corpus["name"] = _source_name(corpus.get("source"))
+    if not given_fields(overrides) & {"train", "train.warmup_steps"}:
+        content["train"] = {**content["train"], "warmup_steps": _warmup_steps(own, content["train"]["steps"])}
     return content
+
+
+def _warmup_steps(own: Mapping[str, int], steps: Any) -> int:
+    """Return the warm-up of a recipe's training with other steps: a shorter one for fewer."""
+    is_fewer = isinstance(steps, int) and steps < own["steps"]
+    return own["warmup_steps"] * max(0, steps) // own["steps"] if is_fewer else own["warmup_steps"]
 
 
 def given_fields(overrides: Overrides) -> set[str]:
@@ -163,10 +169,6 @@ def _source_name(source: Any) -> str | None:
     values = source if isinstance(source, dict) else {}
     first = values.get("name") or values.get("task") or next(iter(values.get("urls") or ()), None)
     return _name(first) if isinstance(first, str) else None
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _name(url: str) -> str:

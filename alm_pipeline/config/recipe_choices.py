@@ -28,7 +28,8 @@ def recipe_choices(name: str, config: AlmConfig, overrides: Overrides) -> list[s
     ]
     if lines:
         lines.insert(0, f"the recipe {name} also sets (--set FIELD=VALUE changes it):")
-    return [*lines, *_shorter_warmup(name, config)]
+    is_own_warmup = not given_fields(overrides) & {"train", "train.warmup_steps"}
+    return [*lines, *(_shorter_warmup(name, config) if is_own_warmup else [])]
 
 
 def _by_section(config: AlmConfig, given: Collection[str]) -> dict[str, list[str]]:
