@@ -193,13 +193,11 @@ def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfi
     columns = ", ".join(f"{name} ({kind})" for name, kind in column_kinds(rows).items()) or "none"
     err.print_line(f"columns: {columns}")
     settings = given or proposed_settings(rows)
-    if not settings:
-        raise UserError(f"{url}: no column with texts or conversations; its columns: {columns}")
-    ((name, value),) = settings.items()
     if not given:
-        what = "a column or a template" if name == "text" else "a column"
-        value = parse_text(_ask(f"corpus.{name}, {what}", _typed(value)))
-    corpus = corpus_at(url, {name: value})
+        what = {"text": "a column or a template", "messages": "a column"}
+        asked = {name: _ask(f"corpus.{name}, {what[name]}", _typed(value)) for name, value in settings.items()}
+        settings = {name: parse_text(answer) for name, answer in asked.items()}
+    corpus = corpus_at(url, settings)
     first_document(corpus)  # raises what is wrong with it
     for line in template_lines(corpus):
         err.print_line(line)
