@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from alm_pipeline.config import BYTES
+from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.fields.values import parse_text
 from alm_pipeline.config.recipes import Goal
 from flows.cli.console import err, out, user_errors
@@ -176,7 +177,8 @@ def _goal(goal: Goal | None, tokenizer: str | None) -> Goal:
         answer = _ask(f"Goal ({', '.join(get_args(Goal))})", "distill")
         goal = next((known for known in get_args(Goal) if known == answer), None)
         if goal is None:
-            err.print_line(f"{answer} is not one of {', '.join(get_args(Goal))}")
+            hint = did_you_mean(dict.fromkeys(nearest(answer, get_args(Goal)), ""))
+            err.print_line(f"{answer} is not one of {', '.join(get_args(Goal))}{hint}")
     return goal
 
 
@@ -205,8 +207,8 @@ def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfi
 
 
 def _typed(text: str) -> str:
-    """Return a text as it is typed: in double quotes if it has line ends."""
-    return json.dumps(text, ensure_ascii=False) if "\n" in text else text
+    """Return a text as it is typed: in double quotes if it has line ends, or would be read as another one."""
+    return text if "\n" not in text and parse_text(text) == text else json.dumps(text, ensure_ascii=False)
 
 
 def _write_new(file: Path, config: "AlmConfig") -> None:

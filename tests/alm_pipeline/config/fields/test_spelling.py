@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
+from alm_pipeline.comparison.texts import texts_at
 from alm_pipeline.config import AlmConfig, Chunking, Method, Term, parse_config
 from alm_pipeline.config.fields.settings import Setting, annotation_at, settings_of
 from alm_pipeline.config.fields.spelling import nearest, unknown_setting
@@ -16,6 +17,7 @@ from alm_pipeline.config.overrides import Overrides, override, parse_overrides
 from alm_pipeline.config.recipes import RECIPES, maths, recipe, transfer
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.models.files import model_folder
+from alm_pipeline.vocabulary.text_forms import NAMED_FORMS, form_named
 from storage.errors import UserError
 
 pytestmark = pytest.mark.bad_input
@@ -192,6 +194,18 @@ def test_a_misspelt_field_of_an_ensemble_is_answered_with_the_right_one() -> Non
 def test_a_misspelt_model_or_tokenizer_is_answered_with_the_nearest(name: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"did you mean {meant}"):
         model_folder(name)
+
+
+@pytest.mark.parametrize("form", NAMED_FORMS)
+def test_a_misspelt_form_of_texts_is_answered_with_the_nearest(form: str) -> None:
+    for wrong in set(misspelt(form)) - set(NAMED_FORMS):
+        with pytest.raises(UserError, match=f"'{wrong}' is not a form.*did you mean .*{form}"):
+            form_named(wrong)
+
+
+def test_a_wrong_template_of_a_comparison_is_an_error_of_the_user() -> None:
+    with pytest.raises(UserError, match=r"text: the template has a backslash"):
+        texts_at("texts.jsonl", r"{question}\n{answer}", 3)
 
 
 def test_nothing_is_proposed_for_what_is_near_to_nothing() -> None:
