@@ -17,6 +17,8 @@ _NEAR, _NEAR_ELSEWHERE = 0.5, 0.75
 """how similar a name has to be, in the same section and in others (1 is the same)"""
 _SHORTEST_BEGINNING, _OF_BEGINNING = 3, 0.85
 """a name may be cut off: `temp`"""
+_OF_SAME_LETTERS = 0.9
+"""two letters may have changed places, which difflib counts as two mistakes"""
 _AS_NEAR = 0.1
 _MOST = 4
 
@@ -25,8 +27,10 @@ def similarity(name: str, known: str) -> float:
     """Return how similar a name is to a known one, from 0 to 1, whatever their case and their hyphens."""
     name, known = _plain(name), _plain(known)
     ratio = difflib.SequenceMatcher(None, name, known).ratio()
+    if name != known and sorted(name) == sorted(known):
+        return max(ratio, _OF_SAME_LETTERS)
     is_beginning = len(name) >= _SHORTEST_BEGINNING and known.startswith(name)
-    return max(ratio, _OF_BEGINNING) if is_beginning else ratio
+    return max(ratio, _OF_BEGINNING) if is_beginning and name != known else ratio
 
 
 def _plain(name: str) -> str:
