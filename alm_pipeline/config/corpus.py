@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from alm_pipeline.config.frozen import SEEDS, Frozen
+from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 
 _ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
 _ESCAPE = re.compile(r"\\([nrt])")
@@ -128,9 +128,9 @@ class CorpusConfig(Frozen):
 
     @field_validator("text")
     @classmethod
-    def _has_real_line_ends(cls, text: str) -> str:
+    def _has_real_line_ends(cls, text: str, info: ValidationInfo) -> str:
         """In YAML, `\\n` is the end of a line only in double quotes."""
-        if "{" in text and (escape := _ESCAPE.search(text)):
+        if info.context != STORED and "{" in text and (escape := _ESCAPE.search(text)):
             quoted = text.replace('"', '\\"')
             raise ValueError(
                 f'the template has a backslash and "{escape[1]}" as text: write it in double quotes, in which '

@@ -16,6 +16,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _LARGEST = 2**63 - 1
+STORED = "stored"
+"""the context in which the configuration of a finished run is validated: what it was made with is taken as it is"""
 SEEDS = 2**32
 """the number of seeds: NumPy takes no others"""
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from alm_pipeline.config.corpus import CorpusConfig
 from alm_pipeline.config.evaluation import EvaluationConfig
 from alm_pipeline.config.fields.errors import wrong_fields
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
@@ -131,10 +131,13 @@ def _quotes_hint(text: str, line: int) -> str:
 _TEMPLATE_LINE = re.compile(r"""\s*([\w.]+:\s+)([^'"|>\s].*\{\w+\}.*)""")
 
 
-def parse_config(content: dict[str, Any], origin: str = "") -> AlmConfig:
-    """Build a configuration from plain values; error messages begin with their source, `origin`."""
+def parse_config(content: dict[str, Any], origin: str = "", *, is_stored: bool = False) -> AlmConfig:
+    """Build a configuration from plain values; error messages begin with their source, `origin`.
+
+    That of a finished run, `is_stored`, may have what was not refused when it ran.
+    """
     try:
-        return AlmConfig.model_validate(content)
+        return AlmConfig.model_validate(content, context=STORED if is_stored else None)
     except ValidationError as error:
         where = f"{origin}: " if origin else ""
         raise UserError(f"{where}the configuration is wrong:\n{wrong_fields(error, AlmConfig)}") from error

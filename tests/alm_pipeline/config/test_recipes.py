@@ -124,6 +124,15 @@ def test_a_recipes_warmup_gives_way_to_fewer_steps(name: str, steps: int) -> Non
     assert longer.train.warmup_steps == whole.warmup_steps
 
 
+def test_the_configuration_of_a_finished_run_is_taken_as_it_is() -> None:
+    """So that `alm repair` can write what an earlier version has written."""
+    content = transfer().model_dump(mode="json")
+    content["train"] |= {"steps": 3, "warmup_steps": 5}
+    content["corpus"]["text"] = r"{question}\n{answer}"
+    stored = parse_config(content, is_stored=True)
+    assert (stored.train.warmup_steps, stored.corpus.text) == (5, r"{question}\n{answer}")
+
+
 @pytest.mark.bad_input
 def test_a_warmup_that_was_given_does_not_give_way() -> None:
     with pytest.raises(UserError, match="warmup_steps 5 would leave none"):
