@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
-from alm_pipeline.corpus.stage import examples_dataset, write_examples
+from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
+from alm_pipeline.corpus.formats.layouts import resolve_layout
+from alm_pipeline.corpus.sources import open_source
+from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
@@ -43,8 +46,13 @@ Stored = TypeVar("Stored", Dataset, StoredFolder)
 class Pipeline:
     """One configuration's datasets under one storage root (any fsspec URL)."""
 
-    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None) -> None:
-        """`repaired` is one of the datasets, which this pipeline is to write shards of again."""
+    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None, corpus: object = None) -> None:
+        """`repaired` is one of the datasets, which this pipeline is to write shards of again.
+
+        `corpus` is a `datasets.Dataset` or `IterableDataset`, which replaces the configuration's source and name.
+        """
+        if corpus is not None:
+            config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.corpus)})
         self.config, self.root, self._repaired = config, root, repaired
         self.teacher = ModelReference(config.teacher, config.trust_remote_code)
         """the teacher by name"""
@@ -69,7 +77,8 @@ class Pipeline:
         # left for the special tokens around it. The teacher scores longer examples in windows
         length = self.source.context_length
         most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
-        return self.config.corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
+        corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
+        return corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
 
     def _forms(self) -> tuple[str, ...]:
         """The forms that texts are converted to: NFC always, so that students with and without it share the caches."""
@@ -174,12 +183,25 @@ class Pipeline:
         return self._with_provenance(self.distillation.student_folder())
 
     @cached_property
+    def _learned_config(self) -> AlmConfig:
+        """The configuration of the training: of prompts with completions only the completions are learned."""
+        if not learns_completions(self.examples):
+            return self.config
+        objective = self.config.objective.model_copy(update={"assistant_only": True})
+        return self.config.model_copy(update={"objective": objective})
+
+    @cached_property
     def distillation(self) -> "Distillation":
         """What the student is made from."""
         from alm_pipeline.training.distillation import Distillation
 
         return Distillation(
-            self.config, self.caches, self.teacher, self.source, self.student_tokenizer, self.stored_pair_biases
+            self._learned_config,
+            self.caches,
+            self.teacher,
+            self.source,
+            self.student_tokenizer,
+            self.stored_pair_biases,
         )
 
     def shard(self) -> Manifest:

@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 import pyarrow as pa
 
 FORMAT_VERSION = 2
+PROMPT, COMPLETION = "prompt", "completion"
+"""The roles in a prompt with a completion: context, and what is learned."""
 MANIFEST = "manifest.json"
 """The file that makes a dataset or folder complete; it is written last."""
 
@@ -41,7 +43,7 @@ class TokenKind(IntEnum):
     CONTENT = 0
     """Bytes of the text and nothing else."""
     MIXED = 1
-    """Content together with template text: its likelihood is not that of the content alone."""
+    """Content together with template text, or of a prompt and its completion: its likelihood is not that of one."""
     TEMPLATE = 2
     """A special token or text of a chat template that has no role; covers no byte of the content."""
     BEGIN_OF_TEXT = 3
@@ -105,6 +107,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
+    Kind.EXAMPLES: (_required("completion_at", pa.int32()),),
     Kind.TEACHER_SCORES: (
         _list("top_ids", pa.int32()),
         _list("top_logprobs", pa.float32()),
@@ -136,6 +139,10 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         "messages": ColumnDescription(
             "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
         ),
+        "completion_at": ColumnDescription(
+            "Where the completion begins: a byte of `text`, or the index of a message of a conversation. All before it "
+            "is context that is not learned. Only of prompts with completions."
+        ),
     },
     Kind.TOKENS: {
         "id": _ID_COLUMN,
@@ -150,12 +157,15 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
         "turns": ColumnDescription(
-            "The index of the message that each token belongs to; -1 if none. Empty for a plain text.",
+            "The index of the message that each token belongs to; -1 if none. 0 and 1 in texts of a prompt with a "
+            "completion. Empty for a plain text.",
             "[tokens], or empty",
             "messages, from 0",
         ),
         "roles": ColumnDescription(
-            "The roles of the conversation's messages, such as `user`. Empty for a plain text.", "[messages], or empty"
+            "The roles of the conversation's messages, such as `user`; `prompt` and `completion` where only a "
+            "completion is learned. Empty for a plain text.",
+            "[messages], or empty",
         ),
         "uncovered_at": ColumnDescription(
             "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "
@@ -183,7 +193,8 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "kinds": ColumnDescription("What each chunk covers: a `ChunkKind`.", "[chunks]"),
         "assistant": ColumnDescription(
-            "Whether the chunk is content of an assistant's turn or ends such a turn. Empty for a plain text.",
+            "Whether the chunk is content of an assistant's turn or of a completion, or ends one. Empty for a plain "
+            "text.",
             "[chunks], or empty",
         ),
     },

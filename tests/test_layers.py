@@ -30,6 +30,7 @@ ROOMS = (
     "alm_pipeline.config",
     "alm_pipeline.vocabulary",
     "alm_pipeline.corpus.files",
+    "alm_pipeline.corpus.formats",
     "alm_pipeline.corpus",
     "alm_pipeline.tokenization.chat",
     "alm_pipeline.models.health",

@@ -13,7 +13,7 @@ from alm_pipeline.runtime.progress import track
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
 from storage.errors import UserError
-from storage.schemas import SCHEMAS, ChunkKind, Kind
+from storage.schemas import COMPLETION, SCHEMAS, ChunkKind, Kind
 
 STAGE_VERSION = 3
 _COLUMNS = ("byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes", "dropped")
@@ -115,7 +115,7 @@ def _shard_tokens(table: pa.Table) -> ShardTokens:
 
 def _assistant_turns(table: pa.Table) -> AssistantTurns:
     roles, offsets = flatten_lists(table["roles"])
-    return AssistantTurns(offsets, np.asarray(roles == "assistant", np.bool_))
+    return AssistantTurns(offsets, np.asarray((roles == "assistant") | (roles == COMPLETION), np.bool_))
 
 
 def _counts(chunks: ShardChunks) -> dict[str, int]:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.formats.layouts import resolve_layout
+from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
@@ -58,7 +60,9 @@ def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
     Raises UserError if the template is wrong.
     """
     try:
-        return CorpusConfig(name="texts", source=FilesSource(urls=(url,)), text=text, max_examples=examples)
+        return CorpusConfig(
+            name="texts", source=FilesSource(urls=(url,)), layout="text", text=text, max_examples=examples
+        )
     except ValidationError as error:
         raise UserError(f"these texts can't be read:\n{wrong_fields(error, CorpusConfig)}") from error
 
@@ -76,8 +80,9 @@ def compare_models(
     the precision, the device and `trust_remote_code` of its members. Raises UserError if the tokenizers have no text in
     common, or if the corpus contains conversations.
     """
-    if corpus.messages is not None:
-        raise UserError("corpus.messages: models are compared on texts: set corpus.text instead")
+    corpus = resolve_layout(corpus, open_source(corpus.source))
+    if corpus.layout not in ("text", "prompt_completion"):
+        raise UserError(f"corpus.layout {corpus.layout}: models are compared on texts: set corpus.text instead")
     readers = {name: _readers(name, trust_remote_code) for name in models}
     unique = list(dict.fromkeys(chain.from_iterable(readers.values())))
     dropped: Counter[str] = Counter()

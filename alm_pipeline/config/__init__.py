@@ -4,7 +4,7 @@ A stage's fingerprint covers the fields of its model, so a field changes the dat
 fast it runs (roots, threads, devices, the teacher's batch size) is outside every fingerprint.
 """
 
-from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Source
+from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Layout, Source
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
 from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
@@ -32,6 +32,7 @@ __all__ = [
     "GeneratedSource",
     "HeldOutMetric",
     "HubSource",
+    "Layout",
     "LogConfig",
     "LoraConfig",
     "Method",

@@ -1,9 +1,9 @@
 """The corpus: where texts come from, and how they become examples."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 
@@ -11,6 +11,7 @@ _ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
 _ESCAPE = re.compile(r"\\([nrt])")
 
 FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
+Layout = Literal["text", "messages", "sharegpt", "alpaca", "prompt_completion"]
 
 
 class FilesSource(Frozen):
@@ -85,8 +86,17 @@ class CorpusConfig(Frozen):
     )
     messages: str | None = Field(
         None,
-        description="The column that holds conversations, each a list of messages with `role` and `content`. "
-        "Default: the corpus consists of plain texts.",
+        description="The column that holds conversations, each a list of messages with `role` and `content`, or of "
+        "ShareGPT's turns with `from` and `value`. Default: as `layout` says.",
+    )
+    layout: Literal["auto"] | Layout = Field(
+        "auto",
+        description="What a row is. `text`: the column or template `text`. `messages`: a conversation with `role` and "
+        "`content`, in the column `messages`. `sharegpt`: one with `from` and `value`, in the column `conversations`. "
+        "`alpaca`: the columns `instruction`, `input` and `output`, also `system` and `history`. `prompt_completion`: "
+        "the columns `prompt` and `completion`, both texts or both lists of messages; only completions are learned. "
+        "`auto` is `messages` or `sharegpt` if `messages` is set, and `text` if `text` is set or there is a column "
+        "`text`; otherwise the first rows decide.",
     )
     id: str | None = Field(
         None,
@@ -137,3 +147,13 @@ class CorpusConfig(Frozen):
                 f'{escape[0]} is {_ESCAPED[escape[1]]}: "{quoted}"'
             )
         return text
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Self:
+        if self.layout == "text" and self.messages is not None:
+            raise ValueError("layout: text reads no messages; leave out messages, or set layout to messages")
+        if self.layout in ("alpaca", "prompt_completion") and self.messages is not None:
+            raise ValueError(f"layout: {self.layout} reads columns of fixed names; leave out messages")
+        if self.layout not in ("auto", "text") and self.text != "text":
+            raise ValueError(f"layout: {self.layout} does not read text; leave out text, or set layout to text")
+        return self

@@ -73,7 +73,9 @@ class ObjectiveConfig(Frozen):
         "and `binary_kl_limit` ignore it.",
     )
     assistant_only: bool = Field(
-        False, description="In conversations, learn only from the assistant's turns. Plain texts are not affected."
+        False,
+        description="In conversations, learn only from the assistant's turns. Plain texts are not affected. Of prompts "
+        "with completions (`corpus.layout`), only the completions are ever learned.",
     )
 
     @model_validator(mode="after")

@@ -3,30 +3,35 @@
 Rows without a document are counted by reason: `invalid_json` (a line that is not a JSON object), `invalid_utf8` (also a
 string with a lone surrogate), `repeated_key` (an object with a key twice), `missing_column`, `missing_id` (an id that
 is null, empty, NaN or infinite), `not_text` (a value that is not a string, a conversation that is not a list of roles
-and contents, a text file with a zero byte), `not_finite` (a call of a tool with NaN or an infinite number),
-`value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white space).
+and contents, a text file with a zero byte), `unknown_role:NAME` (of a ShareGPT turn), `content_part:TYPE` (a part of a
+content that is an image, a sound, …), `not_a_tool_call` (a ShareGPT `function_call` that is not JSON of a call),
+`another_kind_of_prompt` (prompts are texts in one row and messages in another), `not_finite` (a call of a tool with NaN
+or an infinite number), `value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white
+space; of a prompt with a completion, the completion).
 """
 
-import json
 import math
 import string
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date, time, timedelta
-from decimal import Decimal
-from typing import Any
-from uuid import UUID
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, assert_never
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.files.errors import RowDropped
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.formats.layouts import MESSAGES_COLUMN, SHAREGPT_COLUMN, resolve_layout
+from alm_pipeline.corpus.formats.messages import (
+    alpaca_messages,
+    check_unicode,
+    listed,
+    openai_messages,
+    sharegpt_messages,
+)
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from storage.errors import UserError
-
-_MAX_DEPTH = 100
-"""How deep the values of a message may be nested: every later stage reads them with a limited stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Document:
     id: str
     text: str | None
     messages: Messages | None
+    completion_at: int | None = None
+    """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +69,103 @@ class _Template:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
-    """The columns that a document is read from; `content` is a template or the column with the messages."""
+class _RowReader:
+    """The columns that documents are read from, and what makes a document of an id and a row, or raises RowDropped."""
 
-    content: _Template | str
-    id: str | None
+    columns: Columns
+    parse: Callable[[str, SourceRow], Document]
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        content = [self.content] if isinstance(self.content, str) else self.content.columns
-        return tuple(dict.fromkeys([*content, *([self.id] if self.id else [])]))
+    @classmethod
+    def of(cls, config: CorpusConfig) -> "_RowReader":
+        """Return the reader of a corpus whose layout is resolved."""
+        match config.layout:
+            case "text":
+                template = _parse_template(config.text)
+                return cls(Columns(tuple(dict.fromkeys(template.columns))), partial(_text_document, template))
+            case "messages":
+                column = config.messages or MESSAGES_COLUMN
+                return cls(
+                    Columns((column,)), lambda id_, row: Document(id_, None, openai_messages(_value(row, column)))
+                )
+            case "sharegpt":
+                return cls._of_sharegpt(config.messages or SHAREGPT_COLUMN)
+            case "alpaca":
+                columns = Columns(("instruction", "output"), ("input", "system", "history"))
+                return cls(columns, lambda id_, row: Document(id_, None, alpaca_messages(_required(columns, row))))
+            case "prompt_completion":
+                return cls(Columns(("prompt", "completion")), _PairParser())
+            case "auto":
+                raise AssertionError("the layout is not resolved")
+        assert_never(config.layout)
 
-    def document(self, row_id: str, row: SourceRow) -> Document:
-        """Return the row's document. Raises RowDropped if it has none."""
-        document_id = row_id if self.id is None else _id_value(_value(row, self.id))
-        if isinstance(self.content, str):
-            return Document(document_id, None, _messages_value(_value(row, self.content)))
-        text = self.content.fill(row)
-        _check_unicode(text)
-        if not text.strip():
+    @classmethod
+    def _of_sharegpt(cls, column: str) -> "_RowReader":
+        def parse(id_: str, row: SourceRow) -> Document:
+            return Document(id_, None, sharegpt_messages(_value(row, column), row.get("system")))
+
+        return cls(Columns((column,), ("system",)), parse)
+
+
+class _PairParser:
+    """Makes documents of prompts with completions: all texts, or all conversations, as the first one is."""
+
+    def __init__(self) -> None:
+        self._is_text: bool | None = None
+
+    def __call__(self, id_: str, row: SourceRow) -> Document:
+        prompt, completion = _value(row, "prompt"), _value(row, "completion")
+        is_text = isinstance(prompt, str | bytes)
+        document = self._text(id_, prompt, completion) if is_text else self._conversation(id_, prompt, completion)
+        if self._is_text is None:
+            self._is_text = is_text
+        elif self._is_text != is_text:
+            raise RowDropped("another_kind_of_prompt")
+        return document
+
+    def _text(self, id_: str, prompt: Any, completion: Any) -> Document:
+        texts = [_text_value(value, number_is_text=False) for value in (prompt, completion)]
+        check_unicode("".join(texts))
+        if not texts[1].strip():
             raise RowDropped("empty")
-        return Document(document_id, text, None)
+        return Document(id_, "".join(texts), None, completion_at=len(texts[0].encode()))
+
+    def _conversation(self, id_: str, prompt: Any, completion: Any) -> Document:
+        # TRL's completions are lists; some sets have the one message
+        answers = openai_messages([completion] if isinstance(completion, dict) and "role" in completion else completion)
+        question = listed(prompt)
+        return Document(id_, None, openai_messages([*question, *answers]), completion_at=len(question))
+
+
+def _text_document(template: _Template, id_: str, row: SourceRow) -> Document:
+    text = template.fill(row)
+    check_unicode(text)
+    if not text.strip():
+        raise RowDropped("empty")
+    return Document(id_, text, None)
+
+
+def _required(columns: Columns, row: SourceRow) -> SourceRow:
+    for column in columns.required:
+        _value(row, column)
+    return row
 
 
 def read_documents(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Document]:
     """Yield the source's documents, in an order that never changes; counts rows without one in `dropped`.
 
-    `source` is the configuration's, if it is open already. Raises UserError if it cannot be read, or lacks a column
-    that the configuration names.
+    `source` is the configuration's, if it is open already. Raises UserError if it cannot be read, lacks a column
+    that the configuration names, or has rows of no known layout.
     """
-    content = config.messages or _parse_template(config.text)
-    fields = _Fields(content, config.id)
     source = source or open_source(config.source)
-    for row_id, row in source.rows(fields.columns, dropped):
+    reader = _RowReader.of(resolve_layout(config, source))
+    id_column = [config.id] if config.id else []
+    columns = replace(reader.columns, required=tuple(dict.fromkeys([*reader.columns.required, *id_column])))
+    for row_id, row in source.rows(columns, dropped):
         try:
-            document = fields.document(row_id, row)
+            document_id = row_id if config.id is None else _id_value(_value(row, config.id))
+            document = reader.parse(document_id, row)
         except RowDropped as drop:
-            dropped[drop.reason] += 1
+            drop.count_in(dropped)
         else:
             yield document
 
@@ -141,64 +208,5 @@ def _text_value(value: Any, number_is_text: bool) -> str:
 def _id_value(value: Any) -> str:
     if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):  # NaN is pandas' null
         raise RowDropped("missing_id")
-    _check_unicode(str(value))
+    check_unicode(str(value))
     return str(value)
-
-
-def _messages_value(value: Any) -> Messages:
-    if not isinstance(value, list) or not all(_is_message(message) for message in value):
-        raise RowDropped("not_text")
-    # in a message itself, a null key is one that it does not have
-    present = [{key: item for key, item in message.items() if item is not None} for message in value]
-    messages = [_json_value({**message, "content": message.get("content", "")}) for message in present]
-    if not _is_finite([message.get("tool_calls") for message in present]):
-        raise RowDropped("not_finite")
-    try:
-        _check_unicode(json.dumps(messages, ensure_ascii=False, allow_nan=False))
-    except ValueError as error:
-        raise RowDropped("not_text") from error
-    if not any(message["content"].strip() for message in messages):
-        raise RowDropped("empty")
-    return messages
-
-
-def _json_value(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON can hold it, without the keys of what it can't; None if it can't hold the value."""
-    if depth > _MAX_DEPTH:
-        raise RowDropped("nested_too_deeply")
-    match value:
-        case None | str() | bool() | int():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case date() | time():
-            return value.isoformat()
-        case Decimal() | timedelta() | UUID():
-            return str(value)
-        case dict():
-            held = {str(key): _json_value(item, depth + 1) for key, item in value.items()}
-            return {key: item for key, item in held.items() if item is not None or value.get(key) is None}
-        case list():
-            return [_json_value(item, depth + 1) for item in value]
-    return None
-
-
-def _is_finite(value: Any) -> bool:
-    """Return whether a value holds no NaN or infinite number at any depth."""
-    if isinstance(value, dict | list):
-        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float | Decimal) or math.isfinite(value)
-
-
-def _is_message(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    content = value.get("content")
-    return isinstance(content, str) or (content is None and bool(value.get("tool_calls")))
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowDropped("invalid_utf8") from error

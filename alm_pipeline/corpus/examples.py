@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.corpus.completions import completions_of, split_text
+from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.sources import OpenSource
@@ -32,6 +34,8 @@ class Example:
     """UTF-8 bytes of the text, or of all messages' contents."""
     normalized: bool
     """Whether the document's text was converted to the corpus's form."""
+    completion_at: int | None = None
+    """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
 
 
 def iter_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Example]:
@@ -52,13 +56,22 @@ def _all_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSourc
     for document, normalized in _normalized(read_documents(config, dropped, source), config.normalize, dropped):
         split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
         pieces = _cut(document, config.max_bytes, dropped)
-        for number, (text, messages) in enumerate(pieces):
-            if text is not None and text.isspace():
-                dropped["blank_piece"] += 1
+        completions = completions_of(document, pieces)
+        for number, ((text, messages), completion_at) in enumerate(zip(pieces, completions, strict=True)):
+            if reason := _unusable(text, messages, completion_at):
+                dropped[reason] += 1
                 continue
             example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
             size = content_bytes(messages or []) if text is None else len(text.encode())
-            yield Example(example_id, split, text, messages, size, normalized)
+            yield Example(example_id, split, text, messages, size, normalized, completion_at)
+
+
+def _unusable(text: str | None, messages: Messages | None, completion_at: int | None) -> str | None:
+    """Return why a piece is left out, or None."""
+    if text is not None and text.isspace():
+        return "blank_piece"
+    length = len(messages or []) if text is None else len(text.encode())
+    return "piece_of_a_prompt" if completion_at is not None and completion_at >= length else None
 
 
 def _normalized(
@@ -82,8 +95,10 @@ def _normalized(
 def _with_text(document: Document, change: Callable[[str], str]) -> Document:
     if document.messages is None:
         assert document.text is not None
-        text = change(document.text)
-        return document if text == document.text else replace(document, text=text)
+        if document.completion_at is None:
+            return replace(document, text=change(document.text))
+        prompt, completion = (change(text) for text in split_text(document.text, document.completion_at))
+        return replace(document, text=prompt + completion, completion_at=len(prompt.encode()))
     messages = [{**message, "content": change(message["content"])} for message in document.messages]
     return replace(document, messages=messages)
 

@@ -6,10 +6,22 @@ from pathlib import Path
 
 from alm_pipeline.config import HubSource
 from alm_pipeline.corpus.files.listing import CorpusFile
+from alm_pipeline.corpus.files.saved_datasets import saved_split
 from storage.errors import UserError, cause, user_error
 from storage.urls import open_filesystem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def saved_folder(source: HubSource) -> str | None:
+    """Return the local folder that `save_to_disk` wrote; of several splits, the source's.
+
+    None if the name is not such a folder. Raises UserError if it has several splits, and not that one.
+    """
+    if not Path(source.name).is_dir():
+        return None
+    fs, root = open_filesystem(source.name)
+    return saved_split(fs, root, source.split)
 
 
 def local_files(source: HubSource) -> list[CorpusFile] | None:

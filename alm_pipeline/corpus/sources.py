@@ -17,9 +17,9 @@ from alm_pipeline.corpus.files.arrow_rows import without_filled_nulls
 from alm_pipeline.corpus.files.errors import require_columns
 from alm_pipeline.corpus.files.listing import list_files
 from alm_pipeline.corpus.files.readers import read_files
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow, without_nulls
 from alm_pipeline.corpus.files.versions import HashedFiles
-from alm_pipeline.corpus.source_identity import hub_commit, local_files, reasoning_gym_version
+from alm_pipeline.corpus.source_identity import hub_commit, local_files, reasoning_gym_version, saved_folder
 from storage.errors import UserError, user_error
 
 # the last line of a worked solution in gsm_symbolic, as in GSM8K
@@ -42,7 +42,7 @@ class OpenSource:
     kind: str
     content: Callable[[], list[Any]]
     """Returns what identifies the content, as JSON values; lists of files begin with their names."""
-    read: Callable[[tuple[str, ...], Counter[str]], Rows]
+    read: Callable[[Columns, Counter[str]], Rows]
     files: HashedFiles
     """The files that are read; none for what can't change (a commit of the Hub, generated problems)."""
 
@@ -54,13 +54,14 @@ class OpenSource:
         _contents[identity] = content
         return identity
 
-    def rows(self, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+    def rows(self, columns: Columns | tuple[str, ...], dropped: Counter[str]) -> Rows:
         """Yield the rows with their ids, in an order that never changes; counts what has none in `dropped`.
 
         Ids are '<name>' or '<name>:<row>' for files, '<split>:<row>' for `datasets`, '<task>-<seed>:<i>' for generated
-        problems. Raises UserError if the source cannot be read or lacks one of `columns`.
+        problems. Raises UserError if the source cannot be read or lacks one of `columns` that it must
+        have.
         """
-        return self.read(columns, dropped)
+        return self.read(columns if isinstance(columns, Columns) else Columns(columns), dropped)
 
     def require_identity(self, expected: str) -> None:
         """Raise UserError, naming what changed where this process can know it, if the content has another identity."""
@@ -118,6 +119,8 @@ def _open_files(source: FilesSource) -> OpenSource:
 
 
 def _open_hub(source: HubSource) -> OpenSource:
+    if folder := saved_folder(source):
+        return _open_files(FilesSource(urls=(folder,)))
     files = local_files(source)
     if files is None:
         commit = hub_commit(source)
@@ -134,7 +137,7 @@ def _open_hub(source: HubSource) -> OpenSource:
     return OpenSource(source.kind, folder_content, partial(_read_folder, streamed, hashed), hashed)
 
 
-def _read_folder(source: HubSource, hashed: HashedFiles, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+def _read_folder(source: HubSource, hashed: HashedFiles, columns: Columns, dropped: Counter[str]) -> Rows:
     with hashed.reading(*hashed.files):
         _require_hashed(source, hashed)
         yield from _read_hub(source, columns, dropped)
@@ -154,7 +157,7 @@ def _require_hashed(source: HubSource, hashed: HashedFiles) -> None:
         )
 
 
-def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+def _read_hub(source: HubSource, columns: Columns, dropped: Counter[str]) -> Rows:
     where = f"dataset {source.name!r}"
     with user_error(
         f"`datasets` cannot read {where} (split {source.split!r})",
@@ -164,8 +167,8 @@ def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]
         # the columns of a streamed dataset may be unknown before its first row
         names = rows.column_names or list(next(iter(rows), {}))
         if names:
-            require_columns(where, columns, names)
-            rows = rows.select_columns(list(columns))
+            require_columns(where, columns.required, names)
+            rows = rows.select_columns(columns.among(names))
         for number, row in enumerate(rows):
             yield f"{source.split}:{number}", _without_filled_nulls(row, rows.features)
 
@@ -173,15 +176,9 @@ def _read_hub(source: HubSource, columns: tuple[str, ...], dropped: Counter[str]
 def _without_filled_nulls(row: SourceRow, features: Any) -> SourceRow:
     """Take off what Arrow, in which `datasets` holds every row, filled in; by its types where they are known."""
     if features is None:
-        return {column: _without_nulls(value) for column, value in row.items()}
+        return {column: without_nulls(value) for column, value in row.items()}
     schema = features.arrow_schema
     return {column: without_filled_nulls(value, schema.field(column).type) for column, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _datasets() -> Any:
@@ -202,8 +199,8 @@ def _load(source: HubSource) -> Any:
     )
 
 
-def _read_generated(source: GeneratedSource, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
-    require_columns(f"reasoning-gym's {source.task}", columns, ["question", "solution", "answer", "text"])
+def _read_generated(source: GeneratedSource, columns: Columns, dropped: Counter[str]) -> Rows:
+    require_columns(f"reasoning-gym's {source.task}", columns.required, ["question", "solution", "answer", "text"])
     for number, item in enumerate(_create_problems(source)):
         yield f"{source.task}-{source.seed}:{number}", _problem(item)
 

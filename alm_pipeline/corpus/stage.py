@@ -11,8 +11,9 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
+from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
 from alm_pipeline.corpus.sources import open_source
-from alm_pipeline.runtime.progress import track
+from alm_pipeline.runtime.progress import show_line, track
 from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -36,10 +37,28 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
 
     Raises UserError if the source cannot be read, or has files of the storage itself, which every run changes.
     """
-    settings = corpus.model_dump(mode="json", exclude={"source", "name"})
     source = open_source(corpus.source)
     _refuse_stored_files(source.files.files, root)
-    return {"source": source.identity, "config": settings}
+    return {"source": source.identity, "config": _settings(resolve_layout(corpus, source))}
+
+
+def _settings(corpus: CorpusConfig) -> dict[str, object]:
+    """Return what else decides the examples. Plain texts and messages are known by the columns alone."""
+    known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
+    return corpus.model_dump(mode="json", exclude={"source", "name", *known})
+
+
+def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:
+    """Return the corpus with the layout that its examples are named by, so that the first rows are not read again."""
+    named = examples.identity["config"]
+    layout = named.get("layout", "text" if named["messages"] is None else "messages")
+    return corpus.model_copy(update={"layout": layout, "messages": named["messages"]})
+
+
+def learns_completions(examples: Dataset) -> bool:
+    """Whether the examples are prompts with completions, of which only the completions are learned."""
+    config = examples.identity.get("config")
+    return isinstance(config, dict) and config.get("layout") == "prompt_completion"
 
 
 def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
@@ -60,7 +79,9 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
     """
     if manifest := examples.manifest():
         return manifest
-    source = open_source(corpus.source)
+    source, corpus = open_source(corpus.source), _as_identified(corpus, examples)
+    if line := layout_line(corpus, source):
+        show_line(line)
     source.require_identity(examples.identity["source"])
     dropped: Counter[str] = Counter()
     shards = 0
@@ -74,7 +95,9 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
         source.check(final=True)
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
-        raise UserError(f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text and .sample")
+        raise UserError(
+            f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text, .layout and .sample"
+        )
     return examples.finish(shards, dropped)
 
 
@@ -107,6 +130,9 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
         "text": [_text(example) for example in shard],
         "messages": pa.array(conversations, pa.string()),
     }
+    completions = [example.completion_at for example in shard]
+    if None not in completions:
+        columns["completion_at"] = pa.array(completions, pa.int32())
     held_out = sum(example.split == "held_out" for example in shard)
     counts = {
         "examples": len(shard),

@@ -10,14 +10,15 @@ import pyarrow.compute as pc
 
 from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte
 from alm_pipeline.scoring.finite import check_stored_scores
-from storage.columns import list_rows
+from storage.columns import flatten_filled, flatten_lists, list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
+from storage.schemas import COMPLETION, TokenKind
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "examples": ("split",),
-    "teacher_tokens": ("token_ids", "byte_lengths", "kinds"),
-    "student_tokens": ("token_ids", "byte_lengths", "kinds"),
+    "teacher_tokens": ("token_ids", "byte_lengths", "kinds", "turns", "roles"),
+    "student_tokens": ("token_ids", "byte_lengths", "kinds", "turns", "roles"),
     "alignments": ("teacher_tokens", "student_tokens", "kinds", "assistant"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
@@ -103,5 +104,13 @@ def _teacher_bits_per_byte(tables: Tables) -> float:
 
 
 def _bytes_and_kinds(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Return the bytes and kinds [tokens] that are measured: of a prompt with a completion, the completion's alone."""
     lengths, kinds = (np.concatenate(list_rows(table[name])) for name in ("byte_lengths", "kinds"))
+    roles, role_offsets = flatten_lists(table["roles"])
+    is_completion = np.append(np.asarray(roles == COMPLETION, np.bool_), False)  # for tokens of no message, at -1
+    if is_completion.any():
+        _, offsets = flatten_lists(table["byte_lengths"])
+        turns = flatten_filled(table["turns"], offsets, -1).astype(np.int64)
+        places = np.where(turns < 0, -1, np.repeat(role_offsets[:-1], np.diff(offsets)) + turns)
+        kinds = np.where(is_completion[places], kinds, np.uint8(TokenKind.TEMPLATE))
     return lengths, kinds

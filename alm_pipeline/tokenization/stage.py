@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background, threads_at_once
 from alm_pipeline.tokenization.chat.template import TemplateRefused
+from alm_pipeline.tokenization.completions import with_completions, with_learned_turns
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
 from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
@@ -188,16 +190,21 @@ class _ExampleSlice:
     texts: list[str]
     conversations: list[Conversation] | None
     """None for a corpus of texts"""
+    completions: list[int] | None
+    """where completions begin, of prompts with completions"""
 
 
 def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]:
+    optional = ["completion_at"] if learns_completions(examples) else []
     for shard in shards:
-        table = examples.read_shard(shard, ["id", "text", "messages"])
+        table = examples.read_shard(shard, ["id", "text", "messages", *optional])
         # an empty shard has one empty slice
         for start in range(0, max(1, table.num_rows), _EXAMPLES_PER_SLICE):
             part = table.slice(start, _EXAMPLES_PER_SLICE)
             last = start + _EXAMPLES_PER_SLICE >= table.num_rows
-            yield _ExampleSlice(shard, last, table["id"], part["text"].to_pylist(), _conversations(part["messages"]))
+            texts, conversations = part["text"].to_pylist(), _conversations(part["messages"])
+            completions = part["completion_at"].to_pylist() if optional else None
+            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions)
 
 
 def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
@@ -212,8 +219,10 @@ def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[
 
     def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
         if part.conversations is not None:
-            return part, encoder.encode_conversations(part.conversations)
-        return part, encoder.encode(part.texts)
+            batch = encoder.encode_conversations(part.conversations)
+            return part, batch if part.completions is None else with_learned_turns(batch, part.completions)
+        batch = encoder.encode(part.texts)
+        return part, batch if part.completions is None else with_completions(batch, part.completions)
 
     return _ahead(encode, slices)
 

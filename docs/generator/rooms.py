@@ -24,6 +24,7 @@ PURPOSES = {
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
     "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",
+    "alm_pipeline.corpus.formats": "What a corpus's rows are: conversations, prompts with completions, and others.",
     "alm_pipeline.corpus": "From a source to examples: reading, cutting, ids, the held-out split.",
     "alm_pipeline.models.health": "What is wrong with a model's or tokenizer's files and weights, in one sentence.",
     "alm_pipeline.models.demo": "Small real models from package registries, for machines without a model hub.",

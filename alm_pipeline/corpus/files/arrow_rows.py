@@ -13,7 +13,7 @@ from typing import IO, Any
 from alm_pipeline.corpus.files.compression import compression_of, refuse_lfs_pointer
 from alm_pipeline.corpus.files.errors import naming_file, require_columns
 from alm_pipeline.corpus.files.listing import CorpusFile
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from storage.errors import UserError
 
 # Arrow's unit of reading; small, since a single row can hold megabytes of text
@@ -22,19 +22,19 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _FILE_MAGIC = re.compile(rb"ARROW1")
 
 
-def read_parquet(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_parquet(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the rows of a Parquet file."""
     with naming_file(file), file.fs.open(file.path, "rb") as stream:
         _check_head(file, stream)
-        yield from _numbered_rows(file, _parquet_batches(file, stream, columns), columns, dropped)
+        yield from _numbered_rows(file, _parquet_batches(file, stream, columns), dropped)
 
 
-def read_arrow(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_arrow(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the rows of an Arrow file (also Feather) or stream, as the content is."""
     with naming_file(file), file.fs.open(file.path, "rb") as stream:
         head = _check_head(file, stream)
         batches = _file_batches if _FILE_MAGIC.match(head) else _stream_batches
-        yield from _numbered_rows(file, batches(file, stream, columns), columns, dropped)
+        yield from _numbered_rows(file, batches(file, stream, columns), dropped)
 
 
 def _check_head(file: CorpusFile, stream: IO[bytes]) -> bytes:
@@ -48,24 +48,24 @@ def _check_head(file: CorpusFile, stream: IO[bytes]) -> bytes:
     return head
 
 
-def _parquet_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...]) -> Iterator[Any]:
+def _parquet_batches(file: CorpusFile, stream: IO[bytes], columns: Columns) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(stream, page_checksum_verification=True)
-    _check_columns(file, parquet.schema_arrow.names, columns)
-    yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
+    names = _checked_columns(file, parquet.schema_arrow.names, columns)
+    yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names)
 
 
-def _file_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...]) -> Iterator[Any]:
+def _file_batches(file: CorpusFile, stream: IO[bytes], columns: Columns) -> Iterator[Any]:
     import pyarrow as pa
 
     with pa.ipc.open_file(stream) as reader:
-        _check_columns(file, reader.schema.names, columns)
+        names = _checked_columns(file, reader.schema.names, columns)
         for index in range(reader.num_record_batches):
-            yield from _slices(reader.get_batch(index).select(list(columns)))
+            yield from _slices(reader.get_batch(index).select(names))
 
 
-def _stream_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...]) -> Iterator[Any]:
+def _stream_batches(file: CorpusFile, stream: IO[bytes], columns: Columns) -> Iterator[Any]:
     import pyarrow as pa
 
     # a stream that was cut off between two batches is read without an error
@@ -74,9 +74,9 @@ def _stream_batches(file: CorpusFile, stream: IO[bytes], columns: tuple[str, ...
         raise UserError(f"{file.url} is not an Arrow file or a whole stream; fetch it again, or exclude it")
     stream.seek(0)
     with pa.ipc.open_stream(stream) as reader:
-        _check_columns(file, reader.schema.names, columns)
+        names = _checked_columns(file, reader.schema.names, columns)
         for batch in reader:
-            yield from _slices(batch.select(list(columns)))
+            yield from _slices(batch.select(names))
 
 
 def _slices(batch: Any) -> Iterator[Any]:
@@ -109,18 +109,19 @@ def _without_text(kind: Any) -> Any:
     return kind
 
 
-def _check_columns(file: CorpusFile, names: list[str], columns: tuple[str, ...]) -> None:
-    require_columns(file.url, columns, names)
-    if twice := [column for column in columns if names.count(column) > 1]:
+def _checked_columns(file: CorpusFile, names: list[str], columns: Columns) -> list[str]:
+    """Return the columns of a file that are read. Raises UserError if one is missing, or there twice."""
+    require_columns(file.url, columns.required, names)
+    read = columns.among(names)
+    if twice := [column for column in read if names.count(column) > 1]:
         raise UserError(f"{file.url} has the column {twice[0]!r} twice; rename one of them")
+    return read
 
 
-def _numbered_rows(
-    file: CorpusFile, batches: Iterator[Any], columns: tuple[str, ...], dropped: Counter[str]
-) -> Iterator[tuple[str, SourceRow]]:
+def _numbered_rows(file: CorpusFile, batches: Iterator[Any], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     number = 0
     for batch in batches:
-        for row in rows_of(batch.select(list(columns))):
+        for row in rows_of(batch):
             if isinstance(row, str):
                 dropped[row] += 1
             else:

@@ -14,23 +14,23 @@ from typing import Any
 from alm_pipeline.corpus.files.compression import opened
 from alm_pipeline.corpus.files.errors import naming_file, require_columns
 from alm_pipeline.corpus.files.listing import CorpusFile
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from storage.errors import UserError
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
-def read_csv(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_csv(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the rows of a file whose fields are separated by commas."""
     return _read(file, columns, ",")
 
 
-def read_tsv(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_tsv(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the rows of a file whose fields are separated by tabs."""
     return _read(file, columns, "\t")
 
 
-def _read(file: CorpusFile, columns: tuple[str, ...], separator: str) -> Iterator[tuple[str, SourceRow]]:
+def _read(file: CorpusFile, columns: Columns, separator: str) -> Iterator[tuple[str, SourceRow]]:
     csv.field_size_limit(sys.maxsize)  # of the process; the default is 128 KiB
     with naming_file(file), opened(file) as stream:
         # bytes that are not UTF-8 become lone surrogates, for which the row is counted
@@ -60,23 +60,23 @@ def _numbered(file: CorpusFile, reader: Any) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _check_header(file: CorpusFile, header: list[str], columns: tuple[str, ...], separator: str) -> None:
+def _check_header(file: CorpusFile, header: list[str], columns: Columns, separator: str) -> None:
     if not header:
         raise UserError(f"{file.url} is empty: it needs a header with the names of its columns; fix or exclude it")
-    if twice := [column for column in columns if header.count(column) > 1]:
+    if twice := [column for column in columns.among(header) if header.count(column) > 1]:
         raise UserError(f"{file.url} has the column {twice[0]!r} twice; rename one of them")
     others = [sign for sign in _SEPARATORS if sign != separator and any(sign in name for name in header)]
-    if others and not set(columns) <= set(header):
+    if others and (not set(columns.required) <= set(header) or (columns.every and len(header) == 1)):
         raise UserError(
             f"{file.url}, read as {file.format}: its header {separator.join(header)[:100]!r} has no column "
             f"{_missing(header, columns)!r}; its fields seem to be separated by {_SEPARATORS[others[0]]} and not by "
             f"{_SEPARATORS[separator]}: {_fix(others[0])}"
         )
-    require_columns(file.url, columns, header)
+    require_columns(file.url, columns.required, header)
 
 
-def _missing(header: list[str], columns: tuple[str, ...]) -> str:
-    return next(column for column in columns if column not in header)
+def _missing(header: list[str], columns: Columns) -> str:
+    return next((column for column in columns.required if column not in header), "text")
 
 
 def _fix(separator: str) -> str:

@@ -1,5 +1,8 @@
 """Errors about a corpus's input."""
 
+import difflib
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -7,14 +10,22 @@ from typing import Protocol
 from storage.errors import UserError, cause, user_error
 
 _MOST_SHOWN = 30
+_MOST_NAMES = 20
+_PLAIN_NAME = re.compile(r"[\w.-]{1,32}")
 
 
 class RowDropped(Exception):
-    """A row without a document; `reason` is the key under which it is counted."""
+    """A row without a document; `reason` is the key under which it is counted, `name` what of the row is meant."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, name: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.name = reason, name
+
+    def count_in(self, dropped: Counter[str]) -> None:
+        """Count the row, as `reason:name` for the first names: rows may have any number of them."""
+        key = f"{self.reason}:{self.name}" if _PLAIN_NAME.fullmatch(self.name) else self.reason
+        others = sum(name.startswith(f"{self.reason}:") for name in dropped)
+        dropped[key if key in dropped or others < _MOST_NAMES else self.reason] += 1
 
 
 def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -> None:
@@ -23,8 +34,10 @@ def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -
     missing = [column for column in wanted if column not in present]
     if missing:
         shown = [*map(repr, present[:_MOST_SHOWN]), *(["…"] if len(present) > _MOST_SHOWN else [])]
+        near = [name for column in missing for name in difflib.get_close_matches(column, present, n=1)]
         raise UserError(
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(shown) or 'none'}. "
+            f"{f'Was {near[0]!r} meant? ' if near else ''}"
             "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these, or leave "
             "out files that have no texts with corpus.source.exclude."
         )

@@ -15,7 +15,7 @@ from typing import IO, Any
 from alm_pipeline.corpus.files.compression import opened
 from alm_pipeline.corpus.files.errors import naming_file
 from alm_pipeline.corpus.files.listing import CorpusFile
-from alm_pipeline.corpus.files.rows import ColumnsSeen, SourceRow
+from alm_pipeline.corpus.files.rows import Columns, ColumnsSeen, SourceRow
 from storage.errors import UserError
 
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
@@ -69,9 +69,9 @@ class _Decoder:
             )
 
 
-def read_jsonl(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_jsonl(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the object of each line that is not blank. Raises UserError if the file is one array."""
-    seen, decoder = ColumnsSeen(file, columns), _Decoder()
+    seen, decoder = ColumnsSeen(file, columns.required), _Decoder()
     with naming_file(file), opened(file) as stream:
         for number, line in enumerate(_lines(stream)):
             if number == 0 and _ARRAY_OF_OBJECTS.match(line):
@@ -110,12 +110,12 @@ def _parse(decoder: _Decoder, line: bytes, dropped: Counter[str]) -> SourceRow |
     return decoder.row(value, dropped)
 
 
-def read_json(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_json(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the objects of an array, of lines, or of a text of objects one after another, as the content is."""
     if _has_lines(file):
         yield from read_jsonl(file, columns, dropped)
         return
-    seen, decoder = ColumnsSeen(file, columns), _Decoder()
+    seen, decoder = ColumnsSeen(file, columns.required), _Decoder()
     # bytes that are not UTF-8 become lone surrogates, for which the row is counted
     with naming_file(file), opened(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")

@@ -22,6 +22,7 @@ from typing import Any
 
 from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of, without_compression
+from alm_pipeline.corpus.files.saved_datasets import saved_files, saved_split
 from storage.errors import UserError, http_status, user_error
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
@@ -127,6 +128,8 @@ def _match(url: str) -> list[_Match]:
     with user_error(f"cannot list {url}", "check the URL, its credentials and permissions"):
         fs, path = open_filesystem(url)
         _refuse_copies(fs, url)
+        if folder := _saved_folder(fs, path):
+            return [_Match(fs, file, folder, "", linked_folder=False) for file in saved_files(fs, folder)]
         matched = _matching_paths(fs, path, url)
     if not matched:
         raise UserError(f"no file matches {url} in corpus.source.urls; check the path and the pattern{_brackets(url)}")
@@ -134,6 +137,14 @@ def _match(url: str) -> list[_Match]:
     if path in matched:  # a URL without a pattern
         return [_Match(fs, path, path_of_name(fs, path).rpartition("/")[0], "", linked_folder=False)]
     return [_Match(fs, name, fixed, path.removeprefix(fixed), linked) for name, linked in matched.items()]
+
+
+def _saved_folder(fs: Any, path: str) -> str | None:
+    """Return the folder of a dataset that `save_to_disk` wrote, if the path, without a pattern, is one."""
+    if _GLOB_CHARACTERS.search(path_of_name(fs, path)) or "http" in fs.protocol:
+        return None
+    folder = path.rstrip("/")
+    return saved_split(fs, folder) if fs.isdir(folder) else None
 
 
 def _refuse_copies(fs: Any, url: str) -> None:

@@ -10,15 +10,15 @@ from alm_pipeline.corpus.files.csv_rows import read_csv, read_tsv
 from alm_pipeline.corpus.files.errors import naming_file, require_columns
 from alm_pipeline.corpus.files.json_rows import read_json, read_jsonl
 from alm_pipeline.corpus.files.listing import CorpusFile, FileListing
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.files.versions import HashedFiles
 
-Reader = Callable[[CorpusFile, tuple[str, ...], Counter[str]], Iterator[tuple[str, SourceRow]]]
+Reader = Callable[[CorpusFile, Columns, Counter[str]], Iterator[tuple[str, SourceRow]]]
 
 
-def read_text(file: CorpusFile, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+def read_text(file: CorpusFile, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
     """Yield the whole file as one row."""
-    require_columns(f"{file.url}, a text file,", columns, ["text"])
+    require_columns(f"{file.url}, a text file,", columns.required, ["text"])
     with naming_file(file), opened(file) as stream:
         data = stream.read()
     try:
@@ -45,7 +45,7 @@ READERS: dict[FileFormat, Reader] = {
 
 
 def read_files(
-    listing: FileListing, hashed: HashedFiles, columns: tuple[str, ...], dropped: Counter[str]
+    listing: FileListing, hashed: HashedFiles, columns: Columns, dropped: Counter[str]
 ) -> Iterator[tuple[str, SourceRow]]:
     """Yield the rows of all files with their ids: '<name>' for a text file, '<name>:<row>' for rows of other files.
 

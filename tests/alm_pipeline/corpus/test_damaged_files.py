@@ -234,7 +234,7 @@ _NO_JSON = {
         pytest.param("a.csv", b"text|n\na|1\n", "separated by bars and not by commas", id="bars"),
         pytest.param("a.tsv", b"text,n\na,1\n", "commas and not by tabs: set corpus.source.format to csv", id="commas"),
         pytest.param("a.csv", b"text,text\na,b\n", "has the column 'text' twice", id="column twice"),
-        pytest.param("a.csv", b"body,n\na,1\n", "has no column 'text'; it has 'body', 'n'", id="no column"),
+        pytest.param("a.csv", b"body,n\na,1\n", r"has no column 'text'; it has 'body' \(text\), 'n' ", id="no column"),
         pytest.param("a.csv", "text\nä\n".encode("utf-16"), "is UTF-16; convert it: iconv", id="utf-16"),
         pytest.param(
             "a.jsonl", '{"text": "ä"}\n'.encode("utf-16"), "is UTF-16; convert it: iconv", id="json in utf-16"
@@ -248,7 +248,7 @@ _NO_JSON = {
         pytest.param("a.json", b'[{"text": "x"}, {text: 1}]', "row 1, is not valid JSON: Expecting prop", id="no JSON"),
         pytest.param("a.json", b'[{"text": "x"},\n' + b"[" * 100_000, "row 1, is nested too deeply", id="deep"),
         pytest.param("a.json", b'{\n"body": "x"\n}', "has no column 'text'; it has 'body'", id="another object"),
-        pytest.param("a.jsonl", jsonl({"a": 1}, {"b": 2}), "has no column 'text'; it has 'a', 'b'", id="in no row"),
+        pytest.param("a.jsonl", jsonl({"a": 1}, {"b": 2}), "has no column 'text'; it has 'a' .*, 'b'", id="in no row"),
         pytest.param("a.jsonl", jsonl({}), "has no column 'text'; it has none.*corpus.source.exclude", id="no columns"),
         *[pytest.param("a.jsonl", data, _NO_OBJECT, id=f"{what} as JSONL") for what, data in _NO_JSON.items()],
         pytest.param("a.json", b'["a", "b"]', "has no JSON object in any of its 2 rows; fix or", id="array of texts"),

@@ -183,7 +183,7 @@ USER = {"role": "user", "content": "hi"}
         ([USER, "text"], "not_text"),
         ([{"role": "user"}], "not_text"),
         ([{"role": "user", "content": None}], "not_text"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "not_text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "content_part:image"),
         ([{"role": 1, "content": "x"}], "not_text"),
         ([], "empty"),
         ([{"role": "user", "content": " "}], "empty"),

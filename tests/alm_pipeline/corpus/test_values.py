@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alm_pipeline.config import FilesSource, HubSource
-from alm_pipeline.corpus.files.rows import _ROWS_BEFORE_A_COLUMN
+from alm_pipeline.corpus.files.rows import ROWS_BEFORE_A_COLUMN
 from alm_pipeline.corpus.sources import open_source
 from storage.errors import UserError
 from tests.alm_pipeline.corpus.helpers import corpus, corpus_of, jsonl, read, texts
@@ -64,7 +64,7 @@ def test_the_first_row_is_not_the_schema(tmp_path: Path) -> None:
 
 @pytest.mark.bad_input
 def test_a_column_in_no_row_is_known_before_the_end_of_a_long_file(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"body": "x"}\n' * _ROWS_BEFORE_A_COLUMN + b"garbage")
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "x"}\n' * ROWS_BEFORE_A_COLUMN + b"garbage")
     dropped: Counter[str] = Counter()
     source = open_source(FilesSource(urls=(str(tmp_path / "a.jsonl"),)))
     with pytest.raises(UserError, match=r"a\.jsonl has no column 'text'; it has 'body'"):
