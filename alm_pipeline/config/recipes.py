@@ -66,9 +66,8 @@ def own_run(goal: Goal, corpus: CorpusConfig, teacher: str, student: str, tokeni
                 terms={"alm": 1.0, "sft": 1.0, "latents": 1.0}, balance="gradmag", temperature=5.0
             )
             # a row holds the longest text, at one byte per token, and the special tokens around it
-            train = config.train.model_copy(
-                update={"learning_rate": 3e-5, "row_tokens": 256 + (corpus.max_bytes or 2048)}
-            )
+            row_tokens = 256 + (corpus.max_bytes or 2048)
+            train = config.train.model_copy(update={"learning_rate": 3e-5, "row_tokens": row_tokens})
             new = StudentConfig(model=student, tokenizer=BYTES)
             return config.model_copy(update={"student": new, "objective": objective, "train": train})
         case _:
