@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from alm_pipeline.config import FilesSource, Source
-from alm_pipeline.corpus.files.errors import naming_file
-from alm_pipeline.corpus.files.listing import CorpusFile, list_files
-from alm_pipeline.corpus.files.readers import READERS
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.config import Source
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.formats.layouts import PAIRS
+from alm_pipeline.corpus.formats.messages import conversation_form
+from alm_pipeline.corpus.sources import open_source
 
 _ROWS = 20
 _TEXT = "text"
@@ -17,9 +17,7 @@ _PAIRS = (
     ("question", "answer"),
     ("question", "solution"),
     ("problem", "solution"),
-    ("prompt", "completion"),
     ("prompt", "response"),
-    ("instruction", "output"),
     ("instruction", "response"),
     ("query", "response"),
     ("input", "output"),
@@ -29,31 +27,9 @@ _PAIRS = (
 
 
 def first_rows(source: Source) -> list[SourceRow]:
-    """Return the first rows of a source's first file, with all their columns.
-
-    Raises UserError if there is no file that can be read.
-    """
-    assert isinstance(source, FilesSource)
-    file = list_files(source).files[0]
-    rows = READERS[file.format](file, _column_names(file), Counter())
+    """Return the first rows of a source, with all their columns. Raises UserError if they can't be read."""
+    rows = open_source(source).rows(Columns(every=True), Counter())
     return [row for _, row in islice(rows, _ROWS)]
-
-
-def _column_names(file: CorpusFile) -> tuple[str, ...]:
-    """Return the columns that have to be asked for; other formats have all of them in each row."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if file.format not in ("parquet", "arrow"):
-        return ()
-    with naming_file(file), file.fs.open(file.path, "rb") as stream:
-        if file.format == "parquet":
-            return tuple(pq.read_schema(stream).names)
-        try:
-            return tuple(pa.ipc.open_file(stream).schema.names)
-        except pa.ArrowInvalid:
-            stream.seek(0)
-            return tuple(pa.ipc.open_stream(stream).schema.names)
 
 
 def column_kinds(rows: Sequence[SourceRow]) -> dict[str, str]:
@@ -64,7 +40,7 @@ def column_kinds(rows: Sequence[SourceRow]) -> dict[str, str]:
 def proposed_settings(rows: Sequence[SourceRow]) -> dict[str, str]:
     """Return the settings of `corpus` that read the rows: `messages`, or `text`, a column or a template of columns.
 
-    {} if no column has texts or conversations.
+    {} if no column has texts or conversations, or if they have a layout that needs no settings.
     """
     columns = _values_by_column(rows)
     chats = [name for name, values in columns.items() if _kind(values) == "conversations"]
@@ -73,6 +49,8 @@ def proposed_settings(rows: Sequence[SourceRow]) -> dict[str, str]:
         return {"messages": chats[0]}
     if _TEXT in texts:
         return {"text": _TEXT}
+    if any(first in columns and second in columns for first, second in PAIRS.values()):
+        return {}
     for first, second in _PAIRS:
         if first in texts and second in texts:
             return {"text": f"{{{first}}}\n{{{second}}}"}
@@ -93,10 +71,6 @@ def _kind(values: Sequence[Any]) -> str:
         return "nothing"
     if all(isinstance(value, str) for value in values):
         return "texts"
-    if all(isinstance(value, list) and value and all(map(_is_message, value)) for value in values):
+    if all(map(conversation_form, values)):
         return "conversations"
     return "numbers" if all(isinstance(value, int | float) for value in values) else "other values"
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str)

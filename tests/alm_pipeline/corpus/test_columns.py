@@ -21,6 +21,11 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "a pair": ({"id": 1, "question": "3+4?", "answer": "7"}, {"text": "{question}\n{answer}"}),
     "another pair": ({"prompt": "3+4?", "response": "7"}, {"text": "{prompt}\n{response}"}),
     "a conversation": ({"text": "x", "chat": CHAT}, {"messages": "chat"}),
+    "ShareGPT": (
+        {"id": "x", "conversations": [{"from": "human", "value": "3+4?"}, {"from": "gpt", "value": "7"}]},
+        {"messages": "conversations"},
+    ),
+    "a layout": ({"prompt": "3+4?", "completion": "7"}, {}),
     "numbers": ({"a": 1, "b": None, "c": [1, 2]}, {}),
 }
 
