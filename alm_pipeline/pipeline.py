@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
+from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
 from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
+from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.models.configuration import refuse_other_tables
+from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source
@@ -30,6 +33,8 @@ from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder,
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.provenance import provenance
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
@@ -37,6 +42,9 @@ from storage.folders import FolderManifest, StoredFolder
 
 if TYPE_CHECKING:
     from alm_pipeline.training.distillation import Distillation
+
+_SPECIAL_TOKENS = 8
+"""of a context, left free around texts that are cut by bytes; most tokenizers add one or two"""
 
 Side = Literal["teacher", "student"]
 _SIDES: tuple[Side, Side] = ("teacher", "student")
@@ -73,12 +81,22 @@ class Pipeline:
 
     @cached_property
     def _corpus(self) -> CorpusConfig:
-        # a token covers at least one byte, so a text with no more bytes than the context has tokens always fits; 8 are
-        # left for the special tokens around it. The teacher scores longer examples in windows
         length = self.source.context_length
-        most = min(self.config.corpus.max_bytes, length - 8) if length else self.config.corpus.max_bytes
         corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
+        most = corpus.max_bytes
+        if not self.cuts_by_tokens:
+            most = min(corpus.byte_limit, length - _SPECIAL_TOKENS) if length else corpus.byte_limit
         return corpus.model_copy(update={"max_bytes": most, "normalize": self._forms()})
+
+    @cached_property
+    def cuts_by_tokens(self) -> bool:
+        """Whether a text of as many bytes as the corpus allows may not fit the student: a token can be a single byte.
+
+        If all fit, the examples do not depend on the student's tokenizer, and students with other tokenizers share the
+        teacher's scores. The teacher scores longer examples in windows.
+        """
+        length, most = self.source.context_length, self.config.corpus.byte_limit
+        return length is not None and length - _SPECIAL_TOKENS < max(MIN_PIECE_BYTES, most - _SPECIAL_TOKENS)
 
     def _forms(self) -> tuple[str, ...]:
         """The forms that texts are converted to: NFC always, so that students with and without it share the caches."""
@@ -91,8 +109,11 @@ class Pipeline:
 
     @cached_property
     def examples(self) -> Dataset:
-        """The examples: the corpus, cut to fit the models."""
-        return self._with_provenance(examples_dataset(self._corpus, self.root))
+        """The examples: the corpus, cut to fit the student. Its tokenizer may have to be made first."""
+        limit = None
+        if self.cuts_by_tokens:
+            limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
+        return self._with_provenance(examples_dataset(self._corpus, self.root, limit))
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
@@ -205,9 +226,22 @@ class Pipeline:
         )
 
     def shard(self) -> Manifest:
-        """Read the corpus and write its examples in shards."""
-        with self.examples.being_written():
-            return write_examples(self.examples, self._corpus)
+        """Read the corpus and write its examples in shards.
+
+        Raises UserError if texts are cut by a student's tokenizer that the run has not made yet, or if its context
+        leaves no room for a text.
+        """
+        if manifest := self.examples.manifest():
+            return manifest
+        with self.examples.being_written(), single_threaded_calls():
+            return write_examples(self.examples, self._corpus, self._token_limit())
+
+    def _token_limit(self) -> TokenLimit | None:
+        length, tokenizer = self.source.context_length, self.student_tokenizer if self.cuts_by_tokens else None
+        if length is None or tokenizer is None:
+            return None
+        check_same(tokenizer.name, tokenizer.identity, self.examples.identity["tokenizer"], self.examples.name)
+        return TokenLimit(length, ByteEncoder(tokenizer))
 
     def train_tokenizer(self) -> FolderManifest | None:
         """Make the student's new tokenizer, if the configuration asks for one and it does not exist yet.
@@ -283,8 +317,8 @@ class Pipeline:
 
     def cache(self) -> None:
         """Run every stage up to the teacher's scores."""
-        self.shard()
         self.train_tokenizer()
+        self.shard()
         self.tokenize("teacher")
         self.tokenize("student")
         self.align()

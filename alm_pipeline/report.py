@@ -8,7 +8,29 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from alm_pipeline.pipeline import Pipeline
+from storage.dataset import Manifest
 from storage.printed.inert import one_line
+
+
+class ContextUse(BaseModel):
+    """How much of the student's context the examples use whose document goes on after them: the limit ended them.
+
+    The last example of a document has what remained, which says nothing of the limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context: int
+    """the student's, in tokens"""
+    tokens: float
+    """mean of these examples, with special tokens; where bytes are the limit, from their bytes"""
+    max_bytes: int | None
+    """`corpus.max_bytes`, if it ends the examples rather than the context; otherwise None"""
+
+    def describe(self) -> str:
+        """Return the share of the context, and the setting to raise if the context is not the limit."""
+        share = f"mean {self.tokens / self.context:.0%} of the student's {self.context:,} tokens (cut texts)"
+        return f"{share}; corpus.max_bytes, {self.max_bytes:,}, is reached first" if self.max_bytes else share
 
 
 class RunSummary(BaseModel):
@@ -23,6 +45,8 @@ class RunSummary(BaseModel):
     """number of examples by dataset and reason"""
     teacher_tokens: int
     student_tokens: int
+    context_use: ContextUse | None = None
+    """None if nothing was cut, or the student has no limit"""
     chunks: int
     aligned_share: float | None
     """share of the text's bytes that are in aligned chunks; None if there are no bytes"""
@@ -52,6 +76,7 @@ def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
         },
         teacher_tokens=teacher_tokens,
         student_tokens=manifests["student_tokens"].counts["tokens"],
+        context_use=_context_use(pipeline, manifests),
         chunks=manifests["alignments"].counts["chunks"],
         aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
@@ -60,6 +85,20 @@ def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
     )
+
+
+def _context_use(pipeline: Pipeline, manifests: Mapping[str, Manifest]) -> ContextUse | None:
+    counts, context = manifests["examples"].counts, pipeline.source.context_length
+    if not counts.get("cut_examples") or not context:  # datasets of earlier versions lack the count
+        return None
+    mean_bytes = counts["cut_bytes"] / counts["cut_examples"]
+    if "cut_tokens" in counts:
+        tokens = counts["cut_tokens"] / counts["cut_examples"]
+    else:
+        tokens = mean_bytes * manifests["student_tokens"].counts["tokens"] / counts["text_bytes"]
+    most = pipeline.config.corpus.max_bytes if pipeline.cuts_by_tokens else pipeline.config.corpus.byte_limit
+    by_bytes = most is not None and mean_bytes / most > tokens / context
+    return ContextUse(context=context, tokens=tokens, max_bytes=most if by_bytes else None)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -77,6 +116,7 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         ("examples", f"{summary.examples:,} ({summary.held_out_examples:,} held out), {summary.text_bytes:,} bytes"),
         *((f"left out, {reason}", f"{count:,}") for reason, count in summary.dropped.items()),
         ("tokens", f"teacher {summary.teacher_tokens:,}, student {summary.student_tokens:,}"),
+        *([("context used", summary.context_use.describe())] if summary.context_use else []),
         ("aligned chunks", f"{summary.chunks:,}"),
         ("bytes aligned", "–" if summary.aligned_share is None else f"{summary.aligned_share:.2%}"),
         ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),

@@ -46,8 +46,9 @@ class AlmRun:
 
     def prepare(self, workers: Workers, pool: GpuPool | None) -> None:
         """Run every stage up to the alignments. Runs of the pool, where there is one, score at the same time."""
-        self._run_stage("shard", tasks.shard)
+        # the examples may be cut by its tokens
         self._run_stage("train tokenizer", tasks.train_tokenizer)
+        self._run_stage("shard", tasks.shard)
         if jobs := self._missing_jobs(workers.group_bytes, pool):
             self._run_jobs(jobs, workers, pool)
         self._run_stage("manifests", tasks.publish_manifests)

@@ -128,7 +128,7 @@ def _fitting(corpus: CorpusConfig, readers: Sequence[_Reader]) -> CorpusConfig:
     """
     lengths = [length - 8 for length in (reader.model.context_length for reader in readers) if length]
     forms = common_forms(reader.tokenizer for reader in readers) if corpus.normalize == "auto" else corpus.normalize
-    return corpus.model_copy(update={"normalize": forms, "max_bytes": min([corpus.max_bytes, *lengths])})
+    return corpus.model_copy(update={"normalize": forms, "max_bytes": min([corpus.byte_limit, *lengths])})
 
 
 def _ensemble_bits(name: str, texts: Sequence[str]) -> float:

@@ -10,6 +10,8 @@ from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 _ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
 _ESCAPE = re.compile(r"\\([nrt])")
 
+DEFAULT_MAX_BYTES = 2048
+
 FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
 Layout = Literal["text", "messages", "sharegpt", "alpaca", "prompt_completion"]
 
@@ -109,8 +111,12 @@ class CorpusConfig(Frozen):
         "list of `nfc`, `nfd`, `nfkc`, `nfkd`, `lowercase` and `strip_accents`. `auto` is NFC and every form that "
         "either tokenizer's normalizer applies; `[]` leaves texts as they are.",
     )
-    max_bytes: int = Field(
-        2048, ge=16, description="The longest text of an example, in bytes of UTF-8. Longer documents are cut."
+    max_bytes: int | None = Field(
+        None,
+        ge=16,
+        description="The longest text of an example, in bytes of UTF-8. Longer documents are cut, in any case to the "
+        "student's context. Default: 2048, or only the context where that is shorter than 2,048 tokens. Raise it to "
+        "use a longer context.",
     )
     sample: float = Field(
         1.0,
@@ -157,3 +163,8 @@ class CorpusConfig(Frozen):
         if self.layout not in ("auto", "text") and self.text != "text":
             raise ValueError(f"layout: {self.layout} does not read text; leave out text, or set layout to text")
         return self
+
+    @property
+    def byte_limit(self) -> int:
+        """The longest text in bytes where the student's context is no limit."""
+        return self.max_bytes or DEFAULT_MAX_BYTES

@@ -1,4 +1,4 @@
-"""Cuts texts and conversations to size, at sensible places and without dropping text.
+"""Cuts texts to a number of bytes, at sensible places and without dropping text.
 
 A piece ends at the last place of the best kind in its window: after a blank line, else after a line, else after a
 sentence, else before a space (tokens begin with spaces), else between two characters. Only the second half of the
@@ -7,11 +7,8 @@ so the time is linear in the length of the text, whatever the lengths of its lin
 """
 
 import re
-from collections import Counter
 
 import regex  # type: ignore[import-untyped]
-
-from alm_pipeline.corpus.conversation import Messages
 
 MIN_PIECE_BYTES = 16
 
@@ -41,7 +38,7 @@ def cut_text(text: str, max_bytes: int) -> list[str]:
     while len(data) - start > max_bytes:
         # at least a quarter of a piece remains, so that no text ends in a scrap
         size = min(max_bytes, len(data) - start - max_bytes // 4)
-        end = _cut_place(data, start, start + size // 2, start + size)
+        end = cut_place(data, start, start + size // 2, start + size)
         pieces.append(data[start:end].decode())
         start = end
     if start < len(data):
@@ -49,16 +46,19 @@ def cut_text(text: str, max_bytes: int) -> list[str]:
     return _join_blank(pieces, max_bytes)
 
 
-def _cut_place(data: bytes, start: int, low: int, high: int) -> int:
+def cut_place(data: bytes, start: int, low: int, high: int) -> int:
     """Return the best place in (low, high] to end the piece that begins at `start`; `high` is inside of `data`."""
-    if blank_line := _BLANK_LINE.match(data, low, high):
-        return blank_line.end()
-    if line_end := data.rfind(b"\n", low, high) + 1:
-        return line_end
-    if sentence_end := _last_sentence_end(data, low, high):
+    if sentence_end := sentence_place(data, low, high):
         return sentence_end
     space = max(data.rfind(b" ", low + 1, high + 1), data.rfind(b"\t", low + 1, high + 1))
     return space if space > 0 else _character_boundary(data, start, low, high)
+
+
+def sentence_place(data: bytes, low: int, high: int) -> int:
+    """Return the last blank line, line end or end of a sentence in (low, high], in this order, 0 if there is none."""
+    if blank_line := _BLANK_LINE.match(data, low, high):
+        return blank_line.end()
+    return data.rfind(b"\n", low, high) + 1 or _last_sentence_end(data, low, high)
 
 
 def _last_sentence_end(data: bytes, low: int, high: int) -> int:
@@ -106,49 +106,3 @@ def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
         else:
             joined.append(piece)
     return joined
-
-
-def cut_messages(messages: Messages, max_bytes: int, dropped: Counter[str]) -> list[Messages]:
-    """Cut a conversation into conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
-
-    A leading system message is repeated in front of each, and its bytes count. Messages before the first user's turn
-    stay with that turn. A turn (up to the next user's) that is too long by itself is dropped and counted as
-    `turn_over_max_bytes`; no piece extends across it, since an answer to it could follow.
-    """
-    if content_bytes(messages) <= max_bytes:
-        return [messages]
-    system = messages[:1] if messages[0]["role"] == "system" else []
-    room = max_bytes - content_bytes(system)
-    pieces: list[Messages] = []
-    piece: Messages | None = None
-    used = 0
-    for turn in _turns(messages[len(system) :]):
-        size = content_bytes(turn)
-        if size > room:
-            dropped["turn_over_max_bytes"] += 1
-            piece = None
-        elif piece is not None and used + size <= room:
-            piece.extend(turn)
-            used += size
-        else:
-            piece = [*system, *turn]
-            pieces.append(piece)
-            used = size
-    return pieces
-
-
-def _turns(messages: Messages) -> list[Messages]:
-    """Split into turns, at least one, each from a user's message up to the next user's."""
-    turns: list[Messages] = [[]]
-    user_seen = False
-    for message in messages:
-        if message["role"] == "user" and user_seen:
-            turns.append([])
-        user_seen = user_seen or message["role"] == "user"
-        turns[-1].append(message)
-    return turns
-
-
-def content_bytes(messages: Messages) -> int:
-    """Return the UTF-8 bytes of all messages' contents."""
-    return sum(len(message["content"].encode()) for message in messages)

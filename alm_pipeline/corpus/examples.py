@@ -10,9 +10,12 @@ from typing import Any, Literal
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.completions import completions_of, split_text
 from alm_pipeline.corpus.conversation import Messages
-from alm_pipeline.corpus.cutting import content_bytes, cut_messages, cut_text
+from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.sources import OpenSource
+from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.corpus.turns import content_bytes, cut_messages
+from alm_pipeline.runtime.threads import results_ahead
 from alm_pipeline.vocabulary.text_forms import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
 
@@ -21,7 +24,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text or conversation of at most `max_bytes`; exactly one of `text` and `messages` is set.
+    """A text or conversation that is cut to size; exactly one of `text` and `messages` is set.
 
     `id` is the document's id, followed by '#<piece>' if the document was cut into several pieces.
     """
@@ -34,43 +37,101 @@ class Example:
     """UTF-8 bytes of the text, or of all messages' contents."""
     normalized: bool
     """Whether the document's text was converted to the corpus's form."""
+    continues: bool = False
+    """Whether the document goes on after it, so that the limit ends it."""
+    tokens: int | None = None
+    """The student's tokens of a document that is cut by them; otherwise None."""
     completion_at: int | None = None
     """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
 
 
-def iter_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None = None) -> Iterator[Example]:
+def iter_examples(
+    config: CorpusConfig,
+    dropped: Counter[str],
+    source: OpenSource | None = None,
+    limit: TokenLimit | None = None,
+) -> Iterator[Example]:
     """Yield the corpus's examples, in an order that never changes; counts losses in `dropped`.
 
     `source` is the corpus's, if it is open already: a stage opens it to compare its identity, and checks it again.
+    With `limit`, examples also fit the student's context; several threads encode then.
 
     The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held out
     depends only on ids, so more data or a larger sample moves none. Examples excluded by `sample` and `max_examples`
     are not counted, since that was configured. Raises UserError if two examples have the same id, or `normalize` names
     an unknown form.
     """
-    sampled = _sampled(_unique(_all_examples(config, dropped, source)), config.sample)
+    sampled = _sampled(_unique(_all_examples(config, dropped, source, limit)), config.sample)
     return islice(sampled, config.max_examples)
 
 
-def _all_examples(config: CorpusConfig, dropped: Counter[str], source: OpenSource | None) -> Iterator[Example]:
-    for document, normalized in _normalized(read_documents(config, dropped, source), config.normalize, dropped):
-        split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
-        pieces = _cut(document, config.max_bytes, dropped)
-        completions = completions_of(document, pieces)
-        for number, ((text, messages), completion_at) in enumerate(zip(pieces, completions, strict=True)):
-            if reason := _unusable(text, messages, completion_at):
-                dropped[reason] += 1
-                continue
-            example_id = f"{document.id}#{number}" if len(pieces) > 1 else document.id
-            size = content_bytes(messages or []) if text is None else len(text.encode())
-            yield Example(example_id, split, text, messages, size, normalized, completion_at)
+@dataclass(frozen=True, slots=True)
+class _ReadDocument:
+    """A document in the corpus's form."""
+
+    document: Document
+    normalized: bool
+    dropped_before: Counter[str]
+    """What was lost since the document before: the threads are ahead of what is counted."""
 
 
-def _unusable(text: str | None, messages: Messages | None, completion_at: int | None) -> str | None:
+@dataclass(frozen=True, slots=True)
+class _CutDocument:
+    pieces: list[Example]
+    dropped: Counter[str]
+
+
+def _all_examples(
+    config: CorpusConfig, dropped: Counter[str], source: OpenSource | None, limit: TokenLimit | None
+) -> Iterator[Example]:
+    lost = Counter[str]()
+
+    def documents() -> Iterator[_ReadDocument]:
+        for document, normalized in _normalized(read_documents(config, lost, source), config.normalize, lost):
+            before = lost.copy()
+            lost.clear()
+            yield _ReadDocument(document, normalized, before)
+
+    def cut(read: _ReadDocument) -> _CutDocument:
+        return _cut(read, config, limit)
+
+    for document in map(cut, documents()) if limit is None else results_ahead(cut, documents()):
+        dropped.update(document.dropped)
+        yield from document.pieces
+    dropped.update(lost)
+
+
+def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) -> _CutDocument:
+    document, dropped = read.document, read.dropped_before
+    split: Split = "held_out" if _share(document.id, "split") < config.held_out else "train"
+    pieces = _pieces(document, config, limit, dropped)
+    completions = completions_of(document, [(piece.text, piece.messages) for piece in pieces])
+    found = []
+    for number, (piece, completion_at) in enumerate(zip(pieces, completions, strict=True)):
+        if reason := _unusable(piece, completion_at):
+            dropped[reason] += 1
+            continue
+        found.append(
+            Example(
+                f"{document.id}#{number}" if len(pieces) > 1 else document.id,
+                split,
+                piece.text,
+                piece.messages,
+                content_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode()),
+                read.normalized,
+                continues=number + 1 < len(pieces),
+                tokens=piece.tokens,
+                completion_at=completion_at,
+            )
+        )
+    return _CutDocument(found, dropped)
+
+
+def _unusable(piece: "_Piece", completion_at: int | None) -> str | None:
     """Return why a piece is left out, or None."""
-    if text is not None and text.isspace():
+    if piece.text is not None and piece.text.isspace():
         return "blank_piece"
-    length = len(messages or []) if text is None else len(text.encode())
+    length = len(piece.messages or []) if piece.text is None else len(piece.text.encode())
     return "piece_of_a_prompt" if completion_at is not None and completion_at >= length else None
 
 
@@ -108,13 +169,24 @@ def _is_blank(document: Document) -> bool:
     return not any(text.strip() for text in texts)
 
 
-def _cut(
-    document: Document, max_bytes: int, dropped: Counter[str]
-) -> list[tuple[str | None, list[dict[str, Any]] | None]]:
-    if document.messages is not None:
-        return [(None, messages) for messages in cut_messages(document.messages, max_bytes, dropped)]
-    assert document.text is not None
-    return [(text, None) for text in cut_text(document.text, max_bytes)]
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str | None
+    messages: Messages | None
+    tokens: int | None = None
+
+
+def _pieces(document: Document, config: CorpusConfig, limit: TokenLimit | None, dropped: Counter[str]) -> list[_Piece]:
+    if document.messages is None:
+        assert document.text is not None
+        if limit is None:
+            return [_Piece(text, None) for text in cut_text(document.text, config.byte_limit)]
+        return [_Piece(piece.text, None, piece.tokens) for piece in limit.cut_text(document.text, config.max_bytes)]
+    most = config.byte_limit if limit is None else config.max_bytes
+    pieces = cut_messages(document.messages, most, dropped, limit)
+    if limit is None or len(pieces) == 1:
+        return [_Piece(None, messages) for messages in pieces]
+    return [_Piece(None, messages, limit.lengths.conversation_tokens(messages)) for messages in pieces]
 
 
 def _unique(examples: Iterator[Example]) -> Iterator[Example]:

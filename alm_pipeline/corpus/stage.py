@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
 from alm_pipeline.corpus.sources import open_source
+from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.runtime.progress import show_line, track
 from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest
@@ -24,12 +25,14 @@ from storage.urls import open_filesystem
 STAGE_VERSION = 3
 
 
-def examples_dataset(corpus: CorpusConfig, root: str) -> Dataset:
+def examples_dataset(corpus: CorpusConfig, root: str, limit_identity: Mapping[str, object] | None = None) -> Dataset:
     """Return the examples dataset of a corpus, whether or not it is written yet.
 
-    A source is identified by its content: the same files in another place are the same examples.
+    A source is identified by its content: the same files in another place are the same examples. `limit_identity` is
+    what decides the `TokenLimit` that the examples are written with, if there is one.
     """
-    return Dataset(root, Kind.EXAMPLES, corpus.name, {"stage_version": STAGE_VERSION, **corpus_identity(corpus, root)})
+    identity = {"stage_version": STAGE_VERSION, **corpus_identity(corpus, root), **(limit_identity or {})}
+    return Dataset(root, Kind.EXAMPLES, corpus.name, identity)
 
 
 def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
@@ -71,8 +74,8 @@ def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
         )
 
 
-def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
-    """Read the corpus and write every shard that is not written yet.
+def write_examples(examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | None = None) -> Manifest:
+    """Read the corpus and write every shard that is not written yet. With `limit`, it is cut by the student's tokens.
 
     Raises UserError if the corpus has no examples, or its source changes before all is written: no shard is written
     under the name of other content.
@@ -86,13 +89,15 @@ def write_examples(examples: Dataset, corpus: CorpusConfig) -> Manifest:
     dropped: Counter[str] = Counter()
     shards = 0
     with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
-        found = _shards(iter_examples(corpus, dropped, source), corpus.shard_bytes)
+        found = _shards(iter_examples(corpus, dropped, source, limit), corpus.shard_bytes)
         for shards, shard in enumerate(found, start=1):
             source.check()
             if not examples.record(shards - 1):
                 write(shards - 1, shard)
             advance(_text_bytes(shard))
         source.check(final=True)
+    if limit is not None:
+        limit.lengths.check_unchanged()
     if not shards:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
         raise UserError(
@@ -139,5 +144,17 @@ def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
         "held_out_examples": held_out,
         "normalized_examples": sum(example.normalized for example in shard),
         "text_bytes": _text_bytes(shard),
+        **_cut_counts(shard),
     }
     examples.write_shard(index, columns, counts)
+
+
+def _cut_counts(shard: list[Example]) -> dict[str, int]:
+    """Return the number of examples that end where their document goes on, their bytes, and the student's tokens.
+
+    The tokens are counted where they are the limit. What remains of a document at its end says nothing of the limit.
+    """
+    cut = [example for example in shard if example.continues]
+    counts = {"cut_examples": len(cut), "cut_bytes": _text_bytes(cut)}
+    tokens = [example.tokens for example in cut if example.tokens is not None]
+    return {**counts, "cut_tokens": sum(tokens)} if tokens else counts

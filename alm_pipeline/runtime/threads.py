@@ -2,14 +2,19 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 _callers = ContextVar("callers", default=1)
 _IN_BACKGROUND = 2
 """One call that waits for the disk, and one that computes."""
+_MOST_AHEAD = 16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def threads_at_once() -> int:
@@ -55,3 +60,16 @@ def in_background(function: Callable[..., object]) -> Iterator[Callable[..., Non
         yield call
         while running:
             running.popleft().result()
+
+
+def results_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield the function's results in order. One thread per core computes the next ones while the caller uses one."""
+    at_once = min(threads_at_once(), _MOST_AHEAD)
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > at_once:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

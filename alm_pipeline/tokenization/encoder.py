@@ -61,6 +61,15 @@ class ByteEncoder:
         self._before, self._after = tokenizer.frame
         self._check_rows()
 
+    @property
+    def frame(self) -> int:
+        """The number of special tokens around every text."""
+        return len(self._before) + len(self._after)
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the tokenizer's files were changed since it was loaded."""
+        self.tokenizer.check_unchanged()
+
     def _check_rows(self) -> None:
         check_vocabulary(self.view, self._rows, self.tokenizer.name)
         if lacking := [id_ for id_ in (*self._before, *self._after) if id_ >= self._rows]:
@@ -89,6 +98,22 @@ class ByteEncoder:
             for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
         ]
         return surround(replace(batch, dropped=dropped), self._before, self._after)
+
+    def token_ends(self, text: str) -> npt.NDArray[np.int64]:
+        """Return where each token of a text ends, in bytes, without the special tokens around it.
+
+        The ends of tokens that spell another text are spread evenly: only their number is known.
+        """
+        ids = np.array(self._bodies([text], special_literals=False)[0], np.int32)
+        content = text.encode()
+        spans = self._spans(ids, content)
+        if spans is None:
+            return np.arange(1, len(ids) + 1) * len(content) // max(1, len(ids))
+        return spans.ends
+
+    def conversation_tokens(self, conversation: Conversation) -> int:
+        """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
+        return len(self.encode_conversations([conversation]).token_ids)
 
     def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
         # some faults of a tokenizer.json show with some texts only, as a panic of the library

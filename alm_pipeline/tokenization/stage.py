@@ -2,13 +2,12 @@
 
 import json
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +16,7 @@ from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
-from alm_pipeline.runtime.threads import in_background, threads_at_once
+from alm_pipeline.runtime.threads import in_background, results_ahead
 from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.completions import with_completions, with_learned_turns
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
@@ -32,10 +31,6 @@ from storage.schemas import Kind
 STAGE_VERSION = 4
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
-_MOST_SLICES_AT_ONCE = 16
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -224,20 +219,7 @@ def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[
         batch = encoder.encode(part.texts)
         return part, batch if part.completions is None else with_completions(batch, part.completions)
 
-    return _ahead(encode, slices)
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the function's results in order. One thread per core computes the next ones while the caller uses one."""
-    at_once = min(threads_at_once(), _MOST_SLICES_AT_ONCE)
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > at_once:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return results_ahead(encode, slices)
 
 
 def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:

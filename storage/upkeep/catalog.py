@@ -28,8 +28,8 @@ from storage.urls import (
 )
 
 KINDS: tuple[Kind | FolderKind, ...] = (
-    Kind.EXAMPLES,
     "tokenizers",
+    Kind.EXAMPLES,
     Kind.TOKENS,
     Kind.ALIGNMENTS,
     "pair_biases",

@@ -17,17 +17,19 @@ from tests.corpora import write_chats
 
 
 def test_examples_are_cut_to_the_smallest_context(config: AlmConfig, tmp_path: Path) -> None:
-    """A context of 64 tokens holds any 56 bytes, whatever the tokenizer; no text is lost."""
+    """A context of 64 tokens may not hold 200 bytes: they are cut by tokens, and no text is lost."""
     tokenizer, model = tiny.byte_level_tokenizer(), tiny.tiny_llama(400)
     model.config.max_position_embeddings = 64
     student = StudentConfig(model=tiny.save(tmp_path / "short", model, tokenizer))
     pipeline = Pipeline(config.model_copy(update={"student": student}), str(tmp_path))
     manifest = pipeline.shard()
     texts = pl.read_parquet(f"{pipeline.examples.url}/*.parquet")["text"]
-    assert texts.str.len_bytes().max() <= 56
+    assert 64 < texts.str.len_bytes().max() <= 200
     whole = Path(config.corpus.source.urls[0]).read_text().splitlines()  # type: ignore[union-attr]
     assert manifest.counts["text_bytes"] == sum(len(json.loads(line)["text"].encode()) for line in whole)
     assert pipeline.tokenize("student").dropped == {}
+    lengths = pl.read_parquet(f"{pipeline.tokens('student').url}/*.parquet")["token_ids"].list.len()
+    assert 32 < lengths.max() <= 64
 
 
 def test_conversations_align_by_content_and_pair_the_end_of_turn(config: AlmConfig, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_everything_damaged_is_written_again_to_the_same_bytes(config: AlmConfig
     overwrite(join_url(scores.url, "shard-00009.parquet"), b"x")
     done = repair_all(root, checksums=True)
     assert [item.key.split("/")[0] for item in done] == [
-        "examples",
         "tokenizers",
+        "examples",
         "tokens",
         "tokens",
         "alignments",

@@ -1,13 +1,11 @@
 import unicodedata
-from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alm_pipeline.corpus import cut_messages, cut_text
+from alm_pipeline.corpus import cut_text
 
 NASTY = [
     "a", "Z", " ", "  ", "\n", "\n\n", "\r\n", "\r\n\r\n", "\t", "\x00", ".", "! ", '." ', "。", "！」", "漢", "é",
@@ -94,51 +92,3 @@ def test_a_size_that_may_not_fit_a_character_is_refused() -> None:
 
 def test_a_long_line_without_any_good_place() -> None:
     assert len(cut_text("a" * 5_000_000, 2048)) == 2442
-
-
-def turn(number: int, size: int = 10) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": f"{number}".ljust(size // 2)},
-        {"role": "assistant", "content": "y" * (size - size // 2)},
-    ]
-
-
-SYSTEM = {"role": "system", "content": "s" * 10}
-
-
-def test_a_conversation_that_fits_is_left_alone() -> None:
-    messages = [{"role": "assistant", "content": "hello"}, *turn(1)]
-    assert cut_messages(messages, 15, Counter()) == [messages]
-
-
-def test_conversations_are_cut_before_a_user_and_repeat_the_system_message() -> None:
-    messages = [SYSTEM, *turn(1), *turn(2), *turn(3)]
-    dropped: Counter[str] = Counter()
-    assert cut_messages(messages, 30, dropped) == [[SYSTEM, *turn(1), *turn(2)], [SYSTEM, *turn(3)]]
-    assert not dropped
-
-
-def test_what_comes_before_the_first_user_stays_with_it() -> None:
-    greeting = {"role": "assistant", "content": "hi"}
-    pieces = cut_messages([greeting, *turn(1), *turn(2)], 16, Counter())
-    assert pieces == [[greeting, *turn(1)], turn(2)]
-
-
-def test_a_turn_too_long_is_counted_and_nothing_reaches_across_it() -> None:
-    dropped: Counter[str] = Counter()
-    pieces = cut_messages([*turn(1), *turn(2, 40), *turn(3, 0), *turn(4)], 30, dropped)
-    assert pieces == [turn(1), [*turn(3, 0), *turn(4)]]
-    assert dropped == {"turn_over_max_bytes": 1}
-
-
-@pytest.mark.parametrize("after", [[], turn(1), turn(1) + turn(2)])
-def test_a_system_message_that_leaves_no_room_drops_every_turn(after: list[dict[str, Any]]) -> None:
-    dropped: Counter[str] = Counter()
-    assert cut_messages([{"role": "system", "content": "s" * 40}, *after], 30, dropped) == []
-    assert dropped == {"turn_over_max_bytes": max(1, len(after) // 2)}
-
-
-def test_bytes_are_counted_not_characters() -> None:
-    dropped: Counter[str] = Counter()
-    assert cut_messages([{"role": "user", "content": "漢" * 10}], 29, dropped) == []
-    assert dropped == {"turn_over_max_bytes": 1}

@@ -7,7 +7,7 @@ from threading import Timer
 
 import pytest
 
-from alm_pipeline.runtime.threads import in_background, shared_by, threads_at_once
+from alm_pipeline.runtime.threads import in_background, results_ahead, shared_by, threads_at_once
 
 
 def test_callers_share_the_threads_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +74,22 @@ def test_the_callers_own_error_comes_first() -> None:
     with pytest.raises(KeyError), in_background(fail) as call:  # noqa: PT012
         call()
         raise KeyError
+
+
+def test_the_next_results_are_computed_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    started: list[int] = []
+    event = threading.Event()
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 1:
+            event.set()
+        return item * 10
+
+    results = results_ahead(work, range(9))
+    assert next(results) == 0
+    assert event.wait(5)
+    assert max(started) <= 2
+    assert list(results) == [10 * item for item in range(1, 9)]
+    assert list(results_ahead(work, [])) == []

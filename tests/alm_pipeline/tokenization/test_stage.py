@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
-from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
@@ -297,25 +296,6 @@ def test_a_failed_write_is_raised(tmp_path: Path, llama_folder: str, monkeypatch
     monkeypatch.setattr(Dataset, "write_shard", fail)
     with pytest.raises(OSError, match="disk full"):
         run(examples, llama_folder)
-
-
-def test_the_next_results_are_computed_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    started: list[int] = []
-    event = threading.Event()
-
-    def work(item: int) -> int:
-        started.append(item)
-        if item == 1:
-            event.set()
-        return item * 10
-
-    results = stage._ahead(work, range(9))
-    assert next(results) == 0
-    assert event.wait(5)
-    assert max(started) <= 2
-    assert list(results) == [10 * item for item in range(1, 9)]
-    assert list(stage._ahead(work, [])) == []
 
 
 def test_no_chat_template(tmp_path: Path, gemma_folder: str) -> None:

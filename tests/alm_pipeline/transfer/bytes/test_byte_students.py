@@ -99,4 +99,4 @@ def test_the_recipe_is_whole() -> None:
     assert found.student.is_byte_level
     assert found.student.ngram_embeddings
     # an example's bytes, and what its tokenizer puts around them, fit into a row
-    assert found.corpus.max_bytes + 8 <= found.train.row_tokens
+    assert found.corpus.byte_limit + 8 <= found.train.row_tokens
