@@ -47,7 +47,7 @@ def stored_config(stored: dict[str, Any], origin: str) -> AlmConfig:
         raise UserError(f"{origin}: no manifest records the configuration that it was made with: {fix}")
     if LEFT_OUT in str(stored["configuration"]):
         raise UserError(f"{origin}: its configuration had a password or signature, which manifests don't store: {fix}")
-    return parse_config(stored["configuration"], f"{origin}: its manifest")
+    return parse_config(stored["configuration"], f"{origin}: its manifest", is_stored=True)
 
 
 def _versions() -> dict[str, str]:

@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
+from prefect import get_run_logger
 from prefect.states import Cancelled
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Number, Whole
-from alm_pipeline.config.overrides import Overrides, override, parse_overrides
-from alm_pipeline.config.recipes import recipe as find_recipe
+from alm_pipeline.config.overrides import Overrides, configure, override, parse_overrides
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
@@ -38,8 +38,21 @@ def _describe(parameters: Mapping[str, Any]) -> str:
 
 
 def _resolve(parameters: Mapping[str, Any]) -> AlmConfig:
-    config: AlmConfig = parameters["config"] or find_recipe(parameters["recipe"])
-    return override(config, parse_overrides({name: parameters[name] for name in Overrides.model_fields}))
+    config: AlmConfig | None = parameters["config"]
+    overrides = _overrides(parameters)
+    return override(config, overrides) if config else configure(parameters["recipe"], overrides)
+
+
+def _overrides(parameters: Mapping[str, Any]) -> Overrides:
+    return parse_overrides({name: parameters[name] for name in Overrides.model_fields})
+
+
+def _log_first_lines(config: AlmConfig, parameters: Mapping[str, Any]) -> None:
+    from alm_pipeline.first_lines import first_lines
+
+    recipe = None if parameters["config"] else parameters["recipe"]
+    for line in first_lines(config, recipe, _overrides(parameters)):
+        get_run_logger().info("%s", line)
 
 
 @inert_flow("alm", run_name("alm", _describe))
@@ -69,13 +82,13 @@ def alm(
     """Distill a teacher into a student, whatever their tokenizers.
 
     Args:
-        recipe: The name of a complete configuration (transfer, maths, bytes), used where `config` is not set.
+        recipe: The name of a recipe (distill, transfer, maths, bytes), used where `config` is not set.
         config: A complete configuration.
         storage: Where datasets and students are stored: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME,
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus, with all of their texts.
+        corpus: URL of files to use as the corpus: in place of a file's source and name, or of a recipe's whole corpus.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.
@@ -97,6 +110,8 @@ def alm(
         chosen = _resolve(parameters)
         _check_only(only, until, shards, gpu_pool)
         tasks.log_stages_at_info()
+        if not only:
+            _log_first_lines(chosen, parameters)
         run = _alm_run(chosen, storage, address)
         if only == "score":
             return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}

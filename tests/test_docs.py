@@ -14,7 +14,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig, Balance, Chunking, Divergence, Term, Tracker
+from alm_pipeline.config import AlmConfig, Balance, Chunking, CorpusConfig, Divergence, FilesSource, Term, Tracker
+from alm_pipeline.config.fields.settings import settings_of
 from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
@@ -22,6 +23,7 @@ from alm_pipeline.training.loop.evaluations import EVALUATIONS
 from alm_pipeline.training.student.save import METRICS, SPEED
 from docs.generator import commands, datasets, rooms, settings
 from docs.generator.pages import PAGES as GENERATED_PAGES
+from flows.cli.configuration import parse_settings
 from storage.schemas import OPTIONAL, SCHEMAS
 from tests.test_layers import ROOMS
 
@@ -88,6 +90,40 @@ def test_the_ensemble_generates_and_scores(llama_folder: str, gemma_folder: str,
     generated, bits = run(code, tmp_path).rsplit("\n", 2)[:2]
     assert "Natalia sold 48 clips" in generated
     assert float(bits) > 0
+
+
+def test_templates_mean_what_the_page_says() -> None:
+    """Each as it is pasted into a shell, and the one for a file."""
+    text = text_of("docs/how-to/own-run.md")
+    (block,) = re.findall(r"<!-- tested: templates -->\n```\n(.*?)```", text, re.DOTALL)
+    typed = [line.removeprefix("corpus.text=") for line in block.splitlines()]
+    written = ["question", "{question} {answer}", "Q: {question}", "Q: {question}\nA: {answer}"]
+    (pasted,) = re.findall(r"--set ('corpus\.text=.*?')", text)
+    assert shlex.split(pasted) == [f"corpus.text={typed[-1]}"]
+    assert [parse_settings([f"corpus.text={value}"])["corpus.text"] for value in typed] == written
+    (in_file,) = re.findall(r"<!-- tested: template in a file -->\n```yaml\n(.*?)```", text, re.DOTALL)
+    assert yaml.safe_load(in_file)["corpus"]["text"] == written[-1]
+    (parameter,) = re.findall(r"-p '(settings=.*?)'", text.replace("\n", " "))
+    assert yaml.safe_load(parameter.removeprefix("settings=")) == {"corpus.text": written[-1]}
+
+
+def test_templates_of_all_pages_and_descriptions_are_taken() -> None:
+    """What `--set corpus.text=…` and `--text …` are followed by, on every page and in the help of every command."""
+    templates = [
+        word.partition("=")[2] if word.startswith("corpus.text=") else word
+        for page in PAGES
+        for _, _, *words in command_lines(page)
+        for before, word in zip(["", *words], words, strict=False)
+        if word.startswith("corpus.text=") or before == "--text"
+    ]
+    description = CorpusConfig.model_fields["text"].description or ""
+    templates += re.findall(r"`([^`]*\{[^`]*)`", description)
+    assert len(templates) > 3
+    for template in templates:
+        text = parse_settings([f"corpus.text={template}"])["corpus.text"]
+        assert CorpusConfig(name="x", source=FilesSource(urls=("x",)), text=text).text == text
+        assert "\\" not in text
+        assert text.count('"') in (0, 2 * text.count('""'))
 
 
 @pages
@@ -205,7 +241,7 @@ def test_commands_and_options_exist(page: str) -> None:
 
 def setting_values() -> dict[str, str]:
     """What each setting takes, in words."""
-    return {setting.path: setting.values for section in settings.sections() for setting in section.settings}
+    return {setting.path: settings.values(setting) for setting in settings_of(AlmConfig)}
 
 
 def is_setting(path: str) -> bool:
@@ -260,11 +296,10 @@ def test_the_readme_is_short() -> None:
 
 def test_every_setting_has_a_description_and_is_on_its_page() -> None:
     page = settings.page()
-    for section in settings.sections():
-        for setting in section.settings:
-            is_described = setting.field.description or setting.values.startswith("section")
-            assert is_described or setting.path.endswith(".kind"), setting.path
-            assert f"`{setting.path}`" in page
+    for setting in settings_of(AlmConfig):
+        is_described = setting.field.description or settings.values(setting).startswith("section")
+        assert is_described or setting.path.endswith(".kind"), setting.path
+        assert f"`{setting.path}`" in page
 
 
 def test_every_override_is_on_the_page_of_settings() -> None:

@@ -26,6 +26,7 @@ ROOMS = (
     "storage",
     "storage.upkeep",
     "alm_pipeline.runtime",
+    "alm_pipeline.config.fields",
     "alm_pipeline.config",
     "alm_pipeline.vocabulary",
     "alm_pipeline.corpus.files",

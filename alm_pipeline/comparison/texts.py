@@ -7,8 +7,10 @@ from functools import cached_property
 from itertools import chain
 
 import numpy as np
+from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
+from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
@@ -53,8 +55,16 @@ class _Reader:
 
 
 def texts_at(url: str, text: str, examples: int) -> CorpusConfig:
-    """Return the first texts of files as a corpus for comparisons; `text` is a column or a template of columns."""
-    return CorpusConfig(name="texts", source=FilesSource(urls=(url,)), layout="text", text=text, max_examples=examples)
+    """Return the first texts of files as a corpus for comparisons; `text` is a column or a template of columns.
+
+    Raises UserError if the template is wrong.
+    """
+    try:
+        return CorpusConfig(
+            name="texts", source=FilesSource(urls=(url,)), layout="text", text=text, max_examples=examples
+        )
+    except ValidationError as error:
+        raise UserError(f"these texts can't be read:\n{wrong_fields(error, CorpusConfig)}") from error
 
 
 def compare_models(

@@ -1,10 +1,14 @@
 """The corpus: where texts come from, and how they become examples."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from alm_pipeline.config.frozen import SEEDS, Frozen
+from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
+
+_ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
+_ESCAPE = re.compile(r"\\([nrt])")
 
 DEFAULT_MAX_BYTES = 2048
 
@@ -79,8 +83,8 @@ class CorpusConfig(Frozen):
     )
     text: str = Field(
         "text",
-        description="The column that holds the text, or a template of columns: `Q: {question}\\nA: {answer}`. Unused "
-        "if `messages` is set.",
+        description='The column that holds the text, or a template of columns: `"Q: {question}\\nA: {answer}"`, with '
+        "double quotes where there are line ends. Unused if `messages` is set.",
     )
     messages: str | None = Field(
         None,
@@ -137,6 +141,18 @@ class CorpusConfig(Frozen):
         description="Bytes of text per shard. A shard is the unit that workers process and that is resumed after a "
         "kill. Default: 32 MiB.",
     )
+
+    @field_validator("text")
+    @classmethod
+    def _has_real_line_ends(cls, text: str, info: ValidationInfo) -> str:
+        """In YAML, `\\n` is the end of a line only in double quotes."""
+        if info.context != STORED and "{" in text and (escape := _ESCAPE.search(text)):
+            quoted = text.replace('"', '\\"')
+            raise ValueError(
+                f'the template has a backslash and "{escape[1]}" as text: write it in double quotes, in which '
+                f'{escape[0]} is {_ESCAPED[escape[1]]}: "{quoted}"'
+            )
+        return text
 
     @model_validator(mode="after")
     def _layout_fits(self) -> Self:

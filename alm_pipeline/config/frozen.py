@@ -16,6 +16,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _LARGEST = 2**63 - 1
+STORED = "stored"
+"""the context in which the configuration of a finished run is validated: what it was made with is taken as it is"""
 SEEDS = 2**32
 """the number of seeds: NumPy takes no others"""
 
@@ -95,9 +97,3 @@ def _booleans(name: str, value: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
         yield (name,), value
     elif isinstance(value, Mapping):
         yield from (((name, str(key)), item) for key, item in value.items() if isinstance(item, bool))
-
-
-def wrong_fields(error: ValidationError) -> str:
-    """Return a line for each wrong field: its place, and what is wrong."""
-    lines = (f"  {'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in error.errors())
-    return "\n".join(lines)

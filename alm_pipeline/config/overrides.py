@@ -1,4 +1,4 @@
-"""The values that people change from run to run, put into a configuration.
+"""The values that people change from run to run, put into a configuration or a recipe.
 
 `Overrides` is the only list of them: the command line makes its options from it, and a test compares the parameters of
 the flow `alm` with it.
@@ -10,8 +10,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from alm_pipeline.config import AlmConfig, parse_config
-from alm_pipeline.config.frozen import Frozen, wrong_fields
+from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, parse_config
+from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.settings import annotation_at
+from alm_pipeline.config.fields.spelling import unknown_setting
+from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.recipes import recipe_content, require_complete
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 
@@ -21,7 +25,8 @@ class Overrides(Frozen):
 
     corpus: str | None = Field(
         None,
-        description="URL of Parquet, Arrow, JSON, CSV or text files to use as the corpus, with all of their texts.",
+        description="URL of files to use as the corpus: in place of a file's sour"
+        "ce and name, or of a recipe's whole corpus.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")
@@ -44,7 +49,7 @@ def parse_overrides(values: Mapping[str, Any]) -> Overrides:
     try:
         return Overrides.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"overrides: these values are wrong:\n{wrong_fields(error)}") from error
+        raise UserError(f"these values are wrong:\n{wrong_fields(error, Overrides)}") from error
 
 
 FIELDS = {
@@ -61,26 +66,92 @@ FIELDS = {
 
 
 def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
-    """Return the configuration with the given values replaced. Only `settings` can set a field to None.
+    """Return a configuration with the given values replaced. Only `settings` can set a field to None.
 
+    `corpus` replaces the source and the name of the configuration's corpus, and nothing else of it.
     Raises UserError naming a field that does not exist or does not accept the value.
     """
-    values = {
-        FIELDS[name]: _corpus(value) if name == "corpus" else value
-        for name, value in overrides
-        if name in FIELDS and value is not None
-    }
     content = config.model_dump(mode="json")
-    for field, value in {**values, **(overrides.settings or {})}.items():
+    if overrides.corpus is not None:
+        content["corpus"] |= _files(overrides.corpus)
+    _put_all(content, overrides)
+    return parse_config(content)
+
+
+def configure(name: str, overrides: Overrides) -> AlmConfig:
+    """Return the recipe of this name with the given values.
+
+    What the recipe sets for its own corpus (how much of it is taken, how it is cut) does not apply to a given one, and
+    its warm-up keeps its share of a shorter training. Raises UserError naming what the recipe needs and was not given,
+    and as `override` does.
+    """
+    content = configured_content(name, overrides)
+    require_complete(name, content)
+    return parse_config(content)
+
+
+def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
+    """Return the same as plain values, with null for each field that has to be given and was not."""
+    content = recipe_content(name)
+    if overrides.corpus is not None:
+        content["corpus"] = corpus_at(overrides.corpus).model_dump(mode="json")
+    own = dict(content["train"])
+    _put_all(content, overrides)
+    corpus = content["corpus"]
+    if isinstance(corpus, dict) and corpus.get("name", "") is None:
+        corpus["name"] = _source_name(corpus.get("source"))
+    if not given_fields(overrides) & {"train", "train.warmup_steps"}:
+        content["train"] = {**content["train"], "warmup_steps": _warmup_steps(own, content["train"]["steps"])}
+    return content
+
+
+def _warmup_steps(own: Mapping[str, int], steps: Any) -> int:
+    """Return the warm-up of a recipe's training with other steps: a shorter one for fewer."""
+    is_fewer = isinstance(steps, int) and steps < own["steps"]
+    return own["warmup_steps"] * max(0, steps) // own["steps"] if is_fewer else own["warmup_steps"]
+
+
+def given_fields(overrides: Overrides) -> set[str]:
+    """Return the fields that the overrides set, by dotted name."""
+    given = {FIELDS[name] for name, value in overrides if name in FIELDS and value is not None}
+    if "corpus" in given:
+        given = {*given - {"corpus"}, "corpus.name", "corpus.source"}
+    return given | set(overrides.settings or {})
+
+
+def _put_all(content: dict[str, Any], overrides: Overrides) -> None:
+    """Put all values but the corpus into a configuration's content."""
+    values = {
+        FIELDS[name]: value for name, value in overrides if name in FIELDS and name != "corpus" and value is not None
+    }
+    settings = overrides.settings or {}
+    for field in settings:
         if not all(field.split(".")):
-            raise UserError(f"overrides: {field!r} is not the dotted name of a field, such as train.seed")
+            raise UserError(f"{field!r} is not the dotted name of a field, such as train.seed")
+    _require_known(settings)
+    # a source's kind first: it decides which fields the source has
+    for field, value in sorted({**values, **settings}.items(), key=lambda item: not item[0].endswith(".kind")):
         _put(content, field.split("."), value)
-    return parse_config(content, "overrides")
 
 
-def _corpus(url: str) -> dict[str, Any]:
-    """Take the whole corpus: how the recipe cuts and samples its own texts does not apply to this one."""
-    return {"name": _name(url), "source": {"kind": "files", "urls": [url]}}
+def _require_known(settings: Mapping[str, Any]) -> None:
+    """Raise UserError with the nearest fields to each one that does not exist."""
+    unknown = [field.split(".") for field in settings if not annotation_at(AlmConfig, field.split("."))]
+    if unknown:
+        raise UserError("\n".join(unknown_setting(AlmConfig, path, settings[".".join(path)]) for path in unknown))
+
+
+def corpus_at(url: str, settings: Mapping[str, Any] | None = None) -> CorpusConfig:
+    """Return the corpus of files at a URL, with other fields of the corpus. Raises UserError with each wrong one."""
+    try:
+        return CorpusConfig.model_validate({**_files(url), **(settings or {})})
+    except ValidationError as error:
+        raise UserError(f"the corpus is wrong:\n{wrong_fields(error, CorpusConfig)}") from error
+
+
+def _files(url: str) -> dict[str, Any]:
+    """Return what a URL of files replaces in a corpus."""
+    return {"name": _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
 
 
 def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
@@ -88,7 +159,16 @@ def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
         child = content.setdefault(part, {})
         content[part] = child if isinstance(child, dict) else {}
         content = content[part]
+    if path[-1] == "kind" and content.get("kind") != value:  # the fields of another kind do not apply
+        content.clear()
     content[path[-1]] = value
+
+
+def _source_name(source: Any) -> str | None:
+    """Return a name for a source that was set without one; None if it is not set."""
+    values = source if isinstance(source, dict) else {}
+    first = values.get("name") or values.get("task") or next(iter(values.get("urls") or ()), None)
+    return _name(first) if isinstance(first, str) else None
 
 
 def _name(url: str) -> str:

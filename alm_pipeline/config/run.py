@@ -1,5 +1,6 @@
 """A whole run: the configuration of all stages, read from YAML or JSON."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,8 @@ from pydantic import Field, ValidationError
 
 from alm_pipeline.config.corpus import CorpusConfig
 from alm_pipeline.config.evaluation import EvaluationConfig
-from alm_pipeline.config.frozen import Frozen, wrong_fields
+from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
@@ -76,28 +78,66 @@ def load_config(file: Path) -> AlmConfig:
 
     Raises UserError naming the file and each wrong field, with its fix.
     """
-    content = read_yaml(file, "`alm show transfer` prints a valid configuration")
+    content = read_yaml(file, "`alm init` writes a valid configuration")
     if not isinstance(content, dict):
-        raise UserError(
-            f"{file}: is not a mapping of fields to values; `alm show transfer` prints a complete configuration"
-        )
+        raise UserError(f"{file}: is not a mapping of fields to values; `alm init` writes a complete configuration")
     return parse_config(content, str(file))
 
 
 def read_yaml(file: Path, fix: str) -> Any:
-    """Return the content of a YAML or JSON file. Raises UserError naming the file, the line, the problem and `fix`."""
+    """Return the content of a YAML or JSON file. Raises UserError naming the file, the line, the problem and `fix`.
+
+    A field that is there twice is a problem, too: YAML would take the last of its values.
+    """
     with user_error(f"{file}: can't be read as YAML or JSON", fix):
         text = file.read_text(encoding="utf-8")
         try:
+            _require_distinct_keys(yaml.compose(text, Loader=yaml.SafeLoader))
             return yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:  # its message begins with what was parsed before the problem
-            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-            raise ValueError(f"{line}{error.problem}") from error
+            mark = error.problem_mark
+            where = f"line {mark.line + 1}: " if mark else ""
+            raise ValueError(f"{where}{error.problem}{_quotes_hint(text, mark.line) if mark else ''}") from error
 
 
-def parse_config(content: dict[str, Any], origin: str) -> AlmConfig:
-    """Build a configuration from plain values; error messages call their source `origin`."""
+def _require_distinct_keys(root: yaml.Node | None) -> None:
+    """Raise MarkedYAMLError if a mapping has a key twice."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias, perhaps of what it is in
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            for key, value in node.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+
+
+def _quotes_hint(text: str, line: int) -> str:
+    """Return the fix for a text that YAML does not take for one: a template of columns without quotes."""
+    lines = text.splitlines()
+    if line < len(lines) and (found := _TEMPLATE_LINE.fullmatch(lines[line])):
+        typed = found[2].rstrip()
+        quoted = '"' + typed.replace('"', r"\"") + '"' if "\\" in typed else "'" + typed.replace("'", "''") + "'"
+        return f" (a text with braces or colons is put into quotes: {found[1]}{quoted})"
+    return ""
+
+
+_TEMPLATE_LINE = re.compile(r"""\s*([\w.]+:\s+)([^'"|>\s].*\{\w+\}.*)""")
+
+
+def parse_config(content: dict[str, Any], origin: str = "", *, is_stored: bool = False) -> AlmConfig:
+    """Build a configuration from plain values; error messages begin with their source, `origin`.
+
+    That of a finished run, `is_stored`, may have what was not refused when it ran.
+    """
     try:
-        return AlmConfig.model_validate(content)
+        return AlmConfig.model_validate(content, context=STORED if is_stored else None)
     except ValidationError as error:
-        raise UserError(f"{origin}: the configuration is wrong:\n{wrong_fields(error)}") from error
+        where = f"{origin}: " if origin else ""
+        raise UserError(f"{where}the configuration is wrong:\n{wrong_fields(error, AlmConfig)}") from error

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from alm_pipeline.config.frozen import SEEDS, Frozen, Real
+from alm_pipeline.config.frozen import SEEDS, STORED, Frozen, Real
 from alm_pipeline.config.scoring import Dtype
 
 Schedule = Literal["linear", "cosine", "wsd"]
@@ -136,6 +136,15 @@ class TrainConfig(Frozen):
         description="The attention implementation, as transformers names it: `sdpa`, `eager`, `flash_attention_2`, "
         "`flex_attention`, …. Default: the model's own default.",
     )
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self, info: ValidationInfo) -> Self:
+        if 0 < self.steps <= self.warmup_steps and info.context != STORED:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} would leave none of the {self.steps} steps with the whole learning "
+                f"rate: set train.warmup_steps to less, such as {self.steps // 10}, or train.steps to more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _decays_in_time(self) -> Self:

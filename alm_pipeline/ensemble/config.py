@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from alm_pipeline.config import Dtype, Frozen
-from alm_pipeline.config.frozen import wrong_fields
+from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.run import read_yaml
 from storage.errors import UserError
 
@@ -79,7 +79,7 @@ def read_config(file: Path) -> EnsembleConfig:
     try:
         config = EnsembleConfig.model_validate(read_yaml(file, "give it `members: [{model: …}, …]`"))
     except ValidationError as error:
-        raise UserError(f"{file}: is not a valid ensemble:\n{wrong_fields(error)}") from error
+        raise UserError(f"{file}: is not a valid ensemble:\n{wrong_fields(error, EnsembleConfig)}") from error
     members = tuple(member.model_copy(update=_relative_to(member, file.parent)) for member in config.members)
     return config.model_copy(update={"members": members})
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from alm_pipeline.config import BYTES
+from alm_pipeline.config.fields.spelling import nearest_with_meaning
 from storage.errors import UserError, cause
 
 SMALL_FILES = ("*.json", "*.jinja")
@@ -46,8 +48,19 @@ def fetch_folder(name: str, files: tuple[str, ...], revision: str | None = None)
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{name}: not a local folder, and could not be fetched from the Hub ({cause(error)})"
+            f"{name}: not a local folder, and could not be fetched from the Hub ({cause(error)}){_nearest(name)}"
         ) from error
+
+
+def _nearest(name: str) -> str:
+    """Return the names, of what is on this machine, that a name is likely meant to be."""
+    from alm_pipeline.models.demo.models import DEMO_MODELS
+
+    known = {BYTES: "as a tokenizer", **dict.fromkeys((f"{_DEMO}{demo}" for demo in DEMO_MODELS), "")}
+    path = Path(name)
+    if path.parent.is_dir():
+        known |= dict.fromkeys((str(folder) for folder in path.parent.iterdir() if folder.is_dir()), "")
+    return nearest_with_meaning(name, known)
 
 
 def is_on_hub(name: str) -> bool:

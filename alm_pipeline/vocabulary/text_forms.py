@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers
 
+from alm_pipeline.config.fields.spelling import nearest_with_meaning
 from alm_pipeline.vocabulary.byte_view import component, stand_in, steps
 from storage.errors import UserError
 
@@ -78,7 +79,8 @@ def form_named(name: str) -> TextForm:
     if name.startswith("{"):
         return TextForm(name)
     if name not in NAMED_FORMS:
-        raise UserError(f"corpus.normalize: {name!r} is not a form; the forms are {', '.join(NAMED_FORMS)}")
+        hint = nearest_with_meaning(name, dict.fromkeys(NAMED_FORMS, ""))
+        raise UserError(f"corpus.normalize: {name!r} is not a form; the forms are {', '.join(NAMED_FORMS)}{hint}")
     return TextForm(json.dumps({"type": NAMED_FORMS[name]}))
 
 

@@ -20,6 +20,7 @@ PURPOSES = {
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, and threads.",
+    "alm_pipeline.config.fields": "What each setting is called, takes and means: nearest names, commented YAML.",
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
     "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",

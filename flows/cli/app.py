@@ -1,14 +1,13 @@
 """The command `alm`. Commands import heavy packages when they run, so that `alm --help` answers at once."""
 
 import logging
-import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
+from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.console import InertGroup, err, out, user_errors, write_picture
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.models import models, print_comparison
@@ -23,6 +22,7 @@ from storage.printed.records import make_output_inert
 app = typer.Typer(
     cls=InertGroup,
     no_args_is_help=True,
+    suggest_commands=False,  # the group names them with what they do
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="""
@@ -32,14 +32,16 @@ A run cuts a corpus into examples, tokenizes them with the teacher's and the stu
 tokenizations by bytes, has the teacher score its tokens once, and trains the student on these caches. The results of
 every stage stay under the storage root, so an interrupted run can simply be run again.
 
+- `alm run distill --corpus URL --teacher MODEL --student MODEL` distills your own models on your own texts.
 - `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
-- `alm show transfer > my.yaml` writes a configuration to edit, and `alm run my.yaml` runs it.
+- `alm init my.yaml` asks what you want and writes a commented configuration, and `alm run my.yaml` runs it.
 - `alm list alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
+app.add_typer(configuration)
 app.add_typer(student_commands)
 app.add_typer(store)
 app.add_typer(models)
@@ -68,14 +70,15 @@ def run(
     from flows.cli.embedded import prepare, use_server
 
     prepare()
-    from alm_pipeline.config.overrides import override, parse_overrides
+    from alm_pipeline.first_lines import first_lines
     from alm_pipeline.report import RunSummary, summary_table
     from alm_pipeline.runtime.progress import progress_bars
     from flows.alm import alm
 
     with user_errors():
-        settings = _parse_settings(overrides.pop("settings"))
-        config = override(_configuration(recipe), parse_overrides({**overrides, "settings": settings}))
+        config, values = chosen_configuration(recipe, overrides)
+        for line in first_lines(config, None if is_file(recipe) else recipe, values):
+            err.print_line(line)
         if again:
             _ask_for_student(config, storage)
         _log_to_stderr()
@@ -84,33 +87,6 @@ def run(
             result = alm(config=config, storage=storage, until=until)
         seconds = result.pop("seconds")
         out.print(summary_table(RunSummary.model_validate(result), seconds))
-
-
-def _configuration(name: str) -> Any:
-    from alm_pipeline.config import load_config
-    from alm_pipeline.config.recipes import recipe
-
-    return load_config(Path(name)) if Path(name).suffix in (".yaml", ".yml", ".json") else recipe(name)
-
-
-def _parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    values = {}
-    for setting in settings or []:
-        field, separator, value = setting.partition("=")
-        if not separator:
-            raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
-        values[field] = _parse_value(value)
-    return values
-
-
-def _parse_value(text: str) -> Any:
-    """Parse a YAML value; a template of columns such as '{question} {answer}' stays a text."""
-    if re.search(r"\{\w+\}", text):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # such as 2024-13-45, which YAML takes for a date
-        return text
 
 
 def _ask_for_student(config: Any, storage: str) -> None:
@@ -130,13 +106,6 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
-
-
-@app.command()
-def show(recipe: Recipe = "transfer") -> None:
-    """Print a recipe as YAML: a complete configuration to edit and run."""
-    with user_errors():
-        out.write(yaml_text(_configuration(recipe).model_dump(mode="json")))
 
 
 @app.command()

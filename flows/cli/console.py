@@ -16,6 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from alm_pipeline.runtime.streams import writing
+from flows.cli.options import corrected
 from storage.errors import UserError, cause, is_temporary
 from storage.printed.inert import generated, one_line, visible
 
@@ -122,7 +123,7 @@ def user_errors() -> Iterator[None]:
 
 
 class InertGroup(TyperGroup):
-    """The commands; what their error messages repeat of the command line is made visible."""
+    """The commands; what their error messages repeat of the command line is made visible, with the nearest names."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         return _with_inert_errors(lambda: super(InertGroup, self).make_context(*arguments, **settings))
@@ -136,5 +137,5 @@ def _with_inert_errors(call: Callable[[], Any]) -> Any:
         return call()
     except _CLICK_ERROR as error:
         shown = cast(Any, error)
-        shown.message = visible(shown.message)
+        shown.message, shown.possibilities = visible(corrected(shown)), None
         raise

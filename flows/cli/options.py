@@ -2,14 +2,24 @@
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from alm_pipeline.config import Dtype
-from alm_pipeline.config.overrides import Overrides
+from alm_pipeline.config import AlmConfig, Dtype
+from alm_pipeline.config.fields.settings import first_sentence
+from alm_pipeline.config.fields.spelling import (
+    did_you_mean,
+    nearest,
+    nearest_settings,
+    nearest_with_meaning,
+    similarity,
+)
+from alm_pipeline.config.fields.values import parse_text
+from alm_pipeline.config.overrides import FIELDS, Overrides
 from alm_pipeline.config.recipes import RECIPES
 
 MODEL = "a local folder, a name on the Hub, or demo:NAME"
@@ -22,7 +32,12 @@ Storage = Annotated[
 ]
 NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder to write to.")]
 Text = Annotated[
-    str, typer.Option(help="The column of the corpus that holds the text, or a template: '{question} {answer}'.")
+    str,
+    typer.Option(
+        parser=parse_text,
+        metavar="TEXT",
+        help="The column of the corpus that holds the text, or a template: '{question} {answer}'.",
+    ),
 ]
 Examples = Annotated[int, typer.Option(min=1, help="The number of texts to take from the corpus.")]
 Precision = Annotated[Dtype, typer.Option(help="The dtype to compute in; an ensemble's file sets its own.")]
@@ -67,3 +82,52 @@ def _option(name: str) -> Any:
     field = Overrides.model_fields[name]
     callback = finite if float in get_args(field.annotation) else None
     return Annotated[field.annotation, typer.Option(help=field.description, callback=callback)]
+
+
+def corrected(error: Any) -> str:
+    """Return the message of an error in a command's arguments, with the nearest right names and what each means.
+
+    `error` is an exception of click, of the copy that typer carries.
+    """
+    message: str = error.message.removeprefix("Value error, ")
+    if option := getattr(error, "option_name", None):
+        return message.rstrip(".") + _nearest_options(option, error.ctx.command.params)
+    if message.startswith("No such command"):
+        return message.rstrip(".") + _nearest_commands(message.split("'")[1], error.ctx.command.commands)
+    if choice := re.fullmatch(r"'(.*)' is not one of ('.*')\.", message):
+        return message.rstrip(".") + did_you_mean(
+            dict.fromkeys(nearest(choice[1], re.findall("'(.*?)'", choice[2])), "")
+        )
+    return message
+
+
+def _nearest_options(option: str, parameters: Sequence[Any]) -> str:
+    """Return the options, and the settings that `--set` changes, that a wrong option is likely meant to be."""
+    name = option.lstrip("-").replace("-", "_")
+    meanings = {
+        spelling: first_sentence(parameter.help or "")
+        for parameter in parameters
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    }
+    near = [spelling for spelling in nearest(name, (spelling[2:] for spelling in meanings)) if spelling]
+    if near and similarity(name, near[0]) >= _CERTAIN:
+        return did_you_mean({f"--{spelling}": meanings[f"--{spelling}"] for spelling in near})
+    if "--set" in meanings and (settings := nearest_settings(AlmConfig, [name])):
+        return did_you_mean({_as_option(setting.path): setting.meaning for setting in settings})
+    return did_you_mean({f"--{spelling}": meanings[f"--{spelling}"] for spelling in near})
+
+
+_CERTAIN = 0.8
+
+
+def _as_option(path: str) -> str:
+    """Return how a setting is given on the command line."""
+    option = next((name for name, field in FIELDS.items() if field == path), None)
+    return f"--{option.replace('_', '-')}" if option else f"--set {path}=VALUE"
+
+
+def _nearest_commands(name: str, commands: Mapping[str, Any]) -> str:
+    if name in RECIPES:
+        return f"; {name} is a recipe: write `alm run {name}`"
+    return nearest_with_meaning(name, {known: first_sentence(item.help or "") for known, item in commands.items()})

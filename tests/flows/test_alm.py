@@ -85,7 +85,7 @@ def test_a_users_error_is_raised_unchanged_and_not_retried(
 
 def test_overrides_replace_single_values(config: AlmConfig, tmp_path: Path) -> None:
     alm(config=config, storage=str(tmp_path), until="scores", gamma=0.3, steps=2, settings={"train.seed": 5})
-    with pytest.raises(UserError, match=r"train\.sed: Extra inputs are not permitted"):
+    with pytest.raises(UserError, match=r"train\.sed: no such setting; did you mean train\.seed"):
         alm(config=config, storage=str(tmp_path), settings={"train.sed": 5})
 
 

@@ -5,9 +5,10 @@ from typing import Any, get_args
 import pytest
 import yaml
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config.overrides import Overrides
-from alm_pipeline.config.recipes import RECIPES
+from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
 from flows.model_flows import ensemble, evaluate, transfer
@@ -71,3 +72,50 @@ def test_every_flow_has_a_deployment_and_every_deployment_a_flow(deployments: di
         assert deployment["description"], name
         used.add(entrypoint)
     assert used == set(flows)
+
+
+def errors_of(flow: Flow[..., Any], **parameters: Any) -> str:
+    with pytest.raises(ParameterTypeError) as caught:
+        flow.validate_parameters(parameters)
+    return str(caught.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_a_misspelt_parameter_is_answered_with_the_nearest(flow: Flow[..., Any]) -> None:
+    for name, schema in flow.parameters.properties.items():
+        wrong = name[: len(name) // 2] + name[len(name) // 2 + 1 :]
+        error = errors_of(flow, **{wrong: 1})
+        assert f"{wrong}: no such parameter; did you mean" in error
+        assert f"{name} (" in error
+        assert schema["description"][:15] in error
+
+
+@pytest.mark.bad_input
+def test_a_misspelt_argument_of_a_call_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ParameterTypeError, match=r"stpes: no such parameter; did you mean steps \(The number"):
+        alm(stpes=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "learning_rate"), ("epochs", "steps"), ("batch_size", 'settings={"train.batch_tokens": …}')],
+)
+def test_names_of_other_trainers_are_answered_with_the_parameter(name: str, meant: str) -> None:
+    assert f"did you mean {meant} (" in errors_of(alm, **{name: 1})
+
+
+@pytest.mark.bad_input
+def test_misspelt_fields_and_names_in_parameters_are_answered_with_the_nearest() -> None:
+    content = recipe("transfer").model_dump(mode="json")
+    content["train"]["lr"] = 3
+    content["objective"]["chunking"] = "boundry"
+    error = errors_of(alm, config=content)
+    assert "config.train.lr: no such setting; did you mean config.train.learning_rate (" in error
+    assert "config.objective.chunking: 'boundry' is not one of" in error
+    assert "did you mean focus?" in errors_of(transfer, model="a", tokenizer="b", folder="c", initialization="fcus")
+    members = [{"modl": "a"}]
+    assert "members.0.modl: no such setting; did you mean members.0.model (" in errors_of(
+        ensemble, members=members, folder="x"
+    )

@@ -28,7 +28,7 @@ class Source(Protocol):
 
 TEXT_COLUMN, MESSAGES_COLUMN, SHAREGPT_COLUMN = "text", "messages", "conversations"
 _CONVERSATION_COLUMNS = (MESSAGES_COLUMN, SHAREGPT_COLUMN, "conversation")
-_PAIRS: dict[str, tuple[str, str]] = {
+PAIRS: dict[str, tuple[str, str]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
 }
@@ -119,7 +119,7 @@ def _layout_of(rows: Sequence[SourceRow], place: str) -> Mapping[str, Any] | Non
     for column in _CONVERSATION_COLUMNS:
         if form := next(filter(None, (conversation_form(row.get(column)) for row in rows)), None):
             return {"layout": form, "messages": column}
-    for layout, columns in _PAIRS.items():
+    for layout, columns in PAIRS.items():
         if any(all(column in row for column in columns) for row in rows):
             _refuse_labels(rows, layout, place)
             return {"layout": layout}

@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from alm_pipeline.config.fields.spelling import nearest_with_meaning
 from storage.errors import UserError
 from storage.folders import cache_folder
 
@@ -76,7 +77,8 @@ def demo_model(name: str) -> Path:
     Raises UserError for a name that is not in `DEMO_MODELS`, or if a package is not installed.
     """
     if name not in DEMO_MODELS:
-        raise UserError(f"{name!r} is not a demo model: choose one of {', '.join(DEMO_MODELS)}")
+        hint = nearest_with_meaning(f"demo:{name}", dict.fromkeys((f"demo:{known}" for known in DEMO_MODELS), ""))
+        raise UserError(f"{name!r} is not a demo model: choose one of {', '.join(DEMO_MODELS)}{hint}")
     folder = demo_models_folder() / f"{name}-v{CONVERSION_VERSION}"
     if not folder.is_dir():
         check_installed(name)

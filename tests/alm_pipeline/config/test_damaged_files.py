@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from alm_pipeline.config import load_config, parse_config
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES, recipe
+from alm_pipeline.config import AlmConfig, load_config, parse_config
+from alm_pipeline.config.overrides import Overrides, configure, override
+from alm_pipeline.config.recipe_choices import recipe_choices
+from alm_pipeline.config.recipes import recipe
 from alm_pipeline.ensemble.config import read_config
-from flows.cli.app import _parse_settings as parse_settings
+from flows.cli.configuration import parse_settings
 from storage.errors import UserError
+from tests.alm_pipeline.config.recipes import complete_recipes
 from tests.documents import replaced
 from tests.sampling import sampled_pairs
 
@@ -109,11 +111,30 @@ def test_a_field_of_another_type_is_named(name: str) -> None:
 @pytest.mark.parametrize("value", ["2024-13-45", "{", "*x", "!x y", "\t", "'", "1e999", "{1: [2, {3: 4}]}"])
 @pytest.mark.parametrize("field", ["train.steps", "train", "corpus.source", "teacher.name", "nothing"])
 def test_a_setting_of_the_command_that_does_not_fit_is_named(field: str, value: str) -> None:
+    overrides = Overrides(settings=parse_settings([f"{field}={value}"]))
     with pytest.raises(UserError, match=field.partition(".")[0]):
-        override(recipe("maths"), Overrides(settings=parse_settings([f"{field}={value}"])))
+        override(recipe("maths"), overrides)
+    with pytest.raises(UserError, match=field.partition(".")[0]):
+        configure("maths", overrides)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["distill", "maths"])
+def test_a_section_of_another_type_is_named(name: str) -> None:
+    """Some values are taken, of a recipe with all that it needs; nothing ends in another error."""
+    given = {"corpus": "texts.jsonl", "teacher": "TEACHER", "student": "STUDENT"}
+    refused: list[tuple[str, str]] = []
+    for (section, *_), value in sampled_pairs(paths(dict.fromkeys(AlmConfig.model_fields)), OTHERS):
+        overrides = Overrides.model_validate({**given, "settings": {section: value}})
+        try:
+            recipe_choices(name, configure(name, overrides), overrides)
+        except UserError as error:
+            refused.append((str(section), str(error)))
+    assert len(refused) > 20
+    assert [pair for pair in refused if pair[0] not in pair[1]] == []
 
 
 def test_a_sound_file_is_read(tmp_path: Path) -> None:
-    for name in RECIPES:
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe(name).model_dump(mode="json")))
-        assert load_config(tmp_path / "mine.yaml") == recipe(name)
+    for config in complete_recipes().values():
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        assert load_config(tmp_path / "mine.yaml") == config

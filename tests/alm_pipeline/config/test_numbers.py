@@ -13,6 +13,7 @@ from alm_pipeline.config.overrides import Overrides, parse_overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, read_config
 from storage.errors import UserError
+from tests.alm_pipeline.config.recipes import complete_recipes
 
 pytestmark = pytest.mark.bad_input
 
@@ -124,7 +125,7 @@ def test_a_files_numbers_are_refused_by_name(text: str) -> None:
 
 @pytest.mark.parametrize("values", [{"learning_rate": float("nan")}, {"gamma": float("inf")}, {"steps": 10**30}])
 def test_overrides_are_refused_by_name(values: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=f"overrides: these values are wrong:\n  {next(iter(values))}: Input should be"):
+    with pytest.raises(UserError, match=f"these values are wrong:\n  {next(iter(values))}: Input should be"):
         parse_overrides(values)
 
 
@@ -145,8 +146,9 @@ def test_weights_that_vanish_beside_each_other_are_refused(weights: tuple[float,
 @pytest.mark.parametrize("name", RECIPES)
 def test_right_numbers_stay_accepted(name: str) -> None:
     """As numbers, and as texts, because YAML 1.1 reads `1e-4` as a text."""
-    content = recipe(name).model_dump(mode="json")
-    assert parse_config(content, "mine.yaml") == recipe(name)
+    config = complete_recipes()[name]
+    content = config.model_dump(mode="json")
+    assert parse_config(content, "mine.yaml") == config
     content["train"]["learning_rate"] = "1e-4"
     assert parse_config(content, "mine.yaml").train.learning_rate == 1e-4
     assert Ramp.model_validate({"start": 0, "end": 1, "steps": 3}).at(1) == pytest.approx(1 / 3)

@@ -64,6 +64,8 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
     """Every command that only shows something, with the arguments that show most."""
     root, everything = pipeline.root, [*(dataset.url for dataset in pipeline.caches.values()), pipeline.student.url]
     corpus = str(folder / "corpus" / f"{NAME}.jsonl")
+    columns = str(folder / f"columns{NAME}.jsonl")
+    Path(columns).write_text(json.dumps({NAME: NAME, f"other{NAME}": 1}))
     student = pipeline.student.url
     commands = {
         "list": ["list", root],
@@ -81,6 +83,8 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
         "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
         "show": ["show", str(folder / "mine.yaml")],
+        "init": ["init", str(folder / "new.yaml"), "--corpus", corpus, "--student", NAME, "--teacher", NAME],
+        "init columns": ["init", str(folder / "newer.yaml"), "--corpus", columns, "--goal", "bytes", "--student", NAME],
         "show missing": ["show", str(folder / f"{NAME}.yaml")],
         "delete refused": ["delete", pipeline.examples.url],
         "push refused": ["push", root, NAME],

@@ -9,13 +9,12 @@ from typer.testing import CliRunner, Result
 
 import flows.alm
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES
+from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
 from flows.cli import embedded
-from flows.cli.app import _ask_for_student, _parse_value, app
+from flows.cli.app import _ask_for_student, app
 from storage.errors import UserError
 
 
@@ -28,12 +27,6 @@ def error_of(*arguments: str) -> str:
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.stderr
     return result.stderr
-
-
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_a_shown_recipe_is_the_recipe(name: str) -> None:
-    shown = yaml.safe_load(command("show", name).stdout)
-    assert AlmConfig.model_validate(shown) == RECIPES[name]()
 
 
 def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
@@ -51,7 +44,7 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nonsense"], "not a recipe; available: transfer, maths"),
+        (["show", "nonsense"], "not a recipe, and not the name of a YAML or JSON file; there are distill, transfer"),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
         (["list", "nothing-here"], "contains no datasets"),
         (["describe", "nothing-here"], "`alm list ROOT` lists what is stored"),
@@ -64,23 +57,6 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
 )
 def test_mistakes_are_reported(arguments: list[str], message: str) -> None:
     assert message in error_of(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", "1e-4"),  # YAML 1.1 wants a point; pydantic reads the number
-        ("3", 3),
-        ("null", None),
-        ("[a, b]", ["a", "b"]),
-        ("{vocab_size: 400}", {"vocab_size": 400}),
-        ("{question}", "{question}"),
-        ("{question} {answer}", "{question} {answer}"),
-        ("Q: {question}", "Q: {question}"),
-    ],
-)
-def test_values_of_settings(text: str, value: object) -> None:
-    assert _parse_value(text) == value
 
 
 def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +72,7 @@ def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
     options = ["--teacher", "T", "--steps", "7", "--learning-rate", "1e-3", "--set", "train.seed=5"]
     assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), "--until", "scores", *options)
-    changed = override(
-        RECIPES["maths"](), Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5})
-    )
+    changed = configure("maths", Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5}))
     assert calls == [{"config": changed, "storage": str(tmp_path), "until": "scores"}]
 
 

@@ -1,0 +1,106 @@
+"""Every setting of a configuration: the fields of its models, by dotted path."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z0-9`]|$)|\.$")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a configuration."""
+
+    path: str
+    """dotted: `train.steps`; `objective.terms.KEY.start` in a mapping, `members[].model` in a list"""
+    field: FieldInfo
+    owner: type[BaseModel]
+    """the model that has the field"""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def meaning(self) -> str:
+        """The first sentence of the description, without its period."""
+        return first_sentence(self.field.description or "")
+
+    @property
+    def kind(self) -> str | None:
+        """The value of `kind` that selects the field's model; None if the model is not one of several."""
+        kind = self.owner.model_fields.get("kind")
+        return kind.default if kind else None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A model of a configuration, and the path that it is at."""
+
+    path: str
+    model: type[BaseModel]
+
+    @property
+    def settings(self) -> list[Setting]:
+        prefix = f"{self.path}." if self.path else ""
+        return [Setting(prefix + name, field, self.model) for name, field in self.model.model_fields.items()]
+
+
+def sections(model: type[BaseModel], path: str = "") -> Iterator[Section]:
+    """Yield the sections of a configuration, each before those that its settings hold."""
+    section = Section(path, model)
+    yield section
+    for setting in section.settings:
+        for suffix, nested in models_in(setting.field.annotation):
+            yield from sections(nested, setting.path + suffix)
+
+
+@lru_cache
+def settings_of(model: type[BaseModel]) -> tuple[Setting, ...]:
+    """Return all settings of a configuration, at every depth."""
+    return tuple(setting for section in sections(model) for setting in section.settings)
+
+
+def models_in(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
+    """Return the models in an annotation, each with what follows the field's path: a mapping's key, a list's place."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [("", annotation)]
+    suffix = {dict: ".KEY", tuple: "[]", list: "[]"}.get(get_origin(annotation), "")
+    nested = [item for argument in get_args(annotation) for item in models_in(argument)]
+    return [(suffix + inner, model) for inner, model in nested]
+
+
+def annotation_at(model: type[BaseModel], path: Sequence[str]) -> list[Any]:
+    """Return the annotations of a dotted path, one for each model that has it; [] if there is no such path."""
+    found: list[Any] = [model]
+    for part in path:
+        found = [inner for annotation in found for inner in _inside(annotation, part)]
+    return found
+
+
+def _inside(annotation: Any, part: str) -> list[Any]:
+    """Return the annotations of a field, or of a key of a mapping, in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
+    arguments = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return [arguments[1]]
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    return [inner for argument in arguments for inner in _inside(argument, part)] if arguments else []
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a description in one line, without its period."""
+    line = " ".join(text.split())
+    end = _SENTENCE_END.search(line)
+    return line[: end.start()] if end else line
