@@ -1,15 +1,18 @@
 """The summary of a run as a short table, read from the manifests alone."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Column, Table
 from rich.text import Text
 
-from alm_pipeline.pipeline import Pipeline
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
+
+if TYPE_CHECKING:
+    # with it come transformers and torch, which a summary that is known already does without
+    from alm_pipeline.pipeline import Pipeline
 
 
 class ContextUse(BaseModel):
@@ -60,7 +63,7 @@ class RunSummary(BaseModel):
     """the URL of each dataset, and of the student"""
 
 
-def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
+def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
     """Gather the summary of a finished run. Raises UserError if a stage is not complete."""
     manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
     examples = manifests["examples"]
@@ -87,7 +90,7 @@ def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
     )
 
 
-def _context_use(pipeline: Pipeline, manifests: Mapping[str, Manifest]) -> ContextUse | None:
+def _context_use(pipeline: "Pipeline", manifests: Mapping[str, Manifest]) -> ContextUse | None:
     counts, context = manifests["examples"].counts, pipeline.source.context_length
     if not counts.get("cut_examples") or not context:  # datasets of earlier versions lack the count
         return None
@@ -105,13 +108,13 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _results(pipeline: Pipeline) -> Mapping[str, Any]:
+def _results(pipeline: "Pipeline") -> Mapping[str, Any]:
     manifest = pipeline.student.manifest()
     return manifest.results if manifest else {}
 
 
 def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return the table's rows, name and value. `seconds` is the time of each stage in this run."""
+    """Return the table's rows, name and value. `seconds` is the time of each stage in this run; empty if none ran."""
     rows = [
         ("examples", f"{summary.examples:,} ({summary.held_out_examples:,} held out), {summary.text_bytes:,} bytes"),
         *((f"left out, {reason}", f"{count:,}") for reason, count in summary.dropped.items()),
@@ -126,7 +129,8 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
     if bits := summary.bits_per_byte:
         names = ("teacher", "student_before", "student_after")
         rows += [(f"held-out bits per byte, {name.replace('_', ' ')}", f"{bits[name]:.4f}") for name in names]
-    rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
+    if seconds:
+        rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
     return rows
 
 

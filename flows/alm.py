@@ -14,11 +14,13 @@ from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Number, Whole
 from alm_pipeline.config.overrides import Overrides, configure, override, parse_overrides
+from alm_pipeline.runtime.progress import expect_seconds
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
 from flows.execution.inert_run import inert_flow, inert_run, require_no_secrets
 from flows.execution.runners import Runner, task_runner
+from flows.plan_of_run import plan_run, record_run
 from flows.run_name import run_name
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
@@ -130,13 +132,17 @@ def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:
     storage_elsewhere = storage if root != storage else absolute_url(storage)
     if address:  # a cluster's workers run in folders of their own
         root = absolute_url(root)
-    pipeline = _pipeline_of(config.model_dump_json(), root)
+    pipeline = pipeline_of(config, root)
     return AlmRun(pipeline, storage, {"config": config.model_dump(mode="json"), "storage": storage_elsewhere})
+
+
+def pipeline_of(config: AlmConfig, root: str) -> "Pipeline":
+    """Return one pipeline for all stages of a run, so that the corpus and the models are hashed once."""
+    return _pipeline_of(config.model_dump_json(), root)
 
 
 @lru_cache(maxsize=1)
 def _pipeline_of(config_json: str, root: str) -> "Pipeline":
-    """Make one pipeline for all stages of a run, so that the corpus and the models are hashed once."""
     from alm_pipeline.pipeline import Pipeline
 
     return Pipeline(AlmConfig.model_validate_json(config_json), root)
@@ -157,6 +163,9 @@ def _check_only(only: Only | None, until: Until, shards: list[int] | None, gpu_p
 def _run_phases(
     run: AlmRun, phases: Sequence[Phase], pool: GpuPool | None, workers: Callable[[], Workers]
 ) -> dict[str, Any]:
+    with_student = "train" in phases
+    plan = plan_run(run.pipeline, with_student=with_student) if "prepare" in phases else None
+    expect_seconds(plan.expected_seconds() if plan else {})
     try:
         with pool or nullcontext():
             if pool:
@@ -167,7 +176,9 @@ def _run_phases(
                 run.score()
             if "train" in phases:
                 run.train(pool)
-        summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, "train" in phases)
+        if not pool:
+            record_run(run.pipeline, plan, run.seconds)
+        summary: dict[str, Any] = tasks.report(run.pipeline, run.seconds, with_student, plan)
         return summary
     except PoolRunCancelled as cancelled:
         return Cancelled(message=str(cancelled))  # type: ignore[return-value]  # a state that is returned is the run's

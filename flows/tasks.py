@@ -24,6 +24,7 @@ from storage.printed.records import make_output_inert
 if TYPE_CHECKING:
     # torch and transformers are imported by the tasks that run, not by processes that deploy or display the flow
     from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.planning.plan import Plan
 
 
 def stage_task(name: str, run_name: str | Callable[[], str] | None = None) -> Callable[[Callable[..., Any]], Any]:
@@ -136,13 +137,17 @@ def publish(pipeline: "Pipeline", storage: str) -> float:
 
 
 @task(name="report", cache_policy=NO_CACHE)
-def report(pipeline: "Pipeline", seconds: dict[str, float], with_student: bool) -> dict[str, Any]:
-    """Create the run's summary as artifacts, and return it as the flow's result."""
+def report(
+    pipeline: "Pipeline", seconds: dict[str, float], with_student: bool, plan: "Plan | None" = None
+) -> dict[str, Any]:
+    """Create the run's summary as artifacts, and return it as the flow's result, with what its plan was worth."""
+    from alm_pipeline.planning.comparison import compare
     from alm_pipeline.report import summarize, summary_rows
 
     summary = summarize(pipeline, with_student=with_student)
-    rows = summary_rows(summary, seconds)
+    comparisons = compare(plan, summary, seconds) if plan else []
+    rows = summary_rows(summary, seconds) + [comparison.line() for comparison in comparisons]
     create_summary_artifacts(pipeline, summary, rows)
     for what, value in [*rows, *summary.places.items()]:
         get_run_logger().info("%s: %s", what, value)
-    return summary.model_dump() | {"seconds": seconds}
+    return summary.model_dump() | {"seconds": seconds, "planned": [each.model_dump() for each in comparisons]}

@@ -23,6 +23,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import PreTrainedTokenizerFast
 
+import alm_pipeline.planning.finished
+import alm_pipeline.planning.speed.rates
 import alm_pipeline.tokenization.engines.registry
 from alm_pipeline.config import (
     AlmConfig,
@@ -99,9 +101,14 @@ def output_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def machine_without_findings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what earlier tests found out about the fast engine."""
+    """Forget what earlier tests found out: about the fast engine, finished runs, and this machine's speed."""
     folder = tmp_path_factory.getbasetemp() / "machines" / secrets.token_hex(8)
-    monkeypatch.setattr(alm_pipeline.tokenization.engines.registry, "cache_folder", lambda: folder)
+    for module in (
+        alm_pipeline.tokenization.engines.registry,
+        alm_pipeline.planning.finished,
+        alm_pipeline.planning.speed.rates,
+    ):
+        monkeypatch.setattr(module, "cache_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -204,7 +204,12 @@ def _unique(examples: Iterator[Example]) -> Iterator[Example]:
 
 
 def _sampled(examples: Iterator[Example], share: float) -> Iterator[Example]:
-    return (example for example in examples if share >= 1 or _share(example.id, "sample") < share)
+    return (example for example in examples if is_sampled(example.id, share))
+
+
+def is_sampled(example_id: str, share: float) -> bool:
+    """Return whether a sample of this share of the examples has the one with this id."""
+    return share >= 1 or _share(example_id, "sample") < share
 
 
 def _share(name: str, purpose: str) -> float:

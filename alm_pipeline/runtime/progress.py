@@ -7,7 +7,7 @@ otherwise lines go to the logger `alm_pipeline`, for Prefect, pytest or a script
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class Observer(Protocol):
 
 logger = logging.getLogger("alm_pipeline")
 _SECONDS_PER_LINE = 10.0
-_bars: Progress | None = None
+_bars: "_Bars | None" = None
 _observer: Observer | None = None
 
 
@@ -80,14 +80,25 @@ def show_line(line: str) -> None:
         logger.info("%s", line)
 
 
+def expect_seconds(stages: Mapping[str, float]) -> None:
+    """Show the time left over all stages below the bars. `stages` are the seconds that each is expected to take."""
+    if _bars:
+        _bars.ends_at = time.monotonic() + sum(stages.values()) if stages else None
+
+
 class _Bars(Progress):
     """One line per stage, and below them the notes of running stages, which would not fit beside the bars."""
+
+    ends_at: float | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         for task in self.tasks:
             if task.fields.get("note") and not task.finished:
                 yield Text(f"  {one_line(task.fields['note'])}", style="cyan", no_wrap=True, overflow="ellipsis")
+        if self.ends_at is not None:
+            left = timedelta(seconds=round(max(0.0, self.ends_at - time.monotonic())))
+            yield Text(f"all stages: about {left} left", no_wrap=True, overflow="ellipsis")
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ PURPOSES = {
     "alm_pipeline.comparison": "Models side by side on the same texts.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
+    "alm_pipeline.planning.speed": "How fast this machine is: what earlier runs recorded, and a short trial.",
+    "alm_pipeline.planning": "What a run would do and how long it takes; what is finished already.",
     "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
     "flows": "Orchestration only: the Prefect flows and their tasks.",
     "flows.cli": "The command `alm`.",

@@ -7,11 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
+from flows.cli import embedded
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.console import InertGroup, err, out, user_errors, write_picture
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.models import models, print_comparison
 from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
+from flows.cli.planning import (
+    AsJson,
+    Measure,
+    PricePerHour,
+    ScoreRate,
+    TrainRate,
+    answer_if_finished,
+    print_plan_and_run,
+    remember_finished,
+    show_plan,
+)
 from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.stages import Until
@@ -35,6 +47,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm run distill --corpus URL --teacher MODEL --student MODEL` distills your own models on your own texts.
 - `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
 - `alm init my.yaml` asks what you want and writes a commented configuration, and `alm run my.yaml` runs it.
+- `alm plan my.yaml` shows what that would do, and how long it takes.
 - `alm list alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
@@ -61,32 +74,82 @@ def run(
         bool,
         typer.Option("--again", help="Train a finished student again; it stays until the new one is finished."),
     ] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print what the run would do, as `alm plan` does, and stop.")
+    ] = False,
     **overrides: Any,
 ) -> None:
-    """Run every stage that is not finished, and print a summary.
+    """Run every stage that is not finished, and print a summary. Where all are finished, nothing is run.
 
     Without a Prefect server (no PREFECT_API_URL), the run starts its own and stops it at the end.
     """
-    from flows.cli.embedded import prepare, use_server
-
-    prepare()
+    embedded.prepare()
     from alm_pipeline.first_lines import first_lines
-    from alm_pipeline.report import RunSummary, summary_table
-    from alm_pipeline.runtime.progress import progress_bars
-    from flows.alm import alm
 
     with user_errors():
         config, values = chosen_configuration(recipe, overrides)
         for line in first_lines(config, None if is_file(recipe) else recipe, values):
             err.print_line(line)
+        if plan_only:
+            _quiet_log()
+            show_plan(config, storage, until)
+            return
+        if not again and answer_if_finished(config, storage, until):
+            return
+        from alm_pipeline.report import RunSummary, summary_table
+        from alm_pipeline.runtime.progress import progress_bars
+        from flows.alm import alm
+
         if again:
             _ask_for_student(config, storage)
         _log_to_stderr()
-        use_server()
+        embedded.use_server()
         with progress_bars(err):
             result = alm(config=config, storage=storage, until=until)
-        seconds = result.pop("seconds")
+        seconds, planned = result.pop("seconds"), result.pop("planned")
         out.print(summary_table(RunSummary.model_validate(result), seconds))
+        print_plan_and_run(planned)
+        remember_finished(config, storage, until, result)
+
+
+@app.command()
+@override_options
+def plan(
+    recipe: Recipe = "transfer",
+    storage: Storage = "alm-data",
+    until: Annotated[
+        Until, typer.Option(help="What to plan: the run up to the teacher's scores (scores), or all of it (student).")
+    ] = "student",
+    price_per_hour: PricePerHour = None,
+    score_rate: ScoreRate = None,
+    train_rate: TrainRate = None,
+    measure: Measure = False,
+    as_json: AsJson = False,
+    **overrides: Any,
+) -> None:
+    """Show what a run would do: per stage what is there, what is missing and why, its tokens, bytes and time.
+
+    Takes a few seconds and writes nothing. What the store holds is counted; estimates, from a sample of the corpus and
+    from the speed of this machine's earlier runs, begin with `~`.
+    """
+    embedded.prepare()
+    with user_errors():
+        _quiet_log()
+        show_plan(
+            chosen_configuration(recipe, overrides)[0],
+            storage,
+            until,
+            price_per_hour=price_per_hour,
+            score_rate=score_rate,
+            train_rate=train_rate,
+            measure=measure,
+            as_json=as_json,
+        )
+
+
+def _quiet_log() -> None:
+    make_output_inert()
+    logging.getLogger("alm_pipeline").setLevel("ERROR")
 
 
 def _ask_for_student(config: Any, storage: str) -> None:

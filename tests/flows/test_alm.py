@@ -13,7 +13,7 @@ from prefect.exceptions import ParameterTypeError
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from flows import artifacts
+from flows import artifacts, plan_of_run
 from flows.alm import alm
 from storage.errors import UserError
 
@@ -29,6 +29,12 @@ def test_the_whole_flow(config: AlmConfig, tmp_path: Path, shown: Callable[[str]
     assert (Path(result["places"]["student"]) / "model.safetensors").is_file()
     (table,) = shown("alm-summary")
     assert "held-out bits per byte" in table.data
+    assert "planned teacher tokens" in table.data
+    planned = {each["what"]: each for each in result["planned"]}
+    assert planned["teacher tokens"]["planned"] == pytest.approx(result["teacher_tokens"], rel=0.15)
+    (plan,) = shown("alm-plan")
+    assert '"tokenize teacher"' in plan.data
+    assert '"missing"' in plan.data
     (text,) = shown("alm-report")
     assert "- bytes aligned: **100.00%**" in text.data
     assert f"- student: `{result['places']['student']}`" in text.data
@@ -49,10 +55,12 @@ def test_artifacts_that_fail_do_not_fail_the_run(
 
     monkeypatch.setattr(artifacts, "_draw_alignment", fail)
     monkeypatch.setattr(artifacts, "create_table_artifact", fail)
+    monkeypatch.setattr(plan_of_run, "create_table_artifact", fail)
     result = alm(config=config, storage=str(tmp_path), until="scores")
     assert result["examples"] == 80
     assert "the alignment can't be shown: ModuleNotFoundError: No module named 'PIL'" in caplog.text
     assert "the table can't be shown" in caplog.text
+    assert "the plan can't be shown: ModuleNotFoundError" in caplog.text
     (text,) = shown("alm-report")
     assert "bytes aligned" in text.data
     assert "Aligned chunks of an example" not in text.data

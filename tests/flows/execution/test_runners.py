@@ -37,7 +37,9 @@ def test_tasks_on_threads_share_the_cores(config: AlmConfig, tmp_path: Path, mon
 
     monkeypatch.setattr(tokenization, "threads_at_once", count)
     alm(config=config, storage=str(tmp_path), until="scores", runner="threads", workers=2)
-    assert set(seen) == {4}
+    plan, stages = seen[:2], seen[2:]  # the plan has all cores for its sample, on both sides
+    assert set(plan) == {8}
+    assert set(stages) == {4}
     assert threads_at_once() == 8
 
 

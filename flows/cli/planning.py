@@ -1,0 +1,115 @@
+"""How `alm plan` and `alm run` show a plan, what it was worth, and a run that was finished before."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.console import InertConsole, err, out
+from flows.cli.options import finite
+from flows.stages import Until
+
+if TYPE_CHECKING:
+    from alm_pipeline.config import AlmConfig
+
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs, for the plan's costs.")
+]
+ScoreRate = Annotated[
+    float | None,
+    typer.Option(min=1e-6, callback=finite, help="The teacher tokens per second to plan with.  [default: recorded]"),
+]
+TrainRate = Annotated[
+    float | None,
+    typer.Option(min=1e-6, callback=finite, help="The student tokens per second to plan with.  [default: recorded]"),
+]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Load both models and measure how fast this machine scores and trains.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def show_plan(
+    config: "AlmConfig",
+    storage: str,
+    until: Until,
+    *,
+    price_per_hour: float | None = None,
+    score_rate: float | None = None,
+    train_rate: float | None = None,
+    measure: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Make the plan of a run, and print it."""
+    from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.planning.duration import Rates
+    from alm_pipeline.planning.estimate import make_plan
+
+    pipeline = Pipeline(config, _root(storage))
+    measured = {}
+    if measure:
+        from alm_pipeline.planning.probe import measure as measure_rates
+
+        err.print_line("measuring how fast this machine scores and trains…")
+        measured = measure_rates(pipeline)
+    rates = Rates(score_rate, train_rate, price_per_hour, measured)
+    plan = make_plan(pipeline, rates, with_student=until == "student")
+    if as_json:
+        out.write(json.dumps(plan.model_dump(mode="json"), indent=2) + "\n")
+    else:
+        _print_plan(plan, out)
+
+
+def _print_plan(plan: Any, console: InertConsole) -> None:
+    from alm_pipeline.planning.table import reason_lines, stage_table, total_rows
+
+    console.print_line(f"{plan.title}, in {plan.storage}")
+    console.print_table(*stage_table(plan))
+    for what, value in total_rows(plan):
+        console.print_line(f"{what}: {value}")
+    for line in (*reason_lines(plan), *(f"note: {note}" for note in plan.notes)):
+        console.print_line(line)
+
+
+def answer_if_finished(config: "AlmConfig", storage: str, until: Until) -> bool:
+    """Print the table of a run that is finished, and return whether it is; without a server or any model."""
+    if _is_block(storage):  # its place is known to the server alone
+        return False
+    from alm_pipeline.planning.finished import find_finished
+    from alm_pipeline.report import summary_table
+
+    summary = find_finished(config, storage, until)
+    if summary is None:
+        return False
+    out.print(summary_table(summary, {}))
+    out.print_line("everything was there already")
+    return True
+
+
+def remember_finished(config: "AlmConfig", storage: str, until: Until, result: dict[str, Any]) -> None:
+    """Record that a run is finished, so that the same command is answered at once."""
+    from alm_pipeline.planning.finished import record_finished
+    from alm_pipeline.report import RunSummary
+    from flows.alm import pipeline_of
+
+    record_finished(pipeline_of(config, _root(storage)), RunSummary.model_validate(result), until)
+
+
+def _is_block(storage: str) -> bool:
+    return storage.startswith("block:")
+
+
+def _root(storage: str) -> str:
+    if not _is_block(storage):
+        return storage
+    from flows.storage_block import storage_root  # which loads Prefect
+
+    return storage_root(storage)
+
+
+def print_plan_and_run(planned: list[dict[str, Any]]) -> None:
+    """Print what was planned beside what came out, if anything was estimated."""
+    from alm_pipeline.planning.comparison import HEADER, Comparison
+
+    if rows := [Comparison.model_validate(item).row() for item in planned]:
+        out.print_table(HEADER, rows, "the plan and the run")
