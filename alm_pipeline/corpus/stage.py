@@ -88,7 +88,7 @@ def write_examples(examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | 
     source.require_identity(examples.identity["source"])
     dropped: Counter[str] = Counter()
     shards = 0
-    with in_background(partial(_write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
+    with in_background(partial(write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
         found = _shards(iter_examples(corpus, dropped, source, limit), corpus.shard_bytes)
         for shards, shard in enumerate(found, start=1):
             source.check()
@@ -127,7 +127,8 @@ def _text(example: Example) -> str:
     return example.text if example.text is not None else joined_contents(example.messages or [])
 
 
-def _write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
+def write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
+    """Write examples as a shard of the dataset."""
     conversations = [json.dumps(row.messages, ensure_ascii=False) if row.messages else None for row in shard]
     columns = {
         "id": [example.id for example in shard],

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from alm_pipeline.config import TrainedTokenizer
+from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.pipeline import Pipeline, Side
 from alm_pipeline.planning.changes import EarlierRuns
 from alm_pipeline.planning.duration import Durations, Rates
 from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, total
 from alm_pipeline.planning.sample import CorpusSample, read_sample
 from alm_pipeline.planning.stored import StoredStage, stored_stages
-from alm_pipeline.planning.trial import Trial, stored_examples, try_stages
+from alm_pipeline.planning.trial import Trial, stored_examples, student_tokenizer, try_stages
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from storage.dataset import load_manifest
 from storage.errors import UserError
 from storage.printed.secrets import masked
@@ -133,7 +136,17 @@ class _Planner:
 
     @cached_property
     def _sample(self) -> CorpusSample | None:
-        return None if self._there["shard"].manifest else read_sample(self.pipeline._corpus)
+        if self._there["shard"].manifest:
+            return None
+        with single_threaded_calls():
+            return read_sample(self.pipeline._corpus, limit=self._token_limit())
+
+    def _token_limit(self) -> TokenLimit | None:
+        """Return what cuts the examples, with a stand-in for a tokenizer that has yet to be trained."""
+        length = self.pipeline.source.context_length
+        if length is None or not self.pipeline.cuts_by_tokens:
+            return None
+        return TokenLimit(length, ByteEncoder(student_tokenizer(self.pipeline)[1]))
 
     @cached_property
     def _trial(self) -> Trial | None:

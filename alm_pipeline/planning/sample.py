@@ -11,8 +11,10 @@ from alm_pipeline.config import CorpusConfig, FilesSource, GeneratedSource, HubS
 from alm_pipeline.corpus.examples import Example, is_sampled, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile, list_files
 from alm_pipeline.corpus.files.readers import READERS
+from alm_pipeline.corpus.files.rows import Columns
 from alm_pipeline.corpus.files.versions import HashedFiles
 from alm_pipeline.corpus.sources import OpenSource, open_source
+from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.planning.plan import Amount
 from storage.urls import is_local
 
@@ -61,6 +63,7 @@ class _Reading:
     """how long to read"""
     sample: float
     """the corpus's"""
+    limit: TokenLimit | None
     examples: list[Example] = field(default_factory=list)
     """evenly spaced ones: as many as fit"""
     count: int = 0
@@ -97,9 +100,9 @@ class _Reading:
             self._kept = sum(kept.text_bytes for kept in self.examples)
 
 
-def read_sample(corpus: CorpusConfig, seconds: float = SECONDS) -> CorpusSample:
-    """Read for about some seconds. Raises UserError as reading the corpus does."""
-    reading = _Reading(seconds, corpus.sample)
+def read_sample(corpus: CorpusConfig, seconds: float = SECONDS, limit: TokenLimit | None = None) -> CorpusSample:
+    """Read for about some seconds. `limit` is as for `iter_examples`. Raises UserError as reading the corpus does."""
+    reading = _Reading(seconds, corpus.sample, limit)
     whole = corpus.model_copy(update={"sample": 1.0, "max_examples": None})
     match corpus.source:
         case FilesSource():
@@ -157,7 +160,7 @@ def _hub_rows(source: HubSource) -> int | None:
 
 def _read_until(corpus: CorpusConfig, source: OpenSource, reading: _Reading, time_to_leave: float) -> bool:
     """Read examples until the sample is over, or the time has come to leave this source; return whether it ended."""
-    for example in iter_examples(corpus, Counter(), source):
+    for example in iter_examples(corpus, Counter(), source, reading.limit):
         reading.add(example)
         if time.monotonic() >= time_to_leave and (time_to_leave or reading.is_over):
             return False
@@ -173,7 +176,7 @@ class _RowCounter:
     def source(self) -> OpenSource:
         return OpenSource(self._source.kind, self._source.content, self._read, HashedFiles(()))
 
-    def _read(self, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[Any]:
+    def _read(self, columns: Columns, dropped: Counter[str]) -> Iterator[Any]:
         for row in self._source.rows(columns, dropped):
             self.rows += 1
             yield row
@@ -253,7 +256,7 @@ class _OpenedFile:
         read = self._bytes_per_row * self._rows or self._place / 2
         return min(1.0, read / max(1, self.size or 0))
 
-    def _read(self, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[Any]:
+    def _read(self, columns: Columns, dropped: Counter[str]) -> Iterator[Any]:
         for row in READERS[self._file.format](replace(self._file, fs=self), columns, dropped):
             self._note_place()
             self._rows += 1

@@ -12,8 +12,8 @@ from typing import Any
 
 from alm_pipeline.alignment.stage import align_datasets
 from alm_pipeline.config import TrainedTokenizer
-from alm_pipeline.corpus.conversation import joined_contents
 from alm_pipeline.corpus.examples import Example
+from alm_pipeline.corpus.stage import write_shard
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
 from alm_pipeline.new_tokenizer.special_tokens import with_special_tokens
@@ -53,16 +53,16 @@ def try_stages(pipeline: Pipeline, examples: Sequence[Example]) -> Trial | None:
         return None
     with tempfile.TemporaryDirectory(prefix="alm-plan-") as folder, _quiet():
         dataset = Dataset(folder, Kind.EXAMPLES, "sample", {"sample": len(chosen)})
-        written = _write(dataset, chosen)
-        stand_in, tokenizer = _student_tokenizer(pipeline)
-        return _measure(_on_sample(pipeline, dataset, tokenizer), written, stand_in)
+        write_shard(dataset, 0, chosen)
+        stand_in, tokenizer = student_tokenizer(pipeline)
+        return _measure(_on_sample(pipeline, dataset, tokenizer), dataset.finish(1), stand_in)
 
 
 def stored_examples(examples: Dataset, shards: int) -> list[Example]:
     """Read examples from the shards of a complete dataset, which are evenly spread over it."""
     found: list[Example] = []
     for shard in sorted({0, shards // 3, 2 * shards // 3, shards - 1}):
-        rows = examples.read_shard(shard, ["id", "split", "text", "messages"]).to_pylist()
+        rows = examples.read_shard(shard).to_pylist()
         found += [_example(row) for row in rows]
     return found
 
@@ -70,7 +70,8 @@ def stored_examples(examples: Dataset, shards: int) -> list[Example]:
 def _example(row: dict[str, Any]) -> Example:
     messages = json.loads(row["messages"]) if row["messages"] else None
     size = len(row["text"].encode())
-    return Example(row["id"], row["split"], None if messages else row["text"], messages, size, False)
+    text = None if messages else row["text"]
+    return Example(row["id"], row["split"], text, messages, size, False, completion_at=row.get("completion_at"))
 
 
 def _evenly(examples: Sequence[Example], most_bytes: int) -> list[Example]:
@@ -84,20 +85,7 @@ def _evenly(examples: Sequence[Example], most_bytes: int) -> list[Example]:
     return [example for example, size in zip(chosen, sizes, strict=True) if size <= 2 * most_bytes] or chosen[:1]
 
 
-def _write(dataset: Dataset, examples: Sequence[Example]) -> Manifest:
-    conversations = [json.dumps(row.messages, ensure_ascii=False) if row.messages else None for row in examples]
-    texts = [row.text if row.text is not None else joined_contents(row.messages or []) for row in examples]
-    columns = {
-        "id": [str(number) for number in range(len(examples))],
-        "split": [row.split for row in examples],
-        "text": texts,
-        "messages": conversations,
-    }
-    dataset.write_shard(0, columns, {"text_bytes": sum(row.text_bytes for row in examples)})
-    return dataset.finish(1)
-
-
-def _student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
+def student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
     """Return the student's tokenizer, and whether it is only a stand-in. One that can be made in memory is."""
     made, source = pipeline.made_tokenizer, pipeline.source.tokenizer
     if made is None or made.manifest():

@@ -1,5 +1,6 @@
 """A plan, beside what the run then does: what is missing, how much of it, and why."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_a_tokenizer_that_is_made_without_training_is_planned_as_it_will_be(
     assert plan.student_tokens.value == pytest.approx(
         pipeline.tokens("student").complete_manifest().counts["tokens"], rel=0.15
     )
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_texts_that_the_student_s_context_cuts(is_trained: bool, config: AlmConfig, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": " ".join(f"{k * j} apples in April." for j in range(800))}) for k in range(6)]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    source = {"corpus.source": {"kind": "files", "urls": [f"{tmp_path}/long.jsonl"]}, "corpus.max_bytes": 4096}
+    tokenizer = {"student.tokenizer": {"vocab_size": 400, "train_bytes": 4096}} if is_trained else {}
+    pipeline = Pipeline(override(config, Overrides(settings={**source, **tokenizer})), str(tmp_path / "store"))
+    assert pipeline.cuts_by_tokens
+    plan = make_plan(pipeline)
+    assert plan.examples
+    assert plan.student_tokens
+    pipeline.train_tokenizer()
+    examples = pipeline.shard()
+    tokens = pipeline.tokenize("student")
+    assert tokens
+    assert plan.examples.value == pytest.approx(examples.rows, rel=0.6 if is_trained else 0.15)
+    assert plan.student_tokens.value == pytest.approx(tokens.counts["tokens"], rel=0.6 if is_trained else 0.15)
 
 
 def test_a_run_until_the_scores_has_no_training(config: AlmConfig, tmp_path: Path) -> None:
