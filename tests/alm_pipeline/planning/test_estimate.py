@@ -115,14 +115,16 @@ def test_texts_that_the_student_s_context_cuts(is_trained: bool, config: AlmConf
     pipeline = Pipeline(override(config, Overrides(settings={**source, **tokenizer})), str(tmp_path / "store"))
     assert pipeline.cuts_by_tokens
     plan = make_plan(pipeline)
+    assert stage(plan, "shard").state == "missing"
     assert plan.examples
     assert plan.student_tokens
-    pipeline.train_tokenizer()
-    examples = pipeline.shard()
-    tokens = pipeline.tokenize("student")
+    if is_trained:  # the dataset has no name yet, and another tokenizer cuts it for the plan
+        assert "tokens are estimated" in " ".join(plan.notes)
+        return
+    examples, tokens = pipeline.shard(), pipeline.tokenize("student")
     assert tokens
-    assert plan.examples.value == pytest.approx(examples.rows, rel=0.6 if is_trained else 0.15)
-    assert plan.student_tokens.value == pytest.approx(tokens.counts["tokens"], rel=0.6 if is_trained else 0.15)
+    assert plan.examples.value == pytest.approx(examples.rows, rel=0.15)
+    assert plan.student_tokens.value == pytest.approx(tokens.counts["tokens"], rel=0.15)
 
 
 def test_a_run_until_the_scores_has_no_training(config: AlmConfig, tmp_path: Path) -> None:
