@@ -129,8 +129,8 @@ def plan(
 ) -> None:
     """Show what a run would do: per stage what is there, what is missing and why, its tokens, bytes and time.
 
-    Takes a few seconds and writes nothing. What the store holds is counted; estimates, from a sample of the corpus and
-    from the speed of this machine's earlier runs, begin with `~`.
+    Takes some ten seconds and writes nothing to the store, whose content is counted. Estimates begin with `~`: they
+    come from a sample of the corpus, and from the speed of this machine's earlier runs.
     """
     embedded.prepare()
     with user_errors():
