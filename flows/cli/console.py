@@ -94,13 +94,21 @@ class InertConsole(Console):
         """Print a table; one that does not fit is printed as lines of names and values, so that nothing is cut off."""
         cells = [[one_line(cell) for cell in row] for row in rows]
         columns = [Column(name, overflow="fold") for name in header]
-        if sum(_needed_widths([list(header), *cells])) + 3 * len(header) + 1 > self.width:
+        if not self._fits(header, cells):
             self._print_records(header, cells, title)
             return
         table = Table(*columns, title=None if title is None else Text(one_line(title)), title_justify="left")
         for row in cells:
             table.add_row(*map(Text, row))
         self.print(table)
+
+    def _fits(self, header: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
+        return sum(_needed_widths([list(header), *cells])) + 3 * len(header) + 1 <= self.width
+
+    def fits(self, columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether `print_rows` prints these columns as a table, and not as lines."""
+        cells = [[one_line(column.text(row.get(column.key))) for column in columns] for row in rows]
+        return self._fits([column.title for column in columns], cells)
 
     def print_rows(self, columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
         """Print rows of plain values as a table with these columns; a value that a row lacks is left empty."""
