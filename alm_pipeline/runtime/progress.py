@@ -7,20 +7,14 @@ otherwise lines go to the logger `alm_pipeline`, for Prefect, pytest or a script
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Protocol
 
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, JustifyMethod, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column
 from rich.text import Text
 
 from storage.printed.inert import one_line, visible
@@ -40,7 +34,7 @@ class Observer(Protocol):
 
 logger = logging.getLogger("alm_pipeline")
 _SECONDS_PER_LINE = 10.0
-_bars: Progress | None = None
+_bars: "_Bars | None" = None
 _observer: Observer | None = None
 
 
@@ -60,16 +54,21 @@ def progress_bars(console: Console) -> Iterator[None]:
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    """Return what fits into the width: the stage and its rate always, times and the bar where there is room."""
-    name = TextColumn("{task.description:<28}" if width >= _WIDE else "{task.description}", markup=False)
-    if width < _NARROW:
-        return [name, _RateColumn()]
-    times: list[ProgressColumn] = [TimeElapsedColumn(), TimeRemainingColumn()]
-    return [name, *([BarColumn(bar_width=20)] if width >= _WIDE else []), _RateColumn(), *times]
+    """Return what fits into one line of this width: the stage, its share and its time left always."""
+    columns: list[ProgressColumn] = [_TextColumn(_name, "left"), _TextColumn(_percentage, "right")]
+    if width >= _WIDE:
+        columns.insert(1, BarColumn(bar_width=20))
+    if width >= _MEDIUM:
+        columns.append(_TextColumn(_amount_done, "right"))
+    if width >= _NARROW:
+        columns.append(_TextColumn(_rate_so_far, "right"))
+    return [*columns, _TextColumn(_time, "right")]
 
 
-_NARROW, _WIDE = 80, 110
-"""characters of a terminal"""
+_NARROW, _MEDIUM, _WIDE = 50, 72, 110
+"""characters of a terminal, from which the rate, the amount and the bar are shown"""
+_NAME = 20
+"""characters of a stage's name; longer ones are cut, so that all else keeps its place"""
 
 
 def show_line(line: str) -> None:
@@ -80,14 +79,82 @@ def show_line(line: str) -> None:
         logger.info("%s", line)
 
 
+def expect(stage: str, total: float) -> None:
+    """Say how many units a stage has in all, where it is tracked in parts: each `track` of it is one part."""
+    if _bars:
+        _bars.expected[stage] = total
+
+
+def expect_seconds(stages: Mapping[str, float]) -> None:
+    """Show the time left over all stages below the bars, until all are done.
+
+    `stages` are those that are still to do, in order: the seconds that each is expected to take, by the name that it is
+    tracked under. Once a stage runs, its own rate counts.
+    """
+    if _bars:
+        _bars.seconds = dict(stages)
+
+
 class _Bars(Progress):
-    """One line per stage, and below them the notes of running stages, which would not fit beside the bars."""
+    """One line per stage, below them the notes of running stages, and the time left over all stages."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        self.expected: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self._parts: Counter[TaskID] = Counter()
+        super().__init__(*columns, console=console)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         for task in self.tasks:
             if task.fields.get("note") and not task.finished:
                 yield Text(f"  {one_line(task.fields['note'])}", style="cyan", no_wrap=True, overflow="ellipsis")
+        if (left := self.seconds_left()) is not None:
+            yield Text(f"all stages: about {_duration(left)} left", style="bold", no_wrap=True, overflow="ellipsis")
+
+    def begin(self, stage: str, total: float | None, unit: str, already: float) -> TaskID:
+        """Begin a part of a stage. All parts of a stage share its line, also those that run at the same time."""
+        with self._lock:
+            task = next(
+                (task for task in self.tasks if task.description == stage and task.fields["unit"] == unit), None
+            )
+            if task is None:
+                id_ = self.add_task(stage, total=total, completed=already, unit=unit, already=already)  # type: ignore[arg-type]
+            else:
+                id_, task.stop_time, task.finished_time = task.id, None, None
+                whole = None if total is None or task.total is None else task.total + total
+                self.update(id_, total=whole, completed=task.completed + already)
+                task.fields["already"] += already
+            self._parts[id_] += 1
+            if stage in self.expected:
+                self.update(id_, total=self.expected[stage])
+        return id_
+
+    def end(self, id_: TaskID) -> None:
+        """End a part. After the last one, the stage's time stops, and so its rate stays."""
+        with self._lock:
+            self._parts[id_] -= 1
+            task = self._tasks[id_]
+            if not self._parts[id_] and task.completed >= self.expected.get(task.description, 0.0):
+                self.update(id_, total=task.completed, completed=task.completed)
+                self.stop_task(id_)
+
+    def seconds_left(self) -> float | None:
+        """Return the expected time until all stages are done; None if it is not known, or all are."""
+        shown = {task.description: task for task in self.tasks}
+        left = [_seconds_left(shown.get(stage), seconds) for stage, seconds in self.seconds.items()]
+        return sum(left) if any(left) else None
+
+
+def _seconds_left(task: Task | None, expected: float) -> float:
+    if task is None:
+        return expected
+    if task.finished:
+        return 0.0
+    units, elapsed = task.completed - task.fields["already"], task.elapsed or 0.0
+    if task.total and units > 0:
+        return max(0.0, task.total - task.completed) * elapsed / units
+    return max(0.0, expected - elapsed)
 
 
 @contextlib.contextmanager
@@ -126,16 +193,14 @@ def _advance_and_notify(
 
 
 @contextlib.contextmanager
-def _bar(bars: Progress, description: str, total: float | None, unit: str, already: float) -> Iterator[Advance]:
-    task = bars.add_task(description, total=total, completed=already, unit=unit, already=already)  # type: ignore[arg-type]
+def _bar(bars: _Bars, description: str, total: float | None, unit: str, already: float) -> Iterator[Advance]:
+    task = bars.begin(description, total, unit, already)
 
     def advance(units: float, note: str = "") -> None:
         bars.update(task, advance=units, note=note)
 
     yield advance
-    done = bars.tasks[bars.task_ids.index(task)].completed
-    bars.update(task, total=done, completed=done)
-    bars.stop_task(task)  # freezes its time, and so its rate
+    bars.end(task)
 
 
 @contextlib.contextmanager
@@ -168,11 +233,61 @@ def _time_left(total: float | None, done: float, already: float, seconds: float)
     if not total or done <= already:
         return ""
     left = max(0.0, total - done) * seconds / (done - already)
-    return f"{timedelta(seconds=round(left))} left"
+    return f"{_duration(left)} left"
 
 
-class _RateColumn(ProgressColumn):
+def _scaled(value: float, unit: str) -> str:
+    """Return a number for a narrow column: 171, 54.3k, 1.2M; of bytes 171 B, 54.3 kB."""
+    space = " " if unit == "B" else ""
+    factor, prefix = next(
+        ((factor, prefix) for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= 10 * factor), (1.0, "")
+    )
+    number = f"{value / factor:,.1f}" if prefix else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{number}{space}{prefix}{'B' if space else ''}"
+
+
+class _TextColumn(ProgressColumn):
+    """A column of one line: what does not fit is cut, and never goes on below."""
+
+    def __init__(self, text: Callable[[Task], str], justify: JustifyMethod) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis", justify=justify))
+        self._text = text
+
     def render(self, task: Task) -> Text:
-        done = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total else "")
-        unit, units = task.fields["unit"], task.completed - task.fields["already"]
-        return Text(f"{done} {unit}  {_rate(units, task.elapsed or 0.0, unit) if units else ''}")
+        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
+
+
+def _name(task: Task) -> str:
+    name = task.description
+    return f"{name[: _NAME - 1]}…" if len(name) > _NAME else f"{name:<{_NAME}}"
+
+
+def _percentage(task: Task) -> str:
+    return "" if not task.total else f"{min(100.0, task.percentage):.0f}%"
+
+
+def _amount_done(task: Task) -> str:
+    unit, completed = task.fields["unit"], _scaled(task.completed, task.fields["unit"])
+    whole = f" of {_scaled(task.total, unit)}" if task.total and not task.finished else ""
+    return f"{completed}{whole}" + ("" if unit == "B" else f" {unit}")
+
+
+def _rate_so_far(task: Task) -> str:
+    units, unit = task.completed - task.fields["already"], task.fields["unit"]
+    if not units or not task.elapsed:
+        return ""
+    return f"{_scaled(units / task.elapsed, unit)}{'' if unit == 'B' else f' {unit}'}/s"
+
+
+def _time(task: Task) -> str:
+    """Return the time left of a running stage, and the time that a finished one took."""
+    if task.finished:
+        return f"in {_duration(task.finished_time or 0.0)}"
+    units = task.completed - task.fields["already"]
+    if not task.total or units <= 0 or not task.elapsed:
+        return f"for {_duration(task.elapsed or 0.0)}"
+    return f"{_duration(max(0.0, task.total - task.completed) * task.elapsed / units)} left"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
