@@ -117,7 +117,7 @@ class InertConsole(Console):
 
     def write_json(self, content: Any) -> None:
         """Write plain values as one JSON document."""
-        self.write(json_text(content) + "\n")
+        self.write(json_text(content, getattr(self.file, "encoding", None) or "utf-8") + "\n")
 
     def _print_records(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
         if title:

@@ -130,20 +130,31 @@ def _summary(row: Row) -> str:
     """Return what was counted or measured, or what is wrong with the manifest."""
     if row["problem"]:
         return str(row["problem"])
-    numbers = ", ".join([*_flat(row["counts"]), *_flat(row["results"])])
+    results = row["results"]
+    bits = results.get("held_out_bits_per_byte")
+    numbers = _bits_of_all(bits) if isinstance(bits, Mapping) else ", ".join(_flat({**row["counts"], **results}))
     return "; ".join(filter(None, [row["student_name"], numbers]))
 
 
+def _bits_of_all(bits: Mapping[str, Any]) -> str:
+    known = {who: f"{value:.4f}" for who, value in bits.items() if isinstance(value, int | float)}
+    order = (("student_before", "before"), ("student_after", "after"), ("teacher", "teacher"))
+    return f"bits per byte {', '.join(f'{label} {known[who]}' for who, label in order if who in known)}"
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    """Yield texts of counts and results, such as `80 examples` and `bits per byte, teacher 0.73`; of None nothing."""
+    """Yield a text for each number, such as `80 examples` and `pairs within, 0.0 12`."""
     for name, value in values.items():
         title = prefix + name.replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{title}, ")
-        elif isinstance(value, int):
-            yield f"{value:,} {title}"
-        elif value is not None:
-            yield f"{title} {value:.4f}" if isinstance(value, float) else f"{title} {value}"
+        match value:
+            case Mapping():
+                yield from _flat(value, f"{title}, ")
+            case int():
+                yield f"{value:,} {title}"
+            case float():
+                yield f"{title} {value:.4f}"
+            case _ if value is not None:
+                yield f"{title} {value}"
 
 
 def _sorted(rows: list[Row], sort: str | None) -> list[Row]:

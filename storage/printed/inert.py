@@ -79,15 +79,17 @@ def yaml_text(content: Any) -> str:
     return text
 
 
-def json_text(content: Any) -> str:
-    """Return plain values as one JSON document of visible characters, without secrets.
+def json_text(content: Any, encoding: str = "utf-8") -> str:
+    """Return plain values as one JSON document of visible characters that `encoding` has, without secrets.
 
     Texts are otherwise as they are, so a program reads what is stored. A number that JSON does not have (NaN, infinity)
     is null.
     """
     text = json.dumps(_finite(without_secrets(content)), indent=2, ensure_ascii=False, allow_nan=False)
-    if _escaped(text, "\n") == text:
-        return text
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 

@@ -1,6 +1,7 @@
 """Progress: bars on a terminal, lines elsewhere."""
 
 import io
+import itertools
 import logging
 import time
 
@@ -97,3 +98,81 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "dumb")
     with progress_bars(Console(file=io.StringIO(), force_terminal=True)):
         assert progress._bars is None
+
+
+def shown(console: Console) -> list[str]:
+    """Draw the bars as they are now, and return their lines."""
+    assert progress._bars is not None
+    with console.capture() as capture:
+        console.print(progress._bars.get_renderable())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
+def test_each_stage_is_one_line_with_its_share_and_the_time_left(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with progress_bars(console):
+        assert progress._bars is not None
+        clock = itertools.count(0, 30)
+        progress._bars.get_time = lambda: float(next(clock))
+        stages = {"tokenize teacher": "B", "a stage with a very long name of its own": "tokens", "train": "steps"}
+        for name, unit in stages.items():
+            with track(name, 40_000_000, unit) as advance:
+                advance(10_000_000)
+                lines = shown(console)
+        assert len(lines) == len(stages)
+        assert all(len(line) <= width for line in lines)
+        assert "25%" in lines[-1]
+        assert "left" in lines[-1]
+        assert ("/s" in lines[-1]) == (width >= 50)
+        assert ("of 40.0M steps" in lines[-1]) == (width >= 72)
+        assert all("in 0:" in line for line in lines[:-1])
+
+
+def test_the_parts_of_a_stage_share_a_line() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with progress_bars(console):
+        progress.expect("tokenize teacher", 400)
+        with track("tokenize teacher", 100, "B") as first, track("tokenize teacher", 100, "B") as second:
+            first(50)
+            second(50)
+            (line,) = shown(console)
+            assert "25%" in line
+            assert "100 B of 400 B" in line
+        with track("tokenize teacher", 200, "B") as third:
+            third(199)
+            assert "100%" in shown(console)[0]
+            assert "in 0:" not in shown(console)[0]
+            third(1)
+        (line,) = shown(console)
+        assert "in 0:" in line
+        with track("align", 100, "tokens") as one, track("align", 100, "tokens") as other:
+            one(100)
+            other(50)
+            assert "75%" in shown(console)[1]
+
+
+def test_the_time_left_over_all_stages_follows_the_plan_and_then_the_rates() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with progress_bars(console):
+        assert progress._bars is not None
+        now = 0.0
+        progress._bars.get_time = lambda: now
+        progress.expect_seconds({"score": 100, "train": 50})
+        assert shown(console)[-1] == "all stages: about 0:02:30 left"
+        with track("score", 10, "tokens") as advance:
+            now = 20.0
+            advance(1)
+            assert shown(console)[-1] == "all stages: about 0:03:50 left"
+            advance(9)
+        assert shown(console)[-1] == "all stages: about 0:00:50 left"
+        with track("train", 10, "steps") as advance:
+            advance(10)
+        assert "all stages" not in "".join(shown(console))
+
+
+def test_without_bars_a_plan_is_ignored() -> None:
+    progress.expect("score", 3)
+    progress.expect_seconds({"score": 3})
+    with track("score", 3, "tokens") as advance:
+        advance(3)

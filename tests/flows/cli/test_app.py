@@ -88,7 +88,7 @@ def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
     assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
     pipeline.run()
-    assert "student_after" in command("list", str(tmp_path)).stdout
+    assert "bits per byte before " in command("list", str(tmp_path)).stdout
     student = yaml.safe_load(command("describe", pipeline.student.url).stdout)
     assert "model.safetensors" in student["files"]
     shown = command("inspect", pipeline.alignments.url, "--chunks", "5")
