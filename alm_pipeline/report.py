@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from alm_pipeline.evaluation.precision import bits_text, why_too_few
-from alm_pipeline.naming.names import run_name
+from alm_pipeline.naming.names import recorded_name, run_name
 from alm_pipeline.pipeline import Pipeline
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
@@ -41,7 +41,7 @@ class RunSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """chosen, or made of what the run changes in its recipe"""
+    """chosen, or made of what the run changes in its recipe; a finished student keeps the one that it was made with"""
     examples: int
     held_out_examples: int
     text_bytes: int
@@ -74,9 +74,11 @@ def summarize(pipeline: Pipeline, *, with_student: bool = True) -> RunSummary:
     examples = manifests["examples"]
     cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]
     teacher_tokens = manifests["teacher_tokens"].counts["tokens"]
-    results = _results(pipeline) if with_student else {}
+    student = pipeline.student.manifest() if with_student else None
+    results: Mapping[str, Any] = student.results if student else {}
+    recorded = student.provenance.get("configuration") if student else None
     return RunSummary(
-        name=run_name(pipeline.config),
+        name=recorded_name(recorded) if isinstance(recorded, Mapping) else run_name(pipeline.config),
         examples=examples.rows,
         held_out_examples=examples.counts["held_out_examples"],
         text_bytes=examples.counts["text_bytes"],
@@ -115,11 +117,6 @@ def _context_use(pipeline: Pipeline, manifests: Mapping[str, Manifest]) -> Conte
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _results(pipeline: Pipeline) -> Mapping[str, Any]:
-    manifest = pipeline.student.manifest()
-    return manifest.results if manifest else {}
 
 
 def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -16,7 +16,12 @@ _OF_TITLE = ("corpus", "teacher", "student.model")
 
 def run_name(config: AlmConfig) -> str:
     """Return the chosen name of a run, or what it changes in the recipe that is nearest to it; else that recipe."""
-    return config.name or changes(config.model_dump(mode="json"))
+    return recorded_name(config.model_dump(mode="json"))
+
+
+def recorded_name(recorded: Settings) -> str:
+    """Return the name of a run by the configuration that a manifest records, as `run_name`."""
+    return str(recorded.get("name") or changes(recorded))
 
 
 def run_title(config: AlmConfig) -> str:

@@ -97,6 +97,11 @@ def run(
             out.write_json({**summary.model_dump(mode="json"), "seconds": seconds})
         else:
             out.print(summary_table(summary, seconds))
+        if config.name and until == "student" and summary.name != config.name:
+            err.print_line(
+                f"the student was finished before and keeps its name, {summary.name}; --again trains it again under "
+                f"the name {config.name}"
+            )
 
 
 def _ask_for_student(config: Any, storage: str) -> None:
