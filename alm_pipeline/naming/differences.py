@@ -26,6 +26,7 @@ _FIRST = (
     "train.learning_rate",
 )
 """The fields that are named first."""
+_OF_STEPS = ("train.warmup_steps", "train.decay_steps")
 _LABELS = {"student.model": "student", "corpus.name": "corpus", "objective.gamma": "γ"}
 _SECTIONS = frozenset(AlmConfig.model_fields)
 _MOST = 4
@@ -54,17 +55,22 @@ def deciding_settings(recorded: Settings) -> dict[str, Any]:
 def differences(configs: Sequence[Settings]) -> list[dict[str, Any]]:
     """Return for each configuration its values of the fields that are not the same in all, by dotted field.
 
-    Of a corpus, more than its name counts only where the name does not tell corpora apart. A value is None where the
-    configuration does not have the field.
+    What follows from another field counts only where that field does not tell configurations apart: of a corpus all
+    but its name, and the parts of a training that are scaled with its steps. A value is None where the configuration
+    does not have the field.
     """
     fields = list(_ordered(_differing([deciding_settings(config) for config in configs])))
     chosen: dict[str, list[Any]] = {}
     apart = 1
     for field, values in fields:
         told = _count_apart([*chosen.values(), values], len(configs))
-        if told > apart or not field.startswith("corpus.") or field == "corpus.name":
+        if told > apart or not _follows(field):
             chosen[field], apart = values, told
     return [{field: values[k] for field, values in chosen.items()} for k in range(len(configs))]
+
+
+def _follows(field: str) -> bool:
+    return field in _OF_STEPS or (field.startswith("corpus.") and field != "corpus.name")
 
 
 def _differing(values: Sequence[Any], path: str = "") -> Iterator[tuple[str, list[Any]]]:
@@ -81,7 +87,7 @@ def _ordered(fields: Iterable[tuple[str, list[Any]]]) -> list[tuple[str, list[An
         field = item[0]
         if field in _FIRST:
             return _FIRST.index(field)
-        return len(_FIRST) + field.startswith("corpus.")
+        return len(_FIRST) + _follows(field)
 
     return sorted(fields, key=place)
 

@@ -3,12 +3,13 @@
 The folder's name with its fingerprint stays what identifies a student.
 """
 
+import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.recipes import RECIPES
-from alm_pipeline.naming.differences import Settings, deciding_settings, differences, texts_apart, value_text
+from alm_pipeline.naming.differences import Settings, differences, texts_apart, value_text
 
 _OF_TITLE = ("corpus", "teacher", "student.model")
 """what a run's title names already"""
@@ -20,13 +21,8 @@ def run_name(config: AlmConfig) -> str:
 
 
 def recorded_name(recorded: Settings) -> str:
-    """Return the name of a run by the configuration that a manifest records, as `run_name`."""
+    """Return the name of a run by the configuration that a manifest records, as `run_name`; empty if it has none."""
     return str(recorded.get("name") or changes(recorded))
-
-
-def run_title(config: AlmConfig) -> str:
-    """Return the models and the corpus of a run, with its name."""
-    return f"{config.name}: {config.title}" if config.name else f"{config.title}: {run_name(config)}"
 
 
 def student_title(config: AlmConfig) -> str:
@@ -38,16 +34,21 @@ def student_title(config: AlmConfig) -> str:
 def changes(recorded: Settings) -> str:
     """Return what a configuration changes in the recipe that is nearest to it, or the recipe's name if nothing.
 
-    Corpus and models do not count.
+    Corpus and models do not count. Empty if the configuration can't be read.
     """
-    own = {**deciding_settings(recorded)}
-    rows = {name: _changed(own, make()) for name, make in RECIPES.items()}
+    try:
+        config = AlmConfig.model_validate(recorded)
+    except ValueError:  # of another version
+        return ""
+    rows = {name: _changed(config, make) for name, make in RECIPES.items()}
     nearest = min(rows, key=lambda name: len(rows[name]))
     return texts_apart([rows[nearest]])[0] or nearest
 
 
-def _changed(own: Settings, recipe: AlmConfig) -> dict[str, object]:
-    row = differences([own, recipe.model_dump(mode="json")])[0]
+def _changed(config: AlmConfig, make: Callable[..., AlmConfig]) -> dict[str, object]:
+    given = {"corpus": config.corpus, "teacher": config.teacher, "student": config.student.model}
+    recipe = make(**{name: given[name] for name in inspect.signature(make).parameters})
+    row = differences([config.model_dump(mode="json"), recipe.model_dump(mode="json")])[0]
     return {field: value for field, value in row.items() if not _is_of_title(field)}
 
 
@@ -70,7 +71,7 @@ def names_apart(recorded: Mapping[str, Settings]) -> dict[str, str]:
         groups.setdefault(name, {})[folder] = known[folder]
     for name, group in groups.items():
         made |= _qualified(name, group)
-    names = {folder: made.get(folder, folder) for folder in recorded}
+    names = {folder: made.get(folder) or folder for folder in recorded}
     counts = Counter(names.values())
     # what the configurations do not record, such as another model in the same folder, is in the fingerprint alone
     return {
@@ -91,8 +92,3 @@ def _qualified(name: str, group: Mapping[str, Settings]) -> dict[str, str]:
         return dict.fromkeys(group, name)
     texts = texts_apart(differences(list(group.values())))
     return {folder: f"{name} ({text})" if text else name for folder, text in zip(group, texts, strict=True)}
-
-
-def model_text(name: object) -> str:
-    """Return the short name of a model or tokenizer in a table: the last part of its path."""
-    return value_text(name)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Protocol
 
@@ -36,6 +36,7 @@ logger = logging.getLogger("alm_pipeline")
 _SECONDS_PER_LINE = 10.0
 _bars: "_Bars | None" = None
 _observer: Observer | None = None
+_total_left: Callable[[], float | None] | None = None
 
 
 @contextlib.contextmanager
@@ -85,14 +86,22 @@ def expect(stage: str, total: float) -> None:
         _bars.expected[stage] = total
 
 
-def expect_seconds(stages: Mapping[str, float]) -> None:
-    """Show the time left over all stages below the bars, until all are done.
+@contextlib.contextmanager
+def total_left_shown(seconds: Callable[[], float | None]) -> Iterator[None]:
+    """Inside this context, show below the bars how much time the whole run has left, or nothing while that is None."""
+    global _total_left
+    _total_left = seconds
+    try:
+        yield
+    finally:
+        _total_left = None
 
-    `stages` are those that are still to do, in order: the seconds that each is expected to take, by the name that it is
-    tracked under. Once a stage runs, its own rate counts.
-    """
-    if _bars:
-        _bars.seconds = dict(stages)
+
+def _about(seconds: float) -> str:
+    if seconds < 60:
+        return "less than a minute"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 120 else f"about {seconds / 3600:.1f} h"
 
 
 class _Bars(Progress):
@@ -100,7 +109,6 @@ class _Bars(Progress):
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         self.expected: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
         self._parts: Counter[TaskID] = Counter()
         super().__init__(*columns, console=console)
 
@@ -109,8 +117,8 @@ class _Bars(Progress):
         for task in self.tasks:
             if task.fields.get("note") and not task.finished:
                 yield Text(f"  {one_line(task.fields['note'])}", style="cyan", no_wrap=True, overflow="ellipsis")
-        if (left := self.seconds_left()) is not None:
-            yield Text(f"all stages: about {_duration(left)} left", style="bold", no_wrap=True, overflow="ellipsis")
+        if (seconds := _total_left() if _total_left else None) is not None:
+            yield Text(f"total: {_about(seconds)} left", no_wrap=True, overflow="ellipsis")
 
     def begin(self, stage: str, total: float | None, unit: str, already: float) -> TaskID:
         """Begin a part of a stage. All parts of a stage share its line, also those that run at the same time."""
@@ -138,23 +146,6 @@ class _Bars(Progress):
             if not self._parts[id_] and task.completed >= self.expected.get(task.description, 0.0):
                 self.update(id_, total=task.completed, completed=task.completed)
                 self.stop_task(id_)
-
-    def seconds_left(self) -> float | None:
-        """Return the expected time until all stages are done; None if it is not known, or all are."""
-        shown = {task.description: task for task in self.tasks}
-        left = [_seconds_left(shown.get(stage), seconds) for stage, seconds in self.seconds.items()]
-        return sum(left) if any(left) else None
-
-
-def _seconds_left(task: Task | None, expected: float) -> float:
-    if task is None:
-        return expected
-    if task.finished:
-        return 0.0
-    units, elapsed = task.completed - task.fields["already"], task.elapsed or 0.0
-    if task.total and units > 0:
-        return max(0.0, task.total - task.completed) * elapsed / units
-    return max(0.0, expected - elapsed)
 
 
 @contextlib.contextmanager

@@ -152,27 +152,21 @@ def test_the_parts_of_a_stage_share_a_line() -> None:
             assert "75%" in shown(console)[1]
 
 
-def test_the_time_left_over_all_stages_follows_the_plan_and_then_the_rates() -> None:
+def test_the_total_time_left_is_below_the_bars() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    with progress_bars(console):
-        assert progress._bars is not None
-        now = 0.0
-        progress._bars.get_time = lambda: now
-        progress.expect_seconds({"score": 100, "train": 50})
-        assert shown(console)[-1] == "all stages: about 0:02:30 left"
-        with track("score", 10, "tokens") as advance:
-            now = 20.0
-            advance(1)
-            assert shown(console)[-1] == "all stages: about 0:03:50 left"
-            advance(9)
-        assert shown(console)[-1] == "all stages: about 0:00:50 left"
-        with track("train", 10, "steps") as advance:
-            advance(10)
-        assert "all stages" not in "".join(shown(console))
+    left: float | None = 20.0
+    with progress_bars(console), progress.total_left_shown(lambda: left):
+        assert shown(console) == ["total: less than a minute left"]
+        left = 600
+        assert shown(console) == ["total: about 10 min left"]
+        left = 3 * 3600
+        with track("score", 3, "tokens"):
+            assert shown(console)[-1] == "total: about 3.0 h left"
+            left = None
+            assert len(shown(console)) == 1
 
 
-def test_without_bars_a_plan_is_ignored() -> None:
+def test_without_bars_a_total_is_ignored() -> None:
     progress.expect("score", 3)
-    progress.expect_seconds({"score": 3})
     with track("score", 3, "tokens") as advance:
         advance(3)
