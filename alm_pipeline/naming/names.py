@@ -25,6 +25,11 @@ def recorded_name(recorded: Settings) -> str:
     return str(recorded.get("name") or changes(recorded))
 
 
+def run_title(config: AlmConfig) -> str:
+    """Return the models and the corpus of a run, with its name."""
+    return f"{config.name}: {config.title}" if config.name else f"{config.title}: {run_name(config)}"
+
+
 def student_title(config: AlmConfig) -> str:
     """Return a student's name with its models, in short, for a picture or a card."""
     student, teacher = value_text(config.student.model), value_text(config.teacher)
