@@ -56,7 +56,11 @@ def progress_bars(console: Console) -> Iterator[None]:
 
 def _columns(width: int) -> list[ProgressColumn]:
     """Return what fits into one line of this width: the stage, its share and its time left always."""
-    columns: list[ProgressColumn] = [_TextColumn(_name, "left"), _TextColumn(_percentage, "right")]
+    name = max(8, min(_NAME, width - 19))
+    columns: list[ProgressColumn] = [
+        _TextColumn(lambda task: _shortened(task.description, name), "left"),
+        _TextColumn(_percentage, "right"),
+    ]
     if width >= _WIDE:
         columns.insert(1, BarColumn(bar_width=20))
     if width >= _MEDIUM:
@@ -248,9 +252,8 @@ class _TextColumn(ProgressColumn):
         return Text(self._text(task), no_wrap=True, overflow="ellipsis")
 
 
-def _name(task: Task) -> str:
-    name = task.description
-    return f"{name[: _NAME - 1]}…" if len(name) > _NAME else f"{name:<{_NAME}}"
+def _shortened(name: str, width: int) -> str:
+    return f"{name[: width - 1]}…" if len(name) > width else f"{name:<{width}}"
 
 
 def _percentage(task: Task) -> str:

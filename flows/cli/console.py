@@ -93,10 +93,11 @@ class InertConsole(Console):
     def print_table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
         """Print a table; one that does not fit is printed as lines of names and values, so that nothing is cut off."""
         cells = [[one_line(cell) for cell in row] for row in rows]
-        columns = [Column(name, overflow="fold") for name in header]
         if not self._fits(header, cells):
             self._print_records(header, cells, title)
             return
+        widths = _widths([list(header), *cells], self.width - 3 * len(header) - 1)
+        columns = [Column(name, overflow="fold", width=width) for name, width in zip(header, widths, strict=True)]
         table = Table(*columns, title=None if title is None else Text(one_line(title)), title_justify="left")
         for row in cells:
             table.add_row(*map(Text, row))
@@ -134,6 +135,18 @@ def _needed_widths(rows: Sequence[Sequence[str]]) -> list[int]:
         for column in zip(*rows, strict=True)
     )
     return [min(width, _LEAST_WIDTH) for width in longest]
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the columns' widths, together at most `room`: no word is broken that fits.
+
+    Beyond what they need for that, columns share the rest by what they would take in one line.
+    """
+    needed = _needed_widths(rows)
+    whole = [max(Text(cell).cell_len for cell in column) for column in zip(*rows, strict=True)]
+    missing = [max(0, wanted - least) for wanted, least in zip(whole, needed, strict=True)]
+    rest = min(room - sum(needed), sum(missing))
+    return [least + (rest * part // sum(missing) if part else 0) for least, part in zip(needed, missing, strict=True)]
 
 
 out = InertConsole(width=None if Console().is_terminal else _PIPE_WIDTH)

@@ -49,9 +49,9 @@ SETTINGS = (
     Shown("steps", "steps", show_count),
 )
 RESULTS = (
-    Shown("bits_teacher", "bits per byte, teacher", _bits),
-    Shown("bits_before", "bits per byte, before", _bits),
-    Shown("bits_after", "bits per byte, after", _bits),
+    Shown("bits_teacher", "teacher's bits", _bits),
+    Shown("bits_before", "bits before", _bits),
+    Shown("bits_after", "bits after", _bits),
     Shown("standard_error", "standard error", _bits),
     Shown("chosen_step", "chosen step", show_count),
     Shown("finished", "finished", _moment),
@@ -108,7 +108,7 @@ def _stored_rows(catalog: "Catalog") -> list[Row]:
 def _stored_row(entry: "CatalogEntry", student_name: str | None) -> Row:
     manifest = entry.manifest
     return {
-        "kind": entry.kind,
+        "kind": str(entry.kind),
         "name": entry.name,
         "url": entry.url,
         "rows": getattr(manifest, "rows", None),
@@ -201,6 +201,7 @@ def _print_students(rows: list[Row]) -> None:
     own = [column for column in SETTINGS if column not in shared]
     results = [column for column in RESULTS if column not in shared]
     _print_widest(finished, own, results)
+    out.print_line("bits: held-out bits per byte before and after training; the standard error is that of bits after")
     for sentence in too_few(finished):
         out.print_line(sentence)
 

@@ -23,12 +23,12 @@ from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, write
 
 @pytest.fixture(scope="module")
 def pipeline(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """Conversations, one of which is longer than the student's context, scored with the likeliest tokens."""
+    """Conversations, one of which the teacher's tokenizer can't spell, scored with the likeliest tokens."""
     folder = tmp_path_factory.mktemp("head")
     conversations = [
         [
             {"role": "user", "content": f"How many apples are {k} and {k}?"},
-            {"role": "assistant", "content": "many " * 400 if k == 1 else f"There are {2 * k}, naïve."},
+            {"role": "assistant", "content": "\u2581" if k == 1 else f"There are {2 * k}, naïve."},
         ]
         for k in range(12)
     ]
@@ -79,14 +79,14 @@ def test_tokens_are_shown_as_text_also_those_of_the_template(pipeline: Pipeline,
 
 
 def test_dropped_examples_are_among_the_rows_with_their_reason(pipeline: Pipeline) -> None:
-    url = pipeline.tokens("student").url
+    url = pipeline.tokens("teacher").url
     reason = {row["id"]: row["dropped"] for row in rows(url)}
-    assert reason == {f"c{k}": "over_context" if k == 1 else None for k in range(12)}
+    assert reason == {f"c{k}": "holds_the_space_stand_in" if k == 1 else None for k in range(12)}
     (only,) = head(url, 5, only_dropped=True).rows
     assert (only["id"], only["tokens"]) == ("c1", [])
     (of_pair,) = head(pipeline.alignments.url, 5, only_dropped=True).rows
-    assert (of_pair["id"], of_pair["dropped"]) == ("c1", "student: over_context")
-    assert head(url, 1).dropped == {"over_context": 1}
+    assert (of_pair["id"], of_pair["dropped"]) == ("c1", "teacher: holds_the_space_stand_in")
+    assert head(url, 1).dropped == {"holds_the_space_stand_in": 1}
 
 
 def test_scores_are_probabilities_beside_their_tokens(pipeline: Pipeline) -> None:

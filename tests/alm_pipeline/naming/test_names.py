@@ -5,19 +5,20 @@ from typing import Any
 
 import pytest
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, parse_config
 from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.naming.differences import deciding_settings, differences, labels, texts_apart
 from alm_pipeline.naming.names import names_apart, run_name, run_title, student_title
+from storage.errors import UserError
 
 
 def recorded(config: AlmConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def changed(name: str = "transfer", **values: Any) -> AlmConfig:
-    return override(recipe(name), Overrides(**values))
+def changed(base: str = "transfer", **values: Any) -> AlmConfig:
+    return override(recipe(base), Overrides(**values))
 
 
 def test_two_students_are_named_by_their_settings() -> None:
@@ -131,7 +132,7 @@ def test_paths_are_short_unless_that_makes_them_equal() -> None:
 
 def test_labels_are_whole_where_they_are_ambiguous() -> None:
     assert labels(["train.dtype", "score.dtype", "train.steps"]) == ["train.dtype", "score.dtype", "steps"]
-    assert labels(["student.model", "evaluation.student"]) == ["student", "evaluation.student"]
+    assert labels(["student.model", "evaluation.student"]) == ["student.model", "evaluation.student"]
 
 
 @pytest.mark.bad_input
@@ -154,5 +155,5 @@ def test_an_older_configuration_is_completed_by_defaults() -> None:
 @pytest.mark.bad_input
 @pytest.mark.parametrize("name", ["", " ", "two\nlines", "\x1b[31m", "x" * 101])
 def test_a_name_is_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match="name"):
-        changed(name=name) if name else AlmConfig.model_validate({**recorded(recipe("transfer")), "name": name})
+    with pytest.raises(UserError, match="name: "):
+        parse_config({**recorded(recipe("transfer")), "name": name}, "mine.yaml")

@@ -103,9 +103,9 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.M
 def shown(console: Console) -> list[str]:
     """Draw the bars as they are now, and return their lines."""
     assert progress._bars is not None
-    with console.capture() as capture:
-        console.print(progress._bars.get_renderable())
-    return [line.rstrip() for line in capture.get().splitlines()]
+    page = Console(file=io.StringIO(), width=console.width, color_system=None, record=True)
+    page.print(progress._bars.get_renderable())
+    return [line.rstrip() for line in page.export_text().splitlines()]
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
@@ -134,11 +134,11 @@ def test_the_parts_of_a_stage_share_a_line() -> None:
     with progress_bars(console):
         progress.expect("tokenize teacher", 400)
         with track("tokenize teacher", 100, "B") as first, track("tokenize teacher", 100, "B") as second:
-            first(50)
-            second(50)
+            first(100)
+            second(100)
             (line,) = shown(console)
-            assert "25%" in line
-            assert "100 B of 400 B" in line
+            assert "50%" in line
+            assert "200 B of 400 B" in line
         with track("tokenize teacher", 200, "B") as third:
             third(199)
             assert "100%" in shown(console)[0]
