@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+import pyarrow as pa
+
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES
 from alm_pipeline.inspection.token_texts import TokenTexts
@@ -89,9 +91,10 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
         raise UserError(f"{url}: has no shard {shard}: it has {shards}, numbered from 0")
     reasons = _reasons(dataset, shard)
     chosen = [row for row, reason in enumerate(reasons) if reason or not only_dropped][:count]
+    indices = pa.array(chosen, pa.int64())
     rows = [
         {"id": row.pop("id"), "dropped": reasons[number], **row}
-        for number, row in zip(chosen, READERS[dataset.kind](dataset, shard, chosen), strict=True)
+        for number, row in zip(chosen, READERS[dataset.kind](dataset, shard, indices), strict=True)
     ]
     return Head(dataset, shard, shards, manifest.shards[shard].rows, rows, manifest.dropped)
 
@@ -125,12 +128,12 @@ def _tokens_of(dataset: Dataset, role: str) -> Dataset:
     return open_dataset(join_url(dataset.root, Kind.TOKENS, dataset.identity[role]))
 
 
-def _examples(dataset: Dataset, shard: int, chosen: Sequence[int]) -> Iterator[Row]:
+def _examples(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
     for row in dataset.read_shard(shard).take(chosen).to_pylist():
         yield {**row, "messages": None if row["messages"] is None else json.loads(row["messages"])}
 
 
-def _tokens(dataset: Dataset, shard: int, chosen: Sequence[int]) -> Iterator[Row]:
+def _tokens(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
     examples = open_dataset(join_url(dataset.root, Kind.EXAMPLES, dataset.identity["examples"]))
     wanted = {"examples": ["text"], "tokens": SCHEMAS[Kind.TOKENS].names[1:]}
     tables = read_aligned({"examples": examples, "tokens": dataset}, shard, wanted)
@@ -159,12 +162,12 @@ def _token_rows(row: Row, text: bytes, texts: Callable[[int], str]) -> Iterator[
         }
 
 
-def _alignments(dataset: Dataset, shard: int, chosen: Sequence[int]) -> Iterator[Row]:
+def _alignments(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
     for id_ in dataset.read_shard(shard, ["id"])["id"].take(chosen).to_pylist():
         yield {"id": id_, "chunks": chunk_frame(dataset.url, shard, id_).drop("id").to_dicts()}
 
 
-def _scores(dataset: Dataset, shard: int, chosen: Sequence[int]) -> Iterator[Row]:
+def _scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
     tokens = _tokens_of(dataset, "tokens")
     spelling = TokenTexts(tokens)
     scores = dataset.read_shard(shard).take(chosen).to_pylist()
@@ -206,7 +209,7 @@ def _probability(logprob: float) -> float | None:
     return None if math.isnan(logprob) else math.exp(logprob)
 
 
-READERS: dict[Kind, Callable[[Dataset, int, Sequence[int]], Iterator[Row]]] = {
+READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.EXAMPLES: _examples,
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,

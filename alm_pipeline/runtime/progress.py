@@ -55,8 +55,8 @@ def progress_bars(console: Console) -> Iterator[None]:
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    """Return what fits into one line of this width: the stage, its share and its time left always."""
-    name = max(8, min(_NAME, width - 19))
+    """Return what fits into one line of this width: the stage and its share always."""
+    name = max(8, min(_NAME, width - 19 if width >= _TINY else width - 6))
     columns: list[ProgressColumn] = [
         _TextColumn(lambda task: _shortened(task.description, name), "left"),
         _TextColumn(_percentage, "right"),
@@ -67,11 +67,11 @@ def _columns(width: int) -> list[ProgressColumn]:
         columns.append(_TextColumn(_amount_done, "right"))
     if width >= _NARROW:
         columns.append(_TextColumn(_rate_so_far, "right"))
-    return [*columns, _TextColumn(_time, "right")]
+    return [*columns, *([_TextColumn(_time, "right")] if width >= _TINY else [])]
 
 
-_NARROW, _MEDIUM, _WIDE = 50, 72, 110
-"""characters of a terminal, from which the rate, the amount and the bar are shown"""
+_TINY, _NARROW, _MEDIUM, _WIDE = 32, 50, 72, 110
+"""characters of a terminal, from which the time, the rate, the amount and the bar are shown"""
 _NAME = 20
 """characters of a stage's name; longer ones are cut, so that all else keeps its place"""
 

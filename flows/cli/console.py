@@ -140,13 +140,17 @@ def _needed_widths(rows: Sequence[Sequence[str]]) -> list[int]:
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
     """Return the columns' widths, together at most `room`: no word is broken that fits.
 
-    Beyond what they need for that, columns share the rest by what they would take in one line.
+    Beyond what they need for that, the columns that lack least get what they lack, and the others share the rest.
     """
-    needed = _needed_widths(rows)
+    widths = _needed_widths(rows)
     whole = [max(Text(cell).cell_len for cell in column) for column in zip(*rows, strict=True)]
-    missing = [max(0, wanted - least) for wanted, least in zip(whole, needed, strict=True)]
-    rest = min(room - sum(needed), sum(missing))
-    return [least + (rest * part // sum(missing) if part else 0) for least, part in zip(needed, missing, strict=True)]
+    lacking = {number: whole[number] - width for number, width in enumerate(widths) if whole[number] > width}
+    rest = room - sum(widths)
+    for place, (number, lack) in enumerate(sorted(lacking.items(), key=lambda item: item[1])):
+        added = min(lack, rest // (len(lacking) - place))
+        widths[number] += added
+        rest -= added
+    return widths
 
 
 out = InertConsole(width=None if Console().is_terminal else _PIPE_WIDTH)

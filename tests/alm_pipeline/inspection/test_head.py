@@ -86,6 +86,7 @@ def test_dropped_examples_are_among_the_rows_with_their_reason(pipeline: Pipelin
     assert (only["id"], only["tokens"]) == ("c1", [])
     (of_pair,) = head(pipeline.alignments.url, 5, only_dropped=True).rows
     assert (of_pair["id"], of_pair["dropped"]) == ("c1", "teacher: holds_the_space_stand_in")
+    assert head(pipeline.tokens("student").url, 5, only_dropped=True).rows == []
     assert head(url, 1).dropped == {"holds_the_space_stand_in": 1}
 
 

@@ -108,8 +108,8 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         commands[f"head {url.split('/')[-2]} {len(commands)}"] = ["head", url, "-n", "5"]
         commands[f"lineage {url.split('/')[-2]} {len(commands)}"] = ["lineage", url]
     takes_json = {name for name, command in get_command(app).commands.items() if _has_option(command, "--json")}  # type: ignore[attr-defined]
-    as_json = {f"{name} as JSON": [*line, "--json"] for name, line in commands.items() if line[0] in takes_json}
-    return commands | as_json
+    firsts = {line[0]: line for line in reversed(commands.values()) if line[0] in takes_json - {"compare"}}
+    return commands | {f"{name} as JSON": [*line, "--json"] for name, line in firsts.items()}
 
 
 def _has_option(command: Any, option: str) -> bool:
