@@ -79,7 +79,7 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "prune": ["prune", root, "--older-than", "0"],
         "prune all": ["prune", root, "--older-than", "0", "--incomplete", "--unused"],
         "list students": ["list", root, "--students"],
-        "list sorted": ["list", root, "--sort", NAME],
+        "sort refused": ["list", root, "--sort", NAME],
         "head dropped": ["head", pipeline.alignments.url, "--dropped"],
         "inspect": ["inspect", pipeline.alignments.url],
         "inspect summary": ["inspect", pipeline.alignments.url, "--summary"],
