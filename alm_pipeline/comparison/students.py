@@ -94,13 +94,16 @@ def _time(entry: CatalogEntry) -> str | None:
 
 
 def too_few(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each student whose held-out documents are too few to compare it by."""
+    """Return a sentence for each reason why students have too few held-out documents to be compared, naming them."""
     problems = (
         (row["name"], why_too_few(row["held_out_documents"], row["bits_after"], row["standard_error"]))
         for row in rows
         if row["held_out_documents"] is not None and row["bits_after"] is not None
     )
-    return [f"{name}: {problem}" for name, problem in problems if problem]
+    students: dict[str, list[str]] = {}
+    for name, problem in problems:
+        students.setdefault(problem, []).append(str(name))
+    return [f"{'; '.join(names)}: {problem}" for problem, names in students.items() if problem]
 
 
 def short_text(value: Any) -> str:

@@ -36,7 +36,7 @@ def folder_head(url: str, count: int) -> dict[str, Any]:
         "url": url,
         **(_student(url, manifest) if kind == "students" else {}),
         **_tokenizer(url, manifest, count),
-        "results": dict(manifest.results),
+        "results": {name: value for name, value in manifest.results.items() if value != {}},
         "files": [{"file": name, "bytes": manifest.sizes.get(name)} for name in manifest.files],
     }
 

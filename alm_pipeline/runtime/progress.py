@@ -231,13 +231,16 @@ def _time_left(total: float | None, done: float, already: float, seconds: float)
     return f"{_duration(left)} left"
 
 
+_SCALES = ((9, "G"), (6, "M"), (4, "k"))
+"""the decimal exponent from which a prefix is used"""
+
+
 def _scaled(value: float, unit: str) -> str:
     """Return a number for a narrow column: 171, 54.3k, 1.2M; of bytes 171 B, 54.3 kB."""
     space = " " if unit == "B" else ""
-    factor, prefix = next(
-        ((factor, prefix) for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= 10 * factor), (1.0, "")
-    )
-    number = f"{value / factor:,.1f}" if prefix else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    factor, prefix = next((scale for scale in _SCALES if value >= 10 ** scale[0]), (0, ""))
+    scaled = value / 10 ** min(factor, 3 * (factor // 3))
+    number = f"{scaled:,.1f}" if prefix and scaled < 100 else f"{scaled:,.0f}" if scaled >= 10 else f"{scaled:.2g}"
     return f"{number}{space}{prefix}{'B' if space else ''}"
 
 

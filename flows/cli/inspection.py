@@ -98,7 +98,8 @@ def head(
 
 def _print_head(found: "Head", items: int) -> None:
     document = found.document()
-    out.print_line(f"{document['kind']}/{document['name']}, shard {found.shard} of {found.shards}")
+    shards = f"{found.shards:,} shard{'' if found.shards == 1 else 's'}"
+    out.print_line(f"{document['kind']}/{document['name']}: {shards}, here rows of shard {found.shard}")
     present = [column for column in document["columns"] if not column["column"].startswith("top_") or _has_top(found)]
     columns = [column for column in COLUMNS if column.key != "unit" or any(row["unit"] for row in present)]
     out.print_rows(columns, present, "columns")
@@ -162,7 +163,7 @@ def _show_folder(url: str, count: int, as_json: bool) -> None:
         template = "a" if vocabulary["has_chat_template"] else "no"
         out.print_line(f"\n{vocabulary['tokens']:,} tokens, {template} chat template")
         out.print_rows(VOCABULARY, vocabulary["special_tokens"], "special tokens")
-        out.print_rows(VOCABULARY, vocabulary["first_tokens"], "first other tokens, as the tokenizer writes them")
+        out.print_rows(VOCABULARY, vocabulary["first_tokens"], "first tokens")
     out.print_rows(FILES, files, "files")
 
 
