@@ -33,8 +33,8 @@ class LogConfig(Frozen):
     )
     run_name: str | None = Field(
         None,
-        description="The run's name in the trackers; a resumed run continues under it. Default: the name of the "
-        "student's folder.",
+        description="The run's name in the trackers; a resumed run continues under it. Default: `name` and the "
+        "student's fingerprint, or the name of the student's folder.",
     )
 
 
