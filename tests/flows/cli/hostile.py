@@ -108,7 +108,11 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         commands[f"head {url.split('/')[-2]} {len(commands)}"] = ["head", url, "-n", "5"]
         commands[f"lineage {url.split('/')[-2]} {len(commands)}"] = ["lineage", url]
     takes_json = {name for name, command in get_command(app).commands.items() if _has_option(command, "--json")}  # type: ignore[attr-defined]
-    firsts = {line[0]: line for line in reversed(commands.values()) if line[0] in takes_json - {"compare"}}
+    firsts = {
+        line[0]: line
+        for name, line in reversed(commands.items())
+        if line[0] in takes_json - {"compare"} and name.startswith(line[0])
+    }
     return commands | {f"{name} as JSON": [*line, "--json"] for name, line in firsts.items()}
 
 
