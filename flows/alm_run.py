@@ -47,8 +47,8 @@ class AlmRun:
 
     def prepare(self, workers: Workers, pool: GpuPool | None) -> None:
         """Run every stage up to the alignments. Runs of the pool, where there is one, score at the same time."""
-        # before the shards, since the examples may be cut by its tokens; without a tokenizer to make, it only checks that
-        # the student's model can be trained
+        # first, since the examples may be cut by its tokens; without a tokenizer to make, it only checks that the
+        # student's model can be trained
         self._run_stage(self.pipeline.tokenizer_stage, tasks.train_tokenizer)
         self._run_stage("shard", tasks.shard)
         if jobs := self._missing_jobs(workers.group_bytes, pool):
