@@ -1,7 +1,6 @@
 """The command `alm`. Commands import heavy packages when they run, so that `alm --help` answers at once."""
 
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +16,6 @@ from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text,
 from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.stages import Until
-from storage.errors import UserError
-from storage.printed.inert import yaml_text
 from storage.printed.records import make_output_inert
 
 app = typer.Typer(
@@ -73,7 +70,7 @@ def run(
 
     Without a Prefect server (no PREFECT_API_URL), the run starts its own and stops it at the end.
     """
-    from flows.cli.embedded import prepare, use_server
+    from flows.execution.embedded import prepare, use_server
 
     prepare()
     from alm_pipeline.first_lines import first_lines

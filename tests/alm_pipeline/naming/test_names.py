@@ -1,5 +1,6 @@
 """Students and runs are named by what differs between them."""
 
+import inspect
 import itertools
 from typing import Any
 
@@ -58,10 +59,11 @@ def test_what_no_configuration_records_is_told_apart_by_the_fingerprint() -> Non
 
 
 def test_the_recipes_are_told_apart_and_shortly() -> None:
-    names = names_apart({f"{name}-0": recorded(recipe(name)) for name in RECIPES})
-    assert len(set(names.values())) == len(RECIPES)
+    complete = [name for name, make in RECIPES.items() if not inspect.signature(make).parameters]
+    names = names_apart({f"{name}-0": recorded(recipe(name)) for name in complete})
+    assert len(set(names.values())) == len(complete)
     assert max(map(len, names.values())) < 140
-    for one, other in itertools.combinations(RECIPES, 2):
+    for one, other in itertools.combinations(complete, 2):
         pair = names_apart({f"{name}-0": recorded(recipe(name)) for name in (one, other)})
         assert len(set(pair.values())) == 2
 

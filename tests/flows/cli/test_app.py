@@ -13,8 +13,8 @@ from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
-from flows.cli import embedded
 from flows.cli.app import _ask_for_student, app
+from flows.execution import embedded
 from storage.errors import UserError
 
 

@@ -15,8 +15,9 @@ import flows.cli.app as app_module
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.report import summarize
-from flows.cli import console, embedded
+from flows.cli import console
 from flows.cli.app import app
+from flows.execution import embedded
 from tests.flows.loopback import ROOT
 
 TABLES = {"print_table", "print_rows", "summary_table", "results_table", "Table", "Tree"}
