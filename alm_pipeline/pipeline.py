@@ -127,6 +127,13 @@ class Pipeline:
         exchanges = keeps_source(source.fast, named.fast, self.config.student.special_tokens)
         return self._with_provenance(exchanged_folder(named, source, self.root)) if exchanges else None
 
+    @property
+    def tokenizer_stage(self) -> str | None:
+        """What makes the student's tokenizer: `train tokenizer`, `make tokenizer`, or nothing if it is there."""
+        if self.made_tokenizer is None:
+            return None
+        return "train tokenizer" if isinstance(self.config.student.tokenizer, TrainedTokenizer) else "make tokenizer"
+
     @cached_property
     def named_tokenizer(self) -> LoadedTokenizer | None:
         """The tokenizer that the configuration names for the student; None if it is made by the run."""
@@ -274,7 +281,8 @@ class Pipeline:
         rows, limit = self._embedding_rows(side), self._max_tokens(side)
         tokens = self.tokens(side)
         with tokens.being_written():
-            return tokenize(self.examples, tokens, self.tokenizer(side), limit, shards, rows, self._encoders)
+            tokenizer, title = self.tokenizer(side), f"tokenize {side}"
+            return tokenize(self.examples, tokens, tokenizer, limit, shards, rows, self._encoders, title)
 
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or only the shards given."""

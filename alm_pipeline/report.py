@@ -1,12 +1,14 @@
 """The summary of a run as a short table, read from the manifests alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Column, Table
 from rich.text import Text
 
+from alm_pipeline.evaluation.precision import bits_text, why_too_few
+from alm_pipeline.naming.names import recorded_name, run_name
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
 
@@ -41,6 +43,8 @@ class RunSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str
+    """chosen, or made of what the run changes in its recipe; a finished student keeps the one that it was made with"""
     examples: int
     held_out_examples: int
     text_bytes: int
@@ -57,6 +61,10 @@ class RunSummary(BaseModel):
     """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
     """on held-out examples: the teacher's, and the student's before and after training"""
+    standard_errors: dict[str, float | None]
+    """of the teacher's bits per byte and the trained student's; empty if they are not recorded"""
+    held_out_documents: int
+    """the documents that the bits per byte are measured on"""
     initialization: dict[str, int]
     """rows of the student's new embedding by origin; empty if it kept its tokenizer"""
     places: dict[str, str]
@@ -69,8 +77,11 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
     examples = manifests["examples"]
     cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]
     teacher_tokens = manifests["teacher_tokens"].counts["tokens"]
-    results = _results(pipeline) if with_student else {}
+    student = pipeline.student.manifest() if with_student else None
+    results: Mapping[str, Any] = student.results if student else {}
+    recorded = student.provenance.get("configuration") if student else None
     return RunSummary(
+        name=recorded_name(recorded) if isinstance(recorded, Mapping) else run_name(pipeline.config),
         examples=examples.rows,
         held_out_examples=examples.counts["held_out_examples"],
         text_bytes=examples.counts["text_bytes"],
@@ -84,6 +95,9 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
+        standard_errors=results.get("held_out_standard_errors", {}),
+        # students of earlier versions record no documents; there are at most as many as examples
+        held_out_documents=results.get("held_out_documents", examples.counts["held_out_examples"]),
         initialization=results.get("initialization", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
@@ -108,11 +122,6 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _results(pipeline: "Pipeline") -> Mapping[str, Any]:
-    manifest = pipeline.student.manifest()
-    return manifest.results if manifest else {}
-
-
 def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the table's rows, name and value. `seconds` is the time of each stage in this run; empty if none ran."""
     rows = [
@@ -127,16 +136,28 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
     if summary.initialization:
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))
     if bits := summary.bits_per_byte:
-        names = ("teacher", "student_before", "student_after")
-        rows += [(f"held-out bits per byte, {name.replace('_', ' ')}", f"{bits[name]:.4f}") for name in names]
+        rows += [(f"held-out bits per byte, {who.replace('_', ' ')}", text) for who, text in _bits_texts(summary, bits)]
     if seconds:
         rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
     return rows
 
 
+def _bits_texts(summary: RunSummary, bits: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    for who in ("teacher", "student_before", "student_after"):
+        error = summary.standard_errors.get(who)
+        problem = why_too_few(summary.held_out_documents, bits[who], error) if who == "student_after" else ""
+        yield who, bits_text(bits[who], error) + (f" ({problem})" if problem else "")
+
+
 def summary_table(summary: RunSummary, seconds: Mapping[str, float]) -> Table:
     """Make a table for a terminal: the rows, and below them the places of the files."""
-    table = Table(Column(), Column(overflow="fold"), show_header=False, title="alm", title_justify="left")
+    table = Table(
+        Column(),
+        Column(overflow="fold"),
+        show_header=False,
+        title=Text(one_line(f"alm: {summary.name}")),
+        title_justify="left",
+    )
     for what, value in summary_rows(summary, seconds):
         table.add_row(Text(one_line(what)), Text(one_line(value)))
     table.add_section()

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Number, Whole
 from alm_pipeline.config.overrides import Overrides, configure, override, parse_overrides
+from alm_pipeline.naming.names import run_title
 from alm_pipeline.runtime.progress import expect_seconds
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
@@ -35,7 +36,7 @@ Count = Annotated[Whole, Field(ge=1)]
 
 
 def _describe(parameters: Mapping[str, Any]) -> str:
-    title, only = _resolve(parameters).title, parameters["only"]
+    title, only = run_title(_resolve(parameters)), parameters["only"]
     return f"{only} {title}" if only else title
 
 
@@ -72,6 +73,7 @@ def alm(
     learning_rate: Number | None = None,
     gamma: Number | None = None,
     temperature: Number | None = None,
+    name: str | None = None,
     settings: dict[str, Any] | None = None,
     runner: Runner = "threads",
     workers: Count = 2,
@@ -98,6 +100,7 @@ def alm(
         learning_rate: The peak learning rate.
         gamma: A chunk ends where the teacher's probability of a boundary token exceeds this.
         temperature: The temperature of the ALM objective.
+        name: What the run and its student are called in lists and pictures.
         settings: Any other fields of the configuration, by dotted name: {"train.seed": 1}.
         runner: Where groups of shards are tokenized and aligned: threads of this process, processes, dask or ray.
         workers: The number of groups processed at a time; for a cluster at `address`, its number of workers.

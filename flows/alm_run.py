@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from prefect.task_runners import TaskRunner
 
+from alm_pipeline.runtime.progress import expect
 from alm_pipeline.runtime.threads import shared_by
 from flows import tasks
 from flows.execution.gpu_pool import GpuPool
@@ -46,8 +47,9 @@ class AlmRun:
 
     def prepare(self, workers: Workers, pool: GpuPool | None) -> None:
         """Run every stage up to the alignments. Runs of the pool, where there is one, score at the same time."""
-        # the examples may be cut by its tokens
-        self._run_stage("train tokenizer", tasks.train_tokenizer)
+        # first, since the examples may be cut by its tokens; without a tokenizer to make, it only checks that the
+        # student's model can be trained
+        self._run_stage(self.pipeline.tokenizer_stage, tasks.train_tokenizer)
         self._run_stage("shard", tasks.shard)
         if jobs := self._missing_jobs(workers.group_bytes, pool):
             self._run_jobs(jobs, workers, pool)
@@ -71,8 +73,10 @@ class AlmRun:
             if self.pipeline.config.publish:
                 self._run_stage("publish", tasks.publish)
 
-    def _run_stage(self, name: str, stage: Any) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + stage(self.pipeline, self.storage)
+    def _run_stage(self, name: str | None, stage: Any) -> None:
+        seconds = stage(self.pipeline, self.storage)
+        if name:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def _missing_jobs(self, group_bytes: int, pool: GpuPool | None) -> list[Job]:
         pipeline = self.pipeline
@@ -138,8 +142,10 @@ class _JobProgress:
         self._totals = Counter[str]()
         for job in jobs:
             self._totals[job.stage] += job.bytes
-        for stage in self._totals:
+        for stage, total in self._totals.items():
             self._show(stage)
+            if stage != "align":  # which counts tokens
+                expect(stage, total)
 
     def on_done(self, job: Job, seconds: float) -> None:
         self._seconds[job.stage] += seconds

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from alm_pipeline.naming.names import run_title
 from storage.printed.inert import markdown, markdown_code, one_line
 from storage.urls import join_url, read_bytes
 
@@ -26,7 +27,7 @@ _CHUNKS = 120
 
 def create_summary_artifacts(pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> None:
     """Create the artifacts `alm-summary`, a table, and `alm-report`, a page."""
-    title = markdown(pipeline.config.title)
+    title = markdown(run_title(pipeline.config))
     table = [{"what": one_line(what), "value": one_line(value)} for what, value in [*rows, *summary.places.items()]]
     page = _page(title, pipeline, summary, rows)
     _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))

@@ -84,9 +84,9 @@ def shard(pipeline: "Pipeline", storage: str) -> float:
     return _run_timed(storage, pipeline.shard)
 
 
-@stage_task("train-tokenizer")
+@stage_task("student-tokenizer")
 def train_tokenizer(pipeline: "Pipeline", storage: str) -> float:
-    """Make the student's new tokenizer, if the configuration asks for one."""
+    """Make the student's new tokenizer, if the configuration asks for one; check that a student can be made."""
     return _run_timed(storage, pipeline.train_tokenizer)
 
 

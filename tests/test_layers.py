@@ -28,6 +28,7 @@ ROOMS = (
     "alm_pipeline.runtime",
     "alm_pipeline.config.fields",
     "alm_pipeline.config",
+    "alm_pipeline.naming",
     "alm_pipeline.vocabulary",
     "alm_pipeline.corpus.files",
     "alm_pipeline.corpus.formats",

@@ -23,7 +23,7 @@ OF_EXTRAS = {
     "gguf": "alm_pipeline/models/demo/conversion.py",
     "kitoken": "alm_pipeline/tokenization/engines/kitoken.py",
     "lm-eval": "alm_pipeline/ensemble/harness.py",
-    "uvicorn": "flows/cli/server_process.py",
+    "uvicorn": "flows/execution/server_process.py",
 }
 # the packages of these are found by fsspec, by entry points, or by name
 NOT_IMPORTED = {

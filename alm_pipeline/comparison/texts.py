@@ -138,7 +138,7 @@ def _ensemble_bits(name: str, texts: Sequence[str]) -> float:
 def _bits(model: ModelReference, batch: EncodedBatch, rows: Sequence[int], score: ScoreConfig | None) -> float:
     spans = [slice(batch.offsets[row], batch.offsets[row + 1]) for row in rows]
     ids = [batch.token_ids[span] for span in spans]
-    with track(f"score {model.name}", sum(map(len, ids)), "tokens") as advance:
+    with track(f"score {model.label}", sum(map(len, ids)), "tokens") as advance:
         scores = Scorer.load(model, score or ScoreConfig()).score(ids, advance)
     tokens = np.concatenate([np.arange(span.start, span.stop) for span in spans])
     logprobs = np.concatenate([example.logprobs for example in scores])

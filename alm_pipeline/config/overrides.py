@@ -39,6 +39,7 @@ class Overrides(Frozen):
         None, description="A chunk ends where the teacher's probability of a boundary token exceeds this."
     )
     temperature: float | None = Field(None, description="The temperature of the ALM objective.")
+    name: str | None = Field(None, description="What the run and its student are called in lists and pictures.")
     settings: dict[str, Any] | None = Field(
         None, description='Any other fields of the configuration, by dotted name: {"train.seed": 1}.'
     )
@@ -61,6 +62,7 @@ FIELDS = {
     "learning_rate": "train.learning_rate",
     "gamma": "objective.gamma",
     "temperature": "objective.temperature",
+    "name": "name",
 }
 """The field of the configuration that each override replaces; `settings` names its own."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from alm_pipeline.config.corpus import CorpusConfig
 from alm_pipeline.config.evaluation import EvaluationConfig
@@ -33,8 +33,8 @@ class LogConfig(Frozen):
     )
     run_name: str | None = Field(
         None,
-        description="The run's name in the trackers; a resumed run continues under it. Default: the name of the "
-        "student's folder.",
+        description="The run's name in the trackers; a resumed run continues under it. Default: `name` and the "
+        "student's fingerprint, or the name of the student's folder.",
     )
 
 
@@ -57,6 +57,14 @@ class AlmConfig(Frozen):
     evaluation: EvaluationConfig = Field(
         EvaluationConfig(), description="How the student is evaluated on held-out examples."
     )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="What the run and its student are called in lists, legends, pictures and Prefect. It decides "
+        "nothing about the weights, and a student that is finished keeps its name. Default: the settings that differ "
+        "from others, such as `γ=0.2, steps=2000`.",
+    )
     log: LogConfig = Field(LogConfig(), description="Where training metrics go besides the student's folder.")
     publish: PublishConfig | None = Field(
         None, description="The Hub repository that the finished student is pushed to. Default: not pushed."
@@ -66,6 +74,13 @@ class AlmConfig(Frozen):
         description="Whether to run code that comes with models and tokenizers from the Hub. Only for repositories "
         "that you trust.",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_line(cls, name: str | None) -> str | None:
+        if name is not None and not (name.isprintable() and name.strip()):
+            raise ValueError("a name is one line of visible characters")
+        return name and name.strip()
 
     @property
     def title(self) -> str:

@@ -88,7 +88,7 @@ def write_examples(examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | 
     source.require_identity(examples.identity["source"])
     dropped: Counter[str] = Counter()
     shards = 0
-    with in_background(partial(write_shard, examples)) as write, track(f"shard {corpus.name}", None, "B") as advance:
+    with in_background(partial(write_shard, examples)) as write, track("shard", None, "B") as advance:
         found = _shards(iter_examples(corpus, dropped, source, limit), corpus.shard_bytes)
         for shards, shard in enumerate(found, start=1):
             source.check()

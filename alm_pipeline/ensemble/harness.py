@@ -169,7 +169,13 @@ def results_table(results: dict[str, Any]) -> str:
 
 def json_results(results: dict[str, Any]) -> str:
     """Return the results as JSON, with null for NaN and infinity, which JSON lacks."""
-    return json.dumps(_without_nan(results["results"]), indent=2, default=str, allow_nan=False)
+    return json.dumps(plain_results(results), indent=2, allow_nan=False)
+
+
+def plain_results(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the results by task as plain values, as `json_results` has them."""
+    plain: dict[str, Any] = json.loads(json.dumps(_without_nan(results["results"]), default=str, allow_nan=False))
+    return plain
 
 
 def _without_nan(value: Any) -> Any:

@@ -41,6 +41,28 @@ def bits_per_byte(
     return nats / math.log(2) / size
 
 
+def standard_error(
+    logprobs: npt.NDArray[np.float32],
+    byte_lengths: npt.NDArray[np.int32],
+    kinds: npt.NDArray[np.uint8],
+    documents: npt.NDArray[np.int64],
+) -> float | None:
+    """Return the standard error of `bits_per_byte`, from how much documents differ; None for a single document.
+
+    `documents` [tokens] is the number of each token's document: pieces of one document resemble each other, so they
+    count as one observation. It is that of a ratio of sums over D documents (Cochran, Sampling Techniques, 1977, 2.11):
+    √(D / (D − 1) · Σ (bits − r · bytes)²) / Σ bytes, where r is the bits per byte.
+    """
+    counted = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT)
+    bits = np.bincount(documents[counted], -logprobs[counted].astype(np.float64) / math.log(2))
+    sizes = np.bincount(documents[counted], byte_lengths[counted].astype(np.float64))
+    bits, sizes = bits[sizes > 0], sizes[sizes > 0]
+    if len(sizes) < 2:
+        return None
+    residuals = bits - bits.sum() / sizes.sum() * sizes
+    return math.sqrt(len(sizes) / (len(sizes) - 1) * float((residuals**2).sum())) / float(sizes.sum())
+
+
 @dataclass(frozen=True)
 class TextTokens:
     """Texts in a student's tokens, in memory, so that they can be scored repeatedly."""
@@ -54,7 +76,11 @@ class TextTokens:
 
     def bits_per_byte(self, student: Scorer, title: str | None = None) -> float:
         """Score the texts; `title` is the name of the progress bar, and without one none is shown."""
+        return bits_per_byte(self.logprobs(student, title), self.byte_lengths, self.kinds)
+
+    def logprobs(self, student: Scorer, title: str | None = None) -> npt.NDArray[np.float32]:
+        """Return the log-probability of each token [tokens]; NaN for one without a prediction."""
         progress = track(title, sum(map(len, self.ids)), "tokens") if title else contextlib.nullcontext()
         with progress as advance:
             scores = student.score(self.ids, advance)
-        return bits_per_byte(np.concatenate([row.logprobs for row in scores]), self.byte_lengths, self.kinds)
+        return np.concatenate([row.logprobs for row in scores])

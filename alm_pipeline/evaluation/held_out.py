@@ -1,5 +1,6 @@
 """The held-out examples of a distillation, read once: each shard of the caches is opened a single time."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte
+from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte, standard_error
 from alm_pipeline.scoring.finite import check_stored_scores
+from alm_pipeline.scoring.scorer import Scorer
 from storage.columns import flatten_filled, flatten_lists, list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
@@ -23,9 +25,19 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "scores": ("logprobs", "boundary_logprobs"),
 }
 _SEED = 0
+_PIECE = re.compile(r"#\d+$")
+"""of a document that was cut into several examples, in the examples' ids"""
 
 Tables = Mapping[str, pa.Table]
 """Tables by role, with the same examples in the same order."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bits per byte, and their standard error; None if they are of a single document."""
+
+    bits_per_byte: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,10 @@ class HeldOut:
 
     student: TextTokens
     """the student's tokens of all of them"""
-    teacher_bits_per_byte: float
+    teacher: Measured
     """over all of them, from the teacher's scores"""
+    documents: npt.NDArray[np.int64]
+    """[examples] the number of each one's document, from 0"""
     drawn: Tables
     """the columns `COLUMNS` of the examples that are evaluated on while the student is trained"""
     is_all: bool
@@ -59,7 +73,23 @@ class HeldOut:
             )
         is_all = at_most is None or at_most >= total
         drawn = tables if is_all else _draw(tables, total, at_most or 0)
-        return cls(_student_tokens(tables), _teacher_bits_per_byte(tables), drawn, is_all)
+        documents = _documents(tables)
+        return cls(_student_tokens(tables), _measure_teacher(tables, documents), documents, drawn, is_all)
+
+    @property
+    def teacher_bits_per_byte(self) -> float:
+        """The teacher's, over all examples."""
+        return self.teacher.bits_per_byte
+
+    @property
+    def document_count(self) -> int:
+        """The number of documents that the examples are from."""
+        return int(self.documents.max()) + 1
+
+    def measure_student(self, student: Scorer, title: str) -> Measured:
+        """Score all examples; `title` is the name of the progress bar."""
+        documents = np.repeat(self.documents, list(map(len, self.student.ids)))
+        return _measure(self.student.logprobs(student, title), self.student.byte_lengths, self.student.kinds, documents)
 
     def __len__(self) -> int:
         """The number of examples that are drawn."""
@@ -98,9 +128,26 @@ def _student_tokens(tables: Tables) -> TextTokens:
     return TextTokens(ids, *_bytes_and_kinds(tables["student_tokens"]))
 
 
-def _teacher_bits_per_byte(tables: Tables) -> float:
-    logprobs = np.concatenate(list_rows(tables["scores"]["logprobs"]))
-    return bits_per_byte(logprobs, *_bytes_and_kinds(tables["teacher_tokens"]))
+def _documents(tables: Tables) -> npt.NDArray[np.int64]:
+    names = [_PIECE.sub("", id_) for id_ in tables["examples"]["id"].to_pylist()]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+def _measure_teacher(tables: Tables, documents: npt.NDArray[np.int64]) -> Measured:
+    rows = list_rows(tables["scores"]["logprobs"])
+    tokens = np.repeat(documents, list(map(len, rows)))
+    return _measure(np.concatenate(rows), *_bytes_and_kinds(tables["teacher_tokens"]), tokens)
+
+
+def _measure(
+    logprobs: npt.NDArray[np.float32],
+    byte_lengths: npt.NDArray[np.int32],
+    kinds: npt.NDArray[np.uint8],
+    documents: npt.NDArray[np.int64],
+) -> Measured:
+    value = bits_per_byte(logprobs, byte_lengths, kinds)
+    return Measured(value, standard_error(logprobs, byte_lengths, kinds, documents))
 
 
 def _bytes_and_kinds(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:

@@ -13,7 +13,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.inspection.shards import SIDES, Bytes, Ints, Shard, Tokens, read_shard
+from alm_pipeline.inspection.shards import SIDES, Bytes, Ints, Shard, Tokens, read_shard, related
+from alm_pipeline.inspection.token_texts import TokenTexts
 from storage.columns import flatten_lists
 from storage.schemas import ChunkKind
 
@@ -25,12 +26,12 @@ def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.Data
     """Return one row per chunk of a shard of the alignments dataset at `url`, or of one of its examples.
 
     Columns: `id`, `turn` and `role` (the message's number and role; null in a plain text and between turns), `start`
-    and `end` (bytes of the example's text), `text`, `teacher` and `student` (the text that each token covers, or its id
-    in angle brackets if it covers no byte), `kind` (content, paired, unpaired), `assistant`. Bytes that are not whole
-    characters are shown as U+FFFD.
+    and `end` (bytes of the example's text), `text`, `teacher` and `student` (the text that each token covers; if it
+    covers no byte its own text, or its id in angle brackets where its tokenizer is not found), `kind` (content, paired,
+    unpaired), `assistant`. Bytes that are not whole characters are shown as U+FFFD.
     Raises UserError if the dataset holds no alignments, or the shard or example does not exist.
     """
-    content = read_shard(url, shard, example)
+    content, datasets = read_shard(url, shard, example), related(url)
     chunks, texts = content.chunks, content.texts
     starts = chunks.starts - texts.offsets[chunks.examples]
     turns = content.turns()
@@ -42,7 +43,7 @@ def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.Data
             "start": starts,
             "end": starts + chunks.lengths,
             "text": pl.from_arrow(_strings(texts.content, chunks.starts, chunks.lengths)),
-            **{side: _token_lists(content, side) for side in SIDES},
+            **{side: _token_lists(content, side, TokenTexts(datasets[side])) for side in SIDES},
             "kind": _KINDS.gather(chunks.kinds),
             "assistant": chunks.assistant,
         }
@@ -55,14 +56,15 @@ def _roles(shard: Shard, turns: npt.NDArray[np.int16]) -> pl.Series:
     return pl.Series(pl.from_arrow(pa.array(roles, pa.large_string()).take(places)))
 
 
-def _token_lists(shard: Shard, side: str) -> pl.Series:
+def _token_lists(shard: Shard, side: str, spelling: TokenTexts) -> pl.Series:
     edges = pa.array(shard.chunks.edges(side))
-    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(edges, _token_texts(shard, shard.sides[side]))))
+    texts = _token_texts(shard, shard.sides[side], spelling)
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(edges, texts)))
 
 
-def _token_texts(shard: Shard, tokens: Tokens) -> pa.Array:
+def _token_texts(shard: Shard, tokens: Tokens, spelling: TokenTexts) -> pa.Array:
     texts = _strings(shard.texts.content, tokens.starts, tokens.lengths)
-    return _replace(texts, tokens.lengths == 0, tokens.ids, "<{}>".format)
+    return _replace(texts, tokens.lengths == 0, tokens.ids, spelling)
 
 
 def _strings(text: Bytes, starts: Ints, lengths: Ints) -> pa.Array:

@@ -9,12 +9,14 @@ that are not whole characters) is spelled out, so that nothing hides or moves wh
 """
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from alm_pipeline.inspection.shards import SIDES, Shard, read_shard, related
+from alm_pipeline.inspection.token_texts import TokenTexts
 from storage.columns import flatten_lists
 from storage.dataset import Dataset
 from storage.errors import UserError
@@ -163,10 +165,12 @@ def picture(url: str, example: str | None = None, shard: int = 0, chunks: int = 
         raise UserError(f"{url}: {what} has no chunks (dropped, or empty); choose another with --shard or --example")
     row = int(content.chunks.examples[0])
     one = read_shard(url, shard, content.texts.ids[row].as_py())
-    shown = _chunks(one, min(chunks, len(one.chunks.starts)))
+    datasets = related(url)
+    spelling = {side: TokenTexts(datasets[side]) for side in SIDES}
+    shown = _chunks(one, min(chunks, len(one.chunks.starts)), spelling)
     return Picture(
         example=one.texts.ids[0].as_py(),
-        tokenizers=_tokenizers(related(url)),
+        tokenizers=_tokenizers(datasets),
         facts=_facts(one),
         chunks=shown,
         left=len(one.chunks.starts) - len(shown),
@@ -222,8 +226,8 @@ def _facts(one: Shard) -> list[str]:
     return [f"{size:,} bytes", share, f"{len(chunks.starts):,} chunks", *counts]
 
 
-def _chunks(one: Shard, count: int) -> list[PicturedChunk]:
-    boxes = {side: _token_boxes(one, side, int(one.chunks.edges(side)[count])) for side in SIDES}
+def _chunks(one: Shard, count: int, spelling: Mapping[str, TokenTexts]) -> list[PicturedChunk]:
+    boxes = {side: _token_boxes(one, side, int(one.chunks.edges(side)[count]), spelling[side]) for side in SIDES}
     edges = {side: one.chunks.edges(side).tolist() for side in SIDES}
     kinds = one.chunks.kinds[:count]
     content_before = (np.cumsum(kinds == ChunkKind.CONTENT) - 1).tolist()
@@ -242,19 +246,21 @@ def _chunks(one: Shard, count: int) -> list[PicturedChunk]:
     return chunks
 
 
-def _token_boxes(one: Shard, side: str, count: int) -> list[Box]:
+def _token_boxes(one: Shard, side: str, count: int, spelling: TokenTexts) -> list[Box]:
     tokens = one.sides[side]
     columns = (tokens.ids, tokens.starts, tokens.lengths, tokens.kinds)
     return [
-        Box(_token_label(_bytes(one, start, length), id_, kind), _token_note(id_, start, length, kind))
+        Box(_token_label(_bytes(one, start, length), id_, kind, spelling), _token_note(id_, start, length, kind))
         for id_, start, length, kind in zip(*(column[:count].tolist() for column in columns), strict=True)
     ]
 
 
-def _token_label(text: bytes, id_: int, kind: int) -> str:
-    """Return the label of a token; for one without bytes its role, or else its id."""
+def _token_label(text: bytes, id_: int, kind: int, spelling: TokenTexts) -> str:
+    """Return the label of a token; for one without bytes its own text if that is known, its role, or else its id."""
     if text:
         return visible(text)
+    if own := spelling.of(id_):
+        return f"‹{visible(own)}›"
     return f"‹{_kind_name(kind)}›" if kind >= TokenKind.BEGIN_OF_TEXT else f"‹{id_}›"
 
 

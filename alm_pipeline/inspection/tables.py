@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 import polars as pl
 
@@ -11,6 +13,11 @@ from alm_pipeline.inspection.summary import AlignmentSummary
 Printed = tuple[str, list[str], list[list[str]]]
 _PATTERN_ROWS = 8
 _TEXT_CHARACTERS = 40
+
+
+def plain(summary: AlignmentSummary) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the four frames as plain values."""
+    return {field.name: getattr(summary, field.name).to_dicts() for field in fields(summary)}
 
 
 def tables(summary: AlignmentSummary) -> Iterator[Printed]:

@@ -75,7 +75,7 @@ def _score_missing(
     """Score the missing shards. `sizes` is the number of tokens of every requested shard."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
-    with track(f"score {tokens.label}", total, "tokens", done) as advance:
+    with track("score", total, "tokens", done) as advance:
 
         def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
             if scores.record(shard):  # another run scored it meanwhile

@@ -61,11 +61,13 @@ def tokenize(
     shards: Sequence[int] | None = None,
     embedding_rows: int | None = None,
     encoders: Encoders | None = None,
+    title: str = "tokenize",
 ) -> Manifest | None:
     """Encode every shard of the examples that is not encoded yet, and write the manifest.
 
     With `shards`, only these are encoded, so that several processes can share the work. No manifest is written then,
     and None is returned; a last call without `shards` writes it. Calls with the same `encoders` share the encoder.
+    Progress is shown under `title`.
 
     A fast engine encodes the shards after the first, if it gives the same ids as `tokenizers` for the adversarial texts
     and for the first of the shards. The outcome is recorded for the other processes of this machine. A warning says why
@@ -85,7 +87,7 @@ def tokenize(
     if missing := tokens.missing(chosen):
         # a trial costs as much as encoding a shard; a process that encodes some shards will encode others too
         is_worth_a_trial = shards is not None or len(missing) > 1 or missing[0] > 0
-        with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing) as encode:
+        with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing, title) as encode:
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
                 if encoder is None:
@@ -151,12 +153,12 @@ def _encodes_as_written(encoder: ByteEncoder, examples: Dataset, tokens: Dataset
 
 @contextmanager
 def _encoding(
-    examples: Dataset, tokens: Dataset, sizes: Mapping[int, int], missing: Sequence[int]
+    examples: Dataset, tokens: Dataset, sizes: Mapping[int, int], missing: Sequence[int], title: str
 ) -> Iterator[Callable[[ByteEncoder, Sequence[int]], None]]:
     """Yield the function that encodes shards and reports progress. `sizes` holds the bytes of all requested shards."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
-    with single_threaded_calls(), track(f"tokenize {tokens.label}", total, "B", done) as advance:
+    with single_threaded_calls(), track(title, total, "B", done) as advance:
         yield partial(_tokenize_shards, examples, tokens, lambda shard: advance(sizes[shard]))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from alm_pipeline.evaluation.held_out import Measured
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.naming.names import student_title
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -97,7 +99,7 @@ def _share_checkpoints(student: StoredFolder) -> None:
 
 def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Lease) -> None:
     config = distillation.config
-    run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config))
+    run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config), config.name)
     run_log.check()
     model, initialization = distillation.initial_student()
     vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
@@ -110,11 +112,20 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
         after = _save(distillation, student, model, log, vocabulary)
         evaluations.write(student.path)
     bits = {
-        "teacher": held_out.teacher_bits_per_byte,
+        "teacher": held_out.teacher.bits_per_byte,
         "student_before": evaluations.before,
-        "student_after": after,
+        "student_after": after.bits_per_byte,
     }
-    results = {"initialization": initialization, "held_out_bits_per_byte": bits}
+    results = {
+        "initialization": initialization,
+        "held_out_bits_per_byte": bits,
+        "held_out_standard_errors": {
+            "teacher": held_out.teacher.standard_error,
+            "student_after": after.standard_error,
+        },
+        "held_out_documents": held_out.document_count,
+        "chosen_step": evaluations.chosen_step(int(log[-1]["step"]) if log else 0),
+    }
     _describe(DistilledStudent(config, distillation.caches, student, results))
     lease.check()
     student.upload(RUNS)
@@ -158,15 +169,15 @@ def _save(
     model: PreTrainedModel,
     log: list[dict[str, float]],
     vocabulary: HeadVocabulary,
-) -> float:
+) -> Measured:
     """Write the trained student's files; return its bits per byte as it is saved."""
     setting = distillation.config.train.save_dtype
     dtype = distillation.source.weights_dtype if setting == "source" else setting
     round_weights(model, dtype)
-    bits = distillation.held_out.student.bits_per_byte(Scorer(model, vocabulary), "evaluate after")
+    measured = distillation.held_out.measure_student(Scorer(model, vocabulary), "evaluate after")
     save_student(model, distillation.tokenizer.fast, log, student.path, dtype)
     save_speed(log, student.path / RUNS)
-    return bits
+    return measured
 
 
 def _describe(distilled: DistilledStudent) -> None:
@@ -175,7 +186,7 @@ def _describe(distilled: DistilledStudent) -> None:
     run = read_curves(str(distilled.student.path), results)
     if can_draw():
         # speeds differ between two equal runs, and the student's files do not
-        picture = draw_curves([replace(run, name=distilled.student.name, speed={})])
+        picture = draw_curves([replace(run, name=student_title(distilled.config), speed={})])
         (distilled.student.path / PICTURE).write_bytes(picture)
     else:
         show_line(f"{PICTURE} is left out: matplotlib is not installed: pip install 'alm-pipeline[pictures]'")

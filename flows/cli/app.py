@@ -1,34 +1,32 @@
 """The command `alm`. Commands import heavy packages when they run, so that `alm --help` answers at once."""
 
 import logging
-from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
-from flows.cli import embedded
 from flows.cli.configuration import chosen_configuration, configuration, is_file
-from flows.cli.console import InertGroup, err, out, user_errors, write_picture
+from flows.cli.console import InertGroup, JsonOption, err, out, user_errors
 from flows.cli.deploy import deploy_commands, version_option
-from flows.cli.models import models, print_comparison
+from flows.cli.inspection import inspection
+from flows.cli.listing import listing
+from flows.cli.models import comparison, models, print_comparison
 from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
 from flows.cli.planning import (
-    AsJson,
     Measure,
     PricePerHour,
     ScoreRate,
     TrainRate,
     answer_if_finished,
-    print_plan_and_run,
+    print_summary,
     remember_finished,
     show_plan,
 )
 from flows.cli.store import store
 from flows.cli.student import student_commands
+from flows.execution import embedded
 from flows.stages import Until
-from storage.errors import UserError
-from storage.printed.inert import yaml_text
 from storage.printed.records import make_output_inert
 
 app = typer.Typer(
@@ -48,7 +46,8 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
 - `alm init my.yaml` asks what you want and writes a commented configuration, and `alm run my.yaml` runs it.
 - `alm plan my.yaml` shows what that would do, and how long it takes.
-- `alm list alm-data` lists what is stored, and `alm inspect URL` shows aligned chunks side by side.
+- `alm list alm-data` lists what is stored, `alm list --students alm-data` compares the students.
+- `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
@@ -56,6 +55,8 @@ every stage stay under the storage root, so an interrupted run can simply be run
 )
 app.add_typer(configuration)
 app.add_typer(student_commands)
+app.add_typer(listing)
+app.add_typer(inspection)
 app.add_typer(store)
 app.add_typer(models)
 app.add_typer(deploy_commands)
@@ -77,6 +78,7 @@ def run(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Print what the run would do, as `alm plan` does, and stop.")
     ] = False,
+    as_json: JsonOption = False,
     **overrides: Any,
 ) -> None:
     """Run every stage that is not finished, and print a summary. Where all are finished, nothing is run.
@@ -92,11 +94,11 @@ def run(
             err.print_line(line)
         if plan_only:
             _quiet_log()
-            show_plan(config, storage, until)
+            show_plan(config, storage, until, as_json=as_json)
             return
-        if not again and answer_if_finished(config, storage, until):
+        if not again and answer_if_finished(config, storage, until, as_json=as_json):
             return
-        from alm_pipeline.report import RunSummary, summary_table
+        from alm_pipeline.report import RunSummary
         from alm_pipeline.runtime.progress import progress_bars
         from flows.alm import alm
 
@@ -107,9 +109,13 @@ def run(
         with progress_bars(err):
             result = alm(config=config, storage=storage, until=until)
         seconds, planned = result.pop("seconds"), result.pop("planned")
-        out.print(summary_table(RunSummary.model_validate(result), seconds))
-        print_plan_and_run(planned)
+        print_summary(RunSummary.model_validate(result), seconds, planned, as_json=as_json)
         remember_finished(config, storage, until, result)
+        if config.name and until == "student" and result["name"] != config.name:
+            err.print_line(
+                f"the student was finished before and keeps its name, {result['name']}; --again trains it again under "
+                f"the name {config.name}"
+            )
 
 
 @app.command()
@@ -124,7 +130,7 @@ def plan(
     score_rate: ScoreRate = None,
     train_rate: TrainRate = None,
     measure: Measure = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     **overrides: Any,
 ) -> None:
     """Show what a run would do: per stage what is there, what is missing and why, its tokens, bytes and time.
@@ -172,32 +178,6 @@ def _log_to_stderr() -> None:
 
 
 @app.command()
-def describe(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The folder of one dataset, tokenizer or student.")],
-) -> None:
-    """Print the manifest of a dataset, tokenizer or student as YAML: what it holds and what it was made from."""
-    from storage.dataset import load_manifest
-    from storage.folders import FOLDER_KINDS, load_folder_manifest
-
-    with user_errors():
-        is_folder = PurePosixPath(url).parent.name in FOLDER_KINDS
-        manifest = load_folder_manifest(url) if is_folder else load_manifest(url)
-        if manifest is None:
-            raise UserError(
-                f"{url}: there is no complete dataset, tokenizer or student here (no manifest.json); `alm list ROOT` "
-                "lists what is stored"
-            )
-        out.write(yaml_text(_description(manifest)))
-
-
-def _description(manifest: Any) -> dict[str, Any]:
-    content: dict[str, Any] = manifest.model_dump(mode="json")
-    if "shards" in content:
-        content["shards"] = len(content["shards"])
-    return content
-
-
-@app.command()
 def byte_level(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer whose special tokens to use: {MODEL}.")
@@ -232,6 +212,7 @@ def transfer(
     corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
     text: Text = "text",
     examples: Examples = 200,
+    as_json: JsonOption = False,
 ) -> None:
     """Give a model a new tokenizer without training it, and print how its embeddings were made.
 
@@ -251,10 +232,14 @@ def transfer(
             omp_terms=omp_terms,
             seed=seed,
         )
-        embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
-        out.print_line(f"{folder}: new embeddings: {embeddings}")
-        if corpus:
-            print_comparison([model, str(folder)], corpus, text, examples)
+        if not as_json:
+            embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
+            out.print_line(f"{folder}: new embeddings: {embeddings}")
+        compared = comparison([model, str(folder)], corpus, text, examples) if corpus else None
+        if as_json:
+            out.write_json({"folder": str(folder), "new_embeddings": dict(counts), "comparison": compared})
+        elif compared:
+            print_comparison(compared)
 
 
 @app.command()
@@ -275,77 +260,3 @@ def apply_transfer(
     with user_errors():
         apply_transfer(base, transferred, fine_tune, folder, scale=scale)
         out.print_line(f"{folder}: {fine_tune} with the tokenizer of {transferred}")
-
-
-@app.command()
-def inspect(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The folder of an alignments dataset.")],
-    shard: Annotated[int, typer.Option(help="The number of the shard.")] = 0,
-    example: Annotated[str | None, typer.Option(help="The id of the example; by default the shard's first.")] = None,
-    chunks: Annotated[
-        int | None, typer.Option(min=1, help="The number of chunks to show.  [default: 30, or 200 in a picture]")
-    ] = None,
-    summary: Annotated[
-        bool, typer.Option("--summary", help="Show coverage by script and the lengths of chunks, for all shards.")
-    ] = False,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a picture of the example to this .html or .png file.")
-    ] = None,
-) -> None:
-    """Show the aligned chunks of one example: its text, the teacher's tokens, the student's tokens.
-
-    With --summary, show statistics of the whole dataset instead; with --picture, draw the example.
-    """
-    with user_errors():
-        if summary:
-            _print_summary(url)
-        if picture:
-            _write_picture(picture, url, shard, example, chunks or 200)
-        if not (summary or picture):
-            _print_chunks(url, shard, example, chunks or 30)
-
-
-def _print_chunks(url: str, shard: int, example: str | None, chunks: int) -> None:
-    from alm_pipeline.inspection.frame import chunk_frame
-
-    frame = chunk_frame(url, shard, example)
-    if frame.is_empty():
-        what = f"example {example}" if example else f"shard {shard}"
-        raise UserError(f"{url}: {what} has no chunks (it was dropped, or is empty); --summary counts what was dropped")
-    first = frame.filter(frame["id"] == frame["id"][0])
-    header = ("bytes", "text", "teacher's tokens", "student's tokens", "kind")
-    out.print_table(
-        header, list(map(_chunk_row, first.head(chunks).iter_rows(named=True))), f"example {first['id'][0]}"
-    )
-    out.print_line(f"{min(chunks, len(first))} of {len(first)} chunks of this example, {len(frame)} in the shard")
-
-
-def _chunk_row(chunk: dict[str, Any]) -> list[str]:
-    sides = [" ".join(map(repr, chunk[side])) for side in ("teacher", "student")]
-    return [f"{chunk['start']}-{chunk['end']}", repr(chunk["text"]), *sides, chunk["kind"]]
-
-
-def _print_summary(url: str) -> None:
-    from alm_pipeline.inspection.summary import summarize_alignments
-    from alm_pipeline.inspection.tables import tables
-
-    for title, header, rows in tables(summarize_alignments(url)):
-        out.print_table(header, rows, title)
-
-
-def _write_picture(file: Path, url: str, shard: int, example: str | None, chunks: int) -> None:
-    from alm_pipeline.inspection.drawing import draw
-    from alm_pipeline.inspection.page import page
-    from alm_pipeline.inspection.picture import picture
-
-    if file.suffix not in (".html", ".png"):
-        raise UserError(f"--picture {file}: not an .html or .png file: write FILE.html or FILE.png")
-    shown = picture(url, example, shard, chunks)
-    try:
-        content = page(shown).encode() if file.suffix == ".html" else draw(shown)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--picture {file}: needs {error.name}: pip install 'alm-pipeline[pictures]', or write FILE.html"
-        ) from error
-    write_picture(file, content)
-    out.print_line(f"{file}: {len(shown.chunks)} of {len(shown.chunks) + shown.left} chunks")

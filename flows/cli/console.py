@@ -2,12 +2,15 @@
 
 Everything that is printed goes through `InertConsole`: names, ids and texts are untrusted, so no string is ever taken
 for markup, and every one is made visible. Styles are set by `Text`.
+
+A command that prints a table also takes `--json` (`JsonOption`): it makes its rows as plain values once, which
+`print_rows` shows as a table, or `write_json` as one document. A test runs every such command both ways.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 from rich.console import Console
@@ -18,13 +21,41 @@ from typer.core import TyperGroup
 from alm_pipeline.runtime.streams import writing
 from flows.cli.options import corrected
 from storage.errors import UserError, cause, is_temporary
-from storage.printed.inert import generated, one_line, visible
+from storage.printed.inert import generated, json_text, one_line, visible
 
 _PIPE_WIDTH = 200
 """a file or a pipe has no width of its own"""
 _LEAST_WIDTH = 20
 """of a column of long names: a table with narrower ones is printed as lines"""
 _CLICK_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead, with plain numbers; all else goes to stderr.")
+]
+
+
+def show_text(value: object) -> str:
+    """Show a value in a table; nothing for None."""
+    return "" if value is None else str(value)
+
+
+def show_count(value: int | None) -> str:
+    """Show a count as 1,234; nothing for None."""
+    return "" if value is None else f"{value:,}"
+
+
+def show_megabytes(value: int | None) -> str:
+    """Show a number of bytes in megabytes; nothing for None."""
+    return "" if value is None else f"{value / 1e6:,.2f}"
+
+
+class Shown(NamedTuple):
+    """How a table shows one of its rows' values: the value's key, the column's title, and its text."""
+
+    key: str
+    title: str
+    text: Callable[[Any], str] = show_text
 
 
 class InertConsole(Console):
@@ -62,14 +93,32 @@ class InertConsole(Console):
     def print_table(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
         """Print a table; one that does not fit is printed as lines of names and values, so that nothing is cut off."""
         cells = [[one_line(cell) for cell in row] for row in rows]
-        columns = [Column(name, overflow="fold") for name in header]
-        if sum(_needed_widths([list(header), *cells])) + 3 * len(header) + 1 > self.width:
+        if not self._fits(header, cells):
             self._print_records(header, cells, title)
             return
+        widths = _widths([list(header), *cells], self.width - 3 * len(header) - 1)
+        columns = [Column(name, overflow="fold", width=width) for name, width in zip(header, widths, strict=True)]
         table = Table(*columns, title=None if title is None else Text(one_line(title)), title_justify="left")
         for row in cells:
             table.add_row(*map(Text, row))
         self.print(table)
+
+    def _fits(self, header: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
+        return sum(_needed_widths([list(header), *cells])) + 3 * len(header) + 1 <= self.width
+
+    def fits(self, columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether `print_rows` prints these columns as a table, and not as lines."""
+        cells = [[one_line(column.text(row.get(column.key))) for column in columns] for row in rows]
+        return self._fits([column.title for column in columns], cells)
+
+    def print_rows(self, columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+        """Print rows of plain values as a table with these columns; a value that a row lacks is left empty."""
+        cells = [[column.text(row.get(column.key)) for column in columns] for row in rows]
+        self.print_table([column.title for column in columns], cells, title)
+
+    def write_json(self, content: Any) -> None:
+        """Write plain values as one JSON document."""
+        self.write(json_text(content, getattr(self.file, "encoding", None) or "utf-8") + "\n")
 
     def _print_records(self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
         if title:
@@ -86,6 +135,22 @@ def _needed_widths(rows: Sequence[Sequence[str]]) -> list[int]:
         for column in zip(*rows, strict=True)
     )
     return [min(width, _LEAST_WIDTH) for width in longest]
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the columns' widths, together at most `room`: no word is broken that fits.
+
+    Beyond what they need for that, the columns that lack least get what they lack, and the others share the rest.
+    """
+    widths = _needed_widths(rows)
+    whole = [max(Text(cell).cell_len for cell in column) for column in zip(*rows, strict=True)]
+    lacking = {number: whole[number] - width for number, width in enumerate(widths) if whole[number] > width}
+    rest = room - sum(widths)
+    for place, (number, lack) in enumerate(sorted(lacking.items(), key=lambda item: item[1])):
+        added = min(lack, rest // (len(lacking) - place))
+        widths[number] += added
+        rest -= added
+    return widths
 
 
 out = InertConsole(width=None if Console().is_terminal else _PIPE_WIDTH)

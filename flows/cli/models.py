@@ -1,12 +1,12 @@
 """The commands that use a finished model, or an ensemble of several."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from alm_pipeline.config import SEEDS
-from flows.cli.console import err, out, user_errors, write_generated
+from flows.cli.console import JsonOption, Shown, err, out, user_errors, write_generated
 from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
 
 models = typer.Typer()
@@ -85,15 +85,23 @@ def compare(
     examples: Examples = 200,
     dtype: Precision = "float32",
     trust_remote_code: TrustRemoteCode = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers."""
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
-        print_comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
+        compared = comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
+    if as_json:
+        out.write_json(compared)
+    else:
+        print_comparison(compared)
 
 
-def print_comparison(
+COMPARED = (Shown("model", "model"), Shown("bits_per_byte", "bits per byte", "{:.4f}".format))
+
+
+def comparison(
     models: list[str],
     corpus: str,
     text: str,
@@ -101,16 +109,27 @@ def print_comparison(
     dtype: str = "float32",
     *,
     trust_remote_code: bool = False,
-) -> None:
-    """Print a table of the models' bits per byte, and the number of texts left out, by reason."""
+) -> dict[str, Any]:
+    """Return the models' bits per byte, and the number of texts left out, by reason."""
     from alm_pipeline.comparison.texts import compare_models, texts_at
     from alm_pipeline.config import ScoreConfig
 
     score, texts = ScoreConfig.model_validate({"dtype": dtype}), texts_at(corpus, text, examples)
-    comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
-    rows = [(name, f"{bits:.4f}") for name, bits in zip(models, comparison.bits_per_byte, strict=True)]
-    out.print_table(("model", "bits per byte"), rows, f"{comparison.texts:,} texts, {comparison.text_bytes:,} bytes")
-    for reason, count in comparison.left_out.items():
+    result = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    return {
+        "texts": result.texts,
+        "text_bytes": result.text_bytes,
+        "left_out": dict(result.left_out),
+        "models": [
+            {"model": name, "bits_per_byte": bits} for name, bits in zip(models, result.bits_per_byte, strict=True)
+        ],
+    }
+
+
+def print_comparison(compared: dict[str, Any]) -> None:
+    """Print a comparison as a table."""
+    out.print_rows(COMPARED, compared["models"], f"{compared['texts']:,} texts, {compared['text_bytes']:,} bytes")
+    for reason, count in compared["left_out"].items():
         out.print_line(f"left out, {reason}: {count:,}")
 
 
@@ -131,6 +150,7 @@ def evaluate(
     dtype: Precision = "float32",
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print a table of the results."""
     with user_errors():
@@ -149,6 +169,9 @@ def evaluate(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        out.print_line(harness.results_table(results))
+        if as_json:
+            out.write_json({"model": model, "tasks": harness.plain_results(results)})
+        else:
+            out.print_line(harness.results_table(results))
         if output:
             output.write_text(harness.json_results(results), encoding="utf-8")

@@ -30,6 +30,7 @@ Recipe = Annotated[
 Storage = Annotated[
     str, typer.Option(help="The storage root: a folder, any fsspec URL (s3://bucket/prefix), or a Prefect block:NAME.")
 ]
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="The storage root: a folder or any fsspec URL.")]
 NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder to write to.")]
 Text = Annotated[
     str,

@@ -1,6 +1,6 @@
 """How `alm plan` and `alm run` show a plan, what it was worth, and a run that was finished before."""
 
-import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +11,7 @@ from flows.stages import Until
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig
+    from alm_pipeline.report import RunSummary
 
 PricePerHour = Annotated[
     float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs, for the plan's costs.")
@@ -26,7 +27,6 @@ TrainRate = Annotated[
 Measure = Annotated[
     bool, typer.Option("--measure", help="Load both models and measure how fast this machine scores and trains.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
 def show_plan(
@@ -55,7 +55,7 @@ def show_plan(
     rates = Rates(score_rate, train_rate, price_per_hour, measured)
     plan = make_plan(pipeline, rates, with_student=until == "student")
     if as_json:
-        out.write(json.dumps(plan.model_dump(mode="json"), indent=2) + "\n")
+        out.write_json(plan.model_dump(mode="json"))
     else:
         _print_plan(plan, out)
 
@@ -71,19 +71,31 @@ def _print_plan(plan: Any, console: InertConsole) -> None:
         console.print_line(line)
 
 
-def answer_if_finished(config: "AlmConfig", storage: str, until: Until) -> bool:
+def answer_if_finished(config: "AlmConfig", storage: str, until: Until, *, as_json: bool) -> bool:
     """Print the table of a run that is finished, and return whether it is; without a server or any model."""
     if _is_block(storage):  # its place is known to the server alone
         return False
     from alm_pipeline.planning.finished import find_finished
-    from alm_pipeline.report import summary_table
 
     summary = find_finished(config, storage, until)
     if summary is None:
         return False
-    out.print(summary_table(summary, {}))
-    out.print_line("everything was there already")
+    print_summary(summary, {}, [], as_json=as_json)
+    err.print_line("everything was there already")
     return True
+
+
+def print_summary(
+    summary: "RunSummary", seconds: Mapping[str, float], planned: Sequence[Mapping[str, Any]], *, as_json: bool
+) -> None:
+    """Print a run's table, and what was planned beside what came out."""
+    from alm_pipeline.report import summary_table
+
+    if as_json:
+        out.write_json({**summary.model_dump(mode="json"), "seconds": seconds, "planned": planned})
+        return
+    out.print(summary_table(summary, seconds))
+    _print_plan_and_run(planned)
 
 
 def remember_finished(config: "AlmConfig", storage: str, until: Until, result: dict[str, Any]) -> None:
@@ -107,7 +119,7 @@ def _root(storage: str) -> str:
     return storage_root(storage)
 
 
-def print_plan_and_run(planned: list[dict[str, Any]]) -> None:
+def _print_plan_and_run(planned: Sequence[Mapping[str, Any]]) -> None:
     """Print what was planned beside what came out, if anything was estimated."""
     from alm_pipeline.planning.comparison import HEADER, Comparison
 

@@ -1,75 +1,32 @@
-"""The commands that maintain a store: list, verify, repair, lineage, prune, delete."""
+"""The commands that maintain a store: verify, repair, lineage, prune, delete."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from flows.cli.console import err, out, user_errors
-from flows.cli.options import finite
+from flows.cli.console import JsonOption, Shown, err, out, show_count, show_megabytes, user_errors
+from flows.cli.options import Root, finite
 from storage.errors import UserError
 from storage.printed.inert import one_line
 
 if TYPE_CHECKING:
     from alm_pipeline.repair import Repair
-    from storage.upkeep.catalog import Catalog, CatalogEntry, LineageNode
+    from storage.upkeep.catalog import Catalog, LineageNode
     from storage.upkeep.prune import WasteItem
     from storage.upkeep.verify import Damage
 
 store = typer.Typer()
 
-Root = Annotated[str, typer.Argument(metavar="ROOT", help="The storage root: a folder or any fsspec URL.")]
 RootOrFolder = Annotated[
     str, typer.Argument(metavar="URL", help="The storage root, or the folder of one dataset, tokenizer or student.")
 ]
 Folder = Annotated[str, typer.Argument(metavar="URL", help="The folder of one dataset, tokenizer or student.")]
 Checksums = Annotated[bool, typer.Option("--checksums", help="Also read all files and compare their checksums.")]
-
-
-@store.command(name="list")
-def list_(root: Root = "alm-data") -> None:
-    """List what is stored under a root: rows, sizes, states and counts."""
-    from storage.upkeep.catalog import Catalog
-
-    with user_errors():
-        entries = list(Catalog.open(root).entries.values())
-    rows = [
-        (entry.kind, entry.name, _rows(entry), _mb(entry.bytes), _state_and_link(entry), _counts(entry))
-        for entry in entries
-    ]
-    out.print_table(("kind", "name", "rows", "MB", "state", "counts"), rows)
-    out.print_line(f"{len(entries)} datasets and folders, {_mb(sum(entry.bytes for entry in entries))} MB")
-
-
-def _state_and_link(entry: "CatalogEntry") -> str:
-    return f"{entry.state}, a link to {entry.link}" if entry.link else entry.state
-
-
-def _rows(entry: "CatalogEntry") -> str:
-    rows = getattr(entry.manifest, "rows", None)
-    return "" if rows is None else f"{rows:,}"
-
-
-def _counts(entry: "CatalogEntry") -> str:
-    """Return what the entry's manifest counts, or what is wrong with the manifest."""
-    if entry.manifest is None and entry.state != "not complete":
-        return entry.problem
-    if counts := getattr(entry.manifest, "counts", None):
-        return ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    results = getattr(entry.manifest, "results", None)
-    if not results:
-        return ""
-    rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
-    return json.dumps(rounded, ensure_ascii=False).replace('"', "").removeprefix("{").removesuffix("}")
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.2f}"
 
 
 def _select(url: str) -> tuple["Catalog", list[str]]:
@@ -101,7 +58,7 @@ def _select_one(url: str) -> tuple["Catalog", str]:
 
 
 @store.command()
-def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None:
+def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False, as_json: JsonOption = False) -> None:
     """Check that every stored file exists and has its recorded size. Exits with 1 if something is wrong.
 
     With --checksums, also read every file, compare its SHA-256, and look for scores that are not finite.
@@ -111,20 +68,41 @@ def verify(url: RootOrFolder = "alm-data", checksums: Checksums = False) -> None
     with user_errors():
         opened, keys = _select(url)
         damages = [damage for key in keys for damage in find_damages(opened.entries[key], checksums)]
+    size = sum(opened.entries[key].bytes for key in keys)
+    if as_json:
+        out.write_json(
+            {
+                "url": url,
+                "checksums": checksums,
+                "folders": len(keys),
+                "bytes": size,
+                "links": {entry.url: entry.link for entry in map(opened.entries.__getitem__, keys) if entry.link},
+                "damages": _damage_rows(damages),
+            }
+        )
+        raise typer.Exit(1 if damages else 0)
     for entry in (opened.entries[key] for key in keys):
         if entry.link:
             out.print_line(f"{entry.url}: is a link to {entry.link}")
     if damages:
         _print_damages(damages, f"alm repair {url}{' --checksums' if checksums else ''}")
         raise typer.Exit(1)
-    size = sum(opened.entries[key].bytes for key in keys)
     how = "by checksums" if checksums else "by sizes; --checksums compares contents"
-    out.print_line(f"{len(keys)} datasets and folders, {_mb(size)} MB: no problems ({how})")
+    out.print_line(f"{len(keys)} datasets and folders, {show_megabytes(size)} MB: no problems ({how})")
+
+
+DAMAGES = (Shown("url", "file"), Shown("problem", "problem"), Shown("fix", "fix"))
+
+
+def _damage_rows(damages: "Sequence[Damage]") -> list[dict[str, Any]]:
+    return [
+        {"url": item.url, "problem": item.problem, "fix": "alm repair" if item.is_repairable else "by hand"}
+        for item in damages
+    ]
 
 
 def _print_damages(damages: "list[Damage]", repair_command: str) -> None:
-    rows = [(item.url, item.problem, "alm repair" if item.is_repairable else "by hand") for item in damages]
-    out.print_table(("file", "problem", "fix"), rows)
+    out.print_rows(DAMAGES, _damage_rows(damages))
     if any(damage.is_repairable for damage in damages):
         out.print_line(f"`{repair_command}` writes only the damaged or missing files again")
 
@@ -136,6 +114,7 @@ def repair(
     config: Annotated[
         Path | None, typer.Option(help="A YAML or JSON configuration, used for datasets without a readable manifest.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Verify, remove damaged files, and run their stages again, which write only the missing shards.
 
@@ -150,12 +129,30 @@ def repair(
         opened, keys = _select(url)
         with progress_bars(err):
             done = list(repair_all(opened, keys, checksums, load_config(config) if config else None))
+    if as_json:
+        out.write_json({"url": url, "folders": len(keys), "repairs": list(map(_repair_row, done))})
+    else:
+        _print_repairs(done, url, len(keys))
+    if any(item.remaining for item in done):
+        raise typer.Exit(1)
+
+
+def _repair_row(item: "Repair") -> dict[str, Any]:
+    return {
+        "folder": item.key,
+        "is_repaired": not item.remaining,
+        "has_changed_bytes": item.changed,
+        "refused": item.refused or None,
+        "damages": _damage_rows(item.damages),
+        "remaining": _damage_rows(item.remaining),
+    }
+
+
+def _print_repairs(done: "Sequence[Repair]", url: str, folders: int) -> None:
     for item in done:
         _print_repair(item, url)
     if not done:
-        out.print_line(f"{len(keys)} datasets and folders: no problems")
-    if any(item.remaining for item in done):
-        raise typer.Exit(1)
+        out.print_line(f"{folders} datasets and folders: no problems")
 
 
 def _print_repair(item: "Repair", url: str) -> None:
@@ -171,11 +168,32 @@ def _print_repair(item: "Repair", url: str) -> None:
 
 
 @store.command()
-def lineage(url: Folder) -> None:
+def lineage(url: Folder, as_json: JsonOption = False) -> None:
     """Print what a student or dataset was made from, down to the corpus, as a tree."""
     with user_errors():
         opened, key = _select_one(url)
-    out.print(_tree(opened.lineage(key)))
+    node = opened.lineage(key)
+    if as_json:
+        out.write_json(_node(node))
+    else:
+        out.print(_tree(node))
+
+
+def _node(node: "LineageNode") -> dict[str, Any]:
+    from storage.upkeep.lineage_notes import highlights, origin
+
+    return {
+        "role": node.role or None,
+        "folder": node.key,
+        "state": str(node.entry.state) if node.entry else "no longer exists",
+        "problem": (node.entry.problem if node.entry else "") or None,
+        "rows": getattr(node.entry and node.entry.manifest, "rows", None),
+        "bytes": node.entry.bytes if node.entry else None,
+        "notes": [] if node.shown_before else highlights(node),
+        "made_by": origin(node.entry) or None,
+        "is_shown_above": node.shown_before,
+        "inputs": list(map(_node, node.inputs)),
+    }
 
 
 def _tree(node: "LineageNode", parent_origin: str = "", parent: Tree | None = None) -> Tree:
@@ -205,8 +223,9 @@ def _state(node: "LineageNode") -> Text:
     if node.entry.manifest is None:
         problem = f": {one_line(node.entry.problem)}" if node.entry.problem else ""
         return Text(f"{node.entry.state}{problem}", "red")
-    rows = f"{rows} rows, " if (rows := _rows(node.entry)) else ""
-    return Text(f"{rows}{_mb(node.entry.bytes)} MB{', as above' if node.shown_before else ''}")
+    count = getattr(node.entry.manifest, "rows", None)
+    rows = "" if count is None else f"{show_count(count)} rows, "
+    return Text(f"{rows}{show_megabytes(node.entry.bytes)} MB{', as above' if node.shown_before else ''}")
 
 
 @store.command()
@@ -223,6 +242,7 @@ def prune(
         typer.Option(min=0, callback=finite, metavar="HOURS", help="Skip what was written in the last HOURS hours."),
     ] = 1,
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without it, only list.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List what can be deleted, and delete it with --apply.
 
@@ -243,7 +263,11 @@ def prune(
         items = find_waste(opened, before, incomplete)
         selected = [item for item in items if item.reason in chosen]
         busy = _discard(selected) if apply else {}
-        _print_waste(items, selected, apply, busy)
+        rows = [_waste_row(item, item in selected, busy) for item in items]
+    if as_json:
+        out.write_json({"root": opened.root, "is_applied": apply, "waste": rows})
+    else:
+        _print_waste(rows, apply, busy)
 
 
 def _discard(items: "list[WasteItem]") -> dict[str, str]:
@@ -268,19 +292,39 @@ def _check_unused_is_known(blocking: Sequence[str]) -> None:
         )
 
 
-def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: bool, busy: Mapping[str, str]) -> None:
-    def deletion(item: "WasteItem") -> str:
-        if item.url in busy:
-            return "skipped"
-        return "yes" if item in selected else f"with --{item.reason}"
+WASTE = (
+    Shown("url", "file or folder"),
+    Shown("reason", "why"),
+    Shown("content", "content"),
+    Shown("bytes", "MB", show_megabytes),
+    Shown("deletion", "delete"),
+)
 
-    rows = [(item.url, item.reason, item.what, _mb(item.bytes), deletion(item)) for item in items]
+
+def _waste_row(item: "WasteItem", is_selected: bool, busy: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "url": item.url,
+        "reason": str(item.reason),
+        "content": item.what,
+        "bytes": item.bytes,
+        "is_selected": is_selected,
+        "skipped_because": busy.get(item.url),
+    }
+
+
+def _deletion(row: Mapping[str, Any]) -> str:
+    if row["skipped_because"]:
+        return "skipped"
+    return "yes" if row["is_selected"] else f"with --{row['reason']}"
+
+
+def _print_waste(rows: Sequence[Mapping[str, Any]], apply: bool, busy: Mapping[str, str]) -> None:
     if rows:
-        out.print_table(("file or folder", "why", "content", "MB", "delete"), rows)
+        out.print_rows(WASTE, [{**row, "deletion": _deletion(row)} for row in rows])
     for problem in busy.values():
         err.print_labeled("skipped:", problem)
-    going = [item for item in selected if item.url not in busy]
-    size = _mb(sum(item.bytes for item in going))
+    going = [row for row in rows if row["is_selected"] and not row["skipped_because"]]
+    size = show_megabytes(sum(row["bytes"] for row in going))
     result = f"{len(going)} deleted, {size} MB freed"
     out.print_line(result if apply else f"--apply deletes {len(going)} and frees {size} MB")
 
@@ -289,6 +333,7 @@ def _print_waste(items: "list[WasteItem]", selected: "list[WasteItem]", apply: b
 def delete(
     url: Folder,
     force: Annotated[bool, typer.Option("--force", help="Delete it even if something else was made from it.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete one dataset, tokenizer or student, unless something else was made from it or a run is writing it."""
     from storage.upkeep.prune import delete as delete_one
@@ -296,5 +341,8 @@ def delete(
     with user_errors():
         opened, key = _select_one(url)
         freed = delete_one(opened, key, force)
+    if as_json:
+        out.write_json({"deleted": key, "bytes": freed, "is_link": bool(opened.entries[key].link)})
+        return
     what = "its link deleted, not what it points to" if opened.entries[key].link else "deleted"
-    out.print_line(f"{key}: {what}, {_mb(freed)} MB freed")
+    out.print_line(f"{key}: {what}, {show_megabytes(freed)} MB freed")

@@ -18,14 +18,14 @@ def curves(
 ) -> None:
     """Draw the training of students: loss, divergence, held-out bits per byte, learning rate, gradient norm, speed.
 
-    Several students are drawn in one picture, to compare them.
+    Several students are drawn in one picture, to compare them. They are named by the settings in which they differ.
     """
-    from alm_pipeline.training.student.curves import draw_curves, read_curves
+    from alm_pipeline.training.student.curves import draw_curves, read_named_curves
 
     with user_errors():
         if picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
-        content = draw_curves([read_curves(url) for url in urls])
+        content = draw_curves(read_named_curves(urls))
         write_picture(picture, content)
         out.print_line(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}")
 

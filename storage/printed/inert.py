@@ -6,7 +6,10 @@ UTF-8) can't be encoded at all. Secrets are left out here, too, so that nothing 
 """
 
 import html
+import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -74,6 +77,28 @@ def yaml_text(content: Any) -> str:
     if _escaped(text, "\n") != text:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
     return text
+
+
+def json_text(content: Any, encoding: str = "utf-8") -> str:
+    """Return plain values as one JSON document of visible characters that `encoding` has, without secrets.
+
+    Texts are otherwise as they are, so a program reads what is stored. A number that JSON does not have (NaN, infinity)
+    is null.
+    """
+    text = json.dumps(_finite(without_secrets(content)), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escaped(text: str, kept: str) -> str:

@@ -31,10 +31,15 @@ class RunLog:
     folder: Path
     settings: Mapping[str, Any]
     """hyperparameters by dotted name"""
+    chosen_name: str | None = None
+    """the configuration's"""
 
     @property
     def name(self) -> str:
-        return self.config.run_name or self.student
+        # MLflow and trackio find a run by its name: two students that share a chosen name are two runs
+        fingerprint = self.student.rsplit("-", 1)[-1]
+        chosen = f"{self.chosen_name} {fingerprint}" if self.chosen_name else self.student
+        return self.config.run_name or chosen
 
     def check(self) -> None:
         """Raise UserError, with the command that installs it, if a tracker's package is missing."""

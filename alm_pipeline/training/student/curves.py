@@ -6,7 +6,7 @@ the single steps, full for their running mean.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alm_pipeline.naming.names import names_apart
 from storage.errors import UserError, user_error
 from storage.folders import load_folder_manifest
 from storage.printed.inert import one_line
@@ -70,6 +71,29 @@ def read_curves(url: str, bits_per_byte: Mapping[str, float] | None = None) -> T
         speed=_columns(join_url(url, SPEED)) or {},
         bits_per_byte=bits_in_manifest if bits_per_byte is None else bits_per_byte,
     )
+
+
+def read_named_curves(urls: Sequence[str]) -> list[TrainingCurves]:
+    """Read the curves of several students, named by what makes them differ; of one alone, named by what it is.
+
+    Raises UserError as `read_curves` does. A student without a manifest keeps its folder's name.
+    """
+    runs = [read_curves(url) for url in urls]
+    configs = {run.name: _configuration(url) for run, url in zip(runs, urls, strict=True)}
+    names = names_apart(configs)
+    if len(configs) == 1:
+        names |= {folder: _title(folder, config, names[folder]) for folder, config in configs.items()}
+    return [replace(run, name=names[run.name]) for run in runs]
+
+
+def _configuration(url: str) -> Mapping[str, Any]:
+    manifest = load_folder_manifest(url)
+    recorded = manifest.provenance.get("configuration") if manifest else None
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _title(folder: str, config: Mapping[str, Any], name: str) -> str:
+    return f"{folder.rpartition('-')[0]}: {name}" if config else folder
 
 
 def _columns(url: str) -> dict[str, Column] | None:

@@ -18,6 +18,7 @@ from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
 from alm_pipeline.models.configuration import ModelConfiguration
 from alm_pipeline.models.files import label, model_folder
 from alm_pipeline.models.health.library_log import quiet_transformers
+from alm_pipeline.naming.names import student_title
 from alm_pipeline.training.student.curves import PICTURE
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
@@ -101,7 +102,7 @@ def _title(distilled: DistilledStudent) -> str:
     config = distilled.config
     student, teacher = (markdown_code(_public(name)) for name in (config.student.model, config.teacher))
     return (
-        f"# {markdown(label(config.student.model))} from {markdown(label(config.teacher))}\n\n"
+        f"# {markdown(student_title(config))}\n\n"
         f"{student}{_tokenizer(config)}, distilled from the teacher {teacher} "
         f"with alm-pipeline by {_method(config)}."
     )
@@ -145,12 +146,17 @@ def _tokenizer_class(folder: Path) -> str:
 
 def _results(distilled: DistilledStudent) -> str:
     bits = distilled.results["held_out_bits_per_byte"]
-    rows = [[who.replace("_", " "), f"{value:.4f}"] for who, value in bits.items()]
+    errors = distilled.results.get("held_out_standard_errors", {})
+    rows = [[who.replace("_", " "), f"{value:.4f}", _error(errors.get(who))] for who, value in bits.items()]
     curves = f"\n\n![Training curves]({PICTURE})" if (distilled.student.path / PICTURE).is_file() else ""
     return (
         "## Held-out text\n\nBits per byte on held-out documents of the corpus; lower is better.\n\n"
-        f"{_table(['model', 'bits per byte'], rows)}{curves}"
+        f"{_table(['model', 'bits per byte', 'standard error'], rows)}{curves}"
     )
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _data(distilled: DistilledStudent) -> str:

@@ -4,9 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
 
 from alm_pipeline.config import AlmConfig, FilesSource
 from alm_pipeline.pipeline import Pipeline
+from flows.cli.app import app
 
 NAME = "e\x1b[31mv\x9b2Jil[bold]m[red]|`x`<b>:smile:\u202e$\\frac{$\x07\nline"
 TEXTS = [
@@ -74,6 +78,9 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "repair": ["repair", root],
         "prune": ["prune", root, "--older-than", "0"],
         "prune all": ["prune", root, "--older-than", "0", "--incomplete", "--unused"],
+        "list students": ["list", root, "--students"],
+        "sort refused": ["list", root, "--sort", NAME],
+        "head dropped": ["head", pipeline.alignments.url, "--dropped"],
         "inspect": ["inspect", pipeline.alignments.url],
         "inspect summary": ["inspect", pipeline.alignments.url, "--summary"],
         "inspect html": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.html")],
@@ -98,5 +105,16 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
     }
     for url in everything:
         commands[f"describe {url.split('/')[-2]} {len(commands)}"] = ["describe", url]
+        commands[f"head {url.split('/')[-2]} {len(commands)}"] = ["head", url, "-n", "5"]
         commands[f"lineage {url.split('/')[-2]} {len(commands)}"] = ["lineage", url]
-    return commands
+    takes_json = {name for name, command in get_command(app).commands.items() if _has_option(command, "--json")}  # type: ignore[attr-defined]
+    firsts = {
+        line[0]: line
+        for name, line in reversed(commands.items())
+        if line[0] in takes_json - {"compare"} and name.startswith(line[0])
+    }
+    return commands | {f"{name} as JSON": [*line, "--json"] for name, line in firsts.items()}
+
+
+def _has_option(command: Any, option: str) -> bool:
+    return any(option in parameter.opts for parameter in command.params)

@@ -13,8 +13,8 @@ from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
-from flows.cli import embedded
 from flows.cli.app import _ask_for_student, app
+from flows.execution import embedded
 from storage.errors import UserError
 
 
@@ -88,7 +88,7 @@ def test_describe_and_inspect(config: AlmConfig, tmp_path: Path) -> None:
     described = yaml.safe_load(command("describe", pipeline.alignments.url).stdout)
     assert described["counts"]["aligned_bytes"] == pipeline.shard().counts["text_bytes"]
     pipeline.run()
-    assert "student_after" in command("list", str(tmp_path)).stdout
+    assert "bits per byte before " in command("list", str(tmp_path)).stdout
     student = yaml.safe_load(command("describe", pipeline.student.url).stdout)
     assert "model.safetensors" in student["files"]
     shown = command("inspect", pipeline.alignments.url, "--chunks", "5")

@@ -22,9 +22,9 @@ from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.pipeline import Pipeline
 from flows.alm import _resolve as resolve
 from flows.cli import app as app_module
-from flows.cli import embedded
 from flows.cli.app import app
 from flows.cli.configuration import chosen_configuration
+from flows.execution import embedded
 from storage.errors import UserError
 from tests.alm_pipeline.config.recipes import complete_recipes
 

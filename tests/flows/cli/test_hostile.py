@@ -164,6 +164,17 @@ def test_closed_streams_are_no_errors(pipeline: Pipeline, tmp_path: Path, line: 
         assert done.stderr == "error: the output can't be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_word_is_broken_that_fits(width: int) -> None:
+    rows = [("not complete", "steps=2000", "a much longer text of many words " * 4), ("complete", "γ=0.2", "short")]
+    terminal = InertConsole(width=width, record=True, file=io.StringIO())
+    terminal.print_table(("state", "name", "text"), rows)
+    shown = terminal.export_text()
+    assert "│ not complete │ steps=2000 │ a much longer text" in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("longer") == 4
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 300])
 def test_a_table_is_whole_at_any_width(width: int) -> None:
     header = ("kind", "name", "rows", "state")

@@ -111,5 +111,9 @@ def test_evaluate_prints_the_harness_table(llama_folder: str, tmp_path: Path, mo
     )
     assert found.exit_code == 0, found.output
     assert "bits_per_byte" in found.stdout
-    assert json.loads(output.read_text())["own_texts"]["bits_per_byte,none"] > 0
+    written = json.loads(output.read_text())
+    assert written["own_texts"]["bits_per_byte,none"] > 0
+    from alm_pipeline.ensemble import harness
+
+    assert json.loads(harness.json_results({"results": written})) == harness.plain_results({"results": written})
     assert "no such task" in command("evaluate", llama_folder, "--tasks", "nonsense-task").stderr

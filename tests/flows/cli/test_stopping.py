@@ -31,7 +31,7 @@ STOPS: dict[str, tuple[Callable[[Terminal], None], int, str]] = {
 }
 MOMENTS: dict[str, tuple[str, Callable[[Terminal, Path], bool]]] = {
     "imports": ("ctrl-c", lambda terminal, _: len(terminal.processes()) > 1),
-    "server starting": ("ctrl-c", lambda terminal, _: terminal.is_running("flows.cli.server_process")),
+    "server starting": ("ctrl-c", lambda terminal, _: terminal.is_running("flows.execution.server_process")),
     "corpus": ("term", lambda _, root: any(root.glob("examples/*"))),
     "tokenizer": ("hangup", lambda _, root: any(root.glob("tokenizers/*/*"))),
     "tokenize": ("ctrl-c", lambda _, root: any(root.glob("tokens/*/*"))),

@@ -1,5 +1,6 @@
 """The commands that maintain a store, on one that a tiny run wrote."""
 
+import json
 import os
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def test_problems_are_reported_and_repaired(pipeline: Pipeline) -> None:
     )
     assert shard.read_bytes() == whole
     assert "no problems" in output("repair", pipeline.root, "--checksums")
+
+
+def test_repairs_are_also_json(pipeline: Pipeline) -> None:
+    Path(pipeline.alignments.shard_url(0)).unlink()
+    damaged = json.loads(command("verify", pipeline.root, "--json").stdout)
+    assert [row["url"] for row in damaged["damages"]] == [pipeline.alignments.shard_url(0)]
+    assert damaged["damages"][0]["fix"] == "alm repair"
+    (repaired,) = json.loads(output("repair", pipeline.root, "--json"))["repairs"]
+    assert (repaired["folder"], repaired["is_repaired"]) == (f"alignments/{pipeline.alignments.name}", True)
+    assert repaired["damages"] == damaged["damages"]
+    assert json.loads(output("verify", pipeline.root, "--json"))["damages"] == []
 
 
 def test_what_is_not_repaired_is_reported(pipeline: Pipeline) -> None:

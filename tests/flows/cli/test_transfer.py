@@ -1,5 +1,6 @@
 """The commands that give a model another tokenizer."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,7 +28,11 @@ def test_a_transfer_prints_its_counts_and_compares(
 
 def test_a_fine_tune_follows_its_base(llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
     moved, made = str(tmp_path / "moved"), str(tmp_path / "made")
-    assert CliRunner().invoke(app, ["transfer", llama_folder, gemma_folder, moved]).exit_code == 0
+    transferred = CliRunner().invoke(app, ["transfer", llama_folder, gemma_folder, moved, "--json"])
+    assert transferred.exit_code == 0
+    document = json.loads(transferred.stdout)
+    assert document["folder"] == moved
+    assert sum(document["new_embeddings"].values()) == len(AutoTokenizer.from_pretrained(moved))
     result = CliRunner().invoke(app, ["apply-transfer", llama_folder, moved, llama_folder, made, "--scale", "0.5"])
     assert result.exit_code == 0, result.output
     assert AutoTokenizer.from_pretrained(made).get_vocab() == AutoTokenizer.from_pretrained(moved).get_vocab()

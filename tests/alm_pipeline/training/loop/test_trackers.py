@@ -53,6 +53,14 @@ def test_transformers_knows_every_tracker_and_each_has_an_extra() -> None:
     assert set(names) <= set(EXTRAS)
 
 
+def test_a_chosen_name_names_the_run_and_never_two_students(tmp_path: Path) -> None:
+    """MLflow and trackio continue the run that has the name."""
+    names = [RunLog(LogConfig(), f"student-{k}", tmp_path, {}, "mine").name for k in range(2)]
+    assert names == ["mine 0", "mine 1"]
+    assert RunLog(LogConfig(), "student-0", tmp_path, {}).name == "student-0"
+    assert RunLog(LogConfig(run_name="own"), "student-0", tmp_path, {}, "mine").name == "own"
+
+
 def test_a_tracker_that_is_not_installed_is_named(config: AlmConfig, tmp_path: Path) -> None:
     def none_installed(_: str) -> None:
         return None

@@ -55,7 +55,7 @@ def _start_server() -> int:
     from prefect.settings import get_current_settings
 
     environment = environment_with_own() | get_current_settings().to_environment_variables(exclude_unset=True)
-    command = (sys.executable, "-m", "flows.cli.server_process", str(os.getpid()))
+    command = (sys.executable, "-m", "flows.execution.server_process", str(os.getpid()))
     with tempfile.TemporaryFile() as errors:
         server = subprocess.Popen(
             command,

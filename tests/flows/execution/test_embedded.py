@@ -9,12 +9,12 @@ import httpx
 import psutil
 import pytest
 
-from flows.cli import embedded
+from flows.execution import embedded
 from storage.errors import UserError
 from tests.flows.loopback import wait_for
 
 RUN = """
-from flows.cli import embedded
+from flows.execution import embedded
 embedded.prepare()
 embedded.use_server()
 from prefect.settings import PREFECT_API_URL

@@ -1,6 +1,6 @@
 """Prefect's server as a process of its own, which ends with the process that started it.
 
-python -m flows.cli.server_process PARENT
+python -m flows.execution.server_process PARENT
 
 It writes its port to stdout, a free one, before it begins to start.
 """
