@@ -56,6 +56,8 @@ ROOMS = (
     "alm_pipeline.ensemble",
     "alm_pipeline.comparison",
     "alm_pipeline.inspection",
+    "alm_pipeline.preflight",
+    "alm_pipeline.preflight.checks",
     "alm_pipeline",
     "flows.execution",
     "flows",

@@ -50,6 +50,8 @@ PURPOSES = {
     "alm_pipeline.ensemble": "Several models as one.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
+    "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",
+    "alm_pipeline.preflight.checks": "The checks that find within seconds what would stop a run.",
     "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
     "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
     "flows": "Orchestration only: the Prefect flows and their tasks.",
