@@ -10,8 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
-from alm_pipeline.corpus.formats.layouts import resolve_layout
-from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.models.files import is_on_hub
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -194,8 +192,7 @@ class Context:
         """The corpus as the run cuts it; where the models can't be read, without what they decide."""
         if not self._unavailable:
             return self.inputs.corpus()
-        corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
-        return corpus.model_copy(update={"max_bytes": corpus.byte_limit})
+        return self.config.corpus.model_copy(update={"max_bytes": self.config.corpus.byte_limit})
 
     @property
     def sample(self) -> CorpusSample:

@@ -13,7 +13,8 @@ from alm_pipeline.config import CorpusConfig, FilesSource
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.files.readers import READERS
-from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import OpenSource, Rows, open_source
 from storage.errors import UserError
 from storage.urls import is_local
@@ -54,6 +55,7 @@ class CorpusSample:
 def read_sample(corpus: CorpusConfig) -> CorpusSample:
     """Read a sample. Raises UserError if the source can't be listed, or for a problem that is not of a single file."""
     source = open_source(corpus.source)
+    corpus = resolve_layout(corpus, source)  # of all rows that decide it, and not of the sample
     files = source.files.files if isinstance(corpus.source, FilesSource) else ()
     sample = CorpusSample(len(files), bytes_of_files=_bytes(files))
     reading = _Reading(source, files, sample, time.monotonic() + _SECONDS)
@@ -84,7 +86,7 @@ class _Reading:
         self.reads_all = bool(files) and 0 < sample.bytes_of_files <= _SMALL_BYTES and len(files) <= 4 * MOST_FILES
         self._files = list(files) if self.reads_all else _spread(files, MOST_FILES)
 
-    def rows(self, columns: tuple[str, ...], dropped: Counter[str]) -> Rows:
+    def rows(self, columns: Columns, dropped: Counter[str]) -> Rows:
         if not self._files:
             yield from self._first(self._source.read(columns, dropped), columns)
             return
@@ -100,9 +102,9 @@ class _Reading:
             except UserError as error:
                 self._sample.problems.append(error)
 
-    def _first(self, rows: Rows, columns: tuple[str, ...]) -> Iterator[tuple[str, SourceRow]]:
+    def _first(self, rows: Rows, columns: Columns) -> Iterator[tuple[str, SourceRow]]:
         """Yield the first rows, and further ones until each column was in one: the reader refuses a file without."""
-        missing = set(columns)
+        missing = set(columns.required)
         for number, (name, row) in enumerate(rows, start=1):
             self._sample.rows += 1
             missing.difference_update(row)
