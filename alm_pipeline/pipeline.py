@@ -11,7 +11,8 @@ the same shard of the stage before, and a last call without `shards` writes the 
 with torch import it, so that processes that tokenize and align start without it.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,20 +33,27 @@ from alm_pipeline.new_tokenizer.special_tokens import keeps_source
 from alm_pipeline.new_tokenizer.stage import exchanged_folder, tokenizer_folder, write_exchanged, write_tokenizer
 from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, write_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
+from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.provenance import provenance
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset, Manifest
+from storage.errors import UserError
 from storage.folders import FolderManifest, StoredFolder
+from storage.schemas import Kind
+from storage.urls import join_url, list_folders
 
 if TYPE_CHECKING:
+    from alm_pipeline.preflight.context import RunInputs
+    from alm_pipeline.preflight.findings import Finding
     from alm_pipeline.training.distillation import Distillation
 
 _SPECIAL_TOKENS = 8
 """of a context, left free around texts that are cut by bytes; most tokenizers add one or two"""
 
+_log = logging.getLogger(__name__)
 Side = Literal["teacher", "student"]
 _SIDES: tuple[Side, Side] = ("teacher", "student")
 Stored = TypeVar("Stored", Dataset, StoredFolder)
@@ -68,6 +76,7 @@ class Pipeline:
         self.source = ModelReference(config.student.model, config.trust_remote_code)
         """the student's model before it gets its tokenizer"""
         self._encoders = Encoders()
+        self._ready: set[Phase] = set()
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
@@ -232,6 +241,72 @@ class Pipeline:
             self.stored_pair_biases,
         )
 
+    def preflight(
+        self, phases: Collection[Phase] = ALL_PHASES, here: Collection[Phase] | None = None
+    ) -> "list[Finding]":
+        """Return, within seconds and before any stage, what would stop a run of these phases or make it useless.
+
+        `here` is what of it this machine does (None: all of it). What is opened for this is used by the stages.
+        """
+        from alm_pipeline.preflight.checks.registry import preflight
+
+        return preflight(self._inputs(), phases, here)
+
+    def require_ready(self, phases: Collection[Phase] = ALL_PHASES, here: Collection[Phase] | None = None) -> None:
+        """Make the preflight once: raise one UserError with all of its errors, and log its warnings.
+
+        A run whose result is finished has nothing to do, so nothing stops it.
+        """
+        from alm_pipeline.preflight.findings import not_ready
+
+        if self._ready.issuperset(phases):
+            return
+        findings = self.preflight(phases, here)
+        if findings and self._is_finished(phases):
+            return
+        for found in findings:
+            if found.severity == "warning":
+                _log.warning("%s", found.sentence_with_field)
+        if any(found.severity == "error" for found in findings):
+            raise not_ready(findings)
+        self._ready.update(phases)
+
+    def require_examples(self) -> None:
+        """Raise UserError if the aligned examples leave nothing to train or to evaluate on.
+
+        Before the teacher scores; afterward the training itself reports it.
+        """
+        from alm_pipeline.preflight.stored_examples import require_examples
+
+        if not self.scores.manifest():
+            require_examples(self.caches)
+
+    def _inputs(self) -> "RunInputs":
+        from alm_pipeline.preflight.context import RunInputs
+
+        return RunInputs(
+            self.config,
+            self.root,
+            self.teacher,
+            self.source,
+            lambda: self.named_tokenizer,
+            lambda: self._corpus,
+            lambda: self.caches,
+        )
+
+    def _is_finished(self, phases: Collection[Phase]) -> bool:
+        """Whether the last of these phases has nothing to do."""
+        kind = "students" if "train" in phases else Kind.TEACHER_SCORES
+        try:
+            # first the listing: to know the name of the result takes hashing the corpus
+            if not list_folders(join_url(self.root, kind)):
+                return False
+            if "train" not in phases:
+                return self.scores.manifest() is not None
+            return self.student.manifest() is not None and not self.student.is_to_be_replaced
+        except UserError:
+            return False
+
     def shard(self) -> Manifest:
         """Read the corpus and write its examples in shards.
 
@@ -324,18 +399,25 @@ class Pipeline:
         return push(self.student, setting.repo, setting.private) if setting else None
 
     def cache(self) -> None:
-        """Run every stage up to the teacher's scores."""
+        """Run every stage up to the teacher's scores. Raises UserError as `require_ready` does."""
+        self.require_ready(("prepare", "score"))
+        self._prepare()
+        self.score()
+
+    def _prepare(self) -> None:
         self.train_tokenizer()
         self.shard()
         self.tokenize("teacher")
         self.tokenize("student")
         self.align()
         self.pair_biases()
-        self.score()
 
     def run(self) -> FolderManifest:
-        """Run every stage."""
-        self.cache()
+        """Run every stage. Raises UserError as `require_ready` does."""
+        self.require_ready()
+        self._prepare()
+        self.require_examples()
+        self.score()
         manifest = self.train()
         self.publish()
         return manifest

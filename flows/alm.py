@@ -5,8 +5,7 @@ A run that crashed or was canceled is simply run again: the datasets' own record
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from prefect import get_run_logger
 from prefect.states import Cancelled
@@ -27,10 +26,6 @@ from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
 from storage.errors import UserError
 from storage.urls import absolute_url
-
-if TYPE_CHECKING:
-    from alm_pipeline.pipeline import Pipeline
-
 
 Count = Annotated[Whole, Field(ge=1)]
 
@@ -118,12 +113,14 @@ def alm(
         if not only:
             _log_first_lines(chosen, parameters)
         run = _alm_run(chosen, storage, address)
+        phases: Sequence[Phase] = (only,) if only else PHASES[until]
         if only == "score":
+            run.pipeline.require_ready(phases)
             return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
         pool = GpuPool(gpu_pool, gpu_runs) if gpu_pool else None
         if pool:
             require_no_secrets(run.parameters, f"gpu_pool {gpu_pool}")
-        phases: Sequence[Phase] = (only,) if only else PHASES[until]
+        run.pipeline.require_ready(phases, here=[phase for phase in phases if not pool or phase == "prepare"])
         return _run_phases(
             run, phases, pool, lambda: Workers(task_runner(runner, workers, address), workers, group_bytes)
         )
@@ -135,20 +132,10 @@ def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:
     storage_elsewhere = storage if root != storage else absolute_url(storage)
     if address:  # a cluster's workers run in folders of their own
         root = absolute_url(root)
-    pipeline = pipeline_of(config, root)
+    from flows.shared_pipeline import pipeline_of
+
+    pipeline = pipeline_of(config.model_dump_json(), root)
     return AlmRun(pipeline, storage, {"config": config.model_dump(mode="json"), "storage": storage_elsewhere})
-
-
-def pipeline_of(config: AlmConfig, root: str) -> "Pipeline":
-    """Return one pipeline for all stages of a run, so that the corpus and the models are hashed once."""
-    return _pipeline_of(config.model_dump_json(), root)
-
-
-@lru_cache(maxsize=1)
-def _pipeline_of(config_json: str, root: str) -> "Pipeline":
-    from alm_pipeline.pipeline import Pipeline
-
-    return Pipeline(AlmConfig.model_validate_json(config_json), root)
 
 
 def _check_only(only: Only | None, until: Until, shards: list[int] | None, gpu_pool: str | None) -> None:
@@ -175,6 +162,8 @@ def _run_phases(
                 _check_deployments(pool, phases)
             if "prepare" in phases:
                 run.prepare(workers(), pool)
+            if "train" in phases and "prepare" in phases:
+                run.pipeline.require_examples()
             if "score" in phases:
                 run.score()
             if "train" in phases:

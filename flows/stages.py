@@ -2,11 +2,10 @@
 
 from typing import Literal
 
+from alm_pipeline.preflight.phases import Phase as Phase
+
 Until = Literal["scores", "student"]
 """Where a run stops: at complete caches, or at the finished student."""
-
-Phase = Literal["prepare", "score", "train"]
-"""`prepare` is every stage up to the alignments."""
 
 PHASES: dict[Until, tuple[Phase, ...]] = {
     "scores": ("prepare", "score"),

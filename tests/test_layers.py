@@ -57,6 +57,8 @@ ROOMS = (
     "alm_pipeline.ensemble",
     "alm_pipeline.comparison",
     "alm_pipeline.inspection",
+    "alm_pipeline.preflight",
+    "alm_pipeline.preflight.checks",
     "alm_pipeline",
     "alm_pipeline.planning.speed",
     "alm_pipeline.planning",

@@ -18,6 +18,10 @@ from alm_pipeline.scoring.scorer import Scorer
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
+NO_PREDICTION = (
+    "no token with a prediction covers a byte of the texts, so they have no bits per byte: each is empty or a single "
+    "token: use longer texts"
+)
 _IMPOSSIBLE = "the model cannot produce it, so it has no bits per byte: measure it on other texts"
 
 
@@ -32,10 +36,7 @@ def bits_per_byte(
     nats = -float(logprobs[counted].sum(dtype=np.float64))
     size = int(byte_lengths[counted].sum(dtype=np.int64))
     if not size:
-        raise UserError(
-            "no token with a prediction covers a byte of the texts, so they have no bits per byte: each is empty or a "
-            "single token: use longer texts"
-        )
+        raise UserError(NO_PREDICTION)
     if not math.isfinite(nats):
         raise UserError(f"the texts have a token whose log-probability is {logprobs[counted].min()}: {_IMPOSSIBLE}")
     return nats / math.log(2) / size

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.evaluation.bits_per_byte import TextTokens, bits_per_byte, standard_error
+from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, TextTokens, bits_per_byte, standard_error
 from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.scoring.scorer import Scorer
 from storage.columns import flatten_filled, flatten_lists, list_rows
@@ -24,6 +24,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "alignments": ("teacher_tokens", "student_tokens", "kinds", "assistant"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
+_SIDES = ("teacher_tokens", "student_tokens")
 _SEED = 0
 _PIECE = re.compile(r"#\d+$")
 """of a document that was cut into several examples, in the examples' ids"""
@@ -67,10 +68,7 @@ class HeldOut:
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
         total = tables["examples"].num_rows
         if not total:
-            raise UserError(
-                f"{caches['examples'].url}: no example is held out, so nothing can be evaluated: "
-                "raise corpus.held_out, or use a larger corpus"
-            )
+            raise _nothing(caches)
         is_all = at_most is None or at_most >= total
         drawn = tables if is_all else _draw(tables, total, at_most or 0)
         documents = _documents(tables)
@@ -103,6 +101,37 @@ class HeldOut:
     def column(self, role: str, name: str) -> list[npt.NDArray[np.generic]]:
         """Return a list column of the drawn examples, one array per example."""
         return list_rows(self.drawn[role][name])
+
+
+def require_held_out(caches: Mapping[str, Dataset]) -> None:
+    """Raise UserError, as `HeldOut.read` does, if nothing is held out or has a prediction. Needs no scores."""
+    columns = {role: names for role, names in COLUMNS.items() if role != "scores"}
+    datasets, predicted, rows = {role: caches[role] for role in columns}, dict.fromkeys(_SIDES, False), 0
+    for shard in range(len(caches["alignments"].complete_manifest().shards)):
+        tables = _held_out_rows(read_aligned(datasets, shard, columns))
+        rows += tables["examples"].num_rows
+        predicted |= {side: predicted[side] or _has_predictions(tables[side]) for side in _SIDES}
+        if all(predicted.values()):
+            return
+    raise UserError(NO_PREDICTION) if rows else _nothing(caches)
+
+
+def _nothing(caches: Mapping[str, Dataset]) -> UserError:
+    return UserError(
+        f"{caches['examples'].url}: no example is held out, so nothing can be evaluated: "
+        "raise corpus.held_out, or use a larger corpus"
+    )
+
+
+def _has_predictions(table: pa.Table) -> bool:
+    """Whether a token after the first of its example covers a byte that is measured."""
+    if not table.num_rows:
+        return False
+    lengths, kinds = _bytes_and_kinds(table)
+    _, offsets = flatten_lists(table["kinds"])
+    counted = (kinds == TokenKind.CONTENT) & (lengths > 0)
+    counted[offsets[:-1][np.diff(offsets) > 0]] = False
+    return bool(counted.any())
 
 
 def _read(caches: Mapping[str, Dataset], shard: int) -> Tables:

@@ -36,7 +36,7 @@ def load_model(
     and `code_revision` that of another repository that its code comes from. Raises UserError when it can't be loaded,
     when the tensors in its files are not exactly the model's, or when a weight is NaN or infinite.
     """
-    place = _device(device)
+    place = default_device() if device is None else device_named(device)
     loader = model_class(name, trust_remote_code=trust_remote_code, revision=revision, code_revision=code_revision)
     folder = model_folder(name, revision)
     here = partial(weight_files, name, folder, lambda file: os.path.lexists(folder / file))
@@ -90,9 +90,8 @@ def _from_pretrained(
         raise
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return default_device()
+def device_named(name: str) -> torch.device:
+    """Return the device of this name. Raises UserError if this machine has none."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without support for the device

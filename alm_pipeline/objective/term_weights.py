@@ -39,14 +39,19 @@ def gradmag(
     micro-batch depend on it alone, and not on how micro-batches are shared between processes. Raises UserError if
     `parameters` is empty.
     """
-    if not parameters:
-        raise UserError(
-            "objective.balance: gradmag needs gradients of the last layer, and no parameter of it is trained: use fixed"
-        )
+    require_last_layer(parameters)
     weighted = [term for term, weight in weights.items() if weight]
     norms = torch.stack([_gradient_norm(terms[term], parameters) for term in weighted])
     inverse = norms.new_tensor([float(weights[term]) for term in weighted]) / (norms + _EPSILON)
     return dict(zip(weighted, inverse / inverse.sum(), strict=True))
+
+
+def require_last_layer(parameters: Sequence[nn.Parameter]) -> None:
+    """Raise UserError if there is no trained parameter of the last layer to balance terms by."""
+    if not parameters:
+        raise UserError(
+            "objective.balance: gradmag needs gradients of the last layer, and no parameter of it is trained: use fixed"
+        )
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -55,9 +60,18 @@ def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
-    """Return the transformer layers that compute a model's hidden states: their longest list of modules."""
+    """Return the transformer layers that compute a model's hidden states: their longest list of modules.
+
+    Raises UserError if it has no list of modules.
+    """
     part: nn.Module = headless(model) if isinstance(model, PreTrainedModel) else model
-    return max((module for module in part.modules() if isinstance(module, nn.ModuleList)), key=len)
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__}: has no list of layers, which objective.balance gradmag, train.compile and "
+            "train.sharding need: leave them out"
+        )
+    return max(lists, key=len)
 
 
 def last_layer(model: nn.Module) -> list[nn.Parameter]:

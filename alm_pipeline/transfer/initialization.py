@@ -116,19 +116,9 @@ class Donor(NamedTuple):
 
     @classmethod
     def load(cls, donor: ModelReference, mapping: VocabularyMap, tables: int) -> "Donor":
-        """Load the donor's embeddings. Raises UserError if it lacks a token that has to be composed."""
+        """Load the donor's embeddings. Raises UserError as `donor_ids` does."""
         model = donor.load(donor.weights_dtype)
-        rows = embedding_rows(model)
-        check_vocabulary(donor.tokenizer.view, rows, donor.name)
-        ids = _donor_ids(donor.tokenizer, mapping.target)
-        ids[ids >= rows] = -1
-        missing = (ids < 0) & ~mapping.copied & ~mapping.target.special & (mapping.target.lengths > 0)
-        if missing.any():
-            raise UserError(
-                f"donor {donor.name}: its tokenizer lacks {int(missing.sum()):,} of the target's new tokens, such as "
-                f"{mapping.target.spelling[int(np.flatnonzero(missing)[0])]!r}: name the model that has the target's "
-                "tokenizer, or use the initialization fvt"
-            )
+        ids = donor_ids(donor, mapping, embedding_rows(model))
         layers = [model.get_input_embeddings(), model.get_output_embeddings()][:tables]
         return cls([layer.get_parameter("weight").detach() for layer in layers], ids)
 
@@ -147,7 +137,25 @@ class Donor(NamedTuple):
         return compositions
 
 
-def _donor_ids(tokenizer: LoadedTokenizer, target: ByteView) -> Ints:
+def donor_ids(donor: ModelReference, mapping: VocabularyMap, rows: int) -> Ints:
+    """[V] the donor's id of each target token, -1 if it has none; `rows` are those of its embedding.
+
+    Raises UserError if the tokenizer is not the donor's, or lacks a token that has to be composed.
+    """
+    check_vocabulary(donor.tokenizer.view, rows, donor.name)
+    ids = _same_tokens(donor.tokenizer, mapping.target)
+    ids[ids >= rows] = -1
+    missing = (ids < 0) & ~mapping.copied & ~mapping.target.special & (mapping.target.lengths > 0)
+    if missing.any():
+        raise UserError(
+            f"donor {donor.name}: its tokenizer lacks {int(missing.sum()):,} of the target's new tokens, such as "
+            f"{mapping.target.spelling[int(np.flatnonzero(missing)[0])]!r}: name the model that has the target's "
+            "tokenizer, or use the initialization fvt"
+        )
+    return ids
+
+
+def _same_tokens(tokenizer: LoadedTokenizer, target: ByteView) -> Ints:
     """[V] the id of the same token: special tokens by literal, others by bytes; -1 if there is none."""
     ordinary, special = tokens_by_spelling(tokenizer.view), special_ids(tokenizer.fast)
     ids = [

@@ -51,6 +51,8 @@ PURPOSES = {
     "alm_pipeline.ensemble": "Several models as one.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
+    "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",
+    "alm_pipeline.preflight.checks": "The checks that find within seconds what would stop a run.",
     "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
     "alm_pipeline.planning.speed": "How fast this machine is: what earlier runs recorded, and a short trial.",
     "alm_pipeline.planning": "What a run would do and how long it takes; what is finished already.",

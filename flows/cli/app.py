@@ -45,7 +45,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm run distill --corpus URL --teacher MODEL --student MODEL` distills your own models on your own texts.
 - `alm run transfer` gives SmolLM2 a new tokenizer, on this machine, in minutes.
 - `alm init my.yaml` asks what you want and writes a commented configuration, and `alm run my.yaml` runs it.
-- `alm plan my.yaml` shows what that would do, and how long it takes.
+- `alm check my.yaml` finds within seconds what would stop a run, and `alm plan my.yaml` shows what it would do.
 - `alm list alm-data` lists what is stored, `alm list --students alm-data` compares the students.
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
@@ -100,11 +100,14 @@ def run(
             return
         from alm_pipeline.report import RunSummary
         from alm_pipeline.runtime.progress import progress_bars
-        from flows.alm import alm
+        from flows.cli.check import require_ready
 
         if again:
             _ask_for_student(config, storage)
         _log_to_stderr()
+        require_ready(config, storage, until)
+        from flows.alm import alm  # Prefect takes seconds to import
+
         embedded.use_server()
         with progress_bars(err):
             result = alm(config=config, storage=storage, until=until)
@@ -156,6 +159,31 @@ def plan(
 def _quiet_log() -> None:
     make_output_inert()
     logging.getLogger("alm_pipeline").setLevel("ERROR")
+
+
+@app.command()
+@override_options
+def check(
+    recipe: Recipe = "transfer",
+    storage: Storage = "alm-data",
+    until: Annotated[
+        Until, typer.Option(help="The run to check: up to the teacher's scores (scores), or with training (student).")
+    ] = "student",
+    as_json: JsonOption = False,
+    **overrides: Any,
+) -> None:
+    """Check a configuration on this machine within seconds, without running it, and print all that would stop a run.
+
+    Looks at the corpus's first rows, both models' files, every setting that names something, and the storage, to which
+    it writes one tiny object that it removes. `alm run` begins with the same checks. Exits with 1 if there are errors;
+    warnings do not stop a run.
+    """
+    from flows.cli.check import print_check
+
+    with user_errors():
+        config, _ = chosen_configuration(recipe, overrides)
+        _log_to_stderr()
+        print_check(config, storage, until, as_json=as_json)
 
 
 def _ask_for_student(config: Any, storage: str) -> None:

@@ -102,9 +102,9 @@ def remember_finished(config: "AlmConfig", storage: str, until: Until, result: d
     """Record that a run is finished, so that the same command is answered at once."""
     from alm_pipeline.planning.finished import record_finished
     from alm_pipeline.report import RunSummary
-    from flows.alm import pipeline_of
+    from flows.shared_pipeline import pipeline_of
 
-    record_finished(pipeline_of(config, _root(storage)), RunSummary.model_validate(result), until)
+    record_finished(pipeline_of(config.model_dump_json(), _root(storage)), RunSummary.model_validate(result), until)
 
 
 def _is_block(storage: str) -> bool:

@@ -91,6 +91,17 @@ def test_a_users_error_is_raised_unchanged_and_not_retried(
     assert len(calls) == 1
 
 
+@pytest.mark.bad_input
+def test_a_run_is_checked_before_its_first_stage(config: AlmConfig, tmp_path: Path) -> None:
+    """As on a worker, where no command has checked it."""
+    settings = {"train.freeze": ["none"], "corpus.source.urls": ["no/file.jsonl"]}
+    with pytest.raises(UserError, match="2 problems would stop this run") as error:
+        alm(config=config, storage=str(tmp_path), settings=settings)
+    assert "train.freeze: none matches no parameter" in str(error.value)
+    assert "no file matches no/file.jsonl" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_overrides_replace_single_values(config: AlmConfig, tmp_path: Path) -> None:
     alm(config=config, storage=str(tmp_path), until="scores", gamma=0.3, steps=2, settings={"train.seed": 5})
     with pytest.raises(UserError, match=r"train\.sed: no such setting; did you mean train\.seed"):

@@ -105,8 +105,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             self.shards,
             seed=self.train.seed,
             buffer=self.train.shuffle_buffer,
-            nothing=f"{self.datasets['examples'].url}: no example to train on (all are held out, dropped, or "
-            "without a chunk that counts): use a larger corpus, or a smaller corpus.held_out",
+            nothing=nothing_to_train_on(self.datasets["examples"]),
             reader=reader,
             ahead=self._shards_ahead(),
         )
@@ -127,6 +126,14 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             while following := plan_next_batch(lengths, position, self.train.batch_tokens, self.train.row_tokens):
                 plan, position = following
                 yield window, plan, _state(reader, window.position_at(position.example), position)
+
+
+def nothing_to_train_on(examples: Dataset) -> str:
+    """Return the sentence of the error about a training split that has no chunk to learn from."""
+    return (
+        f"{examples.url}: no example to train on (all are held out, dropped, or without a chunk that counts): use a "
+        "larger corpus, or a smaller corpus.held_out"
+    )
 
 
 class ExampleWindow:

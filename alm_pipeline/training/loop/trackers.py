@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, get
 
 from alm_pipeline.config import AlmConfig, LogConfig
 from alm_pipeline.models.health.library_log import quiet_transformers
-from storage.errors import UserError
+from alm_pipeline.training.loop.installed import check_tracker
 from storage.printed.secrets import without_secrets
 
 
@@ -44,10 +43,7 @@ class RunLog:
     def check(self) -> None:
         """Raise UserError, with the command that installs it, if a tracker's package is missing."""
         for tracker in self.config.report_to:
-            if find_spec(tracker) is None:
-                raise UserError(
-                    f"log.report_to: {tracker} is not installed here: pip install 'alm-pipeline[{tracker}]'"
-                )
+            check_tracker(tracker)
 
     @contextlib.contextmanager
     def attached(self, trainer: Trainer, first_step: int) -> Iterator[None]:

@@ -27,7 +27,7 @@ def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> An
         import peft
     except ImportError as error:
         raise UserError("train.lora: needs peft: pip install 'alm-pipeline[lora]'") from error
-    layers = _target_layers(model, config)
+    layers = target_layers(model, config)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides by it
@@ -43,8 +43,11 @@ def attach_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> An
     return adapters
 
 
-def _target_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Module]:
-    """Return the linear layers that text passes through and that match the targets, by name."""
+def target_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Module]:
+    """Return the linear layers that text passes through and that match the targets, by name.
+
+    Raises UserError if a pattern matches none.
+    """
     output, read = model.get_output_embeddings(), set(headless(model).modules())
     linear = {
         name: part

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.config import TrainConfig
 from alm_pipeline.objective.term_weights import layers
-from storage.errors import UserError
+from storage.errors import UserError, cause
 
 
 @contextmanager
@@ -56,7 +56,8 @@ def using_attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
         model.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"train.attention: {name} is not available for {model.config.model_type} here: {error}"
+            f"train.attention: {name} is not available for {model.config.model_type} here: {cause(error)}: install "
+            "what it needs, or leave it out"
         ) from error
     try:
         yield

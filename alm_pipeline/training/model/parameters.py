@@ -1,5 +1,7 @@
 """Selects the trained parameters of a student and their learning rates, by patterns of names (as in `fnmatch`)."""
 
+import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +12,8 @@ from transformers import PreTrainedModel
 from alm_pipeline.models.output_head import headless
 from alm_pipeline.training.model.projections import projections_of
 from storage.errors import UserError
+
+_SHOWN = 4
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -57,9 +61,21 @@ def first_match(name: str, patterns: Sequence[str]) -> str | None:
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str], setting: str, kind: str = "parameter") -> None:
-    """Raise UserError if a pattern matches no name."""
+    """Raise UserError, with similar names, if a pattern matches no name."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(
-                f"{setting}: {pattern} matches no {kind}; the names are {', '.join([*names[:3], '…', *names[-2:]])}"
-            )
+            raise UserError(f"{setting}: {pattern} matches no {kind}; {_names_like(pattern, names)}")
+
+
+def _names_like(pattern: str, names: Sequence[str]) -> str:
+    """Name what the pattern may mean: patterns of the names with similar parts, or else some names."""
+    wanted = [part for part in re.split(r"[.*\[\]?]+", pattern) if part]
+    known = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    near = [match for part in wanted for match in difflib.get_close_matches(part, known, n=2, cutoff=0.6)]
+    # a number of a layer, or of an expert, says nothing here
+    similar = dict.fromkeys(
+        re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names if any(part in name.split(".") for part in near)
+    )
+    if similar and not set(wanted) <= set(near):
+        return f"similar names are {', '.join([*similar][:_SHOWN])}"
+    return f"the names are {', '.join([*names[:3], '…', *names[-2:]])}"

@@ -59,7 +59,7 @@ class MicroBatch:
     @property
     def hidden_and_heads(self) -> tuple[Tensor, Tensor, Head, Head]:
         """(teacher's hidden states, student's hidden states, teacher's head, student's head)"""
-        heads = _linear(self.live.teacher.head), _linear(self.student_head)
+        heads = linear_head(self.live.teacher.head), linear_head(self.student_head)
         return self.live.hidden_MJ, self.student_hidden_NH, *heads
 
     @property
@@ -72,7 +72,8 @@ class MicroBatch:
         return self.columns["example_of_teacher_token_M"], self.columns["example_of_token_N"]
 
 
-def _linear(head: Head | LayerHead) -> Head:
+def linear_head(head: Head | LayerHead) -> Head:
+    """Return the head. Raises UserError if the baselines can't compute with it."""
     if isinstance(head, LayerHead):
         raise UserError("the baselines need an output layer that is linear, without adapters: leave it out of LoRA")
     return head
@@ -125,6 +126,8 @@ class TermRule:
     """the scalar of a micro-batch: a sum divided by a count of the global batch"""
     needs_teacher: bool = False
     """the loss needs the teacher in memory while the student is trained"""
+    needs_linear_heads: bool = False
+    """the loss computes with the rows of both output layers"""
     needs_mapping: bool = False
     """the loss needs the teacher's nearest token for each of the student's (`mined_mapping`)"""
     projection: Callable[[int, int], nn.Module | None] = _no_projection
@@ -135,15 +138,20 @@ TERMS: dict[Term, TermRule] = {
     "alm": TermRule(lambda batch: batch.scored.alm()),
     "sft": TermRule(lambda batch: batch.scored.sft()),
     "latents": TermRule(_latents, needs_teacher=True, projection=_latents_projection),
-    "uld": TermRule(_uld, needs_teacher=True),
-    "mined": TermRule(_mined, needs_teacher=True, needs_mapping=True),
-    "dskd": TermRule(_dskd, needs_teacher=True, projection=DskdProjections),
+    "uld": TermRule(_uld, needs_teacher=True, needs_linear_heads=True),
+    "mined": TermRule(_mined, needs_teacher=True, needs_linear_heads=True, needs_mapping=True),
+    "dskd": TermRule(_dskd, needs_teacher=True, needs_linear_heads=True, projection=DskdProjections),
 }
 
 
 def needs_mapping(objective: ObjectiveConfig) -> bool:
     """Whether a term of the objective needs the teacher's token for each of the student's."""
     return any(TERMS[term].needs_mapping for term in objective.terms)
+
+
+def needs_linear_heads(objective: ObjectiveConfig) -> bool:
+    """Whether a term of the objective computes with the rows of both output layers."""
+    return any(TERMS[term].needs_linear_heads for term in objective.terms)
 
 
 def make_projections(

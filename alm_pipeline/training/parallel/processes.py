@@ -73,7 +73,7 @@ def joined_processes() -> Iterator[Process]:
 def local_process_count(config: TrainConfig) -> int:
     """Return how many processes this machine trains with. Raises UserError if they can't share a step equally."""
     if config.processes is not None:
-        _check_equal_shares(config, config.processes)
+        check_equal_shares(config, config.processes)
         return config.processes
     gpus = max(1, torch.cuda.device_count())
     count = max(count for count in range(1, gpus + 1) if config.accumulation % count == 0)
@@ -87,11 +87,12 @@ def local_process_count(config: TrainConfig) -> int:
 
 def batches_per_process(config: TrainConfig) -> int:
     """Return how many batches of a step this process computes. Raises UserError if the shares are not equal."""
-    _check_equal_shares(config, this_process().count)
+    check_equal_shares(config, this_process().count)
     return config.accumulation // this_process().count
 
 
-def _check_equal_shares(config: TrainConfig, processes: int) -> None:
+def check_equal_shares(config: TrainConfig, processes: int) -> None:
+    """Raise UserError if the processes can't share the batches of a step equally."""
     if config.accumulation % processes:
         raise UserError(
             f"train.accumulation: {config.accumulation} batches per step can't be shared equally by {processes} "

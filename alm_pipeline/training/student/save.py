@@ -6,12 +6,15 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import Term
 from alm_pipeline.models.health.finite_weights import is_finite
 from alm_pipeline.models.health.library_log import quiet_transformers
-from storage.errors import UserError
+from alm_pipeline.runtime.progress import logger
+from storage.errors import UserError, user_error
+
+_FIX = "correct its config.json and generation_config.json, or save the model again (save_pretrained)"
 
 METRICS = pa.schema(
     [
@@ -67,8 +70,13 @@ def round_weights(model: PreTrainedModel, dtype: str) -> None:
             )
         weight.copy_(weight.to(getattr(torch, dtype)))
         if not is_finite(weight):
-            larger = "bfloat16" if dtype == "float16" else "float32"
-            raise UserError(f"train.save_dtype: {name} has weights beyond the range of {dtype}: use {larger}")
+            raise beyond_range(name, dtype)
+
+
+def beyond_range(name: str, dtype: str) -> UserError:
+    """Return the error about a weight that `dtype` can't hold."""
+    larger = "bfloat16" if dtype == "float16" else "float32"
+    return UserError(f"train.save_dtype: {name} has weights beyond the range of {dtype}: use {larger}")
 
 
 def save_student(
@@ -90,6 +98,19 @@ def save_student(
     pq.write_table(pa.Table.from_pylist(log, METRICS), folder / "metrics.parquet")
 
 
+def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write what `save_student` writes of the student besides its weights and metrics: the model may have no values.
+
+    Raises UserError if something of it can't be written.
+    """
+    _complete_generation(model, tokenizer)
+    with user_error(f"{model.name_or_path or model.config.model_type}: can't be saved", _FIX), quiet_transformers():
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None and model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
 def save_speed(log: list[dict[str, float]], folder: Path) -> None:
     """Write `speed.parquet`, one row per step. Speeds differ between runs, so they are not part of the student."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +118,29 @@ def save_speed(log: list[dict[str, float]], folder: Path) -> None:
 
 
 def _complete_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Set the tokenizer's begin, end and padding ids where the source's generation configuration has none."""
+    """Set the tokenizer's begin, end and padding ids where the source's generation configuration has none.
+
+    And `do_sample`, if the settings are those of sampling: older models leave it out, and can't be saved so.
+    """
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if model.generation_config and getattr(model.generation_config, role) is None:
             setattr(model.generation_config, role, getattr(tokenizer, role))
+    generation = model.generation_config
+    if generation is None or generation.do_sample or _can_be_saved(generation):
+        return
+    before, generation.do_sample = generation.do_sample, True
+    if not _can_be_saved(generation):
+        generation.do_sample = before  # saving it reports what is wrong
+        return
+    logger.warning(
+        "generation_config.json has settings of sampling without do_sample: the student is saved with do_sample: true"
+    )
+
+
+def _can_be_saved(generation: GenerationConfig) -> bool:
+    try:
+        with quiet_transformers():
+            generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True

@@ -69,14 +69,15 @@ def untie(model: PreTrainedModel) -> None:
 
 def _ngram_rows(model: PreTrainedModel, source: LoadedTokenizer) -> NgramRows:
     """Return the rows of all tokens of 1 to 16 bytes that are not special, one per spelling."""
-    _check_architecture(model)
+    check_architecture(model)
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     tokens = tokens_by_spelling(source.view, np.arange(source.view.size) < len(weight))
     short = {spelling: id_ for spelling, id_ in sorted(tokens.items()) if len(spelling) <= carried.LONGEST}
     return list(short), weight.detach()[list(short.values())]
 
 
-def _check_architecture(model: PreTrainedModel) -> None:
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raise UserError if the model's class can't have n-gram embeddings."""
     parameters = inspect.signature(model.base_model.forward).parameters
     in_transformers = all(hasattr(transformers, type(instance).__name__) for instance in (model, model.config))
     text_only = model.config.get_text_config() is model.config and model.base_model is not model

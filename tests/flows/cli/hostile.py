@@ -89,6 +89,8 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "curves": ["curves", student, student, "--picture", str(folder / f"{NAME}.png")],
         "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
         "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
+        "check": ["check", str(folder / "mine.yaml"), "--storage", root, "--teacher", f"{folder}/{NAME}"],
+        "check as JSON": ["check", str(folder / "mine.yaml"), "--storage", root, "--corpus", NAME, "--json"],
         "show": ["show", str(folder / "mine.yaml")],
         "init": ["init", str(folder / "new.yaml"), "--corpus", corpus, "--student", NAME, "--teacher", NAME],
         "init columns": ["init", str(folder / "newer.yaml"), "--corpus", columns, "--goal", "bytes", "--student", NAME],

@@ -13,6 +13,7 @@ from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from flows.cli import app as app_module
+from flows.cli import check
 from flows.cli.app import _ask_for_student, app
 from flows.execution import embedded
 from storage.errors import UserError
@@ -70,6 +71,7 @@ def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(embedded, "prepare", lambda: None)
     monkeypatch.setattr(embedded, "use_server", lambda: None)
     monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(check, "require_ready", lambda *_: None)
     options = ["--teacher", "T", "--steps", "7", "--learning-rate", "1e-3", "--set", "train.seed=5"]
     assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), "--until", "scores", *options)
     changed = configure("maths", Overrides(teacher="T", steps=7, learning_rate=1e-3, settings={"train.seed": 5}))

@@ -13,7 +13,7 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig
 from alm_pipeline.ensemble.generation import generate_text
 from alm_pipeline.ensemble.loading import load_ensemble
-from alm_pipeline.models.health.finite_weights import is_finite
+from alm_pipeline.models.health.finite_weights import is_finite, not_finite_in
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.transfer.task_arithmetic import apply_transfer
@@ -109,3 +109,12 @@ def test_every_use_of_a_model_finds_it(config: AlmConfig, llama_folder: str, tmp
     bad = spoiled(llama_folder, tmp_path / "bad")
     with pytest.raises(UserError, match=rf"bad.*{NAMES[1]}"):
         USES[use](config, bad, tmp_path)
+
+
+def test_a_stored_mask_is_no_weight(tmp_path: Path) -> None:
+    """Older models stored the mask of their attention, which is infinite on purpose, and never read."""
+    file = tmp_path / "model.safetensors"
+    tensors = {"h.0.attn.masked_bias": -torch.inf, "h.0.ln.weight": 7e4, "h.0.ln.bias": torch.nan}
+    save_file({name: torch.tensor([value]) for name, value in tensors.items()}, file)
+    assert not_finite_in([file], "float32") == ["h.0.ln.bias"]
+    assert not_finite_in([file], "float16") == ["h.0.ln.bias", "h.0.ln.weight"]

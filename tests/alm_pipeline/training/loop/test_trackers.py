@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from alm_pipeline.config import AlmConfig, FilesSource, LogConfig, Tracker
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.training.loop import trackers
+from alm_pipeline.training.loop import installed
 from alm_pipeline.training.loop import train as training
 from alm_pipeline.training.loop.trackers import RunLog, _environment, hyperparameters
 from storage.errors import UserError
@@ -67,7 +67,7 @@ def test_a_tracker_that_is_not_installed_is_named(config: AlmConfig, tmp_path: P
 
     run = RunLog(LogConfig(report_to=("wandb",)), "student-0", tmp_path, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trackers, "find_spec", none_installed)
+        patch.setattr(installed, "find_spec", none_installed)
         with pytest.raises(UserError, match=r"wandb is not installed here: pip install 'alm-pipeline\[wandb\]'"):
             run.check()
         RunLog(LogConfig(), "student-0", tmp_path, {}).check()

@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -90,3 +91,14 @@ def test_weights_beyond_the_range_are_refused(llama_folder: str) -> None:
         UserError, match=r"train\.save_dtype: model\.embed_tokens\.weight has .* beyond the range of float16"
     ):
         round_weights(model, "float16")
+
+
+def test_settings_of_sampling_are_saved_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Llama 2's: transformers reads them without do_sample, and refuses to save them so once changed."""
+    tokenizer = tiny.byte_level_tokenizer()
+    model = tiny.tiny_llama(len(tokenizer))
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[1, 2], temperature=0.6, top_p=0.9)
+    save_student(model, tokenizer, [], tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert (saved["do_sample"], saved["temperature"], saved["top_p"]) == (True, 0.6, 0.9)
+    assert "the student is saved with do_sample: true" in caplog.text

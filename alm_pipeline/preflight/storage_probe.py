@@ -1,0 +1,25 @@
+"""A tiny object that is written to a store and removed, to see whether a run could write there."""
+
+import os
+from pathlib import Path
+
+from storage.urls import is_local, join_url, open_filesystem, overwrite, remove
+
+
+def probe_storage(root: str) -> None:
+    """Write and remove an object under a root, and leave nothing. Raises UserError if that is refused."""
+    fs, path = open_filesystem(root)
+    made = _missing_folders(Path(path)) if is_local(fs) else []
+    probe = join_url(root, f".preflight-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        overwrite(probe, b"alm check")
+        remove(probe)
+    finally:
+        for folder in made:  # the run makes them again
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _missing_folders(path: Path) -> list[Path]:
+    """Return the folders that writing into a path would make, the deepest first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
