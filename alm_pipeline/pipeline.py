@@ -341,7 +341,6 @@ class Pipeline:
         refuse_other_tables(self.source.load_config(), self.source.name)
         if not self.made_tokenizer:
             return None
-        refuse_other_tables(self.source.load_config(), self.source.name)
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return write_tokenizer(self.made_tokenizer, self._corpus, setting, source)
         assert self.named_tokenizer

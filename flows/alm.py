@@ -132,7 +132,7 @@ def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:
     storage_elsewhere = storage if root != storage else absolute_url(storage)
     if address:  # a cluster's workers run in folders of their own
         root = absolute_url(root)
-    from flows.shared_pipeline import pipeline_of
+    from flows.execution.shared_pipeline import pipeline_of
 
     pipeline = pipeline_of(config.model_dump_json(), root)
     return AlmRun(pipeline, storage, {"config": config.model_dump(mode="json"), "storage": storage_elsewhere})

@@ -64,6 +64,7 @@ ROOMS = (
     "alm_pipeline.planning",
     "flows.execution",
     "flows",
+    "flows.terminal",
     "flows.cli",
 )
 """Every folder of modules, each after those that it may import from."""

@@ -58,6 +58,7 @@ PURPOSES = {
     "alm_pipeline.planning": "What a run would do and how long it takes; what is finished already.",
     "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
     "flows": "Orchestration only: the Prefect flows and their tasks.",
+    "flows.terminal": "What the commands print on, and the options that several of them share.",
     "flows.cli": "The command `alm`.",
 }
 """Each room's purpose; `tests/test_docs.py` holds that every room has one."""

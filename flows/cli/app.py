@@ -7,12 +7,10 @@ import typer
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
 from flows.cli.configuration import chosen_configuration, configuration, is_file
-from flows.cli.console import InertGroup, JsonOption, err, out, user_errors
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
 from flows.cli.models import comparison, models, print_comparison
-from flows.cli.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
 from flows.cli.planning import (
     Measure,
     PricePerHour,
@@ -27,6 +25,8 @@ from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.execution import embedded
 from flows.stages import Until
+from flows.terminal.console import InertGroup, JsonOption, err, out, user_errors
+from flows.terminal.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
 from storage.printed.records import make_output_inert
 
 app = typer.Typer(
@@ -141,7 +141,6 @@ def plan(
     Takes some ten seconds and writes nothing to the store, whose content is counted. Estimates begin with `~`: they
     come from a sample of the corpus, and from the speed of this machine's earlier runs.
     """
-    embedded.prepare()
     with user_errors():
         _quiet_log()
         show_plan(

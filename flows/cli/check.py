@@ -3,15 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
 from alm_pipeline.config import AlmConfig
-from flows.cli.console import err, out
 from flows.stages import PHASES, Until
+from flows.terminal.console import err, out
 
 if TYPE_CHECKING:
     from alm_pipeline.preflight.findings import Finding, Severity
@@ -25,17 +24,15 @@ def require_ready(config: AlmConfig, storage: str, until: Until) -> None:
 
     Does nothing for a storage whose credentials a Prefect server has: the run itself checks then, once that is there.
     """
-    from flows.shared_pipeline import pipeline_of
+    from flows.execution.shared_pipeline import pipeline_of
 
-    if find_spec("prefect") is None:  # to import it here would take seconds
-        raise ModuleNotFoundError("No module named 'prefect'", name="prefect")
     if not storage.startswith(_BLOCK):
         pipeline_of(config.model_dump_json(), storage).require_ready(PHASES[until])
 
 
 def print_check(config: AlmConfig, storage: str, until: Until, *, as_json: bool) -> None:
     """Print what the preflight finds; exit with 1 if a run would stop."""
-    from flows.shared_pipeline import pipeline_of
+    from flows.execution.shared_pipeline import pipeline_of
 
     if storage.startswith(_BLOCK):
         from flows.storage_block import storage_root
@@ -44,7 +41,7 @@ def print_check(config: AlmConfig, storage: str, until: Until, *, as_json: bool)
     start = time.monotonic()
     findings = pipeline_of(config.model_dump_json(), storage).preflight(PHASES[until])
     if as_json:
-        out.write_json([asdict(found) for found in findings])
+        out.write_json({"findings": [asdict(found) for found in findings]})
     else:
         _print(findings, time.monotonic() - start)
     if _count(findings, "error"):

@@ -13,8 +13,8 @@ from alm_pipeline.config import BYTES
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.fields.values import parse_text
 from alm_pipeline.config.recipes import Goal
-from flows.cli.console import err, out, user_errors
-from flows.cli.options import MODEL, Recipe, override_options
+from flows.terminal.console import err, out, user_errors
+from flows.terminal.options import MODEL, Recipe, override_options
 from storage.errors import UserError
 from storage.printed.inert import one_line
 from storage.printed.secrets import has_secrets

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import out, user_errors
+from flows.terminal.console import out, user_errors
 
 deploy_commands = typer.Typer()
 

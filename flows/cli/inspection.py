@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import JsonOption, Shown, out, show_count, show_megabytes, user_errors, write_picture
+from flows.terminal.console import JsonOption, Shown, out, show_count, show_megabytes, user_errors, write_picture
 from storage.errors import UserError
 from storage.printed.inert import one_line, visible, yaml_text
 

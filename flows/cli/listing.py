@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import JsonOption, Shown, out, show_count, show_megabytes, show_text, user_errors
-from flows.cli.options import Root
+from flows.terminal.console import JsonOption, Shown, out, show_count, show_megabytes, show_text, user_errors
+from flows.terminal.options import Root
 from storage.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS
-from flows.cli.console import JsonOption, Shown, err, out, user_errors, write_generated
-from flows.cli.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
+from flows.terminal.console import JsonOption, Shown, err, out, user_errors, write_generated
+from flows.terminal.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
 
 models = typer.Typer()
 

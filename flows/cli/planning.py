@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import InertConsole, err, out
-from flows.cli.options import finite
 from flows.stages import Until
+from flows.terminal.console import InertConsole, err, out
+from flows.terminal.options import finite
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig
@@ -81,7 +81,8 @@ def answer_if_finished(config: "AlmConfig", storage: str, until: Until, *, as_js
     if summary is None:
         return False
     print_summary(summary, {}, [], as_json=as_json)
-    err.print_line("everything was there already")
+    if not as_json:
+        out.print_line("everything was there already")
     return True
 
 
@@ -102,7 +103,7 @@ def remember_finished(config: "AlmConfig", storage: str, until: Until, result: d
     """Record that a run is finished, so that the same command is answered at once."""
     from alm_pipeline.planning.finished import record_finished
     from alm_pipeline.report import RunSummary
-    from flows.shared_pipeline import pipeline_of
+    from flows.execution.shared_pipeline import pipeline_of
 
     record_finished(pipeline_of(config.model_dump_json(), _root(storage)), RunSummary.model_validate(result), until)
 

@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from flows.cli.console import JsonOption, Shown, err, out, show_count, show_megabytes, user_errors
-from flows.cli.options import Root, finite
+from flows.terminal.console import JsonOption, Shown, err, out, show_count, show_megabytes, user_errors
+from flows.terminal.options import Root, finite
 from storage.errors import UserError
 from storage.printed.inert import one_line
 

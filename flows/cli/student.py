@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import out, user_errors, write_picture
+from flows.terminal.console import out, user_errors, write_picture
 from storage.errors import UserError
 
 student_commands = typer.Typer()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import IO
 
 from alm_pipeline.runtime.own_packages import environment_with_own
@@ -29,7 +30,12 @@ _ENDS_WITHIN_S = 5.0
 
 
 def prepare() -> None:
-    """Set the variables of a run that the user has not set. Prefect reads them when it is imported."""
+    """Set the variables of a run that the user has not set. Prefect reads them when it is imported.
+
+    Raises ModuleNotFoundError if it is not installed; to import it here would take seconds.
+    """
+    if find_spec("prefect") is None:
+        raise ModuleNotFoundError("No module named 'prefect'", name="prefect")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 

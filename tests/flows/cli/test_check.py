@@ -8,8 +8,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig
-from flows.cli import embedded
 from flows.cli.app import app
+from flows.execution import embedded
 
 
 def command(*arguments: str) -> Result:
@@ -60,7 +60,7 @@ def test_findings_as_json(file: str, tmp_path: Path) -> None:
     options = ["--set", "train.lora={targets: [none]}", "--json"]
     result = command("check", file, "--storage", str(tmp_path / "data"), *options)
     assert result.exit_code == 1
-    (found,) = json.loads(result.stdout)
+    (found,) = json.loads(result.stdout)["findings"]
     assert found["field"] == "train.lora.targets"
     assert found["value"] == "none"
     assert found["severity"] == "error"

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from flows.cli import console
 from flows.cli.app import app
-from flows.cli.console import InertConsole
+from flows.terminal import console
+from flows.terminal.console import InertConsole
 from storage.printed.inert import one_line
 from tests.flows.cli.hostile import NAME, read_only_commands, write_store
 from tests.flows.loopback import ROOT

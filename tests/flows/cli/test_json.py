@@ -15,9 +15,10 @@ import flows.cli.app as app_module
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.report import summarize
-from flows.cli import console
+from flows.cli import check
 from flows.cli.app import app
 from flows.execution import embedded
+from flows.terminal import console
 from tests.flows.loopback import ROOT
 
 TABLES = {"print_table", "print_rows", "summary_table", "results_table", "Table", "Tree"}
@@ -103,10 +104,11 @@ def invoke(*arguments: str) -> Result:
 @pytest.fixture
 def run_of_the_store(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """`alm run` reports this store, without a server."""
-    seconds = {"shard": 1.5, "train": 2.5}
-    monkeypatch.setattr(flows.alm, "alm", lambda **_: summarize(pipeline).model_dump() | {"seconds": seconds})
+    result = {"seconds": {"shard": 1.5, "train": 2.5}, "planned": []}
+    monkeypatch.setattr(flows.alm, "alm", lambda **_: summarize(pipeline).model_dump() | result)
     monkeypatch.setattr(embedded, "prepare", lambda: None)
     monkeypatch.setattr(embedded, "use_server", lambda: None)
+    monkeypatch.setattr(check, "require_ready", lambda *_: None)
     monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
-from flows.cli import console
 from flows.cli.app import app
+from flows.terminal import console
 from storage.folders import StoredFolder
 
 BITS = {"teacher": 0.7, "student_before": 0.9}

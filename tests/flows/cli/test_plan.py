@@ -11,9 +11,9 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.comparison import Comparison
 from alm_pipeline.planning.finished import record_finished
 from alm_pipeline.report import summarize
-from flows.cli import embedded
 from flows.cli.app import app
-from flows.cli.planning import print_plan_and_run
+from flows.cli.planning import _print_plan_and_run
+from flows.execution import embedded
 from storage.errors import UserError
 
 
@@ -113,14 +113,14 @@ def test_a_finished_run_needs_no_server(
 
 
 def test_what_was_planned_is_shown_beside_what_came_out(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan_and_run([])
+    _print_plan_and_run([])
     assert capsys.readouterr().out == ""
     comparisons = [
         Comparison(what="teacher tokens", planned=110, actual=100),
         Comparison(what="cache", planned=1_000, actual=2_000),
         Comparison(what="time", planned=50, actual=40),
     ]
-    print_plan_and_run([each.model_dump() for each in comparisons])
+    _print_plan_and_run([each.model_dump() for each in comparisons])
     shown = capsys.readouterr().out
     for text in ("~110", "+10%", "~1 kB", "-50%", "~50 s", "40 s"):
         assert text in shown

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.cli.console import user_errors
+from flows.terminal.console import user_errors
 from storage.errors import user_error
 
 PASSING = [

@@ -19,7 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from alm_pipeline.runtime.streams import writing
-from flows.cli.options import corrected
+from flows.terminal.options import corrected
 from storage.errors import UserError, cause, is_temporary
 from storage.printed.inert import generated, json_text, one_line, visible
 
