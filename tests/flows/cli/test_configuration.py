@@ -22,6 +22,7 @@ from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.pipeline import Pipeline
 from flows.alm import _resolve as resolve
 from flows.cli import app as app_module
+from flows.cli import check
 from flows.cli.app import app
 from flows.cli.configuration import chosen_configuration
 from flows.execution import embedded
@@ -267,13 +268,13 @@ def test_a_recipe_is_no_command_and_choices_are_named() -> None:
 
 
 def test_the_first_lines_of_a_run_are_printed(rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a server is started."""
+    """Before a run is checked."""
 
-    def no_server() -> None:
+    def refuse(*_: object) -> None:
         raise UserError("not started")
 
     monkeypatch.setattr(embedded, "prepare", lambda: None)
-    monkeypatch.setattr(embedded, "use_server", no_server)
+    monkeypatch.setattr(check, "require_ready", refuse)
     monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
     arguments = ["--corpus", rows, "--teacher", str(tmp_path / "a"), "--student", str(tmp_path / "b"), "--steps", "3"]
     shown = error_of("run", "distill", *arguments, "--set", r'corpus.text="Q: {question}\nA: {answer}"')
