@@ -91,6 +91,8 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
         "check": ["check", str(folder / "mine.yaml"), "--storage", root, "--teacher", f"{folder}/{NAME}"],
         "check as JSON": ["check", str(folder / "mine.yaml"), "--storage", root, "--corpus", NAME, "--json"],
+        "plan": ["plan", str(folder / "mine.yaml"), "--storage", root],
+        "plan as JSON": ["plan", str(folder / "mine.yaml"), "--storage", root, "--json"],
         "show": ["show", str(folder / "mine.yaml")],
         "init": ["init", str(folder / "new.yaml"), "--corpus", corpus, "--student", NAME, "--teacher", NAME],
         "init columns": ["init", str(folder / "newer.yaml"), "--corpus", columns, "--goal", "bytes", "--student", NAME],
