@@ -24,9 +24,8 @@ def snippets() -> list[str]:
     return re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_snippet_shows_chunks_side_by_side(
-    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("text", ["quick brown", "Änderung"], ids=["whole", "parts_of_characters"])
+def test_the_snippet_shows_chunks_side_by_side(config: AlmConfig, text: str, tmp_path: Path) -> None:
     snippet, _ = snippets()
     pipeline = Pipeline(config, str(tmp_path / "alm-data"))
     pipeline.shard()
@@ -34,13 +33,15 @@ def test_the_snippet_shows_chunks_side_by_side(
         pipeline.tokenize(side)
     pipeline.align()
     frame = chunk_frame(pipeline.alignments.url)
-    example = frame.filter(frame["id"] == frame["id"][0])
+    examples = pl.read_parquet(f"{pipeline.examples.url}/shard-*.parquet")
+    first = examples.filter(pl.col("text").str.contains(text))["id"][0]
+    example = frame.filter(frame["id"] == first)
     both = pl.col("kind") == "content"
     differing = example.filter(both, pl.col("teacher") != pl.col("student")).head(12)
     # the snippet names the default job's datasets
     for tokens, name in ((pipeline.tokens("teacher"), "smollm2"), (pipeline.tokens("student"), "bpe-16384")):
         shutil.move(tokens.url, tmp_path / "alm-data" / "tokens" / f"python-stdlib-{name}-0")
-    code = snippet.replace('"def __repr__"', '"quick brown"')
+    code = snippet.replace('"def __repr__"', f'"{text}"')
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert f"shape: ({len(differing)}, 5)" in shown.stdout
