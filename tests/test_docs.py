@@ -1,6 +1,7 @@
 """The pages of docs/ and the README: their code runs, and the names in them exist."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
 from alm_pipeline.training.loop.evaluations import EVALUATIONS
 from alm_pipeline.training.student.save import METRICS, SPEED
-from docs.generator import commands, datasets, rooms, settings
+from docs.generator import commands, datasets, examples, rooms, settings
 from docs.generator.pages import PAGES as GENERATED_PAGES
 from flows.cli.configuration import parse_settings
 from storage.schemas import OPTIONAL, SCHEMAS
@@ -29,7 +30,10 @@ from tests.test_layers import ROOMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}
+PAGES = {
+    str(page.relative_to(ROOT)): page
+    for page in (ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(DOCS.rglob("*.md")))
+}
 """The written pages, by their path in the checkout."""
 pages = pytest.mark.parametrize("page", PAGES)
 
@@ -202,7 +206,7 @@ def slug(title: str) -> str:
 
 @pages
 def test_files_of_the_checkout_exist(page: str) -> None:
-    pattern = r"(?:tests|docs|benchmarks|automations|alm_pipeline|storage|flows)/[\w./-]*[\w/]"
+    pattern = r"(?:tests|docs|benchmarks|examples|automations|alm_pipeline|storage|flows)/[\w./-]*[\w/]"
     names = {name for code in inline_code(page) for name in re.findall(rf"^({pattern})$", code)}
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
@@ -331,6 +335,18 @@ def test_every_command_is_on_its_page() -> None:
     for name, command in commands.commands().items():
         assert f"## alm {name} " in page
         assert all(option in page for item in command.params for option in item.opts if option.startswith("--"))
+
+
+def test_every_example_is_on_its_page() -> None:
+    page = examples.page()
+    for file in examples.FOLDER.glob("*.py"):
+        assert f"](#{slug(file.name)})" in page
+        assert f"## {file.name}\n\n```python\n{file.read_text(encoding='utf-8')}" in page
+    for file in examples.FOLDER.glob("*.ipynb"):
+        cells = ["".join(cell["source"]) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]]
+        assert f"](#{slug(file.name)})" in page
+        assert all(cell.split("\n\n")[-1] in page for cell in cells)
+    assert "](../" not in page
 
 
 def test_every_room_has_a_purpose() -> None:

@@ -139,11 +139,11 @@ def cells(notebook: dict[str, Any]) -> list[str]:
 
 def execute(code: str, names: dict[str, Any]) -> Any:
     """Execute a cell as a kernel does: the value of a last expression is what it shows."""
-    body = ast.parse(code).body
-    last = body.pop() if isinstance(body[-1], ast.Expr) else None
-    exec(compile(ast.Module(body, []), "cell", "exec"), names)
-    shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None
-    return shown if not isinstance(shown, Image.Image) else shown.copy()  # which reads it, as showing it does
+    *body, last = ast.parse(code).body
+    shows = isinstance(last, ast.Expr)
+    exec(compile(ast.Module(body if shows else [*body, last], []), "cell", "exec"), names)
+    shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None
+    return shown.copy() if isinstance(shown, Image.Image) else shown  # a copy is read, as it is where it is shown
 
 
 def test_the_notebook_ends_with_a_student(

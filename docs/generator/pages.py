@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from docs.generator import benchmarks, commands, datasets, rooms, settings
+from docs.generator import benchmarks, commands, datasets, examples, rooms, settings
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/settings.md": settings.page,
@@ -10,6 +10,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands.page,
     "pictures/rooms.svg": rooms.picture,
     "benchmarks.md": benchmarks.page,
+    "examples.md": examples.page,
 }
 """The generated pages by their path in the site."""
 
