@@ -46,7 +46,11 @@ def fetch_folder(name: str, files: tuple[str, ...], revision: str | None = None)
         return Path(name)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:  # which asks for another kind of name, where a path is misspelt
+        raise UserError(
+            f"{name}: not a local folder, and can't be a name on the Hub, such as `google/gemma-3-270m`{_nearest(name)}"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: not a local folder, and could not be fetched from the Hub ({cause(error)}){_nearest(name)}"
         ) from error

@@ -4,6 +4,7 @@ Of each kind of work (a stage, with its model and settings, on these devices) th
 that is not much smaller: small jobs say little, since they mostly load.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ STARTUP_S: Mapping[str, float] = {
 """What a stage takes before its first token: loading, compiling. Measured on two cores with SmolLM2-135M."""
 _SMALLER = 2.0
 """how much smaller a newer job may be to replace an older one"""
+_LIKE = 10.0
+"""how many times larger or smaller a model may be whose rate says something: the time of tiny ones is all overhead"""
 
 
 class Work(BaseModel):
@@ -74,17 +77,17 @@ def find_rate(work: Work) -> float | None:
     """Return the units per second that this machine did of such work, or of similar work; None if it did none.
 
     The same settings count before other ones, and the same model before another one, whose rate is taken in proportion
-    to the parameters of both.
+    to the parameters of both if they differ by less than `_LIKE` times.
     """
     rates = [rate for rate in _all() if rate.work.stage == work.stage and rate.work.devices == work.devices]
     same = [rate for rate in rates if rate.work.model == work.model]
     if same:
         return max(same, key=lambda rate: (rate.work.settings == work.settings, rate.amount)).per_second
-    others = [rate for rate in rates if rate.work.parameters]
+    others = [rate for rate in rates if rate.work.parameters and abs(_size_apart(rate, work)) <= math.log(_LIKE)]
     if not work.parameters or not others:
         return None
-    nearest = min(others, key=lambda rate: abs(_ratio(rate, work) - 1))
-    return nearest.per_second * _ratio(nearest, work)
+    nearest = min(others, key=lambda rate: abs(_size_apart(rate, work)))
+    return nearest.per_second * math.exp(_size_apart(nearest, work))
 
 
 def startup_seconds(stage: str) -> float:
@@ -104,8 +107,9 @@ def seconds_of(stage: str, amount: float, rate: float) -> float:
     return startup_seconds(stage) + amount / rate if amount else 0.0
 
 
-def _ratio(rate: Rate, work: Work) -> float:
-    return (rate.work.parameters or 1) / (work.parameters or 1)
+def _size_apart(rate: Rate, work: Work) -> float:
+    """Return the logarithm of how many times larger the model of a job is."""
+    return math.log((rate.work.parameters or 1) / (work.parameters or 1))
 
 
 def _folder() -> Path:

@@ -138,3 +138,13 @@ def test_a_folder_without_weights_has_no_identity(tmp_path: Path, llama_folder: 
     shutil.copy(Path(llama_folder, "config.json"), tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
         _ = ModelReference(str(tmp_path)).identity
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["{}/no-such", "./no-such", "a/b/no-such", "~/no-such", "no such", "models/no-such/"])
+def test_a_path_without_a_folder_is_not_looked_for_on_the_hub(name: str, tmp_path: Path) -> None:
+    name = name.format(tmp_path)
+    with pytest.raises(UserError, match="not a local folder, and can't be a name on the Hub") as error:
+        model_folder(name)
+    assert str(error.value).startswith(f"{name}: ")
+    assert "repo" not in str(error.value).lower()

@@ -36,6 +36,20 @@ def test_other_settings_and_models_count_where_nothing_closer_does() -> None:
     assert find_rate(SCORE.model_copy(update={"stage": "train"})) is None
 
 
+@pytest.mark.parametrize(("parameters", "rate"), [(1000, 10), (10, 1000), (1001, None), (9, None), (10**9, None)])
+def test_a_model_of_quite_another_size_says_nothing(parameters: int, rate: float | None) -> None:
+    """After a first try with a tiny model, a large one must not be planned to take years."""
+    record_rate(SCORE, 1000, 10 + STARTUP_S["score"])
+    found = find_rate(SCORE.model_copy(update={"model": "b", "parameters": parameters}))
+    assert found == (rate and pytest.approx(rate))
+
+
+def test_of_two_other_models_the_nearer_one_in_size_counts() -> None:
+    for model, parameters, seconds in (("small", 20, 1), ("large", 300, 100)):
+        record_rate(SCORE.model_copy(update={"model": model, "parameters": parameters}), 1000, seconds * 10 + 3)
+    assert find_rate(SCORE) == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize(("amount", "seconds"), [(0, 5), (5, 0)])
 def test_nothing_done_is_no_rate(amount: float, seconds: float) -> None:
     record_rate(SCORE, amount, seconds)
