@@ -199,6 +199,9 @@ def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfi
         what = {"text": "a column or a template", "messages": "a column"}
         asked = {name: _ask(f"corpus.{name}, {what[name]}", _typed(value)) for name, value in settings.items()}
         settings = {name: parse_text(answer) for name, answer in asked.items()}
+        if not sys.stdin.isatty():  # where it asked, the answers are there to be seen
+            for name, value in settings.items():
+                err.print_line(f"corpus.{name}: {_typed(value)}, by the columns; --{name} sets another")
     corpus = corpus_at(url, settings)
     first_document(corpus)  # raises what is wrong with it
     for line in template_lines(corpus):

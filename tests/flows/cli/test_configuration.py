@@ -98,6 +98,7 @@ def test_a_written_configuration_runs_at_once(rows: str, config: AlmConfig, tmp_
     done = command("init", str(file), "--corpus", rows, "--teacher", config.teacher, "--student", config.student.model)
     assert done.exit_code == 0, done.output
     assert "columns: question (texts), answer (texts)" in done.stderr
+    assert r'corpus.text: "{question}\n{answer}", by the columns; --text sets another' in done.stderr
     assert "How much is 0 + 1?⏎It is 1." in done.stderr
     written = load_config(file)
     assert written.corpus.text == "{question}\n{answer}"
@@ -130,7 +131,9 @@ def test_goals(arguments: list[str], tokenizer: str, rows: str, tmp_path: Path) 
 
 def test_columns_that_are_given_are_taken(rows: str, tmp_path: Path) -> None:
     arguments = ["--corpus", rows, "--teacher", "T", "--student", "S", "--text", r'"{answer}\n{question}"']
-    assert command("init", str(tmp_path / "mine.yaml"), *arguments).exit_code == 0
+    done = command("init", str(tmp_path / "mine.yaml"), *arguments)
+    assert done.exit_code == 0
+    assert "by the columns" not in done.stderr
     assert load_config(tmp_path / "mine.yaml").corpus.text == "{answer}\n{question}"
 
 
