@@ -85,9 +85,10 @@ class _Planner:
         guessed = [stage.stage for stage in left if self._durations.is_probed(stage.stage)]
         if guessed:
             does, options = (" and ".join(names[stage] for stage in guessed) for names in (_DOES, _RATE_OPTIONS))
+            sets = "sets" if len(guessed) == 1 else "set"
             notes.append(
                 f"this machine has no record of how fast it {does} with such models, so the time follows from how fast "
-                f"it multiplies matrices: --measure tries the models, {options} N sets tokens per second, and a run "
+                f"it multiplies matrices: --measure tries the models, {options} N {sets} tokens per second, and a run "
                 "records its own speed"
             )
         return tuple(notes)
