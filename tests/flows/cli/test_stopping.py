@@ -32,8 +32,8 @@ STOPS: dict[str, tuple[Callable[[Terminal], None], int, str]] = {
 MOMENTS: dict[str, tuple[str, Callable[[Terminal, Path], bool]]] = {
     "imports": ("ctrl-c", lambda terminal, _: len(terminal.processes()) > 1),
     "server starting": ("ctrl-c", lambda terminal, _: terminal.is_running("flows.execution.server_process")),
-    "corpus": ("term", lambda _, root: any(root.glob("examples/*"))),
     "tokenizer": ("hangup", lambda _, root: any(root.glob("tokenizers/*/*"))),
+    "corpus": ("term", lambda _, root: any(root.glob("examples/*"))),
     "tokenize": ("ctrl-c", lambda _, root: any(root.glob("tokens/*/*"))),
     "align": ("term", lambda _, root: any(root.glob("alignments/*/*"))),
     "pair biases": ("ctrl-c", lambda _, root: any(root.glob("pair_biases/*"))),

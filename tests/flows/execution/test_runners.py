@@ -15,8 +15,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.runtime import threads
 from alm_pipeline.runtime.threads import threads_at_once
-from alm_pipeline.tokenization import stage as tokenization
 from flows.alm import alm
 from flows.execution.runners import RUNNERS, Runner, task_runner
 from storage.errors import UserError
@@ -35,7 +35,7 @@ def test_tasks_on_threads_share_the_cores(config: AlmConfig, tmp_path: Path, mon
         seen.append(threads_at_once())
         return 1
 
-    monkeypatch.setattr(tokenization, "threads_at_once", count)
+    monkeypatch.setattr(threads, "threads_at_once", count)
     alm(config=config, storage=str(tmp_path), until="scores", runner="threads", workers=2)
     plan, stages = seen[:2], seen[2:]  # the plan has all cores for its sample, on both sides
     assert set(plan) == {8}
