@@ -140,7 +140,7 @@ def test_progress_is_in_tokens_per_second(
     caplog.set_level(logging.INFO, "alm_pipeline")
     run(tokens, tmp_path / "scores", gemma_folder)
     total = tokens.complete_manifest().counts["tokens"]
-    lines = [record.message for record in caplog.records if record.message.startswith("score ")]
+    lines = [record.message for record in caplog.records if record.message.startswith("score: ")]
     assert f": {total:,} tokens in " in lines[-1]
     assert lines[-1].endswith(" tokens/s")
 
