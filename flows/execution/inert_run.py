@@ -27,6 +27,9 @@ _FIX = (
     "environment variables where the run works"
 )
 
+_OF_PREFECT = frozenset({"return_state", "wait_for"})
+"""what the call of any flow takes besides the flow's own parameters"""
+
 
 class InertFlow(Flow[P, R]):
     """A flow whose parameters reach the server without secrets; a run in this process has them."""
@@ -37,7 +40,7 @@ class InertFlow(Flow[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]  # as both overloads return
         with masked_errors():
-            self._require_known(kwargs)
+            self._require_known({name: value for name, value in kwargs.items() if name not in _OF_PREFECT})
         return super().__call__(*args, **kwargs)
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
