@@ -32,7 +32,7 @@ def first_document(corpus: CorpusConfig) -> Document:
 
 
 def template_lines(corpus: CorpusConfig) -> list[str]:
-    """Return what a template of columns makes of the first row; nothing if there is no template, or no such row.
+    """Fill the corpus's template of columns with the first row; return nothing without a template or a row.
 
     What can't be read here is reported by the stage that reads all of it.
     """

@@ -4,12 +4,15 @@ The block is a `RemoteFileSystem`. Its settings go to fsspec in every process th
 parameter and no manifest.
 """
 
-from prefect.filesystems import RemoteFileSystem
-
 from storage.errors import UserError
 from storage.urls import configure, join_url
 
 _PREFIX = "block:"
+
+
+def is_block(storage: str) -> bool:
+    """Whether only a Prefect server knows where this storage is."""
+    return storage.startswith(_PREFIX)
 
 
 def storage_root(storage: str) -> str:
@@ -17,8 +20,10 @@ def storage_root(storage: str) -> str:
 
     Raises UserError if the block does not exist.
     """
-    if not storage.startswith(_PREFIX):
+    if not is_block(storage):
         return storage
+    from prefect.filesystems import RemoteFileSystem  # takes seconds to import
+
     name, _, prefix = storage.removeprefix(_PREFIX).partition("/")
     try:
         block = RemoteFileSystem.load(name)

@@ -166,5 +166,5 @@ class CorpusConfig(Frozen):
 
     @property
     def byte_limit(self) -> int:
-        """The longest text in bytes where the student's context is no limit."""
+        """The maximum length of a text in bytes, unless the student's context limits it."""
         return self.max_bytes or DEFAULT_MAX_BYTES

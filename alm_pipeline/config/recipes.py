@@ -168,7 +168,7 @@ _OPEN: Mapping[str, tuple[str, ...]] = {
 def recipe(name: str, **values: Any) -> AlmConfig:
     """Return the recipe of this name; `values` are its parameters.
 
-    Raises UserError with the nearest name if there is no such recipe, and naming the parameters that are missing.
+    Raises UserError with the nearest name if the recipe does not exist, and with the parameters that are missing.
     """
     make = _recipe(name)
     if missing := [parameter for parameter in required_by(name) if parameter not in values]:

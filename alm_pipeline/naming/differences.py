@@ -63,9 +63,9 @@ def differences(configs: Sequence[Settings]) -> list[dict[str, Any]]:
     chosen: dict[str, list[Any]] = {}
     apart = 1
     for field, values in fields:
-        told = _count_apart([*chosen.values(), values], len(configs))
-        if told > apart or not _follows(field):
-            chosen[field], apart = values, told
+        distinct = _count_apart([*chosen.values(), values], len(configs))
+        if distinct > apart or not _follows(field):
+            chosen[field], apart = values, distinct
     return [{field: values[k] for field, values in chosen.items()} for k in range(len(configs))]
 
 

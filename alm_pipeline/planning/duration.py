@@ -7,7 +7,7 @@ from alm_pipeline.models.files import is_on_hub
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.plan import STAGES, Amount, Stage
-from alm_pipeline.planning.sample import CorpusSample
+from alm_pipeline.planning.sample import CorpusEstimate
 from alm_pipeline.planning.speed.rates import Work, find_rate, rate_of, record_rate, seconds_of
 from alm_pipeline.planning.trial import Trial
 from storage.errors import UserError
@@ -42,7 +42,7 @@ class Durations:
 
     pipeline: Pipeline
     rates: Rates
-    sample: CorpusSample | None
+    sample: CorpusEstimate | None
     trial: Trial | None
 
     def seconds(self, stage: Stage, amount: Amount | None) -> Amount | None:
@@ -58,9 +58,11 @@ class Durations:
         # reading a corpus takes as long for a sample of it as for the whole
         return read_share(self.pipeline)
 
+    def _given_rate(self, stage: Stage) -> float | None:
+        return {"score": self.rates.score, "train": self.rates.train}.get(stage) or self.rates.measured.get(stage)
+
     def _rate(self, stage: Stage) -> float | None:
-        given = {"score": self.rates.score, "train": self.rates.train}.get(stage) or self.rates.measured.get(stage)
-        if given:
+        if given := self._given_rate(stage):
             return given
         if stage == "shard" and self.sample:
             return self.sample.read_bytes_per_second
@@ -89,8 +91,8 @@ class Durations:
 
     def is_probed(self, stage: Stage) -> bool:
         """Whether the stage's rate is only that of matrix products."""
-        given = {"score": self.rates.score, "train": self.rates.train}.get(stage) or self.rates.measured.get(stage)
-        return stage in ("score", "train") and not given and find_rate(work_of(self.pipeline, stage)) is None
+        is_modeled = stage in ("score", "train") and not self._given_rate(stage)
+        return is_modeled and find_rate(work_of(self.pipeline, stage)) is None
 
     @cached_property
     def student_bytes(self) -> Amount | None:

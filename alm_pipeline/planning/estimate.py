@@ -11,7 +11,7 @@ from alm_pipeline.pipeline import Pipeline, Side
 from alm_pipeline.planning.changes import EarlierRuns
 from alm_pipeline.planning.duration import Durations, Rates
 from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, total
-from alm_pipeline.planning.sample import CorpusSample, read_sample
+from alm_pipeline.planning.sample import CorpusEstimate, estimate_corpus
 from alm_pipeline.planning.stored import StoredStage, stored_stages
 from alm_pipeline.planning.trial import Trial, stored_examples, student_tokenizer, try_stages
 from alm_pipeline.tokenization.encoder import ByteEncoder
@@ -136,11 +136,11 @@ class _Planner:
     # amounts
 
     @cached_property
-    def _sample(self) -> CorpusSample | None:
+    def _sample(self) -> CorpusEstimate | None:
         if self._there["shard"].manifest:
             return None
         with single_threaded_calls():
-            return read_sample(self.pipeline._corpus, limit=self._token_limit())
+            return estimate_corpus(self.pipeline._corpus, limit=self._token_limit())
 
     def _token_limit(self) -> TokenLimit | None:
         """Return what cuts the examples, with a stand-in for a tokenizer that has yet to be trained."""

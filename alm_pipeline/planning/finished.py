@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _QUESTION = "finished run"
 _PROGRAM = ("alm_pipeline", "storage")
 _MOST_FILES = 2000
-"""of a model's folder: a larger one is no model's folder alone, and hashing it could take longer than a run"""
+"""of a model's folder: one with more files holds other things too, and hashing it could take longer than a run"""
 _CHECKPOINTS = "checkpoints"
 """as in `training.stage`, which imports torch; a test compares them"""
 

@@ -29,9 +29,6 @@ class Amount(_Model):
         """Return an estimate that follows from this number."""
         return Amount(value=self.value * factor)
 
-    def minus(self, other: "Amount") -> "Amount":
-        return Amount(value=max(0.0, self.value - other.value), exact=self.exact and other.exact)
-
 
 def total(amounts: list[Amount | None]) -> Amount | None:
     """Return the sum; None if one of them is unknown."""
@@ -82,10 +79,6 @@ class Plan(_Model):
     cost: Amount | None
     notes: tuple[str, ...] = ()
     """what a reader has to know of the estimates"""
-
-    @property
-    def is_finished(self) -> bool:
-        return all(stage.state == "complete" for stage in self.stages)
 
     def expected_seconds(self) -> dict[str, float]:
         """Return the seconds that each stage that is not complete will take; empty if one of them is unknown."""

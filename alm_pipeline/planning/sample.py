@@ -31,7 +31,7 @@ _SIZED_FILES = 1000
 
 
 @dataclass
-class CorpusSample:
+class CorpusEstimate:
     """Examples from all over a corpus, and what the whole corpus is estimated to hold."""
 
     examples: list[Example]
@@ -68,7 +68,7 @@ class _Reading:
     """evenly spaced ones: as many as fit"""
     count: int = 0
     text_bytes: int = 0
-    sampled: "_Totals" = field(default_factory=lambda: _Totals())
+    sampled: _Totals = field(default_factory=_Totals)
     """of the examples that the corpus's sample has"""
     _kept: int = 0
     _stride: int = 1
@@ -100,7 +100,7 @@ class _Reading:
             self._kept = sum(kept.text_bytes for kept in self.examples)
 
 
-def read_sample(corpus: CorpusConfig, seconds: float = SECONDS, limit: TokenLimit | None = None) -> CorpusSample:
+def estimate_corpus(corpus: CorpusConfig, seconds: float = SECONDS, limit: TokenLimit | None = None) -> CorpusEstimate:
     """Read for about some seconds. `limit` is as for `iter_examples`. Raises UserError as reading the corpus does."""
     reading = _Reading(seconds, corpus.sample, limit)
     whole = corpus.model_copy(update={"sample": 1.0, "max_examples": None})
@@ -112,10 +112,10 @@ def read_sample(corpus: CorpusConfig, seconds: float = SECONDS, limit: TokenLimi
     return _extrapolated(corpus, reading, share, reading.bytes_per_second)
 
 
-def _extrapolated(corpus: CorpusConfig, reading: _Reading, share: float | None, speed: float) -> CorpusSample:
+def _extrapolated(corpus: CorpusConfig, reading: _Reading, share: float | None, speed: float) -> CorpusEstimate:
     """`share` is the part of the corpus that was read; None if that is unknown."""
     if share is None or not reading.count:
-        return CorpusSample(reading.examples, None, None, None, speed)
+        return CorpusEstimate(reading.examples, None, None, None, speed)
     # what the corpus's sample has of that part is known, and of the rest it has its share
     unread = (1 / share - 1) * corpus.sample
     count = reading.sampled.count + reading.count * unread
@@ -125,7 +125,7 @@ def _extrapolated(corpus: CorpusConfig, reading: _Reading, share: float | None, 
     kept = 1.0 if limit is None else min(1.0, limit / max(1.0, count))
     # a limit that the corpus surely reaches is the number
     is_limit = limit is not None and kept < 1 / 1.2
-    return CorpusSample(
+    return CorpusEstimate(
         reading.examples,
         Amount(value=round(count * kept), exact=is_limit),
         Amount(value=round(held_out * kept)),

@@ -90,7 +90,7 @@ def expect(stage: str, total: float) -> None:
 
 
 def expect_seconds(stages: Mapping[str, float]) -> None:
-    """Show below the bars the time left over all stages: each is expected to take so many seconds; none if empty."""
+    """Show the time left over all stages below the bars, by the seconds expected for each; if empty, nothing."""
     if _bars:
         _bars.stage_seconds = dict(stages)
 

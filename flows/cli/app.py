@@ -25,6 +25,7 @@ from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.execution import embedded
 from flows.stages import Until
+from flows.storage_block import storage_root
 from flows.terminal.console import InertGroup, JsonOption, err, out, user_errors
 from flows.terminal.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
 from storage.printed.records import make_output_inert
@@ -114,11 +115,17 @@ def run(
         seconds, planned = result.pop("seconds"), result.pop("planned")
         print_summary(RunSummary.model_validate(result), seconds, planned, as_json=as_json)
         remember_finished(config, storage, until, result)
-        if config.name and until == "student" and result["name"] != config.name:
-            err.print_line(
-                f"the student was finished before and keeps its name, {result['name']}; --again trains it again under "
-                f"the name {config.name}"
-            )
+        if until == "student":
+            _report_kept_name(config.name, result["name"])
+
+
+def _report_kept_name(asked: str | None, name: str) -> None:
+    """Print that a student which was finished before does not get another name."""
+    if asked and name != asked:
+        err.print_line(
+            f"the student was finished before and keeps its name, {name}; --again trains it again under the name "
+            f"{asked}"
+        )
 
 
 @app.command()
@@ -188,7 +195,6 @@ def check(
 def _ask_for_student(config: Any, storage: str) -> None:
     """Ask for the finished student, if there is one, to be trained again. It stays until the new one is finished."""
     from alm_pipeline.pipeline import Pipeline
-    from flows.storage_block import storage_root
 
     Pipeline(config, storage_root(storage)).student.request_replacement()
 

@@ -10,12 +10,12 @@ from rich.text import Text
 
 from alm_pipeline.config import AlmConfig
 from flows.stages import PHASES, Until
+from flows.storage_block import is_block, storage_root
 from flows.terminal.console import err, out
 
 if TYPE_CHECKING:
     from alm_pipeline.preflight.findings import Finding, Severity
 
-_BLOCK = "block:"
 _STYLES: "dict[Severity, str]" = {"error": "bold red", "warning": "bold yellow"}
 
 
@@ -26,7 +26,7 @@ def require_ready(config: AlmConfig, storage: str, until: Until) -> None:
     """
     from flows.execution.shared_pipeline import pipeline_of
 
-    if not storage.startswith(_BLOCK):
+    if not is_block(storage):
         pipeline_of(config.model_dump_json(), storage).require_ready(PHASES[until])
 
 
@@ -34,12 +34,8 @@ def print_check(config: AlmConfig, storage: str, until: Until, *, as_json: bool)
     """Print what the preflight finds; exit with 1 if a run would stop."""
     from flows.execution.shared_pipeline import pipeline_of
 
-    if storage.startswith(_BLOCK):
-        from flows.storage_block import storage_root
-
-        storage = storage_root(storage)
     start = time.monotonic()
-    findings = pipeline_of(config.model_dump_json(), storage).preflight(PHASES[until])
+    findings = pipeline_of(config.model_dump_json(), storage_root(storage)).preflight(PHASES[until])
     if as_json:
         out.write_json({"findings": [asdict(found) for found in findings]})
     else:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.stages import Until
-from flows.terminal.console import InertConsole, err, out
+from flows.storage_block import is_block, storage_root
+from flows.terminal.console import err, out
 from flows.terminal.options import finite
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig
+    from alm_pipeline.planning.plan import Plan
     from alm_pipeline.report import RunSummary
 
 PricePerHour = Annotated[
@@ -45,7 +47,7 @@ def show_plan(
     from alm_pipeline.planning.duration import Rates
     from alm_pipeline.planning.estimate import make_plan
 
-    pipeline = Pipeline(config, _root(storage))
+    pipeline = Pipeline(config, storage_root(storage))
     measured = {}
     if measure:
         from alm_pipeline.planning.probe import measure as measure_rates
@@ -57,23 +59,23 @@ def show_plan(
     if as_json:
         out.write_json(plan.model_dump(mode="json"))
     else:
-        _print_plan(plan, out)
+        _print_plan(plan)
 
 
-def _print_plan(plan: Any, console: InertConsole) -> None:
+def _print_plan(plan: "Plan") -> None:
     from alm_pipeline.planning.table import reason_lines, stage_table, total_rows
 
-    console.print_line(f"{plan.title}, in {plan.storage}")
-    console.print_table(*stage_table(plan))
+    out.print_line(f"{plan.title}, in {plan.storage}")
+    out.print_table(*stage_table(plan))
     for what, value in total_rows(plan):
-        console.print_line(f"{what}: {value}")
+        out.print_line(f"{what}: {value}")
     for line in (*reason_lines(plan), *(f"note: {note}" for note in plan.notes)):
-        console.print_line(line)
+        out.print_line(line)
 
 
 def answer_if_finished(config: "AlmConfig", storage: str, until: Until, *, as_json: bool) -> bool:
     """Print the table of a run that is finished, and return whether it is; without a server or any model."""
-    if _is_block(storage):  # its place is known to the server alone
+    if is_block(storage):  # its place is known to the server alone
         return False
     from alm_pipeline.planning.finished import find_finished
 
@@ -105,19 +107,8 @@ def remember_finished(config: "AlmConfig", storage: str, until: Until, result: d
     from alm_pipeline.report import RunSummary
     from flows.execution.shared_pipeline import pipeline_of
 
-    record_finished(pipeline_of(config.model_dump_json(), _root(storage)), RunSummary.model_validate(result), until)
-
-
-def _is_block(storage: str) -> bool:
-    return storage.startswith("block:")
-
-
-def _root(storage: str) -> str:
-    if not _is_block(storage):
-        return storage
-    from flows.storage_block import storage_root  # which loads Prefect
-
-    return storage_root(storage)
+    pipeline = pipeline_of(config.model_dump_json(), storage_root(storage))
+    record_finished(pipeline, RunSummary.model_validate(result), until)
 
 
 def _print_plan_and_run(planned: Sequence[Mapping[str, Any]]) -> None:

@@ -89,7 +89,7 @@ def _remark(field: FieldInfo) -> str:
 
 
 def _value(name: str, value: Any, width: int) -> Iterator[str]:
-    """Yield the lines of a field that is no section; a list or a mapping over several lines if one is too long."""
+    """Yield the lines of a field without a section of its own: several for a list or mapping that is too long."""
     line = f"{name}: {_flow(value)}"
     has_sections = isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values())
     if has_sections or (isinstance(value, Mapping | list) and value and len(line) > width):

@@ -80,7 +80,7 @@ def models_in(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
 
 
 def annotation_at(model: type[BaseModel], path: Sequence[str]) -> list[Any]:
-    """Return the annotations of a dotted path, one for each model that has it; [] if there is no such path."""
+    """Return the annotations of a dotted path in every model that has it; [] if none does."""
     found: list[Any] = [model]
     for part in path:
         found = [inner for annotation in found for inner in _inside(annotation, part)]

@@ -85,7 +85,7 @@ def default_in_words(field: FieldInfo, quote: Quote = str) -> str:
 
 
 def parse_value(text: str, annotations: Sequence[Any]) -> Any:
-    """Return the value that a text stands for, as YAML: that of `--set FIELD=VALUE`.
+    """Parse the VALUE of `--set FIELD=VALUE` as YAML.
 
     `annotations` are those of the field, [] if they are unknown. Where the field takes text, and YAML reads something
     that it does not take (`Q: {question}` is a mapping for YAML), the text is taken as it was typed.
@@ -105,7 +105,7 @@ def parse_value(text: str, annotations: Sequence[Any]) -> Any:
 
 
 def parse_text(text: str) -> str:
-    """Return the text that an option stands for: what YAML reads if that is a text, otherwise as it was typed."""
+    """Return the text of an option: parsed as YAML if that gives a text, otherwise as it was typed."""
     value: str = parse_value(text, [str])
     return value
 

@@ -47,7 +47,7 @@ def saved_files(fs: Any, folder: str) -> list[str]:
 
 
 def _read(fs: Any, path: str, key: str) -> list[Any] | None:
-    """Return a list in a JSON file; None if there is no file."""
+    """Read a list from a JSON file; return None if the file does not exist."""
     if not fs.exists(path):
         return None
     with user_error(f"cannot read {path}", "save the dataset again with save_to_disk"):

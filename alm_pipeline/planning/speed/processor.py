@@ -18,13 +18,13 @@ _FORWARD_OPERATIONS, _STEP_OPERATIONS = 2, 6
 
 
 def scored_per_second(parameters: int, dtype: str) -> float:
-    """Estimate the tokens per second that all devices score with a model of so many parameters."""
+    """Estimate the tokens per second that all devices score with a model of this number of parameters."""
     speed = operations_per_second(dtype) * len(all_devices())
     return FORWARD_SHARE * speed / (_FORWARD_OPERATIONS * parameters)
 
 
 def trained_per_second(parameters: int, dtype: str, processes: int | None) -> float:
-    """Estimate the tokens per second that a model of so many parameters is trained on."""
+    """Estimate the tokens per second that a model of this number of parameters is trained on."""
     speed = operations_per_second(dtype) * (processes or len(all_devices()))
     return TRAINING_SHARE * speed / (_STEP_OPERATIONS * parameters)
 

@@ -14,7 +14,7 @@ from alm_pipeline.config import CorpusConfig, FilesSource, GeneratedSource
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.files import compression
 from alm_pipeline.planning import sample
-from alm_pipeline.planning.sample import CorpusSample, read_sample
+from alm_pipeline.planning.sample import CorpusEstimate, estimate_corpus
 from storage.errors import UserError
 
 FILES, ROWS = 12, 60
@@ -100,7 +100,7 @@ def _truth(corpus: CorpusConfig) -> tuple[int, int]:
     return len(examples), sum(example.text_bytes for example in examples)
 
 
-def _near(found: CorpusSample, corpus: CorpusConfig, within: float) -> None:
+def _near(found: CorpusEstimate, corpus: CorpusConfig, within: float) -> None:
     count, size = _truth(corpus)
     assert found.count
     assert found.text_bytes
@@ -114,9 +114,9 @@ def test_many_files_are_estimated_from_some(format: str, tmp_path: Path, slow_cl
         # later files are longer, so that the first ones alone would say too little
         WRITERS[format](tmp_path / f"{number:02}", [text(k) for k in range(ROWS * (1 + number // 3))])
     corpus = _corpus(f"{tmp_path}/*")
-    _near(read_sample(corpus, 60.0), corpus, 1e-9)
+    _near(estimate_corpus(corpus, 60.0), corpus, 1e-9)
     slow_clock(0.001)
-    part = read_sample(corpus, 0.8)
+    part = estimate_corpus(corpus, 0.8)
     assert 0 < len(part.examples) < _truth(corpus)[0] / 2
     _near(part, corpus, 0.15)
 
@@ -132,7 +132,7 @@ def test_one_large_file_is_estimated_from_its_beginning(
     WRITERS[format](tmp_path / "large", rows)
     corpus = _corpus(f"{tmp_path}/*", max_bytes=4096)
     slow_clock(0.001)
-    part = read_sample(corpus, 1.5)
+    part = estimate_corpus(corpus, 1.5)
     assert len(part.examples) < 2000
     _near(part, corpus, 0.15)
 
@@ -141,9 +141,9 @@ def test_a_share_and_a_limit_of_the_corpus_count(tmp_path: Path) -> None:
     for number in range(4):
         _jsonl(tmp_path / f"{number}", [text(k) for k in range(200)])
     share = _corpus(f"{tmp_path}/*", sample=0.3)
-    _near(read_sample(share), share, 0.15)
+    _near(estimate_corpus(share), share, 0.15)
     limit = _corpus(f"{tmp_path}/*", max_examples=50)
-    found = read_sample(limit)
+    found = estimate_corpus(limit)
     assert found.count
     assert found.count.exact
     _near(found, limit, 0.15)
@@ -153,7 +153,7 @@ def test_generated_problems_are_counted_by_their_number(slow_clock: Callable[[fl
     pytest.importorskip("reasoning_gym")
     corpus = CorpusConfig(name="c", source=GeneratedSource(task="basic_arithmetic", size=400, seed=0))
     slow_clock(0.001)
-    part = read_sample(corpus, 0.1)
+    part = estimate_corpus(corpus, 0.1)
     assert len(part.examples) < 200
     _near(part, corpus, 0.15)
 
@@ -162,7 +162,7 @@ def test_the_sample_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sample, "_KEPT_BYTES", 2000)
     _jsonl(tmp_path / "a", [text(k) for k in range(2000)])
     corpus = _corpus(f"{tmp_path}/*")
-    found = read_sample(corpus)
+    found = estimate_corpus(corpus)
     assert sum(example.text_bytes for example in found.examples) <= 2500
     ids = [int(example.id.split("#")[0].rpartition(":")[2]) for example in found.examples]
     assert max(ids) > 1500  # from all over the file
@@ -172,7 +172,7 @@ def test_the_sample_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.bad_input
 def test_a_corpus_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file matches"):
-        read_sample(_corpus(f"{tmp_path}/none/*.jsonl"))
+        estimate_corpus(_corpus(f"{tmp_path}/none/*.jsonl"))
     _jsonl(tmp_path / "a", ["a text"])
     with pytest.raises(UserError, match="has no column 'body'"):
-        read_sample(_corpus(f"{tmp_path}/*", text="body"))
+        estimate_corpus(_corpus(f"{tmp_path}/*", text="body"))
