@@ -89,7 +89,8 @@ class Pipeline:
         return replace(stored, provenance=self._provenance)
 
     @cached_property
-    def _corpus(self) -> CorpusConfig:
+    def corpus(self) -> CorpusConfig:
+        """The configuration's corpus, as it is read, normalized and cut for these models."""
         length = self.source.context_length
         corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
         most = corpus.max_bytes
@@ -122,14 +123,14 @@ class Pipeline:
         limit = None
         if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
-        return self._with_provenance(examples_dataset(self._corpus, self.root, limit))
+        return self._with_provenance(examples_dataset(self.corpus, self.root, limit))
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
         """The tokenizer that the run makes (trained, of bytes, or with the model's special tokens), or None."""
         setting, source = self.config.student.tokenizer, self.source.tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return self._with_provenance(tokenizer_folder(self._corpus, setting, source, self.root))
+            return self._with_provenance(tokenizer_folder(self.corpus, setting, source, self.root))
         named = self.named_tokenizer
         if setting is None or named is None:
             return None
@@ -290,7 +291,7 @@ class Pipeline:
             self.teacher,
             self.source,
             lambda: self.named_tokenizer,
-            lambda: self._corpus,
+            lambda: self.corpus,
             lambda: self.caches,
         )
 
@@ -316,7 +317,7 @@ class Pipeline:
         if manifest := self.examples.manifest():
             return manifest
         with self.examples.being_written(), single_threaded_calls():
-            return write_examples(self.examples, self._corpus, self._token_limit())
+            return write_examples(self.examples, self.corpus, self._token_limit())
 
     def _token_limit(self) -> TokenLimit | None:
         length, tokenizer = self.source.context_length, self.student_tokenizer if self.cuts_by_tokens else None
@@ -342,7 +343,7 @@ class Pipeline:
         if not self.made_tokenizer:
             return None
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return write_tokenizer(self.made_tokenizer, self._corpus, setting, source)
+            return write_tokenizer(self.made_tokenizer, self.corpus, setting, source)
         assert self.named_tokenizer
         return write_exchanged(self.made_tokenizer, self.named_tokenizer, source)
 

@@ -43,6 +43,8 @@ from storage.urls import (
 
 FolderKind = Literal["tokenizers", "pair_biases", "students"]
 FOLDER_KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
+CHECKPOINTS = "checkpoints"
+"""the part of a student's folder that a training resumes from, removed when it is finished"""
 
 
 class FolderManifest(StoredModel):

@@ -25,8 +25,8 @@ class Overrides(Frozen):
 
     corpus: str | None = Field(
         None,
-        description="URL of files to use as the corpus: in place of a file's sour"
-        "ce and name, or of a recipe's whole corpus.",
+        description="URL of files to use as the corpus: in place of a file's source and name, or of a recipe's whole "
+        "corpus.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")

@@ -1,5 +1,6 @@
 """How the teacher scores."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,8 @@ from pydantic import Field, model_validator
 from alm_pipeline.config.frozen import Frozen
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""of a weight of each dtype"""
 
 
 class ScoreConfig(Frozen):

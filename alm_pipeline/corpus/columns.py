@@ -1,13 +1,11 @@
 """The columns of a corpus that has not been configured yet, and which of them its texts or conversations are."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from alm_pipeline.config import Source
-from alm_pipeline.corpus.files.rows import Columns, SourceRow
-from alm_pipeline.corpus.formats.layouts import PAIRS
+from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.formats.layouts import PAIRS, take_rows
 from alm_pipeline.corpus.formats.messages import conversation_form
 from alm_pipeline.corpus.sources import open_source
 
@@ -28,8 +26,7 @@ _PAIRS = (
 
 def first_rows(source: Source) -> list[SourceRow]:
     """Return the first rows of a source, with all their columns. Raises UserError if they can't be read."""
-    rows = open_source(source).rows(Columns(every=True), Counter())
-    return [row for _, row in islice(rows, _ROWS)]
+    return take_rows(open_source(source), _ROWS)
 
 
 def column_kinds(rows: Sequence[SourceRow]) -> dict[str, str]:

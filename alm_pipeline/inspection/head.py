@@ -30,10 +30,12 @@ REASONS = {
     "no_form_fits_both_tokenizers": "no normalization is one that both tokenizers leave as it is",
     "not_text": "the value is not a text, or not a conversation",
     "over_context": "it has more tokens than the model's context",
+    "piece_of_a_prompt": "a piece of a cut text holds nothing of the completion",
     "template_changes_content": "the chat template changes what the messages say",
     "template_refuses": "the chat template refuses the conversation",
     "token_without_embedding": "one of its tokens has no row in the model's embedding",
     "tokens_spell_other_bytes": "its tokens spell other bytes than its text",
+    "turn_over_context": "a turn has more tokens than the student's context",
     "turn_over_max_bytes": "a turn is longer than corpus.max_bytes",
     "unknown_token": "the vocabulary can't spell the whole text",
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from alm_pipeline.config.scoring import DTYPE_BYTES
 from alm_pipeline.models.files import is_on_hub
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
@@ -15,7 +16,6 @@ from storage.fingerprints import fingerprint
 
 TRAINED_BYTES_PER_S = 2.5e6
 """of text, while a tokenizer is trained on two cores"""
-_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Durations:
         parameters = parameter_count(self.pipeline.source)
         setting = self.pipeline.config.train.save_dtype
         dtype = self.pipeline.source.weights_dtype if setting == "source" else setting
-        return parameters and Amount(value=parameters * _WEIGHT_BYTES[dtype])  # type: ignore[return-value]
+        return parameters and Amount(value=parameters * DTYPE_BYTES[dtype])  # type: ignore[return-value]
 
 
 def read_share(pipeline: Pipeline) -> float:
@@ -153,7 +153,7 @@ def parameter_count(model: ModelReference) -> int | None:
     if is_on_hub(model.name) and "folder" not in vars(model):
         return None
     size = sum(file.stat().st_size for file in model.folder.glob("*.safetensors"))
-    return size // _WEIGHT_BYTES[model.weights_dtype] or None
+    return size // DTYPE_BYTES[model.weights_dtype] or None
 
 
 def record_rates(pipeline: Pipeline, left: dict[Stage, float], seconds: dict[str, float]) -> None:

@@ -140,7 +140,7 @@ class _Planner:
         if self._there["shard"].manifest:
             return None
         with single_threaded_calls():
-            return estimate_corpus(self.pipeline._corpus, limit=self._token_limit())
+            return estimate_corpus(self.pipeline.corpus, limit=self._token_limit())
 
     def _token_limit(self) -> TokenLimit | None:
         """Return what cuts the examples, with a stand-in for a tokenizer that has yet to be trained."""

@@ -24,7 +24,7 @@ from alm_pipeline.report import RunSummary
 from alm_pipeline.tokenization.engines.findings import Findings
 from storage.errors import UserError
 from storage.fingerprints import combine_hashes, fingerprint, hash_file, hash_files
-from storage.folders import cache_folder, stored_folder
+from storage.folders import CHECKPOINTS, cache_folder, stored_folder
 from storage.printed.secrets import masked
 from storage.schemas import MANIFEST
 from storage.urls import absolute_url, join_url, read_bytes
@@ -36,8 +36,6 @@ _QUESTION = "finished run"
 _PROGRAM = ("alm_pipeline", "storage")
 _MOST_FILES = 2000
 """of a model's folder: one with more files holds other things too, and hashing it could take longer than a run"""
-_CHECKPOINTS = "checkpoints"
-"""as in `training.stage`, which imports torch; a test compares them"""
 
 
 class FinishedRun(BaseModel):
@@ -173,7 +171,7 @@ def _has_same_manifests(finished: FinishedRun) -> bool:
         kind = url.rsplit("/", 2)[1]
         if kind == "students":
             student = stored_folder(url)
-            if student.is_to_be_replaced or student.has(_CHECKPOINTS):
+            if student.is_to_be_replaced or student.has(CHECKPOINTS):
                 return False
         elif kind == "tokenizers":
             stored_folder(url).fetch()  # raises UserError for one that is damaged

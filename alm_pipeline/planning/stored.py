@@ -9,9 +9,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.plan import STAGES, Stage
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
-from storage.folders import FolderManifest, StoredFolder
-
-_CHECKPOINTS = "checkpoints"
+from storage.folders import CHECKPOINTS, FolderManifest, StoredFolder
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class StoredStage:
     @cached_property
     def is_begun(self) -> bool:
         """Whether a training has left checkpoints, from which it goes on."""
-        return isinstance(self.stored, StoredFolder) and not self.is_complete and self.stored.has(_CHECKPOINTS)
+        return isinstance(self.stored, StoredFolder) and not self.is_complete and self.stored.has(CHECKPOINTS)
 
     @property
     def bytes(self) -> int | None:

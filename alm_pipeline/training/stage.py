@@ -26,10 +26,9 @@ from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from alm_pipeline.training.student.model_card import DistilledStudent, write_card
 from alm_pipeline.training.student.save import round_weights, save_speed, save_student
 from storage.errors import UserError
-from storage.folders import FolderManifest, StoredFolder
+from storage.folders import CHECKPOINTS, FolderManifest, StoredFolder
 from storage.lease import Lease
 
-CHECKPOINTS = "checkpoints"
 RUNS = "runs"
 """what differs between two equal runs: the speed of the steps, and TensorBoard's files"""
 

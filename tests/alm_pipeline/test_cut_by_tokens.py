@@ -200,7 +200,7 @@ def examples_of(pipeline: Pipeline) -> tuple[list[Any], dict[str, int]]:
     dropped: Counter[str] = Counter()
     limit = pipeline._token_limit()
     assert limit
-    return list(iter_examples(pipeline._corpus, dropped, limit=limit)), dict(dropped)
+    return list(iter_examples(pipeline.corpus, dropped, limit=limit)), dict(dropped)
 
 
 @pytest.mark.parametrize("most", [None, 1, 37])

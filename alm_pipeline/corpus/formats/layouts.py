@@ -102,9 +102,14 @@ def first_rows(config: CorpusConfig, source: Source) -> Sequence[SourceRow]:
 
 def _first_rows(source: Source, most: int = _ROWS) -> Sequence[SourceRow]:
     try:
-        return [row for _, row in islice(source.rows(Columns(every=True), Counter()), most)]
+        return take_rows(source, most)
     except UserError:
         return []
+
+
+def take_rows(source: Source, most: int) -> list[SourceRow]:
+    """Return the first rows of a source with all their columns. Raises UserError if they can't be read."""
+    return [row for _, row in islice(source.rows(Columns(every=True), Counter()), most)]
 
 
 def _place(config: CorpusConfig, source: Source) -> str:

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import constants, get_token
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]  # lazily exported
 
+from alm_pipeline.config.scoring import DTYPE_BYTES
 from alm_pipeline.preflight.context import Context, Unavailable
 from storage.urls import is_local, open_filesystem
 
@@ -20,7 +21,6 @@ _CACHE_BYTES_PER_TOKEN = 10.0
 _BYTES_PER_TRAINED_PARAMETER = 16
 """float32: the weight, its gradient and AdamW's two moments"""
 _BYTES_PER_CHECKPOINTED_PARAMETER = 12
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CLEARLY = 3
 """how many times the room has to be exceeded by a rough estimate before a run is refused"""
 
@@ -49,7 +49,7 @@ class Sizes:
         kept = (train.keep_checkpoints + 1) * _BYTES_PER_CHECKPOINTED_PARAMETER if train.steps else 0
         # of adapters only the adapters and the embeddings are kept with moments
         checkpoints = 0.0 if train.lora else parameters * kept
-        return cls(_cache_bytes(context), parameters * _BYTES[saved], checkpoints)
+        return cls(_cache_bytes(context), parameters * DTYPE_BYTES[saved], checkpoints)
 
     @property
     def total(self) -> float:
@@ -109,7 +109,7 @@ def memory(context: Context) -> None:
     if not gpus:
         needed *= 1 if train.sharding == "fsdp" else processes
     if context.config.objective.is_live:
-        needed += _teacher_parameters(context) * _BYTES[context.config.score.dtype]
+        needed += _teacher_parameters(context) * DTYPE_BYTES[context.config.score.dtype]
     if needed > room:
         where = "the GPU" if gpus else "this machine"
         context.add(

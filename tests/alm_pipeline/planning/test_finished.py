@@ -16,7 +16,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning import finished
 from alm_pipeline.planning.finished import find_finished, record_finished
 from alm_pipeline.report import RunSummary, summarize
-from alm_pipeline.training.stage import CHECKPOINTS
+from storage.folders import CHECKPOINTS
 
 ROOT = Path(__file__).parents[3]
 

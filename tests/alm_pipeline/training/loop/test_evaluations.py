@@ -31,6 +31,7 @@ from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from alm_pipeline.training.student.save import METRICS
 from storage.errors import UserError
+from storage.folders import CHECKPOINTS
 from tests.corpora import write_chats
 
 Run = Callable[..., Pipeline]
@@ -149,7 +150,7 @@ def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
         patch.setattr(AlmTrainer, where, killing(getattr(AlmTrainer, where), step))
         with pytest.raises(Killed):
             resumed.train()
-    assert (resumed.student.path / stage.CHECKPOINTS).is_dir()
+    assert (resumed.student.path / CHECKPOINTS).is_dir()
     resumed.train()
     assert contents(unbroken.student.path) == contents(resumed.student.path)
 
@@ -173,7 +174,7 @@ def test_training_stops_early_and_stays_stopped(pipeline: Run, monkeypatch: pyte
         patch.setattr(stage, "save_student", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run.train()
-    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-3"]
+    assert [folder.name for folder in (run.student.path / CHECKPOINTS).glob("c*")] == ["checkpoint-3"]
     run.train()
     assert evaluations(run)["step"].to_list() == [0, 1, 2, 3]
     assert pl.read_parquet(run.student.path / "metrics.parquet")["step"].to_list() == [1, 2, 3]
@@ -224,7 +225,7 @@ def test_a_nan_loss_stops_the_run_and_names_the_examples(pipeline: Run, monkeypa
     assert 0 < len(named) < len(texts)
     batch = tokenizer.decode(seen[0].flatten())
     assert {name for name, text in texts.items() if text in batch} == set(named)
-    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
+    assert [folder.name for folder in (run.student.path / CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
     assert run.train().files == unbroken.train().files
 
 
@@ -263,7 +264,7 @@ def test_weights_that_are_not_finite_are_not_saved(pipeline: Run, monkeypatch: p
     run = pipeline("spoiled")
     with pytest.raises(UserError, match="step 4: weights are NaN or infinite"):
         run.train()
-    assert [folder.name for folder in (run.student.path / stage.CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
+    assert [folder.name for folder in (run.student.path / CHECKPOINTS).glob("c*")] == ["checkpoint-2"]
 
 
 def test_prompts_of_conversations_end_before_the_first_answer(config: AlmConfig, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from alm_pipeline.training.loop import train as training
 from alm_pipeline.training.loop.train import train_student
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.terms import micro_batch_losses
+from storage.folders import CHECKPOINTS
 from tests import tiny
 from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of, example
 from tests.alm_pipeline.training.killing import Killed, kill_at
@@ -220,7 +221,7 @@ def test_a_finished_student_is_not_trained_again(config: AlmConfig, tmp_path: Pa
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     assert Pipeline(config, str(tmp_path)).run() == manifest
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
-    assert not (first.student.path / stage.CHECKPOINTS).exists()
+    assert not (first.student.path / CHECKPOINTS).exists()
 
 
 def test_caches_serve_other_objectives(config: AlmConfig, tmp_path: Path) -> None:
