@@ -93,6 +93,8 @@ def output_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A command or flow in this process makes all output inert and logs its stages: the next test starts without."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(logger, "handlers", [])  # a command's writes to a stream that its test closes
+    monkeypatch.setattr(logger, "propagate", True)
     factory, level = logging.getLogRecordFactory(), logger.level
     yield
     logger.setLevel(level)

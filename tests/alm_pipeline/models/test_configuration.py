@@ -172,10 +172,12 @@ def test_a_configuration_that_cannot_be_used_is_refused(name: str, tmp_path: Pat
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("name", ["there", "not there"])
-def test_a_folder_without_a_configuration_is_refused(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / name
-    if name == "there":
+@pytest.mark.parametrize(
+    ("there", "message"), [(True, r"has no config\.json"), (False, "not a local folder, and can't be a name on the Hub")]
+)
+def test_a_folder_without_a_configuration_is_refused(there: bool, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if there:
         folder.mkdir()
-    with pytest.raises(UserError, match=r"has no config\.json|could not be fetched"):
+    with pytest.raises(UserError, match=message):
         _ = ModelReference(str(folder)).configuration
