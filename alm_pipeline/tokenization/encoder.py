@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.corpus.conversation import Conversation, contents
+from alm_pipeline.corpus.formats.marks import learned_role
+from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
@@ -111,9 +113,9 @@ class ByteEncoder:
             return np.arange(1, len(ids) + 1) * len(content) // max(1, len(ids))
         return spans.ends
 
-    def conversation_tokens(self, conversation: Conversation) -> int:
+    def conversation_tokens(self, conversation: Conversation, arguments: Arguments | None = None) -> int:
         """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
-        return len(self.encode_conversations([conversation]).token_ids)
+        return len(self.encode_conversations([conversation], [arguments]).token_ids)
 
     def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
         # some faults of a tokenizer.json show with some texts only, as a panic of the library
@@ -179,12 +181,17 @@ class ByteEncoder:
         changing = (name for name, form in self._forms if form(text) != text)
         return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
 
-    def encode_conversations(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], arguments: Sequence[Arguments | None] | None = None
+    ) -> EncodedBatch:
         """Encode conversations in the tokenizer's chat template. Only the bytes of the contents are counted.
+
+        `arguments` are what the template gets beside each conversation's messages.
 
         The literal of a special token is that token in the template's own text, and text in a content.
         """
-        renderings = [self._render(conversation) for conversation in conversations]
+        arguments = arguments or [None] * len(conversations)
+        renderings = [self._render(*given) for given in zip(conversations, arguments, strict=True)]
         texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
         bodies = iter(self._bodies(texts, special_literals=True))
         return EncodedBatch.of(
@@ -196,9 +203,9 @@ class ByteEncoder:
             ]
         )
 
-    def _render(self, conversation: Conversation) -> RenderedConversation | Dropped:
+    def _render(self, conversation: Conversation, arguments: Arguments | None) -> RenderedConversation | Dropped:
         try:
-            return self.tokenizer.template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+            return self.tokenizer.template.render(conversation, arguments) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 
@@ -226,7 +233,7 @@ class ByteEncoder:
             covering.kinds,
             covering.turns,
             covering.uncovered,
-            tuple(message["role"] for message in conversation),
+            tuple(learned_role(message, message["role"]) for message in conversation),
         )
 
 

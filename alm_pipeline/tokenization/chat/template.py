@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.config.template import DATE_ARGUMENT
 from alm_pipeline.corpus.conversation import Conversation, contents
 from alm_pipeline.tokenization.chat.grammar import Grammar, control_tokens, learn_grammar
 from alm_pipeline.tokenization.chat.tracing import (
@@ -28,11 +29,12 @@ from alm_pipeline.tokenization.chat.tracing import (
     whole_parts,
     with_placeholders,
 )
+from alm_pipeline.tokenization.templates.baking import date_macro
 from storage.errors import UserError, cause, user_error
 from storage.schemas import TokenKind
 
 # Replaces the current date, which some templates write: a rendering has to be the same on every day.
-_FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+_FIXED_DATE = date_macro()
 
 
 class TemplateRefused(UserError):
@@ -59,9 +61,17 @@ class RenderedConversation:
 
 
 def apply_template(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]], *, source: str | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    source: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    begins_answer: bool | None = None,
 ) -> str:
     """Return the messages in `source`, or in the tokenizer's template with the beginning of an answer.
+
+    `arguments` are what the template gets beside the messages. `begins_answer`: whether the beginning of an answer
+    follows, in `source` too.
 
     A template is a program: it may raise what it wants, divide by zero or recurse for ever. Raises TemplateRefused for
     any such error, and UserError if the template is not valid Jinja, which no conversation changes.
@@ -73,7 +83,8 @@ def apply_template(
                 [dict(message) for message in messages],
                 chat_template=source,
                 tokenize=False,
-                add_generation_prompt=source is None,
+                add_generation_prompt=source is None if begins_answer is None else begins_answer,
+                **(arguments or {}),
             )
         )
     except TemplateSyntaxError as error:
@@ -92,19 +103,29 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
 
-    def render(self, conversation: Conversation) -> RenderedConversation | None:
+    def render(
+        self, conversation: Conversation, arguments: Mapping[str, Any] | None = None
+    ) -> RenderedConversation | None:
         """Render the conversation. Returns None if the template changes a content in a way that can't be traced.
 
-        Raises TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template
-        that can be used.
+        `arguments` are what the template gets beside the messages, such as `tools`. Raises TemplateRefused if the
+        template refuses the conversation, and UserError if the tokenizer has no template that can be used.
         """
-        text = self._apply(conversation, contents(conversation))
-        fragments = self._trace(text, conversation)
+        text = self._apply(conversation, contents(conversation), arguments)
+        fragments = self._trace(text, conversation, arguments)
         return None if fragments is None else self._rendering(text, conversation, fragments)
 
-    def _apply(self, conversation: Conversation, contents: Sequence[str]) -> str:
+    def prompt(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> str:
+        """Return the conversation with the beginning of an answer, as a model continues it. Raises as `render` does."""
+        return apply_template(
+            self.tokenizer, conversation, source=self._source, arguments=arguments, begins_answer=True
+        )
+
+    def _apply(
+        self, conversation: Conversation, contents: Sequence[str], arguments: Mapping[str, Any] | None = None
+    ) -> str:
         messages = [{**message, "content": content} for message, content in zip(conversation, contents, strict=True)]
-        return apply_template(self.tokenizer, messages, source=self._source)
+        return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments)
 
     @cached_property
     def _source(self) -> str:
@@ -117,9 +138,11 @@ class ChatTemplate:
             f"{self.tokenizer.name_or_path}: none of its chat templates can be chosen", "name one of them `default`"
         ):
             template = self.tokenizer.get_chat_template()
-        return _FIXED_DATE + template if "strftime_now" in template else template
+        return f"{_FIXED_DATE}\n{template}" if DATE_ARGUMENT in template else template
 
-    def _trace(self, text: str, conversation: Conversation) -> list[ContentFragment] | None:
+    def _trace(
+        self, text: str, conversation: Conversation, arguments: Mapping[str, Any] | None
+    ) -> list[ContentFragment] | None:
         """Trace placeholders for whole contents, then for the parts between tags that the template may look for."""
         texts = contents(conversation)
         whole = whole_parts(texts)
@@ -127,7 +150,7 @@ class ChatTemplate:
         for parts in [whole] if split == whole else [whole, split]:
             marks = placeholders(len(parts), text, *texts)
             try:
-                scaffold = self._apply(conversation, with_placeholders(texts, parts, marks))
+                scaffold = self._apply(conversation, with_placeholders(texts, parts, marks), arguments)
             except TemplateRefused:  # the template reads the contents
                 continue
             fragments = trace(text, scaffold, texts, parts, marks)
