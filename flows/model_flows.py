@@ -11,7 +11,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, Whole
+from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, TemplateConfig, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -50,6 +50,8 @@ def evaluate(
     limit: Count | None = None,
     batch_size: Count = 1,
     chat: bool = False,
+    template: str | TemplateConfig | None = None,
+    think_end: str | None = None,
     dtype: Dtype = "float32",
     trust_remote_code: bool = False,
 ) -> Results:
@@ -66,6 +68,8 @@ def evaluate(
         limit: The number of examples per task; by default all.
         batch_size: The number of rows per batch for tasks.
         chat: Whether to put the tasks' prompts into the tokenizer's chat template.
+        template: The chat template to put them into: a file, a known name, or a mapping with `arguments`.
+        think_end: Where a model's reasoning ends in the tasks' answers, such as </think>.
         dtype: The dtype to compute in; an ensemble's file sets its own.
         trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
     """
@@ -79,8 +83,10 @@ def evaluate(
                 results[model]["bits per byte"] = bits
         if tasks:
             from alm_pipeline.ensemble.tasks import lm_eval_harness
+            from alm_pipeline.tokenization.templates.choice import TemplateChoice
 
             settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
+            settings |= {"template": TemplateChoice.of("template", template), "think_end": think_end}
             settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
             folder = Path(task_folder) if task_folder else None
             harness = lm_eval_harness()

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
+from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.spelling import nearest
 from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.tokenization.templates.baking import bake
@@ -33,6 +37,22 @@ class TemplateChoice:
     template: str | None = None
     """a file, or a name; None for the tokenizer's own"""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_option(cls, template: str | None, arguments: str | None) -> "TemplateChoice | None":
+        """Return the choice of the options `--template` and `--template-arguments`, which is YAML or JSON.
+
+        Raises UserError for arguments that are not a mapping that a template could read.
+        """
+        with user_error(
+            "--template-arguments: can't be read as YAML or JSON", "write it as '{enable_thinking: false}'"
+        ):
+            parsed = yaml.safe_load(arguments) if arguments is not None else None
+        try:
+            config = TemplateConfig(template=template, arguments={} if parsed is None else parsed)
+        except ValidationError as error:
+            raise UserError(f"--template-arguments:\n{wrong_fields(error, TemplateConfig)}") from error
+        return cls.of("--template", config)
 
     @classmethod
     def of(cls, setting: str, value: str | TemplateConfig | None) -> "TemplateChoice | None":
