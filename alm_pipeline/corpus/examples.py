@@ -12,6 +12,7 @@ from alm_pipeline.corpus.completions import completions_of, split_text
 from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
+from alm_pipeline.corpus.formats.messages import REASONING_KEYS
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.sources import OpenSource
 from alm_pipeline.corpus.token_cutting import TokenLimit
@@ -164,8 +165,28 @@ def _with_text(document: Document, change: Callable[[str], str]) -> Document:
             return replace(document, text=change(document.text))
         prompt, completion = (change(text) for text in split_text(document.text, document.completion_at))
         return replace(document, text=prompt + completion, completion_at=len(prompt.encode()))
-    messages = [{**message, "content": change(message["content"])} for message in document.messages]
-    return replace(document, messages=messages)
+    return replace(document, messages=[_changed_message(message, change) for message in document.messages])
+
+
+def _changed_message(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a message with other texts, also of what is shared beside its content: reasoning, and calls of tools."""
+    changed = {
+        key: _changed_texts(message[key], change)
+        for key in ("content", *REASONING_KEYS, "tool_calls")
+        if key in message
+    }
+    return {**message, **changed}
+
+
+def _changed_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with each text in it changed, keys too; ids and types are none."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {
+            change(key): item if key in ("id", "type") else _changed_texts(item, change) for key, item in value.items()
+        }
+    return [_changed_texts(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _is_blank(document: Document) -> bool:

@@ -40,7 +40,8 @@ SHAREGPT_ROLES: dict[str, Literal["system", "user", "assistant", "tool", "call"]
 """The role of each name that ShareGPT sets use; `call` is an assistant's message that calls tools, as JSON."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The keys of a message that may hold what the assistant thinks."""
 
 
 def openai_messages(value: Any, mark: str | None = None) -> Messages:
@@ -172,7 +173,7 @@ def _function(function: dict[str, Any]) -> dict[str, Any]:
 def _with_text_content(message: dict[str, Any], kept: str | None = None) -> dict[str, Any]:
     """Return a message without its null keys, at every depth except in `kept`, and with a text as its content."""
     present: dict[str, Any] = without_null_keys(message, kept)
-    if "content" not in present and not any(present.get(key) for key in ("tool_calls", *_REASONING)):
+    if "content" not in present and not any(present.get(key) for key in ("tool_calls", *REASONING_KEYS)):
         raise RowDropped("not_text")
     return {**present, "content": _text_content(present.get("content", ""))}
 
