@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_a_finished_run_is_not_found_after_its_template_changed(trained: Pipelin
 def test_another_process_has_the_same_template(llama_folder: str) -> None:
     choice = TemplateChoice.of_option("chatml", "{enable_thinking: false}")
     templated = LoadedTokenizer(llama_folder).with_template(choice)
-    assert pickle.loads(pickle.dumps(templated)).identity == templated.identity  # noqa: S301: it is our own
+    assert pickle.loads(pickle.dumps(templated)).identity == templated.identity
     assert templated.identity != LoadedTokenizer(llama_folder).identity
     assert templated.view is LoadedTokenizer.view.__get__(templated._base)
     assert templated.fast.chat_template != LoadedTokenizer(llama_folder).fast.chat_template
@@ -175,8 +176,6 @@ def test_tools_count_when_a_conversation_is_cut_by_tokens(llama_folder: str, tmp
     with_tools = encoder.conversation_tokens(turns, {"tools": [LOOK]})
     assert with_tools > alone + 50
     config = CorpusConfig(name="long", source=FilesSource(urls=(str(file),)))
-    from collections import Counter
-
     pieces = {
         limit: list(iter_examples(config, Counter(), None, TokenLimit(limit, encoder))) for limit in (alone, with_tools)
     }
