@@ -53,6 +53,8 @@ class TokenKind(IntEnum):
     END_OF_HEADER = 6
     END_OF_TURN = 7
     END_OF_TEXT = 8
+    TRANSITION = 9
+    """Text of a chat template between two parts of an assistant's message: it ends the thoughts, or opens a call."""
 
 
 def _required(name: str, type_: pa.DataType) -> pa.Field:

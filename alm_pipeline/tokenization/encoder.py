@@ -2,14 +2,15 @@
 
 import copy
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.corpus.conversation import Conversation, contents
+from alm_pipeline.corpus.conversation import Conversation, sections
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
@@ -179,12 +180,16 @@ class ByteEncoder:
         changing = (name for name, form in self._forms if form(text) != text)
         return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
 
-    def encode_conversations(self, conversations: Sequence[Conversation]) -> EncodedBatch:
-        """Encode conversations in the tokenizer's chat template. Only the bytes of the contents are counted.
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], arguments: Sequence[Mapping[str, Any] | None] | None = None
+    ) -> EncodedBatch:
+        """Encode conversations in the tokenizer's chat template. Only the bytes of the shared texts are counted.
 
-        The literal of a special token is that token in the template's own text, and text in a content.
+        `arguments` are what the template gets beside each conversation, such as its tools. The literal of a special
+        token is that token in the template's own text, and text in a content.
         """
-        renderings = [self._render(conversation) for conversation in conversations]
+        given = [None] * len(conversations) if arguments is None else arguments
+        renderings = [self._render(*row) for row in zip(conversations, given, strict=True)]
         texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
         bodies = iter(self._bodies(texts, special_literals=True))
         return EncodedBatch.of(
@@ -196,9 +201,11 @@ class ByteEncoder:
             ]
         )
 
-    def _render(self, conversation: Conversation) -> RenderedConversation | Dropped:
+    def _render(
+        self, conversation: Conversation, arguments: Mapping[str, Any] | None
+    ) -> RenderedConversation | Dropped:
         try:
-            return self.tokenizer.template.render(conversation) or Dropped.TEMPLATE_CHANGES_CONTENT
+            return self.tokenizer.template.render(conversation, arguments) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
             return Dropped.TEMPLATE_REFUSES
 
@@ -218,15 +225,16 @@ class ByteEncoder:
             return Dropped.WITHOUT_EMBEDDING
         if len(ids) > (self.max_tokens or np.inf):
             return Dropped.OVER_CONTEXT
-        message_ends = np.cumsum([len(content.encode()) for content in contents(conversation)], dtype=np.int64)
-        covering = cover(rendering, spans, message_ends)
+        own = sections(conversation)
+        section_ends = np.cumsum([len(section.text.encode()) for section in own], dtype=np.int64)
+        covering = cover(rendering, spans, section_ends)
         return EncodedExample(
             ids,
             covering.byte_lengths,
             covering.kinds,
             covering.turns,
             covering.uncovered,
-            tuple(message["role"] for message in conversation),
+            tuple(section.role for section in own),
         )
 
 

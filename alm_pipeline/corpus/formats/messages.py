@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
+from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 
@@ -208,7 +209,7 @@ def _checked(messages: Messages) -> Messages:
         check_unicode(json.dumps(held, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
         raise RowDropped("not_text") from error
-    if not any(message["content"].strip() for message in held):
+    if not joined_text(held).strip():
         raise RowDropped("empty")
     return held
 
