@@ -137,7 +137,10 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "The document's id, followed by `#` and the piece's number if the document was cut into several examples."
         ),
         "split": ColumnDescription("`train` or `held_out`. All pieces of a document have the same split."),
-        "text": ColumnDescription("The text. For a conversation: the contents of its messages, concatenated."),
+        "text": ColumnDescription(
+            "The text. For a conversation: what both sides share, message by message: what an assistant thinks, the "
+            "content, and the names and arguments of the tools that it calls."
+        ),
         "messages": ColumnDescription(
             "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
         ),
@@ -159,15 +162,16 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
         "turns": ColumnDescription(
-            "The index of the message that each token belongs to; -1 if none. 0 and 1 in texts of a prompt with a "
-            "completion. Empty for a plain text.",
+            "The index of the section of a message that each token belongs to; -1 if none. 0 and 1 in texts of a prompt "
+            "with a completion. Empty for a plain text.",
             "[tokens], or empty",
-            "messages, from 0",
+            "sections, from 0",
         ),
         "roles": ColumnDescription(
-            "The roles of the conversation's messages, such as `user`; `prompt` and `completion` where only a "
-            "completion is learned. Empty for a plain text.",
-            "[messages], or empty",
+            "The roles of the conversation's sections: that of the message for its content, such as `user`, and "
+            "`reasoning` and `tool_calls` for what else an assistant's message has; `prompt` and `completion` where only "
+            "a completion is learned. Empty for a plain text.",
+            "[sections], or empty",
         ),
         "uncovered_at": ColumnDescription(
             "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "

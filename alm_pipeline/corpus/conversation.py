@@ -46,6 +46,11 @@ def sections(conversation: Conversation) -> list[Section]:
     return [section for index, message in enumerate(conversation) for section in _sections(index, message)]
 
 
+def first_section(conversation: Conversation, message: int) -> int:
+    """Return the number of sections before a message's first one."""
+    return len(sections(conversation[:message]))
+
+
 def _sections(index: int, message: dict[str, Any]) -> list[Section]:
     content = Section(index, message["role"], message.get("content") or "")
     if message["role"] != ASSISTANT:

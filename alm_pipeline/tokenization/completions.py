@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from alm_pipeline.corpus.conversation import ASSISTANT
 from alm_pipeline.tokenization.rows import EncodedBatch, Uncovered
 from storage.schemas import COMPLETION, PROMPT, TokenKind
 
-_ASSISTANT = "assistant"
 
 
 def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> EncodedBatch:
@@ -44,11 +44,11 @@ def _starts(lengths: npt.NDArray[np.int32], uncovered: Uncovered | None) -> npt.
 
 
 def with_learned_turns(batch: EncodedBatch, completions: Sequence[int]) -> EncodedBatch:
-    """Return the tokens of conversations, of whose messages only the assistant's from these on are learned."""
+    """Return the tokens of conversations, of whose sections only the assistant's from these on are learned."""
     roles = [_roles(*row) for row in zip(batch.roles, completions, strict=True)]
     return replace(batch, roles=roles)
 
 
 def _roles(roles: tuple[str, ...], completion_at: int) -> tuple[str, ...]:
-    later = [COMPLETION if role == _ASSISTANT else role for role in roles[completion_at:]]
+    later = [COMPLETION if role == ASSISTANT else role for role in roles[completion_at:]]
     return (*([PROMPT] * len(roles[:completion_at])), *later)

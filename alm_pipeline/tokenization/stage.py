@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.corpus.conversation import Conversation, first_section
 from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -217,7 +217,10 @@ def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[
     def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
         if part.conversations is not None:
             batch = encoder.encode_conversations(part.conversations)
-            return part, batch if part.completions is None else with_learned_turns(batch, part.completions)
+            if part.completions is None:
+                return part, batch
+            rows = zip(part.conversations, part.completions, strict=True)
+            return part, with_learned_turns(batch, [first_section(*row) for row in rows])
         batch = encoder.encode(part.texts)
         return part, batch if part.completions is None else with_completions(batch, part.completions)
 
