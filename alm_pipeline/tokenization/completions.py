@@ -14,7 +14,6 @@ from alm_pipeline.tokenization.rows import EncodedBatch, Uncovered
 from storage.schemas import COMPLETION, PROMPT, TokenKind
 
 
-
 def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> EncodedBatch:
     """Return the tokens of texts with the turns 0, the prompt, and 1, the completion, which begins at these bytes.
 
