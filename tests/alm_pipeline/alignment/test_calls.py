@@ -104,7 +104,7 @@ def test_thoughts_that_both_sides_write_are_learned() -> None:
     chunks, pieces = aligned(template, other, chat(call({"a": 1}), content="So.", reasoning="Hm, what?"))
     assert learned(chunks, pieces) == 'Hm, what?So.look{"a": 1}' + ANSWER
     paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
-    assert paired.sum() == 7  # into and out of the thoughts, three of the call, two ends of turns
+    assert paired.sum() == 6  # into and out of the thoughts and the call, two ends of turns
 
 
 def test_thoughts_that_one_side_alone_writes_are_not() -> None:
