@@ -53,6 +53,8 @@ class TokenKind(IntEnum):
     END_OF_HEADER = 6
     END_OF_TURN = 7
     END_OF_TEXT = 8
+    TRANSITION = 9
+    """Text of a chat template between two parts of an assistant's message: it ends the thoughts, or opens a call."""
 
 
 def _required(name: str, type_: pa.DataType) -> pa.Field:
@@ -82,6 +84,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("kinds", pa.uint8()),
             _list("turns", pa.int16()),
             _list("roles", pa.string()),
+            _list("turn_bytes", pa.int32()),
             _list("uncovered_at", pa.int32()),
             _list("uncovered_bytes", pa.int32()),
             pa.field("dropped", pa.string()),
@@ -135,7 +138,10 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "The document's id, followed by `#` and the piece's number if the document was cut into several examples."
         ),
         "split": ColumnDescription("`train` or `held_out`. All pieces of a document have the same split."),
-        "text": ColumnDescription("The text. For a conversation: the contents of its messages, concatenated."),
+        "text": ColumnDescription(
+            "The text. For a conversation: what both sides share, message by message: what an assistant thinks, the "
+            "content, and the names and arguments of the tools that it calls."
+        ),
         "messages": ColumnDescription(
             "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
         ),
@@ -161,15 +167,22 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
         "turns": ColumnDescription(
-            "The index of the message that each token belongs to; -1 if none. 0 and 1 in texts of a prompt with a "
-            "completion. Empty for a plain text.",
+            "The index of the section of a message that each token belongs to; -1 if none. 0 and 1 in texts of a prompt "
+            "with a completion. Empty for a plain text.",
             "[tokens], or empty",
-            "messages, from 0",
+            "sections, from 0",
         ),
         "roles": ColumnDescription(
-            "The roles of the conversation's messages, such as `user`; `prompt` and `completion` where only a "
-            "completion is learned. Empty for a plain text.",
+            "The roles of the conversation's sections: that of the message for its content, such as `user`, and "
+            "`reasoning` and `tool_calls` for what else an assistant's message has; `prompt` and `completion` where only "
+            "a completion is learned. Empty for a plain text.",
+            "[sections], or empty",
+        ),
+        "turn_bytes": ColumnDescription(
+            "The number of bytes of `text` in each of these messages; they add up to the length of `text`. Empty for a "
+            "plain text.",
             "[messages], or empty",
+            "bytes (UTF-8)",
         ),
         "uncovered_at": ColumnDescription(
             "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "

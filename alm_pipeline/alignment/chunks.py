@@ -72,8 +72,8 @@ class ShardChunks:
     kinds: npt.NDArray[np.uint8]
     """[chunks] ChunkKind"""
     assistant: Bools
-    """[chunks] whether the last token of either side belongs to an assistant's turn and is content, mixed or the turn's
-    end: the assistant produces the words and the end, but not the header"""
+    """[chunks] whether the last token of either side belongs to an assistant's turn and is content, mixed, a transition
+    or the turn's end: the assistant produces the words and the end, but not the header"""
 
 
 _TOKEN_TYPES: dict[str, type[np.generic]] = {

@@ -25,13 +25,14 @@ Position = np.uintp
 """an unsigned index: a signed one is checked for Python's negative indices at every access"""
 
 # Copied from the enums: the cached functions contain these numbers, and only a change of this file recompiles them.
-_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN = 0, 1, 3, 7
+_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN, _TRANSITION = 0, 1, 3, 7, 9
 _COMPARED, _PAIRED, _UNPAIRED = 0, 1, 2
-assert (_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN) == (
+assert (_CONTENT, _MIXED, _BEGIN_OF_TEXT, _END_OF_TURN, _TRANSITION) == (
     TokenKind.CONTENT,
     TokenKind.MIXED,
     TokenKind.BEGIN_OF_TEXT,
     TokenKind.END_OF_TURN,
+    TokenKind.TRANSITION,
 )
 assert (_COMPARED, _PAIRED, _UNPAIRED) == (ChunkKind.CONTENT, ChunkKind.PAIRED, ChunkKind.UNPAIRED)
 
@@ -465,7 +466,7 @@ def _forget(roles: _TemplateRuns, start: int, end: int) -> None:
 
 @_compiled
 def _mark_assistant(example: int, tokens: Ints, side: TokenColumns, turns: TurnColumns, marks: Bools) -> None:
-    """Mark the chunks [C] of an example whose last token on this side is content or the end of an assistant's turn."""
+    """Mark the chunks [C] of an example whose last token on this side is what an assistant writes: no header."""
     start, end = side.offsets[example], side.offsets[example + 1]
     kinds, token_turns = side.kinds[start:end], side.turns[start:end]
     assistant = turns.assistant[turns.offsets[example] : turns.offsets[example + 1]]
@@ -474,4 +475,4 @@ def _mark_assistant(example: int, tokens: Ints, side: TokenColumns, turns: TurnC
         end_of_chunk += Position(tokens[k])
         if tokens[k] > 0 and token_turns[end_of_chunk - _1] >= 0 and assistant[token_turns[end_of_chunk - _1]]:
             kind = kinds[end_of_chunk - _1]
-            marks[k] |= (kind == _CONTENT) | (kind == _MIXED) | (kind == _END_OF_TURN)
+            marks[k] |= (kind == _CONTENT) | (kind == _MIXED) | (kind == _END_OF_TURN) | (kind == _TRANSITION)

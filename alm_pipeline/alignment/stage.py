@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
+from alm_pipeline.corpus.conversation import ASSISTANT, REASONING, TOOL_CALLS
 from alm_pipeline.runtime.progress import track
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, Manifest, read_aligned
@@ -115,7 +116,7 @@ def _shard_tokens(table: pa.Table) -> ShardTokens:
 
 def _assistant_turns(table: pa.Table) -> AssistantTurns:
     roles, offsets = flatten_lists(table["roles"])
-    return AssistantTurns(offsets, np.asarray((roles == "assistant") | (roles == COMPLETION), np.bool_))
+    return AssistantTurns(offsets, np.isin(roles, [ASSISTANT, COMPLETION, REASONING, TOOL_CALLS]))
 
 
 def _counts(chunks: ShardChunks) -> dict[str, int]:

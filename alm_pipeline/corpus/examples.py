@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.completions import completions_of, split_text
-from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.corpus.conversation import Messages, joined_text, text_bytes, with_texts
 from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
-from alm_pipeline.corpus.formats.messages import REASONING_KEYS
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.sources import OpenSource
 from alm_pipeline.corpus.token_cutting import TokenLimit
-from alm_pipeline.corpus.turns import content_bytes, cut_messages
+from alm_pipeline.corpus.turns import cut_messages
 from alm_pipeline.runtime.threads import results_ahead
 from alm_pipeline.vocabulary.text_forms import NFC, FormsDisagree, TextNormalizer, form_named
 from storage.errors import UserError
@@ -36,7 +35,7 @@ class Example:
     text: str | None
     messages: list[dict[str, Any]] | None
     text_bytes: int
-    """UTF-8 bytes of the text, or of all messages' contents."""
+    """UTF-8 bytes of the text, or of what both sides share of a conversation."""
     normalized: bool
     """Whether the document's text was converted to the corpus's form."""
     continues: bool = False
@@ -121,7 +120,7 @@ def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) ->
                 split,
                 piece.text,
                 piece.messages,
-                content_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode()),
+                text_bytes(piece.messages or []) if piece.text is None else len(piece.text.encode()),
                 read.normalized,
                 continues=number + 1 < len(pieces),
                 tokens=piece.tokens,
@@ -165,33 +164,12 @@ def _with_text(document: Document, change: Callable[[str], str]) -> Document:
             return replace(document, text=change(document.text))
         prompt, completion = (change(text) for text in split_text(document.text, document.completion_at))
         return replace(document, text=prompt + completion, completion_at=len(prompt.encode()))
-    return replace(document, messages=[_changed_message(message, change) for message in document.messages])
-
-
-def _changed_message(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return a message with other texts, also of what is shared beside its content: reasoning, and calls of tools."""
-    changed = {
-        key: _changed_texts(message[key], change)
-        for key in ("content", *REASONING_KEYS, "tool_calls")
-        if key in message
-    }
-    return {**message, **changed}
-
-
-def _changed_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with each text in it changed, keys too; ids and types are none."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {
-            change(key): item if key in ("id", "type") else _changed_texts(item, change) for key, item in value.items()
-        }
-    return [_changed_texts(item, change) for item in value] if isinstance(value, list) else value
+    return replace(document, messages=with_texts(document.messages, change))
 
 
 def _is_blank(document: Document) -> bool:
-    texts = [document.text or ""] if document.messages is None else [m["content"] for m in document.messages]
-    return not any(text.strip() for text in texts)
+    text = document.text or "" if document.messages is None else joined_text(document.messages)
+    return not text.strip()
 
 
 @dataclass(frozen=True, slots=True)

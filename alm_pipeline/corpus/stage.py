@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.corpus import OF_CONVERSATIONS
-from alm_pipeline.corpus.conversation import joined_contents
+from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
@@ -140,7 +140,7 @@ def _text_bytes(shard: list[Example]) -> int:
 
 
 def _text(example: Example) -> str:
-    return example.text if example.text is not None else joined_contents(example.messages or [])
+    return example.text if example.text is not None else joined_text(example.messages or [])
 
 
 def _json(arguments: Arguments | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.corpus.conversation import Messages, text_bytes
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.token_cutting import TokenLimit
 
@@ -18,7 +18,7 @@ def cut_messages(
     limit: TokenLimit | None = None,
     arguments: Arguments | None = None,
 ) -> list[Messages]:
-    """Cut a conversation into conversations of at most `max_bytes` bytes of content, each beginning at a user's turn.
+    """Cut a conversation into conversations of at most `max_bytes` bytes of text, each beginning at a user's turn.
 
     A leading system message is repeated in front of each, and counts. Messages before the first user's turn stay with
     that turn. A turn (up to the next user's) that is too long by itself is dropped and counted as
@@ -29,7 +29,7 @@ def cut_messages(
     """
 
     def has_few_bytes(conversation: Messages) -> bool:
-        return max_bytes is None or content_bytes(conversation) <= max_bytes
+        return max_bytes is None or text_bytes(conversation) <= max_bytes
 
     def fits(conversation: Messages) -> bool:
         return has_few_bytes(conversation) and (limit is None or limit.fits(conversation, arguments))
@@ -85,8 +85,3 @@ def _turns(messages: Messages) -> list[Messages]:
         user_seen = user_seen or message["role"] == "user"
         turns[-1].append(message)
     return turns
-
-
-def content_bytes(messages: Messages) -> int:
-    """Return the UTF-8 bytes of all messages' contents."""
-    return sum(len(message["content"].encode()) for message in messages)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alm_pipeline.corpus.conversation import REASONING, TOOL_CALLS
 from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, TextTokens, bits_per_byte, standard_error
 from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.scoring.scorer import Scorer
@@ -188,8 +189,8 @@ def _bytes_and_kinds(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArra
     """Return the bytes and kinds [tokens] that are measured: of a prompt with a completion, the completion's alone."""
     lengths, kinds = (np.concatenate(list_rows(table[name])) for name in ("byte_lengths", "kinds"))
     roles, role_offsets = flatten_lists(table["roles"])
-    is_completion = np.append(np.asarray(roles == COMPLETION, np.bool_), False)  # for tokens of no message, at -1
-    if is_completion.any():
+    if (roles == COMPLETION).any():
+        is_completion = np.append(np.isin(roles, [COMPLETION, REASONING, TOOL_CALLS]), False)  # of no message, at -1
         _, offsets = flatten_lists(table["byte_lengths"])
         turns = flatten_filled(table["turns"], offsets, -1).astype(np.int64)
         places = np.where(turns < 0, -1, np.repeat(role_offsets[:-1], np.diff(offsets)) + turns)

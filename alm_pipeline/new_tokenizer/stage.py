@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
-from alm_pipeline.corpus.conversation import joined_contents
+from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.corpus.stage import corpus_identity
@@ -101,7 +101,7 @@ def _training_texts(corpus: CorpusConfig, train_bytes: int, source: OpenSource) 
             if read >= train_bytes:
                 return
             if example.split == "train":
-                text = example.text if example.text is not None else joined_contents(example.messages or [])
+                text = example.text if example.text is not None else joined_text(example.messages or [])
                 read += len(text.encode())
                 advance(len(text.encode()))
                 yield text

@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from alm_pipeline.corpus.conversation import ASSISTANT
 from alm_pipeline.tokenization.rows import EncodedBatch, Uncovered
 from storage.schemas import COMPLETION, PROMPT, TokenKind
-
-_ASSISTANT = "assistant"
 
 
 def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> EncodedBatch:
@@ -21,7 +20,11 @@ def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> Encoded
     The special token after a text ends its completion.
     """
     kinds, turns = batch.kinds.copy(), batch.turns.copy()
+    roles: list[tuple[str, ...]] = [()] * len(batch)
+    turn_bytes: list[tuple[int, ...]] = [()] * len(batch)
     for row, completion_at in enumerate(completions):
+        if batch.dropped[row]:
+            continue
         own = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         starts = _starts(batch.byte_lengths[own], batch.uncovered.get(row))
         is_text = kinds[own] == TokenKind.CONTENT
@@ -29,8 +32,9 @@ def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> Encoded
         is_end = kinds[own] == TokenKind.END_OF_TEXT
         turns[own] = np.where(is_end, 1, np.where(is_text, starts >= completion_at, -1))
         kinds[own] = np.where(is_mixed, TokenKind.MIXED, np.where(is_end, TokenKind.END_OF_TURN, kinds[own]))
-    roles = [() if reason else (PROMPT, COMPLETION) for reason in batch.dropped]
-    return replace(batch, kinds=kinds, turns=turns, roles=roles)
+        roles[row] = PROMPT, COMPLETION
+        turn_bytes[row] = completion_at, batch.text_bytes(row) - completion_at
+    return replace(batch, kinds=kinds, turns=turns, roles=roles, turn_bytes=turn_bytes)
 
 
 def _starts(lengths: npt.NDArray[np.int32], uncovered: Uncovered | None) -> npt.NDArray[np.int64]:
@@ -44,11 +48,11 @@ def _starts(lengths: npt.NDArray[np.int32], uncovered: Uncovered | None) -> npt.
 
 
 def with_learned_turns(batch: EncodedBatch, completions: Sequence[int]) -> EncodedBatch:
-    """Return the tokens of conversations, of whose messages only the assistant's from these on are learned."""
+    """Return the tokens of conversations, of whose sections only the assistant's from these on are learned."""
     roles = [_roles(*row) for row in zip(batch.roles, completions, strict=True)]
     return replace(batch, roles=roles)
 
 
 def _roles(roles: tuple[str, ...], completion_at: int) -> tuple[str, ...]:
-    later = [COMPLETION if role == _ASSISTANT else role for role in roles[completion_at:]]
+    later = [COMPLETION if role == ASSISTANT else role for role in roles[completion_at:]]
     return (*([PROMPT] * len(roles[:completion_at])), *later)

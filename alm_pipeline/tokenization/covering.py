@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Covering:
-    """[tokens] each token's number of content bytes, its TokenKind and its message; and the bytes that none covers."""
+    """[tokens] each token's number of content bytes, its TokenKind and its section; and the bytes that none covers."""
 
     byte_lengths: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.uint8]
@@ -23,16 +23,16 @@ class Covering:
     uncovered: Uncovered
 
 
-def cover(rendering: RenderedConversation, spans: Spans, message_ends: Ints) -> Covering:
-    """Return the covering of a rendering's tokens. `message_ends` [messages] are bytes of the joined contents."""
+def cover(rendering: RenderedConversation, spans: Spans, section_ends: Ints) -> Covering:
+    """Return the covering of a rendering's tokens. `section_ends` [sections] are bytes of the shared text."""
     first, last = _first_and_last(rendering, spans)
     shown = _ContentBytes(rendering)
     lengths = shown.before(spans.ends, last) - shown.before(spans.starts, first)
     # a token that covers spans of several kinds has none of those kinds
     kinds = np.where(lengths > 0, TokenKind.MIXED, TokenKind.TEMPLATE)
     kinds = np.where((first == last) & ((lengths > 0) | ~shown.is_content[first]), rendering.kinds[first], kinds)
-    uncovered = _omitted(rendering, spans, message_ends) + _removed(shown, spans, first, last)
-    total = int(message_ends[-1]) if len(message_ends) else 0
+    uncovered = _omitted(rendering, spans, section_ends) + _removed(shown, spans, first, last)
+    total = int(section_ends[-1]) if len(section_ends) else 0
     assert lengths.sum() + sum(size for _, size in uncovered) == total, "contents are neither covered nor uncovered"
     at, sizes = np.array(sorted(uncovered, key=lambda run: run[0]), dtype=np.int64).reshape(-1, 2).T
     return Covering(
@@ -76,15 +76,15 @@ def _removed(shown: _ContentBytes, spans: Spans, first: Ints, last: Ints) -> lis
     return [(at + 1, int(gaps[at])) for at in np.flatnonzero(gaps).tolist()]
 
 
-def _omitted(rendering: RenderedConversation, spans: Spans, message_ends: Ints) -> list[tuple[int, int]]:
+def _omitted(rendering: RenderedConversation, spans: Spans, section_ends: Ints) -> list[tuple[int, int]]:
     """Return the content that the template does not show, as (token that follows, bytes)."""
     parts = np.flatnonzero(rendering.kinds == TokenKind.CONTENT)
     starts = rendering.content_starts[parts]
     ends = starts + (rendering.ends - span_starts(rendering))[parts]
-    if len(message_ends) == 0 or (ends - starts).sum() == message_ends[-1]:
+    if len(section_ends) == 0 or (ends - starts).sum() == section_ends[-1]:
         return []
     runs = []
-    for turn, (begin, end) in enumerate(zip(np.insert(message_ends, 0, 0), message_ends, strict=False)):
+    for turn, (begin, end) in enumerate(zip(np.insert(section_ends, 0, 0), section_ends, strict=False)):
         shown = parts[(starts >= begin) & (starts < end)]
         edges = [begin, *np.stack([starts, ends], 1)[np.isin(parts, shown)].ravel().tolist(), end]
         for index, (gap_start, gap_end) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
@@ -96,12 +96,12 @@ def _omitted(rendering: RenderedConversation, spans: Spans, message_ends: Ints) 
 
 
 def _next_token(rendering: RenderedConversation, spans: Spans, before: Ints, after: Ints, turn: int) -> int:
-    """Return the token that follows bytes of a message which are omitted between these spans of its content."""
+    """Return the token that follows bytes of a section which are omitted between these spans of its content."""
     if len(before):
         return int(np.searchsorted(spans.starts, rendering.ends[before[-1]]))
     if len(after):
         return int(np.searchsorted(spans.ends, span_starts(rendering)[after[0]], side="right"))
-    # nothing of the message is shown: take what ends its turn, or what follows the turn
+    # nothing of the section is shown: take what ends its turn, or what follows the turn
     later = (rendering.turns > turn) | ((rendering.turns == turn) & (rendering.kinds >= TokenKind.END_OF_TURN))
     following = np.flatnonzero(later)
     if not len(following):

@@ -2,16 +2,16 @@
 
 import copy
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.corpus.conversation import Conversation, contents
+from alm_pipeline.corpus.conversation import Conversation, sections
 from alm_pipeline.corpus.formats.marks import learned_role
-from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
@@ -113,7 +113,7 @@ class ByteEncoder:
             return np.arange(1, len(ids) + 1) * len(content) // max(1, len(ids))
         return spans.ends
 
-    def conversation_tokens(self, conversation: Conversation, arguments: Arguments | None = None) -> int:
+    def conversation_tokens(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> int:
         """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
         return len(self.encode_conversations([conversation], [arguments]).token_ids)
 
@@ -144,7 +144,8 @@ class ByteEncoder:
                 gaps = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
                 uncovered |= {row: gaps} if len(gaps.at) else {}
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
-        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
+        none: list[tuple[()]] = [()] * len(texts)
+        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, none, none, dropped)
 
     def _spelled(
         self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
@@ -182,16 +183,15 @@ class ByteEncoder:
         return next((f"changed_by_{name}" for name in changing), Dropped.NOT_ROUND_TRIP)
 
     def encode_conversations(
-        self, conversations: Sequence[Conversation], arguments: Sequence[Arguments | None] | None = None
+        self, conversations: Sequence[Conversation], arguments: Sequence[Mapping[str, Any] | None] | None = None
     ) -> EncodedBatch:
-        """Encode conversations in the tokenizer's chat template. Only the bytes of the contents are counted.
+        """Encode conversations in the tokenizer's chat template. Only the bytes of the shared texts are counted.
 
-        `arguments` are what the template gets beside each conversation's messages.
-
-        The literal of a special token is that token in the template's own text, and text in a content.
+        `arguments` are what the template gets beside each conversation, such as its tools. The literal of a special
+        token is that token in the template's own text, and text in a content.
         """
-        arguments = arguments or [None] * len(conversations)
-        renderings = [self._render(*given) for given in zip(conversations, arguments, strict=True)]
+        given = [None] * len(conversations) if arguments is None else arguments
+        renderings = [self._render(*row) for row in zip(conversations, given, strict=True)]
         texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
         bodies = iter(self._bodies(texts, special_literals=True))
         return EncodedBatch.of(
@@ -203,7 +203,9 @@ class ByteEncoder:
             ]
         )
 
-    def _render(self, conversation: Conversation, arguments: Arguments | None) -> RenderedConversation | Dropped:
+    def _render(
+        self, conversation: Conversation, arguments: Mapping[str, Any] | None
+    ) -> RenderedConversation | Dropped:
         try:
             return self.tokenizer.template.render(conversation, arguments) or Dropped.TEMPLATE_CHANGES_CONTENT
         except TemplateRefused:
@@ -225,15 +227,17 @@ class ByteEncoder:
             return Dropped.WITHOUT_EMBEDDING
         if len(ids) > (self.max_tokens or np.inf):
             return Dropped.OVER_CONTEXT
-        message_ends = np.cumsum([len(content.encode()) for content in contents(conversation)], dtype=np.int64)
-        covering = cover(rendering, spans, message_ends)
+        own = sections(conversation)
+        section_ends = np.cumsum([len(section.text.encode()) for section in own], dtype=np.int64)
+        covering = cover(rendering, spans, section_ends)
         return EncodedExample(
             ids,
             covering.byte_lengths,
             covering.kinds,
             covering.turns,
             covering.uncovered,
-            tuple(learned_role(message, message["role"]) for message in conversation),
+            tuple(learned_role(conversation[section.message], section.role) for section in own),
+            tuple(np.diff(section_ends, prepend=0).tolist()),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.corpus.conversation import Conversation, first_section
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
@@ -29,7 +29,7 @@ from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
 
@@ -227,7 +227,10 @@ def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[
     def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
         if part.conversations is not None:
             batch = encoder.encode_conversations(part.conversations, part.arguments)
-            return part, batch if part.completions is None else with_learned_turns(batch, part.completions)
+            if part.completions is None:
+                return part, batch
+            rows = zip(part.conversations, part.completions, strict=True)
+            return part, with_learned_turns(batch, [first_section(*row) for row in rows])
         batch = encoder.encode(part.texts)
         return part, batch if part.completions is None else with_completions(batch, part.completions)
 

@@ -7,6 +7,7 @@ lists. Whatever is in none of the forms raises RowDropped with the reason that t
 import json
 from typing import Any, Literal
 
+from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 from alm_pipeline.corpus.formats.marks import MARKS, with_mark
@@ -210,6 +211,6 @@ def _checked(messages: Messages) -> Messages:
         check_unicode(json.dumps(held, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
         raise RowDropped("not_text") from error
-    if not any(message["content"].strip() for message in held):
+    if not joined_text(held).strip():
         raise RowDropped("empty")
     return held

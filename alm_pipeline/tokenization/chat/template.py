@@ -4,12 +4,12 @@ A template can be any Jinja program, so both are found by rendering. Placeholder
 (`tracing`), and a grammar learned from short conversations explains the rest (`grammar`).
 """
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,21 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config.template import DATE_ARGUMENT
-from alm_pipeline.corpus.conversation import Conversation, contents
+from alm_pipeline.corpus.conversation import TOOL_CALLS, Conversation, Messages
+from alm_pipeline.tokenization.chat.dialogue import CallMarks, Dialogue
+from alm_pipeline.tokenization.chat.forms import TemplateForm, find_form
+from alm_pipeline.tokenization.chat.gaps import Gaps
 from alm_pipeline.tokenization.chat.grammar import Grammar, control_tokens, learn_grammar
 from alm_pipeline.tokenization.chat.tracing import (
-    ContentFragment,
+    ContentPart,
+    Trace,
     cut_at,
+    marks_of,
     placeholders,
     split_parts,
     template_tags,
     trace,
     whole_parts,
-    with_placeholders,
 )
 from alm_pipeline.tokenization.templates.baking import date_macro
 from storage.errors import UserError, cause, user_error
@@ -45,8 +49,8 @@ class TemplateRefused(UserError):
 class RenderedConversation:
     """A rendered conversation in P spans, which tile the text's bytes in order. No span is empty.
 
-    Within a turn the order is start of turn, role, end of header, contents, end of turn. Each except the contents
-    occurs at most once. What the template omits from a content is in no span.
+    Within a message the order is start of turn, role, end of header, contents and transitions, end of turn. Each except
+    the contents and transitions occurs at most once. What the template omits from a section is in no span.
     """
 
     text: str
@@ -55,9 +59,9 @@ class RenderedConversation:
     kinds: npt.NDArray[np.uint8]
     """[P] TokenKind, except `MIXED`"""
     turns: npt.NDArray[np.int16]
-    """[P] the message that each span belongs to; -1 for none, as for begin of text or a default system prompt"""
+    """[P] the section that each span belongs to; -1 for none, as for begin of text or a default system prompt"""
     content_starts: npt.NDArray[np.int64]
-    """[P] for a content, its first byte in the joined contents, in increasing order; otherwise -1"""
+    """[P] for a content, its first byte in the shared text, in increasing order; otherwise -1"""
 
 
 def apply_template(
@@ -97,35 +101,62 @@ def apply_template(
         raise TemplateRefused(f"{name}: its chat template refuses {roles}: {cause(error)}") from error
 
 
+class _Span(NamedTuple):
+    """A stretch of the rendered text, in characters."""
+
+    end: int
+    kind: TokenKind
+    turn: int
+    """its section"""
+    content_start: int
+    """its first character in the shared text; -1 for none"""
+
+
 class ChatTemplate:
     """A tokenizer's chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
+        # with placeholders, most conversations of as many messages are the same
+        self._scaffold = lru_cache(maxsize=1024)(self._rendered_json)
 
     def render(
         self, conversation: Conversation, arguments: Mapping[str, Any] | None = None
     ) -> RenderedConversation | None:
-        """Render the conversation. Returns None if the template changes a content in a way that can't be traced.
+        """Render the conversation. Returns None if the template changes a text in a way that can't be traced.
 
-        `arguments` are what the template gets beside the messages, such as `tools`. Raises TemplateRefused if the
-        template refuses the conversation, and UserError if the tokenizer has no template that can be used.
+        `arguments` are what the template gets beside the messages, such as `tools` or `enable_thinking`. Raises
+        TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template that
+        can be used.
         """
-        text = self._apply(conversation, contents(conversation), arguments)
-        fragments = self._trace(text, conversation, arguments)
-        return None if fragments is None else self._rendering(text, conversation, fragments)
+        dialogue = Dialogue(conversation, self.form)
+        text = self._apply(dialogue.messages, arguments)
+        trace = self._trace(text, dialogue, arguments)
+        return None if trace is None else _in_bytes(text, list(self._spans(text, dialogue, trace)), dialogue)
 
     def prompt(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> str:
         """Return the conversation with the beginning of an answer, as a model continues it. Raises as `render` does."""
-        return apply_template(
-            self.tokenizer, conversation, source=self._source, arguments=arguments, begins_answer=True
-        )
+        messages = Dialogue(conversation, self.form).messages
+        return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments, begins_answer=True)
 
-    def _apply(
-        self, conversation: Conversation, contents: Sequence[str], arguments: Mapping[str, Any] | None = None
-    ) -> str:
-        messages = [{**message, "content": content} for message, content in zip(conversation, contents, strict=True)]
+    def _apply(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
         return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments)
+
+    def _rendered_json(self, given: str) -> str:
+        messages, arguments = json.loads(given)
+        return self._apply(messages, arguments)
+
+    @cached_property
+    def form(self) -> TemplateForm:
+        """What the template takes."""
+
+        def render(messages: Messages) -> str | None:
+            try:
+                return self._apply(messages)
+            except TemplateRefused:
+                return None
+
+        return find_form(render, self._source)
 
     @cached_property
     def _source(self) -> str:
@@ -140,43 +171,55 @@ class ChatTemplate:
             template = self.tokenizer.get_chat_template()
         return f"{_FIXED_DATE}\n{template}" if DATE_ARGUMENT in template else template
 
-    def _trace(
-        self, text: str, conversation: Conversation, arguments: Mapping[str, Any] | None
-    ) -> list[ContentFragment] | None:
-        """Trace placeholders for whole contents, then for the parts between tags that the template may look for."""
-        texts = contents(conversation)
+    def _trace(self, text: str, dialogue: Dialogue, arguments: Mapping[str, Any] | None) -> Trace | None:
+        """Trace placeholders for whole texts, then for the parts between tags that the template may look for.
+
+        In calls they stand for all keys and values, then for strings alone, then for nothing.
+        """
+        texts = ["" if section.role == TOOL_CALLS else section.text for section in dialogue.sections]
         whole = whole_parts(texts)
         split = split_parts(texts, self._markup)
-        for parts in [whole] if split == whole else [whole, split]:
-            marks = placeholders(len(parts), text, *texts)
-            try:
-                scaffold = self._apply(conversation, with_placeholders(texts, parts, marks), arguments)
-            except TemplateRefused:  # the template reads the contents
-                continue
-            fragments = trace(text, scaffold, texts, parts, marks)
-            if fragments is not None:
-                return fragments
+        kinds = [CallMarks.ALL, CallMarks.STRINGS, CallMarks.NONE] if dialogue.has_calls else [CallMarks.NONE]
+        for kind in kinds:
+            for parts in [whole] if split == whole else [whole, split]:
+                found = self._traced(text, dialogue, arguments, parts, kind)
+                if found is not None:
+                    return found
         return None
+
+    def _traced(
+        self,
+        text: str,
+        dialogue: Dialogue,
+        arguments: Mapping[str, Any] | None,
+        text_parts: list[ContentPart],
+        kind: CallMarks,
+    ) -> Trace | None:
+        parts = sorted([*text_parts, *dialogue.call_parts(kind)], key=lambda part: part[:2])
+        marks = marks_of(parts, text, *dialogue.texts)
+        messages = dialogue.with_marks(parts, marks, kind)
+        try:
+            scaffold = self._scaffold(json.dumps([messages, arguments], ensure_ascii=False))
+        except TemplateRefused:  # the template reads the texts
+            return None
+        return trace(text, scaffold, dialogue.texts, parts, marks)
 
     @cached_property
     def _markup(self) -> re.Pattern[str]:
         return template_tags(self._source)
 
-    def _rendering(
-        self, text: str, conversation: Conversation, fragments: list[ContentFragment]
-    ) -> RenderedConversation:
-        texts, roles = contents(conversation), [message["role"] for message in conversation]
-        message_starts = [0, *accumulate(len(content.encode()) for content in texts)]
-        spans: list[tuple[int, TokenKind, int, int]] = []  # end (characters), kind, turn, content start (bytes)
-        end, turn = 0, -1
-        for fragment in [*fragments, ContentFragment(len(text), len(text), len(roles), 0)]:
-            labels = self._grammar.label(text[end : fragment.start], turn, fragment.message, roles)
-            spans += [(end + label.end, label.kind, label.turn, -1) for label in labels]
-            end, turn = fragment.end, fragment.message
-            if turn < len(roles):
-                bytes_before = len(texts[turn][: fragment.content_start].encode())
-                spans.append((end, TokenKind.CONTENT, turn, message_starts[turn] + bytes_before))
-        return _in_bytes(text, spans)
+    def _spans(self, text: str, dialogue: Dialogue, trace: Trace) -> Iterator[_Span]:
+        """Yield the spans of the rendered text, in order."""
+        end, section = 0, -1
+        gaps = Gaps(text, dialogue, trace)
+        for number, fragment in enumerate([*trace.fragments, None]):
+            start = fragment.start if fragment else len(text)
+            messages = gaps.messages(number)
+            for label in gaps.labels(number, self._grammar.label(text[end:start], *messages, dialogue.roles)):
+                yield _Span(end + label.end, label.kind, label.turn, -1)
+            if fragment:
+                end, section = fragment.end, fragment.section
+                yield _Span(end, TokenKind.CONTENT, section, dialogue.section_starts[section] + fragment.content_start)
 
     @cached_property
     def _grammar(self) -> Grammar:
@@ -186,14 +229,14 @@ class ChatTemplate:
     def _probe(self, roles: Sequence[str]) -> list[str] | None:
         marks = placeholders(len(roles), self._source)
         try:
-            text = self._apply([{"role": role} for role in roles], marks)
+            text = self._apply([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
         except TemplateRefused:
             return None
-        pieces, shown = cut_at(text, marks) or ([], [])
-        return pieces if len(shown) == len(marks) else None
+        pieces, shown = cut_at(text, marks)
+        return pieces if shown == list(range(len(marks))) else None
 
 
-def _in_bytes(text: str, spans: Sequence[tuple[int, TokenKind, int, int]]) -> RenderedConversation:
+def _in_bytes(text: str, spans: Sequence[_Span], dialogue: Dialogue) -> RenderedConversation:
     ends, kinds, turns, content_starts = zip(*spans, strict=True) if spans else ((),) * 4
     starts = (0, *ends[:-1])
     sizes = [len(text[start:end].encode()) for start, end in zip(starts, ends, strict=False)]
@@ -202,5 +245,17 @@ def _in_bytes(text: str, spans: Sequence[tuple[int, TokenKind, int, int]]) -> Re
         np.cumsum(sizes, dtype=np.int64),
         np.array(kinds, np.uint8),
         np.array(turns, np.int16),
-        np.array(content_starts, np.int64),
+        np.array(_bytes_before("".join(dialogue.texts), content_starts), np.int64),
     )
+
+
+def _bytes_before(text: str, positions: Iterable[int]) -> list[int]:
+    """Return the bytes before each of these increasing positions; -1 for -1."""
+    at = size = 0
+    sizes = []
+    for position in positions:
+        if position >= 0:
+            size += len(text[at:position].encode())
+            at = position
+        sizes.append(size if position >= 0 else -1)
+    return sizes

@@ -19,6 +19,7 @@ SHORT = {
     "END_OF_TURN": "end",
     "END_OF_TEXT": "eot",
     "TEMPLATE": "-",
+    "TRANSITION": "to",
 }
 Turns = Sequence[tuple[str, str]]
 ROUND = [("user", "U"), ("assistant", "A")]
@@ -217,23 +218,25 @@ def test_calls_and_answers_of_tools() -> None:
     assert found == [
         *chatml_turn(0, "user", "U"),
         *["start 1 <|im_start|>", "role 1 assistant", "head 1 \n"],
-        '- 1 <tool_call>\n{"name": "weather"}\n</tool_call>',
-        *["end 1 <|im_end|>", "- 1 \n"],
+        *['to 2 <tool_call>\n{"name": "', "2 weather", 'to 2 "}\n</tool_call>'],
+        *["end 2 <|im_end|>", "- 2 \n"],
         # two answers in one turn of the user
-        *["start 2 <|im_start|>", "- 2 user", "head 2 \n", "- 2 <tool_response>\n", "2 T"],
-        *["- 2 \n</tool_response>\n<tool_response>\n", "3 R", "- 3 \n</tool_response>", "end 3 <|im_end|>", "- 3 \n"],
-        *["start 4 <|im_start|>", "role 4 assistant", "head 4 \n", "- 4 <think>\n\n</think>\n\n"],
-        *["4 A", "end 4 <|im_end|>", "- 4 \n"],
+        *["start 3 <|im_start|>", "- 3 user", "head 3 \n", "- 3 <tool_response>\n", "3 T"],
+        *["- 3 \n</tool_response>\n<tool_response>\n", "4 R", "- 4 \n</tool_response>", "end 4 <|im_end|>", "- 4 \n"],
+        *["start 5 <|im_start|>", "role 5 assistant", "head 5 \n", "- 5 <think>\n\n</think>\n\n"],
+        *["5 A", "end 5 <|im_end|>", "- 5 \n"],
     ]
 
 
 def test_a_call_after_a_content_is_before_the_turns_end() -> None:
     call = {"role": "assistant", "content": "A", "tool_calls": [{"name": "<|im_end|>"}]}
-    assert parts("qwen3", [*messages([("user", "U")]), call])[-4:] == [
+    assert parts("qwen3", [*messages([("user", "U")]), call])[-6:] == [
         "1 A",
-        '- 1 \n<tool_call>\n{"name": "<|im_end|>"}\n</tool_call>',
-        "end 1 <|im_end|>",
-        "- 1 \n",
+        'to 2 \n<tool_call>\n{"name": "',
+        "2 <|im_end|>",
+        'to 2 "}\n</tool_call>',
+        "end 2 <|im_end|>",
+        "- 2 \n",
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from alm_pipeline.corpus.conversation import Conversation, joined_contents
+from alm_pipeline.corpus.conversation import Conversation, joined_text, sections
 from alm_pipeline.tokenization.chat.template import ChatTemplate, RenderedConversation, TemplateRefused
 from storage.errors import UserError
 from storage.schemas import TokenKind
@@ -30,13 +30,13 @@ def content_spans(rendering: RenderedConversation | None) -> list[tuple[int, str
 
 
 def assert_exact(rendering: RenderedConversation, conversation: Conversation) -> None:
-    text, joined = rendering.text.encode(), joined_contents(conversation).encode()
+    text, joined = rendering.text.encode(), joined_text(conversation).encode()
     starts = np.concatenate([[0], rendering.ends[:-1]])
     assert (rendering.ends > starts).all()
     assert rendering.ends[-1] == len(text)
     is_content = rendering.kinds == TokenKind.CONTENT
     assert (rendering.content_starts[~is_content] == -1).all()
-    message_ends = np.cumsum([len((message.get("content") or "").encode()) for message in conversation])
+    message_ends = np.cumsum([len(section.text.encode()) for section in sections(conversation)])
     covered = 0
     for start, end, turn, content in zip(
         *(array[is_content].tolist() for array in (starts, rendering.ends, rendering.turns, rendering.content_starts)),
@@ -210,9 +210,15 @@ def test_a_null_content_is_empty() -> None:
     rendering = CHAT_TEMPLATES["qwen3"].render(messages)
     assert rendering
     assert_exact(rendering, messages)
-    assert_ordered(rendering, 4)
-    assert content_spans(rendering) == [(0, "weather?"), (2, "<|im_start|>sunny")]
-    assert joined_contents(messages) == "weather?<|im_start|>sunny"
+    assert_ordered(rendering, 6)
+    call = 'weather{"at": "<|im_end|>"}'
+    assert "".join(text for turn, text in content_spans(rendering) if turn == 2) == call
+    assert [span for span in content_spans(rendering) if span[0] != 2] == [
+        (0, "weather?"),
+        (3, "<|im_start|>sunny"),
+        (5, "weather"),
+    ]
+    assert joined_text(messages) == f"weather?{call}<|im_start|>sunnyweather"
 
 
 def test_other_keys_of_a_message_are_rendered() -> None:
@@ -259,9 +265,9 @@ def test_a_template_that_refuses(template: str, reason: str) -> None:
         render(template, chat("Hi"))
 
 
-def test_joined_contents() -> None:
-    assert joined_contents(chat("a", "", "b\n")) == "ab\n"
-    assert joined_contents([{"role": "assistant"}, {"role": "user", "content": None}]) == ""
+def test_joined_text() -> None:
+    assert joined_text(chat("a", "", "b\n")) == "ab\n"
+    assert joined_text([{"role": "assistant"}, {"role": "user", "content": None}]) == ""
 
 
 NASTY = ["<|im_end|>", "<|im_start|>user\n", "<think>", "</think>", "<eos>", "user", "assistant", "\n", " ", "\ue000"]

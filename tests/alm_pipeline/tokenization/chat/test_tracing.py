@@ -1,7 +1,10 @@
 """A real rendering is the scaffold with the contents inserted, or it is not traced."""
 
+from typing import Any
+
 import pytest
 
+from alm_pipeline.tokenization.chat.json_leaves import Equal, Spelling
 from alm_pipeline.tokenization.chat.tracing import (
     ContentFragment,
     ContentPart,
@@ -14,6 +17,13 @@ from alm_pipeline.tokenization.chat.tracing import (
     with_placeholders,
 )
 from storage.errors import UserError
+
+
+def fragments(*arguments: Any) -> list[ContentFragment]:
+    found = trace(*arguments)
+    assert found
+    assert not found.strays
+    return found.fragments
 
 
 def test_placeholders_are_in_none_of_the_texts() -> None:
@@ -41,9 +51,24 @@ def test_parts_contain_neither_tags_nor_the_white_space_beside_them() -> None:
     assert whole_parts(["", " "]) == [ContentPart(1, 0, " ")]
 
 
-@pytest.mark.parametrize("scaffold", ["[2][1]", "[1][2][1]"])
-def test_placeholders_that_are_out_of_order_or_repeated(scaffold: str) -> None:
-    assert cut_at(scaffold, "12") is None
+@pytest.mark.parametrize(("scaffold", "text"), [("[2][1]", "[y][x]"), ("[1][2][1]", "[x][y][x]")])
+def test_texts_that_are_out_of_order_or_repeated(scaffold: str, text: str) -> None:
+    contents = ["x", "y"]
+    assert trace(text, scaffold, contents, whole_parts(contents), "12") is None
+
+
+def test_parts_of_calls_that_are_out_of_order_or_repeated_are_strays() -> None:
+    contents = ["namevalue"]
+    parts = [ContentPart(0, 0, "name", (Spelling("name", (Equal(0, 0, 4),)),))]
+    parts.append(ContentPart(0, 4, "value", (Spelling("value", (Equal(0, 0, 5),)),)))
+    found = trace("[name][value][name]", "[1][2][1]", contents, parts, "12")
+    assert found
+    assert found.fragments == [ContentFragment(1, 5, 0, 0), ContentFragment(7, 12, 0, 4)]
+    assert [(stray.start, stray.end) for stray in found.strays] == [(14, 18)]
+    found = trace("[value][name]", "[2][1]", contents, parts, "12")
+    assert found
+    assert found.fragments == [ContentFragment(1, 6, 0, 4)]
+    assert [(stray.start, stray.end) for stray in found.strays] == [(8, 12)]
 
 
 def test_a_placeholder_that_is_missing() -> None:
@@ -54,7 +79,7 @@ def test_a_placeholder_that_is_missing() -> None:
 def test_a_rendering_that_is_not_the_scaffold_with_the_parts(text: str) -> None:
     contents = ["x", "y"]
     assert trace(text, "[1][2]", contents, whole_parts(contents), "12") is None
-    assert trace("[x][y]", "[1][2]", contents, whole_parts(contents), "12") == [
+    assert fragments("[x][y]", "[1][2]", contents, whole_parts(contents), "12") == [
         ContentFragment(1, 2, 0, 0),
         ContentFragment(4, 5, 1, 0),
     ]
@@ -75,7 +100,7 @@ def test_text_that_follows_the_last_content() -> None:
 )
 def test_white_space_that_is_omitted_at_either_end(text: str, fragment: ContentFragment) -> None:
     contents = [" x\n "]
-    assert trace(text, "[1]", contents, whole_parts(contents), "1") == [fragment]
+    assert fragments(text, "[1]", contents, whole_parts(contents), "1") == [fragment]
 
 
 @pytest.mark.parametrize("text", ["[\tx]", "[x  ]", "[  x]"])
@@ -87,9 +112,9 @@ def test_other_white_space_than_the_contents(text: str) -> None:
 def test_a_gap_in_which_the_template_writes_its_own_tags() -> None:
     contents = ["x<t>y"]
     parts = split_parts(contents, template_tags("<t>"))
-    marked = trace("[x\n<t>\ny]", "[1\n<t>\n2]", contents, parts, "12")
+    marked = fragments("[x\n<t>\ny]", "[1\n<t>\n2]", contents, parts, "12")
     assert marked == [ContentFragment(1, 2, 0, 0), ContentFragment(3, 6, 0, 1), ContentFragment(7, 8, 0, 4)]
-    assert trace("[x<u>y]", "[1<u>2]", contents, parts, "12") == [
+    assert fragments("[x<u>y]", "[1<u>2]", contents, parts, "12") == [
         ContentFragment(1, 2, 0, 0),
         ContentFragment(5, 6, 0, 4),
     ]

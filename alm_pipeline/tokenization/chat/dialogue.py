@@ -1,0 +1,171 @@
+"""A conversation as one template gets it, and the same with placeholders for its parts."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from alm_pipeline.corpus.conversation import (
+    REASONING,
+    TOOL_CALLS,
+    Conversation,
+    Messages,
+    Section,
+    ToolCall,
+    called_function,
+    sections,
+    tool_calls,
+)
+from alm_pipeline.tokenization.chat.forms import TemplateForm
+from alm_pipeline.tokenization.chat.json_leaves import Leaf, Value, json_leaves, spellings, with_leaves
+from alm_pipeline.tokenization.chat.tracing import ContentPart, with_placeholders
+
+
+class CallMarks(IntEnum):
+    """What placeholders stand for in calls; a template that looks at its values may allow fewer."""
+
+    NONE = 0
+    STRINGS = 1
+    ALL = 2
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation, and its messages in a template's form."""
+
+    conversation: Conversation
+    form: TemplateForm
+
+    @cached_property
+    def messages(self) -> Messages:
+        return self.form.messages(self.conversation)
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        return sections(self.conversation)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """[sections]"""
+        return [section.text for section in self.sections]
+
+    @cached_property
+    def section_starts(self) -> list[int]:
+        """[sections + 1] the first character of each section in the shared text, and its end"""
+        return [0, *accumulate(map(len, self.texts))]
+
+    @cached_property
+    def roles(self) -> list[str]:
+        """[messages]"""
+        return [message["role"] for message in self.conversation]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """What identifies the calls: a template may write it, and it is in no section."""
+        calls = [call for message in self.messages for call in tool_calls(message)]
+        answers = [message.get("tool_call_id") for message in self.messages]
+        return [id_ for id_ in [*(call.id for call in calls), *answers] if isinstance(id_, str) and id_]
+
+    @cached_property
+    def has_calls(self) -> bool:
+        return any(section.role == TOOL_CALLS for section in self.sections)
+
+    def own_sections(self, message: int) -> range:
+        """Return the sections of a message."""
+        return self._ranges[message]
+
+    @cached_property
+    def _ranges(self) -> list[range]:
+        owners = [section.message for section in self.sections]
+        counts = [owners.count(message) for message in range(len(self.conversation))] if owners else []
+        ends = list(accumulate(counts))
+        return [range(end - size, end) for end, size in zip(ends, counts, strict=True)]
+
+    def call_parts(self, kind: CallMarks) -> list[ContentPart]:
+        """Return the parts of all calls: names, keys and values, or arguments as they are in the template's form."""
+        return [part for call in self._calls(kind) for part in (*call.name, *call.arguments)]
+
+    def with_marks(self, parts: Sequence[ContentPart], marks: Sequence[str], kind: CallMarks) -> Messages:
+        """Return the messages with each part replaced by its mark: a number's by a number."""
+        pairs = list(zip(parts, marks, strict=True))
+        in_texts = [pair for pair in pairs if not pair[0].spellings]
+        texts = with_placeholders(self.texts, [part for part, _ in in_texts], [mark for _, mark in in_texts])
+        marked = [dict(message) for message in self.messages]
+        for section, text in zip(self.sections, texts, strict=True):
+            if section.role == REASONING and self.form.reasoning:
+                marked[section.message][self.form.reasoning] = text
+            elif section.role not in (REASONING, TOOL_CALLS):
+                marked[section.message]["content"] = text
+        in_calls = iter([mark for part, mark in pairs if part.spellings])
+        for message in {call.message for call in self._calls(kind)}:
+            marked[message]["tool_calls"] = copy.deepcopy(marked[message]["tool_calls"])
+        for call in self._calls(kind):
+            call.mark(marked[call.message]["tool_calls"][call.index], in_calls, kind)
+        return marked
+
+    def _calls(self, kind: CallMarks) -> "list[_Call]":
+        calls: list[_Call] = []
+        for index, section in enumerate(self.sections):
+            if section.role != TOOL_CALLS or kind == CallMarks.NONE:
+                continue
+            start = 0
+            written = self.messages[section.message]["tool_calls"]
+            for number, call in enumerate(tool_calls(self.conversation[section.message])):
+                given = called_function(written[number]).get("arguments")
+                calls.append(_call(section.message, number, index, start, call, given, kind))
+                start += len(call.name) + len(call.arguments)
+        return calls
+
+
+class _Call(NamedTuple):
+    """The parts of a call."""
+
+    message: int
+    index: int
+    name: tuple[ContentPart, ...]
+    """none or one"""
+    arguments: tuple[ContentPart, ...]
+
+    def mark(self, written: dict[str, Any], marks: Iterator[str], kind: CallMarks) -> None:
+        """Replace the parts in the call as the template gets it."""
+
+        def replaced(value: Value) -> Any:
+            if not _is_marked(value, kind):
+                return value
+            return next(marks) if isinstance(value, str) else int(next(marks))
+
+        function = called_function(written)
+        if self.name:
+            function["name"] = next(marks)
+        if self.arguments:
+            function["arguments"] = with_leaves(function["arguments"], replaced)
+
+
+def _call(message: int, index: int, section: int, start: int, call: ToolCall, written: Any, kind: CallMarks) -> _Call:
+    name = [_part(section, start, Leaf(0, call.name, call.name))] if call.name else []
+    start += len(call.name)
+    if isinstance(written, str):
+        whole = (_part(section, start, Leaf(0, written, written)),) if written else ()
+        return _Call(message, index, tuple(name), whole)
+    parts: list[ContentPart] = []
+    end = 0
+    for leaf in json_leaves(call.arguments) or []:
+        if _is_marked(leaf.value, kind):
+            parts.append(_part(section, start + leaf.start, leaf, before=leaf.start - end))
+            end = leaf.start + len(leaf.text)
+    last = parts or name
+    if last:  # what closes the arguments, or all of them where they have no leaves
+        last[-1] = last[-1]._replace(after=len(call.arguments) - end)
+    return _Call(message, index, tuple(name), tuple(parts))
+
+
+def _part(section: int, start: int, leaf: Leaf, before: int = 0) -> ContentPart:
+    is_number = not isinstance(leaf.value, str)
+    return ContentPart(section, start, leaf.text, tuple(spellings(leaf)), before, is_number=is_number)
+
+
+def _is_marked(value: Value, kind: CallMarks) -> bool:
+    return bool(value) if isinstance(value, str) else kind == CallMarks.ALL

@@ -1,0 +1,114 @@
+"""Calls of tools and reasoning on two sides: what both write is aligned and learned, whatever is around it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
+from alm_pipeline.corpus.conversation import ASSISTANT, REASONING, TOOL_CALLS, joined_text
+from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.tokenization.encoder import ByteEncoder
+from alm_pipeline.tokenization.rows import EncodedExample
+from storage.schemas import ChunkKind
+from tests import tiny
+from tests.alm_pipeline.tokenization.chat.test_calls import ARGUMENTS, MANNERS, TEXT, THINKING, call, chat
+
+LEARNED = (ASSISTANT, REASONING, TOOL_CALLS)
+
+
+def encoder(template: str, vocab_size: int) -> ByteEncoder:
+    tokenizer = tiny.byte_level_tokenizer(vocab_size)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<tool_call>"]})
+    tokenizer.chat_template = template
+    return ByteEncoder(LoadedTokenizer.of(tokenizer))
+
+
+def tokens_of(row: EncodedExample) -> ShardTokens:
+    return ShardTokens(
+        np.array([0, len(row.token_ids)]),
+        row.byte_lengths,
+        row.kinds,
+        row.turns,
+        np.array([0, len(row.uncovered.at)]),
+        row.uncovered.at.astype(np.int32),
+        row.uncovered.bytes.astype(np.int32),
+        np.zeros(1, np.bool_),
+    )
+
+
+def aligned(teacher: str, student: str, messages: list[dict[str, Any]]) -> tuple[ShardChunks, list[bytes]]:
+    """The chunks of one conversation, and the bytes of each."""
+    rows = [encoder(teacher, 400), encoder(student, 300)]
+    sides = [one.encode_conversations([messages]).example(0) for one in rows]
+    assert all(isinstance(side, EncodedExample) for side in sides), sides
+    teacher_row, student_row = sides
+    assert isinstance(teacher_row, EncodedExample)
+    assert isinstance(student_row, EncodedExample)
+    assert teacher_row.roles == student_row.roles
+    is_learned = np.array([role in LEARNED for role in teacher_row.roles])
+    turns = AssistantTurns(np.array([0, len(is_learned)]), is_learned)
+    chunks = align(tokens_of(teacher_row), tokens_of(student_row), turns)
+    text, ends = joined_text(messages).encode(), np.cumsum(chunks.byte_lengths)
+    return chunks, [text[end - size : end] for end, size in zip(ends, chunks.byte_lengths, strict=True)]
+
+
+def learned(chunks: ShardChunks, pieces: list[bytes]) -> str:
+    """The bytes of the assistant that are compared."""
+    chosen = (chunks.kinds == ChunkKind.CONTENT) & chunks.assistant
+    return b"".join(piece for piece, is_chosen in zip(pieces, chosen, strict=True) if is_chosen).decode()
+
+
+ANSWER = "It rains."
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "text"),
+    [
+        ("hermes", "hermes", f"look{TEXT}"),
+        ("hermes", "qwen3", f"look{TEXT}"),
+        ("hermes", "llama", f"look{TEXT}"),
+        ("deepseek", "hermes", f"look{TEXT}"),
+        ("llama", "deepseek", f"look{TEXT}"),
+        ("hermes", "hidden", ""),
+        ("sorted", "hermes", ""),
+    ],
+)
+def test_calls_are_learned_where_both_sides_write_them(teacher: str, student: str, text: str) -> None:
+    chunks, pieces = aligned(MANNERS[teacher], MANNERS[student], chat(call(ARGUMENTS)))
+    assert learned(chunks, pieces) == text + ANSWER
+
+
+def test_xml_and_json_have_names_keys_and_values_in_common() -> None:
+    arguments = {"city": "Bern", "unit": "celsius", "days": 3}
+    chunks, pieces = aligned(MANNERS["xml"], MANNERS["hermes"], chat(call(arguments)))
+    found = learned(chunks, pieces)
+    for word in ("look", "city", "Bern", "unit", "celsius", "days", "3", ANSWER):
+        assert word in found
+    assert "{" not in found
+
+
+def test_transitions_are_paired_and_learned() -> None:
+    chunks, pieces = aligned(MANNERS["hermes"], MANNERS["deepseek"], chat(call({"a": 1}), content="Let me look."))
+    paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
+    before = [b"".join(pieces[:place]).decode() for place in np.flatnonzero(paired)]
+    said = "Weather?Let me look."
+    # into the call, to its arguments, out of it, its end of turn; and the end of the last answer
+    call_text = 'look{"a": 1}'
+    assert before == [said, f"{said}look", said + call_text, said + call_text, said + call_text + "rain" + ANSWER]
+
+
+def test_thoughts_that_both_sides_write_are_learned() -> None:
+    template = THINKING.replace("KEY", "reasoning_content")
+    other = THINKING.replace("KEY", "thinking").replace("think>", "thoughts>")
+    chunks, pieces = aligned(template, other, chat(call({"a": 1}), content="So.", reasoning="Hm, what?"))
+    assert learned(chunks, pieces) == 'Hm, what?So.look{"a": 1}' + ANSWER
+    paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
+    assert paired.sum() == 6  # into and out of the thoughts and the call, two ends of turns
+
+
+def test_thoughts_that_one_side_alone_writes_are_not() -> None:
+    chunks, pieces = aligned(
+        MANNERS["hermes"], THINKING.replace("KEY", "thinking"), chat(call({"a": 1}), thinking="Hm.")
+    )
+    assert learned(chunks, pieces) == 'look{"a": 1}' + ANSWER
