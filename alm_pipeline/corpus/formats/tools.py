@@ -46,13 +46,14 @@ def row_tools(value: Any) -> list[dict[str, Any]]:
 
     Raises RowDropped if the value is anything but functions.
     """
-    if optional_is_empty(value):
-        return []
-    items = _plain(value, "not_tools")
-    items = [items] if isinstance(items, dict) and items else items or []
+    return [] if optional_is_empty(value) else _functions(_plain(value, "not_tools"))
+
+
+def _functions(plain: Any) -> list[dict[str, Any]]:
+    items = [plain] if isinstance(plain, dict) and plain else plain or []
     if not isinstance(items, list):
         raise RowDropped("not_tools")
-    functions = [_plain(item, "not_tools") for item in items if item is not None]
+    functions = [_plain(item, "not_tools") if isinstance(item, str) else item for item in items if item is not None]
     if not all(map(_is_function, functions)):
         raise RowDropped("not_tools")
     return function_tools(functions)
@@ -91,7 +92,8 @@ def template_arguments(value: Any) -> Arguments:
     if "documents" in found and not _is_list_of_mappings(found["documents"]):
         raise RowDropped("template_argument", "documents")
     if TOOLS in found:
-        found[TOOLS] = row_tools(found[TOOLS])
+        tools = found[TOOLS]
+        found[TOOLS] = row_tools(tools) if isinstance(tools, str) else _functions(tools)
     return {name: item for name, item in found.items() if name not in (TOOLS, "documents") or item}
 
 
