@@ -128,6 +128,7 @@ def transfer(
     folder: str,
     initialization: Method = "fvt",
     special_tokens: SpecialTokens = "auto",
+    template: str | TemplateConfig | None = None,
     donor: str | None = None,
     omp_terms: Count = 8,
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = 0,
@@ -144,6 +145,7 @@ def transfer(
         folder: A new folder to write the model to.
         initialization: How to make the embeddings of tokens that the model does not have.
         special_tokens: Whose special tokens to use: the model's (source), the tokenizer's (target), or auto.
+        template: The chat template of the new model: a file, a known name, or a mapping with `arguments`.
         donor: With omp, the model that has the new tokenizer.
         omp_terms: With omp, the number of shared tokens that make up a new one.
         seed: The seed of random embeddings.
@@ -153,6 +155,7 @@ def transfer(
         trust_remote_code: Whether to run code in the model's folder.
     """
     with inert_run():
+        from alm_pipeline.tokenization.templates.choice import TemplateChoice
         from alm_pipeline.transfer import zero_step
 
         log_stages_at_info()
@@ -162,6 +165,7 @@ def transfer(
             folder,
             initialization=initialization,
             special_tokens=special_tokens,
+            template=TemplateChoice.of("template", template),
             donor=donor,
             omp_terms=omp_terms,
             seed=seed,
