@@ -131,8 +131,10 @@ def _put_all(content: dict[str, Any], overrides: Overrides) -> None:
         if not all(field.split(".")):
             raise UserError(f"{field!r} is not the dotted name of a field, such as train.seed")
     _require_known(settings)
-    # a source's kind first: it decides which fields the source has
-    for field, value in sorted({**values, **settings}.items(), key=lambda item: not item[0].endswith(".kind")):
+    # a source's kind first: it decides which fields the source has; and a section before its fields
+    for field, value in sorted(
+        {**values, **settings}.items(), key=lambda item: (not item[0].endswith(".kind"), item[0].count("."))
+    ):
         _put(content, field.split("."), value)
 
 

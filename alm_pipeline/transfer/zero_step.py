@@ -36,9 +36,10 @@ def transfer(
 ) -> dict[str, int]:
     """Write the model with the new tokenizer into a new folder, in the model's own precision.
 
-    Models and tokenizers are folders, hub names or `demo:NAME`. `template` replaces the chat template. The settings are those of `student` in a configuration.
-    Returns the numbers of embedding rows that are copied, composed and drawn. Raises UserError if the folder exists and
-    is not empty, or if the model, the tokenizer or the donor cannot be loaded or do not fit together.
+    Models and tokenizers are folders, hub names or `demo:NAME`. `template` replaces the chat template. The settings are
+    those of `student` in a configuration. Returns the numbers of embedding rows that are copied, composed and drawn.
+    Raises UserError if the folder exists and is not empty, or if the model, the tokenizer or the donor cannot be loaded
+    or do not fit together.
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)

@@ -78,8 +78,8 @@ def _beside_messages(config: CorpusConfig, source: Source) -> dict[str, str]:
     """Return the defaults of the settings in `OF_CONVERSATIONS` that are not set, where the first rows have such."""
     if config.layout == "text" and (named := [name for name in OF_CONVERSATIONS if getattr(config, name)]):
         raise UserError(
-            f"corpus.{named[0]}: only conversations have it, and corpus {config.name} is read as texts: leave it out, or "
-            "set corpus.messages to the column of conversations"
+            f"corpus.{named[0]}: only conversations have it, and corpus {config.name} is read as texts: leave it out, "
+            "or set corpus.messages to the column of conversations"
         )
     unset = [name for name in OF_CONVERSATIONS if getattr(config, name) is None]
     if config.layout == "text" or not unset or isinstance(config.source, GeneratedSource):

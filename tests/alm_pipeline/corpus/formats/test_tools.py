@@ -244,7 +244,7 @@ def test_what_only_later_rows_have_is_not_left_out_silently(tmp_path: Path, late
 def test_a_named_column_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no column 'functions'"):
         documents(tmp_path, GOOD["messages"], tools="functions")
-    with pytest.raises(UserError, match="corpus.tools: only conversations have it, and corpus test is read as texts"):
+    with pytest.raises(UserError, match=r"corpus\.tools: only conversations have it, and corpus test is read as texts"):
         documents(tmp_path, GOOD["text"], tools="functions")
     with pytest.raises(ValueError, match="layout: text reads no conversations; leave out tools"):
         documents(tmp_path, GOOD["text"], layout="text", tools="functions")
