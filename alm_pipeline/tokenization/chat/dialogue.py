@@ -106,8 +106,16 @@ class Dialogue:
             call.mark(marked[call.message]["tool_calls"][call.index], in_calls, kind)
         return marked
 
+    @cached_property
+    def _calls_by_kind(self) -> "dict[CallMarks, list[_Call]]":
+        return {}
+
     def _calls(self, kind: CallMarks) -> "list[_Call]":
-        calls: list[_Call] = []
+        if kind not in self._calls_by_kind:
+            self._calls_by_kind[kind] = list(self._found_calls(kind))
+        return self._calls_by_kind[kind]
+
+    def _found_calls(self, kind: CallMarks) -> "Iterator[_Call]":
         for index, section in enumerate(self.sections):
             if section.role != TOOL_CALLS or kind == CallMarks.NONE:
                 continue
@@ -115,9 +123,8 @@ class Dialogue:
             written = self.messages[section.message]["tool_calls"]
             for number, call in enumerate(tool_calls(self.conversation[section.message])):
                 given = called_function(written[number]).get("arguments")
-                calls.append(_call(section.message, number, index, start, call, given, kind))
+                yield _call(section.message, number, index, start, call, given, kind)
                 start += len(call.name) + len(call.arguments)
-        return calls
 
 
 class _Call(NamedTuple):

@@ -36,6 +36,9 @@ class Gaps:
 
     def labels(self, gap: int, labels: Sequence[Label]) -> Iterator[Label]:
         """Yield the labels of a gap with the section that each belongs to, and with its transitions."""
+        if len(self.dialogue.sections) == len(self.dialogue.roles):  # sections are messages, and there are no calls
+            yield from labels
+            return
         before, after = self.messages(gap)
         left, right = self._around(gap)
         for number, label in enumerate(labels):
