@@ -23,7 +23,7 @@ from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
 from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
-from alm_pipeline.corpus.stage import examples_dataset, learns_completions, write_examples
+from alm_pipeline.corpus.stage import examples_dataset, learns_completions, learns_marked, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.loaded_files import check_same
@@ -39,6 +39,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FolderManifest, StoredFolder
@@ -70,11 +71,14 @@ class Pipeline:
         if corpus is not None:
             config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.corpus)})
         self.config, self.root, self._repaired = config, root, repaired
-        self.teacher = ModelReference(config.teacher, config.trust_remote_code)
+        teacher_template = TemplateChoice.of("teacher_template", config.teacher_template)
+        self.teacher = ModelReference(config.teacher, config.trust_remote_code, teacher_template)
         """the teacher by name"""
         # never the teacher's own reference: each side encodes with a tokenizer of its own, possibly at the same time
         self.source = ModelReference(config.student.model, config.trust_remote_code)
-        """the student's model before it gets its tokenizer"""
+        """the student's model before it gets its tokenizer and its template"""
+        self.student_template = TemplateChoice.of("student.template", config.student.template)
+        """what replaces the chat template of the student's tokenizer"""
         self._encoders = Encoders()
         self._ready: set[Phase] = set()
 
@@ -128,13 +132,16 @@ class Pipeline:
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
         """The tokenizer that the run makes (trained, of bytes, or with the model's special tokens), or None."""
-        setting, source = self.config.student.tokenizer, self.source.tokenizer
+        setting, source = self.config.student.tokenizer, self.source_tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
             return self._with_provenance(tokenizer_folder(self.corpus, setting, source, self.root))
         named = self.named_tokenizer
         if setting is None or named is None:
             return None
-        exchanges = keeps_source(source.fast, named.fast, self.config.student.special_tokens)
+        student = self.config.student
+        exchanges = keeps_source(
+            source.fast, named.fast, student.special_tokens, lacks_template=not student.template_name
+        )
         return self._with_provenance(exchanged_folder(named, source, self.root)) if exchanges else None
 
     @property
@@ -145,8 +152,13 @@ class Pipeline:
         return "train tokenizer" if isinstance(self.config.student.tokenizer, TrainedTokenizer) else "make tokenizer"
 
     @cached_property
+    def source_tokenizer(self) -> LoadedTokenizer:
+        """The tokenizer of the student's model, with the student's template: what a tokenizer is made of."""
+        return self.source.tokenizer.with_template(self.student_template)
+
+    @cached_property
     def named_tokenizer(self) -> LoadedTokenizer | None:
-        """The tokenizer that the configuration names for the student; None if it is made by the run."""
+        """The tokenizer that the configuration names for the student, with its own template; None if it is made."""
         setting = self.config.student.tokenizer
         if setting is None or setting == self.source.name:
             return self.source.tokenizer
@@ -158,7 +170,7 @@ class Pipeline:
         if self.made_tokenizer:
             return LoadedTokenizer(str(self.made_tokenizer.fetch()))
         assert self.named_tokenizer
-        return self.named_tokenizer
+        return self.named_tokenizer.with_template(self.student_template)
 
     def tokenizer(self, side: Side) -> LoadedTokenizer:
         """A side's tokenizer; the student's may have to be made first."""
@@ -222,8 +234,8 @@ class Pipeline:
 
     @cached_property
     def _learned_config(self) -> AlmConfig:
-        """The configuration of the training: of prompts with completions only the completions are learned."""
-        if not learns_completions(self.examples):
+        """The configuration of the training: of completions and of marked messages only answers are learned."""
+        if not (learns_completions(self.examples) or learns_marked(self.examples)):
             return self.config
         objective = self.config.objective.model_copy(update={"assistant_only": True})
         return self.config.model_copy(update={"objective": objective})
@@ -291,6 +303,7 @@ class Pipeline:
             self.teacher,
             self.source,
             lambda: self.named_tokenizer,
+            self.student_template,
             lambda: self.corpus,
             lambda: self.caches,
         )
@@ -336,7 +349,7 @@ class Pipeline:
 
         self.source.refuse_adapter()
         Initialization.of(self.config.student)
-        setting, source = self.config.student.tokenizer, self.source.tokenizer
+        setting, source = self.config.student.tokenizer, self.source_tokenizer
         if setting is None:
             return None
         refuse_other_tables(self.source.load_config(), self.source.name)

@@ -11,7 +11,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, Whole
+from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, TemplateConfig, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -50,6 +50,8 @@ def evaluate(
     limit: Count | None = None,
     batch_size: Count = 1,
     chat: bool = False,
+    template: str | TemplateConfig | None = None,
+    think_end: str | None = None,
     dtype: Dtype = "float32",
     trust_remote_code: bool = False,
 ) -> Results:
@@ -66,6 +68,8 @@ def evaluate(
         limit: The number of examples per task; by default all.
         batch_size: The number of rows per batch for tasks.
         chat: Whether to put the tasks' prompts into the tokenizer's chat template.
+        template: The chat template to put them into: a file, a known name, or a mapping with `arguments`.
+        think_end: Where a model's reasoning ends in the tasks' answers, such as </think>.
         dtype: The dtype to compute in; an ensemble's file sets its own.
         trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
     """
@@ -79,8 +83,10 @@ def evaluate(
                 results[model]["bits per byte"] = bits
         if tasks:
             from alm_pipeline.ensemble.tasks import lm_eval_harness
+            from alm_pipeline.tokenization.templates.choice import TemplateChoice
 
             settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
+            settings |= {"template": TemplateChoice.of("template", template), "think_end": think_end}
             settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
             folder = Path(task_folder) if task_folder else None
             harness = lm_eval_harness()
@@ -122,6 +128,7 @@ def transfer(
     folder: str,
     initialization: Method = "fvt",
     special_tokens: SpecialTokens = "auto",
+    template: str | TemplateConfig | None = None,
     donor: str | None = None,
     omp_terms: Count = 8,
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = 0,
@@ -138,6 +145,7 @@ def transfer(
         folder: A new folder to write the model to.
         initialization: How to make the embeddings of tokens that the model does not have.
         special_tokens: Whose special tokens to use: the model's (source), the tokenizer's (target), or auto.
+        template: The chat template of the new model: a file, a known name, or a mapping with `arguments`.
         donor: With omp, the model that has the new tokenizer.
         omp_terms: With omp, the number of shared tokens that make up a new one.
         seed: The seed of random embeddings.
@@ -147,6 +155,7 @@ def transfer(
         trust_remote_code: Whether to run code in the model's folder.
     """
     with inert_run():
+        from alm_pipeline.tokenization.templates.choice import TemplateChoice
         from alm_pipeline.transfer import zero_step
 
         log_stages_at_info()
@@ -156,6 +165,7 @@ def transfer(
             folder,
             initialization=initialization,
             special_tokens=special_tokens,
+            template=TemplateChoice.of("template", template),
             donor=donor,
             omp_terms=omp_terms,
             seed=seed,

@@ -110,7 +110,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
-    Kind.EXAMPLES: (_required("completion_at", pa.int32()),),
+    Kind.EXAMPLES: (_required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
     Kind.TEACHER_SCORES: (
         _list("top_ids", pa.int32()),
         _list("top_logprobs", pa.float32()),
@@ -148,6 +148,10 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         "completion_at": ColumnDescription(
             "Where the completion begins: a byte of `text`, or the index of a message of a conversation. All before it "
             "is context that is not learned. Only of prompts with completions."
+        ),
+        "template_arguments": ColumnDescription(
+            "What the chat templates get beside the conversation, as a JSON mapping: `tools`, and any other arguments "
+            "of the row; null if there are none. Only of corpora whose rows have some."
         ),
     },
     Kind.TOKENS: {

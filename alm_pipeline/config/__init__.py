@@ -11,6 +11,7 @@ from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Diverge
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, ScoreConfig
 from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
+from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule, Sharding, TrainConfig
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Source",
     "SpecialTokens",
     "StudentConfig",
+    "TemplateConfig",
     "Term",
     "Tracker",
     "TrainConfig",

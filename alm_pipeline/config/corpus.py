@@ -16,6 +16,10 @@ FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
 Layout = Literal["text", "messages", "sharegpt", "alpaca", "prompt_completion"]
 
 
+OF_CONVERSATIONS = ("tools", "template_arguments", "marks")
+"""The settings of a corpus that only conversations have."""
+
+
 class FilesSource(Frozen):
     """Parquet, Arrow, JSON, CSV, TSV or text files, also compressed, under any fsspec URL."""
 
@@ -100,6 +104,24 @@ class CorpusConfig(Frozen):
         "`auto` is `messages` or `sharegpt` if `messages` is set, and `text` if `text` is set or there is a column "
         "`text`; otherwise the first rows decide.",
     )
+    tools: str | None = Field(
+        None,
+        description="The column that holds the tools of a conversation, which chat templates describe to the model: a "
+        'list of OpenAI\'s `{"type": "function", "function": {…}}` or of functions alone, also as JSON text. Default: '
+        '`tools`, where rows have it. `""`: none.',
+    )
+    template_arguments: str | None = Field(
+        None,
+        description="The column that holds other arguments of a conversation's chat template, such as "
+        "`{enable_thinking: false}`: a mapping, also as JSON text. They replace those of `teacher_template` and "
+        '`student.template`. Default: `chat_template_kwargs`, where rows have it. `""`: none.',
+    )
+    marks: str | None = Field(
+        None,
+        description="The key of messages that says whether a message is learned: 0 or false for one that is context "
+        "alone, 1 or true for any other. Where messages are marked, only the assistant's are learned. Default: "
+        '`weight`, `loss_mask` or `train`, whichever the messages of the first rows have. `""`: none.',
+    )
     id: str | None = Field(
         None,
         description="The column that holds a unique, stable id for each row. Default: ids are made from the file's "
@@ -160,6 +182,8 @@ class CorpusConfig(Frozen):
             raise ValueError("layout: text reads no messages; leave out messages, or set layout to messages")
         if self.layout in ("alpaca", "prompt_completion") and self.messages is not None:
             raise ValueError(f"layout: {self.layout} reads columns of fixed names; leave out messages")
+        if self.layout == "text" and (read := [name for name in OF_CONVERSATIONS if getattr(self, name)]):
+            raise ValueError(f"layout: text reads no conversations; leave out {read[0]}")
         if self.layout not in ("auto", "text") and self.text != "text":
             raise ValueError(f"layout: {self.layout} does not read text; leave out text, or set layout to text")
         return self

@@ -131,8 +131,10 @@ def _put_all(content: dict[str, Any], overrides: Overrides) -> None:
         if not all(field.split(".")):
             raise UserError(f"{field!r} is not the dotted name of a field, such as train.seed")
     _require_known(settings)
-    # a source's kind first: it decides which fields the source has
-    for field, value in sorted({**values, **settings}.items(), key=lambda item: not item[0].endswith(".kind")):
+    # a source's kind first: it decides which fields the source has; and a section before its fields
+    for field, value in sorted(
+        {**values, **settings}.items(), key=lambda item: (not item[0].endswith(".kind"), item[0].count("."))
+    ):
         _put(content, field.split("."), value)
 
 
@@ -156,10 +158,15 @@ def _files(url: str) -> dict[str, Any]:
     return {"name": _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
 
 
+_TEMPLATES = ("teacher_template", "template")
+
+
 def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         child = content.setdefault(part, {})
-        content[part] = child if isinstance(child, dict) else {}
+        # a template's name is short for a section with that name: other fields of the section may be set beside it
+        section = {"template": child} if part in _TEMPLATES and isinstance(child, str) else {}
+        content[part] = child if isinstance(child, dict) else section
         content = content[part]
     if path[-1] == "kind" and content.get("kind") != value:  # the fields of another kind do not apply
         content.clear()

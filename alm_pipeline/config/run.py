@@ -14,6 +14,7 @@ from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
+from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import TrainConfig
 from storage.errors import UserError, user_error
 
@@ -50,6 +51,12 @@ class AlmConfig(Frozen):
 
     corpus: CorpusConfig = Field(description="The texts, and how they are cut into examples.")
     teacher: str = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
+    teacher_template: str | TemplateConfig | None = Field(
+        None,
+        description="The teacher's chat template: a file with a Jinja template, the name of a known one (`chatml`, "
+        "`plain`), the name of one that its tokenizer has, such as `tool_use`, or a section with arguments. Default: "
+        "the tokenizer's own.",
+    )
     student: StudentConfig = Field(description="The model that is trained, and its tokenizer.")
     score: ScoreConfig = Field(ScoreConfig(), description="How the teacher scores the examples.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What the student is trained to match.")

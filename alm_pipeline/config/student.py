@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.template import TemplateConfig
 
 
 class TrainedTokenizer(Frozen):
@@ -33,6 +34,12 @@ class StudentConfig(Frozen):
         description="The new tokenizer of the model: a local folder, a name on the Hub, `bytes`, or the settings of "
         "a tokenizer to train on the corpus. `bytes` consists of the 256 bytes and the model's special tokens, with an "
         "output layer of its own; a folder of that name is written `./bytes`. Default: the model keeps its tokenizer.",
+    )
+    template: str | TemplateConfig | None = Field(
+        None,
+        description="The student's chat template: a file with a Jinja template, the name of a known one (`chatml`, "
+        "`plain`), the name of one that its tokenizer has, such as `tool_use`, or a section with arguments. The saved "
+        "student has it. Default: the tokenizer's own.",
     )
     initialization: Method = Field(
         "fvt",
@@ -80,6 +87,11 @@ class StudentConfig(Frozen):
                 f"ngram_embeddings needs tokenizer `bytes`, but tokenizer is {self.tokenizer}: change one of them"
             )
         return self
+
+    @property
+    def template_name(self) -> str | None:
+        """The file or name of a template; None for the tokenizer's own, with arguments or without."""
+        return self.template.template if isinstance(self.template, TemplateConfig) else self.template
 
     @property
     def is_byte_level(self) -> bool:

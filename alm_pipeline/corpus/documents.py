@@ -6,14 +6,16 @@ is null, empty, NaN or infinite), `not_text` (a value that is not a string, a co
 and contents, a text file with a zero byte), `unknown_role:NAME` (of a ShareGPT turn), `content_part:TYPE` (a part of a
 content that is an image, a sound, …), `not_a_tool_call` (a ShareGPT `function_call` that is not JSON of a call),
 `another_kind_of_prompt` (prompts are texts in one row and messages in another), `not_finite` (a call of a tool with NaN
-or an infinite number), `value_out_of_range` (a time after the year 9999, …), `nested_too_deeply`, `empty` (only white
-space; of a prompt with a completion, the completion).
+or an infinite number), `not_tools` (a value of `corpus.tools` that is not functions), `not_template_arguments` (of
+`corpus.template_arguments`, not a mapping), `template_argument:NAME` (a name in it that is not an argument),
+`unknown_weight:VALUE` (a mark of a message that is neither 0 nor 1, by its key), `value_out_of_range` (a time after the
+year 9999, …), `nested_too_deeply`, `empty` (only white space; of a prompt with a completion, the completion).
 """
 
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, assert_never
@@ -22,14 +24,22 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.corpus.conversation import Messages
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
-from alm_pipeline.corpus.formats.layouts import MESSAGES_COLUMN, SHAREGPT_COLUMN, resolve_layout
+from alm_pipeline.corpus.formats.layouts import (
+    ARGUMENTS_COLUMN,
+    MESSAGES_COLUMN,
+    SHAREGPT_COLUMN,
+    TOOLS_COLUMN,
+    resolve_layout,
+)
+from alm_pipeline.corpus.formats.marks import MARKS, is_unlearned
 from alm_pipeline.corpus.formats.messages import (
     alpaca_messages,
-    check_unicode,
     listed,
     openai_messages,
     sharegpt_messages,
 )
+from alm_pipeline.corpus.formats.tools import Arguments, row_arguments, row_tools, template_arguments
+from alm_pipeline.corpus.formats.values import check_unicode
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from storage.errors import UserError
 
@@ -47,6 +57,8 @@ class Document:
     messages: Messages | None
     completion_at: int | None = None
     """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
+    arguments: Arguments | None = None
+    """What a conversation's chat template gets beside the messages, such as `tools`; None for nothing"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +95,25 @@ class _RowReader:
                 template = _parse_template(config.text)
                 return cls(Columns(tuple(dict.fromkeys(template.columns))), partial(_text_document, template))
             case "messages":
-                column = config.messages or MESSAGES_COLUMN
+                column, mark = config.messages or MESSAGES_COLUMN, config.marks
                 return cls(
-                    Columns((column,)), lambda id_, row: Document(id_, None, openai_messages(_value(row, column)))
+                    Columns((column,)), lambda id_, row: Document(id_, None, openai_messages(_value(row, column), mark))
                 )
             case "sharegpt":
-                return cls._of_sharegpt(config.messages or SHAREGPT_COLUMN)
+                return cls._of_sharegpt(config.messages or SHAREGPT_COLUMN, config.marks)
             case "alpaca":
                 columns = Columns(("instruction", "output"), ("input", "system", "history"))
                 return cls(columns, lambda id_, row: Document(id_, None, alpaca_messages(_required(columns, row))))
             case "prompt_completion":
-                return cls(Columns(("prompt", "completion")), _PairParser())
+                return cls(Columns(("prompt", "completion")), _PairParser(config.marks))
             case "auto":
                 raise AssertionError("the layout is not resolved")
         assert_never(config.layout)
 
     @classmethod
-    def _of_sharegpt(cls, column: str) -> "_RowReader":
+    def _of_sharegpt(cls, column: str, mark: str | None) -> "_RowReader":
         def parse(id_: str, row: SourceRow) -> Document:
-            return Document(id_, None, sharegpt_messages(_value(row, column), row.get("system")))
+            return Document(id_, None, sharegpt_messages(_value(row, column), row.get("system"), mark))
 
         return cls(Columns((column,), ("system",)), parse)
 
@@ -109,7 +121,8 @@ class _RowReader:
 class _PairParser:
     """Makes documents of prompts with completions: all texts, or all conversations, as the first one is."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str | None) -> None:
+        self._mark = mark
         self._is_text: bool | None = None
 
     def __call__(self, id_: str, row: SourceRow) -> Document:
@@ -133,7 +146,7 @@ class _PairParser:
         # TRL's completions are lists; some sets have the one message
         answers = openai_messages([completion] if isinstance(completion, dict) and "role" in completion else completion)
         question = listed(prompt)
-        return Document(id_, None, openai_messages([*question, *answers]), completion_at=len(question))
+        return Document(id_, None, openai_messages([*question, *answers], self._mark), completion_at=len(question))
 
 
 def _text_document(template: _Template, id_: str, row: SourceRow) -> Document:
@@ -142,6 +155,66 @@ def _text_document(template: _Template, id_: str, row: SourceRow) -> Document:
     if not text.strip():
         raise RowDropped("empty")
     return Document(id_, text, None)
+
+
+class _BesideMessages:
+    """What rows have beside their conversations, for the chat template and as marks of messages.
+
+    The first rows decide whether there is any; a later row that is the first to have some ends the reading.
+    """
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """`config` is that of a corpus whose layout is resolved."""
+        self._config = config
+
+    def with_columns(self, columns: Columns, required: Sequence[str]) -> Columns:
+        """Return the columns to read, with others that are required; those of defaults are not."""
+        named = [self._config.tools, self._config.template_arguments]
+        required = [*required, *(name for name in named if name and name not in (TOOLS_COLUMN, ARGUMENTS_COLUMN))]
+        return replace(
+            columns,
+            required=tuple(dict.fromkeys([*columns.required, *required])),
+            optional=(*columns.optional, TOOLS_COLUMN, ARGUMENTS_COLUMN)
+            if self._config.layout != "text"
+            else columns.optional,
+        )
+
+    def added(self, document: Document, row: SourceRow) -> Document:
+        """Return the document with the arguments of its row. Raises RowDropped if they can't be read."""
+        if document.messages is None:
+            return document
+        config = self._config
+        self._refuse_later(document, row)
+        return replace(document, arguments=row_arguments(row, config.tools, config.template_arguments))
+
+    def _refuse_later(self, document: Document, row: SourceRow) -> None:
+        """Raise UserError for what the first rows did not have: it would be left out."""
+        config = self._config
+        late = {
+            "tools": TOOLS_COLUMN if config.tools is None and _holds(row_tools, row.get(TOOLS_COLUMN)) else None,
+            "template_arguments": ARGUMENTS_COLUMN
+            if config.template_arguments is None and _holds(template_arguments, row.get(ARGUMENTS_COLUMN))
+            else None,
+            "marks": _unlearned_by(document.messages or []) if config.marks is None else None,
+        }
+        for setting, name in late.items():
+            if name is not None:
+                raise UserError(
+                    f"row {document.id} of the corpus has {name!r}, which its first rows do not have: set "
+                    f'corpus.{setting} to {name} to use it, or to "" to leave it out'
+                )
+
+
+def _holds(read: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        return bool(value and read(value))
+    except RowDropped:
+        return False
+
+
+def _unlearned_by(messages: Messages) -> str | None:
+    """Return the key by which a message is marked as not learned; None if none is."""
+    return next((key for message in messages for key in MARKS if is_unlearned(message.get(key))), None)
 
 
 def _required(columns: Columns, row: SourceRow) -> SourceRow:
@@ -157,13 +230,13 @@ def read_documents(config: CorpusConfig, dropped: Counter[str], source: OpenSour
     that the configuration names, or has rows of no known layout.
     """
     source = source or open_source(config.source)
-    reader = _RowReader.of(resolve_layout(config, source))
+    config = resolve_layout(config, source)
+    reader, beside = _RowReader.of(config), _BesideMessages(config)
     id_column = [config.id] if config.id else []
-    columns = replace(reader.columns, required=tuple(dict.fromkeys([*reader.columns.required, *id_column])))
-    for row_id, row in source.rows(columns, dropped):
+    for row_id, row in source.rows(beside.with_columns(reader.columns, id_column), dropped):
         try:
             document_id = row_id if config.id is None else _id_value(_value(row, config.id))
-            document = reader.parse(document_id, row)
+            document = beside.added(reader.parse(document_id, row), row)
         except RowDropped as drop:
             drop.count_in(dropped)
         else:

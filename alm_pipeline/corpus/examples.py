@@ -12,6 +12,7 @@ from alm_pipeline.corpus.completions import completions_of, split_text
 from alm_pipeline.corpus.conversation import Messages, joined_text, text_bytes, with_texts
 from alm_pipeline.corpus.cutting import cut_text
 from alm_pipeline.corpus.documents import Document, read_documents
+from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.sources import OpenSource
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.corpus.turns import cut_messages
@@ -43,6 +44,8 @@ class Example:
     """The student's tokens of a document that is cut by them; otherwise None."""
     completion_at: int | None = None
     """Where the completion begins that alone is learned: a byte of the text, or a message; None if all is learned."""
+    arguments: Arguments | None = None
+    """What a conversation's chat template gets beside the messages; all pieces of a document have the same."""
 
 
 def iter_examples(
@@ -122,6 +125,7 @@ def _cut(read: _ReadDocument, config: CorpusConfig, limit: TokenLimit | None) ->
                 continues=number + 1 < len(pieces),
                 tokens=piece.tokens,
                 completion_at=completion_at,
+                arguments=document.arguments,
             )
         )
     return _CutDocument(found, dropped)
@@ -182,10 +186,11 @@ def _pieces(document: Document, config: CorpusConfig, limit: TokenLimit | None, 
             return [_Piece(text, None) for text in cut_text(document.text, config.byte_limit)]
         return [_Piece(piece.text, None, piece.tokens) for piece in limit.cut_text(document.text, config.max_bytes)]
     most = config.byte_limit if limit is None else config.max_bytes
-    pieces = cut_messages(document.messages, most, dropped, limit)
+    arguments = document.arguments
+    pieces = cut_messages(document.messages, most, dropped, limit, arguments)
     if limit is None or len(pieces) == 1:
         return [_Piece(None, messages) for messages in pieces]
-    return [_Piece(None, messages, limit.lengths.conversation_tokens(messages)) for messages in pieces]
+    return [_Piece(None, messages, limit.lengths.conversation_tokens(messages, arguments)) for messages in pieces]
 
 
 def _unique(examples: Iterator[Example]) -> Iterator[Example]:

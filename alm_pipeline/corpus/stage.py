@@ -8,10 +8,12 @@ from functools import partial
 import pyarrow as pa
 
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.config.corpus import OF_CONVERSATIONS
 from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
+from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.runtime.progress import show_line, track
@@ -48,20 +50,34 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
 def _settings(corpus: CorpusConfig) -> dict[str, object]:
     """Return what else decides the examples. Plain texts and messages are known by the columns alone."""
     known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
-    return corpus.model_dump(mode="json", exclude={"source", "name", *known})
+    # what comes with conversations is part of the identity where there is some: datasets without keep their names
+    absent = {name for name in OF_CONVERSATIONS if getattr(corpus, name) is None}
+    return corpus.model_dump(mode="json", exclude={"source", "name", *known, *absent})
 
 
 def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:
     """Return the corpus with the layout that its examples are named by, so that the first rows are not read again."""
     named = examples.identity["config"]
     layout = named.get("layout", "text" if named["messages"] is None else "messages")
-    return corpus.model_copy(update={"layout": layout, "messages": named["messages"]})
+    beside = {name: named.get(name) for name in OF_CONVERSATIONS}
+    return corpus.model_copy(update={"layout": layout, "messages": named["messages"], **beside})
 
 
 def learns_completions(examples: Dataset) -> bool:
     """Whether the examples are prompts with completions, of which only the completions are learned."""
     config = examples.identity.get("config")
     return isinstance(config, dict) and config.get("layout") == "prompt_completion"
+
+
+def learns_marked(examples: Dataset) -> bool:
+    """Whether messages of the examples are marked as learned or not, so that only answers are learned."""
+    config = examples.identity.get("config")
+    return isinstance(config, dict) and bool(config.get("marks"))
+
+
+def _brings_arguments(examples: Dataset) -> bool:
+    config = examples.identity.get("config")
+    return isinstance(config, dict) and any(config.get(name) for name in ("tools", "template_arguments"))
 
 
 def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
@@ -127,6 +143,10 @@ def _text(example: Example) -> str:
     return example.text if example.text is not None else joined_text(example.messages or [])
 
 
+def _json(arguments: Arguments | None) -> str | None:
+    return json.dumps(arguments, ensure_ascii=False) if arguments else None
+
+
 def write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
     """Write examples as a shard of the dataset."""
     conversations = [json.dumps(row.messages, ensure_ascii=False) if row.messages else None for row in shard]
@@ -139,6 +159,8 @@ def write_shard(examples: Dataset, index: int, shard: list[Example]) -> None:
     completions = [example.completion_at for example in shard]
     if None not in completions:
         columns["completion_at"] = pa.array(completions, pa.int32())
+    if _brings_arguments(examples) or any(example.arguments for example in shard):
+        columns["template_arguments"] = pa.array(map(_json, (example.arguments for example in shard)), pa.string())
     held_out = sum(example.split == "held_out" for example in shard)
     counts = {
         "examples": len(shard),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from alm_pipeline.corpus.conversation import Conversation
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES, cut_place, sentence_place
+from alm_pipeline.corpus.formats.tools import Arguments
 from storage.errors import UserError
 
 _BYTES_PER_TOKEN = 4.0
@@ -30,7 +31,7 @@ class TokenLengths(Protocol):
     def token_ends(self, text: str) -> npt.NDArray[np.int64]:
         """Return where each token of a text ends, in bytes, in order and without the special tokens around it."""
 
-    def conversation_tokens(self, conversation: Conversation) -> int:
+    def conversation_tokens(self, conversation: Conversation, arguments: Arguments | None = None) -> int:
         """Return the number of tokens of the rendered conversation; 0 if it can't be encoded for another reason."""
 
     def check_unchanged(self) -> None:
@@ -68,9 +69,9 @@ class TokenLimit:
         """The most tokens of a text by itself."""
         return self.context - self.lengths.frame
 
-    def fits(self, conversation: Conversation) -> bool:
+    def fits(self, conversation: Conversation, arguments: Arguments | None = None) -> bool:
         """Return whether a conversation fits the context, as far as it can be encoded."""
-        return self.lengths.conversation_tokens(conversation) <= self.context
+        return self.lengths.conversation_tokens(conversation, arguments) <= self.context
 
     def cut_text(self, text: str, max_bytes: int | None = None) -> list[CountedPiece]:
         """Return pieces that concatenate to `text`, each within the context and at most `max_bytes` bytes of UTF-8.

@@ -7,11 +7,16 @@ from itertools import chain
 from typing import NamedTuple
 
 from alm_pipeline.corpus.conversation import Messages, text_bytes
+from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.token_cutting import TokenLimit
 
 
 def cut_messages(
-    messages: Messages, max_bytes: int | None, dropped: Counter[str], limit: TokenLimit | None = None
+    messages: Messages,
+    max_bytes: int | None,
+    dropped: Counter[str],
+    limit: TokenLimit | None = None,
+    arguments: Arguments | None = None,
 ) -> list[Messages]:
     """Cut a conversation into conversations of at most `max_bytes` bytes of text, each beginning at a user's turn.
 
@@ -19,15 +24,15 @@ def cut_messages(
     that turn. A turn (up to the next user's) that is too long by itself is dropped and counted as
     `turn_over_max_bytes`; no piece extends across it, since an answer to it could follow.
 
-    With `limit`, each conversation also fits the student's context as its template renders it. A turn that does not is
-    counted as `turn_over_context`.
+    With `limit`, each conversation also fits the student's context as its template renders it with `arguments`. A turn
+    that does not is counted as `turn_over_context`.
     """
 
     def has_few_bytes(conversation: Messages) -> bool:
         return max_bytes is None or text_bytes(conversation) <= max_bytes
 
     def fits(conversation: Messages) -> bool:
-        return has_few_bytes(conversation) and (limit is None or limit.fits(conversation))
+        return has_few_bytes(conversation) and (limit is None or limit.fits(conversation, arguments))
 
     if fits(messages):
         return [messages]

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from alm_pipeline.config import Dtype, Frozen
+from alm_pipeline.config import Dtype, Frozen, TemplateConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.run import read_yaml
 from storage.errors import UserError
@@ -26,6 +26,12 @@ class MemberConfig(Frozen):
     )
     tokenizer: str | None = Field(
         None, description="The folder or hub name of the member's tokenizer. Default: the model's own."
+    )
+    template: str | TemplateConfig | None = Field(
+        None,
+        description="The chat template, which only the first member's prompts use: a file (`./…` relative to the "
+        "ensemble's), the name of a known one or of one that the tokenizer has, or a section with arguments. Default: "
+        "the tokenizer's own.",
     )
     weight: float = Field(1.0, ge=0, description="The member's share; 0 leaves its predictions out.")
     dtype: Dtype = Field("float32", description="The precision of the weights.")
@@ -85,8 +91,18 @@ def read_config(file: Path) -> EnsembleConfig:
 
 
 def _relative_to(member: MemberConfig, folder: Path) -> dict[str, Any]:
-    names = {"model": member.model, "tokenizer": member.tokenizer}
-    return {key: str(folder / name) for key, name in names.items() if name and name.startswith(("./", "../"))}
+    names = {"model": member.model, "tokenizer": member.tokenizer, "template": member.template}
+    paths: dict[str, Any] = {
+        key: str(folder / name) for key, name in names.items() if isinstance(name, str) and _is_relative(name)
+    }
+    template = member.template
+    if isinstance(template, TemplateConfig) and template.template and _is_relative(template.template):
+        paths["template"] = template.model_copy(update={"template": str(folder / template.template)})
+    return paths
+
+
+def _is_relative(name: str) -> bool:
+    return name.startswith(("./", "../"))
 
 
 def write_config(config: EnsembleConfig, folder: Path) -> Path:

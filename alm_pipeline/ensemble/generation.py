@@ -14,6 +14,7 @@ from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from alm_pipeline.vocabulary.framing import plain_backend
 from storage.errors import UserError
 
@@ -68,18 +69,20 @@ def generate_text(
     top_p: float = 1.0,
     seed: int | None = None,
     chat: bool = False,
+    template: TemplateChoice | None = None,
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Continue the prompt with a model or ensemble, greedily at temperature 0.
 
-    With `chat` the prompt is a user's message in the tokenizer's chat template. Raises UserError if the model does not
-    exist, has no chat template, or computes logits that are NaN.
+    With `chat` the prompt is a user's message in the tokenizer's chat template, or in `template`. Raises UserError if
+    the model does not exist, has no chat template, or computes logits that are NaN.
     """
     if 0 < temperature < _COLDEST:
         raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
-    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code)
+    chat = chat or template is not None
+    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, template=template)
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:

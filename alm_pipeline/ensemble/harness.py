@@ -25,6 +25,7 @@ from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.runtime.progress import logger
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.scoring.windows import WindowRow
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from storage.errors import UserError, cause, user_error
 
 # lm_eval's requests: the texts (None if they are parts of a longer text), and the ids of context and continuation
@@ -42,11 +43,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         dtype: str = "float32",
         device: str | None = None,
         trust_remote_code: bool = False,
+        template: TemplateChoice | None = None,
         **settings: Any,
     ) -> None:
+        """`template` replaces the chat template of a model by name."""
         model = pretrained
         if isinstance(model, str):
-            model, tokenizer = load(model, dtype, device, trust_remote_code=trust_remote_code)
+            model, tokenizer = load(model, dtype, device, trust_remote_code=trust_remote_code, template=template)
         elif isinstance(model, EnsembleModel):
             tokenizer = model.tokenizer
         if isinstance(model, EnsembleModel) and str(settings.get("batch_size", 1)).startswith("auto"):
@@ -118,19 +121,29 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 1,
     chat: bool = False,
+    template: TemplateChoice | None = None,
+    think_end: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield lm_eval's results for each model or ensemble.
 
-    `task_folder` has the user's own YAML tasks, and `limit` is the number of examples per task. Raises UserError with
+    `task_folder` has the user's own YAML tasks, and `limit` is the number of examples per task. Prompts are put into
+    `template`, or into the tokenizer's own with `chat`. Of what is generated, only what follows `think_end` is the
+    answer. Raises UserError with
     lm_eval's message if a task does not exist, or its data cannot be loaded.
     """
     manager = _manager(tasks, task_folder)
     for name in names:
         model = HarnessModel(
-            name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, batch_size=batch_size
+            name,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            template=template,
+            batch_size=batch_size,
+            think_end_token=think_end,
         )
         with user_error(f"{name}: lm_eval cannot evaluate {', '.join(tasks)}", "fix the task, or leave it out"):
             results = simple_evaluate(
@@ -139,7 +152,7 @@ def evaluate(
                 task_manager=manager,
                 num_fewshot=few_shot,
                 limit=limit,
-                apply_chat_template=chat,
+                apply_chat_template=chat or template is not None,
                 log_samples=False,
             )
         if wrong := [f"{metric} is {value}" for metric, value in metrics(results).items() if not math.isfinite(value)]:

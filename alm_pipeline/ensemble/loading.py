@@ -19,8 +19,9 @@ from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.output_head import check_output_head
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import load_tokenizer
+from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
 from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
@@ -39,18 +40,25 @@ class LoadedMember:
 
 
 def load(
-    name: str, dtype: str = "float32", device: str | None = None, *, trust_remote_code: bool = False
+    name: str,
+    dtype: str = "float32",
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    template: TemplateChoice | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load a model or an ensemble by name, with the tokenizer to use.
+    """Load a model or an ensemble by name, with the tokenizer to use; `template` replaces its chat template.
 
-    The settings are for a model: an ensemble's file has its own. Raises UserError if the name does not exist.
+    The other settings are for a model: an ensemble's file has its own. Raises UserError if the name does not exist.
     """
     file = ensemble_file(name)
     if file is None:
         settings = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return _model(MemberConfig.model_validate({"model": name, **settings}))
-    ensemble = load_ensemble(file)
-    return ensemble, ensemble.tokenizer
+        model, tokenizer = _model(MemberConfig.model_validate({"model": name, **settings}))
+    else:
+        model = load_ensemble(file)
+        tokenizer = model.tokenizer
+    return model, LoadedTokenizer(name, tokenizer, template=template).fast
 
 
 def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
@@ -72,7 +80,8 @@ def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
 def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     reference = ModelReference(local_name(member.model), member.trust_remote_code)
     model = reference.load(member.dtype, device=member.device)
-    return model, load_tokenizer(local_name(member.tokenizer)) if member.tokenizer else reference.tokenizer.fast
+    tokenizer = LoadedTokenizer(local_name(member.tokenizer)) if member.tokenizer else reference.tokenizer
+    return model, tokenizer.with_template(TemplateChoice.of("template", member.template)).fast
 
 
 def local_name(name: str) -> str:

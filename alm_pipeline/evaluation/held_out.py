@@ -99,6 +99,11 @@ class HeldOut:
         """The student's tokens of the examples that are drawn."""
         return self.student if self.is_all else _student_tokens(self.drawn)
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether the examples are conversations: those have turns with roles."""
+        return bool(len(self.drawn["student_tokens"]) and len(self.drawn["student_tokens"]["roles"][0]))
+
     def column(self, role: str, name: str) -> list[npt.NDArray[np.generic]]:
         """Return a list column of the drawn examples, one array per example."""
         return list_rows(self.drawn[role][name])

@@ -130,9 +130,13 @@ def _tokens_of(dataset: Dataset, role: str) -> Dataset:
     return open_dataset(join_url(dataset.root, Kind.TOKENS, dataset.identity[role]))
 
 
+_JSON_COLUMNS = ("messages", "template_arguments")
+
+
 def _examples(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
     for row in dataset.read_shard(shard).take(chosen).to_pylist():
-        yield {**row, "messages": None if row["messages"] is None else json.loads(row["messages"])}
+        parsed = {name: json.loads(row[name]) for name in _JSON_COLUMNS if row.get(name) is not None}
+        yield {**row, **parsed}
 
 
 def _tokens(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from alm_pipeline.config import TemplateConfig
 from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.folders import load_folder_manifest, stored_folder
@@ -42,7 +44,7 @@ def _candidates(tokens: Dataset) -> Iterator[LoadedTokenizer]:
     wanted = tokens.identity.get("tokenizer")
     if not wanted:
         return
-    for tokenizer in (*_stored(tokens.root, wanted), *map(LoadedTokenizer, _recorded_names(tokens))):
+    for tokenizer in (*_stored(tokens.root, wanted), *_recorded(tokens)):
         try:
             if tokenizer.identity == wanted:
                 yield tokenizer
@@ -61,14 +63,24 @@ def _stored(root: str, wanted: str) -> Iterator[LoadedTokenizer]:
             continue
 
 
-def _recorded_names(tokens: Dataset) -> list[str]:
+def _recorded(tokens: Dataset) -> Iterator[LoadedTokenizer]:
+    """Yield the tokenizers in the configuration that a dataset records, each with its side's template."""
     manifest = tokens.manifest()
     config = manifest.provenance.get("configuration") if manifest else None
     if not isinstance(config, Mapping):
-        return []
-    student: Any = config.get("student")
-    named = [config.get("teacher"), *(map(student.get, ("tokenizer", "model")) if isinstance(student, Mapping) else ())]
-    return [name for name in dict.fromkeys(filter(_is_name, named)) if isinstance(name, str)]
+        return
+    student = config.get("student")
+    student = student if isinstance(student, Mapping) else {}
+    named = [(config.get("teacher"), "teacher_template", config.get("teacher_template"))]
+    named += [(student.get(name), "student.template", student.get("template")) for name in ("tokenizer", "model")]
+    for name, setting, template in named:
+        if isinstance(name, str) and _is_name(name):
+            yield LoadedTokenizer(name, template=_choice(setting, template))
+
+
+def _choice(setting: str, recorded: Any) -> TemplateChoice | None:
+    value = TemplateConfig.model_validate(recorded) if isinstance(recorded, Mapping) else recorded
+    return TemplateChoice.of(setting, value)
 
 
 def _is_name(value: object) -> bool:

@@ -1,7 +1,7 @@
 """A model by name: what its files say of it, and how it is loaded. Without torch until it is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from alm_pipeline.models.loaded_files import (
     refuse_adapter,
 )
 from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from storage.errors import UserError
 from storage.fingerprints import ReadFiles, combine_hashes, hash_file
 
@@ -42,6 +43,8 @@ class ModelReference:
     """a folder, a hub name, or `demo:NAME`"""
     trust_remote_code: bool = False
     """whether code in the model's folder may run"""
+    template: TemplateChoice | None = field(default=None, compare=False)
+    """what replaces the chat template of the tokenizer"""
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process gets the name and the commit: it sees if the files differ there.
@@ -51,7 +54,8 @@ class ModelReference:
         fetched: dict[str, Any] = {
             name: vars(self)[name] for name in ("revision", "configuration") if name in vars(self)
         }
-        return {"name": self.name, "trust_remote_code": self.trust_remote_code, **fetched}
+        given = {"name": self.name, "trust_remote_code": self.trust_remote_code, "template": self.template}
+        return {**given, **fetched}
 
     @cached_property
     def revision(self) -> str | None:
@@ -66,7 +70,7 @@ class ModelReference:
     @cached_property
     def tokenizer(self) -> LoadedTokenizer:
         """The tokenizer in the model's folder."""
-        return LoadedTokenizer(self.name, revision=self.revision)
+        return LoadedTokenizer(self.name, revision=self.revision, template=self.template)
 
     @cached_property
     def identity(self) -> str:

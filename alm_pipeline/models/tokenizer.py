@@ -1,9 +1,11 @@
 """A tokenizer as one object: loaded once, and passed to every stage that needs something of it."""
 
+import copy
 import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from alm_pipeline.models.files import SMALL_FILES, is_on_hub, label, tokenizer_f
 from alm_pipeline.models.health.damage import VOCABULARY, check_documents, check_merges, reading_tokenizer
 from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.tokenization.chat.template import ChatTemplate
+from alm_pipeline.tokenization.templates.choice import TemplateChoice, Templates
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around
 from alm_pipeline.vocabulary.text_forms import NFC, TextForm, forms_of
@@ -34,23 +37,40 @@ class LoadedTokenizer:
     """
 
     def __init__(
-        self, name: str, loaded: PreTrainedTokenizerFast | None = None, *, revision: str | None = None
+        self,
+        name: str,
+        loaded: PreTrainedTokenizerFast | None = None,
+        *,
+        revision: str | None = None,
+        template: TemplateChoice | None = None,
     ) -> None:
         """`name` is a folder, a hub name or `demo:NAME`; `loaded` is the tokenizer if it is already in memory.
 
-        `revision` is the commit of a hub's tokenizer; by default the main branch's.
+        `revision` is the commit of a hub's tokenizer; by default the main branch's. `template` replaces its chat
+        template.
         """
-        self.name, self._loaded, self._revision = name, loaded, revision
+        self.name, self._loaded, self._revision, self._choice = name, loaded, revision, template
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "LoadedTokenizer":
         """Wrap a tokenizer that is in memory only."""
         return cls(str(tokenizer.name_or_path), tokenizer)
 
+    def with_template(self, template: TemplateChoice | None) -> "LoadedTokenizer":
+        """Return this tokenizer with another chat template; itself if None is chosen. What is loaded is shared."""
+        if template is None:
+            return self
+        other = LoadedTokenizer(self.name, self._loaded, revision=self._revision, template=template)
+        other._base = self
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
-        """Another process gets the name and the commit alone: it loads the tokenizer itself, and sees if it differs."""
+        """Another process gets the name and the commit alone: it loads the tokenizer itself, and sees if it differs.
+
+        And the choice of a template: its file is read there, too.
+        """
         revision = self._revision or ("_folder" in vars(self) and is_on_hub(self.name) and self._folder.name) or None
-        return {"name": self.name, "_loaded": self._loaded, "_revision": revision}
+        return {"name": self.name, "_loaded": self._loaded, "_revision": revision, "_choice": self._choice}
 
     @cached_property
     def _folder(self) -> Path:
@@ -68,12 +88,34 @@ class LoadedTokenizer:
             )
         return file
 
+    _base: "LoadedTokenizer | None" = None
+    """the same tokenizer with its own template, where that is loaded as well"""
+
     @cached_property
     def fast(self) -> PreTrainedTokenizerFast:
         """The tokenizer, exactly as its tokenizer.json defines it (AutoTokenizer rebuilds some with other ids).
 
-        It is shared: nothing may change its settings. Raises UserError naming the file that is damaged.
+        It is shared: nothing may change its settings. Raises UserError naming the file that is damaged, or the setting
+        whose template is not valid.
         """
+        if self._choice is None:
+            return self._own
+        # it shares all but the template: the vocabulary takes much memory
+        tokenizer = copy.copy(self._own)
+        tokenizer.chat_template = self._choice.applied(self._own.chat_template, self.name)
+        return tokenizer
+
+    @cached_property
+    def template_without_arguments(self) -> Templates:
+        """The chat template as it is chosen, without the arguments that are written into it."""
+        own: Templates = self._own.chat_template
+        return own if self._choice is None else replace(self._choice, arguments={}).applied(own, self.name)
+
+    @cached_property
+    def _own(self) -> PreTrainedTokenizerFast:
+        """The tokenizer with its own template."""
+        if self._base:
+            return self._base.fast
         if self._loaded is not None:
             return self._loaded
         folder = self.file.parent
@@ -102,6 +144,8 @@ class LoadedTokenizer:
     @cached_property
     def view(self) -> ByteView:
         """The bytes of every token. Raises UserError for a tokenizer whose bytes are not known exactly."""
+        if self._base:
+            return self._base.view
         with user_error(f"{self.name}: the bytes of its tokens can't be read off its tokenizer.json", "save it again"):
             return byte_view(self.fast.backend_tokenizer)
 
@@ -159,12 +203,14 @@ class LoadedTokenizer:
 
         What is made with a tokenizer must not be finished before this. It is cheap as long as no file changes.
         """
+        if self._base:
+            self._base.check_unchanged()
         if not (files := vars(self).get("_files")):
             return
         try:
             files.check()
         except UserError:
-            again = LoadedTokenizer(self.name, revision=self._revision)
+            again = LoadedTokenizer(self.name, revision=self._revision, template=self._choice)
             if again.saved_identity != self.saved_identity:
                 raise
             self._files = again._files

@@ -41,7 +41,7 @@ def deciding_settings(recorded: Settings) -> dict[str, Any]:
         config = AlmConfig.model_validate(recorded)
     except ValueError:  # of another version
         return {name: value for name, value in recorded.items() if name not in ("name", "log", "publish")}
-    parts = config.model_dump(mode="json", include={"corpus", "teacher", "student", "objective"})
+    parts = config.model_dump(mode="json", include={"corpus", "teacher", "teacher_template", "student", "objective"})
     return without_secrets(  # type: ignore[no-any-return]
         {
             **parts,

@@ -19,11 +19,17 @@ from storage.errors import UserError
 _RESERVED = "<|reserved {}|>"
 
 
-def keeps_source(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, setting: SpecialTokens) -> bool:
+def keeps_source(
+    source: PreTrainedTokenizerFast,
+    target: PreTrainedTokenizerFast,
+    setting: SpecialTokens,
+    *,
+    lacks_template: bool = True,
+) -> bool:
     """Return whether the target gets the source's special tokens.
 
     With `auto`, it does if the source puts tokens before a text, names a begin-of-text token or has a chat template,
-    and the target does not.
+    and the target does not. Without `lacks_template`, the target has a template of its own that is not seen here.
     """
     match setting:
         case "source":
@@ -31,15 +37,16 @@ def keeps_source(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFas
         case "target":
             return False
         case "auto":
-            return _lacks(target, source)
+            return _lacks(target, source, lacks_template=lacks_template)
         case _:
             assert_never(setting)
 
 
-def _lacks(target: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast) -> bool:
+def _lacks(target: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast, *, lacks_template: bool) -> bool:
     begins = bool(special_tokens_around(source)[0]) and not special_tokens_around(target)[0]
     named = source.bos_token is not None and target.bos_token is None
-    return begins or named or (source.chat_template is not None and target.chat_template is None)
+    templates = lacks_template and source.chat_template is not None and target.chat_template is None
+    return begins or named or templates
 
 
 def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -55,17 +55,19 @@ def decisive(config: AlmConfig, stage: Stage) -> Settings:
     plain = without_secrets(config.model_dump(mode="json"))
     student = plain["student"]
     tokenizer = {"student.model": student["model"], "student.special_tokens": student["special_tokens"]}
+    template = {"student.template": student["template"]}
     match stage:
         case "train tokenizer":
             trained = isinstance(config.student.tokenizer, TrainedTokenizer)
             texts = {name: value for name, value in plain["corpus"].items() if name not in ("sample", "max_examples")}
-            fields = tokenizer | {"student.tokenizer": student["tokenizer"]} | ({"corpus": texts} if trained else {})
+            made = {"student.tokenizer": student["tokenizer"]} | ({"corpus": texts} if trained else {})
+            fields = tokenizer | template | made
         case "shard":
             fields = {"corpus": plain["corpus"]}
         case "tokenize teacher":
-            fields = {"teacher": plain["teacher"]}
+            fields = {"teacher": plain["teacher"], "teacher_template": plain["teacher_template"]}
         case "tokenize student":
-            fields = tokenizer | {"student.tokenizer": student["tokenizer"]}
+            fields = tokenizer | template | {"student.tokenizer": student["tokenizer"]}
         case "align" | "pair biases":
             fields = {}
         case "score":

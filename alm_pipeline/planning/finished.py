@@ -96,7 +96,7 @@ def _subject(config: AlmConfig, root: str, until: str) -> str:
 
 def _program() -> dict[str, str]:
     folder = Path(__file__).parents[2]
-    return {package: hash_files(folder / package, ("**/*.py",)) for package in _PROGRAM}
+    return {package: hash_files(folder / package, ("**/*.py", "**/*.jinja")) for package in _PROGRAM}
 
 
 def _packages() -> list[str]:
@@ -108,8 +108,20 @@ def _packages() -> list[str]:
 
 def _inputs(config: AlmConfig) -> dict[str, str]:
     """Return a hash of everything that the configuration names, by its name."""
-    named = {name: _model_content(name) for name in sorted(_models(config))}
-    return {"corpus": source_identity(config.corpus.source), **{f"model {name}": what for name, what in named.items()}}
+    named = {f"model {name}": _model_content(name) for name in sorted(_models(config))}
+    return {"corpus": source_identity(config.corpus.source), **named, **_templates(config)}
+
+
+def _templates(config: AlmConfig) -> dict[str, str]:
+    """Return the hashes of files that are named as templates; other names are those of a model, or of this package."""
+    settings = {"teacher_template": config.teacher_template, "student.template": config.student.template}
+    if not any(settings.values()):
+        return {}
+    from alm_pipeline.tokenization.templates.choice import TemplateChoice  # imports jinja2
+
+    choices = (TemplateChoice.of(*setting) for setting in settings.items())
+    files = {choice.setting: choice.file_content() for choice in choices if choice and choice.template}
+    return {name: sha256(content).hexdigest() for name, content in files.items() if content is not None}
 
 
 def _models(config: AlmConfig) -> set[str]:

@@ -71,7 +71,17 @@ def _example(row: dict[str, Any]) -> Example:
     messages = json.loads(row["messages"]) if row["messages"] else None
     size = len(row["text"].encode())
     text = None if messages else row["text"]
-    return Example(row["id"], row["split"], text, messages, size, False, completion_at=row.get("completion_at"))
+    given = row.get("template_arguments")
+    return Example(
+        row["id"],
+        row["split"],
+        text,
+        messages,
+        size,
+        False,
+        completion_at=row.get("completion_at"),
+        arguments=json.loads(given) if given else None,
+    )
 
 
 def _evenly(examples: Sequence[Example], most_bytes: int) -> list[Example]:
@@ -87,7 +97,7 @@ def _evenly(examples: Sequence[Example], most_bytes: int) -> list[Example]:
 
 def student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
     """Return the student's tokenizer, and whether it is only a stand-in. One that can be made in memory is."""
-    made, source = pipeline.made_tokenizer, pipeline.source.tokenizer
+    made, source = pipeline.made_tokenizer, pipeline.source_tokenizer
     if made is None or made.manifest():
         return False, pipeline.student_tokenizer
     if isinstance(pipeline.config.student.tokenizer, TrainedTokenizer):

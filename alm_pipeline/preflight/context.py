@@ -16,6 +16,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.corpus_sample import CorpusSample, read_sample
 from alm_pipeline.preflight.findings import Finding, Severity, finding, finding_of, named_field
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from storage.dataset import Dataset
 from storage.errors import UserError, cause, is_temporary
 
@@ -40,6 +41,8 @@ class RunInputs:
     """the student's model before it gets its tokenizer"""
     named_tokenizer: Callable[[], LoadedTokenizer | None]
     """returns the tokenizer that the configuration names for the student; None if the run makes it"""
+    student_template: TemplateChoice | None
+    """what replaces the chat template of the student's tokenizer"""
     corpus: Callable[[], CorpusConfig]
     """returns the corpus as the run cuts and normalizes it"""
     caches: Callable[[], Mapping[str, Dataset]]
@@ -160,24 +163,40 @@ class Context:
         if isinstance(self.config.student.tokenizer, TrainedTokenizer):
             return None
         if self.config.student.tokenizer is None:
-            return self.source_tokenizer
+            return self.templated_source
         return self.opened("student's tokenizer", "student.tokenizer", lambda: self._made_or_named)
+
+    @property
+    def templated_source(self) -> LoadedTokenizer:
+        """The tokenizer of the student's model, with the student's template."""
+        source = self.source_tokenizer
+        if self.inputs.student_template is None:
+            return source
+        return self.opened("student's template", "student.template", lambda: self._with_student_template(source))
+
+    def _with_student_template(self, tokenizer: LoadedTokenizer) -> LoadedTokenizer:
+        templated: dict[str, LoadedTokenizer] = self.__dict__.setdefault("_templated", {})
+        if tokenizer.name not in templated:
+            templated[tokenizer.name] = tokenizer.with_template(self.inputs.student_template)
+            _ = templated[tokenizer.name].fast
+        return templated[tokenizer.name]
 
     @cached_property
     def _made_or_named(self) -> LoadedTokenizer:
         from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
         from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
 
-        source = self.source_tokenizer.fast
-        if self.config.student.tokenizer == BYTES:
+        source, student = self.templated_source.fast, self.config.student
+        if student.tokenizer == BYTES:
             return LoadedTokenizer.of(byte_level_tokenizer(source))
         named = self.inputs.named_tokenizer()
         assert named is not None
         _ = named.fast, named.view, named.frame
-        if named.name == self.source.name:
-            return named
-        if not keeps_source(source, named.fast, self.config.student.special_tokens):
-            return named
+        lacks_template = not student.template_name
+        if named.name == self.source.name or not keeps_source(
+            source, named.fast, student.special_tokens, lacks_template=lacks_template
+        ):
+            return self._with_student_template(named)
         return LoadedTokenizer.of(with_special_tokens(source, named.fast))
 
     @property

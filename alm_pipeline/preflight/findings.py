@@ -12,7 +12,9 @@ from storage.errors import UserError
 from storage.printed.inert import visible
 
 Severity = Literal["error", "warning"]
-_FIELD = re.compile(r"\b(?:corpus|student|score|objective|train|evaluation|log|publish)(?:\.[a-z_]+)+")
+_FIELD = re.compile(
+    r"\bteacher_template\b|\b(?:corpus|student|score|objective|train|evaluation|log|publish)(?:\.[a-z_]+)+"
+)
 _LONGEST_VALUE = 120
 
 

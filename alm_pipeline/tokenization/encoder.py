@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.corpus.conversation import Conversation, sections
+from alm_pipeline.corpus.formats.marks import learned_role
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
@@ -112,9 +113,9 @@ class ByteEncoder:
             return np.arange(1, len(ids) + 1) * len(content) // max(1, len(ids))
         return spans.ends
 
-    def conversation_tokens(self, conversation: Conversation) -> int:
+    def conversation_tokens(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> int:
         """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
-        return len(self.encode_conversations([conversation]).token_ids)
+        return len(self.encode_conversations([conversation], [arguments]).token_ids)
 
     def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
         # some faults of a tokenizer.json show with some texts only, as a panic of the library
@@ -235,7 +236,7 @@ class ByteEncoder:
             covering.kinds,
             covering.turns,
             covering.uncovered,
-            tuple(section.role for section in own),
+            tuple(learned_role(conversation[section.message], section.role) for section in own),
             tuple(np.diff(section_ends, prepend=0).tolist()),
         )
 

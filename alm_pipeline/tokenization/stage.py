@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from alm_pipeline.corpus.conversation import Conversation, first_section
+from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -114,9 +115,9 @@ def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokeniz
     if not rows or sum(record.dropped.get(Dropped.TEMPLATE_REFUSES, 0) for record in records) < rows:
         return
     shard = next(shard for shard, record in enumerate(records) if record.rows)
-    conversations = _conversations(examples.read_shard(shard, ["messages"])["messages"]) or []
+    first = next(_slices(examples, [shard]))
     try:
-        tokenizer.template.render(conversations[0])
+        tokenizer.template.render((first.conversations or [])[0], first.arguments and first.arguments[0])
     except TemplateRefused as error:
         raise UserError(
             f"{error}; it refuses all {rows} conversations of {examples.url}: fix the template, or use a corpus whose "
@@ -189,19 +190,21 @@ class _ExampleSlice:
     """None for a corpus of texts"""
     completions: list[int] | None
     """where completions begin, of prompts with completions"""
+    arguments: list[Arguments | None] | None
+    """what each conversation's template gets beside the messages; None if that is nothing"""
 
 
 def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]:
-    optional = ["completion_at"] if learns_completions(examples) else []
+    has_completions = learns_completions(examples)
     for shard in shards:
-        table = examples.read_shard(shard, ["id", "text", "messages", *optional])
+        table = examples.read_shard(shard)
         # an empty shard has one empty slice
         for start in range(0, max(1, table.num_rows), _EXAMPLES_PER_SLICE):
             part = table.slice(start, _EXAMPLES_PER_SLICE)
             last = start + _EXAMPLES_PER_SLICE >= table.num_rows
             texts, conversations = part["text"].to_pylist(), _conversations(part["messages"])
-            completions = part["completion_at"].to_pylist() if optional else None
-            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions)
+            completions = part["completion_at"].to_pylist() if has_completions else None
+            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions, _arguments(part))
 
 
 def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
@@ -211,12 +214,19 @@ def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
     return [json.loads(conversation) for conversation in messages.to_pylist()]
 
 
+def _arguments(examples: pa.Table) -> list[Arguments | None] | None:
+    """Parse the template arguments of conversations; None where the dataset has none."""
+    if "template_arguments" not in examples.column_names:
+        return None
+    return [None if text is None else json.loads(text) for text in examples["template_arguments"].to_pylist()]
+
+
 def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[tuple[_ExampleSlice, EncodedBatch]]:
     """Yield the slices with their tokens, in order."""
 
     def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
         if part.conversations is not None:
-            batch = encoder.encode_conversations(part.conversations)
+            batch = encoder.encode_conversations(part.conversations, part.arguments)
             if part.completions is None:
                 return part, batch
             rows = zip(part.conversations, part.completions, strict=True)

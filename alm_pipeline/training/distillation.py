@@ -21,6 +21,7 @@ from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.terms import needs_mapping
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
+from alm_pipeline.transfer.carry_over import end_with_turns
 from alm_pipeline.transfer.fvt import special_counterparts
 from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.swap import swap_tokenizer
@@ -122,14 +123,18 @@ class Distillation:
         """
         self.source.refuse_adapter()
         model = self.source.load("float32")
-        if self._keeps_tokenizer:
-            return model, {}
+        counts = {} if self._keeps_tokenizer else self._put_tokenizer(model)
+        if self.config.student.template_name is not None:
+            end_with_turns(model, self.tokenizer.fast)
+        return model, counts
+
+    def _put_tokenizer(self, model: PreTrainedModel) -> dict[str, int]:
         config, seed = self.config.student, self.config.train.seed
         tokenizers, initialization = (self.source.tokenizer, self.tokenizer), self._initialization
         if config.is_byte_level:
             ngrams = config.ngram_embeddings
-            return model, put_on_bytes(model, *tokenizers, initialization, ngram_embeddings=ngrams, seed=seed)
-        return model, swap_tokenizer(model, *tokenizers, initialization, seed).counts()
+            return put_on_bytes(model, *tokenizers, initialization, ngram_embeddings=ngrams, seed=seed)
+        return swap_tokenizer(model, *tokenizers, initialization, seed).counts()
 
     def live_teacher(self) -> LiveTeacher | None:
         """Load the teacher, if a term of the objective needs it in training memory."""

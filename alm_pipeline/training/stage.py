@@ -103,7 +103,8 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     model, initialization = distillation.initial_student()
     vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
     held_out = distillation.held_out
-    evaluator = HeldOutEvaluator(held_out, config, vocabulary, distillation.tokenizer, distillation.chunk_ends)
+    tokenizer, examples = distillation.tokenizer, distillation.caches["examples"]
+    evaluator = HeldOutEvaluator(held_out, config, vocabulary, tokenizer, distillation.chunk_ends, examples)
     evaluations = Evaluations(evaluator, config.evaluation)
     _share_checkpoints(student)
     with _keeper(student, lease, distillation, evaluations) as keeper:

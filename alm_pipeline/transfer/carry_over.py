@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from alm_pipeline.models.configuration import text_config
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, template_texts
 from alm_pipeline.transfer.fvt import chat_tokens, special_ids
+from storage.schemas import TokenKind
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,17 @@ def carry_over(model: PreTrainedModel, source: PreTrainedTokenizerFast, target: 
             "%s: the tokenizer has no chat template, but the model had one: set special_tokens to source to keep it",
             target.name_or_path,
         )
+
+
+def end_with_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let generation end at the token with which the tokenizer's chat template ends a turn, if it has one. In place."""
+    end, settings = chat_tokens(tokenizer).get(TokenKind.END_OF_TURN), model.generation_config
+    if end is None or settings is None:
+        return
+    current = settings.eos_token_id
+    ids = current if isinstance(current, list) else [] if current is None else [current]
+    if end not in ids:
+        settings.eos_token_id = [*ids, end]
 
 
 def carry_template(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:

@@ -15,6 +15,8 @@ from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special_tokens
+from alm_pipeline.tokenization.templates.choice import TemplateChoice
+from alm_pipeline.transfer.carry_over import end_with_turns
 from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.swap import swap_tokenizer
 
@@ -26,6 +28,7 @@ def transfer(
     *,
     initialization: Method = "fvt",
     special_tokens: SpecialTokens = "auto",
+    template: TemplateChoice | None = None,
     donor: str | None = None,
     omp_terms: int = 8,
     seed: int = 0,
@@ -33,9 +36,10 @@ def transfer(
 ) -> dict[str, int]:
     """Write the model with the new tokenizer into a new folder, in the model's own precision.
 
-    Models and tokenizers are folders, hub names or `demo:NAME`. The settings are those of `student` in a configuration.
-    Returns the numbers of embedding rows that are copied, composed and drawn. Raises UserError if the folder exists and
-    is not empty, or if the model, the tokenizer or the donor cannot be loaded or do not fit together.
+    Models and tokenizers are folders, hub names or `demo:NAME`. `template` replaces the chat template. The settings are
+    those of `student` in a configuration. Returns the numbers of embedding rows that are copied, composed and drawn.
+    Raises UserError if the folder exists and is not empty, or if the model, the tokenizer or the donor cannot be loaded
+    or do not fit together.
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
@@ -44,10 +48,12 @@ def transfer(
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
         source = reference.tokenizer
         named = LoadedTokenizer(target_tokenizer)
-        target = target_for(source.fast, named.fast, special_tokens)
+        target = _target(source, named, special_tokens, template)
         model = reference.load(reference.weights_dtype, device="cpu")
         setting = Initialization(initialization, donor_model, omp_terms)
         counts = swap_tokenizer(model, source, LoadedTokenizer.of(target), setting, seed).counts()
+        if template and template.template is not None:
+            end_with_turns(model, target)
         with quiet_transformers():
             model.save_pretrained(written)
             target.save_pretrained(written)
@@ -57,8 +63,11 @@ def transfer(
     return counts
 
 
-def target_for(
-    source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, setting: SpecialTokens
+def _target(
+    source: LoadedTokenizer, named: LoadedTokenizer, setting: SpecialTokens, template: TemplateChoice | None
 ) -> PreTrainedTokenizerFast:
-    """Return the target, with the source's special tokens if the setting asks for them."""
-    return with_special_tokens(source, target) if keeps_source(source, target, setting) else target
+    """Return the target with its template, and with the source's special tokens if the setting asks for them."""
+    lacks_template = template is None or template.template is None
+    if keeps_source(source.fast, named.fast, setting, lacks_template=lacks_template):
+        return with_special_tokens(source.with_template(template).fast, named.fast)
+    return named.with_template(template).fast

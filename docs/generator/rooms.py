@@ -30,6 +30,7 @@ PURPOSES = {
     "alm_pipeline.models.health": "What is wrong with a model's or tokenizer's files and weights, in one sentence.",
     "alm_pipeline.models.demo": "Small real models from package registries, for machines without a model hub.",
     "alm_pipeline.models": "Models and tokenizers by name: their files, loading, the output head.",
+    "alm_pipeline.tokenization.templates": "The template that a setting names, with its arguments written into it.",
     "alm_pipeline.tokenization.chat": "Chat templates: which bytes of a rendered conversation are content.",
     "alm_pipeline.new_tokenizer": "Makes the student's tokenizer: trained on the corpus, or of single bytes.",
     "alm_pipeline.tokenization.engines": "The tokenizer engines, and the proof that a fast one gives the same ids.",

@@ -237,6 +237,13 @@ def transfer(
         SpecialTokens,
         typer.Option(help="Whose special tokens to use: the model's (source), the tokenizer's (target), or auto."),
     ] = "auto",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="The chat template of the new model: a file with a Jinja template, chatml, plain, or the name of one "
+            "that the tokenizer has."
+        ),
+    ] = None,
     donor: Annotated[str | None, typer.Option(help="With omp: the model that has the new tokenizer.")] = None,
     omp_terms: Annotated[
         int, typer.Option(min=1, help="With omp: the number of shared tokens that a new one is composed of.")
@@ -252,6 +259,7 @@ def transfer(
     With --corpus, also print the bits per byte of both models on those texts.
     """
     from alm_pipeline.runtime.progress import progress_bars
+    from alm_pipeline.tokenization.templates.choice import TemplateChoice
     from alm_pipeline.transfer.zero_step import transfer
 
     with user_errors(), progress_bars(err):
@@ -261,6 +269,7 @@ def transfer(
             folder,
             initialization=initialization,
             special_tokens=special_tokens,
+            template=TemplateChoice.of("--template", template),
             donor=donor,
             omp_terms=omp_terms,
             seed=seed,

@@ -7,7 +7,16 @@ import typer
 
 from alm_pipeline.config import SEEDS
 from flows.terminal.console import JsonOption, Shown, err, out, user_errors, write_generated
-from flows.terminal.options import Device, Examples, Precision, Text, TrustRemoteCode, finite
+from flows.terminal.options import (
+    Device,
+    Examples,
+    Precision,
+    Template,
+    TemplateArguments,
+    Text,
+    TrustRemoteCode,
+    finite,
+)
 
 models = typer.Typer()
 
@@ -42,6 +51,8 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the tokenizer's chat template.")
     ] = False,
+    template: Template = None,
+    template_arguments: TemplateArguments = None,
     dtype: Precision = "float32",
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -53,6 +64,7 @@ def generate(
     """
     with user_errors():
         from alm_pipeline.ensemble.generation import generate_text
+        from alm_pipeline.tokenization.templates.choice import TemplateChoice
 
         generate_text(
             model,
@@ -63,6 +75,7 @@ def generate(
             top_p=top_p,
             seed=seed,
             chat=chat,
+            template=TemplateChoice.of_option(template, template_arguments),
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -144,6 +157,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="The number of examples per task; by default all.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="The number of rows per batch.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
+    template: Template = None,
+    template_arguments: TemplateArguments = None,
+    think_end: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Where reasoning ends, such as </think>: the answer follows it.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write lm_eval's results to this JSON file.")
     ] = None,
@@ -155,6 +173,7 @@ def evaluate(
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print a table of the results."""
     with user_errors():
         from alm_pipeline.ensemble.tasks import lm_eval_harness
+        from alm_pipeline.tokenization.templates.choice import TemplateChoice
 
         harness = lm_eval_harness()
         (results,) = harness.evaluate(
@@ -165,6 +184,8 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             chat=chat,
+            template=TemplateChoice.of_option(template, template_arguments),
+            think_end=think_end,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,

@@ -44,6 +44,20 @@ Examples = Annotated[int, typer.Option(min=1, help="The number of texts to take 
 Precision = Annotated[Dtype, typer.Option(help="The dtype to compute in; an ensemble's file sets its own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda:1, …; by default the GPU, if there is one.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code in the model's folder.")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="The chat template to use, with --chat implied: a file with a Jinja template, chatml, plain, or the name "
+        "of one that the tokenizer has."
+    ),
+]
+TemplateArguments = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YAML",
+        help="What the chat template gets beside the prompt, with --chat implied: '{enable_thinking: false}'.",
+    ),
+]
 
 _SETTINGS = Annotated[
     list[str] | None,

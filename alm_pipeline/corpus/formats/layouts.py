@@ -5,15 +5,19 @@ configured, identifies the examples: a layout that was recognized and the same o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from alm_pipeline.config import CorpusConfig, GeneratedSource, HubSource
+from alm_pipeline.config.corpus import OF_CONVERSATIONS
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import ROWS_BEFORE_A_COLUMN, Columns, SourceRow
 from alm_pipeline.corpus.files.versions import HashedFiles
+from alm_pipeline.corpus.formats.marks import MARKS, is_mark
 from alm_pipeline.corpus.formats.messages import conversation_form, listed
+from alm_pipeline.corpus.formats.tools import row_tools, template_arguments
 from storage.errors import UserError
 
 
@@ -27,6 +31,7 @@ class Source(Protocol):
 
 
 TEXT_COLUMN, MESSAGES_COLUMN, SHAREGPT_COLUMN = "text", "messages", "conversations"
+TOOLS_COLUMN, ARGUMENTS_COLUMN = "tools", "chat_template_kwargs"
 _CONVERSATION_COLUMNS = (MESSAGES_COLUMN, SHAREGPT_COLUMN, "conversation")
 PAIRS: dict[str, tuple[str, str]] = {
     "prompt_completion": ("prompt", "completion"),
@@ -36,8 +41,8 @@ _rows_of_hub: dict[HubSource, Sequence[SourceRow]] = {}
 """The first rows that this process has read of datasets of the Hub: it takes seconds, and each task asks again."""
 _ROWS = 100
 _MOST_SHOWN = 20
-_NOT_USED = ("weight", "loss_mask", "train", "train_on_inputs", "train_on_input", "masked")
-"""Marks of what is to be learned, which are not read."""
+_NOT_USED = (*MARKS, "train_on_inputs", "train_on_input", "masked")
+"""Marks of what is to be learned: all but one key of messages are not read."""
 
 READ_AS: dict[str, str] = {
     "text": "plain texts",
@@ -56,13 +61,57 @@ def resolve_layout(config: CorpusConfig, source: Source) -> CorpusConfig:
     """
     match config.layout:
         case "messages":
-            return config.model_copy(update={"messages": config.messages or MESSAGES_COLUMN})
+            known = {"messages": config.messages or MESSAGES_COLUMN}
         case "sharegpt":
-            return config.model_copy(update={"messages": config.messages or SHAREGPT_COLUMN})
+            known = {"messages": config.messages or SHAREGPT_COLUMN}
         case "text" | "alpaca" | "prompt_completion":
-            return config
+            known = {}
         case "auto":
-            return config.model_copy(update=_recognized(config, source))
+            known = dict(_recognized(config, source))
+        case _:
+            assert_never(config.layout)
+    resolved = config.model_copy(update=known)
+    return resolved.model_copy(update=_beside_messages(resolved, source))
+
+
+def _beside_messages(config: CorpusConfig, source: Source) -> dict[str, str]:
+    """Return the defaults of the settings in `OF_CONVERSATIONS` that are not set, where the first rows have such."""
+    if config.layout == "text" and (named := [name for name in OF_CONVERSATIONS if getattr(config, name)]):
+        raise UserError(
+            f"corpus.{named[0]}: only conversations have it, and corpus {config.name} is read as texts: leave it out, "
+            "or set corpus.messages to the column of conversations"
+        )
+    unset = [name for name in OF_CONVERSATIONS if getattr(config, name) is None]
+    if config.layout == "text" or not unset or isinstance(config.source, GeneratedSource):
+        return {}
+    rows = first_rows(config, source)
+    found = {
+        "tools": TOOLS_COLUMN if _have(rows, TOOLS_COLUMN, row_tools) else None,
+        "template_arguments": ARGUMENTS_COLUMN if _have(rows, ARGUMENTS_COLUMN, template_arguments) else None,
+        "marks": _mark_of(config, rows),
+    }
+    return {name: value for name in unset if (value := found[name]) is not None}
+
+
+def _have(rows: Sequence[SourceRow], column: str, read: Callable[[Any], Any]) -> bool:
+    """Return whether a row has something in a column that can be read."""
+    for row in rows:
+        with suppress(RowDropped):
+            if read(row.get(column)):
+                return True
+    return False
+
+
+def _mark_of(config: CorpusConfig, rows: Sequence[SourceRow]) -> str | None:
+    """Return the mark that messages of the first rows have; None if they have none."""
+    messages = [
+        message for row in rows for column in _message_columns(config) for message in _messages_of(row.get(column))
+    ]
+    return next((key for key in MARKS if any(is_mark(message.get(key)) for message in messages)), None)
+
+
+def _message_columns(config: CorpusConfig) -> tuple[str, ...]:
+    return (config.messages,) if config.messages else PAIRS.get(config.layout, ())
 
 
 def _recognized(config: CorpusConfig, source: Source) -> Mapping[str, Any]:
@@ -201,12 +250,31 @@ def layout_line(config: CorpusConfig, source: Source) -> str | None:
     It names marks and columns of the first rows that are not used.
     """
     rows = first_rows(config, source) if config.layout != "text" else []
-    ignored = [*_unused_marks(config, rows), *(["column 'tools'"] if any(row.get("tools") for row in rows) else [])]
-    if not ignored and config.layout in ("text", "messages") and config.messages != MESSAGES_COLUMN:
+    used, ignored = _used(config), [*_unused_marks(config, rows), *_unused_columns(config, rows)]
+    if not (used or ignored) and config.layout in ("text", "messages") and config.messages != MESSAGES_COLUMN:
         return None
     column = f", column {config.messages!r}" if config.messages else ""
     unused = f"; not used: {', '.join(ignored)}" if ignored else ""
-    return f"corpus {config.name} is read as {config.layout}: {READ_AS[config.layout]}{column}{unused}"
+    read = ", ".join([READ_AS[config.layout] + column, *used])
+    return f"corpus {config.name} is read as {config.layout}: {read}{unused}"
+
+
+def _used(config: CorpusConfig) -> list[str]:
+    """Return what is read beside the conversations."""
+    return [
+        *([f"tools in column {config.tools!r}"] if config.tools else []),
+        *([f"template arguments in column {config.template_arguments!r}"] if config.template_arguments else []),
+        *([f"learned as {config.marks!r} of messages says"] if config.marks else []),
+    ]
+
+
+def _unused_columns(config: CorpusConfig, rows: Sequence[SourceRow]) -> list[str]:
+    columns = {TOOLS_COLUMN: config.tools, ARGUMENTS_COLUMN: config.template_arguments}
+    return [
+        f"column {column!r}"
+        for column, used in columns.items()
+        if used != column and any(row.get(column) for row in rows)
+    ]
 
 
 def _unused_marks(config: CorpusConfig, rows: Sequence[SourceRow]) -> list[str]:
@@ -214,7 +282,8 @@ def _unused_marks(config: CorpusConfig, rows: Sequence[SourceRow]) -> list[str]:
     for row in rows:
         keys |= {f"column {name!r}": None for name in _NOT_USED if name in row}
         for message in _messages_of(row.get(config.messages or "")):
-            keys |= {f"{name!r} of messages": None for name in _NOT_USED if message.get(name) is not None}
+            others = (name for name in _NOT_USED if name != config.marks and message.get(name) is not None)
+            keys |= {f"{name!r} of messages": None for name in others}
     return list(keys)
 
 

@@ -5,19 +5,22 @@ lists. Whatever is in none of the forms raises RowDropped with the reason that t
 """
 
 import json
-import math
-from datetime import date, time, timedelta
-from decimal import Decimal
 from typing import Any, Literal
-from uuid import UUID
 
 from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
+from alm_pipeline.corpus.formats.marks import MARKS, with_mark
+from alm_pipeline.corpus.formats.values import (
+    check_unicode,
+    is_finite,
+    json_value,
+    optional_is_empty,
+    parsed_json,
+    without_null_keys,
+)
 
 Messages = list[dict[str, Any]]
-_MAX_DEPTH = 100
-"""How deep the values of a message may be nested: every later stage reads them with a limited stack."""
 
 SHAREGPT_ROLES: dict[str, Literal["system", "user", "assistant", "tool", "call"]] = {
     "system": "system",
@@ -38,22 +41,30 @@ SHAREGPT_ROLES: dict[str, Literal["system", "user", "assistant", "tool", "call"]
 """The role of each name that ShareGPT sets use; `call` is an assistant's message that calls tools, as JSON."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The keys of a message that may hold what the assistant thinks."""
 
 
-def openai_messages(value: Any) -> Messages:
-    """Return a conversation of messages with `role` and `content`; roles stay as they are."""
+def openai_messages(value: Any, mark: str | None = None) -> Messages:
+    """Return a conversation of messages with `role` and `content`; roles stay as they are.
+
+    `mark` is the key that says whether a message is learned (see `with_mark`); with None, messages are not marked.
+    """
     messages = listed(value)
     if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
         raise RowDropped("not_text")
-    return _checked([_with_text_content(message) for message in messages])
+    # in JSON text nobody filled in nulls: those among a call's arguments are the row's own
+    kept = "arguments" if isinstance(value, str) else None
+    return _checked(_marked([_with_text_content(message, kept) for message in messages], mark))
 
 
-def sharegpt_messages(value: Any, system: Any = None) -> Messages:
+def sharegpt_messages(value: Any, system: Any = None, mark: str | None = None) -> Messages:
     """Return a conversation of turns with `from` and `value`, or `role` and `content`, in the roles of templates.
 
-    `system` is put in front of a conversation that does not begin with a system message.
+    `system` is put in front of a conversation that does not begin with a system message. `mark` is that of
+    `openai_messages`.
     """
-    messages = [_sharegpt_message(turn) for turn in listed(value)]
+    messages = _marked([_sharegpt_message(turn) for turn in listed(value)], mark)
     instructions = optional_text(system)
     if instructions.strip() and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": instructions})
@@ -74,6 +85,10 @@ def alpaca_messages(row: SourceRow) -> Messages:
     return _checked(messages)
 
 
+def _marked(messages: Messages, mark: str | None) -> Messages:
+    return messages if mark is None else [with_mark(message, mark) for message in messages]
+
+
 def _history(value: Any) -> list[tuple[str, str]]:
     turns = [] if optional_is_empty(value) else listed(value)
     if not all(
@@ -92,15 +107,10 @@ def optional_text(value: Any) -> str:
     return value
 
 
-def optional_is_empty(value: Any) -> bool:
-    """Return whether a row has nothing in a column that it may lack."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
 def listed(value: Any) -> list[Any]:
     """Return a list that is one, or JSON text, or a mapping of equally long lists. Raises RowDropped for the rest."""
     if isinstance(value, str):
-        value = _parsed(value)
+        value = parsed_json(value)
     if isinstance(value, dict) and value and all(isinstance(items, list) for items in value.values()):
         if len({len(items) for items in value.values()}) > 1:
             raise RowDropped("not_text")
@@ -108,15 +118,6 @@ def listed(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise RowDropped("not_text")
     return value
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
-    except RecursionError as error:
-        raise RowDropped("nested_too_deeply") from error
-    except ValueError:
-        return None
 
 
 def conversation_form(value: Any) -> Literal["messages", "sharegpt"] | None:
@@ -146,14 +147,15 @@ def _sharegpt_message(turn: Any) -> dict[str, Any]:
     if not is_sharegpt and role != "call":
         return _with_text_content({**turn, "role": role})
     content = turn.get("value" if is_sharegpt else "content")
+    marks = {key: turn[key] for key in MARKS if turn.get(key) is not None}
     if role == "call":
-        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(content)}
-    return {"role": role, "content": _text_content(content)}
+        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(content), **marks}
+    return {"role": role, "content": _text_content(content), **marks}
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]]:
     """Return the calls that a `function_call` turn holds as JSON: one, or a list of them."""
-    calls = _parsed(value) if isinstance(value, str) else value
+    calls = parsed_json(value) if isinstance(value, str) else without_null_keys(value)
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) for call in calls):
         raise RowDropped("not_a_tool_call")
@@ -165,14 +167,14 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
 
 def _function(function: dict[str, Any]) -> dict[str, Any]:
     arguments = function["arguments"]
-    parsed = _parsed(arguments) if isinstance(arguments, str) else None
+    parsed = parsed_json(arguments) if isinstance(arguments, str) else None
     return {"name": function["name"], "arguments": parsed if isinstance(parsed, dict) else arguments}
 
 
-def _with_text_content(message: dict[str, Any]) -> dict[str, Any]:
-    # in a message itself, a null key is one that it does not have
-    present = {key: item for key, item in message.items() if item is not None}
-    if "content" not in present and not present.get("tool_calls"):
+def _with_text_content(message: dict[str, Any], kept: str | None = None) -> dict[str, Any]:
+    """Return a message without its null keys, at every depth except in `kept`, and with a text as its content."""
+    present: dict[str, Any] = without_null_keys(message, kept)
+    if "content" not in present and not any(present.get(key) for key in ("tool_calls", *REASONING_KEYS)):
         raise RowDropped("not_text")
     return {**present, "content": _text_content(present.get("content", ""))}
 
@@ -202,8 +204,8 @@ def _part_text(part: Any) -> str:
 
 def _checked(messages: Messages) -> Messages:
     """Return the messages as JSON can hold them. Raises RowDropped if it can't, or if no message has text."""
-    held: Messages = [_json_value(message) for message in messages]
-    if not _is_finite([message.get("tool_calls") for message in messages]):
+    held: Messages = [json_value(message) for message in messages]
+    if not is_finite([message.get("tool_calls") for message in messages]):
         raise RowDropped("not_finite")
     try:
         check_unicode(json.dumps(held, ensure_ascii=False, allow_nan=False))
@@ -212,39 +214,3 @@ def _checked(messages: Messages) -> Messages:
     if not joined_text(held).strip():
         raise RowDropped("empty")
     return held
-
-
-def _json_value(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON can hold it, without the keys of what it can't; None if it can't hold the value."""
-    if depth > _MAX_DEPTH:
-        raise RowDropped("nested_too_deeply")
-    match value:
-        case None | str() | bool() | int():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case date() | time():
-            return value.isoformat()
-        case Decimal() | timedelta() | UUID():
-            return str(value)
-        case dict():
-            held = {str(key): _json_value(item, depth + 1) for key, item in value.items()}
-            return {key: item for key, item in held.items() if item is not None or value.get(key) is None}
-        case list():
-            return [_json_value(item, depth + 1) for item in value]
-    return None
-
-
-def _is_finite(value: Any) -> bool:
-    """Return whether a value holds no NaN or infinite number at any depth."""
-    if isinstance(value, dict | list):
-        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float | Decimal) or math.isfinite(value)
-
-
-def check_unicode(text: str) -> None:
-    """Raise RowDropped for a text that UTF-8 can't hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowDropped("invalid_utf8") from error

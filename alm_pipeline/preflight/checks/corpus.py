@@ -169,8 +169,10 @@ def templates_show_conversations(context: Context) -> None:
     if not chats:
         return
     _check_assistant(context, chats)
-    student = context.student_tokenizer or context.source_tokenizer
-    for field, tokenizer in (("teacher", context.teacher_tokenizer), ("student.tokenizer", student)):
+    student = context.student_tokenizer or context.templated_source
+    teacher_field = "teacher" if context.config.teacher_template is None else "teacher_template"
+    student_field = "student.tokenizer" if context.config.student.template is None else "student.template"
+    for field, tokenizer in ((teacher_field, context.teacher_tokenizer), (student_field, student)):
         try:
             _check_template(context, field, tokenizer, chats)
         except UserError as error:
@@ -182,7 +184,7 @@ def _check_template(context: Context, field: str, tokenizer: LoadedTokenizer, ch
     refusals = []
     for chat in chats[:_MOST_RENDERED]:
         try:
-            tokenizer.template.render(chat.messages or [])
+            tokenizer.template.render(chat.messages or [], chat.arguments)
             return
         except TemplateRefused as error:
             refusals.append(error)

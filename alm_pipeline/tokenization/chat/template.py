@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.config.template import DATE_ARGUMENT
 from alm_pipeline.corpus.conversation import TOOL_CALLS, Conversation, Messages
 from alm_pipeline.tokenization.chat.dialogue import CallMarks, Dialogue
 from alm_pipeline.tokenization.chat.forms import TemplateForm, find_form
@@ -32,11 +33,12 @@ from alm_pipeline.tokenization.chat.tracing import (
     trace,
     whole_parts,
 )
+from alm_pipeline.tokenization.templates.baking import date_macro
 from storage.errors import UserError, cause, user_error
 from storage.schemas import TokenKind
 
 # Replaces the current date, which some templates write: a rendering has to be the same on every day.
-_FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+_FIXED_DATE = date_macro()
 
 
 class TemplateRefused(UserError):
@@ -68,10 +70,12 @@ def apply_template(
     *,
     source: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    begins_answer: bool | None = None,
 ) -> str:
     """Return the messages in `source`, or in the tokenizer's template with the beginning of an answer.
 
-    `arguments` are what the template gets beside the messages.
+    `arguments` are what the template gets beside the messages. `begins_answer`: whether the beginning of an answer
+    follows, in `source` too.
 
     A template is a program: it may raise what it wants, divide by zero or recurse for ever. Raises TemplateRefused for
     any such error, and UserError if the template is not valid Jinja, which no conversation changes.
@@ -83,7 +87,7 @@ def apply_template(
                 [dict(message) for message in messages],
                 chat_template=source,
                 tokenize=False,
-                add_generation_prompt=source is None,
+                add_generation_prompt=source is None if begins_answer is None else begins_answer,
                 **(arguments or {}),
             )
         )
@@ -130,6 +134,11 @@ class ChatTemplate:
         trace = self._trace(text, dialogue, arguments)
         return None if trace is None else _in_bytes(text, list(self._spans(text, dialogue, trace)), dialogue)
 
+    def prompt(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> str:
+        """Return the conversation with the beginning of an answer, as a model continues it. Raises as `render` does."""
+        messages = Dialogue(conversation, self.form).messages
+        return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments, begins_answer=True)
+
     def _apply(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
         return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments)
 
@@ -160,7 +169,7 @@ class ChatTemplate:
             f"{self.tokenizer.name_or_path}: none of its chat templates can be chosen", "name one of them `default`"
         ):
             template = self.tokenizer.get_chat_template()
-        return _FIXED_DATE + template if "strftime_now" in template else template
+        return f"{_FIXED_DATE}\n{template}" if DATE_ARGUMENT in template else template
 
     def _trace(self, text: str, dialogue: Dialogue, arguments: Mapping[str, Any] | None) -> Trace | None:
         """Trace placeholders for whole texts, then for the parts between tags that the template may look for.

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alm_pipeline.config import ObjectiveConfig
-from alm_pipeline.corpus.stage import learns_completions
+from alm_pipeline.corpus.stage import learns_completions, learns_marked
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.chunking.registry import chunks_of
@@ -41,10 +41,10 @@ def read_examples(
 
     `datasets` has the keys of COLUMNS. `ends` is where chunks may end, for chunkings that look at tokens. Those
     chunkings, and terms that need the teacher in memory, also need the dataset `teacher_tokens`. `with_ids` adds the
-    column `id`. Of prompts with completions, only the completions are learned. Raises ValueError if `ends` do not fit
-    the chunking, and UserError if a score is not finite.
+    column `id`. Of prompts with completions, only the completions are learned, and where messages are marked, only
+    answers. Raises ValueError if `ends` do not fit the chunking, and UserError if a score is not finite.
     """
-    if learns_completions(datasets["examples"]):
+    if learns_completions(datasets["examples"]) or learns_marked(datasets["examples"]):
         objective = objective.model_copy(update={"assistant_only": True})
     tables = read_aligned(datasets, shard, _needed_columns(objective, ends))
     check_stored_scores(tables, datasets["scores"], shard)

@@ -6,9 +6,9 @@ float32, whatever dtype the training uses, so the results are those of the saved
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,9 +28,8 @@ from alm_pipeline.training.data.examples import aligned_examples
 from alm_pipeline.training.data.packing import make_batch, plan_batches
 from alm_pipeline.training.loop.evaluations import Evaluation, Sample
 from alm_pipeline.training.model.terms import micro_batch_losses
-
-_PROMPT_TOKENS = 32
-"""the maximum length of a prompt, which is also at most half of its text"""
+from alm_pipeline.training.student.prompts import sample_prompts
+from storage.dataset import Dataset
 
 
 class HeldOutEvaluator:
@@ -43,14 +42,19 @@ class HeldOutEvaluator:
         vocabulary: HeadVocabulary,
         tokenizer: LoadedTokenizer,
         ends: ChunkEnds | None = None,
+        examples: Dataset | None = None,
     ) -> None:
-        """`tokenizer` and `vocabulary` are the student's; `ends` is that of `read_examples`."""
+        """`tokenizer` and `vocabulary` are the student's; `ends` is that of `read_examples`.
+
+        `examples` has the conversations that samples continue.
+        """
         self.held_out, self.vocabulary, self.tokenizer = held_out, vocabulary, tokenizer.fast
         # the distance to the teacher comes from its scores, so no term needs the teacher in memory
         self.objective = config.objective.model_copy(update={"terms": {"alm": 1.0}})
         self.tokens = held_out.drawn_student
         self.batches = self._batches(config.train.batch_tokens, config.train.row_tokens, ends)
-        self.prompts = _prompts(held_out, config.evaluation.samples)
+        self._prompts: list[list[int]] | None = None
+        self._read_prompts = partial(sample_prompts, held_out, config.evaluation.samples, tokenizer, examples)
         self.sample_tokens = config.evaluation.sample_tokens
 
     def _batches(self, batch_tokens: int, row_tokens: int, ends: ChunkEnds | None) -> list[dict[str, Tensor]]:
@@ -64,7 +68,13 @@ class HeldOutEvaluator:
         with _isolated_evaluation(model):
             bits = self.tokens.bits_per_byte(Scorer(model, self.vocabulary), title)
             metrics = {"bits_per_byte": bits, **self._distance(model), "examples": len(self.held_out)}
-            return Evaluation(metrics, [self._sample(model, prompt) for prompt in self.prompts])
+            return Evaluation(metrics, [self._sample(model, prompt) for prompt in self.prompts(model)])
+
+    def prompts(self, model: PreTrainedModel) -> list[list[int]]:
+        """Return the tokens that samples continue, which are the same for every student."""
+        if self._prompts is None:
+            self._prompts = self._read_prompts(context_length(model.config))
+        return self._prompts
 
     def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> float:
         """Return the bits per byte over all held-out examples. `metrics` are the model's over the drawn ones."""
@@ -125,24 +135,3 @@ def _isolated_evaluation(model: PreTrainedModel) -> Iterator[None]:
 
 def _decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _prompts(held_out: HeldOut, count: int) -> list[list[int]]:
-    """Return the student's tokens at the beginning of the first examples.
-
-    Of a conversation, that is everything before the first answer.
-    """
-    if not count:
-        return []
-    ids = held_out.column("student_tokens", "token_ids")
-    tokens, assistant = (held_out.column("alignments", column) for column in ("student_tokens", "assistant"))
-    examples = zip(ids, tokens, assistant, strict=True)
-    beginnings = (token_ids[: _prompt_length(*chunks)] for token_ids, *chunks in examples)
-    return [beginning.tolist() for beginning in beginnings if len(beginning)][:count]
-
-
-def _prompt_length(tokens: npt.NDArray[np.generic], assistant: npt.NDArray[np.generic]) -> int:
-    """`tokens` and `assistant` have a value per chunk of the example; `assistant` is empty for plain text."""
-    if assistant.any():
-        return int(tokens[: int(assistant.argmax())].sum())
-    return int(min(_PROMPT_TOKENS, tokens.sum() // 2))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alm_pipeline.config import AlmConfig, FilesSource
+from alm_pipeline.config import AlmConfig, FilesSource, TemplateConfig
 from alm_pipeline.config.overrides import FIELDS, Overrides, override
 from alm_pipeline.config.recipes import transfer
 from storage.errors import UserError
@@ -69,3 +69,14 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> 
 def test_configurations_are_frozen(config: AlmConfig) -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 3  # type: ignore[misc]
+
+
+def test_a_template_by_name_is_a_section_when_arguments_are_set(config: AlmConfig) -> None:
+    """In whichever order they come."""
+    settings = {"student.template": "chatml", "student.template.arguments.enable_thinking": False}
+    arguments = {"enable_thinking": False}
+    for given in (settings, dict(reversed(settings.items()))):
+        changed = override(config, Overrides(settings=given))
+        assert changed.student.template == TemplateConfig(template="chatml", arguments=arguments)
+    alone = {"teacher_template.arguments.enable_thinking": False}
+    assert override(config, Overrides(settings=alone)).teacher_template == TemplateConfig(arguments=arguments)

@@ -173,7 +173,8 @@ def test_a_configuration_that_cannot_be_used_is_refused(name: str, tmp_path: Pat
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("there", "message"), [(True, r"has no config\.json"), (False, "not a local folder, and can't be a name on the Hub")]
+    ("there", "message"),
+    [(True, r"has no config\.json"), (False, "not a local folder, and can't be a name on the Hub")],
 )
 def test_a_folder_without_a_configuration_is_refused(there: bool, message: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"

@@ -13,6 +13,7 @@ from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, SpecialTokens
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.tokenization.templates.choice import TemplateChoice, known_templates
 from alm_pipeline.transfer.zero_step import transfer
 from storage.errors import UserError
 from tests import tiny
@@ -39,6 +40,15 @@ def test_the_folder_loads_generates_and_chats(
     inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
     assert tokenizer.chat_template == special.chat_template
+
+
+def test_the_new_model_has_the_template_that_is_named(gemma_folder: str, llama_folder: str, tmp_path: Path) -> None:
+    choice = TemplateChoice.of("--template", "chatml")
+    transfer(gemma_folder, llama_folder, tmp_path / "moved", special_tokens="target", template=choice)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "moved")
+    assert tokenizer.chat_template == known_templates()["chatml"].read_text()
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "moved").generation_config.eos_token_id
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
 
 
 def test_special_ids_follow_their_tokens(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:

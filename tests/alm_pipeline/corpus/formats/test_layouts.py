@@ -116,7 +116,13 @@ def test_rows_of_another_form_are_counted(tmp_path: Path) -> None:
         (GOOD["alpaca"], "corpus test is read as alpaca: instruction, input and output as conversations"),
         (GOOD["prompt_completion"], "corpus test is read as prompt_completion: only completions are learned"),
         ({**GOOD["messages"], "tools": [{}]}, "; not used: column 'tools'"),
-        ({"messages": [{**CHAT[0], "weight": 0}]}, "; not used: 'weight' of messages"),
+        ({**GOOD["messages"], "tools": [{"name": "look"}]}, "column 'messages', tools in column 'tools'"),
+        (
+            {**GOOD["messages"], "chat_template_kwargs": {"x": 1}},
+            ", template arguments in column 'chat_template_kwargs'",
+        ),
+        ({"messages": [{**CHAT[0], "weight": 0}]}, ", learned as 'weight' of messages says"),
+        ({"messages": [{**CHAT[0], "weight": 0.5}]}, "; not used: 'weight' of messages"),
     ],
 )
 def test_one_line_says_what_was_recognized(tmp_path: Path, row: Any, line: str | None) -> None:

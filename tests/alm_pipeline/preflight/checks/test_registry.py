@@ -110,6 +110,31 @@ def refusing_template(start: AlmConfig, folder: Path) -> Settings:
     return {"student.model": str(copy), "corpus.messages": "messages", "corpus.source.urls": [chats]}
 
 
+def template_file(folder: Path, template: str) -> str:
+    (folder / "side.jinja").write_text(template)
+    return str(folder / "side.jinja")
+
+
+def chats(folder: Path, *rows: dict[str, Any]) -> Settings:
+    """Forty conversations, and further rows."""
+    file = Path(write_chats(folder / "chats.jsonl"))
+    file.write_text("\n".join([*map(json.dumps, rows), file.read_text()]))
+    return {"corpus.source.urls": [str(file)], "corpus.messages": "messages"}
+
+
+def with_tools(folder: Path) -> Settings:
+    messages = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}]
+    return chats(folder, {"messages": messages, "tools": [{"name": "look", "parameters": {}}]})
+
+
+def late_tools(folder: Path) -> Settings:
+    settings = with_tools(folder)
+    file = Path(settings["corpus.source.urls"][0])
+    first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([*rest * 3, first]))
+    return settings
+
+
 def without_answers(_: AlmConfig, folder: Path) -> Settings:
     rows = [{"messages": [{"role": "user", "content": f"Number {k}"}]} for k in range(40)]
     return {**texts(folder, *rows), "corpus.messages": "messages", "objective.assistant_only": True}
@@ -155,6 +180,20 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
                            "corpus.text", "a single token of the student's tokenizer"),
     "no chat template": (without_template, "teacher", "the tokenizer has no chat template"),
     "a template that refuses": (refusing_template, "student.tokenizer", "it refuses all 40 conversations"),
+    "an unknown template": (set_to("teacher_template", "chatlm"), "teacher_template", "did you mean chatml?"),
+    "a template that is not there": (set_to("student.template", "no/such.jinja"), "student.template", "neither a file"),
+    "a template that is not Jinja": (
+        lambda _, folder: {"student.template": template_file(folder, "{% for m in messages %}")},
+        "student.template", "side.jinja: is not valid Jinja (line 1: "),
+    "a template with arguments that is not there": (
+        set_to("teacher_template", {"template": "tool_use", "arguments": {"x": 1}}),
+        "teacher_template", "'tool_use' is neither a file"),
+    "a chosen template that refuses": (
+        lambda _, folder: {**chats(folder),
+                           "teacher_template": template_file(folder, "{{ raise_exception('only tools') }}")},
+        "teacher_template", "it refuses all 40 conversations"),
+    "tools after the first rows": (lambda _, folder: late_tools(folder), "corpus.tools",
+                                   "its first rows do not have: set corpus.tools to tools"),
     "no answers": (without_answers, "objective.assistant_only", "no conversation has a message of the role assistant"),
     # models
     "no teacher": (set_to("teacher", "no/such"), "teacher", "not a local folder, and could not be fetched"),
@@ -232,6 +271,17 @@ def test_each_problem_is_one_finding(case: str, config: AlmConfig, tmp_path: Pat
 
 WARNINGS: dict[str, tuple[Change, str, str]] = {
     "few held out": (set_to("corpus.held_out", 0.1), "corpus.held_out", "examples are held out"),
+    "tools that a template does not read": (
+        lambda _, folder: {**with_tools(folder), "student.template": "chatml"},
+        "teacher_template", "of 41 conversations, 1 have 'tools', which the teacher's chat template does not read"),
+    "arguments that a template does not read": (
+        lambda _, folder: {**chats(folder), "teacher_template": {"arguments": {"enable_thinking": False}}},
+        "teacher_template", "does not read 'enable_thinking'"),
+    "a template of other tokens": (
+        lambda _, folder: {**chats(folder), "teacher_template": "chatml"},
+        "teacher_template", "writes <|im_start|>, <|im_end|>, which the teacher's tokenizer has no token for"),
+    "a column of tools that has none": (
+        lambda _, folder: {**chats(folder), "corpus.tools": "tools"}, "corpus.tools", "none of the first 40 examples"),
     "one process": (set_to("train.sharding", "fsdp"), "train.sharding", "a single process trains here"),
 }  # fmt: skip
 
@@ -292,6 +342,13 @@ def test_secrets_are_not_shown(config: AlmConfig, tmp_path: Path) -> None:
 
 
 SOUND: dict[str, Change] = {
+    "templates with what they read": lambda _, folder: {
+        **with_tools(folder), "student.template": "chatml",
+        "teacher_template": {"template": "plain", "arguments": {"enable_thinking": False, "tools": [{"name": "x"}]}}},
+    "a template of the student's new tokenizer": lambda start, folder: {
+        **chats(folder), "student.tokenizer": start.teacher, "student.template": "plain"},
+    "a template of bytes": lambda _, folder: {
+        **chats(folder), "student.tokenizer": "bytes", "student.template": "chatml"},
     "steps of zero train nothing": lambda *_: {"train.steps": 0, "train.freeze": ["none"], "train.attention": "none"},
     "rows of one example": lambda start, folder: {**mixing_model(start, folder), "train.row_tokens": 1},
     "both begin a text": lambda start, _: {"student.tokenizer": start.teacher, "train.learning_rates": {"*": 1e-3}},

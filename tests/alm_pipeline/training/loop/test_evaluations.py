@@ -102,7 +102,7 @@ def test_the_rows_match_the_saved_student(pipeline: Run) -> None:
     text = (run.student.path / "samples.txt").read_text()
     assert text.count("════ step") == 3
     assert all(f"{sample.prompt}▶{sample.continuation}" in text for sample in again.samples)
-    loaded, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts[0])
+    loaded, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts(saved)[0])
     end = len(ids) + 6
     while len(ids) < end and ids[-1] != loaded.eos_token_id:
         ids.append(int(saved(torch.tensor([ids])).logits[0, -1].argmax()))
