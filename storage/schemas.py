@@ -82,6 +82,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("kinds", pa.uint8()),
             _list("turns", pa.int16()),
             _list("roles", pa.string()),
+            _list("turn_bytes", pa.int32()),
             _list("uncovered_at", pa.int32()),
             _list("uncovered_bytes", pa.int32()),
             pa.field("dropped", pa.string()),
@@ -166,6 +167,12 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "The roles of the conversation's messages, such as `user`; `prompt` and `completion` where only a "
             "completion is learned. Empty for a plain text.",
             "[messages], or empty",
+        ),
+        "turn_bytes": ColumnDescription(
+            "The number of bytes of `text` in each of these messages; they add up to the length of `text`. Empty for a "
+            "plain text.",
+            "[messages], or empty",
+            "bytes (UTF-8)",
         ),
         "uncovered_at": ColumnDescription(
             "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "

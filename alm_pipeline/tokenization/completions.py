@@ -21,7 +21,11 @@ def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> Encoded
     The special token after a text ends its completion.
     """
     kinds, turns = batch.kinds.copy(), batch.turns.copy()
+    roles: list[tuple[str, ...]] = [()] * len(batch)
+    turn_bytes: list[tuple[int, ...]] = [()] * len(batch)
     for row, completion_at in enumerate(completions):
+        if batch.dropped[row]:
+            continue
         own = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         starts = _starts(batch.byte_lengths[own], batch.uncovered.get(row))
         is_text = kinds[own] == TokenKind.CONTENT
@@ -29,8 +33,9 @@ def with_completions(batch: EncodedBatch, completions: Sequence[int]) -> Encoded
         is_end = kinds[own] == TokenKind.END_OF_TEXT
         turns[own] = np.where(is_end, 1, np.where(is_text, starts >= completion_at, -1))
         kinds[own] = np.where(is_mixed, TokenKind.MIXED, np.where(is_end, TokenKind.END_OF_TURN, kinds[own]))
-    roles = [() if reason else (PROMPT, COMPLETION) for reason in batch.dropped]
-    return replace(batch, kinds=kinds, turns=turns, roles=roles)
+        roles[row] = PROMPT, COMPLETION
+        turn_bytes[row] = completion_at, batch.text_bytes(row) - completion_at
+    return replace(batch, kinds=kinds, turns=turns, roles=roles, turn_bytes=turn_bytes)
 
 
 def _starts(lengths: npt.NDArray[np.int32], uncovered: Uncovered | None) -> npt.NDArray[np.int64]:

@@ -142,7 +142,8 @@ class ByteEncoder:
                 gaps = Uncovered.between(spans.starts, spans.ends, len(contents[row]))
                 uncovered |= {row: gaps} if len(gaps.at) else {}
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
-        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, [()] * len(texts), dropped)
+        none: list[tuple[()]] = [()] * len(texts)
+        return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, none, none, dropped)
 
     def _spelled(
         self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
@@ -227,6 +228,7 @@ class ByteEncoder:
             covering.turns,
             covering.uncovered,
             tuple(message["role"] for message in conversation),
+            tuple(np.diff(message_ends, prepend=0).tolist()),
         )
 
 

@@ -41,6 +41,8 @@ class EncodedExample:
     turns: npt.NDArray[np.int16]
     uncovered: Uncovered = field(default_factory=Uncovered)
     roles: tuple[str, ...] = ()
+    turn_bytes: tuple[int, ...] = ()
+    """the bytes of the text in each turn, in the order of the roles"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class EncodedBatch:
     uncovered: dict[int, Uncovered]
     """by row; most rows have none"""
     roles: Sequence[tuple[str, ...]]
+    turn_bytes: Sequence[tuple[int, ...]]
     dropped: Sequence[str | None]
     """why each example has no tokens; None if it has"""
 
@@ -71,6 +74,7 @@ class EncodedBatch:
             turns=_concatenated([row.turns for row in examples], np.int16),
             uncovered={index: row.uncovered for index, row in enumerate(examples) if len(row.uncovered.at)},
             roles=[row.roles for row in examples],
+            turn_bytes=[row.turn_bytes for row in examples],
             dropped=[row if isinstance(row, str) else None for row in rows],
         )
 
@@ -90,11 +94,17 @@ class EncodedBatch:
                 for row, run in batch.uncovered.items()
             },
             roles=[roles for batch in batches for roles in batch.roles],
+            turn_bytes=[sizes for batch in batches for sizes in batch.turn_bytes],
             dropped=[reason for batch in batches for reason in batch.dropped],
         )
 
     def __len__(self) -> int:
         return len(self.dropped)
+
+    def text_bytes(self, row: int) -> int:
+        """Return the bytes of a row's text; 0 if it was dropped."""
+        covered = self.byte_lengths[self.offsets[row] : self.offsets[row + 1]].sum(dtype=np.int64)
+        return int(covered + self.uncovered.get(row, Uncovered()).bytes.sum())
 
     def example(self, row: int) -> EncodedExample | str:
         """Return one row, or the reason why its example was dropped."""
@@ -102,7 +112,7 @@ class EncodedBatch:
             return reason
         span = slice(self.offsets[row], self.offsets[row + 1])
         arrays = (self.token_ids[span], self.byte_lengths[span], self.kinds[span], self.turns[span])
-        return EncodedExample(*arrays, self.uncovered.get(row, Uncovered()), self.roles[row])
+        return EncodedExample(*arrays, self.uncovered.get(row, Uncovered()), self.roles[row], self.turn_bytes[row])
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of a tokens dataset, without the ids."""
@@ -114,6 +124,7 @@ class EncodedBatch:
             "kinds": list_array(self.kinds, self.offsets, pa.uint8()),
             "turns": self._turns_column(),
             "roles": pa.array([list(roles) for roles in self.roles], _ROLES),
+            "turn_bytes": pa.array([list(sizes) for sizes in self.turn_bytes], _TURN_BYTES),
             "uncovered_at": join_rows([at for at, _ in runs], pa.int32()),
             "uncovered_bytes": join_rows([size for _, size in runs], pa.int32()),
             "dropped": pa.array(self.dropped, pa.string()),
@@ -128,6 +139,7 @@ class EncodedBatch:
 
 _NO_TOKENS = EncodedExample(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int16))
 _ROLES = pa.list_(pa.field("item", pa.string(), nullable=False))
+_TURN_BYTES = pa.list_(pa.field("item", pa.int32(), nullable=False))
 
 
 def _offsets(counts: Sequence[int] | Ints) -> Ints:

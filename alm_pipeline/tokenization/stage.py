@@ -28,7 +28,7 @@ from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
 

@@ -44,6 +44,7 @@ def _tokens() -> Mapping[str, Any]:
         "kinds": kinds,
         "turns": turns,
         "roles": [["user", "assistant"], [], []],
+        "turn_bytes": _ints(),
         "uncovered_at": _ints(),
         "uncovered_bytes": _ints(),
         "dropped": [None, None, "too_long"],

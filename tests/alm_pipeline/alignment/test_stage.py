@@ -29,6 +29,7 @@ class Row:
     turns: tuple[int, ...] | None = None
     """None for a plain text"""
     roles: tuple[str, ...] = ()
+    turn_bytes: tuple[int, ...] = ()
     uncovered: Mapping[int, int] | None = None
     """numbers of bytes by the token that follows them"""
     dropped: str | None = None
@@ -41,6 +42,7 @@ class Row:
             "kinds": list(self.kinds or (TokenKind.CONTENT,) * count),
             "turns": list(self.turns or ()),
             "roles": list(self.roles),
+            "turn_bytes": list(self.turn_bytes),
             "uncovered_at": list(uncovered),
             "uncovered_bytes": list(uncovered.values()),
             "dropped": self.dropped,

@@ -78,6 +78,7 @@ def _token_row(row: Row, side: Side) -> dict[str, object]:
         "kinds": side.kinds or [TokenKind.CONTENT] * len(side.tokens),
         "turns": side.turns or [],
         "roles": row.roles,
+        "turn_bytes": [len(row.text.encode()), *[0] * (len(row.roles) - 1)] if row.roles else [],
         "uncovered_at": [at for at, _ in runs],
         "uncovered_bytes": [size for _, size in runs],
         "dropped": side.dropped,

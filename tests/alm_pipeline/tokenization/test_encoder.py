@@ -160,6 +160,7 @@ def test_conversations_are_exact_or_dropped(contents: list[str]) -> None:
             content = "".join(contents).encode()
             assert row.byte_lengths.sum() + row.uncovered.bytes.sum() == len(content)
             assert row.roles == ("user", "assistant", "user")[: len(contents)]
+            assert row.turn_bytes == tuple(len(content.encode()) for content in contents)
             ends = np.cumsum(np.insert(row.byte_lengths, 0, 0))[1:]
             for at, size in zip(row.uncovered.at, row.uncovered.bytes, strict=True):
                 ends[at:] += size

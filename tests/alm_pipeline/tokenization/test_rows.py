@@ -18,6 +18,7 @@ def example(*ids: int, uncovered: tuple[tuple[int, int], ...] = (), roles: tuple
         np.full(len(ids), -1, np.int16),
         Uncovered(at, sizes),
         roles,
+        tuple(range(len(roles))),
     )
 
 
@@ -25,7 +26,7 @@ def plain(row: EncodedExample | str) -> object:
     if isinstance(row, str):
         return row
     arrays = (row.token_ids, row.byte_lengths, row.kinds, row.turns, row.uncovered.at, row.uncovered.bytes)
-    return *(array.tolist() for array in arrays), row.roles
+    return *(array.tolist() for array in arrays), row.roles, row.turn_bytes
 
 
 ROWS: list[EncodedExample | str] = [
@@ -57,6 +58,7 @@ def test_columns_have_the_schema() -> None:
     assert table["uncovered_at"].to_pylist() == [[], [], [], [0, 1]]
     assert table["uncovered_bytes"].to_pylist() == [[], [], [], [2, 4]]
     assert table["roles"].to_pylist() == [[], [], [], ["user"]]
+    assert table["turn_bytes"].to_pylist() == [[], [], [], [0]]
     assert table["dropped"].to_pylist() == [None, "changed_by_nfc", None, None]
     assert EncodedBatch.of([]).columns()["uncovered_at"].to_pylist() == []
 

@@ -75,9 +75,12 @@ def test_conversations(tmp_path: Path, gemma_folder: str) -> None:
     kept, trimmed, dropped = tokens.read_shard(0).to_pylist()
     assert sum(kept["byte_lengths"]) == len("HiHello")
     assert kept["roles"] == ["user", "assistant"]
+    assert kept["turn_bytes"] == [2, 5]
     assert set(kept["turns"]) == {-1, 0, 1}
     assert sum(trimmed["byte_lengths"]) == len("trimmed")
     assert trimmed["uncovered_bytes"] == [1]
+    assert trimmed["turn_bytes"] == [len("trimmed ")]  # the omitted byte too
+    assert dropped["turn_bytes"] == []
     assert dropped["dropped"] == "holds_the_space_stand_in"
     assert tokens.complete_manifest().dropped == {"holds_the_space_stand_in": 1}
 

@@ -257,3 +257,4 @@ def test_the_special_token_after_a_text_ends_its_completion(kind: str, ends: int
         assert (example.kinds == TokenKind.END_OF_TURN).sum() == ends
         assert (example.turns[example.kinds == TokenKind.END_OF_TURN] == 1).all()
         assert example.roles == ("prompt", "completion")
+        assert example.turn_bytes == (completion_at, len(texts[row]) - completion_at)
