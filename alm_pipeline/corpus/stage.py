@@ -46,9 +46,12 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
 
 
 def _settings(corpus: CorpusConfig) -> dict[str, object]:
-    """Return what else decides the examples. Plain texts and messages are known by the columns alone."""
+    """Return what else decides the examples. Plain texts and messages are known by the columns alone.
+
+    What one-sided bytes do is decided when both sides' tokens are there, and decides no example.
+    """
     known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
-    return corpus.model_dump(mode="json", exclude={"source", "name", *known})
+    return corpus.model_dump(mode="json", exclude={"source", "name", "one_sided", *known})
 
 
 def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:
