@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -177,7 +177,7 @@ def chunk_rows(shard: AlignedShard) -> list[list[tuple[int, ...]]]:
     columns = (shard.chunks.teacher_tokens, shard.chunks.student_tokens, shard.chunks.byte_lengths, shard.chunks.kinds)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
     offsets = shard.chunks.offsets.tolist()
-    return [rows[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [rows[start:end] for start, end in pairwise(offsets)]
 
 
 @given(conversation_of())

@@ -115,6 +115,24 @@ def without_answers(_: AlmConfig, folder: Path) -> Settings:
     return {**texts(folder, *rows), "corpus.messages": "messages", "objective.assistant_only": True}
 
 
+def with_chats(start: AlmConfig, folder: Path, template: str, **settings: object) -> Settings:
+    """Conversations of a system, a user and an assistant, and a student with this template."""
+    copy = copied(start.student.model, folder)
+    (copy / "chat_template.jinja").write_text(template)
+    turns = ("system", "Be brief."), ("user", "Number {}?"), ("assistant", "It is {}.")
+    rows = [{"messages": [{"role": role, "content": text.format(k)} for role, text in turns]} for k in range(40)]
+    others = {name.replace("__", "."): value for name, value in settings.items()}
+    return {**texts(folder, *rows), "corpus.messages": "messages", "student.model": str(copy), **others}
+
+
+WITHOUT_SYSTEM = "{% for m in messages if m['role'] != 'system' %}" + tiny.CHATML.split("%}", 1)[1]
+"""CHATML that leaves out the system's message"""
+
+
+def chats_with(template: str, **settings: object) -> Change:
+    return lambda start, folder: with_chats(start, folder, template, **settings)
+
+
 def damaged_parquet(_: AlmConfig, folder: Path) -> Settings:
     (folder / "a.parquet").write_bytes(b"PAR1" + bytes(40))
     (folder / "b.jsonl").write_text('{"text": "Some text is here."}\n' * 30)
@@ -156,6 +174,12 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
     "no chat template": (without_template, "teacher", "the tokenizer has no chat template"),
     "a template that refuses": (refusing_template, "student.tokenizer", "it refuses all 40 conversations"),
     "no answers": (without_answers, "objective.assistant_only", "no conversation has a message of the role assistant"),
+    "a template that shows nothing": (chats_with("{{ messages | length }}"), "student.tokenizer",
+                                      "chat template shows no message in all 40 conversations (of the roles assistant"),
+    "refused one-sided bytes": (chats_with(WITHOUT_SYSTEM, corpus__one_sided="refuse"), "corpus.one_sided",
+                                "only the teacher sees"),
+    "no part to learn": (chats_with(tiny.CHATML, objective__learn=["reasoning"], objective__assistant_only=True),
+                         "objective.learn", "nothing is learned in all 40 conversations (learn: reasoning;"),
     # models
     "no teacher": (set_to("teacher", "no/such"), "teacher", "not a local folder, and could not be fetched"),
     "no demo model": (set_to("student.model", "demo:none"), "student.model", "'none' is not a demo model"),
@@ -232,6 +256,11 @@ def test_each_problem_is_one_finding(case: str, config: AlmConfig, tmp_path: Pat
 
 WARNINGS: dict[str, tuple[Change, str, str]] = {
     "few held out": (set_to("corpus.held_out", 0.1), "corpus.held_out", "examples are held out"),
+    "one-sided bytes": (chats_with(WITHOUT_SYSTEM), "corpus.one_sided", "system"),
+    "parts without effect": (chats_with(tiny.CHATML, objective__learn=["answer"]), "objective.learn",
+                             "objective.assistant_only is false, so all is learned"),
+    "turns without effect": (chats_with(tiny.CHATML, objective__learned_turns="last"), "objective.learned_turns",
+                             "set objective.assistant_only to true"),
     "one process": (set_to("train.sharding", "fsdp"), "train.sharding", "a single process trains here"),
 }  # fmt: skip
 
