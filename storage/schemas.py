@@ -200,8 +200,9 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "kinds": ColumnDescription("What each chunk covers: a `ChunkKind`.", "[chunks]"),
         "assistant": ColumnDescription(
-            "Whether the chunk is content of an assistant's turn or of a completion, or ends one. Empty for a plain "
-            "text.",
+            "Whether the chunk is learned where only the assistant's turns are: it is content of one or of a "
+            "completion, or ends one, and of the parts and turns that `objective.learn` and `objective.learned_turns` "
+            "choose. Empty for a plain text.",
             "[chunks], or empty",
         ),
     },

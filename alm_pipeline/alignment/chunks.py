@@ -51,12 +51,12 @@ class ShardTokens:
 
 @dataclass(frozen=True)
 class AssistantTurns:
-    """Which of each example's messages are an assistant's."""
+    """Which of each example's sections are the assistant's, of those that are to be learned."""
 
     offsets: Int64s
-    """[N + 1] where each example's messages begin"""
+    """[N + 1] where each example's sections begin"""
     assistant: Bools
-    """[messages]"""
+    """[sections]"""
 
 
 @dataclass(frozen=True)
