@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+', re.DOTALL)
-_PLAIN = re.compile(r'[ !#-\[\]-~]*')  # ASCII that JSON escapes nothing of
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # ASCII that JSON escapes nothing of
 _UNIT = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
 Value = str | int | float | bool | None

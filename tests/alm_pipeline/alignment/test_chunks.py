@@ -196,7 +196,8 @@ def oracle_gap(teacher: list[Token], student: list[Token], assistant: tuple[bool
 
 def spoken(sides: list[list[Token]], assistant: tuple[bool, ...]) -> bool:
     lasts = [side[-1] for side in sides if side]
-    return any(last.turn >= 0 and assistant[last.turn] and last.kind in (CONTENT, MIXED, END, TRANSITION) for last in lasts)
+    written = (CONTENT, MIXED, END, TRANSITION)
+    return any(last.turn >= 0 and assistant[last.turn] and last.kind in written for last in lasts)
 
 
 # Strategies
