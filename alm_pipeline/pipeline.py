@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
@@ -198,8 +199,8 @@ class Pipeline:
     @cached_property
     def alignments(self) -> Dataset:
         """The aligned chunks of both tokenizations."""
-        sides = self.tokens("teacher"), self.tokens("student")
-        return self._with_provenance(alignments_dataset(*sides, self.config.corpus.name))
+        sides, settings = (self.tokens("teacher"), self.tokens("student")), AlignmentSettings.of(self.config)
+        return self._with_provenance(alignments_dataset(*sides, self.config.corpus.name, settings))
 
     @cached_property
     def stored_pair_biases(self) -> StoredFolder | None:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Column, Table
 from rich.text import Text
 
+from alm_pipeline.alignment.table import visibility_rows
 from alm_pipeline.evaluation.precision import bits_text, why_too_few
 from alm_pipeline.naming.names import recorded_name, run_name
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
+from storage.printed.shares import percent
 
 if TYPE_CHECKING:
     # with it come transformers and torch, which a summary that is known already does without
@@ -57,6 +59,8 @@ class RunSummary(BaseModel):
     chunks: int
     aligned_share: float | None
     """share of the text's bytes that are in aligned chunks; None if there are no bytes"""
+    byte_counts: dict[str, int] = Field(default_factory=dict)
+    """of the alignments: bytes by who shows them, such as `teacher_only_bytes`, and by role"""
     cache_bytes_per_teacher_token: float
     """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
@@ -93,6 +97,7 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         context_use=_context_use(pipeline, manifests),
         chunks=manifests["alignments"].counts["chunks"],
         aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
+        byte_counts=_byte_counts(manifests["alignments"]),
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
         standard_errors=results.get("held_out_standard_errors", {}),
@@ -118,6 +123,10 @@ def _context_use(pipeline: "Pipeline", manifests: Mapping[str, Manifest]) -> Con
     return ContextUse(context=context, tokens=tokens, max_bytes=most if by_bytes else None)
 
 
+def _byte_counts(alignments: Manifest) -> dict[str, int]:
+    return {name: count for name, count in alignments.counts.items() if "_bytes" in name or "_sections." in name}
+
+
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
@@ -130,7 +139,8 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         ("tokens", f"teacher {summary.teacher_tokens:,}, student {summary.student_tokens:,}"),
         *([("context used", summary.context_use.describe())] if summary.context_use else []),
         ("aligned chunks", f"{summary.chunks:,}"),
-        ("bytes aligned", "–" if summary.aligned_share is None else f"{summary.aligned_share:.2%}"),
+        ("bytes aligned", "–" if summary.aligned_share is None else percent(summary.aligned_share, 1)),
+        *visibility_rows(summary.byte_counts, summary.text_bytes),
         ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),
     ]
     if summary.initialization:

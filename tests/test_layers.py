@@ -30,6 +30,7 @@ ROOMS = (
     "alm_pipeline.config",
     "alm_pipeline.naming",
     "alm_pipeline.vocabulary",
+    "alm_pipeline.conversations",
     "alm_pipeline.corpus.files",
     "alm_pipeline.corpus.formats",
     "alm_pipeline.corpus",

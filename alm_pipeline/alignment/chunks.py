@@ -51,12 +51,12 @@ class ShardTokens:
 
 @dataclass(frozen=True)
 class AssistantTurns:
-    """Which of each example's messages are an assistant's."""
+    """Which of each example's sections are the assistant's, of those that are to be learned."""
 
     offsets: Int64s
-    """[N + 1] where each example's messages begin"""
+    """[N + 1] where each example's sections begin"""
     assistant: Bools
-    """[messages]"""
+    """[sections]"""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def align(teacher: ShardTokens, student: ShardTokens, turns: AssistantTurns) -> 
     count = kernel.merge_shard(
         kernel.TokenColumns(*_columns(teacher)),
         kernel.TokenColumns(*_columns(student)),
-        kernel.TurnColumns(_constant(turns.offsets, np.int64), _constant(turns.assistant, np.bool_)),
-        _constant(teacher.dropped | student.dropped, np.bool_),
+        kernel.TurnColumns(constant(turns.offsets, np.int64), constant(turns.assistant, np.bool_)),
+        constant(teacher.dropped | student.dropped, np.bool_),
         offsets,
         kernel.ChunkColumns(*columns),
     )
@@ -127,10 +127,10 @@ def _check_lengths(teacher: ShardTokens, student: ShardTokens, turns: AssistantT
 def _columns(tokens: ShardTokens) -> Iterator[Array]:
     """Yield the columns of `kernel.TokenColumns`."""
     for name, type_ in _TOKEN_TYPES.items():
-        yield _constant(getattr(tokens, name), type_)
+        yield constant(getattr(tokens, name), type_)
 
 
-def _constant(values: Array, type_: type[np.generic]) -> Array:
+def constant(values: Array, type_: type[np.generic]) -> Array:
     """Return the array, copied only if necessary, and read-only, since the kernel is compiled for Arrow's arrays."""
     view = np.ascontiguousarray(values, type_).view()
     view.flags.writeable = False

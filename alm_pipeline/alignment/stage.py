@@ -1,32 +1,37 @@
 """The stage TOKENS × TOKENS → ALIGNMENTS: one dataset for each pair of tokens datasets."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
-from alm_pipeline.corpus.conversation import ASSISTANT, REASONING, TOOL_CALLS
+from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks
+from alm_pipeline.alignment.counts import chunk_counts, visibility_counts
+from alm_pipeline.alignment.one_sided import refuse_one_sided, require_aligned_conversations
+from alm_pipeline.alignment.settings import AlignmentSettings
+from alm_pipeline.alignment.shards import COLUMNS, align_tables, dropped_reasons
 from alm_pipeline.runtime.progress import track
-from storage.columns import flatten_filled, flatten_lists, list_array
+from storage.columns import list_array
 from storage.dataset import Dataset, Manifest, read_aligned
 from storage.errors import UserError
-from storage.schemas import COMPLETION, SCHEMAS, ChunkKind, Kind
+from storage.schemas import SCHEMAS, Kind
 
-STAGE_VERSION = 3
-_COLUMNS = ("byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes", "dropped")
+STAGE_VERSION = 4
 _SHARDS_AT_ONCE = 2
 
 
-def alignments_dataset(teacher: Dataset, student: Dataset, corpus: str) -> Dataset:
+def alignments_dataset(
+    teacher: Dataset, student: Dataset, corpus: str, settings: AlignmentSettings | None = None
+) -> Dataset:
     """Return the dataset of the alignments of two tokens datasets of a corpus, which need not be written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "teacher_tokens": teacher.name,
         "student_tokens": student.name,
+        **(settings or AlignmentSettings()).identity(),
     }
     return Dataset(
         teacher.root, Kind.ALIGNMENTS, f"{teacher.label}-to-{student.label.removeprefix(f'{corpus}-')}", identity
@@ -41,7 +46,8 @@ def align_datasets(
     With `shards`, only these are aligned, and only the same shards of both tokens datasets need to exist. No manifest
     is written then, and None is returned; a last call without `shards` writes it.
 
-    Raises UserError if the two datasets are not tokens of the same examples, or are not written yet.
+    Raises UserError if the two datasets are not tokens of the same examples, or are not written yet; if one side alone
+    shows some bytes and the settings refuse that; and if no byte of any conversation is aligned.
     """
     if manifest := alignments.manifest():
         return manifest
@@ -54,6 +60,7 @@ def align_datasets(
     count, student_count = (len(side.complete_manifest().shards) for side in (teacher, student))
     assert count == student_count, "two tokens datasets of the same examples have different numbers of shards"
     _align_shards(teacher, student, alignments, range(count))
+    require_aligned_conversations(alignments.required_records(range(count)), teacher, student)
     return alignments.finish(count)
 
 
@@ -79,58 +86,18 @@ def _check_same_examples(teacher: Dataset, student: Dataset) -> None:
 
 
 def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> None:
-    tables = read_aligned(sides, shard, dict.fromkeys(sides, _COLUMNS))
-    teacher, student = (_shard_tokens(tables[name]) for name in sides)
-    dropped = teacher.dropped | student.dropped
-    _check_same_roles(tables["teacher"], tables["student"], ~dropped)
-    turns = _assistant_turns(tables["teacher"])
-    chunks = align(teacher, student, turns)
-    unaligned = int(dropped.sum())
+    tables = read_aligned(sides, shard, dict.fromkeys(sides, COLUMNS))
+    settings = AlignmentSettings.of_identity(alignments.identity)
+    aligned = align_tables(tables["teacher"], tables["student"], settings)
+    if settings.one_sided == "refuse":
+        refuse_one_sided(aligned, tables["teacher"]["id"], sides["teacher"], sides["student"])
+    reasons = dropped_reasons(tables["teacher"]["dropped"], tables["student"]["dropped"], aligned.one_sided)
     alignments.write_shard(
         shard,
-        {"id": tables["teacher"]["id"], **_columns(chunks, turns)},
-        counts=_counts(chunks),
-        dropped={"without_tokens_on_a_side": unaligned} if unaligned else {},
+        {"id": tables["teacher"]["id"], **_columns(aligned.chunks, aligned.turns)},
+        counts=chunk_counts(aligned.chunks) | visibility_counts(aligned.visibility),
+        dropped=Counter(reason for reason in reasons if reason),
     )
-
-
-def _check_same_roles(teacher: pa.Table, student: pa.Table, aligned: npt.NDArray[np.bool_]) -> None:
-    teacher_roles, student_roles = (table["roles"].filter(pa.array(aligned)) for table in (teacher, student))
-    assert teacher_roles.equals(student_roles), "the sides have different roles for the same messages"
-
-
-def _shard_tokens(table: pa.Table) -> ShardTokens:
-    byte_lengths, offsets = flatten_lists(table["byte_lengths"])
-    uncovered_at, uncovered_offsets = flatten_lists(table["uncovered_at"])
-    return ShardTokens(
-        offsets=offsets,
-        byte_lengths=byte_lengths,
-        kinds=flatten_lists(table["kinds"])[0],
-        turns=flatten_filled(table["turns"], offsets, -1),
-        uncovered_offsets=uncovered_offsets,
-        uncovered_at=uncovered_at,
-        uncovered_bytes=flatten_lists(table["uncovered_bytes"])[0],
-        dropped=table["dropped"].is_valid().to_numpy(),
-    )
-
-
-def _assistant_turns(table: pa.Table) -> AssistantTurns:
-    roles, offsets = flatten_lists(table["roles"])
-    return AssistantTurns(offsets, np.isin(roles, [ASSISTANT, COMPLETION, REASONING, TOOL_CALLS]))
-
-
-def _counts(chunks: ShardChunks) -> dict[str, int]:
-    content = chunks.kinds == ChunkKind.CONTENT
-    aligned_bytes, all_bytes = (
-        int(lengths.sum(dtype=np.int64)) for lengths in (chunks.byte_lengths[content], chunks.byte_lengths)
-    )
-    return {
-        "chunks": len(chunks.kinds),
-        "paired": int((chunks.kinds == ChunkKind.PAIRED).sum()),
-        "assistant": int(chunks.assistant.sum()),
-        "aligned_bytes": aligned_bytes,
-        "unaligned_bytes": all_bytes - aligned_bytes,
-    }
 
 
 def _columns(chunks: ShardChunks, turns: AssistantTurns) -> dict[str, pa.Array]:

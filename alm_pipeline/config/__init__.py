@@ -4,10 +4,30 @@ A stage's fingerprint covers the fields of its model, so a field changes the dat
 fast it runs (roots, threads, devices, the teacher's batch size) is outside every fingerprint.
 """
 
-from alm_pipeline.config.corpus import CorpusConfig, FileFormat, FilesSource, GeneratedSource, HubSource, Layout, Source
+from alm_pipeline.config.corpus import (
+    CorpusConfig,
+    FileFormat,
+    FilesSource,
+    GeneratedSource,
+    HubSource,
+    Layout,
+    OneSided,
+    Source,
+)
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
-from alm_pipeline.config.objective import LIVE_TERMS, Balance, Chunking, Divergence, ObjectiveConfig, Ramp, Term
+from alm_pipeline.config.objective import (
+    LEARNED_PARTS,
+    LIVE_TERMS,
+    Balance,
+    Chunking,
+    Divergence,
+    LearnedPart,
+    LearnedTurns,
+    ObjectiveConfig,
+    Ramp,
+    Term,
+)
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, ScoreConfig
 from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
@@ -16,6 +36,7 @@ from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule,
 
 __all__ = [
     "BYTES",
+    "LEARNED_PARTS",
     "LIVE_TERMS",
     "SEEDS",
     "AlmConfig",
@@ -34,11 +55,14 @@ __all__ = [
     "HeldOutMetric",
     "HubSource",
     "Layout",
+    "LearnedPart",
+    "LearnedTurns",
     "LogConfig",
     "LoraConfig",
     "Method",
     "Number",
     "ObjectiveConfig",
+    "OneSided",
     "PublishConfig",
     "Ramp",
     "Schedule",

@@ -13,6 +13,7 @@ _ESCAPE = re.compile(r"\\([nrt])")
 DEFAULT_MAX_BYTES = 2048
 
 FileFormat = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "text"]
+OneSided = Literal["keep", "drop", "refuse"]
 Layout = Literal["text", "messages", "sharegpt", "alpaca", "prompt_completion"]
 
 
@@ -149,6 +150,12 @@ class CorpusConfig(Frozen):
     )
     max_examples: int | None = Field(
         None, gt=0, description="The number of examples after which reading stops. Default: no limit."
+    )
+    one_sided: OneSided = Field(
+        "keep",
+        description="What becomes of conversations and texts of which one side's chat template or tokenizer leaves out "
+        "bytes that the other side shows. `keep`: their other bytes are aligned, and the table says how many only one "
+        "side sees. `drop`: they are left out and counted. `refuse`: the first one stops the run before scoring.",
     )
     held_out: float = Field(
         0.05,

@@ -1,8 +1,8 @@
 """The objective: loss terms, chunking and divergence."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alm_pipeline.config.frozen import Frozen, Real
 
@@ -21,6 +21,9 @@ class Ramp(Frozen):
 Chunking = Literal["boundary", "unconstrained", "space", "pair_bias"]
 Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs", "abs_exp", "k2", "k3"]
 Balance = Literal["fixed", "gradmag"]
+LearnedPart = Literal["answer", "tool_calls", "reasoning"]
+LEARNED_PARTS: tuple[LearnedPart, ...] = get_args(LearnedPart)
+LearnedTurns = Literal["all", "last"]
 Term = Literal["alm", "sft", "latents", "uld", "mined", "dskd"]
 LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
 """Terms that need the teacher itself in training memory, and not only its scores."""
@@ -74,9 +77,28 @@ class ObjectiveConfig(Frozen):
     )
     assistant_only: bool = Field(
         False,
-        description="In conversations, learn only from the assistant's turns. Plain texts are not affected. Of prompts "
-        "with completions (`corpus.layout`), only the completions are ever learned.",
+        description="In conversations, learn only from the assistant's turns, or the parts of them that `learn` and "
+        "`learned_turns` choose. Plain texts are not affected. Of prompts with completions (`corpus.layout`), only the "
+        "completions are ever learned.",
     )
+    learn: tuple[LearnedPart, ...] = Field(
+        LEARNED_PARTS,
+        description="What of the assistant's turns `assistant_only` learns: `answer` (the content and the turn's end), "
+        "`tool_calls` (names and arguments) and `reasoning`. Default: all three. The rest is context.",
+    )
+    learned_turns: LearnedTurns = Field(
+        "all",
+        description="Which of the assistant's turns `assistant_only` learns: `all`, or `last`, those after the last "
+        "message of the user, which may call tools and answer.",
+    )
+
+    @field_validator("learn")
+    @classmethod
+    def _in_one_order(cls, parts: tuple[LearnedPart, ...]) -> tuple[LearnedPart, ...]:
+        """The same parts in another order learn the same, so they have the same name."""
+        if not parts:
+            raise ValueError(f"nothing would be learned: choose of {', '.join(LEARNED_PARTS)}")
+        return tuple(part for part in LEARNED_PARTS if part in parts)
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Self:

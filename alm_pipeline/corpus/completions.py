@@ -6,7 +6,7 @@ the completion, and a piece that is only prompt has nothing to learn.
 
 from collections.abc import Sequence
 
-from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.conversations.sections import Messages
 from alm_pipeline.corpus.documents import Document
 
 Piece = tuple[str | None, Messages | None]

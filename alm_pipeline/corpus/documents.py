@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, assert_never
 
 from alm_pipeline.config import CorpusConfig
-from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.conversations.sections import Messages
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.formats.layouts import (

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.corpus import OF_CONVERSATIONS
-from alm_pipeline.corpus.conversation import joined_text
+from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
@@ -48,11 +48,14 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
 
 
 def _settings(corpus: CorpusConfig) -> dict[str, object]:
-    """Return what else decides the examples. Plain texts and messages are known by the columns alone."""
+    """Return what else decides the examples. Plain texts and messages are known by the columns alone.
+
+    What one-sided bytes do is decided when both sides' tokens are there, and decides no example.
+    """
     known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
     # what comes with conversations is part of the identity where there is some: datasets without keep their names
     absent = {name for name in OF_CONVERSATIONS if getattr(corpus, name) is None}
-    return corpus.model_dump(mode="json", exclude={"source", "name", *known, *absent})
+    return corpus.model_dump(mode="json", exclude={"source", "name", "one_sided", *known, *absent})
 
 
 def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:

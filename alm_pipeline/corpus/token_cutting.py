@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.corpus.conversation import Conversation
+from alm_pipeline.conversations.sections import Conversation
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES, cut_place, sentence_place
 from alm_pipeline.corpus.formats.tools import Arguments
 from storage.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from alm_pipeline.corpus.conversation import Messages, text_bytes
+from alm_pipeline.conversations.sections import Messages, text_bytes
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.token_cutting import TokenLimit
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.corpus.conversation import REASONING, TOOL_CALLS
+from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
 from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, TextTokens, bits_per_byte, standard_error
 from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.scoring.scorer import Scorer

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alm_pipeline.alignment.visibility import SEEN_BY, seen_by
 from alm_pipeline.inspection.shards import SIDES, Bytes, Ints, Shard, Tokens, read_shard, related
 from alm_pipeline.inspection.token_texts import TokenTexts
 from storage.columns import flatten_lists
@@ -28,7 +29,8 @@ def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.Data
     Columns: `id`, `turn` and `role` (the message's number and role; null in a plain text and between turns), `start`
     and `end` (bytes of the example's text), `text`, `teacher` and `student` (the text that each token covers; if it
     covers no byte its own text, or its id in angle brackets where its tokenizer is not found), `kind` (content, paired,
-    unpaired), `assistant`. Bytes that are not whole characters are shown as U+FFFD.
+    unpaired), `seen_by` (who shows its bytes: both, teacher, student, neither, or partly; null where it has none),
+    `assistant`. Bytes that are not whole characters are shown as U+FFFD.
     Raises UserError if the dataset holds no alignments, or the shard or example does not exist.
     """
     content, datasets = read_shard(url, shard, example), related(url)
@@ -45,6 +47,7 @@ def chunk_frame(url: str, shard: int = 0, example: str | None = None) -> pl.Data
             "text": pl.from_arrow(_strings(texts.content, chunks.starts, chunks.lengths)),
             **{side: _token_lists(content, side, TokenTexts(datasets[side])) for side in SIDES},
             "kind": _KINDS.gather(chunks.kinds),
+            "seen_by": pl.Series(seen_by(content.visibility()).tolist(), dtype=pl.Enum(SEEN_BY)),
             "assistant": chunks.assistant,
         }
     )

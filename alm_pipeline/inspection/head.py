@@ -12,12 +12,14 @@ from typing import Any, assert_never
 
 import pyarrow as pa
 
+from alm_pipeline.alignment.shards import reasons_without_chunks
 from alm_pipeline.inspection.frame import chunk_frame
-from alm_pipeline.inspection.shards import SIDES
+from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
+from alm_pipeline.naming.columns import COLUMN_DESCRIPTIONS
 from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
-from storage.schemas import COLUMN_DESCRIPTIONS, SCHEMAS, Kind, TokenKind
+from storage.schemas import SCHEMAS, Kind, TokenKind
 from storage.urls import join_url
 
 Row = dict[str, Any]
@@ -29,6 +31,7 @@ REASONS = {
     "holds_the_space_stand_in": "the text has U+2581, which the tokenizer reads as a space",
     "no_form_fits_both_tokenizers": "no normalization is one that both tokenizers leave as it is",
     "not_text": "the value is not a text, or not a conversation",
+    "one_sided_bytes": "one side alone shows some of its bytes (corpus.one_sided: drop)",
     "over_context": "it has more tokens than the model's context",
     "piece_of_a_prompt": "a piece of a cut text holds nothing of the completion",
     "template_changes_content": "the chat template changes what the messages say",
@@ -66,11 +69,17 @@ class Head:
             "rows_in_shard": self.rows_in_shard,
             "columns": columns(self.dataset.kind),
             "dropped": [
-                {"reason": reason, "meaning": REASONS.get(reason), "count": count}
+                {"reason": reason, "meaning": _meaning(reason), "count": count}
                 for reason, count in self.dropped.items()
             ],
             "rows": self.rows,
         }
+
+
+def _meaning(reason: str) -> str | None:
+    """Return what a reason means; of alignments, which name a side in front of it, what each side's means."""
+    parts = [part.partition(": ")[2] or part for part in reason.split(", ")]
+    return "; ".join(dict.fromkeys(REASONS[part] for part in parts if part in REASONS)) or None
 
 
 def columns(kind: Kind) -> list[dict[str, str]]:
@@ -111,8 +120,9 @@ def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
         case Kind.TEACHER_SCORES:
             return _dropped(_tokens_of(dataset, "tokens"), shard)
         case Kind.ALIGNMENTS:
-            sides = [_dropped(_tokens_of(dataset, f"{side}_tokens"), shard) for side in SIDES]
-            return [_of_sides(dict(zip(SIDES, reasons, strict=True))) for reasons in zip(*sides, strict=True)]
+            datasets = related(dataset.url)
+            tables = {side: datasets[side].read_shard(shard, ["dropped", "kinds"]) for side in SIDES}
+            return reasons_without_chunks(tables | {"alignments": dataset.read_shard(shard, ["kinds"])})
         case _:
             assert_never(dataset.kind)
 
@@ -120,10 +130,6 @@ def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
 def _dropped(tokens: Dataset, shard: int) -> list[str | None]:
     reasons: list[str | None] = tokens.read_shard(shard, ["dropped"])["dropped"].to_pylist()
     return reasons
-
-
-def _of_sides(reasons: Mapping[str, str | None]) -> str | None:
-    return ", ".join(f"{side}: {reason}" for side, reason in reasons.items() if reason) or None
 
 
 def _tokens_of(dataset: Dataset, role: str) -> Dataset:

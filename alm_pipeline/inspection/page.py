@@ -22,6 +22,9 @@ p { margin: .2rem 0; overflow-wrap: anywhere; } header { color: var(--faint); }
 .paired { background: var(--paired); border: 2px solid var(--paired-frame); }
 .unpaired { border: 1px dashed var(--unpaired-frame);
   background: repeating-linear-gradient(135deg, var(--unpaired) 0 5px, var(--paper) 5px 8px); }
+.seen_by_teacher { background: var(--seen_by_teacher); border: 2px dashed var(--seen_by_teacher-frame); }
+.seen_by_student { background: var(--seen_by_student); border: 2px dashed var(--seen_by_student-frame); }
+.seen_by_neither { background: var(--seen_by_neither); border: 2px dotted var(--seen_by_neither-frame); }
 .tokens { display: flex; flex-wrap: wrap; justify-content: center; gap: 2px; min-height: 1.55rem; }
 .token { flex: 1 0 auto; max-width: 100%; padding: 0 .25em;
   border: 1px solid var(--token_frame);

@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alm_pipeline.alignment.visibility import Visibility, seen_by
 from alm_pipeline.inspection.shards import SIDES, Shard, read_shard, related
 from alm_pipeline.inspection.token_texts import TokenTexts
 from storage.columns import flatten_lists
 from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.printed.inert import one_line
+from storage.printed.shares import percent
 from storage.schemas import ChunkKind, TokenKind
 
 _BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -52,10 +54,14 @@ class PicturedChunk:
     """the role of the turn that begins here, or None"""
     ends_line: bool
     """whether its text ends a line"""
+    seen_by: str | None = None
+    """who sees its bytes, of SEEN_BY; None if it has none"""
 
     @property
     def style(self) -> str:
         """The key in `LEGEND`: `first` and `second` alternate for content."""
+        if self.kind == ChunkKind.UNPAIRED and self.seen_by in ("teacher", "student", "neither"):
+            return f"seen_by_{self.seen_by}"
         return ("first", "second")[self.number % 2] if self.kind == ChunkKind.CONTENT else self.kind.name.lower()
 
 
@@ -64,6 +70,9 @@ LEGEND = {
     "second": "next chunk",
     "paired": "paired special tokens",
     "unpaired": "unpaired: not compared",
+    "seen_by_teacher": "only the teacher sees it",
+    "seen_by_student": "only the student sees it",
+    "seen_by_neither": "neither side sees it",
 }
 """the meaning of each style of a chunk"""
 ASSISTANT_LEGEND = "the assistant’s"
@@ -83,7 +92,8 @@ class Colors(NamedTuple):
     """fill and frame by style"""
 
 
-# tints of Okabe and Ito's sky blue, orange and bluish green, which color-blind people can distinguish
+# tints of Okabe and Ito's sky blue, orange, bluish green, vermilion and reddish purple, which color-blind people can
+# distinguish
 LIGHT = Colors(
     paper="#ffffff",
     ink="#1a1a1a",
@@ -95,6 +105,9 @@ LIGHT = Colors(
         "second": ("#fbe2b0", "#c98a00"),
         "paired": ("#c4ecdf", "#00805d"),
         "unpaired": ("#eeeeee", "#888888"),
+        "seen_by_teacher": ("#f9d3bd", "#d55e00"),
+        "seen_by_student": ("#f0d3e2", "#b8508a"),
+        "seen_by_neither": ("#ffffff", "#888888"),
     },
 )
 DARK = Colors(
@@ -108,6 +121,9 @@ DARK = Colors(
         "second": ("#553d08", "#e69f00"),
         "paired": ("#0c4a3a", "#1fc79a"),
         "unpaired": ("#2c2f33", "#999999"),
+        "seen_by_teacher": ("#5c2a05", "#ff8a3d"),
+        "seen_by_student": ("#4d2039", "#e08ab8"),
+        "seen_by_neither": ("#16181b", "#999999"),
     },
 )
 
@@ -222,8 +238,15 @@ def _facts(one: Shard) -> list[str]:
     chunks, size = one.chunks, len(one.texts.content)
     aligned = int(chunks.lengths[chunks.kinds == ChunkKind.CONTENT].sum())
     counts = [f"{len(one.sides[side].ids):,} {side} tokens" for side in SIDES]
-    share = f"{aligned / size:.1%} of them aligned" if size else "nothing to align"
-    return [f"{size:,} bytes", share, f"{len(chunks.starts):,} chunks", *counts]
+    share = f"{percent(aligned, size, 1)} of them aligned" if size else "nothing to align"
+    return [f"{size:,} bytes", share, *_one_sided(one), f"{len(chunks.starts):,} chunks", *counts]
+
+
+def _one_sided(one: Shard) -> list[str]:
+    """Return a fact for each side that alone sees some bytes."""
+    sizes = one.visibility().sum(0).tolist()
+    seen = {"teacher": sizes[Visibility.TEACHER_ONLY], "student": sizes[Visibility.STUDENT_ONLY]}
+    return [f"{size:,} only the {side} sees" for side, size in seen.items() if size]
 
 
 def _chunks(one: Shard, count: int, spelling: Mapping[str, TokenTexts]) -> list[PicturedChunk]:
@@ -231,19 +254,37 @@ def _chunks(one: Shard, count: int, spelling: Mapping[str, TokenTexts]) -> list[
     edges = {side: one.chunks.edges(side).tolist() for side in SIDES}
     kinds = one.chunks.kinds[:count]
     content_before = (np.cumsum(kinds == ChunkKind.CONTENT) - 1).tolist()
-    roles = _new_roles(one, count)
+    roles, visibility = _new_roles(one, count), one.visibility()
+    seen = seen_by(visibility)
     chunks = []
     for k in range(count):
         text = _bytes(one, int(one.chunks.starts[k]), int(one.chunks.lengths[k]))
-        note = f"chunk {k}, {_span(int(one.chunks.starts[k]), len(text))}"
+        note = f"chunk {k}, {_span(int(one.chunks.starts[k]), len(text))}{_seen_note(visibility[k].tolist())}"
         tokens = {side: boxes[side][edges[side][k] : edges[side][k + 1]] for side in SIDES}
         kind, assistant = ChunkKind(kinds[k]), bool(one.chunks.assistant[k])
         chunks.append(
             PicturedChunk(
-                kind, content_before[k], assistant, Box(visible(text), note), tokens, roles[k], text.endswith(b"\n")
+                kind,
+                content_before[k],
+                assistant,
+                Box(visible(text), note),
+                tokens,
+                roles[k],
+                text.endswith(b"\n"),
+                seen[k],
             )
         )
     return chunks
+
+
+def _seen_note(sizes: list[int]) -> str:
+    """Return how many of a chunk's bytes one side alone sees, or neither; '' if both see all."""
+    seen = {
+        "only the teacher sees": sizes[Visibility.TEACHER_ONLY],
+        "only the student sees": sizes[Visibility.STUDENT_ONLY],
+        "neither side sees": sizes[Visibility.UNSEEN],
+    }
+    return "".join(f", {size} of them {who}" for who, size in seen.items() if size)
 
 
 def _token_boxes(one: Shard, side: str, count: int, spelling: TokenTexts) -> list[Box]:

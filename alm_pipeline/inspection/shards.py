@@ -4,12 +4,14 @@ Positions are bytes of the shard's texts, concatenated. An example that was drop
 tokens on the other side are omitted here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from alm_pipeline.alignment.shards import shard_tokens
+from alm_pipeline.alignment.visibility import ShardTexts, bytes_by_visibility, uncompared_spans
 from storage.columns import flatten_filled, flatten_lists
 from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
@@ -20,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 SIDES = ("teacher", "student")
-_TOKENS = ("token_ids", "byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes")
+_TOKENS = ("token_ids", "byte_lengths", "kinds", "turns", "roles", "uncovered_at", "uncovered_bytes", "dropped")
 _COLUMNS = {
     "examples": ("text",),
     "teacher": _TOKENS,
@@ -118,6 +120,14 @@ class Shard:
             has_tokens = self.chunks.tokens[side] > 0
             turns[has_tokens] = self.sides[side].turns[self.chunks.edges(side)[:-1][has_tokens]]
         return turns
+
+    def visibility(self) -> Ints:
+        """Return the bytes of each chunk [C, Visibility] by who shows them."""
+        without_chunks = ~np.isin(np.arange(len(self.texts.ids)), self.chunks.examples)
+        sides = [replace(shard_tokens(self.tables[side]), dropped=without_chunks) for side in SIDES]
+        texts = ShardTexts.of(*sides)
+        spans = (*map(texts.uncovered, sides), uncompared_spans(self.chunks.kinds, self.chunks.lengths))
+        return bytes_by_visibility(self.chunks.lengths, int(texts.starts[-1]), *spans)
 
 
 def _starts(lengths: Ints, advances: Ints, offsets: Ints, text_offsets: Ints) -> Ints:

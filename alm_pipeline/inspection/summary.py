@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from alm_pipeline.alignment.counts import bytes_by_role
+from alm_pipeline.alignment.shards import reasons_without_chunks
 from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
 from alm_pipeline.inspection.shards import SIDES, Chunks, Ints, Texts, related
 from storage.dataset import read_aligned
@@ -33,19 +34,39 @@ _TEXT_BYTES = 200
 
 @dataclass(frozen=True)
 class AlignmentSummary:
-    """The frames that `coverage`, `chunk_lengths`, `largest_chunks` and `dropped_examples` return."""
+    """The frames that `coverage`, `visibility`, `chunk_lengths`, `largest_chunks` and `dropped_examples` return."""
 
     coverage: pl.DataFrame
+    visibility: pl.DataFrame
     lengths: pl.DataFrame
     largest: pl.DataFrame
     dropped: pl.DataFrame
 
 
 def summarize_alignments(url: str, largest: int = 10) -> AlignmentSummary:
-    """Compute all four frames in one pass over the dataset. Raises UserError if the URL holds no alignments."""
-    return AlignmentSummary(
-        *_collect(url, _CoverageCollector(), _LengthCollector(), _LargestCollector(largest), _DropCollector())
+    """Compute all frames in one pass over the dataset. Raises UserError if the URL holds no alignments."""
+    first, *others = _collect(
+        url, _CoverageCollector(), _LengthCollector(), _LargestCollector(largest), _DropCollector()
     )
+    return AlignmentSummary(first, visibility(url), *others)
+
+
+def visibility(url: str) -> pl.DataFrame:
+    """Return who shows the bytes of the aligned examples, as the stage counted them: `seen`, `role`, `bytes`.
+
+    `seen` is a `Visibility` in lower case. Of the bytes, `whole_bytes` are in the `sections` of this role that the
+    other side leaves out as a whole. Empty for a dataset of an earlier version. Raises UserError if the URL holds no
+    alignments.
+    """
+    counts = related(url)["alignments"].complete_manifest().counts
+    names = ("seen", "role", "bytes", "whole_bytes", "sections")
+    rows = [
+        (kind.name.lower(), role.role, role.bytes, role.whole_bytes, role.whole_sections)
+        for kind, roles in bytes_by_role(counts).items()
+        for role in roles
+    ]
+    texts = dict.fromkeys(names[:2], pl.String)
+    return pl.DataFrame(rows, schema=texts | dict.fromkeys(names[2:], pl.Int64), orient="row")
 
 
 def coverage(url: str) -> pl.DataFrame:
@@ -82,7 +103,7 @@ def dropped_examples(url: str) -> pl.DataFrame:
     """Return the number of examples without chunks: `side`, `reason`, `examples`, `bytes`.
 
     `side` is the dataset that dropped them. For `teacher` and `student`, the reasons are those of the tokens dataset.
-    `alignments` counts all examples without tokens on a side, including those that are counted for that side already.
+    `alignments` counts all examples without chunks, including those that are counted for a side already.
     Raises UserError if the URL holds no alignments.
     """
     return _collect(url, _DropCollector())[0]
@@ -281,8 +302,7 @@ class _DropCollector:
     def add(self, view: _ShardView) -> None:
         sizes = np.diff(view.texts.offsets)
         reasons = {side: view.tables[side]["dropped"] for side in SIDES}
-        empty = [pc.equal(pc.list_value_length(view.tables[side]["kinds"]), 0) for side in SIDES]
-        reasons["alignments"] = pc.if_else(pc.or_(*empty), "without_tokens_on_a_side", None)
+        reasons["alignments"] = pa.array(reasons_without_chunks(view.tables), pa.string())
         parts = [
             pl.DataFrame({"reason": pl.Series(reason, dtype=pl.String), "bytes": sizes})
             .drop_nulls()

@@ -9,7 +9,15 @@ import polars as pl
 
 from alm_pipeline.inspection.shards import SIDES
 from alm_pipeline.inspection.summary import AlignmentSummary
+from storage.printed.shares import percent
 
+SEEN = {
+    "aligned": "both, aligned",
+    "uncompared": "both, not compared",
+    "teacher_only": "only the teacher",
+    "student_only": "only the student",
+    "unseen": "neither",
+}
 Printed = tuple[str, list[str], list[list[str]]]
 _PATTERN_ROWS = 8
 _TEXT_CHARACTERS = 40
@@ -24,6 +32,7 @@ def tables(summary: AlignmentSummary) -> Iterator[Printed]:
     """Yield the tables that have rows."""
     candidates = (
         ("coverage by script, and of code and prose", _COVERAGE, _coverage(summary.coverage)),
+        ("who sees the bytes", ["seen", "role", "bytes", "share", "whole messages"], _visibility(summary.visibility)),
         ("content chunks by tokens, teacher : student", ["tokens", "chunks", "share"], _patterns(summary.lengths)),
         ("content chunks by bytes", ["bytes", "chunks", "share"], _bytes(summary.lengths)),
         (
@@ -49,11 +58,19 @@ def _coverage(frame: pl.DataFrame) -> list[list[str]]:
         [
             row["name"],
             f"{row['bytes']:,}",
-            f"{row['share']:.2%}",
+            percent(row["aligned_bytes"], row["bytes"]),
             f"{row['chunks']:,}",
             *("" if row[name] is None else f"{row[name]:.2f}" for name in numbers),
         ]
         for row in frame.filter(pl.col("bytes") > 0).iter_rows(named=True)
+    ]
+
+
+def _visibility(frame: pl.DataFrame) -> list[list[str]]:
+    total = int(frame["bytes"].sum())
+    return [
+        [SEEN[seen], role, f"{size:,}", percent(size, total), f"{sections:,} ({whole:,} bytes)" if sections else ""]
+        for seen, role, size, whole, sections in frame.iter_rows()
     ]
 
 

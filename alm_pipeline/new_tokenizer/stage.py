@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
-from alm_pipeline.corpus.conversation import joined_text
+from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.corpus.stage import corpus_identity

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.config import AlmConfig, TrainedTokenizer
 from alm_pipeline.planning.plan import Stage
 from storage.dataset import load_manifest
@@ -59,28 +60,39 @@ def decisive(config: AlmConfig, stage: Stage) -> Settings:
     match stage:
         case "train tokenizer":
             trained = isinstance(config.student.tokenizer, TrainedTokenizer)
-            texts = {name: value for name, value in plain["corpus"].items() if name not in ("sample", "max_examples")}
+            texts = _without(plain["corpus"], "sample", "max_examples", "one_sided")
             made = {"student.tokenizer": student["tokenizer"]} | ({"corpus": texts} if trained else {})
             fields = tokenizer | template | made
         case "shard":
-            fields = {"corpus": plain["corpus"]}
+            fields = {"corpus": _without(plain["corpus"], "one_sided")}
         case "tokenize teacher":
             fields = {"teacher": plain["teacher"], "teacher_template": plain["teacher_template"]}
         case "tokenize student":
             fields = tokenizer | template | {"student.tokenizer": student["tokenizer"]}
-        case "align" | "pair biases":
+        case "align":
+            settings = AlignmentSettings.of(config)
+            fields = {
+                "corpus.one_sided": settings.one_sided,
+                "objective.learn": list(settings.learn),
+                "objective.learned_turns": settings.learned_turns,
+            }
+        case "pair biases":
             fields = {}
         case "score":
             fields = {"teacher": plain["teacher"], "score": config.score.identity()}
         case "train":
             fields = {
                 "student": student,
-                "objective": plain["objective"],
+                "objective": _without(plain["objective"], "learn", "learned_turns"),
                 "train": config.train.identity(),
                 # what makes it decide something comes first
                 "evaluation": {"patience": None, "student": "last"} | config.evaluation.identity(),
             }
     return dict(_flat(fields))
+
+
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def _flat(fields: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -80,6 +80,7 @@ class _Planner:
 
     def _notes(self, left: list[StagePlan]) -> tuple[str, ...]:
         notes = [_STAND_IN] if self._trial and self._trial.has_stand_in else []
+        notes += self._trial.one_sided if self._trial else ()
         if self._sample and self._sample.count is None:
             notes.append("nothing says how large the corpus is, and a sample did not reach its end")
         guessed = [stage.stage for stage in left if self._durations.is_probed(stage.stage)]

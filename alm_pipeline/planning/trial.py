@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from alm_pipeline.alignment.shards import ONE_SIDED
 from alm_pipeline.alignment.stage import align_datasets
+from alm_pipeline.alignment.table import SEEN_BY_NOT_BOTH, visibility_rows
 from alm_pipeline.config import TrainedTokenizer
 from alm_pipeline.corpus.examples import Example
 from alm_pipeline.corpus.stage import write_shard
@@ -42,6 +44,8 @@ class Trial:
     """stored, per byte of text"""
     seconds: dict[str, float]
     """of each stage, for the whole sample"""
+    one_sided: tuple[str, ...]
+    """what of the sample only one side sees, or neither, in sentences"""
     has_stand_in: bool
     """whether the model's own tokenizer stood in for one that has yet to be trained"""
 
@@ -109,7 +113,10 @@ def student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
 
 def _on_sample(pipeline: Pipeline, examples: Dataset, tokenizer: LoadedTokenizer) -> Pipeline:
     """Return a pipeline of the same models and tokenizers on other examples."""
-    sample = Pipeline(pipeline.config, examples.root)
+    config = pipeline.config
+    if config.corpus.one_sided == "refuse":  # a plan says what there is; the check and the run refuse it
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"one_sided": "keep"})})
+    sample = Pipeline(config, examples.root)
     sample.teacher, sample.source = pipeline.teacher, pipeline.source
     vars(sample).update(examples=examples, student_tokenizer=tokenizer, made_tokenizer=None)
     return sample
@@ -132,8 +139,16 @@ def _measure(sample: Pipeline, examples: Manifest, stand_in: bool) -> Trial:
         alignments.bytes / size,
         examples.bytes / size,
         seconds,
+        tuple(_one_sided(alignments, examples)),
         stand_in,
     )
+
+
+def _one_sided(alignments: Manifest, examples: Manifest) -> Iterator[str]:
+    for what, shares in visibility_rows(alignments.counts, examples.counts["text_bytes"], SEEN_BY_NOT_BOTH):
+        yield f"in a sample, {what} {shares}"
+    if count := alignments.dropped.get(ONE_SIDED):
+        yield f"in a sample, {count:,} of {examples.rows:,} examples are left out (corpus.one_sided: drop)"
 
 
 def _complete(manifest: Manifest | None) -> Manifest:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.corpus.conversation import ASSISTANT
+from alm_pipeline.conversations.sections import ASSISTANT
 from alm_pipeline.tokenization.rows import EncodedBatch, Uncovered
 from storage.schemas import COMPLETION, PROMPT, TokenKind
 

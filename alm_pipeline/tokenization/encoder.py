@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.corpus.conversation import Conversation, sections
+from alm_pipeline.conversations.sections import Conversation, sections
 from alm_pipeline.corpus.formats.marks import learned_role
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused

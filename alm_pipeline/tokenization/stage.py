@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from alm_pipeline.corpus.conversation import Conversation, first_section
+from alm_pipeline.conversations.sections import Conversation, first_section
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
@@ -27,6 +27,7 @@ from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.printed.inert import one_line
 from storage.schemas import Kind
 
 STAGE_VERSION = 5
@@ -75,8 +76,8 @@ def tokenize(
     an installed engine is not used.
 
     Examples that need a token beyond `embedding_rows`, the rows of the model's embedding, are dropped. Raises UserError
-    if many of the tokenizer's ordinary tokens are, if its template refuses every conversation, or if the examples do
-    not have one of the shards.
+    if many of the tokenizer's ordinary tokens are, if its template refuses every conversation or shows nothing of those
+    of a shard, or if the examples do not have one of the shards.
     """
     if manifest := tokens.manifest():
         return manifest
@@ -167,13 +168,14 @@ def _tokenize_shards(
     examples: Dataset, tokens: Dataset, advance: Callable[[int], None], encoder: ByteEncoder, shards: Sequence[int]
 ) -> None:
     with in_background(partial(_write_shard, tokens)) as write:
-        batches: list[EncodedBatch] = []
+        encoded: list[tuple[_ExampleSlice, EncodedBatch]] = []
         for part, batch in _encoded(_slices(examples, shards), encoder):
-            batches.append(batch)
+            encoded.append((part, batch))
             if part.last:
-                write(part.shard, part.ids, batches)
+                _require_shown(encoded, examples, encoder.tokenizer.name)
+                write(part.shard, part.ids, [batch for _, batch in encoded])
                 advance(part.shard)
-                batches = []
+                encoded = []
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,25 @@ def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[
         return part, batch if part.completions is None else with_completions(batch, part.completions)
 
     return results_ahead(encode, slices)
+
+
+def _require_shown(encoded: Sequence[tuple[_ExampleSlice, EncodedBatch]], examples: Dataset, tokenizer: str) -> None:
+    """Raise UserError if the template shows no byte of a shard's conversations, though they are not blank."""
+    if any(part.conversations is None or batch.byte_lengths.any() for part, batch in encoded):
+        return
+    hidden = [
+        conversation
+        for part, batch in encoded
+        for conversation, text, reason in zip(part.conversations or [], part.texts, batch.dropped, strict=True)
+        if reason is None and text.strip()
+    ]
+    if hidden:
+        roles = ", ".join(sorted({one_line(message["role"]) for conversation in hidden for message in conversation}))
+        raise UserError(
+            f"{tokenizer}: its chat template shows no message of {examples.shard_url(encoded[0][0].shard)} "
+            f"({len(hidden):,} conversations, of the roles {roles}): give this side a template that shows them "
+            "(teacher_template, or student.template), or rename the roles in the corpus"
+        )
 
 
 def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:

@@ -61,7 +61,8 @@ class Distillation:
             "saved_tokenizer": self.tokenizer.saved_identity,
             **({} if self._keeps_tokenizer else {"initialization": self._initialization.identity()}),
             **({"byte_level": {"ngram_embeddings": student.ngram_embeddings}} if student.is_byte_level else {}),
-            "objective": config.objective.model_dump(mode="json"),
+            # what is learned of the turns is in the alignments' name
+            "objective": config.objective.model_dump(mode="json", exclude={"learn", "learned_turns"}),
             "train": config.train.identity(),
         }
         if evaluation := config.evaluation.identity():

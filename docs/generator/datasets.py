@@ -6,8 +6,9 @@ from enum import IntEnum
 
 import pyarrow as pa
 
+from alm_pipeline.naming.columns import COLUMN_DESCRIPTIONS
 from docs.generator.markdown import code, escape, table
-from storage.schemas import COLUMN_DESCRIPTIONS, OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
+from storage.schemas import OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
 
 _INTRODUCTION = """# Datasets
 

@@ -24,6 +24,7 @@ PURPOSES = {
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
     "alm_pipeline.naming": "Names of runs and students, made of the settings in which they differ.",
     "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
+    "alm_pipeline.conversations": "The sections of conversations, and the text that both sides share.",
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",
     "alm_pipeline.corpus.formats": "What a corpus's rows are: conversations, prompts with completions, and others.",
     "alm_pipeline.corpus": "From a source to examples: reading, cutting, ids, the held-out split.",

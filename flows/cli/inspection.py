@@ -246,11 +246,18 @@ def _chunks(url: str, shard: int, example: str | None, chunks: int, as_json: boo
         "chunks": rows,
     }
     if not as_json:
-        shown = [{**row, "bytes": f"{row['start']}-{row['end']}"} for row in rows]
+        shown = [{**row, "bytes": f"{row['start']}-{row['end']}", "kind": _kind(row)} for row in rows]
         out.print_rows(CHUNKS, shown, f"example {first['id'][0]}")
         of_shard = f", {len(frame)} in the shard" if example is None else ""
         out.print_line(f"{len(rows)} of {len(first)} chunks of this example{of_shard}")
     return document
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """Return a chunk's kind, with whose it is if not both sides see its bytes."""
+    seen = {"teacher": "only the teacher sees it", "student": "only the student sees it", "neither": "neither sees it"}
+    seen["partly"] = "partly seen"
+    return f"{row['kind']}: {seen[row['seen_by']]}" if row["seen_by"] in seen else row["kind"]
 
 
 def _summary(url: str, as_json: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ lists. Whatever is in none of the forms raises RowDropped with the reason that t
 import json
 from typing import Any, Literal
 
-from alm_pipeline.corpus.conversation import joined_text
+from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 from alm_pipeline.corpus.formats.marks import MARKS, with_mark

@@ -8,7 +8,16 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from alm_pipeline.preflight.checks import corpus, models, output, scores, settings, student, templates
+from alm_pipeline.preflight.checks import (
+    conversations,
+    corpus,
+    models,
+    output,
+    scores,
+    settings,
+    student,
+    templates,
+)
 from alm_pipeline.preflight.context import Context, RunInputs, Unavailable
 from alm_pipeline.preflight.findings import Finding
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
@@ -51,6 +60,8 @@ CHECKS: tuple[Check, ...] = (
     Check(templates.arguments_are_read, "student.template", _PREPARE),
     Check(templates.turns_are_tokens, "student.template", _PREPARE),
     Check(templates.rows_have_what_is_named, "corpus", _PREPARE),
+    Check(conversations.sides_show_the_same, "corpus.one_sided", _PREPARE),
+    Check(conversations.something_is_learned, "objective.learn", _TRAIN),
     Check(models.weights_are_whole, "teacher", _PREPARE),
     Check(models.teacher_can_score, "teacher", _SCORE),
     Check(settings.windows, "score.context", _SCORE),

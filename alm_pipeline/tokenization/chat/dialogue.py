@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from alm_pipeline.corpus.conversation import (
+from alm_pipeline.conversations.sections import (
     REASONING,
     TOOL_CALLS,
     Conversation,
@@ -103,11 +103,19 @@ class Dialogue:
         for message in {call.message for call in self._calls(kind)}:
             marked[message]["tool_calls"] = copy.deepcopy(marked[message]["tool_calls"])
         for call in self._calls(kind):
-            call.mark(marked[call.message]["tool_calls"][call.index], in_calls, kind)
+            call.mark(marked[call.message]["tool_calls"][call.number], in_calls, kind)
         return marked
 
+    @cached_property
+    def _calls_by_kind(self) -> "dict[CallMarks, list[_Call]]":
+        return {}
+
     def _calls(self, kind: CallMarks) -> "list[_Call]":
-        calls: list[_Call] = []
+        if kind not in self._calls_by_kind:
+            self._calls_by_kind[kind] = list(self._found_calls(kind))
+        return self._calls_by_kind[kind]
+
+    def _found_calls(self, kind: CallMarks) -> "Iterator[_Call]":
         for index, section in enumerate(self.sections):
             if section.role != TOOL_CALLS or kind == CallMarks.NONE:
                 continue
@@ -115,16 +123,16 @@ class Dialogue:
             written = self.messages[section.message]["tool_calls"]
             for number, call in enumerate(tool_calls(self.conversation[section.message])):
                 given = called_function(written[number]).get("arguments")
-                calls.append(_call(section.message, number, index, start, call, given, kind))
+                yield _call(section.message, number, index, start, call, given, kind)
                 start += len(call.name) + len(call.arguments)
-        return calls
 
 
 class _Call(NamedTuple):
     """The parts of a call."""
 
     message: int
-    index: int
+    number: int
+    """of the message's calls"""
     name: tuple[ContentPart, ...]
     """none or one"""
     arguments: tuple[ContentPart, ...]
@@ -144,12 +152,12 @@ class _Call(NamedTuple):
             function["arguments"] = with_leaves(function["arguments"], replaced)
 
 
-def _call(message: int, index: int, section: int, start: int, call: ToolCall, written: Any, kind: CallMarks) -> _Call:
+def _call(message: int, number: int, section: int, start: int, call: ToolCall, written: Any, kind: CallMarks) -> _Call:
     name = [_part(section, start, Leaf(0, call.name, call.name))] if call.name else []
     start += len(call.name)
     if isinstance(written, str):
         whole = (_part(section, start, Leaf(0, written, written)),) if written else ()
-        return _Call(message, index, tuple(name), whole)
+        return _Call(message, number, tuple(name), whole)
     parts: list[ContentPart] = []
     end = 0
     for leaf in json_leaves(call.arguments) or []:
@@ -159,7 +167,7 @@ def _call(message: int, index: int, section: int, start: int, call: ToolCall, wr
     last = parts or name
     if last:  # what closes the arguments, or all of them where they have no leaves
         last[-1] = last[-1]._replace(after=len(call.arguments) - end)
-    return _Call(message, index, tuple(name), tuple(parts))
+    return _Call(message, number, tuple(name), tuple(parts))
 
 
 def _part(section: int, start: int, leaf: Leaf, before: int = 0) -> ContentPart:

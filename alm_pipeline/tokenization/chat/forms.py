@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from alm_pipeline.corpus.conversation import (
+from alm_pipeline.conversations.sections import (
     ASSISTANT,
     REASONING_KEYS,
     TOOL_CALLS,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from alm_pipeline.corpus.conversation import REASONING, TOOL_CALLS
+from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
 from alm_pipeline.tokenization.chat.dialogue import Dialogue
 from alm_pipeline.tokenization.chat.grammar import Label
 from alm_pipeline.tokenization.chat.tracing import PUNCTUATION, ContentFragment, Trace
@@ -36,6 +36,9 @@ class Gaps:
 
     def labels(self, gap: int, labels: Sequence[Label]) -> Iterator[Label]:
         """Yield the labels of a gap with the section that each belongs to, and with its transitions."""
+        if len(self.dialogue.sections) == len(self.dialogue.roles):  # sections are messages, and there are no calls
+            yield from labels
+            return
         before, after = self.messages(gap)
         left, right = self._around(gap)
         for number, label in enumerate(labels):
@@ -46,8 +49,8 @@ class Gaps:
             elif left and right and before == after:
                 yield self._inner(gap, label, left, right)
             elif left and label.turn == before:
-                is_closed = labels[number + 1 : number + 2]
-                yield self._closing(gap, label, left, bool(is_closed) and is_closed[0].kind == TokenKind.END_OF_TURN)
+                closed = any(following.kind == TokenKind.END_OF_TURN for following in labels[number + 1 : number + 2])
+                yield self._closing(gap, label, left, closed)
             elif right and label.turn == after and number + 1 == len(labels):
                 yield from self._opening(gap, label, right)
             else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+', re.DOTALL)
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # ASCII that JSON escapes nothing of
 _UNIT = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
 Value = str | int | float | bool | None
@@ -87,6 +88,8 @@ def spellings(leaf: Leaf) -> list[Spelling]:
     if not isinstance(leaf.value, str):
         texts = dict.fromkeys([leaf.text, json.dumps(leaf.value), str(leaf.value)])
         return [Spelling(text, _whole(text) if text == leaf.text else ()) for text in texts]
+    if _PLAIN.fullmatch(leaf.value) and leaf.text == leaf.value:
+        return [Spelling(leaf.text, _whole(leaf.text))]
     units = _UNIT.findall(leaf.text)
     by_character = [[spell(character) for character in leaf.value] for spell in (str, _escaped, _ascii)]
     spelled = {"".join(others): _equal(units, others) for others in by_character if len(units) == len(others)}

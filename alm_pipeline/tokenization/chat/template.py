@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config.template import DATE_ARGUMENT
-from alm_pipeline.corpus.conversation import TOOL_CALLS, Conversation, Messages
+from alm_pipeline.conversations.sections import TOOL_CALLS, Conversation, Messages
 from alm_pipeline.tokenization.chat.dialogue import CallMarks, Dialogue
 from alm_pipeline.tokenization.chat.forms import TemplateForm, find_form
 from alm_pipeline.tokenization.chat.gaps import Gaps

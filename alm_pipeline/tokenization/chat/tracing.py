@@ -160,7 +160,8 @@ def trace(
     fragments = [fragment for place in kept for fragment in _fragments(occurrences[place], parts)]
     whole = all(part.spellings or len(part.text) == len(contents[part.section]) for part in parts)
     fragments += [] if whole else _between(pieces, contents, parts, occurrences)
-    fragments += _json_around(text, contents, parts, occurrences, kept)
+    if any(part.spellings for part in parts):
+        fragments += _json_around(text, contents, parts, occurrences, kept)
     joined = _joined(sorted(fragment for fragment in fragments if fragment.end > fragment.start))
     strays = [occurrence for place, occurrence in enumerate(occurrences) if place not in set(kept)]
     return Trace(joined, strays) if _is_exact(joined, text, contents) else None

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCardData, metadata_load
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from alm_pipeline.alignment.table import visibility_rows
 from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
 from alm_pipeline.models.configuration import ModelConfiguration
 from alm_pipeline.models.files import label, model_folder
@@ -170,6 +171,10 @@ def _data(distilled: DistilledStudent) -> str:
         ["bytes of text", f"{examples.counts['text_bytes']:,}"],
         *([role.replace("_", " "), f"{manifests[role].counts['tokens']:,}"] for role in tokens),
         ["aligned chunks", f"{manifests['alignments'].counts['chunks']:,}"],
+        *(
+            [markdown(what), markdown(text)]
+            for what, text in visibility_rows(manifests["alignments"].counts, examples.counts["text_bytes"])
+        ),
         *(
             [markdown(f"dropped from {role}: {why}"), f"{n:,}"]
             for role, part in manifests.items()

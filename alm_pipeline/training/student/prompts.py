@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.corpus.conversation import Messages
+from alm_pipeline.conversations.sections import Messages
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import TemplateRefused

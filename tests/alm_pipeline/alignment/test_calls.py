@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
-from alm_pipeline.corpus.conversation import ASSISTANT, REASONING, TOOL_CALLS, joined_text
+from alm_pipeline.conversations.sections import ASSISTANT, REASONING, TOOL_CALLS, joined_text
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.rows import EncodedExample

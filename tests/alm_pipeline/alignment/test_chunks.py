@@ -13,7 +13,7 @@ from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardToke
 from storage.schemas import ChunkKind, TokenKind
 
 CONTENT, MIXED, TEMPLATE = TokenKind.CONTENT, TokenKind.MIXED, TokenKind.TEMPLATE
-BOT, START, ROLE, HEADER, END, EOT = list(TokenKind)[TokenKind.BEGIN_OF_TEXT :]
+BOT, START, ROLE, HEADER, END, EOT, TRANSITION = list(TokenKind)[TokenKind.BEGIN_OF_TEXT :]
 UNPAIRED = ChunkKind.UNPAIRED
 INT32_MAX = np.iinfo(np.int32).max
 
@@ -196,7 +196,8 @@ def oracle_gap(teacher: list[Token], student: list[Token], assistant: tuple[bool
 
 def spoken(sides: list[list[Token]], assistant: tuple[bool, ...]) -> bool:
     lasts = [side[-1] for side in sides if side]
-    return any(last.turn >= 0 and assistant[last.turn] and last.kind in (CONTENT, MIXED, END) for last in lasts)
+    written = (CONTENT, MIXED, END, TRANSITION)
+    return any(last.turn >= 0 and assistant[last.turn] and last.kind in written for last in lasts)
 
 
 # Strategies
@@ -288,7 +289,7 @@ def test_aligning_a_tokenization_with_itself_gives_one_chunk_per_token(lengths: 
     ]
 
 
-ORDER = [(kind, turn) for turn in range(12) for kind in (START, ROLE, HEADER, END, TEMPLATE)]
+ORDER = [(kind, turn) for turn in range(12) for kind in (START, ROLE, HEADER, TRANSITION, END, TEMPLATE)]
 
 
 @given(st.lists(st.sampled_from(ORDER), unique=True), st.lists(st.sampled_from(ORDER), unique=True))

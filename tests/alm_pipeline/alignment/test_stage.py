@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
@@ -102,27 +103,32 @@ def test_rows(sides: tuple[Dataset, Dataset]) -> None:
 
 def test_counts(sides: tuple[Dataset, Dataset]) -> None:
     manifest = run(*sides).complete_manifest()
-    none = {"assistant": 0, "paired": 0}
+    none = {"assistant": 0, "paired": 0, "uncompared_bytes": 0, "teacher_only_bytes": 0, "unseen_bytes": 0}
+    first = {"aligned_bytes": 14, "aligned_bytes.text": 14, "unaligned_bytes": 0, "student_only_bytes": 0}
+    second = {"aligned_bytes": 2, "aligned_bytes.text": 2, "unaligned_bytes": 1}
+    second |= {"student_only_bytes": 1, "student_only_bytes.text": 1}
     assert [record.counts for record in manifest.shards] == [
-        {"chunks": 4, "aligned_bytes": 14, "unaligned_bytes": 0, **none},
-        {"chunks": 2, "aligned_bytes": 2, "unaligned_bytes": 1, **none},
+        {"chunks": 4, **first, **none},
+        {"chunks": 2, **second, **none},
     ]
-    assert manifest.dropped == {"without_tokens_on_a_side": 1}
+    assert manifest.dropped == {"teacher: normalized": 1}
     assert manifest.rows == 5
 
 
-CHAT = {"kinds": (START, 0, END, START, 0, END), "turns": (0, 0, 0, 1, 1, 1), "roles": ("user", "assistant")}
+ROLES = {"roles": ("user", "assistant"), "turn_bytes": (3, 2)}
+CHAT = {"kinds": (START, 0, END, START, 0, END), "turns": (0, 0, 0, 1, 1, 1), **ROLES}
 
 
 def test_conversations(tmp_path: Path) -> None:
     teacher = tokens_dataset(tmp_path, "tiny-llama", [[Row((0, 3, 0, 0, 2, 0), **CHAT)]])
-    student = {"kinds": (0, END, START, 0, 0, END), "turns": (0, 0, 1, 1, 1, 1), "roles": CHAT["roles"]}
+    student = {"kinds": (0, END, START, 0, 0, END), "turns": (0, 0, 1, 1, 1, 1), **ROLES}
     alignments = run(teacher, tokens_dataset(tmp_path, "tiny-gemma", [[Row((3, 0, 0, 1, 1, 0), **student)]]))
     (row,) = alignments.read_shard(0).to_pylist()
     assert row["kinds"] == [UNPAIRED, CONTENT, PAIRED, PAIRED, CONTENT, PAIRED]
     assert row["assistant"] == [False, False, False, False, True, True]
     counts = alignments.complete_manifest().counts
-    assert counts == {"chunks": 6, "paired": 3, "assistant": 2, "aligned_bytes": 5, "unaligned_bytes": 0}
+    names = ("chunks", "paired", "assistant", "aligned_bytes", "aligned_bytes.user", "unaligned_bytes")
+    assert [counts[name] for name in names] == [6, 3, 2, 5, 3, 0]
 
 
 def test_the_sides_have_the_same_roles(tmp_path: Path) -> None:
@@ -130,6 +136,78 @@ def test_the_sides_have_the_same_roles(tmp_path: Path) -> None:
     other = replace(row, roles=("user", "tool"))
     with pytest.raises(AssertionError, match="different roles"):
         run(tokens_dataset(tmp_path, "tiny-llama", [[row]]), tokens_dataset(tmp_path, "tiny-gemma", [[other]]))
+
+
+def test_the_sides_have_the_same_sizes(tmp_path: Path) -> None:
+    row = Row((0, 3, 0, 0, 2, 0), **CHAT)
+    other = replace(row, turn_bytes=(2, 3))
+    with pytest.raises(AssertionError, match="different sizes"):
+        run(tokens_dataset(tmp_path, "tiny-llama", [[row]]), tokens_dataset(tmp_path, "tiny-gemma", [[other]]))
+
+
+def test_the_reasons_of_both_sides_are_named(tmp_path: Path) -> None:
+    row = Row((3,))
+    teacher = tokens_dataset(tmp_path, "tiny-llama", [[row, DROPPED, DROPPED, Row((0, 3, 0, 0, 2, 0), **CHAT)]])
+    others = [Row(dropped="template_refuses"), DROPPED, Row(dropped="over_context"), Row(dropped="template_refuses")]
+    manifest = run(teacher, tokens_dataset(tmp_path, "tiny-gemma", [others])).complete_manifest()
+    assert manifest.dropped == {
+        "student: template_refuses": 2,
+        "teacher: normalized, student: normalized": 1,
+        "teacher: normalized, student: over_context": 1,
+    }
+
+
+HIDDEN = Row((0, 2, 0), (START, 0, END), (1, 1, 1), uncovered={0: 3}, **ROLES)
+"""the student's template leaves out the user's message"""
+
+
+@pytest.fixture
+def one_sided(tmp_path: Path) -> tuple[Dataset, Dataset]:
+    row = Row((0, 3, 0, 0, 2, 0), **CHAT)
+    teacher = tokens_dataset(tmp_path, "tiny-llama", [[row, row], [row]])
+    return teacher, tokens_dataset(tmp_path, "tiny-gemma", [[row, HIDDEN], [row]])
+
+
+def with_settings(sides: tuple[Dataset, Dataset], settings: AlignmentSettings) -> Dataset:
+    alignments = alignments_dataset(*sides, "tiny", settings)
+    align_datasets(*sides, alignments)
+    return alignments
+
+
+def test_one_sided_bytes_are_counted(one_sided: tuple[Dataset, Dataset]) -> None:
+    manifest = run(*one_sided).complete_manifest()
+    names = ("aligned_bytes", "teacher_only_bytes", "teacher_only_whole_bytes.user", "teacher_only_sections.user")
+    assert [manifest.counts[name] for name in names] == [12, 3, 3, 1]
+    assert manifest.dropped == {}
+
+
+def test_one_sided_examples_are_dropped(one_sided: tuple[Dataset, Dataset]) -> None:
+    alignments = with_settings(one_sided, AlignmentSettings("drop"))
+    manifest = alignments.complete_manifest()
+    assert manifest.dropped == {"one_sided_bytes": 1}
+    assert (manifest.counts["teacher_only_bytes"], manifest.counts["aligned_bytes"]) == (0, 10)
+    assert [bool(kinds) for kinds in alignments.read_shard(0)["kinds"].to_pylist()] == [True, False]
+    assert alignments.name != alignments_dataset(*one_sided, "tiny").name
+
+
+@pytest.mark.bad_input
+def test_one_sided_examples_are_refused(one_sided: tuple[Dataset, Dataset]) -> None:
+    problem = r"example 0-1: only the teacher's tokens show 3 bytes of the role user .*corpus\.one_sided"
+    with pytest.raises(UserError, match=problem):
+        with_settings(one_sided, AlignmentSettings("refuse"))
+    same = (one_sided[0], one_sided[0])
+    assert with_settings(same, AlignmentSettings("refuse")).complete_manifest().rows == 3
+
+
+@pytest.mark.bad_input
+def test_sides_that_show_none_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    other = Row((0, 3, 0), (START, 0, END), (0, 0, 0), uncovered={2: 2}, **ROLES)
+    teacher, student = (
+        tokens_dataset(tmp_path, "tiny-llama", [[HIDDEN]]),
+        tokens_dataset(tmp_path, "tiny-gemma", [[other]]),
+    )
+    with pytest.raises(UserError, match=r"show none of the same bytes \(2 are shown by the teacher's"):
+        run(teacher, student)
 
 
 def test_a_dropped_side_may_have_no_roles(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_both_limits_hold_and_each_has_its_reason() -> None:
 
 def test_what_the_template_refuses_is_left_to_the_stage_that_counts_it() -> None:
     class Refusing(ByteEncoder):
-        def _render(self, conversation: Any) -> Dropped:
+        def _render(self, conversation: Any, arguments: Any) -> Dropped:
             return Dropped.TEMPLATE_REFUSES
 
     limit = TokenLimit(40, Refusing(encoder("byte_level").tokenizer))

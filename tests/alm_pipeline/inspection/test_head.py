@@ -13,11 +13,12 @@ from alm_pipeline.inspection.folder_head import folder_head
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.head import READERS, REASONS, head
 from alm_pipeline.inspection.picture import picture
+from alm_pipeline.naming.columns import COLUMN_DESCRIPTIONS
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.tokenization.encoder import Dropped
 from storage.columns import list_rows
 from storage.errors import UserError
-from storage.schemas import COLUMN_DESCRIPTIONS, Kind
+from storage.schemas import Kind
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, write
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from alm_pipeline.alignment.visibility import SEEN_BY
 from alm_pipeline.inspection.page import page
 from alm_pipeline.inspection.picture import DARK, LEGEND, LIGHT, Box, PicturedChunk, picture, visible
 from storage.errors import UserError
@@ -37,7 +38,10 @@ def test_labels_spell_out_what_is_invisible(text: bytes, label: str) -> None:
 
 def test_every_kind_of_chunk_has_a_style_with_a_meaning_and_colors() -> None:
     chunks = [
-        PicturedChunk(kind, number, False, Box("", ""), {}, None, False) for kind in ChunkKind for number in (0, 1)
+        PicturedChunk(kind, number, False, Box("", ""), {}, None, False, seen)
+        for kind in ChunkKind
+        for number in (0, 1)
+        for seen in (None, *SEEN_BY)
     ]
     assert {chunk.style for chunk in chunks} == set(LEGEND) == set(LIGHT.chunks) == set(DARK.chunks)
 

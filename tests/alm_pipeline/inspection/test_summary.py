@@ -201,7 +201,9 @@ def test_dropped_examples_are_listed_by_side_and_reason(tmp_path: Path) -> None:
     more = [Row("1-0", "x", Side(dropped="changed"), Side([(1, 0, 1)]), []), Row("1-1", "", Side(), Side(), [])]
     url = write(tmp_path, [rows, more]).url
     assert dropped_examples(url).rows() == [
-        ("alignments", "without_tokens_on_a_side", 4, 10),
+        ("alignments", "student: too_long", 1, 3),
+        ("alignments", "teacher: changed", 1, 1),
+        ("alignments", "teacher: changed, student: too_long", 1, 6),
         ("student", "too_long", 2, 9),
         ("teacher", "changed", 2, 7),
     ]

@@ -28,7 +28,7 @@ def test_tables_of_a_summary(tmp_path: Path) -> None:
     assert found["content chunks by bytes"] == [["3-4", "1", "50.00%"], ["5-8", "1", "50.00%"]]
     assert found["largest content chunks"][0] == ["0", "0-0", "3-9", "1:2", "'東京'"]
     assert [row[:3] for row in found["dropped examples"]] == [
-        ["alignments", "without_tokens_on_a_side", "1"],
+        ["alignments", "teacher: too_long, student: changed", "1"],
         ["student", "changed", "1"],
         ["teacher", "too_long", "1"],
     ]

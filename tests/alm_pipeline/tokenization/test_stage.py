@@ -1,6 +1,7 @@
 """Examples are encoded shard by shard."""
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,39 @@ def test_conversations(tmp_path: Path, gemma_folder: str) -> None:
     assert dropped["turn_bytes"] == []
     assert dropped["dropped"] == "holds_the_space_stand_in"
     assert tokens.complete_manifest().dropped == {"holds_the_space_stand_in": 1}
+
+
+USERS_ALONE = "{% for m in messages if m['role'] == 'user' %}{{ m['role'] + '\n' + m['content'] }}{% endfor %}"
+HIDDEN = [{"role": "developer", "content": "Be brief."}, {"role": "gpt", "content": "Yes."}]
+
+
+def users_alone(llama_folder: str, folder: Path) -> str:
+    """A model whose chat template shows only the user's messages."""
+    copy = Path(shutil.copytree(llama_folder, folder / "model"))
+    (copy / "chat_template.jinja").write_text(USERS_ALONE)
+    return str(copy)
+
+
+@pytest.mark.bad_input
+def test_a_shard_of_which_no_message_is_shown_is_refused(tmp_path: Path, llama_folder: str) -> None:
+    name = users_alone(llama_folder, tmp_path)
+    examples = conversations(tmp_path, [HIDDEN, HIDDEN[:1]])
+    with pytest.raises(UserError, match=r"shows no message of .*shard-00000") as error:
+        run(examples, name)
+    for part in (name, examples.url, "2 conversations, of the roles developer, gpt", "student.template"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [[[{"role": "user", "content": "Hi"}]], [[{"role": "gpt", "content": " \n"}]]],
+    ids=["one is shown", "blank"],
+)
+def test_a_shard_of_which_something_is_shown_is_not(
+    others: list[list[dict[str, Any]]], tmp_path: Path, llama_folder: str
+) -> None:
+    chats = [*others, HIDDEN] if others[0][0]["role"] == "user" else others
+    assert run(conversations(tmp_path, chats), users_alone(llama_folder, tmp_path)).complete_manifest().rows
 
 
 MANY = [[f"The fox {shard} jumps over {k} dogs <|im_end|>." for k in range(4)] for shard in range(4)]

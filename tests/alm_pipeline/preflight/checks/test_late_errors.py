@@ -11,6 +11,8 @@ ROOMS = ("scoring", "training", "transfer", "alignment", "tokenization", "evalua
 RAISING = ("UserError", "TemplateRefused", "user_error")
 
 EARLY = {
+    "alignment/one_sided.py refuse_one_sided": "sides_show_the_same",
+    "alignment/one_sided.py require_aligned_conversations": "sides_show_the_same",
     "evaluation/bits_per_byte.py bits_per_byte": "texts_have_predictions",
     "evaluation/held_out.py _nothing": "held_out",
     "evaluation/held_out.py require_held_out": "held_out",
@@ -28,6 +30,7 @@ EARLY = {
     "tokenization/templates/choice.py TemplateChoice._named": "teacher_is_readable",
     "tokenization/templates/choice.py TemplateChoice.file_content": "teacher_is_readable",
     "tokenization/templates/syntax.py check_syntax": "teacher_is_readable",
+    "tokenization/stage.py _require_shown": "sides_show_the_same",
     "training/loop/installed.py check_tracker": "trackers",
     "training/model/adapters.py attach_adapters": "trained_parameters",
     "training/model/execution.py _activation_checkpointing": "execution",

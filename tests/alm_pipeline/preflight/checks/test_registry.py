@@ -15,7 +15,7 @@ from transformers import BertConfig, BloomConfig, BloomForCausalLM, T5Config
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.preflight.checks import corpus, models, output, scores, settings, student
+from alm_pipeline.preflight.checks import conversations, corpus, models, output, scores, settings, student
 from alm_pipeline.preflight.checks.registry import CHECKS
 from alm_pipeline.preflight.findings import Finding
 from storage.errors import UserError
@@ -140,6 +140,24 @@ def without_answers(_: AlmConfig, folder: Path) -> Settings:
     return {**texts(folder, *rows), "corpus.messages": "messages", "objective.assistant_only": True}
 
 
+def with_chats(start: AlmConfig, folder: Path, template: str, **settings: object) -> Settings:
+    """Conversations of a system, a user and an assistant, and a student with this template."""
+    copy = copied(start.student.model, folder)
+    (copy / "chat_template.jinja").write_text(template)
+    turns = ("system", "Be brief."), ("user", "Number {}?"), ("assistant", "It is {}.")
+    rows = [{"messages": [{"role": role, "content": text.format(k)} for role, text in turns]} for k in range(40)]
+    others = {name.replace("__", "."): value for name, value in settings.items()}
+    return {**texts(folder, *rows), "corpus.messages": "messages", "student.model": str(copy), **others}
+
+
+WITHOUT_SYSTEM = "{% for m in messages if m['role'] != 'system' %}" + tiny.CHATML.split("%}", 1)[1]
+"""CHATML that leaves out the system's message"""
+
+
+def chats_with(template: str, **settings: object) -> Change:
+    return lambda start, folder: with_chats(start, folder, template, **settings)
+
+
 def damaged_parquet(_: AlmConfig, folder: Path) -> Settings:
     (folder / "a.parquet").write_bytes(b"PAR1" + bytes(40))
     (folder / "b.jsonl").write_text('{"text": "Some text is here."}\n' * 30)
@@ -195,6 +213,12 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
     "tools after the first rows": (lambda _, folder: late_tools(folder), "corpus.tools",
                                    "its first rows do not have: set corpus.tools to tools"),
     "no answers": (without_answers, "objective.assistant_only", "no conversation has a message of the role assistant"),
+    "a template that shows nothing": (chats_with("{{ messages | length }}"), "student.tokenizer",
+                                      "chat template shows no message in all 40 conversations (of the roles assistant"),
+    "refused one-sided bytes": (chats_with(WITHOUT_SYSTEM, corpus__one_sided="refuse"), "corpus.one_sided",
+                                "only the teacher sees"),
+    "no part to learn": (chats_with(tiny.CHATML, objective__learn=["reasoning"], objective__assistant_only=True),
+                         "objective.learn", "nothing is learned in all 40 conversations (learn: reasoning;"),
     # models
     "no teacher": (set_to("teacher", "no/such"), "teacher", "not a local folder, and could not be fetched"),
     "no demo model": (set_to("student.model", "demo:none"), "student.model", "'none' is not a demo model"),
@@ -282,6 +306,11 @@ WARNINGS: dict[str, tuple[Change, str, str]] = {
         "teacher_template", "writes <|im_start|>, <|im_end|>, which the teacher's tokenizer has no token for"),
     "a column of tools that has none": (
         lambda _, folder: {**chats(folder), "corpus.tools": "tools"}, "corpus.tools", "none of the first 40 examples"),
+    "one-sided bytes": (chats_with(WITHOUT_SYSTEM), "corpus.one_sided", "system"),
+    "parts without effect": (chats_with(tiny.CHATML, objective__learn=["answer"]), "objective.learn",
+                             "objective.assistant_only is false, so all is learned"),
+    "turns without effect": (chats_with(tiny.CHATML, objective__learned_turns="last"), "objective.learned_turns",
+                             "set objective.assistant_only to true"),
     "one process": (set_to("train.sharding", "fsdp"), "train.sharding", "a single process trains here"),
 }  # fmt: skip
 
@@ -387,7 +416,7 @@ def test_what_is_finished_is_not_stopped(config: AlmConfig, tmp_path: Path) -> N
 
 
 def test_every_check_is_in_the_registry() -> None:
-    modules = (corpus, models, output, scores, settings, student)
+    modules = (conversations, corpus, models, output, scores, settings, student)
     public = {
         value
         for module in modules

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alm_pipeline.corpus.conversation import REASONING, TOOL_CALLS, joined_text, sections
+from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS, joined_text, sections
 from alm_pipeline.tokenization.chat.forms import TemplateForm
 from alm_pipeline.tokenization.chat.template import ChatTemplate, RenderedConversation
 from storage.schemas import TokenKind
@@ -193,7 +193,7 @@ def test_ids_are_made_where_a_template_wants_them(id_: str | None) -> None:
 
 def test_results_name_the_ids_of_their_calls() -> None:
     form = TemplateForm(needs_ids=True, short_ids=True)
-    chats = [
+    chats: list[list[dict[str, Any]]] = [
         [{"role": "assistant", "tool_calls": [call({}, id="long id 1"), call({}, id="long id 2")]}],
         [{"role": "assistant", "tool_calls": [call({}), call({})]}],
     ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from alm_pipeline.corpus.conversation import Conversation, joined_text, sections
+from alm_pipeline.conversations.sections import Conversation, joined_text, sections
 from alm_pipeline.tokenization.chat.template import ChatTemplate, RenderedConversation, TemplateRefused
 from storage.errors import UserError
 from storage.schemas import TokenKind

@@ -2,7 +2,8 @@
 
 import pytest
 
-from storage.schemas import COLUMN_DESCRIPTIONS, OPTIONAL, SCHEMAS, Kind
+from alm_pipeline.naming.columns import COLUMN_DESCRIPTIONS
+from storage.schemas import OPTIONAL, SCHEMAS, Kind
 
 
 def test_every_kind_has_a_schema() -> None:

@@ -1,0 +1,130 @@
+"""What the columns of every dataset hold, for the documentation and for `alm head`; none of this is in the files."""
+
+from dataclasses import dataclass
+
+from storage.schemas import Kind
+
+
+@dataclass(frozen=True)
+class ColumnDescription:
+    """What a column holds, for the documentation; none of this is written to the files."""
+
+    meaning: str
+    shape: str = "one per row"
+    """"one per row", or the length of each row's list in brackets"""
+    unit: str = ""
+    """empty for what has none: texts, ids, categories"""
+
+
+_ID_COLUMN = ColumnDescription("The example's id: the same in every dataset made from these examples.")
+
+COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
+    Kind.EXAMPLES: {
+        "id": ColumnDescription(
+            "The document's id, followed by `#` and the piece's number if the document was cut into several examples."
+        ),
+        "split": ColumnDescription("`train` or `held_out`. All pieces of a document have the same split."),
+        "text": ColumnDescription(
+            "The text. For a conversation: what both sides share, message by message: what an assistant thinks, the "
+            "content, and the names and arguments of the tools that it calls."
+        ),
+        "messages": ColumnDescription(
+            "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
+        ),
+        "completion_at": ColumnDescription(
+            "Where the completion begins: a byte of `text`, or the index of a message of a conversation. All before it "
+            "is context that is not learned. Only of prompts with completions."
+        ),
+        "template_arguments": ColumnDescription(
+            "What the chat templates get beside the conversation, as a JSON mapping: `tools`, and any other arguments "
+            "of the row; null if there are none. Only of corpora whose rows have some."
+        ),
+    },
+    Kind.TOKENS: {
+        "id": _ID_COLUMN,
+        "token_ids": ColumnDescription(
+            "The token ids of the example, special and template tokens included.", "[tokens]"
+        ),
+        "byte_lengths": ColumnDescription(
+            "The number of bytes of `text` that each token covers; together with `uncovered_bytes` they add up to the "
+            "length of `text`.",
+            "[tokens]",
+            "bytes (UTF-8)",
+        ),
+        "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
+        "turns": ColumnDescription(
+            "The index of the section of a message that each token belongs to; -1 if none. 0 and 1 in texts of a "
+            "prompt with a completion. Empty for a plain text.",
+            "[tokens], or empty",
+            "sections, from 0",
+        ),
+        "roles": ColumnDescription(
+            "The roles of the conversation's sections: that of the message for its content, such as `user`, and "
+            "`reasoning` and `tool_calls` for what else an assistant's message has; `prompt` and `completion` where "
+            "only a completion is learned. Empty for a plain text.",
+            "[sections], or empty",
+        ),
+        "turn_bytes": ColumnDescription(
+            "The number of bytes of `text` in each of these sections; they add up to the length of `text`. Empty for a "
+            "plain text.",
+            "[sections], or empty",
+            "bytes (UTF-8)",
+        ),
+        "uncovered_at": ColumnDescription(
+            "The places of bytes that no token covers: the index of the token after them, or the number of tokens if "
+            "they follow the last one.",
+            "[gaps]",
+            "tokens, from 0",
+        ),
+        "uncovered_bytes": ColumnDescription("The number of bytes in each of these gaps.", "[gaps]", "bytes (UTF-8)"),
+        "dropped": ColumnDescription("Why the example has no tokens; null if it has tokens."),
+    },
+    Kind.ALIGNMENTS: {
+        "id": _ID_COLUMN,
+        "teacher_tokens": ColumnDescription(
+            "The number of teacher tokens in each chunk; they add up to the example's teacher tokens.",
+            "[chunks]",
+            "tokens",
+        ),
+        "student_tokens": ColumnDescription(
+            "The number of student tokens in each chunk; they add up to the example's student tokens.",
+            "[chunks]",
+            "tokens",
+        ),
+        "byte_lengths": ColumnDescription(
+            "The number of bytes of `text` that each chunk covers.", "[chunks]", "bytes (UTF-8)"
+        ),
+        "kinds": ColumnDescription("What each chunk covers: a `ChunkKind`.", "[chunks]"),
+        "assistant": ColumnDescription(
+            "Whether the chunk is learned where only the assistant's turns are: it is content of one or of a "
+            "completion, or ends one, and of the parts and turns that `objective.learn` and `objective.learned_turns` "
+            "choose. Empty for a plain text.",
+            "[chunks], or empty",
+        ),
+    },
+    Kind.TEACHER_SCORES: {
+        "id": _ID_COLUMN,
+        "logprobs": ColumnDescription(
+            "The teacher's log-probability of each token given all tokens before it; NaN for a token without a "
+            "prediction (a first token).",
+            "[teacher tokens]",
+            "nats",
+        ),
+        "boundary_logprobs": ColumnDescription(
+            "The log-probability that a boundary token (one that begins with white space, or a special one) comes "
+            "after each token.",
+            "[teacher tokens]",
+            "nats",
+        ),
+        "top_ids": ColumnDescription(
+            "The ids of the k likeliest tokens after each token, likeliest first. Only with `score.top_k: k`.",
+            "[teacher tokens × k]",
+        ),
+        "top_logprobs": ColumnDescription(
+            "The log-probabilities of the tokens in `top_ids`. Only with `score.top_k: k`.",
+            "[teacher tokens × k]",
+            "nats",
+        ),
+    },
+}
+"""What each column of each kind holds, the optional ones included."""
