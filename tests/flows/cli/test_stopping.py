@@ -120,12 +120,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     loopback.close()
 
 
+@pytest.mark.parametrize("moments", [[*MOMENTS][::2], pytest.param([*MOMENTS][1::2], marks=pytest.mark.long)])
 def test_a_run_stops_at_every_moment_and_resumes_to_the_same_bytes(
-    terminals: Callable[..., Terminal], every_stage: AlmConfig, unbroken: dict[str, bytes], server: str, tmp_path: Path
+    terminals: Callable[..., Terminal],
+    every_stage: AlmConfig,
+    unbroken: dict[str, bytes],
+    server: str,
+    tmp_path: Path,
+    moments: list[str],
 ) -> None:
     root = tmp_path / "data"
     arguments = ("run", write(every_stage, tmp_path), "--storage", str(root))
-    for moment, (stop, has_come) in MOMENTS.items():
+    for moment in moments:
+        stop, has_come = MOMENTS[moment]
         environment = {} if moment == "server starting" else {"PREFECT_API_URL": server}
         for each in ("ctrl-c", "term", "hangup") if SOAK > 1 else (stop,):
             terminal = terminals(*arguments, **environment)
@@ -138,6 +145,7 @@ def test_a_run_stops_at_every_moment_and_resumes_to_the_same_bytes(
     assert student_files(root) == unbroken
 
 
+@pytest.mark.long
 def test_training_processes_stop_with_their_run(
     terminals: Callable[..., Terminal], config: AlmConfig, server: str, tmp_path: Path
 ) -> None:
