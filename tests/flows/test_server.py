@@ -108,6 +108,7 @@ def _child_of(loopback: Loopback, run: Any) -> Any:
     return children[0]
 
 
+@pytest.mark.long
 def test_killed_and_cancelled_runs_are_run_again(
     loopback: Loopback, many: AlmConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -140,6 +141,7 @@ def test_killed_and_cancelled_runs_are_run_again(
     assert any(tmp_path.glob("students/*/manifest.json"))
 
 
+@pytest.mark.long
 def test_two_runs_at_once_and_a_server_that_is_restarted(
     loopback: Loopback, many: AlmConfig, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
