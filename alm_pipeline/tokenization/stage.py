@@ -118,7 +118,7 @@ def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokeniz
     shard = next(shard for shard, record in enumerate(records) if record.rows)
     first = next(_slices(examples, [shard]))
     try:
-        tokenizer.template.render((first.conversations or [])[0], first.arguments and first.arguments[0])
+        tokenizer.template.render((first.conversations or [])[0], first.arguments[0] if first.arguments else None)
     except TemplateRefused as error:
         raise UserError(
             f"{error}; it refuses all {rows} conversations of {examples.url}: fix the template, or use a corpus whose "

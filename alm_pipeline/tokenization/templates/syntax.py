@@ -1,9 +1,8 @@
 """What a template's source says, without rendering it: whether it is valid, and which names it reads."""
 
 from functools import lru_cache
-from typing import ClassVar
 
-from jinja2 import TemplateSyntaxError, meta, nodes
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -14,7 +13,9 @@ from storage.errors import UserError
 class _Generation(Extension):
     """transformers' tag around what an assistant generates."""
 
-    tags: ClassVar = {"generation"}
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)

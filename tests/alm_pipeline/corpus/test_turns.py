@@ -133,9 +133,9 @@ def test_a_conversation_of_many_turns_is_measured_a_few_times() -> None:
     class Counting(ByteEncoder):
         calls = 0
 
-        def conversation_tokens(self, conversation: Any) -> int:
+        def conversation_tokens(self, conversation: Any, arguments: Any = None) -> int:
             self.calls += 1
-            return super().conversation_tokens(conversation)
+            return super().conversation_tokens(conversation, arguments)
 
     counting = Counting(encoder("byte_level").tokenizer)
     messages = [message for number in range(200) for message in turn(number)]

@@ -18,8 +18,8 @@ VALUES = [
 
 
 def rendered(template: str, **arguments: Any) -> str:
-    texts, _ = render_jinja_template([MESSAGES], chat_template=template, **arguments)
-    return str(texts[0])
+    texts_and_spans = render_jinja_template([MESSAGES], chat_template=template, **arguments)
+    return str(texts_and_spans[0][0])
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: json.dumps(value)[:30])

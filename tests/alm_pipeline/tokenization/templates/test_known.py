@@ -28,8 +28,8 @@ def source(name: str) -> str:
 
 def rendered(name: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
     tokens = {"bos_token": "<s>", "eos_token": "</s>"} if name == "plain" else {}
-    texts, _ = render_jinja_template([messages], chat_template=source(name), **tokens, **arguments)
-    return str(texts[0])
+    texts_and_spans = render_jinja_template([messages], chat_template=source(name), **tokens, **arguments)
+    return str(texts_and_spans[0][0])
 
 
 @known
