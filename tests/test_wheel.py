@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.tokenization.templates.choice import known_templates
 from tests.flows.loopback import Loopback, kill
 from tests.wheel import ROOT, Installed, install, outside
 
@@ -39,6 +40,8 @@ def test_the_wheel_holds_what_an_installation_needs(installed: Installed) -> Non
         assert wheel.read("flows/prefect.yaml") == (ROOT / "prefect.yaml").read_bytes()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"alm_pipeline", "flows", "storage"}
     assert {"alm_pipeline/py.typed", "flows/py.typed", "storage/py.typed"} <= set(names)
+    templates = {f"alm_pipeline/tokenization/templates/{name}.jinja" for name in known_templates()}
+    assert {"alm_pipeline/tokenization/templates/chatml.jinja"} <= templates <= set(names)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

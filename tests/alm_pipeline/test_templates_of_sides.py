@@ -159,11 +159,13 @@ def test_a_finished_run_is_not_found_after_its_template_changed(trained: Pipelin
 
 def test_another_process_has_the_same_template(llama_folder: str) -> None:
     choice = TemplateChoice.of_option("chatml", "{enable_thinking: false}")
-    templated = LoadedTokenizer(llama_folder).with_template(choice)
+    own = LoadedTokenizer(llama_folder)
+    templated = own.with_template(choice)
     assert pickle.loads(pickle.dumps(templated)).identity == templated.identity
-    assert templated.identity != LoadedTokenizer(llama_folder).identity
-    assert templated.view is LoadedTokenizer.view.__get__(templated._base)
-    assert templated.fast.chat_template != LoadedTokenizer(llama_folder).fast.chat_template
+    assert templated.identity != own.identity
+    assert templated.view is own.view
+    assert templated.fast.chat_template != own.fast.chat_template
+    assert own.with_template(None) is own
 
 
 def test_tools_count_when_a_conversation_is_cut_by_tokens(llama_folder: str, tmp_path: Path) -> None:

@@ -83,7 +83,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "target_tokenizer": ("student.tokenizer",),
     "tau": ("objective.temperature",),
     "teacher_model": ("teacher",),
-    "template": ("corpus.text",),
     "test_size": ("corpus.held_out",),
     "text_column": ("corpus.text",),
     "text_field": ("corpus.text",),

@@ -81,6 +81,10 @@ def test_the_corpus_of_a_configuration_keeps_all_but_source_and_name() -> None:
         max_examples=9,
         held_out=0.3,
         shard_bytes=5000,
+        tools="functions",
+        template_arguments="options",
+        marks="learn",
+        one_sided="drop",
     )
     unlike_default = {name for name, field in CorpusConfig.model_fields.items() if getattr(mine, name) != field.default}
     assert unlike_default == set(CorpusConfig.model_fields) - {"messages", "layout"}

@@ -74,6 +74,8 @@ FULL = {
     "objective": {"terms": {"alm": {"start": 0, "end": 1, "steps": 3}}},
 }
 FULL["train"] = {**FULL["train"], "lora": {"rank": 3}}
+TEMPLATE = {"template": "chatml", "arguments": {}}
+FULL |= {"teacher_template": TEMPLATE, "student": {**FULL["student"], "template": TEMPLATE}}
 SOURCES = {
     "files": {"kind": "files", "urls": ["x"], "exclude": [], "format": "auto"},
     "datasets": {"kind": "datasets", "name": "x", "subset": "x", "split": "x", "revision": "x", "streaming": True},
