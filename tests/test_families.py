@@ -1,0 +1,227 @@
+"""Published chat templates of model families with all kinds of conversation: each alone, and all pairs.
+
+A template's rendering has to be what `apply_chat_template` gives for the same row in the form that the template takes.
+Each byte of the text that both sides share is aligned, or shown by one side, by none, or by both in tokens that can't
+be compared. Which of these it is, is computed here in another way, and every byte is exactly one of them.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from alm_pipeline.corpus.conversation import joined_text
+from alm_pipeline.corpus.files.errors import RowDropped
+from alm_pipeline.corpus.formats.messages import openai_messages
+from alm_pipeline.tokenization.chat.template import TemplateRefused
+from alm_pipeline.tokenization.encoder import Dropped
+from storage.schemas import ChunkKind, TokenKind
+from tests.conversation_kinds import KINDS, REFUSED
+from tests.families import FAMILIES
+from tests.family_sides import (
+    Unit,
+    align_sides,
+    aligned_by_definition,
+    aligned_bytes,
+    conversations,
+    kinds_of_bytes,
+    learned_bytes,
+    roles_of_bytes,
+    side,
+    sizes,
+    units,
+)
+from tests.real_tokenizers import require
+
+NAMES = list(FAMILIES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _real_tokenizers() -> None:
+    for family in FAMILIES.values():
+        if family.package == "real":
+            require(family.template)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_kind_that_no_side_can_have_is_counted_by_reason(kind: str) -> None:
+    for row in KINDS[kind]:
+        with pytest.raises(RowDropped) as error:
+            openai_messages(json.loads(json.dumps(row.messages)))
+        assert error.value.reason == REFUSED[kind]
+
+
+def test_the_text_that_both_sides_share() -> None:
+    assert len(conversations()) > 30
+    assert [joined_text(row.messages) for row in conversations()] == [row.text for row in conversations()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rendering_is_that_of_apply_chat_template(name: str) -> None:
+    own = side(name)
+    tokenizer = own.encoder.tokenizer
+    for row, conversation in enumerate(conversations()):
+        expected = own.oracle(row)
+        if expected is None:
+            assert own.batch.dropped[row] == Dropped.TEMPLATE_REFUSES
+            continue
+        try:
+            rendering = tokenizer.template.render(conversation.messages, conversation.arguments)
+        except TemplateRefused as error:
+            raise AssertionError(f"{conversation.kind}: refused, and apply_chat_template takes it") from error
+        if rendering is None:
+            assert own.batch.dropped[row] == Dropped.TEMPLATE_CHANGES_CONTENT
+            continue
+        assert rendering.text == expected, conversation.kind
+        if own.batch.dropped[row] is None:
+            ids = own.batch.token_ids[own.batch.offsets[row] : own.batch.offsets[row + 1]]
+            assert ids.tolist() == tokenizer.fast(expected, add_special_tokens=False)["input_ids"], conversation.kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_spell_the_bytes_that_they_cover(name: str) -> None:
+    own = side(name)
+    for row in np.flatnonzero(own.kept).tolist():
+        conversation = conversations()[row]
+        text, sections = conversation.text.encode(), conversation.sections
+        example = own.batch.example(row)
+        assert not isinstance(example, str)
+        assert example.roles == tuple(section.role for section in sections)
+        for kind, turn, start, spelling, size in own.spelled(row):
+            shown = text[start : start + size]
+            if kind == TokenKind.CONTENT:
+                # a first token may spell the space that its tokenizer puts before a text
+                assert spelling.removeprefix(b" " * (len(spelling) - size)) == shown
+            else:
+                assert kind == TokenKind.MIXED
+                assert _is_subsequence(shown, spelling)
+            assert start + size <= sections[turn].end
+            assert kind != TokenKind.CONTENT or sections[turn].start <= start
+
+
+def _is_subsequence(part: bytes, whole: bytes) -> bool:
+    rest = iter(whole)
+    return all(byte in rest for byte in part)
+
+
+NOT_IN_ORDER = {
+    # writes a tool's results into the message that called it, before that message's content
+    "gemma4": {"results"},
+}
+"""The kinds of which a template shows texts in another order than the messages have."""
+
+
+def shown_units(name: str, row: int) -> list[Unit]:
+    """Return the units that a template shows as they are: more often than when all of the row's texts are others."""
+    own = side(name)
+    text, other = own.oracle(row), own.oracle(row, other=True)
+    if text is None or other is None:
+        return []
+    return [unit for unit in units(conversations()[row]) if text.count(unit.text) > other.count(unit.text)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_template_shows_is_found(name: str) -> None:
+    own = side(name)
+    starts = np.cumsum(sizes()) - sizes()
+    missed = [
+        (conversation.kind, unit.what, unit.text)
+        for row, conversation in enumerate(conversations())
+        if own.kept[row] and conversation.kind not in NOT_IN_ORDER.get(name, ())
+        for unit in shown_units(name, row)
+        if not own.map.shown[starts[row] + unit.start : starts[row] + unit.end].all()
+    ]
+    assert not missed
+
+
+@pytest.mark.parametrize("teacher", NAMES)
+def test_every_byte_of_every_pair(teacher: str) -> None:
+    for student in NAMES:
+        left, right = side(teacher), side(student)
+        chunks = align_sides(left, right)
+        kept = left.kept & right.kept
+        of_chunks = np.add.reduceat(np.append(chunks.byte_lengths, 0), chunks.offsets[:-1]) * (
+            np.diff(chunks.offsets) > 0
+        )
+        assert np.array_equal(of_chunks, np.where(kept, sizes(), 0)), student
+        aligned = aligned_bytes(left, right, chunks)
+        assert np.array_equal(aligned, aligned_by_definition(left, right)), student
+        in_kept = np.repeat(kept, sizes())
+        both = left.map.shown & right.map.shown & in_kept
+        assert (both[aligned]).all()
+        parts = {
+            "aligned": aligned,
+            "both": both & ~aligned,
+            "teacher": left.map.shown & ~right.map.shown & in_kept,
+            "student": right.map.shown & ~left.map.shown & in_kept,
+            "neither": ~left.map.shown & ~right.map.shown & in_kept,
+            "dropped": ~in_kept,
+        }
+        assert (np.sum(list(parts.values()), axis=0) == 1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_a_template_shows_is_aligned_with_itself(name: str) -> None:
+    own = side(name)
+    chunks = align_sides(own, own)
+    shown = own.map.shown & own.map.clean
+    assert np.array_equal(aligned_bytes(own, own, chunks), shown)
+    learned = shown & np.isin(roles_of_bytes(), ["assistant", "tool_calls", "reasoning"])
+    assert np.array_equal(learned_bytes(own, own, chunks), learned)
+    # a chunk of scaffold without a counterpart has none on the other side either
+    unpaired = chunks.kinds == ChunkKind.UNPAIRED
+    assert (chunks.teacher_tokens == chunks.student_tokens)[unpaired].all()
+
+
+CALLS = ("calls_as_text", "calls_as_mapping", "parallel_calls", "results", "reasoning_turns")
+
+
+def share(teacher: str, student: str, role: str, kinds: tuple[str, ...]) -> float:
+    """Return the share of a role's bytes that are aligned, in conversations of these kinds that both sides have."""
+    left, right = side(teacher), side(student)
+    of_role = (roles_of_bytes() == role) & np.isin(kinds_of_bytes(), kinds) & np.repeat(left.kept & right.kept, sizes())
+    return float(aligned_bytes(left, right, align_sides(left, right))[of_role].mean())
+
+
+def values_aligned(teacher: str, student: str, what: set[str]) -> float:
+    """Return the share of the bytes of names, keys or values of calls that are aligned."""
+    left, right = side(teacher), side(student)
+    aligned, starts = aligned_bytes(left, right, align_sides(left, right)), np.cumsum(sizes()) - sizes()
+    found = [
+        aligned[starts[row] + unit.start : starts[row] + unit.end]
+        for row, conversation in enumerate(conversations())
+        if left.kept[row] and right.kept[row]
+        for unit in units(conversation)
+        if unit.what in what
+    ]
+    return float(np.concatenate(found).mean())
+
+
+# Qwen 2.5 writes JSON as `json.dumps` does, so the whole call is the same text
+@pytest.mark.parametrize(
+    "student",
+    ["qwen2_5", "qwen3", "qwen3_2507", "llama3_1", "granite4", "rnj1", "deepseek_v3_1", "mistral_v3", "ling2"],
+)
+def test_calls_as_json_are_aligned_as_a_whole(student: str) -> None:
+    assert share("qwen2_5", student, "tool_calls", ("calls_as_mapping", "results", "reasoning_turns")) > 0.97
+
+
+@pytest.mark.parametrize(
+    "student", ["qwen3_coder", "qwen3_5", "nemotron_3", "glm4_5", "minimax_m2", "seed_oss", "lfm2"]
+)
+def test_names_keys_and_values_of_calls_as_xml_are_aligned_with_json(student: str) -> None:
+    assert values_aligned("qwen2_5", student, {"name"}) > 0.97
+    assert share("qwen2_5", student, "tool_calls", ("results", "reasoning_turns")) > 0.6
+
+
+def test_reasoning_is_aligned_where_both_show_it() -> None:
+    for student in ("qwen3_5", "glm4_5", "nemotron_3", "minimax_m2", "gpt_oss", "exaone4", "magistral"):
+        assert share("qwen3", student, "reasoning", ("reasoning",)) > 0.9, student
+
+
+def test_reasoning_that_one_side_strips_is_shown_by_the_other_only() -> None:
+    teacher, student = side("qwen3"), side("r1_distill")
+    inline = (kinds_of_bytes() == "reasoning_inline") & (roles_of_bytes() == "assistant")
+    only_teacher = teacher.map.shown & ~student.map.shown & inline & np.repeat(teacher.kept & student.kept, sizes())
+    assert only_teacher.sum() > 20
