@@ -39,8 +39,8 @@ class Family:
     """A model family's template, and the tokens and forms that it needs."""
 
     package: Package | Literal["own", "real"]
-    """the package that carries the published template; `own` for one in its manner, in `tests/chat_templates`; `real` for
-    that of a tokenizer in `tests.real_tokenizers`"""
+    """the package that carries the published template; `own` for one in its manner, in `tests/chat_templates`; `real`
+    for that of a tokenizer in `tests.real_tokenizers`"""
     template: str
     """its name there"""
     edges: tuple[str, str] = MISTRAL

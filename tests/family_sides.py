@@ -353,3 +353,51 @@ def aligned_bytes(teacher: Side, student: Side, chunks: ShardChunks) -> Bytes:
 def learned_bytes(teacher: Side, student: Side, chunks: ShardChunks) -> Bytes:
     learned = (chunks.kinds == ChunkKind.CONTENT) & chunks.assistant
     return bytes_in(chunks, learned, teacher.kept & student.kept)
+
+
+class TurnEnd(NamedTuple):
+    """The tokens from the last byte that is shown of an assistant's message to the end of its turn, and that end."""
+
+    kind: str
+    """of the conversation"""
+    role: str
+    """of the section of that byte"""
+    inner: tuple[TokenKind, ...]
+    end: TokenKind
+    is_own: bool
+    """whether the end belongs to a section of the message"""
+
+
+def turn_ends(own: Side, row: int) -> Iterator[TurnEnd]:
+    """Yield the ends of an assistant's turns that the template writes as the token that ends a text."""
+    example = own.batch.example(row)
+    assert isinstance(example, EncodedExample)
+    end_id = own.encoder.tokenizer.fast.eos_token_id
+    conversation, covering = conversations()[row], np.flatnonzero(example.byte_lengths)
+    for sections in _assistant_sections(conversation):
+        tokens = covering[np.isin(example.turns[covering], sections)]
+        if not len(tokens):
+            continue
+        last = int(tokens[-1])
+        following = covering[covering > last]
+        gap = slice(last + 1, int(following[0]) if len(following) else len(example.token_ids))
+        ends = np.flatnonzero(example.token_ids[gap] == end_id)
+        if len(ends):
+            end = gap.start + int(ends[0])
+            yield TurnEnd(
+                conversation.kind,
+                conversation.sections[int(example.turns[last])].role,
+                tuple(TokenKind(kind) for kind in example.kinds[last + 1 : end].tolist()),
+                TokenKind(int(example.kinds[end])),
+                int(example.turns[end]) in sections,
+            )
+
+
+def _assistant_sections(conversation: Conversation) -> Iterator[list[int]]:
+    """Yield the indices of the sections of each of the assistant's messages."""
+    index = 0
+    for message in conversation.messages:
+        count = len(list(_message_sections(message)))
+        if message["role"] == "assistant":
+            yield list(range(index, index + count))
+        index += count

@@ -29,6 +29,7 @@ from tests.family_sides import (
     roles_of_bytes,
     side,
     sizes,
+    turn_ends,
     units,
 )
 from tests.real_tokenizers import require
@@ -225,3 +226,33 @@ def test_reasoning_that_one_side_strips_is_shown_by_the_other_only() -> None:
     inline = (kinds_of_bytes() == "reasoning_inline") & (roles_of_bytes() == "assistant")
     only_teacher = teacher.map.shown & ~student.map.shown & inline & np.repeat(teacher.kept & student.kept, sizes())
     assert only_teacher.sum() > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_end_of_turn_is_learned_wherever_the_template_writes_one(name: str) -> None:
+    own = side(name)
+    found = [turn_end for row in np.flatnonzero(own.kept).tolist() for turn_end in turn_ends(own, row)]
+    assert not [turn_end for turn_end in found if turn_end.end != TokenKind.END_OF_TURN or not turn_end.is_own]
+
+
+def test_what_closes_a_call_is_a_transition() -> None:
+    for name in (
+        "qwen2_5",
+        "qwen3",
+        "qwen3_coder",
+        "qwen3_5",
+        "granite4",
+        "deepseek_v3",
+        "nemotron_3",
+        "minimax_m2",
+        "lfm2",
+    ):
+        own = side(name)
+        calls = [
+            turn_end
+            for row in np.flatnonzero(own.kept).tolist()
+            for turn_end in turn_ends(own, row)
+            if turn_end.role == "tool_calls"
+        ]
+        assert calls, name
+        assert all(set(turn_end.inner) <= {TokenKind.TRANSITION, TokenKind.MIXED} for turn_end in calls), name
