@@ -202,7 +202,7 @@ KINDS: dict[str, tuple[Row, ...]] = {
             [
                 user("Weather in Sion?"),
                 assistant("Let me look.", tool_calls=[call("get_weather", {"place": "Sitten"}, "callD0001")]),
-                result('{"sky": "klar", "°C": -2.5, "wind": null}', "callD0001", "get_weather"),
+                result('{"clouds": "klar", "°C": -2.5, "wind": null}', "callD0001", "get_weather"),
                 assistant("Clear.", tool_calls=[call("save_note", {"note": {"sky": "Himmel"}}, "callD0002")]),
                 result("gespeichert\n\tum 12 Uhr", "callD0002", "save_note"),
                 assistant("Noted."),

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class Family:
     special: tuple[str, ...] = ()
     """control tokens that its template's source does not spell as a whole, or not like one"""
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The template's Jinja source."""
         match self.package:

@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.bool_]
 """[bytes] of the shared texts of all conversations, concatenated: a question about each byte"""
 Ints = npt.NDArray[np.int64]
 LEARNED = ("assistant", "tool_calls", "reasoning")
-FIXED_DATE = "26 Jul 2024"
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 class Section(NamedTuple):
@@ -258,7 +258,7 @@ def oracle(name: str, encoder: ByteEncoder, messages: list[Message], arguments: 
             encoder.tokenizer.fast.apply_chat_template(
                 messages_for(FAMILIES[name], messages),
                 tokenize=False,
-                strftime_now=lambda _: FIXED_DATE,
+                chat_template=FIXED_DATE + FAMILIES[name].source,
                 **(arguments or {}),
             )
         )
@@ -382,7 +382,8 @@ def turn_ends(own: Side, row: int) -> Iterator[TurnEnd]:
         following = covering[covering > last]
         gap = slice(last + 1, int(following[0]) if len(following) else len(example.token_ids))
         ends = np.flatnonzero(example.token_ids[gap] == end_id)
-        if len(ends):
+        # some end a turn with another token, and the text with this one
+        if len(ends) and example.kinds[gap.start + int(ends[0])] != TokenKind.END_OF_TEXT:
             end = gap.start + int(ends[0])
             yield TurnEnd(
                 conversation.kind,
