@@ -56,6 +56,8 @@ class Grammar:
     """for user and assistant: the literals that may end a turn of each role"""
     text_end: str = ""
     """follows the end of the last turn"""
+    control_ends: frozenset[str] = frozenset()
+    """the ends of turns that are control tokens, and no text"""
 
     def label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
         """Tile the template's text between the contents of the messages `before` and `after` with labels.
@@ -148,7 +150,8 @@ class Grammar:
     def _turn_end(self, text: str, start: int, end: int, owner: int, roles: Sequence[str]) -> tuple[int, int] | None:
         """Return the span of the turn's end: right after the content, or else after what the template adds to it.
 
-        In the second case only white space may follow.
+        In the second case only white space may follow, or it is a control token that is there once: a tool's result,
+        which follows a call, may begin with what is no header.
         """
         ends = self.turn_ends.get(roles[owner], _all_ends(self.turn_ends))
         literals = "|".join(map(re.escape, sorted(ends, key=len, reverse=True)))
@@ -157,7 +160,10 @@ class Grammar:
         near = re.compile(rf"\s*({literals})").match(text, start, end)
         tail = rf"(?:{re.escape(self.text_end)}\s*)?" if self.text_end else ""
         match = near or re.compile(rf"({literals})\s*{tail}\Z").search(text, start, end)
-        return match.span(1) if match else None
+        if match is None:
+            matches = list(re.compile(literals).finditer(text, start, end))
+            return matches[0].span() if len(matches) == 1 and matches[0][0] in self.control_ends else None
+        return match.span(1)
 
 
 @lru_cache(maxsize=1024)
@@ -226,10 +232,14 @@ class _Learner:
             for role, closing, end in zip(("user", "assistant"), closings, ends, strict=True)
         }
         header, names = self.headers(openings, turn_ends) or self.whole_openings(openings, turn_ends, system, begin)
-        return Grammar(begin, header, names, turn_ends, self.end_of_text(ends[1], closings[1]))
+        control_ends = frozenset(end for end in _all_ends(turn_ends) if set(self.items(end)) <= set(self.controls))
+        return Grammar(begin, header, names, turn_ends, self.end_of_text(ends[1], closings[1]), control_ends)
 
     def unprompted(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
         """Return the ends of truncated conversations, without an answer's header if the template always writes one."""
+        closing = _stripped_end(answer_end)
+        if user_end == to_answer and self.opens_answer(to_answer, closing) and self.opens_answer(to_user, closing):
+            return answer_end, answer_end
         prompt = _common_end(user_end, answer_end)
         if user_end != to_answer or not "".join(prompt).strip():
             return user_end, answer_end
@@ -241,6 +251,12 @@ class _Learner:
         opens = to_answer[len(shared) : len(shared) + 1]
         closing = shared if opens and opens[0] in self.controls else shared[: tokens[-1] if tokens else 0]
         return closing, closing
+
+    def opens_answer(self, between: Items, closing: Items) -> bool:
+        """Return whether a header that begins with a control token follows this end of a turn, which is one too."""
+        rest = _stripped(between[len(closing) :])
+        is_closed = between[: len(closing)] == closing and set(closing) & set(self.controls)
+        return bool(is_closed and rest and rest[0] in self.controls and rest[0] not in closing)
 
     def closings(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
         """Return what closes a user's and an assistant's turn, with the white space after it."""
@@ -325,11 +341,17 @@ class _Learner:
         # text that does not identify the role may belong to something else, such as a name before it
         identifies = openings[0] != openings[1] or set(openings[0]) & set(self.controls)
         names = {role: opening for role, opening in pairs if opening and identifies}
-        system_opening = system[0].removeprefix(begin).lstrip() if system else ""
+        system_opening = self.without_preamble(system[0].removeprefix(begin).lstrip()) if system else ""
         has_control = set(self.items(system_opening)) & set(self.controls)
         if has_control and not any(name in system_opening for name in names.values()):
             names["system"] = system_opening
         return self.openings_pattern(names.values(), _all_ends(turn_ends)), names
+
+    def without_preamble(self, opening: str) -> str:
+        """Return an opening without the template's own instructions, which are longer than any role's name."""
+        items = self.items(opening)
+        tokens = next((index for index, item in enumerate(items) if item not in self.controls), len(items))
+        return "".join(items[:tokens] if tokens and len(items) - tokens > _LONGEST_ROLE else items)
 
     def openings_pattern(self, openings: Collection[str], turn_ends: Sequence[str]) -> re.Pattern[str]:
         """Return the pattern of these openings.
