@@ -50,14 +50,21 @@ class Family:
     """the key of a message that it reads the reasoning from; None if it reads none"""
     needs_ids: bool = False
     """whether it refuses calls and results without ids"""
-    null_content: bool = False
-    """whether it shows calls only beside a content of null"""
+    parts: bool = False
+    """whether it takes contents only as lists of parts"""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    """what it needs beside the messages, as statements before its source"""
     special: tuple[str, ...] = ()
     """control tokens that its template's source does not spell as a whole, or not like one"""
 
     @cached_property
     def source(self) -> str:
         """The template's Jinja source."""
+        values = (f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in self.arguments)
+        return "".join(values) + self._published
+
+    @property
+    def _published(self) -> str:
         match self.package:
             case "own":
                 return (
@@ -72,6 +79,7 @@ class Family:
 
 
 QWEN = "reasoning_content"
+DOCUMENTS = (("documents", [{"title": "Cheese", "text": "Cheese is made of milk."}]),)
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("ollama", "qwen2_0.5b", CHATML),
@@ -124,12 +132,12 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": Family("trl", "deepseekv3", DEEPSEEK, calls="text"),
     "deepseek_v3_1": Family("ollama", "deepseek-v3.1_latest", DEEPSEEK, calls="text"),
     "deepseek_r1": Family("ollama", "deepseek-r1_latest", DEEPSEEK, calls="text"),
-    "r1_distill": Family("trl", "deepseek_r1_distill", DEEPSEEK, calls="text", null_content=True),
+    "r1_distill": Family("trl", "deepseek_r1_distill", DEEPSEEK, calls="text"),
     "r1_qwen3": Family("ollama", "deepseek-r1_8b", DEEPSEEK, calls="text"),
     "gpt_oss": Family("trl", "gptoss", ("<|startoftext|>", "<|return|>"), reasoning="thinking"),
     "smollm2": Family("ollama", "smollm2_135m", IM),
     "smollm3": Family("own", "smollm3", CHATML),
-    "smolvlm": Family("trl", "smolvlm", IM, special=("<end_of_utterance>", "<image>")),
+    "smolvlm": Family("trl", "smolvlm", IM, parts=True, special=("<end_of_utterance>", "<image>")),
     "phi3": Family("trl", "phi3", PHI),
     "phi3_5": Family("trl", "phi3_5", PHI),
     "phi4": Family("ollama", "phi4_14b", PHI),
@@ -143,8 +151,8 @@ FAMILIES: dict[str, Family] = {
     "granite4": Family("ollama", "granite4_latest", GRANITE, calls="row"),
     "command_r": Family("ollama", "command-r_35b", COHERE),
     "command_r_tools": Family("own", "command_r_tools", COHERE),
-    "command_r7b": Family("ollama", "command-r7b_7b", COHERE),
-    "command_a": Family("ollama", "command-a_111b", COHERE),
+    "command_r7b": Family("ollama", "command-r7b_7b", COHERE, reasoning="tool_plan", arguments=DOCUMENTS),
+    "command_a": Family("ollama", "command-a_111b", COHERE, reasoning="tool_plan", arguments=DOCUMENTS),
     "cohere2": Family("trl", "cohere2", COHERE),
     "nemotron_70b": Family("ollama", "nemotron_70b", LLAMA3),
     "nemotron_mini": Family(
@@ -192,7 +200,7 @@ FAMILIES: dict[str, Family] = {
     "openchat": Family("ollama", "openchat_7b", ("<s>", "<|end_of_turn|>")),
     "dbrx": Family("ollama", "dbrx_132b", CHATML),
     "cogito": Family("ollama", "cogito_3b", LLAMA3),
-    "firefunction": Family("ollama", "firefunction-v2_70b", LLAMA3),
+    "firefunction": Family("ollama", "firefunction-v2_70b", LLAMA3, arguments=(("functions", "[]"), ("datetime", "now"))),
     "rnj1": Family("ollama", "rnj-1_latest", LLAMA3, calls="row"),
     "marco_o1": Family("ollama", "marco-o1_7b", CHATML),
     "seed_oss": Family(
@@ -273,8 +281,8 @@ def _message_for(
         message[family.reasoning] = message.pop(keys[0])
     if calls := message.get("tool_calls"):
         message["tool_calls"] = [_call_for(family, call, call_ids) for call in calls]
-        if family.null_content and not message["content"]:
-            message["content"] = None
+    if family.parts:
+        message["content"] = [{"type": "text", "text": message["content"]}]
     if family.needs_ids and message["role"] == "tool" and "tool_call_id" not in message:
         message["tool_call_id"] = next(result_ids)
     return message

@@ -229,7 +229,9 @@ class ChatTemplate:
     def _probe(self, roles: Sequence[str]) -> list[str] | None:
         marks = placeholders(len(roles), self._source)
         try:
-            text = self._apply([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+            text = self._apply(
+                [{"role": role, "content": self.form.content(mark)} for role, mark in zip(roles, marks, strict=True)]
+            )
         except TemplateRefused:
             return None
         pieces, shown = cut_at(text, marks)
