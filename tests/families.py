@@ -79,7 +79,6 @@ class Family:
 
 
 QWEN = "reasoning_content"
-DOCUMENTS = (("documents", [{"title": "Cheese", "text": "Cheese is made of milk."}]),)
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("ollama", "qwen2_0.5b", CHATML),
@@ -151,8 +150,9 @@ FAMILIES: dict[str, Family] = {
     "granite4": Family("ollama", "granite4_latest", GRANITE, calls="row"),
     "command_r": Family("ollama", "command-r_35b", COHERE),
     "command_r_tools": Family("own", "command_r_tools", COHERE),
-    "command_r7b": Family("ollama", "command-r7b_7b", COHERE, reasoning="tool_plan", arguments=DOCUMENTS),
-    "command_a": Family("ollama", "command-a_111b", COHERE, reasoning="tool_plan", arguments=DOCUMENTS),
+    "command_r7b": Family("ollama", "command-r7b_7b", COHERE),
+    "command_r7b_tools": Family("own", "command_r7b_tools", COHERE, reasoning="tool_plan"),
+    "command_a": Family("ollama", "command-a_111b", COHERE),
     "cohere2": Family("trl", "cohere2", COHERE),
     "nemotron_70b": Family("ollama", "nemotron_70b", LLAMA3),
     "nemotron_mini": Family(
@@ -200,7 +200,9 @@ FAMILIES: dict[str, Family] = {
     "openchat": Family("ollama", "openchat_7b", ("<s>", "<|end_of_turn|>")),
     "dbrx": Family("ollama", "dbrx_132b", CHATML),
     "cogito": Family("ollama", "cogito_3b", LLAMA3),
-    "firefunction": Family("ollama", "firefunction-v2_70b", LLAMA3, arguments=(("functions", "[]"), ("datetime", "now"))),
+    "firefunction": Family(
+        "ollama", "firefunction-v2_70b", LLAMA3, calls="text", arguments=(("functions", "[]"), ("datetime", "now"))
+    ),
     "rnj1": Family("ollama", "rnj-1_latest", LLAMA3, calls="row"),
     "marco_o1": Family("ollama", "marco-o1_7b", CHATML),
     "seed_oss": Family(

@@ -116,7 +116,7 @@ NOT_IN_ORDER = {
 
 
 def missed_units(name: str, row: int) -> list[Unit]:
-    """Return the units that a template shows as they are, more often than when all texts are others, and nobody found."""
+    """Return the units that are shown, more often than when all texts are others, and were not found."""
     own, start = side(name), int(sizes()[:row].sum())
     text, other = own.oracle(row), own.oracle(row, other=True)
     if text is None or other is None:

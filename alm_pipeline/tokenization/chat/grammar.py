@@ -8,8 +8,8 @@ The openings of user and assistant differ in the role's name. Everything that th
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,8 +56,13 @@ class Grammar:
     """for user and assistant: the literals that may end a turn of each role"""
     text_end: str = ""
     """follows the end of the last turn"""
-    control_ends: frozenset[str] = frozenset()
-    """the ends of turns that are control tokens, and no text"""
+    controls: Sequence[str] = ()
+    """the tokenizer's control tokens, also those that a turn of text has none of"""
+
+    @cached_property
+    def control_ends(self) -> list[str]:
+        """The ends of turns that are control tokens, and no text."""
+        return [end for end in _all_ends(self.turn_ends) if self._is_control(end)]
 
     def label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
         """Tile the template's text between the contents of the messages `before` and `after` with labels.
@@ -132,13 +137,13 @@ class Grammar:
 
     def _closings(self, text: str, start: int, end: int, owner: int, after: int, roles: Sequence[str]) -> list[Label]:
         """Return the ends of the owner's turn, and of the next turn if that has neither content nor header."""
-        span = self._turn_end(text, start, end, owner, roles)
+        span = self._turn_end(text, start, end, owner, after, roles)
         if span is None:
             return []
         labels = [Label(*span, TokenKind.END_OF_TURN, owner)]
         following = owner + 1
         if following < min(after, len(roles)) and self.names and roles[following] not in self.names:
-            next_span = self._turn_end(text, span[1], end, following, roles)
+            next_span = self._turn_end(text, span[1], end, following, after, roles)
             if next_span:
                 labels.append(Label(*next_span, TokenKind.END_OF_TURN, following))
         rest = labels[-1].end
@@ -147,23 +152,33 @@ class Grammar:
             labels.append(Label(rest, rest + len(self.text_end), TokenKind.END_OF_TEXT, len(roles) - 1))
         return labels
 
-    def _turn_end(self, text: str, start: int, end: int, owner: int, roles: Sequence[str]) -> tuple[int, int] | None:
+    def _turn_end(
+        self, text: str, start: int, end: int, owner: int, after: int, roles: Sequence[str]
+    ) -> tuple[int, int] | None:
         """Return the span of the turn's end: right after the content, or else after what the template adds to it.
 
-        In the second case only white space may follow, or it is a control token that is there once: a tool's result,
-        which follows a call, may begin with what is no header.
+        In the second case only white space may follow. A call may end with a token of its own before the next header
+        or the end of the text, and a tool's result may begin with what is no header: then the turn's end is a control
+        token that is there once.
         """
         ends = self.turn_ends.get(roles[owner], _all_ends(self.turn_ends))
-        literals = "|".join(map(re.escape, sorted(ends, key=len, reverse=True)))
-        if not literals:
+        if not ends:
             return None
+        literals = _any_of(ends)
         near = re.compile(rf"\s*({literals})").match(text, start, end)
         tail = rf"(?:{re.escape(self.text_end)}\s*)?" if self.text_end else ""
         match = near or re.compile(rf"({literals})\s*{tail}\Z").search(text, start, end)
-        if match is None:
-            matches = list(re.compile(literals).finditer(text, start, end))
-            return matches[0].span() if len(matches) == 1 and matches[0][0] in self.control_ends else None
-        return match.span(1)
+        if match:
+            return match.span(1)
+        known = list(re.compile(_any_of(_all_ends(self.turn_ends))).finditer(text, start, end))
+        if known:
+            return known[0].span() if len(known) == 1 and self._is_control(known[0][0]) else None
+        is_whole = end < len(text) or after == len(roles)
+        other = re.compile(rf"((?:{_any_of(self.controls)})+)\s*\Z").search(text, start, end) if is_whole else None
+        return other.span(1) if other else None
+
+    def _is_control(self, text: str) -> bool:
+        return re.fullmatch(rf"(?:{_any_of(self.controls)})+", text) is not None
 
 
 @lru_cache(maxsize=1024)
@@ -197,7 +212,7 @@ def control_tokens(added: Iterable[tuple[str, bool]]) -> list[str]:
 Items = tuple[str, ...]
 
 
-def learn_grammar(probe: Probe, controls: Iterable[str], begin_of_text: str | None) -> Grammar:
+def learn_grammar(probe: Probe, controls: Collection[str], begin_of_text: str | None) -> Grammar:
     """Learn a template's grammar from what it renders for the usual roles; an empty one if it refuses them."""
     turns, user, answered = probe(["user", "assistant"] * 2), probe(["user"]), probe(["user", "assistant"])
     system = probe(["system", "user", "assistant"])
@@ -205,7 +220,8 @@ def learn_grammar(probe: Probe, controls: Iterable[str], begin_of_text: str | No
         return Grammar()
     texts = [*turns, *user, *answered, *(system or [])]
     used = sorted({control for control in controls if any(control in text for text in texts)}, key=len, reverse=True)
-    return _Learner(used).grammar(turns, user[-1], answered[-1], system, begin_of_text)
+    grammar = _Learner(used).grammar(turns, user[-1], answered[-1], system, begin_of_text)
+    return replace(grammar, controls=tuple(controls))
 
 
 @dataclass(frozen=True)
@@ -220,7 +236,9 @@ class _Learner:
     def grammar(
         self, turns: list[str], user_end: str, answer_end: str, system: list[str] | None, begin_of_text: str | None
     ) -> Grammar:
-        first, to_answer, to_user = map(self.items, turns[:3])
+        first, to_user = self.items(turns[0]), self.items(turns[2])
+        # documents after the first question, or an empty block of thoughts before the last answer, are not the header's
+        to_answer = min(self.items(turns[1]), self.items(turns[3]), key=len)
         ends = self.unprompted(to_answer, to_user, self.items(user_end), self.items(answer_end))
         closings = self.closings(to_answer, to_user, *ends)
         openings = _stripped(to_user[len(closings[1]) :]), _stripped(to_answer[len(closings[0]) :])
@@ -232,8 +250,7 @@ class _Learner:
             for role, closing, end in zip(("user", "assistant"), closings, ends, strict=True)
         }
         header, names = self.headers(openings, turn_ends) or self.whole_openings(openings, turn_ends, system, begin)
-        control_ends = frozenset(end for end in _all_ends(turn_ends) if set(self.items(end)) <= set(self.controls))
-        return Grammar(begin, header, names, turn_ends, self.end_of_text(ends[1], closings[1]), control_ends)
+        return Grammar(begin, header, names, turn_ends, self.end_of_text(ends[1], closings[1]))
 
     def unprompted(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
         """Return the ends of truncated conversations, without an answer's header if the template always writes one."""
@@ -366,6 +383,11 @@ class _Learner:
             for opening in sorted(openings, key=len, reverse=True)
         ]
         return re.compile(rf"(?P<start>{'|'.join(literals)})")
+
+
+def _any_of(literals: Iterable[str]) -> str:
+    """Return the pattern of these literals, which matches nothing if there are none."""
+    return "|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)"
 
 
 def _all_ends(turn_ends: Mapping[str, Sequence[str]]) -> list[str]:

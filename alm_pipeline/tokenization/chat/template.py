@@ -211,7 +211,7 @@ class ChatTemplate:
     def _spans(self, text: str, dialogue: Dialogue, trace: Trace) -> Iterator[_Span]:
         """Yield the spans of the rendered text, in order."""
         end, section = 0, -1
-        gaps = Gaps(text, dialogue, trace)
+        gaps = Gaps(text, dialogue, trace, self._grammar.control_ends)
         for number, fragment in enumerate([*trace.fragments, None]):
             start = fragment.start if fragment else len(text)
             messages = gaps.messages(number)
