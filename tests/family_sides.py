@@ -223,11 +223,28 @@ class Side:
             dropped=~self.kept,
         )
 
-    def oracle(self, row: int, *, other: bool = False) -> str | None:
-        """Return what `apply_chat_template` renders for a conversation in the template's form; None if it refuses."""
-        conversation = conversations()[row]
-        messages = other_texts(conversation.messages) if other else conversation.messages
-        return oracle(self.name, self.encoder, messages, conversation.arguments)
+    @cached_property
+    def oracles(self) -> list[str | None]:
+        """[conversations] what `apply_chat_template` renders in the template's form; None if it refuses."""
+        return [self._oracle(row.messages, row.arguments) for row in conversations()]
+
+    @cached_property
+    def others(self) -> list[str | None]:
+        """[conversations] the same with other texts in every content, thought and call"""
+        return [self._oracle(other_texts(row.messages), row.arguments) for row in conversations()]
+
+    def _oracle(self, messages: list[Message], arguments: dict[str, Any] | None) -> str | None:
+        try:
+            return str(
+                self.encoder.tokenizer.fast.apply_chat_template(
+                    messages_for(FAMILIES[self.name], messages),
+                    tokenize=False,
+                    chat_template=FIXED_DATE + FAMILIES[self.name].source,
+                    **(arguments or {}),
+                )
+            )
+        except Exception:  # a template raises what it wants
+            return None
 
     def spelled(self, row: int) -> Iterator[tuple[int, int, int, bytes, int]]:
         """Yield (kind, turn, first byte, spelling, size) of each token of a row that covers bytes."""
@@ -250,20 +267,6 @@ class Side:
     @cached_property
     def map(self) -> "ByteMap":
         return ByteMap.of(self)
-
-
-def oracle(name: str, encoder: ByteEncoder, messages: list[Message], arguments: dict[str, Any] | None) -> str | None:
-    try:
-        return str(
-            encoder.tokenizer.fast.apply_chat_template(
-                messages_for(FAMILIES[name], messages),
-                tokenize=False,
-                chat_template=FIXED_DATE + FAMILIES[name].source,
-                **(arguments or {}),
-            )
-        )
-    except Exception:  # a template raises what it wants
-        return None
 
 
 @cache

@@ -13,7 +13,6 @@ import pytest
 from alm_pipeline.corpus.conversation import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.formats.messages import openai_messages
-from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.encoder import Dropped
 from storage.schemas import ChunkKind, TokenKind
 from tests.conversation_kinds import KINDS, REFUSED
@@ -35,6 +34,14 @@ from tests.family_sides import (
 from tests.real_tokenizers import require
 
 NAMES = list(FAMILIES)
+MOVES_SYSTEM = ("deepseek_v2_5", "deepseek_v3", "deepseek_v3_1", "deepseek_r1", "r1_distill", "r1_qwen3", "cohere2")
+MOVED = {
+    # a system prompt at the end is written at the start
+    **{name: {"system"} for name in (*MOVES_SYSTEM, "nemotron_mini", "hunyuan")},
+    # results are written into the message that calls, before its content
+    "gemma4": {"results"},
+}
+"""The kinds of which a template writes contents in another order than the messages have: those are dropped."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,23 +68,17 @@ def test_the_text_that_both_sides_share() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rendering_is_that_of_apply_chat_template(name: str) -> None:
     own = side(name)
-    tokenizer = own.encoder.tokenizer
-    for row, conversation in enumerate(conversations()):
-        expected = own.oracle(row)
-        if expected is None:
-            assert own.batch.dropped[row] == Dropped.TEMPLATE_REFUSES
-            continue
-        try:
-            rendering = tokenizer.template.render(conversation.messages, conversation.arguments)
-        except TemplateRefused as error:
-            raise AssertionError(f"{conversation.kind}: refused, and apply_chat_template takes it") from error
-        if rendering is None:
-            assert own.batch.dropped[row] == Dropped.TEMPLATE_CHANGES_CONTENT
-            continue
-        assert rendering.text == expected, conversation.kind
-        if own.batch.dropped[row] is None:
-            ids = own.batch.token_ids[own.batch.offsets[row] : own.batch.offsets[row + 1]]
-            assert ids.tolist() == tokenizer.fast(expected, add_special_tokens=False)["input_ids"], conversation.kind
+    for conversation, expected, reason, row in zip(
+        conversations(), own.oracles, own.batch.dropped, range(len(conversations())), strict=True
+    ):
+        assert (reason == Dropped.TEMPLATE_REFUSES) == (expected is None), conversation.kind
+        if reason is None:
+            ids = own.batch.token_ids[own.batch.offsets[row] : own.batch.offsets[row + 1]].tolist()
+            assert b"".join(own.encoder.view.spelling[id_] for id_ in ids) == expected.encode(), conversation.kind
+            assert ids == own.encoder.tokenizer.fast(expected, add_special_tokens=False)["input_ids"], conversation.kind
+        else:
+            assert reason in (Dropped.TEMPLATE_REFUSES, Dropped.TEMPLATE_CHANGES_CONTENT)
+            assert expected is None or conversation.kind in MOVED.get(name, {}), conversation.kind
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,7 +119,7 @@ NOT_IN_ORDER = {
 def missed_units(name: str, row: int) -> list[Unit]:
     """Return the units that are shown, more often than when all texts are others, and were not found."""
     own, start = side(name), int(sizes()[:row].sum())
-    text, other = own.oracle(row), own.oracle(row, other=True)
+    text, other = own.oracles[row], own.others[row]
     if text is None or other is None:
         return []
     missed = []
@@ -261,7 +262,8 @@ def test_what_closes_a_call_is_a_transition() -> None:
             turn_end
             for row in np.flatnonzero(own.kept).tolist()
             for turn_end in turn_ends(own, row)
-            if turn_end.role == "tool_calls"
+            # a last value that the template writes in another way would hide in what closes the call
+            if turn_end.role == "tool_calls" and turn_end.kind in ("parallel_calls", "results", "reasoning_turns")
         ]
         assert calls, name
         assert all(set(turn_end.inner) <= {TokenKind.TRANSITION, TokenKind.MIXED} for turn_end in calls), name
