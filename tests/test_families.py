@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from alm_pipeline.corpus.conversation import joined_text
+from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.formats.messages import openai_messages
 from alm_pipeline.tokenization.encoder import Dropped
