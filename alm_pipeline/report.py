@@ -10,6 +10,7 @@ from rich.text import Text
 from alm_pipeline.alignment.table import visibility_rows
 from alm_pipeline.evaluation.precision import bits_text, why_too_few
 from alm_pipeline.naming.names import recorded_name, run_name
+from alm_pipeline.tokenization.stage import UNREAD_ARGUMENT
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
 from storage.printed.shares import percent
@@ -61,6 +62,8 @@ class RunSummary(BaseModel):
     """share of the text's bytes that are in aligned chunks; None if there are no bytes"""
     byte_counts: dict[str, int] = Field(default_factory=dict)
     """of the alignments: bytes by who shows them, such as `teacher_only_bytes`, and by role"""
+    unread_arguments: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """by side: the number of conversations with each template argument that its template does not read"""
     cache_bytes_per_teacher_token: float
     """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
@@ -98,6 +101,7 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         chunks=manifests["alignments"].counts["chunks"],
         aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
         byte_counts=_byte_counts(manifests["alignments"]),
+        unread_arguments={side: _unread(manifests[f"{side}_tokens"]) for side in ("teacher", "student")},
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
         standard_errors=results.get("held_out_standard_errors", {}),
@@ -123,6 +127,11 @@ def _context_use(pipeline: "Pipeline", manifests: Mapping[str, Manifest]) -> Con
     return ContextUse(context=context, tokens=tokens, max_bytes=most if by_bytes else None)
 
 
+def _unread(tokens: Manifest) -> dict[str, int]:
+    counts = tokens.counts.items()
+    return {name.removeprefix(UNREAD_ARGUMENT): n for name, n in counts if name.startswith(UNREAD_ARGUMENT)}
+
+
 def _byte_counts(alignments: Manifest) -> dict[str, int]:
     return {name: count for name, count in alignments.counts.items() if "_bytes" in name or "_sections." in name}
 
@@ -141,6 +150,7 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         ("aligned chunks", f"{summary.chunks:,}"),
         ("bytes aligned", "–" if summary.aligned_share is None else percent(summary.aligned_share, 1)),
         *visibility_rows(summary.byte_counts, summary.text_bytes),
+        *_unread_rows(summary),
         ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),
     ]
     if summary.initialization:
@@ -150,6 +160,13 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
     if seconds:
         rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
     return rows
+
+
+def _unread_rows(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    for side, names in summary.unread_arguments.items():
+        if names:
+            texts = [f"{name} of {count:,} conversations" for name, count in names.items()]
+            yield f"not read by the {side}'s template", ", ".join(texts)
 
 
 def _bits_texts(summary: RunSummary, bits: Mapping[str, float]) -> Iterator[tuple[str, str]]:

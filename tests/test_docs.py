@@ -15,7 +15,19 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig, Balance, Chunking, CorpusConfig, Divergence, FilesSource, Term, Tracker
+from alm_pipeline.config import (
+    AlmConfig,
+    Balance,
+    Chunking,
+    CorpusConfig,
+    Divergence,
+    FilesSource,
+    LearnedPart,
+    LearnedTurns,
+    OneSided,
+    Term,
+    Tracker,
+)
 from alm_pipeline.config.fields.settings import settings_of
 from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
@@ -315,7 +327,9 @@ def test_every_override_is_on_the_page_of_settings() -> None:
 @pytest.mark.parametrize(
     ("page", "choices"),
     [
-        *(("docs/reference/objective.md", choices) for choices in (Chunking, Divergence, Balance, Term)),
+        *(("docs/reference/objective.md", choices) for choices in (Chunking, Divergence, Balance, Term, LearnedPart)),
+        ("docs/how-to/alignments.md", OneSided),
+        ("docs/reference/objective.md", LearnedTurns),
         ("docs/how-to/training.md", Tracker),
     ],
 )

@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, made on the spot: a Llama with byte-level BPE, a Gemma 3 with SentencePiece-style BPE."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ GEMMA_CHAT = (
 )
 
 
-def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(vocab_size: int = 400, texts: Sequence[str] = TEXTS) -> PreTrainedTokenizerFast:
     """As SmolLM2's: byte-level BPE, digits apart, no begin-of-text token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,7 +48,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -57,7 +58,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     )
 
 
-def sentencepiece_tokenizer(vocab_size: int = 600) -> PreTrainedTokenizerFast:
+def sentencepiece_tokenizer(vocab_size: int = 600, texts: Sequence[str] = TEXTS[:2]) -> PreTrainedTokenizerFast:
     """As Gemma's: spaces as U+2581, byte fallback, <bos> before every text, runs of spaces as added tokens."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
@@ -66,7 +67,7 @@ def sentencepiece_tokenizer(vocab_size: int = 600) -> PreTrainedTokenizerFast:
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special + pieces, show_progress=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
-    tokenizer.train_from_iterator(TEXTS[:2], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer = _with_plain_bytes(tokenizer, pieces)
     tokenizer.add_tokens([AddedToken("\u2581\u2581", normalized=False), AddedToken("\n\n", normalized=False)])
     bos = tokenizer.token_to_id("<bos>")

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.config import LearnedPart
+from alm_pipeline.conversations.sections import ASSISTANT, REASONING, TOOL_CALLS
 from storage.columns import flatten_lists
 from storage.schemas import COMPLETION, PROMPT
 
@@ -23,9 +24,9 @@ TEXT = "text"
 """the role of a plain text"""
 _USER = "user"
 PART_ROLES: dict[LearnedPart, frozenset[str]] = {
-    "answer": frozenset({"assistant", COMPLETION}),
-    "tool_calls": frozenset({"tool_calls"}),
-    "reasoning": frozenset({"reasoning"}),
+    "answer": frozenset({ASSISTANT, COMPLETION}),
+    "tool_calls": frozenset({TOOL_CALLS}),
+    "reasoning": frozenset({REASONING}),
 }
 """the roles of the sections that each part of an assistant's turn consists of"""
 

@@ -27,8 +27,12 @@ class AlignmentSettings:
     @classmethod
     def of_identity(cls, identity: Mapping[str, Any]) -> Self:
         """Return the settings that an alignments dataset is identified by."""
-        named = {field.name: identity[field.name] for field in fields(cls) if field.name in identity}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+        defaults = cls()
+        return cls(
+            identity.get("one_sided", defaults.one_sided),
+            tuple(identity.get("learn", defaults.learn)),
+            identity.get("learned_turns", defaults.learned_turns),
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that are not the default: only these are part of a dataset's identity."""

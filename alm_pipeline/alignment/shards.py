@@ -37,18 +37,18 @@ def align_tables(teacher: pa.Table, student: pa.Table, settings: AlignmentSettin
 
     Raises AssertionError if the sides have other roles or bytes.
     """
-    sides = shard_tokens(teacher), shard_tokens(student)
-    _check_same_turns(teacher, student, ~(sides[0].dropped | sides[1].dropped))
+    of_teacher, of_student = shard_tokens(teacher), shard_tokens(student)
+    _check_same_turns(teacher, student, ~(of_teacher.dropped | of_student.dropped))
     sections = Sections.of(teacher)
     turns = AssistantTurns(sections.offsets, learned_sections(sections, settings))
-    aligned = _aligned(*sides, turns, sections)
+    aligned = _aligned(of_teacher, of_student, turns, sections)
     if settings.one_sided != "drop":
         return aligned
     one_sided = aligned.visibility.one_sided_examples()
     if not one_sided.any():
         return aligned
-    kept = (replace(side, dropped=side.dropped | one_sided) for side in sides)
-    return replace(_aligned(*kept, turns, sections), one_sided=one_sided)
+    kept = replace(of_teacher, dropped=of_teacher.dropped | one_sided)
+    return replace(_aligned(kept, of_student, turns, sections), one_sided=one_sided)
 
 
 def _aligned(teacher: ShardTokens, student: ShardTokens, turns: AssistantTurns, sections: Sections) -> AlignedShard:

@@ -134,6 +134,7 @@ class ShardVisibility:
 
     def whole(self, visibility: Visibility) -> Bools:
         """Return the sections [S] that have bytes of this visibility, and no byte that the side left out shows."""
+        shown: tuple[Visibility, ...]
         match visibility:
             case Visibility.TEACHER_ONLY:
                 shown = (Visibility.ALIGNED, Visibility.UNCOMPARED, Visibility.STUDENT_ONLY)

@@ -22,14 +22,13 @@ def recipe_choices(name: str, config: AlmConfig, overrides: Overrides) -> list[s
 
     `config` is the recipe of this name with the overrides.
     """
-    lines = [
-        _paragraph(f"  {section}: {', '.join(choices)}")
-        for section, choices in _by_section(config, given_fields(overrides)).items()
-    ]
+    given = given_fields(overrides)
+    warmup = [] if given & {"train", "train.warmup_steps"} else _shorter_warmup(name, config)
+    said = given | {"train.warmup_steps"} if warmup else given
+    lines = [_paragraph(f"  {section}: {', '.join(choices)}") for section, choices in _by_section(config, said).items()]
     if lines:
         lines.insert(0, f"the recipe {name} also sets (--set FIELD=VALUE changes it):")
-    is_own_warmup = not given_fields(overrides) & {"train", "train.warmup_steps"}
-    return [*lines, *(_shorter_warmup(name, config) if is_own_warmup else [])]
+    return [*lines, *warmup]
 
 
 def _by_section(config: AlmConfig, given: Collection[str]) -> dict[str, list[str]]:

@@ -25,6 +25,8 @@ from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import EncodedBatch
+from alm_pipeline.tokenization.templates.choice import default_template
+from alm_pipeline.tokenization.templates.syntax import names_read
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.printed.inert import one_line
@@ -32,6 +34,8 @@ from storage.schemas import Kind
 
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
+UNREAD_ARGUMENT = "unread_argument."
+"""begins the names under which conversations with an argument are counted that the template does not read"""
 _SHARDS_WORTH_A_TRIAL = 3
 
 _log = logging.getLogger(__name__)
@@ -173,7 +177,8 @@ def _tokenize_shards(
             encoded.append((part, batch))
             if part.last:
                 _require_shown(encoded, examples, encoder.tokenizer.name)
-                write(part.shard, part.ids, [batch for _, batch in encoded])
+                unread = _unread_arguments(encoded, encoder.tokenizer)
+                write(part.shard, part.ids, [batch for _, batch in encoded], unread)
                 advance(part.shard)
                 encoded = []
 
@@ -258,7 +263,30 @@ def _require_shown(encoded: Sequence[tuple[_ExampleSlice, EncodedBatch]], exampl
         )
 
 
-def _write_shard(tokens: Dataset, shard: int, ids: pa.ChunkedArray, batches: Sequence[EncodedBatch]) -> None:
+def _unread_arguments(
+    encoded: Sequence[tuple[_ExampleSlice, EncodedBatch]], tokenizer: LoadedTokenizer
+) -> Counter[str]:
+    """Count the conversations with each argument (`tools`, …) that the template does not read, under its name."""
+    given = [
+        name
+        for part, batch in encoded
+        for arguments, reason in zip(part.arguments or (), batch.dropped, strict=bool(part.arguments))
+        if reason is None
+        for name in arguments or ()
+    ]
+    source = default_template(tokenizer.template_without_arguments) if given else None
+    if source is None:
+        return Counter()
+    return Counter(f"{UNREAD_ARGUMENT}{name}" for name in given if name not in names_read(source))
+
+
+def _write_shard(
+    tokens: Dataset,
+    shard: int,
+    ids: pa.ChunkedArray,
+    batches: Sequence[EncodedBatch],
+    unread: Mapping[str, int],
+) -> None:
     batch = EncodedBatch.join(batches)
     dropped = Counter(reason for reason in batch.dropped if reason)
-    tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids)}, dropped)
+    tokens.write_shard(shard, {"id": ids, **batch.columns()}, {"tokens": len(batch.token_ids), **unread}, dropped)

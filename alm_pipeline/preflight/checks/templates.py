@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from alm_pipeline.corpus.formats.layouts import ARGUMENTS_COLUMN, TOOLS_COLUMN
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
-from alm_pipeline.tokenization.templates.choice import TemplateChoice, Templates, known_templates
+from alm_pipeline.tokenization.templates.choice import TemplateChoice, default_template, known_templates
 from alm_pipeline.tokenization.templates.syntax import names_read
 
 _CONTROL = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>")
-_DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,7 @@ class _Side:
 
     @property
     def source(self) -> str | None:
-        return _chosen(self.tokenizer.template_without_arguments)
-
-
-def _chosen(templates: Templates) -> str | None:
-    return templates.get(_DEFAULT) if isinstance(templates, Mapping) else templates
+        return default_template(self.tokenizer.template_without_arguments)
 
 
 def _sides(context: Context) -> Iterator[_Side]:

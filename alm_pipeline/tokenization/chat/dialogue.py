@@ -97,8 +97,8 @@ class Dialogue:
         for section, text in zip(self.sections, texts, strict=True):
             if section.role == REASONING and self.form.reasoning:
                 marked[section.message][self.form.reasoning] = text
-            elif section.role not in (REASONING, TOOL_CALLS):
-                marked[section.message]["content"] = text
+            elif section.role not in (REASONING, TOOL_CALLS) and section.text:
+                marked[section.message]["content"] = self.form.content(text)
         in_calls = iter([mark for part, mark in pairs if part.spellings])
         for message in {call.message for call in self._calls(kind)}:
             marked[message]["tool_calls"] = copy.deepcopy(marked[message]["tool_calls"])

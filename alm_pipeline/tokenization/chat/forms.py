@@ -26,6 +26,7 @@ Render = Callable[[Messages], str | None]
 """Renders messages; None if the template refuses them."""
 
 _KEY, _VALUE = "\ue000", "\ue001"
+_KEYS_OF_TEMPLATES = (*REASONING_KEYS, "tool_plan")
 _SHORT = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -41,6 +42,12 @@ class TemplateForm:
     """whether it refuses an id that is not nine letters and digits"""
     reasoning: str | None = None
     """the key that it reads; None if it reads none"""
+    parts: bool = False
+    """whether it takes contents only as lists of parts"""
+
+    def content(self, text: str) -> Any:
+        """Return a content's text as the template takes it."""
+        return [{"type": "text", "text": text}] if self.parts else text
 
     def messages(self, conversation: Conversation) -> Messages:
         """Return a conversation's messages in this form. Nothing else of them changes, except that null is empty."""
@@ -48,7 +55,7 @@ class TemplateForm:
         return [self._message(message, ids) for message in conversation]
 
     def _message(self, message: dict[str, Any], ids: "_Ids") -> dict[str, Any]:
-        message = {**message, "content": message.get("content") or ""}
+        message = {**message, "content": self.content(message.get("content") or "")}
         if message["role"] == ASSISTANT:
             message |= self._reasoning(message)
         if isinstance(message.get("tool_calls"), list):
@@ -104,17 +111,25 @@ class _Ids:
 
 def find_form(render: Render, source: str) -> TemplateForm:
     """Find the form that a template takes, by trying it."""
-    reasoning = next((key for key in REASONING_KEYS if re.search(rf"\b{key}\b", source)), None)
+    reasoning = next((key for key in _KEYS_OF_TEMPLATES if re.search(rf"""[.'"]{key}\b""", source)), None)
+    parts = not _shows(render, _VALUE) and _shows(render, [{"type": "text", "text": _VALUE}])
     if TOOL_CALLS not in source:
-        return TemplateForm(reasoning=reasoning)
-    bare, long, short = (_Shown.of(render, id_) for id_ in (None, "call_0123456789abcdef", "a00000001"))
+        return TemplateForm(reasoning=reasoning, parts=parts)
+    empty: Any = [{"type": "text", "text": ""}] if parts else ""
+    bare, long, short = (_Shown.of(render, id_, empty) for id_ in (None, "call_0123456789abcdef", "a00000001"))
     shown = next((shown for shown in (bare, long, short) if shown.accepted), bare)
     return TemplateForm(
         arguments=shown.form,
         needs_ids=not bare.accepted and shown.accepted,
         short_ids=not long.accepted and short.accepted,
         reasoning=reasoning,
+        parts=parts,
     )
+
+
+def _shows(render: Render, content: Any) -> bool:
+    """Return whether a user's content is in what the template writes."""
+    return _VALUE in (render([{"role": "user", "content": content}]) or "")
 
 
 class _Shown(NamedTuple):
@@ -124,8 +139,8 @@ class _Shown(NamedTuple):
     text: str | None
 
     @classmethod
-    def of(cls, render: Render, id_: str | None) -> "_Shown":
-        return cls(_tried(render, {_KEY: _VALUE}, id_), _tried(render, _TEXT, id_))
+    def of(cls, render: Render, id_: str | None, content: Any) -> "_Shown":
+        return cls(_tried(render, {_KEY: _VALUE}, id_, content), _tried(render, _TEXT, id_, content))
 
     @property
     def accepted(self) -> bool:
@@ -144,12 +159,13 @@ _WELL_WRITTEN = re.compile(rf"(?:{_KEY}|\\ue000)(?!': '|\\\\).*?(?:{_VALUE}|\\ue
 """neither as Python writes a dict, nor as JSON within JSON"""
 
 
-def _tried(render: Render, arguments: Any, id_: str | None) -> str | None:
-    """Return what the template writes for a call and its result, or for the call alone."""
+def _tried(render: Render, arguments: Any, id_: str | None, content: Any) -> str | None:
+    """Return what the template writes for a call beside this content and its result, or for the call alone."""
     call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
     result = {"role": "tool", "name": "look", "content": "found"}
     if id_ is not None:
         call, result = {**call, "id": id_}, {**result, "tool_call_id": id_}
-    messages = [{"role": "user", "content": "Look."}, {"role": ASSISTANT, "content": "", "tool_calls": [call]}, result]
+    asked = {"role": "user", "content": "Look."}
+    messages = [asked, {"role": ASSISTANT, "content": content, "tool_calls": [call]}, result]
     rendered = render(messages)
     return render(messages[:-1]) if rendered is None else rendered

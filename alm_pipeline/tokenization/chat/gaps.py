@@ -6,7 +6,7 @@ arguments. That is a transition, if nothing of the conversation is left out in b
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,8 @@ class Gaps:
     text: str
     dialogue: Dialogue
     trace: Trace
+    turn_ends: Collection[str]
+    """control tokens"""
 
     def messages(self, gap: int) -> tuple[int, int]:
         """Return the messages of the fragments before and after a gap: -1 at the start, their number at the end."""
@@ -82,11 +84,13 @@ class Gaps:
         first = self.dialogue.own_sections(label.turn)[0]
         start = self.dialogue.section_starts[first]
         is_other = self.dialogue.sections[right.section].role in (REASONING, TOOL_CALLS)
-        if not is_other or not self._leads(gap, label, start, self._start(right)):
+        written = self.text[self._offset(gap) + label.start : self._offset(gap) + label.end]
+        is_closed = any(end in written for end in self.turn_ends)  # so another turn is in it
+        if not is_other or is_closed or not self._leads(gap, label, start, self._start(right)):
             yield label._replace(turn=first)
             return
         # an empty block of thoughts opens nothing
-        block = _EMPTY_BLOCK.match(self.text[self._offset(gap) + label.start : self._offset(gap) + label.end])
+        block = _EMPTY_BLOCK.match(written)
         middle = label.start + (block.end() if block else 0)
         if middle > label.start:
             yield label._replace(end=middle, turn=first)

@@ -8,8 +8,8 @@ The openings of user and assistant differ in the role's name. Everything that th
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,6 +56,13 @@ class Grammar:
     """for user and assistant: the literals that may end a turn of each role"""
     text_end: str = ""
     """follows the end of the last turn"""
+    controls: Sequence[str] = ()
+    """the tokenizer's control tokens, also those that a turn of text has none of"""
+
+    @cached_property
+    def control_ends(self) -> list[str]:
+        """The ends of turns that are control tokens, and no text."""
+        return [end for end in _all_ends(self.turn_ends) if self._is_control(end)]
 
     def label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
         """Tile the template's text between the contents of the messages `before` and `after` with labels.
@@ -130,13 +137,13 @@ class Grammar:
 
     def _closings(self, text: str, start: int, end: int, owner: int, after: int, roles: Sequence[str]) -> list[Label]:
         """Return the ends of the owner's turn, and of the next turn if that has neither content nor header."""
-        span = self._turn_end(text, start, end, owner, roles)
+        span = self._turn_end(text, start, end, owner, after, roles)
         if span is None:
             return []
         labels = [Label(*span, TokenKind.END_OF_TURN, owner)]
         following = owner + 1
         if following < min(after, len(roles)) and self.names and roles[following] not in self.names:
-            next_span = self._turn_end(text, span[1], end, following, roles)
+            next_span = self._turn_end(text, span[1], end, following, after, roles)
             if next_span:
                 labels.append(Label(*next_span, TokenKind.END_OF_TURN, following))
         rest = labels[-1].end
@@ -145,19 +152,33 @@ class Grammar:
             labels.append(Label(rest, rest + len(self.text_end), TokenKind.END_OF_TEXT, len(roles) - 1))
         return labels
 
-    def _turn_end(self, text: str, start: int, end: int, owner: int, roles: Sequence[str]) -> tuple[int, int] | None:
+    def _turn_end(
+        self, text: str, start: int, end: int, owner: int, after: int, roles: Sequence[str]
+    ) -> tuple[int, int] | None:
         """Return the span of the turn's end: right after the content, or else after what the template adds to it.
 
-        In the second case only white space may follow.
+        In the second case only white space may follow. A call may end with a token of its own before the next header
+        or the end of the text, and a tool's result may begin with what is no header: then the turn's end is a control
+        token that is there once.
         """
         ends = self.turn_ends.get(roles[owner], _all_ends(self.turn_ends))
-        literals = "|".join(map(re.escape, sorted(ends, key=len, reverse=True)))
-        if not literals:
+        if not ends:
             return None
+        literals = _any_of(ends)
         near = re.compile(rf"\s*({literals})").match(text, start, end)
         tail = rf"(?:{re.escape(self.text_end)}\s*)?" if self.text_end else ""
         match = near or re.compile(rf"({literals})\s*{tail}\Z").search(text, start, end)
-        return match.span(1) if match else None
+        if match:
+            return match.span(1)
+        known = list(re.compile(_any_of(_all_ends(self.turn_ends))).finditer(text, start, end))
+        if known:
+            return known[0].span() if len(known) == 1 and self._is_control(known[0][0]) else None
+        is_whole = end < len(text) or after == len(roles)
+        other = re.compile(rf"((?:{_any_of(self.controls)})+)\s*\Z").search(text, start, end) if is_whole else None
+        return other.span(1) if other else None
+
+    def _is_control(self, text: str) -> bool:
+        return re.fullmatch(rf"(?:{_any_of(self.controls)})+", text) is not None
 
 
 @lru_cache(maxsize=1024)
@@ -191,7 +212,7 @@ def control_tokens(added: Iterable[tuple[str, bool]]) -> list[str]:
 Items = tuple[str, ...]
 
 
-def learn_grammar(probe: Probe, controls: Iterable[str], begin_of_text: str | None) -> Grammar:
+def learn_grammar(probe: Probe, controls: Collection[str], begin_of_text: str | None) -> Grammar:
     """Learn a template's grammar from what it renders for the usual roles; an empty one if it refuses them."""
     turns, user, answered = probe(["user", "assistant"] * 2), probe(["user"]), probe(["user", "assistant"])
     system = probe(["system", "user", "assistant"])
@@ -199,7 +220,8 @@ def learn_grammar(probe: Probe, controls: Iterable[str], begin_of_text: str | No
         return Grammar()
     texts = [*turns, *user, *answered, *(system or [])]
     used = sorted({control for control in controls if any(control in text for text in texts)}, key=len, reverse=True)
-    return _Learner(used).grammar(turns, user[-1], answered[-1], system, begin_of_text)
+    grammar = _Learner(used).grammar(turns, user[-1], answered[-1], system, begin_of_text)
+    return replace(grammar, controls=tuple(controls))
 
 
 @dataclass(frozen=True)
@@ -214,7 +236,9 @@ class _Learner:
     def grammar(
         self, turns: list[str], user_end: str, answer_end: str, system: list[str] | None, begin_of_text: str | None
     ) -> Grammar:
-        first, to_answer, to_user = map(self.items, turns[:3])
+        first, to_user = self.items(turns[0]), self.items(turns[2])
+        # documents after the first question, or an empty block of thoughts before the last answer, are not the header's
+        to_answer = min(self.items(turns[1]), self.items(turns[3]), key=len)
         ends = self.unprompted(to_answer, to_user, self.items(user_end), self.items(answer_end))
         closings = self.closings(to_answer, to_user, *ends)
         openings = _stripped(to_user[len(closings[1]) :]), _stripped(to_answer[len(closings[0]) :])
@@ -230,6 +254,9 @@ class _Learner:
 
     def unprompted(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
         """Return the ends of truncated conversations, without an answer's header if the template always writes one."""
+        closing = _stripped_end(answer_end)
+        if user_end == to_answer and self.opens_answer(to_answer, closing) and self.opens_answer(to_user, closing):
+            return answer_end, answer_end
         prompt = _common_end(user_end, answer_end)
         if user_end != to_answer or not "".join(prompt).strip():
             return user_end, answer_end
@@ -241,6 +268,12 @@ class _Learner:
         opens = to_answer[len(shared) : len(shared) + 1]
         closing = shared if opens and opens[0] in self.controls else shared[: tokens[-1] if tokens else 0]
         return closing, closing
+
+    def opens_answer(self, between: Items, closing: Items) -> bool:
+        """Return whether a header that begins with a control token follows this end of a turn, which is one too."""
+        rest = _stripped(between[len(closing) :])
+        is_closed = between[: len(closing)] == closing and set(closing) & set(self.controls)
+        return bool(is_closed and rest and rest[0] in self.controls and rest[0] not in closing)
 
     def closings(self, to_answer: Items, to_user: Items, user_end: Items, answer_end: Items) -> tuple[Items, Items]:
         """Return what closes a user's and an assistant's turn, with the white space after it."""
@@ -325,11 +358,17 @@ class _Learner:
         # text that does not identify the role may belong to something else, such as a name before it
         identifies = openings[0] != openings[1] or set(openings[0]) & set(self.controls)
         names = {role: opening for role, opening in pairs if opening and identifies}
-        system_opening = system[0].removeprefix(begin).lstrip() if system else ""
+        system_opening = self.without_preamble(system[0].removeprefix(begin).lstrip()) if system else ""
         has_control = set(self.items(system_opening)) & set(self.controls)
         if has_control and not any(name in system_opening for name in names.values()):
             names["system"] = system_opening
         return self.openings_pattern(names.values(), _all_ends(turn_ends)), names
+
+    def without_preamble(self, opening: str) -> str:
+        """Return an opening without the template's own instructions, which are longer than any role's name."""
+        items = self.items(opening)
+        tokens = next((index for index, item in enumerate(items) if item not in self.controls), len(items))
+        return "".join(items[:tokens] if tokens and len(items) - tokens > _LONGEST_ROLE else items)
 
     def openings_pattern(self, openings: Collection[str], turn_ends: Sequence[str]) -> re.Pattern[str]:
         """Return the pattern of these openings.
@@ -344,6 +383,11 @@ class _Learner:
             for opening in sorted(openings, key=len, reverse=True)
         ]
         return re.compile(rf"(?P<start>{'|'.join(literals)})")
+
+
+def _any_of(literals: Iterable[str]) -> str:
+    """Return the pattern of these literals, which matches nothing if there are none."""
+    return "|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)"
 
 
 def _all_ends(turn_ends: Mapping[str, Sequence[str]]) -> list[str]:

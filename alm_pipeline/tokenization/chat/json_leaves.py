@@ -96,6 +96,12 @@ def spellings(leaf: Leaf) -> list[Spelling]:
     return [Spelling(text, equal) for text, equal in {leaf.text: _whole(leaf.text), **spelled}.items()]
 
 
+def escapes(text: str) -> list[Spelling]:
+    """Return how a template that writes JSON writes a content: with escapes, or with escapes of all but ASCII."""
+    by_character = [[spell(character) for character in text] for spell in (_escaped, _ascii)]
+    return [Spelling("".join(others), _equal(text, others)) for others in by_character]
+
+
 def _whole(text: str) -> tuple[Equal, ...]:
     return (Equal(0, 0, len(text)),)
 

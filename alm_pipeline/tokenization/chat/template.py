@@ -211,7 +211,7 @@ class ChatTemplate:
     def _spans(self, text: str, dialogue: Dialogue, trace: Trace) -> Iterator[_Span]:
         """Yield the spans of the rendered text, in order."""
         end, section = 0, -1
-        gaps = Gaps(text, dialogue, trace)
+        gaps = Gaps(text, dialogue, trace, self._grammar.control_ends)
         for number, fragment in enumerate([*trace.fragments, None]):
             start = fragment.start if fragment else len(text)
             messages = gaps.messages(number)
@@ -229,7 +229,9 @@ class ChatTemplate:
     def _probe(self, roles: Sequence[str]) -> list[str] | None:
         marks = placeholders(len(roles), self._source)
         try:
-            text = self._apply([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+            text = self._apply(
+                [{"role": role, "content": self.form.content(mark)} for role, mark in zip(roles, marks, strict=True)]
+            )
         except TemplateRefused:
             return None
         pieces, shown = cut_at(text, marks)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from alm_pipeline.tokenization.chat.json_leaves import Equal, Spelling
+from alm_pipeline.tokenization.chat.json_leaves import Equal, Spelling, escapes
 from storage.errors import UserError
 
 _MARKUP = re.compile(r"</?[\w|｜▁:.-]+>|\[/?[A-Z_]+\]")
@@ -79,11 +79,16 @@ def placeholders(count: int, *texts: str) -> list[str]:
 
 
 def marks_of(parts: Sequence[ContentPart], *texts: str) -> list[str]:
-    """Return a different mark for each part, none of which the texts contain: a character, or a number's digits."""
+    """Return a different mark for each part, none of which the texts contain: a character, or a number's digits.
+
+    The marks of keys are in the keys' order, since a template may sort them.
+    """
     characters = iter(placeholders(sum(not part.is_number for part in parts), *texts))
     numbers = (str(number) for number in range(900_000_001, 1_000_000_000))
     free = (number for number in numbers if not any(number in text for text in texts))
-    return [next(free) if part.is_number else next(characters) for part in parts]
+    in_order = sorted(range(len(parts)), key=lambda index: parts[index].text.lower() if parts[index].spellings else "")
+    marks = {index: next(free) if parts[index].is_number else next(characters) for index in in_order}
+    return [marks[index] for index in range(len(parts))]
 
 
 def whole_parts(contents: Sequence[str]) -> list[ContentPart]:
@@ -193,7 +198,8 @@ def _place(
     if not text.startswith(pieces[0]):
         return None
     for part, following in zip(parts, pieces[1:], strict=True):
-        found = _spelled(text, at, part, following) if part.spellings else _shown(text, at, part.text, following)
+        shown = None if part.spellings else _shown(text, at, part.text, following)
+        found = shown or _spelled(text, at, part.spellings or escapes(part.text), following)
         if found is None:
             return None
         size, equal = found
@@ -202,8 +208,8 @@ def _place(
     return placed if at == len(text) else None
 
 
-def _spelled(text: str, at: int, part: ContentPart, following: str) -> tuple[int, tuple[Equal, ...]] | None:
-    for spelling in part.spellings:
+def _spelled(text: str, at: int, spellings: Sequence[Spelling], following: str) -> tuple[int, tuple[Equal, ...]] | None:
+    for spelling in spellings:
         if text.startswith(spelling.text, at) and text.startswith(following, at + len(spelling.text)):
             return len(spelling.text), spelling.equal
     return None

@@ -23,6 +23,11 @@ _DEFAULT = "default"
 _ENDING = ".jinja"
 
 
+def default_template(templates: Templates) -> str | None:
+    """Return the template that conversations are rendered with; None if there is none."""
+    return templates.get(_DEFAULT) if isinstance(templates, Mapping) else templates
+
+
 def known_templates() -> dict[str, Path]:
     """Return the files of the templates that come with this package, by name."""
     return {file.stem: file for file in sorted(Path(__file__).parent.glob(f"*{_ENDING}"))}

@@ -45,6 +45,7 @@ def check_syntax(source: str, name: str) -> None:
         raise UserError(f"{name}: is not a template that Jinja can compile ({error}): fix the template") from error
 
 
+@lru_cache(maxsize=64)
 def names_read(source: str) -> frozenset[str]:
     """Return the names that a valid template reads from what it is rendered with."""
     return frozenset(meta.find_undeclared_variables(_environment().parse(source)))

@@ -124,6 +124,7 @@ def test_a_recipes_warmup_gives_way_to_fewer_steps(name: str, steps: int) -> Non
         shown = " ".join(" ".join(recipe_choices(name, config, values)).split())
         expected = f"warmup_steps {config.train.warmup_steps} instead of {whole.warmup_steps}, since the training has"
         assert expected in shown
+        assert shown.count("warmup_steps") == 1
     longer = configure(name, Overrides.model_validate({**OWN, "steps": 10 * whole.steps}))
     assert longer.train.warmup_steps == whole.warmup_steps
 

@@ -69,7 +69,7 @@ def _publish(dataset: Dataset, shard: int, rows: list[dict[str, object]]) -> Non
 
 def _token_row(row: Row, side: Side) -> dict[str, object]:
     ends = [0, *(end for _, _, end in side.tokens)]
-    starts = [*(start for _, start, _ in side.tokens), len(row.text.encode()) if side.tokens else 0]
+    starts = [*(start for _, start, _ in side.tokens), 0 if side.dropped else len(row.text.encode())]
     runs = [(k, start - end) for k, (start, end) in enumerate(zip(starts, ends, strict=True)) if start > end]
     return {
         "id": row.id,

@@ -12,7 +12,7 @@ from storage.schemas import ChunkKind
 from tests.alm_pipeline.inspection.datasets import SIDES, Chunk, Row, Side, random_row, write
 from tests.corpora import text_examples
 
-COLUMNS = ["id", "turn", "role", "start", "end", "text", "teacher", "student", "kind", "assistant"]
+COLUMNS = ["id", "turn", "role", "start", "end", "text", "teacher", "student", "kind", "seen_by", "assistant"]
 
 
 def expected(row: Row) -> list[dict[str, object]]:
@@ -26,9 +26,18 @@ def expected(row: Row) -> list[dict[str, object]]:
         for side in SIDES:
             spans = [next(tokens[side]) for _ in range(getattr(chunk, side))]
             shown[side] = [text[a:b].decode(errors="replace") if b > a else f"<{id_}>" for id_, a, b in spans]
-        found.append({**shown, "kind": chunk.kind.name.lower(), "assistant": chunk.assistant})
+        seen = seen_by(row, start, end)
+        found.append({**shown, "kind": chunk.kind.name.lower(), "seen_by": seen, "assistant": chunk.assistant})
         start = end
     return found
+
+
+def seen_by(row: Row, start: int, end: int) -> str | None:
+    """Return who sees the bytes, by looking at each."""
+    shown = {side: {byte for _, a, b in getattr(row, side).tokens for byte in range(a, b)} for side in SIDES}
+    found = {tuple(byte in shown[side] for side in SIDES) for byte in range(start, end)}
+    names = {(True, True): "both", (True, False): "teacher", (False, True): "student", (False, False): "neither"}
+    return (names[found.pop()] if len(found) == 1 else "partly") if found else None
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -349,3 +349,65 @@ def test_control_tokens_are_special_or_look_like_it() -> None:
         ("▁▁", False),
     ]
     assert control_tokens(added) == ["<s>", "<｜User｜>", "<|im_end|>"]
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+        **fields,
+    }
+
+
+CALLED = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>' + m.content + '</s>' }}"
+    "{% elif m.role == 'tool' %}{{ 'result: ' + m.content }}"
+    "{% elif m.tool_calls %}{{ '<a>[' + m.tool_calls[0].function.name + m.tool_calls[0].function.arguments + ']' }}"
+    "{{ call_end }}{% else %}{{ '<a>' + m.content + '</s>' }}{% endif %}{% endfor %}"
+)
+
+
+def of_called(call_end: str, turns: list[dict[str, Any]]) -> list[str]:
+    """Return the parts of a conversation in a template that ends calls in this way."""
+    source = "{% set call_end = '" + call_end + "' %}" + CALLED
+    return parts_of(ChatTemplate(with_template(source, ["<s>", "<a>", "</s>", "<call>"], "<s>", "</s>")), turns)
+
+
+def test_a_call_ends_its_turn_before_a_result_without_a_header() -> None:
+    turns = [*messages([("user", "U")]), call(), *messages([("tool", "T"), ("assistant", "A")])]
+    found = of_called("</s>", turns)
+    assert found[3:9] == ["start 1 <a>", "to 2 [", "2 f{}", "to 2 ]", "end 2 </s>", "- 2 result: "]
+
+
+def test_a_call_may_end_its_turn_with_a_token_of_its_own() -> None:
+    asked = messages([("user", "U")])
+    assert of_called("<call>", [*asked, call()])[-2:] == ["to 2 ]", "end 2 <call>"]
+    assert of_called("<call>", [*asked, call(), *messages([("user", "V"), ("assistant", "A")])])[5:8] == [
+        "2 f{}",
+        "to 2 ]",
+        "end 2 <call>",
+    ]
+
+
+def test_an_answers_header_that_is_always_written_after_a_question() -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}"
+        "{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n<|im_start|>assistant\n' }}"
+        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    )
+    one = ChatTemplate(with_template(template, ["<|im_start|>", "<|im_end|>"], None, "<|im_end|>"))
+    assert parts_of(one, TWO_ROUNDS) == parts("chatml", TWO_ROUNDS)
+
+
+def test_a_templates_own_instructions_are_no_start_of_turn() -> None:
+    preamble = "# Preamble\n" + "Be good. " * 10
+    template = (
+        "{{ '<|im_start|><|system|>" + preamble.replace("\n", "\\n") + "' }}"
+        "{% for m in messages %}{{ m.content if m.role == 'system' else '' }}{% endfor %}{{ '<|im_end|>' }}"
+        "{% for m in messages if m.role != 'system' %}"
+        "{{ '<|' + m.role + '|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    special = ["<|im_start|>", "<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    one = ChatTemplate(with_template(template, special, None, "<|im_end|>"))
+    assert parts_of(one, SYSTEM)[:3] == ["start 0 <|im_start|><|system|>", f"- 0 {preamble}", "0 S"]

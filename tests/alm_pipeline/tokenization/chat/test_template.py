@@ -180,12 +180,28 @@ def test_a_message_that_is_not_shown_is_omitted() -> None:
     assert rendering.content_starts.tolist() == [0, -1, 2]
 
 
+def test_a_content_that_is_written_as_json_is_found_between_its_escapes() -> None:
+    template = "{% for m in messages %}{{ m['content'] | tojson(ensure_ascii=loop.last) }};{% endfor %}"
+    rendering = render(template, chat('{"wind": "Föhn"}\n', "é\\ é"))
+    assert rendering
+    assert rendering.text == '"{\\"wind\\": \\"Föhn\\"}\\n";"\\u00e9\\\\ \\u00e9";'
+    assert content_spans(rendering) == [(0, "{"), (0, "wind"), (0, ": "), (0, "Föhn"), (0, "}"), (1, " ")]
+
+
+def test_contents_in_parts_for_a_template_that_takes_no_text() -> None:
+    template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] + ';' }}{% endfor %}{% endfor %}"
+    conversation = chat("Hello", "", "Hi")
+    rendering = render(template, conversation)
+    assert rendering
+    assert rendering.text == "Hello;;Hi;"
+    assert content_spans(rendering) == [(0, "Hello"), (2, "Hi")]
+
+
 @pytest.mark.parametrize(
     "template",
     [
         "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] | escape }}{% endfor %}",
-        "{% for m in messages %}{{ m['content'] | tojson }}{% endfor %}",
         "{% for m in messages %}{{ m['content'][:4] }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
         "{% for m in messages | reverse %}{{ m['content'] }}|{% endfor %}",
