@@ -17,7 +17,6 @@ from alm_pipeline.corpus.formats.values import (
     json_value,
     optional_is_empty,
     parsed_json,
-    without_null_keys,
 )
 
 Messages = list[dict[str, Any]]
@@ -53,9 +52,7 @@ def openai_messages(value: Any, mark: str | None = None) -> Messages:
     messages = listed(value)
     if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
         raise RowDropped("not_text")
-    # in JSON text nobody filled in nulls: those among a call's arguments are the row's own
-    kept = "arguments" if isinstance(value, str) else None
-    return _checked(_marked([_with_text_content(message, kept) for message in messages], mark))
+    return _checked(_marked([_with_text_content(message) for message in messages], mark))
 
 
 def sharegpt_messages(value: Any, system: Any = None, mark: str | None = None) -> Messages:
@@ -155,7 +152,7 @@ def _sharegpt_message(turn: Any) -> dict[str, Any]:
 
 def _tool_calls(value: Any) -> list[dict[str, Any]]:
     """Return the calls that a `function_call` turn holds as JSON: one, or a list of them."""
-    calls = parsed_json(value) if isinstance(value, str) else without_null_keys(value)
+    calls = parsed_json(value) if isinstance(value, str) else value
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) for call in calls):
         raise RowDropped("not_a_tool_call")
@@ -171,9 +168,9 @@ def _function(function: dict[str, Any]) -> dict[str, Any]:
     return {"name": function["name"], "arguments": parsed if isinstance(parsed, dict) else arguments}
 
 
-def _with_text_content(message: dict[str, Any], kept: str | None = None) -> dict[str, Any]:
-    """Return a message without its null keys, at every depth except in `kept`, and with a text as its content."""
-    present: dict[str, Any] = without_null_keys(message, kept)
+def _with_text_content(message: dict[str, Any]) -> dict[str, Any]:
+    # in a message itself, a null key is one that it does not have
+    present = {key: item for key, item in message.items() if item is not None}
     if "content" not in present and not any(present.get(key) for key in ("tool_calls", *REASONING_KEYS)):
         raise RowDropped("not_text")
     return {**present, "content": _text_content(present.get("content", ""))}

@@ -1,7 +1,7 @@
 """What rows bring for the chat template beside their messages: tools, and other arguments, by column.
 
 Tools are a list of functions, as it is or as JSON text: OpenAI's `{"type": "function", "function": {…}}`, or bare
-functions with a `name`. The nulls that Parquet fills in are taken off; those in JSON text are the row's own.
+functions with a `name`. Nulls that a table has filled in are taken off where it is read; others are the row's own.
 """
 
 import json
@@ -16,7 +16,6 @@ from alm_pipeline.corpus.formats.values import (
     json_value,
     optional_is_empty,
     parsed_json,
-    without_null_keys,
 )
 
 Arguments = dict[str, Any]
@@ -46,10 +45,9 @@ def row_tools(value: Any) -> list[dict[str, Any]]:
 
     Raises RowDropped if the value is anything but functions.
     """
-    return [] if optional_is_empty(value) else _functions(_plain(value, "not_tools"))
-
-
-def _functions(plain: Any) -> list[dict[str, Any]]:
+    if optional_is_empty(value):
+        return []
+    plain = _plain(value, "not_tools")
     items = [plain] if isinstance(plain, dict) and plain else plain or []
     if not isinstance(items, list):
         raise RowDropped("not_tools")
@@ -92,8 +90,7 @@ def template_arguments(value: Any) -> Arguments:
     if "documents" in found and not _is_list_of_mappings(found["documents"]):
         raise RowDropped("template_argument", "documents")
     if TOOLS in found:
-        tools = found[TOOLS]
-        found[TOOLS] = row_tools(tools) if isinstance(tools, str) else _functions(tools)
+        found[TOOLS] = row_tools(found[TOOLS])
     return {name: item for name, item in found.items() if name not in (TOOLS, "documents") or item}
 
 
@@ -102,10 +99,9 @@ def _is_list_of_mappings(value: Any) -> bool:
 
 
 def _plain(value: Any, reason: str) -> Any:
-    """Return a value as JSON holds it: parsed if it is JSON text, else without nulls."""
-    is_text = isinstance(value, str)
-    plain = parsed_json(value) if is_text else without_null_keys(value)
-    if is_text and plain is None and value.strip() not in ("", "null"):
+    """Return a value as JSON holds it, parsed if it is JSON text."""
+    plain = parsed_json(value) if isinstance(value, str) else value
+    if isinstance(value, str) and plain is None and value.strip() not in ("", "null"):
         raise RowDropped(reason)
     held = json_value(plain)
     if not is_finite(plain):

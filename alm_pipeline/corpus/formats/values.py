@@ -49,22 +49,6 @@ def json_value(value: Any, depth: int = 0) -> Any:
     return None
 
 
-def without_null_keys(value: Any, kept: str | None = None, depth: int = 0) -> Any:
-    """Return a value without the keys that are null, at every depth: a table gives each mapping the keys of all.
-
-    What is under the key `kept` stays as it is.
-    """
-    if depth > _MAX_DEPTH:
-        raise RowDropped("nested_too_deeply")
-    if isinstance(value, dict):
-        return {
-            key: item if key == kept else without_null_keys(item, kept, depth + 1)
-            for key, item in value.items()
-            if item is not None
-        }
-    return [without_null_keys(item, kept, depth + 1) for item in value] if isinstance(value, list) else value
-
-
 def is_finite(value: Any) -> bool:
     """Return whether a value holds no NaN or infinite number at any depth."""
     if isinstance(value, dict | list):

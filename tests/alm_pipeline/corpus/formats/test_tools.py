@@ -35,8 +35,6 @@ def arguments(folder: Path, *rows: dict[str, Any], **settings: Any) -> list[Any]
         [json.dumps(LOOK)],
         json.dumps([TOOL]),
         json.dumps(LOOK),
-        [{**LOOK, "strict": None}],
-        [{"type": "function", "function": {**LOOK, "strict": None}, "id": None}],
         [TOOL, None],
     ],
     ids=lambda value: json.dumps(value)[:40],
@@ -172,33 +170,31 @@ TOOLS = [
 
 
 def test_nulls_that_a_table_fills_in_are_taken_off_at_every_depth(tmp_path: Path) -> None:
-    """As JSON lines of such a table have them, too."""
     rows = [{"messages": chat(call), "tools": [tool]} for call, tool in zip(CALLS, TOOLS, strict=True)]
     table = parquet(tmp_path, rows)
-    filled = pa.Table.from_pylist(rows).to_pylist()
-    assert filled[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]["left"] is None
-    for found in (table, documents(tmp_path, *filled)[0]):
-        assert [document.messages and document.messages[1]["tool_calls"] for document in found] == [[c] for c in CALLS]
-        tools = [document.arguments and document.arguments["tools"][0]["function"] for document in found]
-        assert tools == TOOLS
+    assert pa.Table.from_pylist(rows).to_pylist()[0]["tools"][0]["parameters"]["properties"]["left"] is None
+    assert [document.messages and document.messages[1]["tool_calls"] for document in table] == [[c] for c in CALLS]
+    assert [document.arguments and document.arguments["tools"][0]["function"] for document in table] == TOOLS
 
 
-def test_a_null_in_json_text_is_the_rows_own(tmp_path: Path) -> None:
+def test_a_null_in_json_is_the_rows_own(tmp_path: Path) -> None:
     text = '{"city": null}'
     (document,) = parquet(tmp_path, [{"messages": chat(called("look", text)), "tools": json.dumps([ADD])}])
     assert document.messages
     assert document.messages[1]["tool_calls"][0]["function"]["arguments"] == text
-    call = {**called("look", {"city": None, "at": [None]}), "id": None}
-    (document,) = documents(tmp_path, {"messages": json.dumps(chat(call))})[0]
-    assert document.messages
-    assert document.messages[1]["tool_calls"] == [called("look", {"city": None, "at": [None]})]
+    call = called("look", {"city": None, "at": [None]})
+    for value in (json.dumps(chat(call)), chat(call)):
+        (document,) = documents(tmp_path, {"messages": value})[0]
+        assert document.messages
+        assert document.messages[1]["tool_calls"] == [call]
     turns = [*TURNS[:1], {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"city": None}})}]
     (document,) = documents(tmp_path, {"conversations": turns})[0]
     assert document.messages
     assert document.messages[1]["tool_calls"] == [called("look", {"city": None})]
     with_default = [{"name": "look", "parameters": {"default": None}}]
-    row = {"messages": CHAT, "tools": json.dumps(with_default)}
-    assert arguments(tmp_path, row) == [{"tools": [{"type": "function", "function": with_default[0]}]}]
+    for value in (json.dumps(with_default), with_default):
+        row = {"messages": CHAT, "tools": value}
+        assert arguments(tmp_path, row) == [{"tools": [{"type": "function", "function": with_default[0]}]}]
 
 
 def test_a_message_with_reasoning_alone_is_one(tmp_path: Path) -> None:

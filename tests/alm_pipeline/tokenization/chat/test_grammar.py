@@ -176,7 +176,7 @@ def test_the_header_of_a_call_does_not_belong_to_its_answer() -> None:
 
 
 def test_harmony() -> None:
-    system = "- -1 <|start|>system<|message|>You are ChatGPT.\nCurrent date: 26 Jul 2024<|end|>"
+    system = "- -1 <|start|>system<|message|>You are ChatGPT.\nCurrent date: 2024-07-26<|end|>"
     developer = ["start 0 <|start|>", "role 0 developer", "head 0 <|message|>", "- 0 # Instructions\n\n", "0 S"]
     user = ["start 1 <|start|>", "role 1 user", "head 1 <|message|>", "1 U", "end 1 <|end|>"]
     assistant = ["start 2 <|start|>", "role 2 assistant", "- 2 <|channel|>final", "head 2 <|message|>", "2 A"]
