@@ -21,31 +21,29 @@ _MOST_ROLES = 32
 _LONGEST_ROLE = 64
 
 
-def chunk_counts(chunks: ShardChunks) -> dict[str, int]:
-    """Return what is counted of a shard's chunks."""
-    content = chunks.kinds == ChunkKind.CONTENT
-    aligned_bytes, all_bytes = (
-        int(lengths.sum(dtype=np.int64)) for lengths in (chunks.byte_lengths[content], chunks.byte_lengths)
-    )
+def alignment_counts(chunks: ShardChunks, shown: ShardVisibility) -> dict[str, int]:
+    """Return what is counted of a shard's chunks and bytes."""
+    of_bytes = visibility_counts(shown)
     return {
         "chunks": len(chunks.kinds),
-        "paired": int((chunks.kinds == ChunkKind.PAIRED).sum()),
-        "assistant": int(chunks.assistant.sum()),
-        "aligned_bytes": aligned_bytes,
-        "unaligned_bytes": all_bytes - aligned_bytes,
+        "paired": int(np.count_nonzero(chunks.kinds == ChunkKind.PAIRED)),
+        "assistant": int(np.count_nonzero(chunks.assistant)),
+        "unaligned_bytes": int(shown.bytes.sum()) - of_bytes["aligned_bytes"],
+        **of_bytes,
     }
 
 
 def visibility_counts(shown: ShardVisibility) -> dict[str, int]:
     """Return the bytes of a shard by visibility, and by visibility and role where there are any."""
     counts = {_bytes_name(visibility): int(shown.bytes[:, visibility].sum()) for visibility in Visibility}
-    roles, places = shown.sections.encoded_roles()
+    roles, places = shown.sections.names, shown.sections.places
     names = _counted_names(roles, np.bincount(places, shown.sections.bytes, len(roles)).tolist())
     by_role: Counter[str] = Counter()
     for visibility in Visibility:
-        sizes, whole = shown.bytes[:, visibility], shown.whole(visibility)
+        sections = np.flatnonzero(shown.bytes[:, visibility])
+        sizes, whole = shown.bytes[sections, visibility], shown.whole(visibility)[sections]
         for what, values in {"bytes": sizes, "whole_bytes": sizes * whole, "sections": whole}.items():
-            totals = np.bincount(places, values, len(roles)).astype(np.int64).tolist()
+            totals = np.bincount(places[sections], values, len(roles)).astype(np.int64).tolist()
             for name, total in zip(names, totals, strict=True):
                 by_role[f"{visibility.name.lower()}_{what}.{name}"] += total
     return counts | {name: count for name, count in by_role.items() if count}

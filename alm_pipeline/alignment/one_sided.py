@@ -36,7 +36,8 @@ def _bytes_of(shard: AlignedShard, example: int, kind: Visibility) -> str:
     shown = shard.visibility
     own = slice(*shown.sections.offsets[example : example + 2].tolist())
     sizes: dict[str, int] = {}
-    for role, size in zip(shown.sections.roles[own], shown.bytes[own, kind].tolist(), strict=True):
+    for place, size in zip(shown.sections.places[own].tolist(), shown.bytes[own, kind].tolist(), strict=True):
+        role = shown.sections.names[place]
         sizes[role] = sizes.get(role, 0) + size
     return ", ".join(
         f"{size:,} byte{'s' * (size > 1)} of the role {one_line(role)}" for role, size in sizes.items() if size

@@ -37,38 +37,35 @@ class Sections:
 
     offsets: Int64s
     """[N + 1] where each example's sections begin"""
-    roles: npt.NDArray[np.object_]
-    """[S]"""
+    names: list[str]
+    """the distinct roles"""
+    places: Int64s
+    """[S] the place of each section's role among them"""
     bytes: Int64s
     """[S] of the example's text"""
 
     @classmethod
     def of(cls, tokens: pa.Table) -> "Sections":
         """Return the sections of one side's tokens: of the examples that have tokens on that side."""
-        roles, offsets = flatten_lists(tokens["roles"])
-        sizes, size_offsets = flatten_lists(tokens["turn_bytes"])
-        assert np.array_equal(offsets, size_offsets), "an example has other numbers of roles and of sizes of turns"
-        return cls(offsets, np.asarray(roles, object), sizes.astype(np.int64))
+        sizes, offsets = flatten_lists(tokens["turn_bytes"])
+        roles = tokens["roles"].combine_chunks().flatten().dictionary_encode()
+        assert len(roles) == len(sizes), "an example has other numbers of roles and of sizes of turns"
+        places = roles.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(offsets, roles.dictionary.to_pylist(), places, sizes.astype(np.int64))
 
     @classmethod
     def of_texts(cls, sizes: Int64s) -> "Sections":
         """Return the sections of plain texts of these sizes [N] in bytes: one each."""
-        return cls(np.arange(len(sizes) + 1), np.full(len(sizes), TEXT, object), sizes)
+        return cls(np.arange(len(sizes) + 1), [TEXT], np.zeros(len(sizes), np.int64), sizes)
 
     @property
     def examples(self) -> Int64s:
         """[S] the number of each section's example."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def encoded_roles(self) -> tuple[list[str], Int64s]:
-        """Return the distinct roles, and the place of each section's role [S] among them."""
-        encoded = pa.array(self.roles, pa.string()).dictionary_encode()
-        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
     def are(self, roles: Collection[str]) -> Bools:
         """Return whether each section [S] is of one of these roles."""
-        distinct, places = self.encoded_roles()
-        return np.array([role in roles for role in distinct], np.bool_)[places]
+        return np.array([name in roles for name in self.names], np.bool_)[self.places]
 
 
 def learned_sections(sections: Sections, settings: AlignmentSettings) -> Bools:
@@ -89,7 +86,7 @@ def _after_the_last_question(sections: Sections) -> Bools:
     """
     user, prompt = _last(sections, _USER), _last(sections, PROMPT)
     last = np.where(user >= 0, user, prompt)
-    after: Bools = np.arange(len(sections.roles)) > last[sections.examples]
+    after: Bools = np.arange(len(sections.places)) > last[sections.examples]
     return after
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks
-from alm_pipeline.alignment.counts import chunk_counts, visibility_counts
+from alm_pipeline.alignment.counts import alignment_counts
 from alm_pipeline.alignment.one_sided import refuse_one_sided, require_aligned_conversations
 from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.shards import COLUMNS, align_tables, dropped_reasons
@@ -95,7 +95,7 @@ def _align_shard(sides: dict[str, Dataset], alignments: Dataset, shard: int) -> 
     alignments.write_shard(
         shard,
         {"id": tables["teacher"]["id"], **_columns(aligned.chunks, aligned.turns)},
-        counts=chunk_counts(aligned.chunks) | visibility_counts(aligned.visibility),
+        counts=alignment_counts(aligned.chunks, aligned.visibility),
         dropped=Counter(reason for reason in reasons if reason),
     )
 

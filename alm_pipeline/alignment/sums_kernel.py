@@ -1,4 +1,4 @@
-"""The compiled sum of lengths between places, which takes a fraction of the time of NumPy's cumulated sum.
+"""The compiled sums of lengths in stretches, which take a fraction of the time of NumPy's cumulated sum.
 
 Importing numba takes seconds, so the function that runs this module imports it.
 """
@@ -13,13 +13,10 @@ Ints = npt.NDArray[np.integer[Any]]
 
 
 @njit(cache=True, nogil=True)
-def sum_before(values: Ints, places: Ints, sums: Ints) -> None:
-    """Write the sum of the values before each of the places [P], which ascend and are at most the number of values."""
-    total, at = np.int64(0), 0
-    for k in range(len(places)):
-        part = np.int64(0)
-        for index in range(at, places[k]):
-            part += values[index]
-        total += part
-        at = places[k]
+def sum_stretches(values: Ints, starts: Ints, ends: Ints, sums: Ints) -> None:
+    """Write the sum of the values of each stretch, from `starts` to `ends` [P]; all are in range."""
+    for k in range(len(starts)):
+        total = np.int64(0)
+        for value in values[starts[k] : ends[k]]:
+            total += value
         sums[k] = total

@@ -65,25 +65,35 @@ class ShardTexts:
     """[N + 1] where each text begins, and the end of the last"""
 
     @classmethod
-    def of(cls, teacher: ShardTokens, student: ShardTokens) -> "ShardTexts":
+    def of(cls, teacher: ShardTokens, student: ShardTokens, sections: Sections) -> "ShardTexts":
+        """Return the texts; of plain texts, the sizes are those of the teacher's tokens and of what they leave out."""
         aligned = ~(teacher.dropped | student.dropped)
-        covered = np.diff(_sums_before(teacher.byte_lengths, teacher.offsets))
-        uncovered = np.diff(_sums_before(teacher.uncovered_bytes, teacher.uncovered_offsets))
-        return cls(aligned, np.concatenate([[0], np.cumsum(np.where(aligned, covered + uncovered, 0))]))
+        if len(sections.places):
+            sizes = np.diff(np.concatenate([[0], np.cumsum(sections.bytes)])[sections.offsets])
+        else:
+            sizes = _stretch_sums(teacher.byte_lengths, teacher.offsets[:-1], teacher.offsets[1:])
+            sizes += np.diff(np.concatenate([[0], np.cumsum(teacher.uncovered_bytes)])[teacher.uncovered_offsets])
+        return cls(aligned, np.concatenate([[0], np.cumsum(np.where(aligned, sizes, 0))]))
 
     def uncovered(self, tokens: ShardTokens) -> Spans:
         """Return the bytes that one side does not show."""
         examples = np.repeat(np.arange(len(self.aligned)), np.diff(tokens.uncovered_offsets))
         runs = np.flatnonzero(self.aligned[examples])
         examples, sizes = examples[runs], tokens.uncovered_bytes[runs].astype(np.int64)
-        first_tokens = tokens.offsets[examples]
-        at = first_tokens + tokens.uncovered_at[runs]
-        # both ascend
-        covered = _sums_before(tokens.byte_lengths, at) - _sums_before(tokens.byte_lengths, first_tokens)
+        at = tokens.offsets[examples] + tokens.uncovered_at[runs]
         before = np.cumsum(sizes) - sizes
         first_runs = np.searchsorted(examples, examples)
-        ends = self.starts[examples] + covered + before - before[first_runs] + sizes
-        return Spans(ends - sizes, ends)
+        covered = sums_within(tokens.byte_lengths, tokens.offsets, examples, at)
+        starts = self.starts[examples] + covered + before - before[first_runs]
+        return Spans(starts, starts + sizes)
+
+    def uncompared(self, chunks: ShardChunks) -> Spans:
+        """Return the bytes of the chunks that are not compared."""
+        places = np.flatnonzero(chunks.kinds == ChunkKind.UNPAIRED)
+        places = places[chunks.byte_lengths[places] > 0]
+        examples = np.searchsorted(chunks.offsets, places, side="right") - 1
+        starts = self.starts[examples] + sums_within(chunks.byte_lengths, chunks.offsets, examples, places)
+        return Spans(starts, starts + chunks.byte_lengths[places])
 
 
 def no_spans() -> Spans:
@@ -91,21 +101,30 @@ def no_spans() -> Spans:
     return Spans(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
-def uncompared_spans(kinds: npt.NDArray[np.uint8], byte_lengths: npt.NDArray[Any]) -> Spans:
-    """Return the bytes of the chunks [C] that are not compared. The chunks tile all texts, in order."""
-    places = np.flatnonzero((kinds == ChunkKind.UNPAIRED) & (byte_lengths > 0))
-    ends = _sums_before(byte_lengths, places + 1)
-    return Spans(ends - byte_lengths[places], ends)
+def sums_within(values: npt.NDArray[Any], offsets: Int64s, examples: Int64s, places: Int64s) -> Int64s:
+    """Return the sum of an example's values before each of some places [P] in the flat values, which ascend.
+
+    `offsets` [N + 1] are where each example's values begin, and `examples` [P] those that the places are in.
+    """
+    if not len(places):
+        return np.zeros(0, np.int64)
+    first = np.searchsorted(examples, examples)
+    is_first = first == np.arange(len(examples))
+    stretches = _stretch_sums(values, np.where(is_first, offsets[examples], np.roll(places, 1)), places)
+    sums = np.cumsum(stretches)
+    within: Int64s = sums - sums[first] + stretches[first]
+    return within
 
 
-def _sums_before(values: npt.NDArray[Any], places: Int64s) -> Int64s:
-    """Return the sum of the values before each of the places [P], which ascend."""
+def _stretch_sums(values: npt.NDArray[Any], starts: Int64s, ends: Int64s) -> Int64s:
+    """Return the sum of the values of each stretch [P]."""
     if len(values) < _LONG:
-        return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])[places]
-    from alm_pipeline.alignment.sums_kernel import sum_before  # imports numba, which takes seconds
+        sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+        return sums[ends] - sums[starts]
+    from alm_pipeline.alignment.sums_kernel import sum_stretches  # imports numba, which takes seconds
 
-    sums = np.zeros(len(places), np.int64)
-    sum_before(constant(values, np.int32), constant(places, np.int64), sums)
+    sums = np.zeros(len(starts), np.int64)
+    sum_stretches(constant(values, np.int32), constant(starts, np.int64), constant(ends, np.int64), sums)
     return sums
 
 
@@ -124,11 +143,15 @@ class ShardVisibility:
         Without chunks, all bytes that both sides show count as aligned. Raises AssertionError if the sections do not
         tile the texts.
         """
-        texts = ShardTexts.of(teacher, student)
-        if not len(sections.roles):
+        texts = ShardTexts.of(teacher, student, sections)
+        if not len(sections.places):
             sections = Sections.of_texts(np.diff(texts.starts))
+        if chunks:
+            assert texts.starts[-1] == chunks.byte_lengths.sum(dtype=np.int64), (
+                "the turns have other sizes than the texts"
+            )
         sizes = np.where(texts.aligned[sections.examples], sections.bytes, 0)
-        uncompared = uncompared_spans(chunks.kinds, chunks.byte_lengths) if chunks else no_spans()
+        uncompared = texts.uncompared(chunks) if chunks else no_spans()
         spans = texts.uncovered(teacher), texts.uncovered(student), uncompared
         return cls(sections, bytes_by_visibility(sizes, int(texts.starts[-1]), *spans))
 
@@ -164,8 +187,10 @@ def bytes_by_visibility(
     ends = np.cumsum(sizes, dtype=np.int64)
     assert total == (ends[-1] if len(ends) else 0), "the turns have other sizes than the texts"
     spans = (not_by_teacher, not_by_student, uncompared)
-    cuts = np.unique(np.concatenate([[0], ends, *(edge for span in spans for edge in (span.starts, span.ends))]))
+    edges = [edge for span in spans for edge in (span.starts, span.ends)]
+    cuts = np.sort(np.concatenate([[0], ends, *edges]), kind="stable")  # merges what is sorted
     starts, lengths = cuts[:-1], np.diff(cuts)
+    starts, lengths = starts[lengths > 0], lengths[lengths > 0]
     kinds = _visibility(*(span.contain(starts) for span in spans))
     places = np.searchsorted(ends, starts, side="right") * len(Visibility) + kinds
     counts = np.bincount(places, lengths, len(sizes) * len(Visibility))  # exact, below 2**53 bytes

@@ -4,18 +4,18 @@ Positions are bytes of the shard's texts, concatenated. An example that was drop
 tokens on the other side are omitted here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import shard_tokens
-from alm_pipeline.alignment.visibility import ShardTexts, bytes_by_visibility, uncompared_spans
+from alm_pipeline.alignment.visibility import ShardTexts, Spans, bytes_by_visibility
 from storage.columns import flatten_filled, flatten_lists
 from storage.dataset import Dataset, open_dataset, read_aligned
 from storage.errors import UserError
-from storage.schemas import Kind
+from storage.schemas import ChunkKind, Kind
 from storage.urls import join_url
 
 Ints = npt.NDArray[np.int64]
@@ -123,11 +123,14 @@ class Shard:
 
     def visibility(self) -> Ints:
         """Return the bytes of each chunk [C, Visibility] by who shows them."""
-        without_chunks = ~np.isin(np.arange(len(self.texts.ids)), self.chunks.examples)
-        sides = [replace(shard_tokens(self.tables[side]), dropped=without_chunks) for side in SIDES]
-        texts = ShardTexts.of(*sides)
-        spans = (*map(texts.uncovered, sides), uncompared_spans(self.chunks.kinds, self.chunks.lengths))
-        return bytes_by_visibility(self.chunks.lengths, int(texts.starts[-1]), *spans)
+        chunks, has_chunks = self.chunks, np.isin(np.arange(len(self.texts.ids)), self.chunks.examples)
+        sizes = np.where(has_chunks, np.diff(self.texts.offsets), 0)
+        texts = ShardTexts(has_chunks, np.concatenate([[0], np.cumsum(sizes)]))
+        ends = np.cumsum(chunks.lengths)
+        is_unpaired = (chunks.kinds == ChunkKind.UNPAIRED) & (chunks.lengths > 0)
+        uncompared = Spans((ends - chunks.lengths)[is_unpaired], ends[is_unpaired])
+        uncovered = (texts.uncovered(shard_tokens(self.tables[side])) for side in SIDES)
+        return bytes_by_visibility(chunks.lengths, int(texts.starts[-1]), *uncovered, uncompared)
 
 
 def _starts(lengths: Ints, advances: Ints, offsets: Ints, text_offsets: Ints) -> Ints:

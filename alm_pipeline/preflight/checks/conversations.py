@@ -14,6 +14,7 @@ from alm_pipeline.alignment.shards import shard_tokens
 from alm_pipeline.alignment.table import shares_text
 from alm_pipeline.alignment.visibility import ShardVisibility, Visibility
 from alm_pipeline.config import LEARNED_PARTS
+from alm_pipeline.conversations.sections import first_section
 from alm_pipeline.corpus.examples import Example
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
@@ -73,7 +74,7 @@ def _encode(context: Context) -> _Encoded | None:
     chosen = [chats[k * len(chats) // _MOST] for k in range(_MOST)] if len(chats) > _MOST else chats
     if not chosen:
         return None
-    student = context.student_tokenizer or context.source_tokenizer
+    student = context.student_tokenizer or context.templated_source
     try:
         tables = [_table(tokenizer, chosen) for tokenizer in (context.teacher_tokenizer, student)]
     except UserError:  # without a template, or one that is not valid: another check says so
@@ -85,10 +86,11 @@ def _encode(context: Context) -> _Encoded | None:
 
 
 def _table(tokenizer: LoadedTokenizer, chats: Sequence[Example]) -> pa.Table:
-    batch = ByteEncoder(tokenizer).encode_conversations([chat.messages or [] for chat in chats])
-    completions = [chat.completion_at for chat in chats]
-    if all(place is not None for place in completions):
-        batch = with_learned_turns(batch, [place or 0 for place in completions])
+    conversations = [chat.messages or [] for chat in chats]
+    batch = ByteEncoder(tokenizer).encode_conversations(conversations, [chat.arguments for chat in chats])
+    if any(chat.completion_at is not None for chat in chats):
+        rows = zip(conversations, chats, strict=True)
+        batch = with_learned_turns(batch, [first_section(messages, chat.completion_at or 0) for messages, chat in rows])
     return pa.table(batch.columns())
 
 
@@ -123,7 +125,9 @@ def _messages(roles: Sequence[RoleBytes]) -> str:
 def _shows_nothing(context: Context, encoded: _Encoded) -> bool:
     """Add a finding for each side whose template shows no message at all, and return whether there is one."""
     roles = ", ".join(sorted(map(one_line, encoded.message_roles)))
-    sides = {"teacher": ("teacher", encoded.teacher), "student": ("student.tokenizer", encoded.student)}
+    teacher_field = "teacher" if context.config.teacher_template is None else "teacher_template"
+    student_field = "student.tokenizer" if context.config.student.template is None else "student.template"
+    sides = {"teacher": (teacher_field, encoded.teacher), "student": (student_field, encoded.student)}
     blind = {
         side: field
         for side, (field, table) in sides.items()
@@ -149,7 +153,7 @@ def something_is_learned(context: Context) -> None:
         _has_no_effect(context, settings)
         return
     sections = Sections.of(encoded.teacher)
-    roles = sorted({one_line(role) for role in sections.encoded_roles()[0]})
+    roles = sorted(map(one_line, sections.names))
     is_learned = learned_sections(sections, settings) & (sections.bytes > 0)
     if is_learned.any() or "assistant" not in encoded.message_roles:  # without any answer, another check says so
         return

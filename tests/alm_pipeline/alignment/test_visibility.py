@@ -283,6 +283,17 @@ CONVERSATIONS: list[tuple[str, ...]] = [
 ]
 
 
+def test_long_shards_are_counted_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of the compiled loop are those of NumPy."""
+    rows = [TRIMMED, HIDDEN_SYSTEM, Conversation(Example(None, words(3)), (("user", 3),)), HIDDEN_SYSTEM, TRIMMED]
+    plain = [Conversation(Example([2, *words(4)], [*words(5), 1]), ())] * 3
+    for conversations in (rows, plain):
+        expected = visibility_counts(aligned(conversations).visibility)
+        with monkeypatch.context() as patch:
+            patch.setattr("alm_pipeline.alignment.visibility._LONG", 0)
+            assert visibility_counts(aligned(conversations).visibility) == expected
+
+
 def last_question(roles: tuple[str, ...]) -> int:
     asked = [k for k, role in enumerate(roles) if role == "user"] or [
         k for k, role in enumerate(roles) if role == "prompt"
