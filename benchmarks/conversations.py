@@ -21,12 +21,10 @@ from tests.conversation_kinds import KINDS, REFUSED
 from tests.families import FAMILIES
 from tests.family_sides import (
     LEARNED,
+    AlignedPair,
     Side,
-    align_sides,
-    aligned_bytes,
     conversations,
     kinds_of_bytes,
-    learned_bytes,
     roles_of_bytes,
     side,
     sizes,
@@ -66,13 +64,11 @@ def shown_of_calls(own: Side) -> list[str]:
     ]
 
 
-def shares_of_pair(teacher: Side, student: Side) -> str:
-    """Aligned and learned shares of the assistant's bytes that both show."""
-    chunks = align_sides(teacher, student)
-    both = teacher.map.shown & student.map.shown & np.isin(roles_of_bytes(), LEARNED)
-    both &= np.repeat(teacher.kept & student.kept, sizes())
-    learned = learned_bytes(teacher, student, chunks) & aligned_bytes(teacher, student, chunks)
-    return percent(learned, both)
+def shares_of_pair(teacher: str, student: str) -> str:
+    """The share that is learned of the assistant's bytes that both sides show."""
+    pair = AlignedPair.of(teacher, student)
+    both = pair.teacher.map.shown & pair.student.map.shown & np.isin(roles_of_bytes(), LEARNED) & pair.in_kept
+    return percent(pair.learned, both)
 
 
 def print_table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> None:
@@ -98,7 +94,7 @@ def main() -> None:
         {name: shown_of_calls(own) for name, own in sides.items()},
     )
     if options.pairs:
-        rows = {name: [shares_of_pair(own, other) for other in sides.values()] for name, own in sides.items()}
+        rows = {name: [shares_of_pair(name, other) for other in sides] for name in sides}
         print_table("% learned of the assistant's bytes that both show", list(sides), rows)
 
 

@@ -8,14 +8,21 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from transformers.utils import chat_template_utils
 
-from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
+from alm_pipeline.alignment.chunks import ShardChunks, ShardTokens, align
+from alm_pipeline.alignment.settings import AlignmentSettings
+from alm_pipeline.alignment.shards import AlignedShard, align_tables, shard_tokens
+from alm_pipeline.alignment.visibility import Visibility
 from alm_pipeline.corpus.formats.messages import openai_messages
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
@@ -28,7 +35,14 @@ Bytes = npt.NDArray[np.bool_]
 """[bytes] of the shared texts of all conversations, concatenated: a question about each byte"""
 Ints = npt.NDArray[np.int64]
 LEARNED = ("assistant", "tool_calls", "reasoning")
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+
+
+class FixedDate(datetime):
+    """The date that all renderings have."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(2024, 7, 26, tzinfo=tz)
 
 
 class Section(NamedTuple):
@@ -208,20 +222,12 @@ class Side:
         return np.array([reason is None for reason in self.batch.dropped])
 
     @cached_property
+    def table(self) -> pa.Table:
+        return pa.table(self.batch.columns())
+
+    @cached_property
     def tokens(self) -> ShardTokens:
-        runs = [self.batch.uncovered.get(row) for row in range(len(self.batch))]
-        counts = [0 if run is None else len(run.at) for run in runs]
-        flat = [run for run in runs if run is not None]
-        return ShardTokens(
-            offsets=self.batch.offsets,
-            byte_lengths=self.batch.byte_lengths,
-            kinds=self.batch.kinds,
-            turns=self.batch.turns,
-            uncovered_offsets=np.cumsum([0, *counts]),
-            uncovered_at=np.concatenate([np.zeros(0, np.int32), *(run.at for run in flat)]).astype(np.int32),
-            uncovered_bytes=np.concatenate([np.zeros(0, np.int32), *(run.bytes for run in flat)]).astype(np.int32),
-            dropped=~self.kept,
-        )
+        return shard_tokens(self.table)
 
     @cached_property
     def oracles(self) -> list[str | None]:
@@ -234,17 +240,12 @@ class Side:
         return [self._oracle(other_texts(row.messages), row.arguments) for row in conversations()]
 
     def _oracle(self, messages: list[Message], arguments: dict[str, Any] | None) -> str | None:
-        try:
-            return str(
-                self.encoder.tokenizer.fast.apply_chat_template(
-                    messages_for(FAMILIES[self.name], messages),
-                    tokenize=False,
-                    chat_template=FIXED_DATE + FAMILIES[self.name].source,
-                    **(arguments or {}),
-                )
-            )
-        except Exception:  # a template raises what it wants
-            return None
+        fast, form = self.encoder.tokenizer.fast, messages_for(FAMILIES[self.name], messages)
+        with patch.object(chat_template_utils, "datetime", FixedDate):
+            try:
+                return str(fast.apply_chat_template(form, tokenize=False, **(arguments or {})))
+            except Exception:  # a template raises what it wants
+                return None
 
     def spelled(self, row: int) -> Iterator[tuple[int, int, int, bytes, int]]:
         """Yield (kind, turn, first byte, spelling, size) of each token of a row that covers bytes."""
@@ -290,72 +291,96 @@ class ByteMap:
     @classmethod
     def of(cls, side: Side) -> "ByteMap":
         total = int(sizes().sum())
-        shown, clean, ends = np.zeros(total, bool), np.zeros(total, bool), np.ones(total + 1, bool)
-        bare = np.zeros(total + 1, np.int64)
+        shown, clean, inner, bare = (np.zeros(total + 2, np.int64) for _ in range(4))
         for row, first in enumerate((np.cumsum(sizes()) - sizes()).tolist()):
             example = side.batch.example(row)
             if not isinstance(example, EncodedExample):
                 continue
-            starts = first + side._starts(example)
-            for start, size, kind in zip(starts, example.byte_lengths, example.kinds, strict=True):
-                shown[start : start + size] = True
-                clean[start : start + size] = kind == TokenKind.CONTENT
-                ends[start + 1 : start + size] = False
-                bare[start] += size == 0
-            standing = np.append(starts, first + sizes()[row])
-            for at, size in zip(example.uncovered.at, example.uncovered.bytes, strict=True):
-                end = standing[at]
-                ends[end - size + 1 : end] = False
-        return cls(shown, clean, ends, bare)
+            starts, lengths = first + side._starts(example), example.byte_lengths
+            is_content = example.kinds == np.uint8(TokenKind.CONTENT)
+            _mark(shown, starts, starts + lengths)
+            _mark(clean, starts[is_content], (starts + lengths)[is_content])
+            _mark(inner, starts[lengths > 0] + 1, (starts + lengths)[lengths > 0])
+            np.add.at(bare, starts[lengths == 0], 1)
+            gap_ends = np.append(starts, first + sizes()[row])[example.uncovered.at]
+            _mark(inner, gap_ends - example.uncovered.bytes + 1, gap_ends)
+        shown, clean, inner = (np.cumsum(marks) > 0 for marks in (shown, clean, inner))
+        return cls(shown[:total], clean[:total], ~inner[: total + 1], bare[: total + 1])
 
 
-def aligned_by_definition(teacher: Side, student: Side) -> Bytes:
-    """Return the bytes in chunks of which each token, on both sides, is content and has bytes."""
-    left, right = teacher.map, student.map
-    common = np.flatnonzero(left.ends & right.ends)
-    starts, stops = common[:-1], common[1:]
-    foreign = _counts(~(left.shown & left.clean & right.shown & right.clean))
-    bare = _counts((left.bare + right.bare) > 0)
-    # tokens without bytes that stand inside a chunk, not at one of its edges, belong to it
-    mixed = (foreign[stops] > foreign[starts]) | (bare[stops] > bare[starts + 1])
-    kept = np.repeat(teacher.kept & student.kept, sizes())
-    aligned: Bytes = np.repeat(~mixed, stops - starts) & kept
-    return aligned
+def _mark(marks: Ints, starts: Ints, ends: Ints) -> None:
+    """Count ranges of bytes: their sum up to a byte is the number of ranges that it is in."""
+    np.add.at(marks, starts, 1)
+    np.add.at(marks, ends, -1)
+
+
+class AlignedPair(NamedTuple):
+    """Two sides and their alignment."""
+
+    teacher: Side
+    student: Side
+    shard: AlignedShard
+
+    @classmethod
+    def of(cls, teacher: str, student: str) -> "AlignedPair":
+        left, right = side(teacher), side(student)
+        return cls(left, right, align_tables(left.table, right.table, AlignmentSettings()))
+
+    def swapped(self) -> ShardChunks:
+        """Return the chunks with the sides exchanged."""
+        return align(self.student.tokens, self.teacher.tokens, self.shard.turns)
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """[conversations] that both sides have"""
+        return self.teacher.kept & self.student.kept
+
+    @property
+    def in_kept(self) -> Bytes:
+        return np.repeat(self.kept, sizes())
+
+    @property
+    def aligned(self) -> Bytes:
+        """The bytes in chunks that are compared."""
+        return self._bytes_in(self.shard.chunks.kinds == ChunkKind.CONTENT)
+
+    @property
+    def learned(self) -> Bytes:
+        return self._bytes_in((self.shard.chunks.kinds == ChunkKind.CONTENT) & self.shard.chunks.assistant)
+
+    def _bytes_in(self, marked: npt.NDArray[np.bool_]) -> Bytes:
+        """Return the bytes that are in marked chunks; those of conversations without chunks are in none."""
+        spread = np.zeros(int(sizes().sum()), bool)
+        spread[self.in_kept] = np.repeat(marked, self.shard.chunks.byte_lengths)
+        return spread
+
+    def visible_by_definition(self) -> dict[Visibility, Bytes]:
+        """Return the bytes of conversations that both sides have, by who shows them."""
+        left, right, aligned = self.teacher.map.shown, self.student.map.shown, self.aligned_by_definition()
+        masks = {
+            Visibility.ALIGNED: aligned,
+            Visibility.UNCOMPARED: left & right & ~aligned,
+            Visibility.TEACHER_ONLY: left & ~right,
+            Visibility.STUDENT_ONLY: right & ~left,
+            Visibility.UNSEEN: ~left & ~right,
+        }
+        return {visibility: mask & self.in_kept for visibility, mask in masks.items()}
+
+    def aligned_by_definition(self) -> Bytes:
+        """Return the bytes in chunks of which each token, on both sides, is content and has bytes."""
+        left, right = self.teacher.map, self.student.map
+        common = np.flatnonzero(left.ends & right.ends)
+        starts, stops = common[:-1], common[1:]
+        foreign = _counts(~(left.shown & left.clean & right.shown & right.clean))
+        bare = _counts((left.bare + right.bare) > 0)
+        # tokens without bytes that stand inside a chunk, not at one of its edges, belong to it
+        mixed = (foreign[stops] > foreign[starts]) | (bare[stops] > bare[starts + 1])
+        aligned: Bytes = np.repeat(~mixed, stops - starts) & self.in_kept
+        return aligned
 
 
 def _counts(mask: Bytes) -> Ints:
     return np.concatenate([[0], np.cumsum(mask)])
-
-
-def align_sides(teacher: Side, student: Side) -> ShardChunks:
-    return align(teacher.tokens, student.tokens, assistant_turns(teacher, student))
-
-
-def assistant_turns(teacher: Side, student: Side) -> AssistantTurns:
-    roles = [
-        () if not kept else tuple(section.role in LEARNED for section in conversation.sections)
-        for kept, conversation in zip(teacher.kept & student.kept, conversations(), strict=True)
-    ]
-    return AssistantTurns(
-        np.cumsum([0, *map(len, roles)]), np.array([learned for each in roles for learned in each], bool)
-    )
-
-
-def bytes_in(chunks: ShardChunks, marked: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> Bytes:
-    """Return the bytes that are in marked chunks; those of conversations without chunks are in none."""
-    flat = np.repeat(marked, chunks.byte_lengths)
-    spread = np.zeros(int(sizes().sum()), bool)
-    spread[np.repeat(kept, sizes())] = flat
-    return spread
-
-
-def aligned_bytes(teacher: Side, student: Side, chunks: ShardChunks) -> Bytes:
-    return bytes_in(chunks, chunks.kinds == ChunkKind.CONTENT, teacher.kept & student.kept)
-
-
-def learned_bytes(teacher: Side, student: Side, chunks: ShardChunks) -> Bytes:
-    learned = (chunks.kinds == ChunkKind.CONTENT) & chunks.assistant
-    return bytes_in(chunks, learned, teacher.kept & student.kept)
 
 
 class TurnEnd(NamedTuple):

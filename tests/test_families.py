@@ -6,25 +6,28 @@ be compared. Which of these it is, is computed here in another way, and every by
 """
 
 import json
+from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from alm_pipeline.alignment.counts import visibility_counts
+from alm_pipeline.alignment.visibility import Visibility
 from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.formats.messages import openai_messages
 from alm_pipeline.tokenization.encoder import Dropped
-from storage.schemas import ChunkKind, TokenKind
+from storage.schemas import TokenKind
 from tests.conversation_kinds import KINDS, REFUSED
 from tests.families import FAMILIES
 from tests.family_sides import (
+    LEARNED,
+    AlignedPair,
     Unit,
-    align_sides,
-    aligned_by_definition,
-    aligned_bytes,
     conversations,
     kinds_of_bytes,
-    learned_bytes,
     roles_of_bytes,
     side,
     sizes,
@@ -148,63 +151,67 @@ def test_what_a_template_shows_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("teacher", NAMES)
 def test_every_byte_of_every_pair(teacher: str) -> None:
-    for student in NAMES:
-        left, right = side(teacher), side(student)
-        chunks = align_sides(left, right)
-        kept = left.kept & right.kept
-        of_chunks = np.add.reduceat(np.append(chunks.byte_lengths, 0), chunks.offsets[:-1]) * (
-            np.diff(chunks.offsets) > 0
-        )
-        assert np.array_equal(of_chunks, np.where(kept, sizes(), 0)), student
-        aligned = aligned_bytes(left, right, chunks)
-        assert np.array_equal(aligned, aligned_by_definition(left, right)), student
-        in_kept = np.repeat(kept, sizes())
-        both = left.map.shown & right.map.shown & in_kept
-        assert (both[aligned]).all()
-        parts = {
-            "aligned": aligned,
-            "both": both & ~aligned,
-            "teacher": left.map.shown & ~right.map.shown & in_kept,
-            "student": right.map.shown & ~left.map.shown & in_kept,
-            "neither": ~left.map.shown & ~right.map.shown & in_kept,
-            "dropped": ~in_kept,
-        }
-        assert (np.sum(list(parts.values()), axis=0) == 1).all()
+    for student in NAMES[NAMES.index(teacher) :]:
+        pair = AlignedPair.of(teacher, student)
+        chunks, bytes_ = pair.shard.chunks, np.zeros(len(sizes()), np.int64)
+        np.add.at(bytes_, np.repeat(np.arange(len(sizes())), np.diff(chunks.offsets)), chunks.byte_lengths)
+        assert np.array_equal(bytes_, np.where(pair.kept, sizes(), 0)), student
+        visible = pair.visible_by_definition()
+        assert np.array_equal(pair.aligned, visible[Visibility.ALIGNED]), student
+        assert np.array_equal(np.sum(list(visible.values()), axis=0), pair.in_kept), student
+        counts = visibility_counts(pair.shard.visibility)
+        assert {key: value for key, value in counts.items() if "_bytes" in key and "whole" not in key} == {
+            name: size for name, size in expected_counts(visible) if "." not in name or size
+        }, student
+        # the other half of the pairs
+        swapped = pair.swapped()
+        assert np.array_equal(swapped.teacher_tokens, chunks.student_tokens), student
+        assert np.array_equal(swapped.student_tokens, chunks.teacher_tokens), student
+        for column in ("offsets", "byte_lengths", "kinds", "assistant"):
+            assert np.array_equal(getattr(swapped, column), getattr(chunks, column)), student
+
+
+def expected_counts(visible: dict[Visibility, npt.NDArray[np.bool_]]) -> Iterator[tuple[str, int]]:
+    """Yield what is counted: bytes by who shows them, and of each role."""
+    roles, codes = encoded_roles()
+    for visibility, mask in visible.items():
+        name = f"{visibility.name.lower()}_bytes"
+        yield name, int(mask.sum())
+        for role, size in zip(roles, np.bincount(codes[mask], minlength=len(roles)).tolist(), strict=True):
+            yield f"{name}.{role}", size
+
+
+@cache
+def encoded_roles() -> tuple[list[str], npt.NDArray[np.int64]]:
+    roles, codes = np.unique(roles_of_bytes(), return_inverse=True)
+    return roles.tolist(), codes
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_that_a_template_shows_is_aligned_with_itself(name: str) -> None:
-    own = side(name)
-    chunks = align_sides(own, own)
-    shown = own.map.shown & own.map.clean
-    assert np.array_equal(aligned_bytes(own, own, chunks), shown)
-    learned = shown & np.isin(roles_of_bytes(), ["assistant", "tool_calls", "reasoning"])
-    assert np.array_equal(learned_bytes(own, own, chunks), learned)
-    # a chunk of scaffold without a counterpart has none on the other side either
-    unpaired = chunks.kinds == ChunkKind.UNPAIRED
-    assert (chunks.teacher_tokens == chunks.student_tokens)[unpaired].all()
+    pair = AlignedPair.of(name, name)
+    shown, chunks = pair.teacher.map.shown & pair.teacher.map.clean, pair.shard.chunks
+    assert np.array_equal(pair.aligned, shown)
+    assert np.array_equal(pair.learned, shown & np.isin(roles_of_bytes(), LEARNED))
+    # scaffold without a counterpart has none on the other side either
+    assert (chunks.teacher_tokens == chunks.student_tokens).all()
 
 
-CALLS = ("calls_as_text", "calls_as_mapping", "parallel_calls", "results", "reasoning_turns")
-
-
-def share(teacher: str, student: str, role: str, kinds: tuple[str, ...]) -> float:
+def share(teacher: str, student: str, role: str, *kinds: str) -> float:
     """Return the share of a role's bytes that are aligned, in conversations of these kinds that both sides have."""
-    left, right = side(teacher), side(student)
-    of_role = (roles_of_bytes() == role) & np.isin(kinds_of_bytes(), kinds) & np.repeat(left.kept & right.kept, sizes())
-    return float(aligned_bytes(left, right, align_sides(left, right))[of_role].mean())
+    pair = AlignedPair.of(teacher, student)
+    return float(pair.aligned[(roles_of_bytes() == role) & np.isin(kinds_of_bytes(), kinds) & pair.in_kept].mean())
 
 
-def values_aligned(teacher: str, student: str, what: set[str]) -> float:
-    """Return the share of the bytes of names, keys or values of calls that are aligned."""
-    left, right = side(teacher), side(student)
-    aligned, starts = aligned_bytes(left, right, align_sides(left, right)), np.cumsum(sizes()) - sizes()
+def share_of_units(teacher: str, student: str, what: str) -> float:
+    """Return the share of the bytes of all names, keys or values of calls that are aligned."""
+    pair, starts = AlignedPair.of(teacher, student), np.cumsum(sizes()) - sizes()
+    aligned = pair.aligned
     found = [
         aligned[starts[row] + unit.start : starts[row] + unit.end]
-        for row, conversation in enumerate(conversations())
-        if left.kept[row] and right.kept[row]
-        for unit in units(conversation)
-        if unit.what in what
+        for row in np.flatnonzero(pair.kept).tolist()
+        for unit in units(conversations()[row])
+        if unit.what == what
     ]
     return float(np.concatenate(found).mean())
 
@@ -215,27 +222,28 @@ def values_aligned(teacher: str, student: str, what: set[str]) -> float:
     ["qwen2_5", "qwen3", "qwen3_2507", "llama3_1", "granite4", "rnj1", "deepseek_v3_1", "mistral_v3", "ling2"],
 )
 def test_calls_as_json_are_aligned_as_a_whole(student: str) -> None:
-    assert share("qwen2_5", student, "tool_calls", ("calls_as_mapping", "results", "reasoning_turns")) > 0.97
+    assert share("qwen2_5", student, "tool_calls", "calls_as_mapping", "results", "reasoning_turns") > 0.97
 
 
 @pytest.mark.parametrize(
     "student", ["qwen3_coder", "qwen3_5", "nemotron_3", "glm4_5", "minimax_m2", "seed_oss", "lfm2"]
 )
 def test_names_keys_and_values_of_calls_as_xml_are_aligned_with_json(student: str) -> None:
-    assert values_aligned("qwen2_5", student, {"name"}) > 0.97
-    assert share("qwen2_5", student, "tool_calls", ("results", "reasoning_turns")) > 0.6
+    for what in ("name", "key", "value"):
+        assert share_of_units("qwen2_5", student, what) > 0.9, what
+    assert share("qwen2_5", student, "tool_calls", "results", "reasoning_turns") > 0.6
 
 
 def test_reasoning_is_aligned_where_both_show_it() -> None:
     for student in ("qwen3_5", "glm4_5", "nemotron_3", "minimax_m2", "gpt_oss", "exaone4", "magistral"):
-        assert share("qwen3", student, "reasoning", ("reasoning",)) > 0.9, student
+        assert share("qwen3", student, "reasoning", "reasoning") > 0.9, student
 
 
 def test_reasoning_that_one_side_strips_is_shown_by_the_other_only() -> None:
-    teacher, student = side("qwen3"), side("r1_distill")
-    inline = (kinds_of_bytes() == "reasoning_inline") & (roles_of_bytes() == "assistant")
-    only_teacher = teacher.map.shown & ~student.map.shown & inline & np.repeat(teacher.kept & student.kept, sizes())
-    assert only_teacher.sum() > 20
+    only_teacher = AlignedPair.of("qwen3", "r1_distill").visible_by_definition()[Visibility.TEACHER_ONLY]
+    for kind, role in (("reasoning_inline", "assistant"), ("reasoning", "reasoning"), ("half_open_think", "assistant")):
+        of_kind = (kinds_of_bytes() == kind) & (roles_of_bytes() == role)
+        assert only_teacher[of_kind].sum() > 20, kind
 
 
 @pytest.mark.parametrize("name", NAMES)
