@@ -10,7 +10,7 @@ from rich.text import Text
 from alm_pipeline.alignment.table import visibility_rows
 from alm_pipeline.evaluation.precision import bits_text, why_too_few
 from alm_pipeline.naming.names import recorded_name, run_name
-from alm_pipeline.tokenization.stage import UNREAD_ARGUMENT
+from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
 from storage.printed.shares import percent

@@ -13,6 +13,8 @@ from storage.schemas import TokenKind
 
 Ints = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
+UNREAD_ARGUMENT = "unread_argument."
+"""begins the names under which conversations with an argument are counted that the template does not read"""
 
 
 @dataclass(frozen=True)

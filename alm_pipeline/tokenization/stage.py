@@ -24,7 +24,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
 from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
-from alm_pipeline.tokenization.rows import EncodedBatch
+from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT, EncodedBatch
 from alm_pipeline.tokenization.templates.choice import default_template
 from alm_pipeline.tokenization.templates.syntax import names_read
 from storage.dataset import Dataset, Manifest
@@ -34,8 +34,6 @@ from storage.schemas import Kind
 
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
-UNREAD_ARGUMENT = "unread_argument."
-"""begins the names under which conversations with an argument are counted that the template does not read"""
 _SHARDS_WORTH_A_TRIAL = 3
 
 _log = logging.getLogger(__name__)

@@ -71,7 +71,8 @@ ANSWER = "It rains."
         ("deepseek", "hermes", f"look{TEXT}"),
         ("llama", "deepseek", f"look{TEXT}"),
         ("hermes", "hidden", ""),
-        ("sorted", "hermes", ""),
+        # `n` is written last
+        ("sorted", "hermes", r'look{"city": "Bern \"x\"\né' + 'deep": {"a": [1.5, true, null]}, "empty'),
     ],
 )
 def test_calls_are_learned_where_both_sides_write_them(teacher: str, student: str, text: str) -> None:
