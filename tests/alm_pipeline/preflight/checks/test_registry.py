@@ -145,12 +145,12 @@ def with_chats(start: AlmConfig, folder: Path, template: str, **settings: object
     copy = copied(start.student.model, folder)
     (copy / "chat_template.jinja").write_text(template)
     turns = ("system", "Be brief."), ("user", "Number {}?"), ("assistant", "It is {}.")
-    rows = [{"messages": [{"role": role, "content": text.format(k)} for role, text in turns]} for k in range(40)]
+    rows = [{"messages": [{"role": role, "content": text.format(k)} for role, text in turns]} for k in range(80)]
     others = {name.replace("__", "."): value for name, value in settings.items()}
     return {**texts(folder, *rows), "corpus.messages": "messages", "student.model": str(copy), **others}
 
 
-WITHOUT_SYSTEM = "{% for m in messages if m['role'] != 'system' %}" + tiny.CHATML.split("%}", 1)[1]
+WITHOUT_SYSTEM = "{% for message in messages if message['role'] != 'system' %}" + tiny.CHATML.split("%}", 1)[1]
 """CHATML that leaves out the system's message"""
 
 
@@ -214,11 +214,11 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
                                    "its first rows do not have: set corpus.tools to tools"),
     "no answers": (without_answers, "objective.assistant_only", "no conversation has a message of the role assistant"),
     "a template that shows nothing": (chats_with("{{ messages | length }}"), "student.tokenizer",
-                                      "chat template shows no message in all 40 conversations (of the roles assistant"),
+                                      "chat template shows no message in all 80 conversations (of the roles assistant"),
     "refused one-sided bytes": (chats_with(WITHOUT_SYSTEM, corpus__one_sided="refuse"), "corpus.one_sided",
                                 "only the teacher sees"),
     "no part to learn": (chats_with(tiny.CHATML, objective__learn=["reasoning"], objective__assistant_only=True),
-                         "objective.learn", "nothing is learned in all 40 conversations (learn: reasoning;"),
+                         "objective.learn", "nothing is learned in all 80 conversations (learn: reasoning;"),
     # models
     "no teacher": (set_to("teacher", "no/such"), "teacher", "not a local folder, and could not be fetched"),
     "no demo model": (set_to("student.model", "demo:none"), "student.model", "'none' is not a demo model"),
