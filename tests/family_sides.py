@@ -304,8 +304,8 @@ class ByteMap:
             np.add.at(bare, starts[lengths == 0], 1)
             gap_ends = np.append(starts, first + sizes()[row])[example.uncovered.at]
             _mark(inner, gap_ends - example.uncovered.bytes + 1, gap_ends)
-        shown, clean, inner = (np.cumsum(marks) > 0 for marks in (shown, clean, inner))
-        return cls(shown[:total], clean[:total], ~inner[: total + 1], bare[: total + 1])
+        is_shown, is_clean, is_inner = (np.cumsum(marks) > 0 for marks in (shown, clean, inner))
+        return cls(is_shown[:total], is_clean[:total], ~is_inner[: total + 1], bare[: total + 1])
 
 
 def _mark(marks: Ints, starts: Ints, ends: Ints) -> None:

@@ -120,7 +120,8 @@ def _stretch_sums(values: npt.NDArray[Any], starts: Int64s, ends: Int64s) -> Int
     """Return the sum of the values of each stretch [P]."""
     if len(values) < _LONG:
         sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-        return sums[ends] - sums[starts]
+        between: Int64s = sums[ends] - sums[starts]
+        return between
     from alm_pipeline.alignment.sums_kernel import sum_stretches  # imports numba, which takes seconds
 
     sums = np.zeros(len(starts), np.int64)

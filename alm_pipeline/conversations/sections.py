@@ -110,7 +110,7 @@ def with_texts(conversation: Conversation, change: Callable[[str], str]) -> Mess
 
 
 def _with_texts(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    changed = {key: change(message[key]) for key in REASONING_KEYS if isinstance(message.get(key), str)}
+    changed: dict[str, Any] = {key: change(message[key]) for key in REASONING_KEYS if isinstance(message.get(key), str)}
     if isinstance(message.get("tool_calls"), list):
         changed["tool_calls"] = [_changed(call, change) for call in message["tool_calls"]]
     return {**message, "content": change(message.get("content") or ""), **changed}

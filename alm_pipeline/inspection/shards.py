@@ -129,8 +129,8 @@ class Shard:
         ends = np.cumsum(chunks.lengths)
         is_unpaired = (chunks.kinds == ChunkKind.UNPAIRED) & (chunks.lengths > 0)
         uncompared = Spans((ends - chunks.lengths)[is_unpaired], ends[is_unpaired])
-        uncovered = (texts.uncovered(shard_tokens(self.tables[side])) for side in SIDES)
-        return bytes_by_visibility(chunks.lengths, int(texts.starts[-1]), *uncovered, uncompared)
+        teacher, student = (texts.uncovered(shard_tokens(self.tables[side])) for side in SIDES)
+        return bytes_by_visibility(chunks.lengths, int(texts.starts[-1]), teacher, student, uncompared)
 
 
 def _starts(lengths: Ints, advances: Ints, offsets: Ints, text_offsets: Ints) -> Ints:

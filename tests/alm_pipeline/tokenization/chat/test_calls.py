@@ -203,7 +203,7 @@ def test_results_name_the_ids_of_their_calls() -> None:
         [{"role": "assistant", "tool_calls": [call({}, id="long id 1"), call({}, id="long id 2")]}],
         [{"role": "assistant", "tool_calls": [call({}), call({})]}],
     ]
-    answers = [["long id 2", "long id 1"], [None, None]]
+    answers: list[list[str | None]] = [["long id 2", "long id 1"], [None, None]]
     for messages, ids in zip(chats, answers, strict=True):
         messages += [{"role": "tool", "content": "", **({"tool_call_id": id_} if id_ else {})} for id_ in ids]
     asked = [[c["id"] for c in form.messages(messages)[0]["tool_calls"]] for messages in chats]
