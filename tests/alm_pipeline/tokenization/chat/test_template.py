@@ -262,6 +262,24 @@ def test_the_number_of_renderings_is_small() -> None:
         assert len(rendered) <= most
 
 
+def test_a_conversation_like_those_before_is_rendered_once() -> None:
+    tokenizer, rendered = templated("qwen3"), []
+    apply = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+    template = ChatTemplate(tokenizer)
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
+    for shape in ([], [{"role": "assistant", "content": "", "tool_calls": [call]}]):
+        template.render([*chat("first"), *shape])
+        rendered.clear()
+        for number in range(20):
+            varied = [{**message} for message in shape]
+            for message in varied:
+                function = {"name": f"look_{number}", "arguments": {f"at {number}": number}}
+                message["tool_calls"] = [{"type": "function", "function": function}]
+            assert template.render([*chat(f"number {number}"), *varied])
+        assert len(rendered) == 20
+
+
 def test_no_template_names_the_tokenizer() -> None:
     template = ChatTemplate(with_template(None))
     with pytest.raises(UserError, match=r"some/tokenizer: the tokenizer has no chat template"):
