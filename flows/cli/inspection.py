@@ -138,16 +138,28 @@ def _print_items(columns: Sequence[Shown], values: Sequence[Row], items: int, ti
 
 def _readable(row: Row) -> str:
     """Return an example's text or messages, indented, and shortened if it is very long."""
-    return "\n".join(_indented(row["messages"] or [{"content": row["text"]}]))
+    return "\n".join(map(_indented, _said(row["messages"]) if row["messages"] else [row["text"]]))
 
 
-def _indented(messages: Sequence[Row]) -> Iterator[str]:
+def _said(messages: Sequence[Row]) -> Iterator[str]:
+    """Yield what each message says: thoughts, content and calls, each after the role."""
+    from alm_pipeline.conversations.sections import reasoning_of, tool_calls
+
     for message in messages:
-        content = message.get("content")
-        text = visible(content if isinstance(content, str) else _quoted(content))
-        shown = text if len(text) <= _TEXT else f"{text[:_TEXT]} … ({len(text) - _TEXT:,} more characters)"
-        role = f"{one_line(message['role'])}: " if "role" in message else ""
-        yield "  " + f"{role}{shown}".replace("\n", "\n  ")
+        role, content = one_line(message["role"]), message.get("content")
+        calls = tool_calls(message)
+        if reasoning := reasoning_of(message):
+            yield f"{role}, reasoning: {reasoning}"
+        if content or not calls:
+            yield f"{role}: {content if isinstance(content, str) else _quoted(content)}"
+        for call in calls:
+            yield f"{role}, call: {call.name}{call.arguments}"
+
+
+def _indented(text: str) -> str:
+    text = visible(text)
+    shown = text if len(text) <= _TEXT else f"{text[:_TEXT]} … ({len(text) - _TEXT:,} more characters)"
+    return "  " + shown.replace("\n", "\n  ")
 
 
 def _show_folder(url: str, count: int, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
+from flows.cli.inspection import _said
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, write
 
 
@@ -66,3 +67,19 @@ def test_a_missing_package_is_named(url: str, tmp_path: Path, monkeypatch: pytes
     result = inspect(url, "--picture", tmp_path / "picture.png")
     assert result.exit_code == 1
     assert "needs PIL: pip install 'alm-pipeline[pictures]'" in result.stderr
+
+
+def test_thoughts_and_calls_are_shown_after_their_role() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "Bern"}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "reasoning": "Hm.", "tool_calls": [call, call]},
+        {"role": "assistant", "content": ""},
+    ]
+    assert list(_said(messages)) == [
+        "user: Weather?",
+        "assistant, reasoning: Hm.",
+        'assistant, call: look{"at": "Bern"}',
+        'assistant, call: look{"at": "Bern"}',
+        "assistant: ",
+    ]
