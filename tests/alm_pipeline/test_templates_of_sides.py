@@ -1,5 +1,6 @@
 """Each side's chat template and what rows bring for it, from the corpus to the saved student."""
 
+import copy
 import json
 import pickle
 from collections import Counter
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
 from alm_pipeline.config.overrides import Overrides, override
@@ -26,6 +27,7 @@ from alm_pipeline.tokenization.templates.choice import TemplateChoice, known_tem
 from alm_pipeline.training.data.examples import read_examples
 from storage.dataset import Dataset
 from storage.schemas import PROMPT
+from tests import tiny
 
 LOOK = {"type": "function", "function": {"name": "look", "description": "the weather of a town"}}
 ADD = {"type": "function", "function": {"name": "add"}}
@@ -166,6 +168,21 @@ def test_another_process_has_the_same_template(llama_folder: str) -> None:
     assert templated.view is own.view
     assert templated.fast.chat_template != own.fast.chat_template
     assert own.with_template(None) is own
+
+
+def test_of_several_templates_that_for_tools_is_used_as_transformers_does(byte_level: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.copy(byte_level)
+    tokenizer.chat_template = {"default": tiny.CHATML, "tool_use": known_templates()["chatml"].read_text()}
+    loaded = LoadedTokenizer.of(tokenizer)
+    messages = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}]
+    for given in (None, {}, {"tools": [LOOK]}, {"documents": [{"title": "t"}]}):
+        batch = ByteEncoder(loaded).encode_conversations([messages], [given])
+        assert batch.token_ids.tolist() == tokenizer.apply_chat_template(messages, **(given or {}))["input_ids"]
+    chosen = loaded.with_template(TemplateChoice("s", "default"))
+    batch = ByteEncoder(chosen).encode_conversations([messages], [{"tools": [LOOK]}])
+    assert batch.token_ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert "the weather of a town" in loaded.template.prompt(messages[:1], {"tools": [LOOK]})
+    assert loaded.template.prompt(messages[:1]) == "<|im_start|>user\nWeather?<|im_end|>\n"
 
 
 def test_tools_count_when_a_conversation_is_cut_by_tokens(llama_folder: str, tmp_path: Path) -> None:
