@@ -48,13 +48,14 @@ def row(number: int) -> dict[str, Any]:
 def chats(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> AlmConfig:
     """Tiny models on conversations with tools; both sides have templates that show them."""
     folder = tmp_path_factory.mktemp("sides")
-    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row(k)) for k in range(60)))
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row(k)) for k in range(36)))
     (folder / "teacher.jinja").write_text(known_templates()["plain"].read_text())
     settings = {
         "corpus.source.urls": [str(folder / "chats.jsonl")],
         "corpus.max_bytes": None,
         "teacher_template": str(folder / "teacher.jinja"),
         "student.template": {"template": "chatml", "arguments": {"tools": [ADD["function"]]}},
+        "train.steps": 2,
         "train.row_tokens": 512,
         "train.batch_tokens": 1024,
     }
