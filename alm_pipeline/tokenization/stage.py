@@ -25,7 +25,7 @@ from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT, EncodedBatch
-from alm_pipeline.tokenization.templates.choice import default_template
+from alm_pipeline.tokenization.templates.choice import rendered_template
 from alm_pipeline.tokenization.templates.syntax import names_read
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -266,16 +266,18 @@ def _unread_arguments(
 ) -> Counter[str]:
     """Count the conversations with each argument (`tools`, …) that the template does not read, under its name."""
     given = [
-        name
+        arguments
         for part, batch in encoded
         for arguments, reason in zip(part.arguments or (), batch.dropped, strict=bool(part.arguments))
-        if reason is None
-        for name in arguments or ()
+        if reason is None and arguments
     ]
-    source = default_template(tokenizer.template_without_arguments) if given else None
-    if source is None:
-        return Counter()
-    return Counter(f"{UNREAD_ARGUMENT}{name}" for name in given if name not in names_read(source))
+    templates = tokenizer.template_without_arguments if given else None
+    return Counter(
+        f"{UNREAD_ARGUMENT}{name}"
+        for arguments in given
+        if (source := rendered_template(templates, arguments)) is not None
+        for name in arguments.keys() - names_read(source)
+    )
 
 
 def _write_shard(

@@ -1,5 +1,6 @@
 """Each side's chat template and what rows bring for it, from the corpus to the saved student."""
 
+import copy
 import json
 import pickle
 from collections import Counter
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
 from alm_pipeline.config.overrides import Overrides, override
@@ -26,6 +27,7 @@ from alm_pipeline.tokenization.templates.choice import TemplateChoice, known_tem
 from alm_pipeline.training.data.examples import read_examples
 from storage.dataset import Dataset
 from storage.schemas import PROMPT
+from tests import tiny
 
 LOOK = {"type": "function", "function": {"name": "look", "description": "the weather of a town"}}
 ADD = {"type": "function", "function": {"name": "add"}}
@@ -46,13 +48,14 @@ def row(number: int) -> dict[str, Any]:
 def chats(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> AlmConfig:
     """Tiny models on conversations with tools; both sides have templates that show them."""
     folder = tmp_path_factory.mktemp("sides")
-    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row(k)) for k in range(60)))
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row(k)) for k in range(36)))
     (folder / "teacher.jinja").write_text(known_templates()["plain"].read_text())
     settings = {
         "corpus.source.urls": [str(folder / "chats.jsonl")],
         "corpus.max_bytes": None,
         "teacher_template": str(folder / "teacher.jinja"),
         "student.template": {"template": "chatml", "arguments": {"tools": [ADD["function"]]}},
+        "train.steps": 2,
         "train.row_tokens": 512,
         "train.batch_tokens": 1024,
     }
@@ -166,6 +169,21 @@ def test_another_process_has_the_same_template(llama_folder: str) -> None:
     assert templated.view is own.view
     assert templated.fast.chat_template != own.fast.chat_template
     assert own.with_template(None) is own
+
+
+def test_of_several_templates_that_for_tools_is_used_as_transformers_does(byte_level: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.copy(byte_level)
+    tokenizer.chat_template = {"default": tiny.CHATML, "tool_use": known_templates()["chatml"].read_text()}
+    loaded = LoadedTokenizer.of(tokenizer)
+    messages = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}]
+    for given in (None, {}, {"tools": [LOOK]}, {"documents": [{"title": "t"}]}):
+        batch = ByteEncoder(loaded).encode_conversations([messages], [given])
+        assert batch.token_ids.tolist() == tokenizer.apply_chat_template(messages, **(given or {}))["input_ids"]
+    chosen = loaded.with_template(TemplateChoice("s", "default"))
+    batch = ByteEncoder(chosen).encode_conversations([messages], [{"tools": [LOOK]}])
+    assert batch.token_ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert "the weather of a town" in loaded.template.prompt(messages[:1], {"tools": [LOOK]})
+    assert loaded.template.prompt(messages[:1]) == "<|im_start|>user\nWeather?<|im_end|>\n"
 
 
 def test_tools_count_when_a_conversation_is_cut_by_tokens(llama_folder: str, tmp_path: Path) -> None:

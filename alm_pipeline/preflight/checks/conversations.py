@@ -149,7 +149,8 @@ def something_is_learned(context: Context) -> None:
     encoded = _encoded(context)
     if encoded is None:
         return
-    if not objective.assistant_only and not encoded.has_completions:
+    is_marked = bool(context.corpus.marks)
+    if not (objective.assistant_only or encoded.has_completions or is_marked):
         _has_no_effect(context, settings)
         return
     sections = Sections.of(encoded.teacher)
@@ -159,12 +160,16 @@ def something_is_learned(context: Context) -> None:
         return
     field = "objective.learn" if settings.learn != LEARNED_PARTS else "objective.learned_turns"
     context.add(
-        field if settings != AlignmentSettings(settings.one_sided) else "objective.assistant_only",
+        field if settings != AlignmentSettings(settings.one_sided) else _learned_field(is_marked=is_marked),
         f"nothing is learned {encoded.which} (learn: {', '.join(settings.learn)}; learned_turns: "
         f"{settings.learned_turns}; they have {', '.join(roles)})",
         "choose other parts or turns, or use a corpus that has them",
         severity="error" if encoded.is_all else "warning",
     )
+
+
+def _learned_field(*, is_marked: bool) -> str:
+    return "corpus.marks" if is_marked else "objective.assistant_only"
 
 
 def _has_no_effect(context: Context, settings: AlignmentSettings) -> None:

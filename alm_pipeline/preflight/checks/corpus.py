@@ -199,15 +199,16 @@ def _check_template(context: Context, field: str, tokenizer: LoadedTokenizer, ch
 
 
 def _check_assistant(context: Context, chats: Sequence[Example]) -> None:
-    if not context.config.objective.assistant_only or "train" not in context.phases:
+    marks = context.corpus.marks
+    if not (context.config.objective.assistant_only or marks) or "train" not in context.phases:
         return
     roles = {str(message["role"]) for chat in chats for message in chat.messages or []}
     if "assistant" not in roles:
         is_all = context.sample.is_whole and len(chats) == len(context.sample.examples)
         context.add(
-            "objective.assistant_only",
+            "corpus.marks" if marks else "objective.assistant_only",
             f"{'no' if is_all else f'none of the first {len(chats)}'} conversation has a message of the role assistant "
             f"(the roles are {', '.join(sorted(roles))}), so there is nothing to learn from",
-            "set it to false, or use a corpus with answers",
+            f"set it to {'an empty name' if marks else 'false'}, or use a corpus with answers",
             severity="error" if is_all else "warning",
         )

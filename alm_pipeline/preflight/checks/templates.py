@@ -1,13 +1,20 @@
 """Checks of both sides' chat templates: that they read what they are given, and write tokens of their tokenizer."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
+from alm_pipeline.config.template import DATE_ARGUMENT
+from alm_pipeline.corpus.examples import Example
 from alm_pipeline.corpus.formats.layouts import ARGUMENTS_COLUMN, TOOLS_COLUMN
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
-from alm_pipeline.tokenization.templates.choice import TemplateChoice, default_template, known_templates
+from alm_pipeline.tokenization.templates.choice import TemplateChoice, known_templates, rendered_template
 from alm_pipeline.tokenization.templates.syntax import names_read
 
 _CONTROL = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>")
@@ -22,9 +29,9 @@ class _Side:
     tokenizer: LoadedTokenizer
     choice: TemplateChoice | None
 
-    @property
-    def source(self) -> str | None:
-        return default_template(self.tokenizer.template_without_arguments)
+    def source(self, arguments: Mapping[str, Any] | None = None) -> str | None:
+        """The template that conversations with these arguments are rendered with."""
+        return rendered_template(self.tokenizer.template_without_arguments, arguments)
 
 
 def _sides(context: Context) -> Iterator[_Side]:
@@ -40,20 +47,33 @@ def _sides(context: Context) -> Iterator[_Side]:
 
 def arguments_are_read(context: Context) -> None:
     """Each side's template reads the arguments that it is given, and those that the first conversations bring."""
-    brought: dict[str, int] = {}
     chats = [example for example in context.sample.examples if example.messages is not None]
-    for chat in chats:
-        for name in chat.arguments or {}:
-            brought[name] = brought.get(name, 0) + 1
     for side in _sides(context):
-        if side.source is None:
-            continue
-        read = names_read(side.source) | ({"strftime_now"} if "strftime_now" in side.source else set())
-        if unread := sorted(set(side.choice.arguments if side.choice else ()) - read):
-            _warn(context, side, f"the {side.name}'s chat template does not read {_listed(unread)}", unread[0])
-        if unread := sorted(set(brought) - read):
-            which = f"of {len(chats):,} conversations, {brought[unread[0]]:,} have {unread[0]!r}"
-            _warn(context, side, f"{which}, which the {side.name}'s chat template does not read", unread[0])
+        with suppress(TemplateSyntaxError):  # where conversations are rendered, this is an error
+            _check_own_arguments(context, side)
+            _check_rows_arguments(context, side, chats)
+
+
+def _check_own_arguments(context: Context, side: _Side) -> None:
+    source = side.source()
+    if side.choice is None or source is None:
+        return
+    read = names_read(source) | ({DATE_ARGUMENT} if DATE_ARGUMENT in source else set())
+    if unread := sorted(set(side.choice.arguments) - read):
+        _warn(context, side, f"the {side.name}'s chat template does not read {_listed(unread)}", unread[0])
+
+
+def _check_rows_arguments(context: Context, side: _Side, chats: Sequence[Example]) -> None:
+    unread = Counter(
+        name
+        for chat in chats
+        if (source := side.source(chat.arguments)) is not None
+        for name in (chat.arguments or {}).keys() - names_read(source)
+    )
+    if unread:
+        name, count = unread.most_common(1)[0]
+        which = f"of {len(chats):,} conversations, {count:,} have {name!r}"
+        _warn(context, side, f"{which}, which the {side.name}'s chat template does not read", name)
 
 
 def _warn(context: Context, side: _Side, problem: str, argument: str) -> None:
@@ -80,9 +100,10 @@ def turns_are_tokens(context: Context) -> None:
     if all(example.messages is None for example in context.sample.examples):
         return
     for side in _sides(context):
-        if side.source is None or side.choice is None or side.choice.template is None:
+        source = side.source()
+        if source is None or side.choice is None or side.choice.template is None:
             continue
-        literals = dict.fromkeys(_CONTROL.findall(side.source))
+        literals = dict.fromkeys(_CONTROL.findall(source))
         known = side.tokenizer.fast.get_vocab()
         if missing := [literal for literal in literals if literal not in known]:
             context.add(

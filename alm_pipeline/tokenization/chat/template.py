@@ -4,12 +4,13 @@ A template can be any Jinja program, so both are found by rendering. Placeholder
 (`tracing`), and a grammar learned from short conversations explains the rest (`grammar`).
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from alm_pipeline.tokenization.chat.tracing import (
     whole_parts,
 )
 from alm_pipeline.tokenization.templates.baking import date_macro
+from alm_pipeline.tokenization.templates.choice import TOOL_USE, rendered_template
 from storage.errors import UserError, cause, user_error
 from storage.schemas import TokenKind
 
@@ -129,6 +131,8 @@ class ChatTemplate:
         TemplateRefused if the template refuses the conversation, and UserError if the tokenizer has no template that
         can be used.
         """
+        if (other := self._of(arguments)) is not self:
+            return other.render(conversation, arguments)
         dialogue = Dialogue(conversation, self.form)
         text = self._apply(dialogue.messages, arguments)
         trace = self._trace(text, dialogue, arguments)
@@ -136,8 +140,21 @@ class ChatTemplate:
 
     def prompt(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> str:
         """Return the conversation with the beginning of an answer, as a model continues it. Raises as `render` does."""
+        if (other := self._of(arguments)) is not self:
+            return other.prompt(conversation, arguments)
         messages = Dialogue(conversation, self.form).messages
         return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments, begins_answer=True)
+
+    def _of(self, arguments: Mapping[str, Any] | None) -> "ChatTemplate":
+        """Return the template that is used with these arguments: of a tokenizer with several, another one for tools."""
+        source = rendered_template(self.tokenizer.chat_template, arguments)
+        return self._for_tools if source != rendered_template(self.tokenizer.chat_template) else self
+
+    @cached_property
+    def _for_tools(self) -> "ChatTemplate":
+        tokenizer, templates = copy.copy(self.tokenizer), cast(Mapping[str, str], self.tokenizer.chat_template)
+        tokenizer.chat_template = templates[TOOL_USE]
+        return ChatTemplate(tokenizer)
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
         return apply_template(self.tokenizer, messages, source=self._source, arguments=arguments)

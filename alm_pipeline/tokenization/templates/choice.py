@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.spelling import nearest
 from alm_pipeline.config.template import TemplateConfig
+from alm_pipeline.corpus.formats.tools import TOOLS
 from alm_pipeline.tokenization.templates.baking import bake
 from alm_pipeline.tokenization.templates.syntax import check_syntax
 from storage.errors import UserError, user_error
@@ -19,13 +20,19 @@ from storage.urls import read_bytes
 Templates = str | Mapping[str, str] | None
 """What a tokenizer has: one template, several by name, or none."""
 
-_DEFAULT = "default"
+_DEFAULT, TOOL_USE = "default", "tool_use"
 _ENDING = ".jinja"
 
 
-def default_template(templates: Templates) -> str | None:
-    """Return the template that conversations are rendered with; None if there is none."""
-    return templates.get(_DEFAULT) if isinstance(templates, Mapping) else templates
+def rendered_template(templates: Templates, arguments: Mapping[str, Any] | None = None) -> str | None:
+    """Return the template that a conversation with these arguments is rendered with; None if there is none.
+
+    As transformers does, one that is called `tool_use` is taken where there are tools.
+    """
+    if not isinstance(templates, Mapping):
+        return templates
+    has_tools = bool(arguments and arguments.get(TOOLS))
+    return templates[TOOL_USE] if has_tools and TOOL_USE in templates else templates.get(_DEFAULT)
 
 
 def known_templates() -> dict[str, Path]:

@@ -212,6 +212,15 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
         "teacher_template", "it refuses all 40 conversations"),
     "tools after the first rows": (lambda _, folder: late_tools(folder), "corpus.tools",
                                    "its first rows do not have: set corpus.tools to tools"),
+    "all messages are context": (
+        lambda _, folder: texts(folder, *[{"messages": [
+            {"role": "user", "content": "How much?"}, {"role": "assistant", "content": f"{k}.", "weight": 0}]}
+            for k in range(60)]),
+        "corpus.marks", "nothing is learned"),
+    "marks without answers": (
+        lambda _, folder: texts(folder, *[{"messages": [{"role": "user", "content": f"{k}", "train": 1}]}
+                                          for k in range(60)]),
+        "corpus.marks", "no conversation has a message of the role assistant"),
     "no answers": (without_answers, "objective.assistant_only", "no conversation has a message of the role assistant"),
     "a template that shows nothing": (chats_with("{{ messages | length }}"), "student.tokenizer",
                                       "chat template shows no message in all 80 conversations (of the roles assistant"),
