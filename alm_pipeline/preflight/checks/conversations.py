@@ -154,9 +154,8 @@ def something_is_learned(context: Context) -> None:
         return
     sections, shown = Sections.of(encoded.teacher), encoded.visibility.bytes[:, Visibility.ALIGNED] > 0
     is_learned = learned_sections(sections, settings) & (sections.bytes > 0)
-    if (
-        is_learned & shown
-    ).any() or ASSISTANT not in encoded.message_roles:  # without any answer, another check says so
+    has_answers = ASSISTANT in encoded.message_roles  # without any, another check says so
+    if (is_learned & shown).any() or not has_answers:
         return
     roles = ", ".join(sorted(map(one_line, sections.names)))
     problem = "not both sides show it" if is_learned.any() else f"they have {roles}"
