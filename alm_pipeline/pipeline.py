@@ -293,7 +293,7 @@ class Pipeline:
         from alm_pipeline.preflight.stored_examples import require_examples
 
         if not self.scores.manifest():
-            require_examples(self.caches)
+            require_examples(self.caches, assistant_only=self._learned_config.objective.assistant_only)
 
     def _inputs(self) -> "RunInputs":
         from alm_pipeline.preflight.context import RunInputs

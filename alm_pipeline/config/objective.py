@@ -1,6 +1,6 @@
 """The objective: loss terms, chunking and divergence."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +91,11 @@ class ObjectiveConfig(Frozen):
         description="Which of the assistant's turns `assistant_only` learns: `all`, or `last`, those after the last "
         "message of the user, which may call tools and answer.",
     )
+
+    @field_validator("learn", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, parts: Any) -> Any:
+        return (parts,) if isinstance(parts, str) else parts
 
     @field_validator("learn")
     @classmethod

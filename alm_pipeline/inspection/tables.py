@@ -32,7 +32,7 @@ def tables(summary: AlignmentSummary) -> Iterator[Printed]:
     """Yield the tables that have rows."""
     candidates = (
         ("coverage by script, and of code and prose", _COVERAGE, _coverage(summary.coverage)),
-        ("who sees the bytes", ["seen", "role", "bytes", "share", "whole messages"], _visibility(summary.visibility)),
+        ("who sees the bytes", ["seen", "role", "bytes", "share", "left out whole"], _visibility(summary.visibility)),
         ("content chunks by tokens, teacher : student", ["tokens", "chunks", "share"], _patterns(summary.lengths)),
         ("content chunks by bytes", ["bytes", "chunks", "share"], _bytes(summary.lengths)),
         (

@@ -180,7 +180,36 @@ def test_refusing_stops_before_scoring(chats: AlmConfig, tmp_path: Path) -> None
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("parts", [[], ["answers"], "answer", None])
-def test_parts_that_are_none_are_refused(chats: AlmConfig, parts: object) -> None:
-    with pytest.raises((UserError, ValueError), match=r"objective\.learn|learn"):
+@pytest.mark.parametrize(
+    ("parts", "problem"), [([], "nothing would be learned"), (["answers"], "answers"), (None, "learn"), ([1], "learn")]
+)
+def test_parts_that_are_none_are_refused(chats: AlmConfig, parts: object, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
         changed(chats, {"objective.learn": parts})
+
+
+def test_one_part_needs_no_list(chats: AlmConfig) -> None:
+    assert changed(chats, {"objective.learn": "answer"}).objective.learn == ("answer",)
+
+
+@pytest.mark.bad_input
+def test_nothing_to_learn_is_known_before_the_teacher_scores(chats: AlmConfig, tmp_path: Path) -> None:
+    settings = {"objective.learn": ["reasoning"], "objective.assistant_only": True}
+    pipeline = Pipeline(changed(chats, settings), str(tmp_path))
+    pipeline._prepare()
+    with pytest.raises(UserError, match="no example to train on"):
+        pipeline.require_examples()
+
+
+LOOK = [{"type": "function", "function": {"name": "look", "description": "the weather", "parameters": {}}}]
+
+
+def test_arguments_that_one_side_does_not_read_are_in_the_table(chats: AlmConfig, tmp_path: Path) -> None:
+    rows = [{"messages": chat(k)[-2:], **({"tools": LOOK} if k % 4 == 0 else {})} for k in range(1, COUNT)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"corpus.source.urls": [str(tmp_path / "chats.jsonl")], "teacher_template": "plain"}
+    pipeline = Pipeline(changed(chats, settings), str(tmp_path / "store"))
+    pipeline.cache()
+    rows_shown = dict(summary_rows(summarize(pipeline, with_student=False), {}))
+    assert rows_shown["not read by the student's template"] == f"tools of {COUNT // 4 - 1} conversations"
+    assert "not read by the teacher's template" not in rows_shown

@@ -14,7 +14,7 @@ from alm_pipeline.alignment.shards import shard_tokens
 from alm_pipeline.alignment.table import shares_text
 from alm_pipeline.alignment.visibility import ShardVisibility, Visibility
 from alm_pipeline.config import LEARNED_PARTS
-from alm_pipeline.conversations.sections import first_section
+from alm_pipeline.conversations.sections import ASSISTANT, first_section
 from alm_pipeline.corpus.examples import Example
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
@@ -117,9 +117,9 @@ def sides_show_the_same(context: Context) -> None:
 
 
 def _messages(roles: Sequence[RoleBytes]) -> str:
-    """Return how many messages the other side leaves out as a whole."""
+    """Return how many sections the other side leaves out as a whole."""
     left_out = ", ".join(f"{role.whole_sections:,} of {one_line(role.role)}" for role in roles if role.whole_sections)
-    return f" (whole messages: {left_out})" if left_out else ""
+    return f" (left out as a whole: {left_out})" if left_out else ""
 
 
 def _shows_nothing(context: Context, encoded: _Encoded) -> bool:
@@ -153,18 +153,20 @@ def something_is_learned(context: Context) -> None:
     if not (objective.assistant_only or encoded.has_completions or is_marked):
         _has_no_effect(context, settings)
         return
-    sections = Sections.of(encoded.teacher)
-    roles = sorted(map(one_line, sections.names))
+    sections, shown = Sections.of(encoded.teacher), encoded.visibility.bytes[:, Visibility.ALIGNED] > 0
     is_learned = learned_sections(sections, settings) & (sections.bytes > 0)
-    if is_learned.any() or "assistant" not in encoded.message_roles:  # without any answer, another check says so
+    has_answers = ASSISTANT in encoded.message_roles  # without any, another check says so
+    if (is_learned & shown).any() or not has_answers:
         return
+    roles = ", ".join(sorted(map(one_line, sections.names)))
+    problem = "not both sides show it" if is_learned.any() else f"they have {roles}"
     field = "objective.learn" if settings.learn != LEARNED_PARTS else "objective.learned_turns"
     context.add(
         field if settings != AlignmentSettings(settings.one_sided) else _learned_field(is_marked=is_marked),
         f"nothing is learned {encoded.which} (learn: {', '.join(settings.learn)}; learned_turns: "
-        f"{settings.learned_turns}; they have {', '.join(roles)})",
-        "choose other parts or turns, or use a corpus that has them",
-        severity="error" if encoded.is_all else "warning",
+        f"{settings.learned_turns}; {problem})",
+        "choose other parts or turns, or templates and a corpus that have them",
+        severity="error" if encoded.is_all and not is_learned.any() else "warning",
     )
 
 
