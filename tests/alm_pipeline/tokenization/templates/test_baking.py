@@ -1,12 +1,15 @@
 """Arguments in a template's source: the same as passed, except that a rendering's own come first."""
 
 import json
+import os
 from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from alm_pipeline.tokenization.templates.baking import bake, date_macro, jinja_literal
+from alm_pipeline.tokenization.templates.syntax import names_read
+from tests.families import FAMILIES, messages_for
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 HARD = "é\U0001f600\u2028\x00\"\\'{%}{{x}}{# #}\n\r\t\x7f\ud7ff\ufffe%}-"
@@ -17,8 +20,8 @@ VALUES = [
 ]
 
 
-def rendered(template: str, **arguments: Any) -> str:
-    texts_and_spans = render_jinja_template([MESSAGES], chat_template=template, **arguments)
+def rendered(template: str, conversation: Any = MESSAGES, **arguments: Any) -> str:
+    texts_and_spans = render_jinja_template([conversation], chat_template=template, **arguments)
     return str(texts_and_spans[0][0])
 
 
@@ -81,3 +84,25 @@ def test_a_date_is_written_as_the_template_asks(day: str | None, format_: str, w
     if day is not None:
         # after the date that every rendering has
         assert rendered(f"{date_macro()}\n{bake(template, {'strftime_now': day})}") == written
+
+
+PARAMETERS = {"type": "object", "properties": {"town": {"type": "string", "description": HARD}}, "required": ["town"]}
+ARGUMENTS: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "look", "description": HARD, "parameters": PARAMETERS}}],
+    "documents": [{"title": "Bern", "text": HARD, "doc_id": 1}],
+    "enable_thinking": False,
+    "thinking": True,
+    "reasoning_effort": "high",
+    "date_string": "1 Jan 2020",
+}
+
+
+def test_published_templates_write_the_same_with_arguments_in_them() -> None:
+    """A third of them, or all with ALM_SOAK."""
+    read: set[str] = set()
+    for name in list(FAMILIES)[:: 1 if "ALM_SOAK" in os.environ else 3]:
+        family = FAMILIES[name]
+        given = {"conversation": messages_for(family, MESSAGES), "bos_token": "<s>", "eos_token": "</s>"}
+        read |= ARGUMENTS.keys() & names_read(family.source)
+        assert rendered(bake(family.source, ARGUMENTS), **given) == rendered(family.source, **given, **ARGUMENTS), name
+    assert read >= ARGUMENTS.keys() - {"thinking"}
