@@ -13,11 +13,12 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import (
@@ -35,7 +36,7 @@ from tests import tiny
 from tests.families import FAMILIES, family_tokenizer, without_control_tokens
 
 TEACHER = "qwen2_5"
-PLACES = ("Bern", "Chur", "Genf", "Sion", "Thun", "Visp", "Zug", "Olten")
+PLACES = ("Bern", "Chur", "Genf", "Thun")
 QUESTIONS = ("Weather in {}?", "Is it warm in {}?", "Rain in {}?")
 CALL_SHARE = 0.9
 UNKNOWN = "No idea."
@@ -68,10 +69,13 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *,
     )
 
 
-def vocabulary(make: Any, size: int) -> str:
-    """Return a tokenizer that was trained on this task's words, as JSON, without the control tokens."""
-    words = [question_.format(place) for question_ in QUESTIONS for place in PLACES] * 20
-    return without_control_tokens(make(size, [*tiny.TEXTS, *words, json.dumps(call_of("Bern"))]))
+def small_tokenizer(family: str, make: Callable[[int, Sequence[str]], PreTrainedTokenizerFast], size: int) -> Any:
+    """Return the family's tokenizer with a vocabulary of what its template writes for this task."""
+    asked = [{"role": "user", "content": text.format(place)} for text in QUESTIONS for place in PLACES]
+    answers = [*map(call_of, PLACES), {"role": "assistant", "content": UNKNOWN}]
+    template = family_tokenizer(family)
+    written = [rendered(template, [message, answer]) for message in asked for answer in answers]
+    return family_tokenizer(family, without_control_tokens(make(size, [*tiny.TEXTS, *written])))
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
@@ -84,25 +88,32 @@ def small_llama(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedMode
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
     )
     return LlamaForCausalLM(config)
 
 
-def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], steps: int) -> None:
-    """Train by next-token cross-entropy, 16 texts per step."""
-    encoded = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, talks: Sequence[list[Message]], steps: int) -> None:
+    """Train by cross-entropy of the answers, 16 conversations per step."""
+    encoded = [with_labels(tokenizer, talk) for talk in talks]
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     for step in range(steps):
         batch = [encoded[(16 * step + k) % len(encoded)] for k in range(16)]
-        ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=0)
-        labels = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100)
-        model(input_ids=ids, labels=labels).loss.backward()
+        ids, labels = (pad_sequence(list(column), batch_first=True, padding_value=-100) for column in zip(*batch))
+        model(input_ids=ids.clamp(min=0), labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+
+
+def with_labels(tokenizer: PreTrainedTokenizerFast, talk: list[Message]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of a conversation, and the same with -100 before the answer."""
+    ids = torch.tensor(tokenizer(rendered(tokenizer, talk), add_special_tokens=False)["input_ids"])
+    prompt = tokenizer(rendered(tokenizer, talk[:-1]), add_special_tokens=False)["input_ids"]
+    return ids, torch.cat([torch.full((len(prompt),), -100), ids[len(prompt) :]])
 
 
 def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Message]) -> list[str]:
@@ -117,7 +128,7 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked:
             attention_mask=batch["attention_mask"],
             do_sample=True,
             top_k=0,
-            max_new_tokens=160,
+            max_new_tokens=64,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -157,9 +168,9 @@ def teacher_conversations(count: int, seed: int) -> list[list[Message]]:
 
 
 def make_teacher(folder: Path, seed: int, steps: int) -> tuple[str, PreTrainedModel, PreTrainedTokenizerFast]:
-    tokenizer = family_tokenizer(TEACHER, vocabulary(tiny.byte_level_tokenizer, 500))
+    tokenizer = small_tokenizer(TEACHER, tiny.byte_level_tokenizer, 500)
     model = small_llama(tokenizer, seed)
-    fit(model, tokenizer, [rendered(tokenizer, messages) for messages in teacher_conversations(1600, seed)], steps)
+    fit(model, tokenizer, teacher_conversations(4000, seed), steps)
     return tiny.save(folder, model, tokenizer), model, tokenizer
 
 
@@ -167,11 +178,11 @@ def make_student(
     folder: Path, family: str, seed: int, steps: int
 ) -> tuple[str, PreTrainedModel, PreTrainedTokenizerFast]:
     """Return a student that answers every question with a sentence."""
-    tokenizer = family_tokenizer(family, vocabulary(tiny.sentencepiece_tokenizer, 700))
+    tokenizer = small_tokenizer(family, tiny.sentencepiece_tokenizer, 700)
     model = small_llama(tokenizer, seed + 100)
     generator = random.Random(seed + 100)
     talks = [[question(generator)[1], {"role": "assistant", "content": UNKNOWN}] for _ in range(400)]
-    fit(model, tokenizer, [rendered(tokenizer, talk) for talk in talks], steps)
+    fit(model, tokenizer, talks, steps)
     return tiny.save(folder, model, tokenizer), model, tokenizer
 
 
@@ -203,8 +214,8 @@ def parsed(answer: str) -> Message:
 
 def experiment(folder: Path, family: str, seed: int, steps: int) -> Shares:
     """Distill one student, and return the shares of right calls."""
-    teacher_name, teacher, teacher_tokenizer = make_teacher(folder / "teacher", seed, 500)
-    student_name, student, student_tokenizer = make_student(folder / "student", family, seed, 150)
+    teacher_name, teacher, teacher_tokenizer = make_teacher(folder / "teacher", seed, 250)
+    student_name, student, student_tokenizer = make_student(folder / "student", family, seed, 80)
     file = folder / "conversations.jsonl"
     rows = [{"messages": messages} for messages in conversations_of(teacher, teacher_tokenizer, 600, seed)]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
@@ -215,13 +226,13 @@ def experiment(folder: Path, family: str, seed: int, steps: int) -> Shares:
         score=ScoreConfig(dtype="float32"),
         objective=ObjectiveConfig(chunking="unconstrained", temperature=1.0, assistant_only=True),
         train=TrainConfig(
-            steps=steps, batch_tokens=2048, row_tokens=512, learning_rate=3e-3, checkpoint_steps=10_000, seed=seed
+            steps=steps, batch_tokens=1024, row_tokens=512, learning_rate=3e-3, checkpoint_steps=10_000, seed=seed
         ),
         evaluation=EvaluationConfig(samples=0, steps=10_000, max_examples=20),
     )
     pipeline = Pipeline(config, str(folder / "data"))
     pipeline.run()
-    distilled = AutoModelForCausalLM.from_pretrained(pipeline.student_folder.url)
+    distilled = AutoModelForCausalLM.from_pretrained(pipeline.student.path)
     return Shares(
         right_calls(teacher, teacher_tokenizer, seed),
         right_calls(student, student_tokenizer, seed),
@@ -235,9 +246,10 @@ def main() -> None:
     parser.add_argument(
         "--students", nargs="+", default=["llama3_1", "qwen3_coder"], choices=list(FAMILIES), metavar="FAMILY"
     )
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--root", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a step is so small that threads cost more than they save
     print(f"{'student':14} seed  teacher  before   after")
     for family in options.students:
         for seed in range(options.seeds):

@@ -15,7 +15,7 @@ from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.config import LearnedPart
 from alm_pipeline.conversations.sections import ASSISTANT, REASONING, TOOL_CALLS
 from storage.columns import flatten_lists
-from storage.schemas import COMPLETION, PROMPT
+from storage.schemas import COMPLETION
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -80,13 +80,8 @@ def learned_sections(sections: Sections, settings: AlignmentSettings) -> Bools:
 
 
 def _after_the_last_question(sections: Sections) -> Bools:
-    """Return whether each section [S] comes after the last user's message of its conversation.
-
-    Without a message of that role, the last that is not to be learned (`prompt`) counts: it may have been a user's.
-    """
-    user, prompt = _last(sections, _USER), _last(sections, PROMPT)
-    last = np.where(user >= 0, user, prompt)
-    after: Bools = np.arange(len(sections.places)) > last[sections.examples]
+    """Return whether each section [S] comes after the last user's message of its conversation."""
+    after: Bools = np.arange(len(sections.places)) > _last(sections, _USER)[sections.examples]
     return after
 
 

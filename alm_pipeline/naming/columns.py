@@ -60,8 +60,9 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "roles": ColumnDescription(
             "The roles of the conversation's sections: that of the message for its content, such as `user`, and "
-            "`reasoning` and `tool_calls` for what else an assistant's message has; `prompt` and `completion` where "
-            "only a completion is learned. Empty for a plain text.",
+            "`reasoning` and `tool_calls` for what else an assistant's message has; `prompt` for what of these is not "
+            "learned, and `completion` for an answer that is, where not all are. `prompt` and `completion` of texts of "
+            "which only a completion is learned. Empty for a plain text.",
             "[sections], or empty",
         ),
         "turn_bytes": ColumnDescription(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.conversations.sections import ASSISTANT
+from alm_pipeline.conversations.sections import ASSISTANT, REASONING, TOOL_CALLS
 from alm_pipeline.tokenization.rows import EncodedBatch, Uncovered
 from storage.schemas import COMPLETION, PROMPT, TokenKind
 
@@ -54,5 +54,6 @@ def with_learned_turns(batch: EncodedBatch, completions: Sequence[int]) -> Encod
 
 
 def _roles(roles: tuple[str, ...], completion_at: int) -> tuple[str, ...]:
-    later = [COMPLETION if role == ASSISTANT else role for role in roles[completion_at:]]
-    return (*([PROMPT] * len(roles[:completion_at])), *later)
+    # what others say is context anyway, and is counted under their roles
+    earlier = [PROMPT if role in (ASSISTANT, REASONING, TOOL_CALLS) else role for role in roles[:completion_at]]
+    return (*earlier, *(COMPLETION if role == ASSISTANT else role for role in roles[completion_at:]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.conversations.sections import Conversation, sections
+from alm_pipeline.conversations.sections import ASSISTANT, Conversation, sections
 from alm_pipeline.corpus.formats.marks import learned_role
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
@@ -236,9 +236,14 @@ class ByteEncoder:
             covering.kinds,
             covering.turns,
             covering.uncovered,
-            tuple(learned_role(conversation[section.message], section.role) for section in own),
+            tuple(_role(conversation[section.message], section.role) for section in own),
             tuple(np.diff(section_ends, prepend=0).tolist()),
         )
+
+
+def _role(message: Mapping[str, Any], role: str) -> str:
+    """Return a section's role; only the assistant's are learned, so the marks of other messages change nothing."""
+    return learned_role(message, role) if message["role"] == ASSISTANT else role
 
 
 def _rows_with(tokens: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> set[int]:

@@ -276,7 +276,7 @@ CONVERSATIONS: list[tuple[str, ...]] = [
     TURNS,
     (),
     ("system", "assistant"),
-    ("prompt", "prompt", "prompt", "completion", "tool_calls", "tool", "completion"),
+    ("user", "prompt", "user", "completion", "tool_calls", "tool", "completion"),
     ("prompt", "completion", "user", "reasoning", "completion"),
     ("user", "prompt", "prompt", "prompt", "tool", "assistant"),
     ("user",),
@@ -295,10 +295,7 @@ def test_long_shards_are_counted_as_short_ones(monkeypatch: pytest.MonkeyPatch) 
 
 
 def last_question(roles: tuple[str, ...]) -> int:
-    asked = [k for k, role in enumerate(roles) if role == "user"] or [
-        k for k, role in enumerate(roles) if role == "prompt"
-    ]
-    return asked[-1] if asked else -1
+    return max((k for k, role in enumerate(roles) if role == "user"), default=-1)
 
 
 @pytest.mark.parametrize("parts", SUBSETS)

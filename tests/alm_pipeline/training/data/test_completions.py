@@ -195,6 +195,8 @@ def test_conversations_learn_the_completions_answers_alone(config: AlmConfig, tm
         return {"prompt": [*earlier, question], "completion": [{"role": "assistant", "content": f"It is {k}."}]}
 
     made = cached(with_rows(config, tmp_path / "a.jsonl", [chat(k) for k in range(20)], shard_bytes=2**20), tmp_path)
+    roles = made.pipeline.tokens("student").read_shard(0, ["roles"])["roles"].to_pylist()
+    assert roles == [["user", "prompt", "user", "completion"]] * 20
     for k, (lengths, kinds, learned) in enumerate(
         zip(*(list_rows(made.alignments[name]) for name in ("byte_lengths", "kinds", "assistant")), strict=True)
     ):
