@@ -6,7 +6,7 @@ chat template writes it around, between and instead of them is that template's o
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Messages = list[dict[str, Any]]
@@ -62,12 +62,12 @@ def _sections(index: int, message: dict[str, Any]) -> list[Section]:
     return [*before, content, *after]
 
 
-def reasoning_of(message: dict[str, Any]) -> str:
+def reasoning_of(message: Mapping[str, Any]) -> str:
     """Return what the assistant thinks in a message beside its content; empty if nothing."""
     return next((text for key in REASONING_KEYS if isinstance(text := message.get(key), str) and text), "")
 
 
-def tool_calls(message: dict[str, Any]) -> list[ToolCall]:
+def tool_calls(message: Mapping[str, Any]) -> list[ToolCall]:
     """Return the calls of tools in a message."""
     calls = message.get("tool_calls")
     return [_tool_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
