@@ -112,8 +112,17 @@ def with_texts(conversation: Conversation, change: Callable[[str], str]) -> Mess
 def _with_texts(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     changed: dict[str, Any] = {key: change(message[key]) for key in REASONING_KEYS if isinstance(message.get(key), str)}
     if isinstance(message.get("tool_calls"), list):
-        changed["tool_calls"] = [_changed(call, change) for call in message["tool_calls"]]
+        changed["tool_calls"] = [_changed_call(call, change) for call in message["tool_calls"]]
     return {**message, "content": change(message.get("content") or ""), **changed}
+
+
+def _changed_call(call: Any, change: Callable[[str], str]) -> Any:
+    """Return a call with its name and arguments changed; its id stays that of its result."""
+    if not isinstance(call, dict):
+        return call
+    function = called_function(call)
+    changed = {key: _changed(function[key], change) for key in ("name", "arguments") if key in function}
+    return {**call, **changed} if function is call else {**call, "function": {**function, **changed}}
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
