@@ -101,7 +101,9 @@ def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, talks: Seque
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     for step in range(steps):
         batch = [encoded[(16 * step + k) % len(encoded)] for k in range(16)]
-        ids, labels = (pad_sequence(list(column), batch_first=True, padding_value=-100) for column in zip(*batch))
+        ids, labels = (
+            pad_sequence(list(column), batch_first=True, padding_value=-100) for column in zip(*batch, strict=True)
+        )
         model(input_ids=ids.clamp(min=0), labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -122,8 +124,9 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked:
     prompts = [rendered(tokenizer, [message], prompt=True) for message in asked]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, add_special_tokens=False, return_tensors="pt", padding=True)
+    generate: Any = model.generate  # its type is that of any attribute of a module
     with torch.inference_mode():
-        ids = model.generate(
+        ids = generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             do_sample=True,
