@@ -122,8 +122,9 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked:
     prompts = [rendered(tokenizer, [message], prompt=True) for message in asked]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, add_special_tokens=False, return_tensors="pt", padding=True)
+    generate: Any = model.generate  # which transformers types as a tensor
     with torch.inference_mode():
-        ids = model.generate(
+        ids = generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             do_sample=True,
