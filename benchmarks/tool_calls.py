@@ -101,7 +101,9 @@ def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, talks: Seque
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     for step in range(steps):
         batch = [encoded[(16 * step + k) % len(encoded)] for k in range(16)]
-        ids, labels = (pad_sequence(list(column), batch_first=True, padding_value=-100) for column in zip(*batch))
+        ids, labels = (
+            pad_sequence(list(column), batch_first=True, padding_value=-100) for column in zip(*batch, strict=True)
+        )
         model(input_ids=ids.clamp(min=0), labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
