@@ -124,7 +124,7 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked:
     prompts = [rendered(tokenizer, [message], prompt=True) for message in asked]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, add_special_tokens=False, return_tensors="pt", padding=True)
-    generate: Any = model.generate  # its type is that of any attribute of a module
+    generate: Any = model.generate  # which transformers types as a tensor
     with torch.inference_mode():
         ids = generate(
             input_ids=batch["input_ids"],
