@@ -22,7 +22,7 @@ PURPOSES = {
     "alm_pipeline.runtime": "Progress bars with rates, and threads.",
     "alm_pipeline.config.fields": "What each setting is called, takes and means: nearest names, commented YAML.",
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
-    "alm_pipeline.naming": "Names of runs and students, made of the settings in which they differ.",
+    "alm_pipeline.naming": "What things are called: runs and students by their differences, columns in words.",
     "alm_pipeline.vocabulary": "The bytes that each token of a vocabulary stands for.",
     "alm_pipeline.conversations": "The sections of conversations, and the text that both sides share.",
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",
