@@ -181,7 +181,7 @@ def make_student(
     folder: Path, family: str, seed: int, steps: int
 ) -> tuple[str, PreTrainedModel, PreTrainedTokenizerFast]:
     """Return a student that answers every question with a sentence."""
-    tokenizer = small_tokenizer(family, tiny.sentencepiece_tokenizer, 700)
+    tokenizer = small_tokenizer(family, tiny.byte_level_tokenizer, 360)
     model = small_llama(tokenizer, seed + 100)
     generator = random.Random(seed + 100)
     talks = [[question(generator)[1], {"role": "assistant", "content": UNKNOWN}] for _ in range(400)]

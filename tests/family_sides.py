@@ -85,7 +85,7 @@ def _message_sections(message: Message) -> Iterator[tuple[str, str]]:
         yield "reasoning", thought
     yield message["role"], message["content"]
     if message["role"] == "assistant" and message.get("tool_calls"):
-        yield "tool_calls", "".join(name + arguments for name, arguments in call_texts(message))
+        yield "tool_calls", "".join(name + "".join(items(arguments)) for name, arguments in call_texts(message))
 
 
 def reasoning(message: Message) -> str:
@@ -161,21 +161,26 @@ def units(conversation: Conversation) -> list[Unit]:
             found.append(Unit("name", name, at))
             at += len(name.encode())
             found += _argument_units(arguments, at)
-            at += len(arguments.encode())
+            at += sum(len(item.encode()) for item in items(arguments))
     return found
 
 
-_JSON_ITEM = re.compile(r'"((?:\\.|[^"\\])*)"(\s*:)?|-?\d[\d.eE+-]*')
+_JSON_ITEM = re.compile(r'"((?:\\.|[^"\\])*)"(\s*:)?|-?\d[\d.eE+-]*|true|false|null')
+
+
+def items(arguments: str) -> list[str]:
+    """Return the keys, strings, numbers and words of JSON text: a call's shared text, after its name."""
+    return [item[0] if item[1] is None else item[1] for item in _JSON_ITEM.finditer(arguments)]
 
 
 def _argument_units(arguments: str, start: int) -> list[Unit]:
-    """Return the whole arguments, and in them the keys, numbers and strings without escapes."""
-    found = [Unit("arguments", arguments, start)] if arguments != "{}" else []
-    for item in _JSON_ITEM.finditer(arguments):
-        group = 1 if item[1] is not None else 0
-        at = start + len(arguments[: item.start(group)].encode())
-        if item[group] and "\\" not in item[group]:
-            found.append(Unit("key" if item[2] else "value", item[group], at))
+    """Return all of the arguments' shared text, and in it the keys, numbers and strings without escapes."""
+    whole = "".join(items(arguments))
+    found = [Unit("arguments", whole, start)] if whole else []
+    for item, text in zip(_JSON_ITEM.finditer(arguments), items(arguments), strict=True):
+        if text and "\\" not in text and text not in ("true", "false", "null"):
+            found.append(Unit("key" if item[2] else "value", text, start))
+        start += len(text.encode())
     return found
 
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alm_pipeline.conversations.json_leaves import json_leaves
+
 Messages = list[dict[str, Any]]
 """A conversation of this room's examples; each message has a `content`."""
 
@@ -33,12 +35,18 @@ class Section(NamedTuple):
 
 
 class ToolCall(NamedTuple):
-    """A call of a tool. Its shared text is the name followed by the arguments."""
+    """A call of a tool. Its shared text is the name, followed by the keys and values of its arguments."""
 
     name: str
     arguments: str
     """the row's own text, or the mapping as JSON"""
     id: str | None
+
+    @property
+    def text(self) -> str:
+        """What both sides share: of arguments that are no JSON mapping, the whole text."""
+        leaves = json_leaves(self.arguments)
+        return self.name + (self.arguments if leaves is None else "".join(leaf.text for leaf in leaves))
 
 
 def sections(conversation: Conversation) -> list[Section]:
@@ -56,7 +64,7 @@ def _sections(index: int, message: dict[str, Any]) -> list[Section]:
     if message["role"] != ASSISTANT:
         return [content]
     reasoning = reasoning_of(message)
-    calls = "".join(call.name + call.arguments for call in tool_calls(message))
+    calls = "".join(call.text for call in tool_calls(message))
     before = [Section(index, REASONING, reasoning)] if reasoning else []
     after = [Section(index, TOOL_CALLS, calls)] if calls else []
     return [*before, content, *after]

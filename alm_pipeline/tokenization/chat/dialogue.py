@@ -8,6 +8,16 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from alm_pipeline.conversations.json_leaves import (
+    Equal,
+    Leaf,
+    Spelling,
+    Value,
+    escapes,
+    json_leaves,
+    spellings,
+    with_leaves,
+)
 from alm_pipeline.conversations.sections import (
     REASONING,
     TOOL_CALLS,
@@ -20,7 +30,6 @@ from alm_pipeline.conversations.sections import (
     tool_calls,
 )
 from alm_pipeline.tokenization.chat.forms import TemplateForm
-from alm_pipeline.tokenization.chat.json_leaves import Leaf, Value, json_leaves, spellings, with_leaves
 from alm_pipeline.tokenization.chat.tracing import ContentPart, with_placeholders
 
 
@@ -124,7 +133,7 @@ class Dialogue:
             for number, call in enumerate(tool_calls(self.conversation[section.message])):
                 given = called_function(written[number]).get("arguments")
                 yield _call(section.message, number, index, start, call, given, kind)
-                start += len(call.name) + len(call.arguments)
+                start += len(call.text)
 
 
 class _Call(NamedTuple):
@@ -155,24 +164,33 @@ class _Call(NamedTuple):
 def _call(message: int, number: int, section: int, start: int, call: ToolCall, written: Any, kind: CallMarks) -> _Call:
     name = [_part(section, start, Leaf(0, call.name, call.name))] if call.name else []
     start += len(call.name)
+    leaves = json_leaves(call.arguments)
     if isinstance(written, str):
-        whole = (_part(section, start, Leaf(0, written, written)),) if written else ()
-        return _Call(message, number, tuple(name), whole)
+        return _Call(message, number, tuple(name), tuple(_whole_arguments(section, start, written, leaves)))
     parts: list[ContentPart] = []
-    end = 0
-    for leaf in json_leaves(call.arguments) or []:
+    for leaf in leaves or []:
         if _is_marked(leaf.value, kind):
-            parts.append(_part(section, start + leaf.start, leaf, before=leaf.start - end))
-            end = leaf.start + len(leaf.text)
-    last = parts or name
-    if last:  # what closes the arguments, or all of them where they have no leaves
-        last[-1] = last[-1]._replace(after=len(call.arguments) - end)
+            parts.append(_part(section, start, leaf))
+        start += len(leaf.text)
     return _Call(message, number, tuple(name), tuple(parts))
 
 
-def _part(section: int, start: int, leaf: Leaf, before: int = 0) -> ContentPart:
-    is_number = not isinstance(leaf.value, str)
-    return ContentPart(section, start, leaf.text, tuple(spellings(leaf)), before, is_number=is_number)
+def _whole_arguments(section: int, start: int, written: str, leaves: Sequence[Leaf] | None) -> Iterator[ContentPart]:
+    """Yield the part for arguments that the template gets as text."""
+    if not written:
+        return
+    if leaves is None:
+        yield _part(section, start, Leaf(0, written, written))
+        return
+    at = [0, *accumulate(len(leaf.text) for leaf in leaves)]
+    equal = [Equal(leaf.start, place, len(leaf.text)) for leaf, place in zip(leaves, at, strict=False)]
+    text = "".join(leaf.text for leaf in leaves)
+    others = (Spelling(spelling.text, ()) for spelling in escapes(written))
+    yield ContentPart(section, start, text, (Spelling(written, tuple(equal)), *others))
+
+
+def _part(section: int, start: int, leaf: Leaf) -> ContentPart:
+    return ContentPart(section, start, leaf.text, tuple(spellings(leaf)), is_number=not isinstance(leaf.value, str))
 
 
 def _is_marked(value: Value, kind: CallMarks) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
+from alm_pipeline.conversations.json_leaves import parsed_mapping
 from alm_pipeline.conversations.sections import (
     ASSISTANT,
     REASONING_KEYS,
@@ -20,7 +21,6 @@ from alm_pipeline.conversations.sections import (
     called_function,
     reasoning_of,
 )
-from alm_pipeline.tokenization.chat.json_leaves import parsed_mapping
 
 Render = Callable[[Messages], str | None]
 """Renders messages; None if the template refuses them."""

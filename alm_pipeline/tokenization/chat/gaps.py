@@ -13,7 +13,7 @@ from functools import cached_property
 from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
 from alm_pipeline.tokenization.chat.dialogue import Dialogue
 from alm_pipeline.tokenization.chat.grammar import Label
-from alm_pipeline.tokenization.chat.tracing import PUNCTUATION, ContentFragment, Trace
+from alm_pipeline.tokenization.chat.tracing import ContentFragment, Trace
 from storage.schemas import TokenKind
 
 _EMPTY_BLOCK = re.compile(r"\s*<([\w|｜▁]+)>\s*</\1>\s*")
@@ -100,12 +100,12 @@ class Gaps:
     def _leads(self, gap: int, label: Label, start: int, end: int) -> bool:
         """Return whether a label's text goes from one place of the shared text to another, and hides nothing.
 
-        Of the shared text, only punctuation of JSON may be left out between the two.
+        Of the shared text, only white space may be left out between the two.
         """
         written_from, written_to = self._offset(gap) + label.start, self._offset(gap) + label.end
         written = self.text[written_from:written_to]
         return (
-            PUNCTUATION.fullmatch(self._shared, start, end) is not None
+            not self._shared[start:end].strip()
             and not any(written_from <= stray.start < written_to for stray in self.trace.strays)
             and not any(id_ in written for id_ in self.dialogue.ids)
         )

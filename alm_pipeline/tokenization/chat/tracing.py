@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from alm_pipeline.tokenization.chat.json_leaves import Equal, Spelling, escapes
+from alm_pipeline.conversations.json_leaves import Equal, Spelling, escapes
 from storage.errors import UserError
 
 _MARKUP = re.compile(r"</?[\w|｜▁:.-]+>|\[/?[A-Z_]+\]")
@@ -27,10 +27,6 @@ class ContentPart(NamedTuple):
     text: str
     spellings: tuple[Spelling, ...] = ()
     """of a name, key or value in a call: what the template may write for it; empty for other texts"""
-    before: int = 0
-    """characters of JSON between it and the part before it, or the start of the arguments"""
-    after: int = 0
-    """characters of JSON from a call's last part on"""
     is_number: bool = False
     """whether a number stands for it: it is a number, true, false or null"""
 
@@ -165,8 +161,6 @@ def trace(
     fragments = [fragment for place in kept for fragment in _fragments(occurrences[place], parts)]
     whole = all(part.spellings or len(part.text) == len(contents[part.section]) for part in parts)
     fragments += [] if whole else _between(pieces, contents, parts, occurrences)
-    if any(part.spellings for part in parts):
-        fragments += _json_around(text, contents, parts, occurrences, kept)
     joined = _joined(sorted(fragment for fragment in fragments if fragment.end > fragment.start))
     strays = [occurrence for place, occurrence in enumerate(occurrences) if place not in set(kept)]
     return Trace(joined, strays) if _is_exact(joined, text, contents) else None
@@ -256,57 +250,6 @@ def _in_order(occurrences: Sequence[Occurrence], parts: Sequence[ContentPart]) -
         kept.append(place)
         place = best[place][1]
     return kept[::-1]
-
-
-def _json_around(
-    text: str,
-    contents: Sequence[str],
-    parts: Sequence[ContentPart],
-    occurrences: Sequence[Occurrence],
-    kept: Sequence[int],
-) -> list[ContentFragment]:
-    """Return the quotes, commas and braces of calls' arguments that the template writes as the shared text does."""
-    gaps = [0, *(occurrence.end for occurrence in occurrences)]
-    starts = [*(occurrence.start for occurrence in occurrences), len(text)]
-    found = []
-    for place in kept:
-        part = parts[occurrences[place].part]
-        content, first = contents[part.section], part.start - part.before
-        follows = place - 1 in kept and occurrences[place - 1].part + 1 == occurrences[place].part
-        before = _json_before(text[gaps[place] : starts[place]], content[first : part.start], follows=follows)
-        found += [_fragment(gaps[place], equal, part.section, first) for equal in before]
-        after = _json_after(text[gaps[place + 1] : starts[place + 1]], content[part.end : part.end + part.after])
-        found += [_fragment(gaps[place + 1], equal, part.section, part.end) for equal in after]
-    return found
-
-
-PUNCTUATION = re.compile(r'[\s{}\[\],:"]*')
-"""what JSON writes around its leaves"""
-
-
-def _json_before(gap: str, json: str, *, follows: bool) -> list[Equal]:
-    """Return where a gap has this JSON, with whatever spaces: at its end, and nothing else between two leaves."""
-    is_first = json.startswith("{")
-    if gap.endswith(json) and (is_first or gap == json):
-        return [Equal(len(gap) - len(json), 0, len(json))]
-    if not is_first and not follows:
-        return []
-    return _equal_but_for_spaces(gap, json, r"[\s\S]*?{}\s*\Z" if is_first else r"\s*{}\s*\Z")
-
-
-def _json_after(gap: str, json: str) -> list[Equal]:
-    """Return where a gap has this JSON: at its start, unless that is a mapping without leaves."""
-    at = gap.find(json)
-    if at == 0 or (at > 0 and json.startswith("{")):
-        return [Equal(at, 0, len(json))]
-    return _equal_but_for_spaces(gap, json, r"[\s\S]*?{}" if json.startswith("{") else r"\s*{}")
-
-
-def _equal_but_for_spaces(gap: str, json: str, place: str) -> list[Equal]:
-    characters = [(at, character) for at, character in enumerate(json) if not character.isspace()]
-    pattern = r"\s*".join(f"({re.escape(character)})" for _, character in characters)
-    found = re.match(place.format(pattern), gap) if characters else None
-    return [Equal(found.start(1 + k), at, 1) for k, (at, _) in enumerate(characters)] if found else []
 
 
 _SPACE = re.compile(r"\s*")

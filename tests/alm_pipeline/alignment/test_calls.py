@@ -12,7 +12,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.rows import EncodedExample
 from storage.schemas import ChunkKind
 from tests import tiny
-from tests.alm_pipeline.tokenization.chat.test_calls import ARGUMENTS, MANNERS, TEXT, THINKING, call, chat
+from tests.alm_pipeline.tokenization.chat.test_calls import ARGUMENTS, LEAVES, MANNERS, THINKING, call, chat
 
 LEARNED = (ASSISTANT, REASONING, TOOL_CALLS)
 
@@ -65,28 +65,28 @@ ANSWER = "It rains."
 @pytest.mark.parametrize(
     ("teacher", "student", "text"),
     [
-        ("hermes", "hermes", f"look{TEXT}"),
-        ("hermes", "qwen3", f"look{TEXT}"),
-        ("hermes", "llama", f"look{TEXT}"),
-        ("deepseek", "hermes", f"look{TEXT}"),
-        ("llama", "deepseek", f"look{TEXT}"),
-        ("hermes", "hidden", ""),
+        ("hermes", "hermes", ["look", *LEAVES]),
+        ("hermes", "qwen3", ["look", *LEAVES]),
+        ("hermes", "llama", ["look", *LEAVES]),
+        ("deepseek", "hermes", ["look", *LEAVES]),
+        ("llama", "deepseek", ["look", *LEAVES]),
+        ("hermes", "hidden", []),
         # `n` is written last
-        ("sorted", "hermes", r'look{"city": "Bern \"x\"\né' + 'deep": {"a": [1.5, true, null]}, "empty'),
+        ("sorted", "hermes", ["look", *LEAVES[:2], *LEAVES[4:]]),
     ],
 )
-def test_calls_are_learned_where_both_sides_write_them(teacher: str, student: str, text: str) -> None:
+def test_calls_are_learned_where_both_sides_write_them(teacher: str, student: str, text: list[str]) -> None:
     chunks, pieces = aligned(MANNERS[teacher], MANNERS[student], chat(call(ARGUMENTS)))
-    assert learned(chunks, pieces) == text + ANSWER
+    assert learned(chunks, pieces) == "".join(text) + ANSWER
 
 
-def test_xml_and_json_have_names_keys_and_values_in_common() -> None:
+def test_json_teaches_xml() -> None:
+    """Names, keys and values by bytes, and what the template writes between them by place."""
     arguments = {"city": "Bern", "unit": "celsius", "days": 3}
-    chunks, pieces = aligned(MANNERS["xml"], MANNERS["hermes"], chat(call(arguments)))
-    found = learned(chunks, pieces)
-    for word in ("look", "city", "Bern", "unit", "celsius", "days", "3", ANSWER):
-        assert word in found
-    assert "{" not in found
+    chunks, pieces = aligned(MANNERS["hermes"], MANNERS["xml"], chat(call(arguments)))
+    assert learned(chunks, pieces) == "lookcityBernunitcelsiusdays3" + ANSWER
+    paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
+    assert paired.sum() == 10  # into the call, between its 7 parts, out of it, and two ends of turns
 
 
 def test_transitions_are_paired_and_learned() -> None:
@@ -94,22 +94,22 @@ def test_transitions_are_paired_and_learned() -> None:
     paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
     before = [b"".join(pieces[:place]).decode() for place in np.flatnonzero(paired)]
     said = "Weather?Let me look."
-    # into the call, to its arguments, out of it, its end of turn; and the end of the last answer
-    call_text = 'look{"a": 1}'
-    assert before == [said, f"{said}look", said + call_text, said + call_text, said + call_text + "rain" + ANSWER]
+    # into the call, to its arguments, to the value, out of it, its end of turn; and the end of the last answer
+    called = f"{said}looka1"
+    assert before == [said, f"{said}look", f"{said}looka", called, called, f"{called}rain{ANSWER}"]
 
 
 def test_thoughts_that_both_sides_write_are_learned() -> None:
     template = THINKING.replace("KEY", "reasoning_content")
     other = THINKING.replace("KEY", "thinking").replace("think>", "thoughts>")
     chunks, pieces = aligned(template, other, chat(call({"a": 1}), content="So.", reasoning="Hm, what?"))
-    assert learned(chunks, pieces) == 'Hm, what?So.look{"a": 1}' + ANSWER
+    assert learned(chunks, pieces) == "Hm, what?So.looka1" + ANSWER
     paired = (chunks.kinds == ChunkKind.PAIRED) & chunks.assistant
-    assert paired.sum() == 6  # into and out of the thoughts and the call, two ends of turns
+    assert paired.sum() == 8  # into and out of the thoughts, four of the call, two ends of turns
 
 
 def test_thoughts_that_one_side_alone_writes_are_not() -> None:
     chunks, pieces = aligned(
         MANNERS["hermes"], THINKING.replace("KEY", "thinking"), chat(call({"a": 1}), thinking="Hm.")
     )
-    assert learned(chunks, pieces) == 'look{"a": 1}' + ANSWER
+    assert learned(chunks, pieces) == "looka1" + ANSWER

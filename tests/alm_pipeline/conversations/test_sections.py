@@ -29,12 +29,12 @@ def test_an_assistants_message_has_up_to_three_sections() -> None:
         (0, "user", "Weather?"),
         (1, "reasoning", "Hm."),
         (1, "assistant", "So."),
-        (1, "tool_calls", 'Look{"At": "É"}Look{"a":1}'),
+        (1, "tool_calls", "LookAtÉLooka1"),
         (2, "tool", ""),
         (3, "assistant", "It rains."),
     ]
     assert [first_section(CHAT, message) for message in range(5)] == [0, 1, 4, 5, 6]
-    assert joined_text(CHAT) == 'Weather?Hm.So.Look{"At": "É"}Look{"a":1}It rains.'
+    assert joined_text(CHAT) == "Weather?Hm.So.LookAtÉLooka1It rains."
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ def test_an_assistants_message_has_up_to_three_sections() -> None:
         ({"reasoning_content": "", "reasoning": None, "thinking": "b"}, [("reasoning", "b"), ("assistant", "")]),
         ({"tool_calls": [{"name": "go"}]}, [("assistant", ""), ("tool_calls", "go")]),
         ({"tool_calls": [{"name": "go", "arguments": [1]}, None]}, [("assistant", ""), ("tool_calls", "go[1]")]),
+        ({"tool_calls": [call("no JSON"), call({})]}, [("assistant", ""), ("tool_calls", "Lookno JSONLook")]),
         ({"tool_calls": [], "thinking": 3}, [("assistant", "")]),
         ({"tool_calls": None}, [("assistant", "")]),
         ({"tool_calls": [{"function": {"name": 3}}]}, [("assistant", "")]),

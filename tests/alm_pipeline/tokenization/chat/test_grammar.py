@@ -377,15 +377,15 @@ def of_called(call_end: str, turns: list[dict[str, Any]]) -> list[str]:
 def test_a_call_ends_its_turn_before_a_result_without_a_header() -> None:
     turns = [*messages([("user", "U")]), call(), *messages([("tool", "T"), ("assistant", "A")])]
     found = of_called("</s>", turns)
-    assert found[3:9] == ["start 1 <a>", "to 2 [", "2 f{}", "to 2 ]", "end 2 </s>", "- 2 result: "]
+    assert found[3:9] == ["start 1 <a>", "to 2 [", "2 f", "to 2 {}]", "end 2 </s>", "- 2 result: "]
 
 
 def test_a_call_may_end_its_turn_with_a_token_of_its_own() -> None:
     asked = messages([("user", "U")])
-    assert of_called("<call>", [*asked, call()])[-2:] == ["to 2 ]", "end 2 <call>"]
+    assert of_called("<call>", [*asked, call()])[-2:] == ["to 2 {}]", "end 2 <call>"]
     assert of_called("<call>", [*asked, call(), *messages([("user", "V"), ("assistant", "A")])])[5:8] == [
-        "2 f{}",
-        "to 2 ]",
+        "2 f",
+        "to 2 {}]",
         "end 2 <call>",
     ]
 

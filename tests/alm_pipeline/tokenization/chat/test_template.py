@@ -227,7 +227,7 @@ def test_a_null_content_is_empty() -> None:
     assert rendering
     assert_exact(rendering, messages)
     assert_ordered(rendering, 6)
-    call = 'weather{"at": "<|im_end|>"}'
+    call = "weatherat<|im_end|>"
     assert "".join(text for turn, text in content_spans(rendering) if turn == 2) == call
     assert [span for span in content_spans(rendering) if span[0] != 2] == [
         (0, "weather?"),

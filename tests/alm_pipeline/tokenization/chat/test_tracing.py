@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from alm_pipeline.tokenization.chat.json_leaves import Equal, Spelling
+from alm_pipeline.conversations.json_leaves import Equal, Spelling
 from alm_pipeline.tokenization.chat.tracing import (
     ContentFragment,
     ContentPart,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alm_pipeline.tokenization.chat.json_leaves import json_leaves, spellings, with_leaves
+from alm_pipeline.conversations.json_leaves import json_leaves, spellings, with_leaves
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
     ['"', "\\", "\n", "é", "😀", "\ue000"]
