@@ -1,8 +1,9 @@
 """Conversations: lists of messages, their sections, and the text that both sides share.
 
 A message of the assistant has up to three sections: what it thinks, what it answers, and the tools that it calls. Any
-other message has one, its content. The shared text of a conversation is that of its sections, in this order; how a
-chat template writes it around, between and instead of them is that template's own.
+other message has one, its content. The shared text of a conversation is that of its sections, in this order; of a call
+it is the name, and the keys and values of its arguments. What a chat template writes around and between them, such as
+JSON's quotes, is that template's own: a token that covered both would belong to neither.
 """
 
 import json

@@ -26,7 +26,7 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         "split": ColumnDescription("`train` or `held_out`. All pieces of a document have the same split."),
         "text": ColumnDescription(
             "The text. For a conversation: what both sides share, message by message: what an assistant thinks, the "
-            "content, and the names and arguments of the tools that it calls."
+            "content, and the names, keys and values of its calls of tools."
         ),
         "messages": ColumnDescription(
             "The conversation as a JSON list of messages with `role` and `content`; null for a plain text."
