@@ -227,7 +227,7 @@ def experiment(folder: Path, family: str, seed: int, steps: int) -> Shares:
         teacher=teacher_name,
         student=StudentConfig(model=student_name),
         score=ScoreConfig(dtype="float32"),
-        objective=ObjectiveConfig(chunking="unconstrained", temperature=1.0, assistant_only=True),
+        objective=ObjectiveConfig(temperature=1.0, assistant_only=True),
         train=TrainConfig(
             steps=steps, batch_tokens=1024, row_tokens=512, learning_rate=3e-3, checkpoint_steps=10_000, seed=seed
         ),
