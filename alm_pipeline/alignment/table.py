@@ -1,4 +1,4 @@
-"""What the counts of alignments say, as rows for people: which bytes one side alone sees, and of which roles."""
+"""The counts of alignments as rows of a table: which bytes only one side sees, and of which roles."""
 
 from collections.abc import Collection, Mapping, Sequence
 

@@ -69,7 +69,7 @@ class TemplateConfig(Frozen):
                 raise ValueError(f"{name!r} is not the name of an argument that a template could read; remove it")
             if name == DATE_ARGUMENT and not isinstance(value, str):
                 raise ValueError(f"{name} is a date as text, such as 2024-07-26, and not {value!r}")
-            if name in ("tools", "documents") and not _is_list_of_mappings(value):
+            if name in ("tools", "documents") and not (value is None or is_list_of_mappings(value)):
                 raise ValueError(f"{name} is a list of mappings, and not {value!r}")
         return arguments
 
@@ -79,8 +79,9 @@ def is_argument(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name not in NOT_ARGUMENTS
 
 
-def _is_list_of_mappings(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+def is_list_of_mappings(value: Any) -> bool:
+    """Return whether a JSON value is a list of mappings, as templates read tools and documents."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _json_value(value: Any, path: str, depth: int = 0) -> Any:

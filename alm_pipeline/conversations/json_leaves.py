@@ -1,23 +1,24 @@
-"""The leaves of JSON text: its keys and its values that hold no others, with their places and what they may look like.
+"""The leaves of JSON text: its keys and scalar values, with their places and the ways in which templates spell them.
 
-A template may write the arguments of a call as JSON, as the row has them or with other spaces and escapes, or key by
-key in XML. In each case a leaf is there, in one of a few spellings.
+A template may write the arguments of a call as JSON, with the row's spaces and escapes or others, or key by key in XML.
+Each leaf is in what it writes, in one of a few spellings.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 _LEAF = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+', re.DOTALL)
-_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # ASCII that JSON escapes nothing of
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # ASCII without what JSON escapes
 _UNIT = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
 Value = str | int | float | bool | None
 
 
 class Leaf(NamedTuple):
-    """A key or a value in JSON text; of a string, what stands between its quotes."""
+    """A key or a scalar value in JSON text; of a string, the text between its quotes."""
 
     start: int
     """in characters"""
@@ -40,8 +41,9 @@ class Spelling(NamedTuple):
     equal: tuple[Equal, ...]
 
 
-def json_leaves(text: str) -> list[Leaf] | None:
-    """Return the leaves of a JSON mapping in order; None if the text is none, or has a key twice."""
+@lru_cache(maxsize=256)  # a call's are needed for its text and for its parts
+def json_leaves(text: str) -> tuple[Leaf, ...] | None:
+    """Return the leaves of a JSON mapping in order; None if the text is not a mapping, or has a key twice."""
     values = parsed_mapping(text)
     if values is None:
         return None
@@ -55,11 +57,11 @@ def json_leaves(text: str) -> list[Leaf] | None:
     places = list(_LEAF.finditer(text))
     if len(places) != len(found):
         return None
-    return [_leaf(place, value) for place, value in zip(places, found, strict=True)]
+    return tuple(_leaf(place, value) for place, value in zip(places, found, strict=True))
 
 
 def parsed_mapping(text: str) -> dict[str, Any] | None:
-    """Return the mapping that JSON text holds; None if it holds none."""
+    """Return the mapping that a text holds as JSON; None if it is not a JSON mapping."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alm_pipeline.conversations.json_leaves import json_leaves
+from alm_pipeline.conversations.json_leaves import Value, json_leaves, with_leaves
 
 Messages = list[dict[str, Any]]
 """A conversation of this room's examples; each message has a `content`."""
@@ -45,7 +45,7 @@ class ToolCall(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What both sides share: of arguments that are no JSON mapping, the whole text."""
+        """What both sides share; arguments that are not a JSON mapping count as a whole."""
         leaves = json_leaves(self.arguments)
         return self.name + (self.arguments if leaves is None else "".join(leaf.text for leaf in leaves))
 
@@ -129,17 +129,10 @@ def _changed_call(call: Any, change: Callable[[str], str]) -> Any:
     """Return a call with its name and arguments changed; its id stays that of its result."""
     if not isinstance(call, dict):
         return call
+
+    def changed_leaf(value: Value) -> Value:
+        return change(value) if isinstance(value, str) else value
+
     function = called_function(call)
-    changed = {key: _changed(function[key], change) for key in ("name", "arguments") if key in function}
+    changed = {key: with_leaves(function[key], changed_leaf) for key in ("name", "arguments") if key in function}
     return {**call, **changed} if function is call else {**call, "function": {**function, **changed}}
-
-
-def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    match value:
-        case str():
-            return change(value)
-        case dict():
-            return {change(key): _changed(item, change) for key, item in value.items()}
-        case list():
-            return [_changed(item, change) for item in value]
-    return value

@@ -51,7 +51,7 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "[tokens]",
             "bytes (UTF-8)",
         ),
-        "kinds": ColumnDescription("What each token stands for: a `TokenKind`.", "[tokens]"),
+        "kinds": ColumnDescription("The kind of each token: a `TokenKind`.", "[tokens]"),
         "turns": ColumnDescription(
             "The index of the section of a message that each token belongs to; -1 if none. 0 and 1 in texts of a "
             "prompt with a completion. Empty for a plain text.",

@@ -15,6 +15,7 @@ from alm_pipeline.alignment.stage import align_datasets
 from alm_pipeline.alignment.table import SEEN_BY_NOT_BOTH, visibility_rows
 from alm_pipeline.config import TrainedTokenizer
 from alm_pipeline.corpus.examples import Example
+from alm_pipeline.corpus.formats.tools import stored_arguments
 from alm_pipeline.corpus.stage import write_shard
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.byte_level import byte_level_tokenizer
@@ -75,7 +76,6 @@ def _example(row: dict[str, Any]) -> Example:
     messages = json.loads(row["messages"]) if row["messages"] else None
     size = len(row["text"].encode())
     text = None if messages else row["text"]
-    given = row.get("template_arguments")
     return Example(
         row["id"],
         row["split"],
@@ -84,7 +84,7 @@ def _example(row: dict[str, Any]) -> Example:
         size,
         False,
         completion_at=row.get("completion_at"),
-        arguments=json.loads(given) if given else None,
+        arguments=stored_arguments(row.get("template_arguments")),
     )
 
 
@@ -114,7 +114,7 @@ def student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
 def _on_sample(pipeline: Pipeline, examples: Dataset, tokenizer: LoadedTokenizer) -> Pipeline:
     """Return a pipeline of the same models and tokenizers on other examples."""
     config = pipeline.config
-    if config.corpus.one_sided == "refuse":  # a plan says what there is; the check and the run refuse it
+    if config.corpus.one_sided == "refuse":  # a plan reports what there is; the check and the run refuse it
         config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"one_sided": "keep"})})
     sample = Pipeline(config, examples.root)
     sample.teacher, sample.source = pipeline.teacher, pipeline.source

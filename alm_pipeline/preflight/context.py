@@ -200,6 +200,13 @@ class Context:
         return LoadedTokenizer.of(with_special_tokens(source, named.fast))
 
     @property
+    def template_fields(self) -> tuple[str, str]:
+        """The settings that decide the teacher's and the student's chat template."""
+        config = self.config
+        teacher = "teacher" if config.teacher_template is None else "teacher_template"
+        return teacher, "student.tokenizer" if config.student.template is None else "student.template"
+
+    @property
     def keeps_tokenizer(self) -> bool:
         """Whether the student keeps its model's tokenizer."""
         return self.config.student.tokenizer in (None, self.source.name)

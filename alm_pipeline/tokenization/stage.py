@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from alm_pipeline.conversations.sections import Conversation, first_section
-from alm_pipeline.corpus.formats.tools import Arguments
+from alm_pipeline.corpus.formats.tools import Arguments, stored_arguments
 from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -223,7 +223,7 @@ def _arguments(examples: pa.Table) -> list[Arguments | None] | None:
     """Parse the template arguments of conversations; None where the dataset has none."""
     if "template_arguments" not in examples.column_names:
         return None
-    return [None if text is None else json.loads(text) for text in examples["template_arguments"].to_pylist()]
+    return [stored_arguments(text) for text in examples["template_arguments"].to_pylist()]
 
 
 def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[tuple[_ExampleSlice, EncodedBatch]]:

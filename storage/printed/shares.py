@@ -1,4 +1,4 @@
-"""Shares as percentages that don't say more than they are."""
+"""Shares as percentages that are never rounded up to 100 % or down to 0 %."""
 
 
 def percent(part: float, whole: float, digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""A run whose student's template leaves out a role: wherever the run says something of it, it says that."""
+"""A run whose student's template leaves out a role: every place that reports on the run shows it."""
 
 import json
 import re

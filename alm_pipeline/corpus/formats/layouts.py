@@ -264,7 +264,7 @@ def _used(config: CorpusConfig) -> list[str]:
     return [
         *([f"tools in column {config.tools!r}"] if config.tools else []),
         *([f"template arguments in column {config.template_arguments!r}"] if config.template_arguments else []),
-        *([f"learned as {config.marks!r} of messages says"] if config.marks else []),
+        *([f"messages marked by {config.marks!r}"] if config.marks else []),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Marks of messages that say whether they are learned: `weight`, `loss_mask` or `train`, 0 or 1, false or true.
+"""Marks of messages to learn or not: `weight`, `loss_mask` or `train`, with 0 or 1, false or true.
 
 A message of a corpus's examples has the mark `weight: 0` if it is context alone, and otherwise none.
 """

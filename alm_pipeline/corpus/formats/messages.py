@@ -7,7 +7,7 @@ lists. Whatever is in none of the forms raises RowDropped with the reason that t
 import json
 from typing import Any, Literal
 
-from alm_pipeline.conversations.sections import joined_text
+from alm_pipeline.conversations.sections import REASONING_KEYS, joined_text
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 from alm_pipeline.corpus.formats.marks import MARKS, with_mark
@@ -40,8 +40,6 @@ SHAREGPT_ROLES: dict[str, Literal["system", "user", "assistant", "tool", "call"]
 """The role of each name that ShareGPT sets use; `call` is an assistant's message that calls tools, as JSON."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""The keys of a message that may hold what the assistant thinks."""
 
 
 def openai_messages(value: Any, mark: str | None = None) -> Messages:

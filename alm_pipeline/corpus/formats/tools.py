@@ -5,10 +5,9 @@ functions with a `name`. Nulls that a table has filled in are taken off where it
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from alm_pipeline.config.template import is_argument
+from alm_pipeline.config.template import is_argument, is_list_of_mappings
 from alm_pipeline.corpus.files.errors import RowDropped
 from alm_pipeline.corpus.files.rows import SourceRow
 from alm_pipeline.corpus.formats.values import (
@@ -22,6 +21,11 @@ Arguments = dict[str, Any]
 """JSON values by name, as a template reads them."""
 
 TOOLS = "tools"
+
+
+def stored_arguments(text: str | None) -> Arguments | None:
+    """Return the arguments in a value of the column `template_arguments` of examples, which is JSON or null."""
+    return None if text is None else dict(json.loads(text))
 
 
 def row_arguments(row: SourceRow, tools: str | None, arguments: str | None) -> Arguments | None:
@@ -87,15 +91,11 @@ def template_arguments(value: Any) -> Arguments:
     found = {name: item for name, item in arguments.items() if item is not None}
     if other := [name for name in found if not is_argument(name)]:
         raise RowDropped("template_argument", other[0])
-    if "documents" in found and not _is_list_of_mappings(found["documents"]):
+    if "documents" in found and not is_list_of_mappings(found["documents"]):
         raise RowDropped("template_argument", "documents")
     if TOOLS in found:
         found[TOOLS] = row_tools(found[TOOLS])
     return {name: item for name, item in found.items() if name not in (TOOLS, "documents") or item}
-
-
-def _is_list_of_mappings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def _plain(value: Any, reason: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +55,7 @@ class _Encoded:
     def has_completions(self) -> bool:
         return any(chat.completion_at is not None for chat in self.chats)
 
-    @property
+    @cached_property
     def visibility(self) -> ShardVisibility:
         sides = shard_tokens(self.teacher), shard_tokens(self.student)
         return ShardVisibility.of(*sides, Sections.of(self.teacher), None)
@@ -77,7 +78,7 @@ def _encode(context: Context) -> _Encoded | None:
     student = context.student_tokenizer or context.templated_source
     try:
         tables = [_table(tokenizer, chosen) for tokenizer in (context.teacher_tokenizer, student)]
-    except UserError:  # without a template, or one that is not valid: another check says so
+    except UserError:  # the template is missing or not valid, which another check reports
         return None
     kept = np.flatnonzero(~np.logical_or(*(table["dropped"].is_valid().to_numpy() for table in tables)))
     is_all = context.sample.is_whole and len(kept) == len(context.sample.examples)
@@ -125,9 +126,8 @@ def _messages(roles: Sequence[RoleBytes]) -> str:
 def _shows_nothing(context: Context, encoded: _Encoded) -> bool:
     """Add a finding for each side whose template shows no message at all, and return whether there is one."""
     roles = ", ".join(sorted(map(one_line, encoded.message_roles)))
-    teacher_field = "teacher" if context.config.teacher_template is None else "teacher_template"
-    student_field = "student.tokenizer" if context.config.student.template is None else "student.template"
-    sides = {"teacher": (teacher_field, encoded.teacher), "student": (student_field, encoded.student)}
+    fields = context.template_fields
+    sides = {"teacher": (fields[0], encoded.teacher), "student": (fields[1], encoded.student)}
     blind = {
         side: field
         for side, (field, table) in sides.items()
@@ -155,7 +155,7 @@ def something_is_learned(context: Context) -> None:
         return
     sections, shown = Sections.of(encoded.teacher), encoded.visibility.bytes[:, Visibility.ALIGNED] > 0
     is_learned = learned_sections(sections, settings) & (sections.bytes > 0)
-    has_answers = ASSISTANT in encoded.message_roles  # without any, another check says so
+    has_answers = ASSISTANT in encoded.message_roles  # another check reports that there are none
     if (is_learned & shown).any() or not has_answers:
         return
     roles = ", ".join(sorted(map(one_line, sections.names)))

@@ -170,9 +170,7 @@ def templates_show_conversations(context: Context) -> None:
         return
     _check_assistant(context, chats)
     student = context.student_tokenizer or context.templated_source
-    teacher_field = "teacher" if context.config.teacher_template is None else "teacher_template"
-    student_field = "student.tokenizer" if context.config.student.template is None else "student.template"
-    for field, tokenizer in ((teacher_field, context.teacher_tokenizer), (student_field, student)):
+    for field, tokenizer in zip(context.template_fields, (context.teacher_tokenizer, student), strict=True):
         try:
             _check_template(context, field, tokenizer, chats)
         except UserError as error:

@@ -116,7 +116,7 @@ def turns_are_tokens(context: Context) -> None:
 
 
 def rows_have_what_is_named(context: Context) -> None:
-    """Conversations have what the corpus's settings say, under a name that a row may lack."""
+    """Conversations have the tools and arguments that the corpus's settings name: a column that rows may lack."""
     corpus, examples = context.config.corpus, context.sample.examples
     found = {
         "tools": any("tools" in (example.arguments or {}) for example in examples),

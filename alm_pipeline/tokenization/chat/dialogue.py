@@ -1,6 +1,7 @@
 """A conversation as one template gets it, and the same with placeholders for its parts."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -34,7 +35,7 @@ from alm_pipeline.tokenization.chat.tracing import ContentPart, with_placeholder
 
 
 class CallMarks(IntEnum):
-    """What placeholders stand for in calls; a template that looks at its values may allow fewer."""
+    """Which parts of calls are replaced by placeholders; a template that inspects values may allow fewer."""
 
     NONE = 0
     STRINGS = 1
@@ -63,7 +64,7 @@ class Dialogue:
 
     @cached_property
     def section_starts(self) -> list[int]:
-        """[sections + 1] the first character of each section in the shared text, and its end"""
+        """[sections + 1] the first character of each section in the shared text, and the end of the last"""
         return [0, *accumulate(map(len, self.texts))]
 
     @cached_property
@@ -88,10 +89,9 @@ class Dialogue:
 
     @cached_property
     def _ranges(self) -> list[range]:
-        owners = [section.message for section in self.sections]
-        counts = [owners.count(message) for message in range(len(self.conversation))] if owners else []
-        ends = list(accumulate(counts))
-        return [range(end - size, end) for end, size in zip(ends, counts, strict=True)]
+        sizes = Counter(section.message for section in self.sections)
+        ends = accumulate(sizes[message] for message in range(len(self.conversation)))
+        return [range(end - sizes[message], end) for message, end in enumerate(ends)]
 
     def call_parts(self, kind: CallMarks) -> list[ContentPart]:
         """Return the parts of all calls: names, keys and values, or arguments as they are in the template's form."""
@@ -168,7 +168,7 @@ def _call(message: int, number: int, section: int, start: int, call: ToolCall, w
     if isinstance(written, str):
         return _Call(message, number, tuple(name), tuple(_whole_arguments(section, start, written, leaves)))
     parts: list[ContentPart] = []
-    for leaf in leaves or []:
+    for leaf in leaves or ():
         if _is_marked(leaf.value, kind):
             parts.append(_part(section, start, leaf))
         start += len(leaf.text)

@@ -57,11 +57,11 @@ class Grammar:
     text_end: str = ""
     """follows the end of the last turn"""
     controls: Sequence[str] = ()
-    """the tokenizer's control tokens, also those that a turn of text has none of"""
+    """all of the tokenizer's control tokens, also those that end no turn of text"""
 
     @cached_property
     def control_ends(self) -> list[str]:
-        """The ends of turns that are control tokens, and no text."""
+        """The ends of turns that consist of control tokens only."""
         return [end for end in _all_ends(self.turn_ends) if self._is_control(end)]
 
     def label(self, text: str, before: int, after: int, roles: Sequence[str]) -> list[Label]:
@@ -157,9 +157,9 @@ class Grammar:
     ) -> tuple[int, int] | None:
         """Return the span of the turn's end: right after the content, or else after what the template adds to it.
 
-        In the second case only white space may follow. A call may end with a token of its own before the next header
-        or the end of the text, and a tool's result may begin with what is no header: then the turn's end is a control
-        token that is there once.
+        In the second case only white space may follow. If neither is found, the turn may end with a control token in
+        the middle, before a tool's result that has no header, if the text has a single one; or, for a call, with
+        another control token right before the next header or the end of the text.
         """
         ends = self.turn_ends.get(roles[owner], _all_ends(self.turn_ends))
         if not ends:

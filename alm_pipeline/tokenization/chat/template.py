@@ -119,7 +119,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        # with placeholders, most conversations of as many messages are the same
+        # with placeholders, most conversations with the same number of messages are the same
         self._scaffold = lru_cache(maxsize=1024)(self._rendered_json)
 
     def render(
@@ -191,7 +191,7 @@ class ChatTemplate:
     def _trace(self, text: str, dialogue: Dialogue, arguments: Mapping[str, Any] | None) -> Trace | None:
         """Trace placeholders for whole texts, then for the parts between tags that the template may look for.
 
-        In calls they stand for all keys and values, then for strings alone, then for nothing.
+        In calls, placeholders replace all keys and values; if that fails, only strings; and then nothing.
         """
         texts = ["" if section.role == TOOL_CALLS else section.text for section in dialogue.sections]
         whole = whole_parts(texts)

@@ -19,7 +19,7 @@ _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
 
 
 class ContentPart(NamedTuple):
-    """A stretch of a section's text that one placeholder stands for."""
+    """A stretch of a section's text that one placeholder replaces."""
 
     section: int
     start: int
@@ -28,7 +28,7 @@ class ContentPart(NamedTuple):
     spellings: tuple[Spelling, ...] = ()
     """of a name, key or value in a call: what the template may write for it; empty for other texts"""
     is_number: bool = False
-    """whether a number stands for it: it is a number, true, false or null"""
+    """whether its placeholder is a number, as for a number, true, false or null"""
 
     @property
     def end(self) -> int:
@@ -162,7 +162,8 @@ def trace(
     whole = all(part.spellings or len(part.text) == len(contents[part.section]) for part in parts)
     fragments += [] if whole else _between(pieces, contents, parts, occurrences)
     joined = _joined(sorted(fragment for fragment in fragments if fragment.end > fragment.start))
-    strays = [occurrence for place, occurrence in enumerate(occurrences) if place not in set(kept)]
+    in_place = set(kept)
+    strays = [occurrence for place, occurrence in enumerate(occurrences) if place not in in_place]
     return Trace(joined, strays) if _is_exact(joined, text, contents) else None
 
 
@@ -210,7 +211,10 @@ def _spelled(text: str, at: int, spellings: Sequence[Spelling], following: str) 
 
 
 def _shown(text: str, at: int, content: str, following: str) -> tuple[int, tuple[Equal, ...]] | None:
-    """Return how many characters are shown of a content, which may lack white space at its edges, and which."""
+    """Return the number of characters that are shown of a content, which may lack white space at its edges, and which.
+
+    None if what is shown at `at` is not the content.
+    """
     skipped, size = _shown_range(text, at, content, following)
     if content[skipped : skipped + size] != text[at : at + size] or not text.startswith(following, at + size):
         return None

@@ -78,7 +78,7 @@ class TemplateChoice:
     def applied(self, own: Templates, tokenizer: str) -> Templates:
         """Return the template to use in place of a tokenizer's own; None if it has none, and none is named.
 
-        Raises UserError, naming the setting, if there is no such template or it is not valid.
+        Raises UserError, naming the setting, if the template does not exist or is not valid.
         """
         if self.template is not None:
             source, origin = self._named(own, tokenizer)

@@ -1,4 +1,4 @@
-"""What a template's source says, without rendering it: whether it is valid, and which names it reads."""
+"""What is known of a template without rendering it: whether it is valid, and which names it reads."""
 
 from functools import lru_cache
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.conversations.sections import Messages
+from alm_pipeline.conversations.sections import ASSISTANT, Messages
+from alm_pipeline.corpus.formats.tools import Arguments, stored_arguments
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import TemplateRefused
@@ -22,7 +23,6 @@ from storage.dataset import Dataset
 
 _PROMPT_TOKENS = 32
 """the maximum length of a prompt of plain text, which is also at most half of its text"""
-_ASSISTANT = "assistant"
 
 Ids = list[int]
 
@@ -54,13 +54,10 @@ def _prompts(held_out: HeldOut, tokenizer: LoadedTokenizer, examples: Dataset | 
     # a row of a dataset of texts has no conversation, so none is looked for
     rows = _conversations(examples, names) if examples and held_out.has_conversations else iter([None] * len(names))
     for row, token_ids, tokens, assistant in zip(rows, ids, *chunks, strict=True):
-        prompt = row and _next_answer(tokenizer, json.loads(row["messages"]), _arguments(row))
+        prompt = row and _next_answer(
+            tokenizer, json.loads(row["messages"]), stored_arguments(row.get("template_arguments"))
+        )
         yield prompt or token_ids[: _prompt_length(tokens, assistant)].tolist()
-
-
-def _arguments(row: dict[str, Any]) -> dict[str, Any] | None:
-    given = row.get("template_arguments")
-    return json.loads(given) if given else None
 
 
 def _conversations(examples: Dataset, names: Iterable[str]) -> Iterator[dict[str, Any] | None]:
@@ -72,9 +69,9 @@ def _conversations(examples: Dataset, names: Iterable[str]) -> Iterator[dict[str
         yield from (row if row["messages"] else None for row in found)
 
 
-def _next_answer(tokenizer: LoadedTokenizer, messages: Messages, arguments: dict[str, Any] | None) -> Ids | None:
+def _next_answer(tokenizer: LoadedTokenizer, messages: Messages, arguments: Arguments | None) -> Ids | None:
     """Return the prompt of the last answer; None if the template does not take the messages before it."""
-    answers = [index for index, message in enumerate(messages) if message["role"] == _ASSISTANT]
+    answers = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
     before = messages[: answers[-1]] if answers else messages
     if not before:
         return None

@@ -206,7 +206,7 @@ def test_sides_that_show_none_of_the_same_bytes_are_refused(tmp_path: Path) -> N
         tokens_dataset(tmp_path, "tiny-llama", [[HIDDEN]]),
         tokens_dataset(tmp_path, "tiny-gemma", [[other]]),
     )
-    with pytest.raises(UserError, match=r"show none of the same bytes \(2 are shown by the teacher's"):
+    with pytest.raises(UserError, match=r"have no bytes in common \(2 are shown by the teacher's"):
         run(teacher, student)
 
 

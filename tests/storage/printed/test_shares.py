@@ -1,4 +1,4 @@
-"""A percentage that is shown says no more than it is."""
+"""A percentage is never rounded up to 100 % or down to 0 %."""
 
 import pytest
 

@@ -123,7 +123,7 @@ def test_rows_of_another_form_are_counted(tmp_path: Path) -> None:
             {**GOOD["messages"], "chat_template_kwargs": {"x": 1}},
             ", template arguments in column 'chat_template_kwargs'",
         ),
-        ({"messages": [{**CHAT[0], "weight": 0}]}, ", learned as 'weight' of messages says"),
+        ({"messages": [{**CHAT[0], "weight": 0}]}, ", messages marked by 'weight'"),
         ({"messages": [{**CHAT[0], "weight": 0.5}]}, "; not used: 'weight' of messages"),
     ],
 )
