@@ -5,6 +5,7 @@ The student has the bytes of an undisturbed one, or the run ends with an error t
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,17 +55,21 @@ def _assert_same_student(undisturbed: tuple[Pipeline, Path], student: str) -> No
 
 
 class _Weather:
-    """Harms a share of all requests, seeded."""
+    """Harms a share of all requests, none three times in a row: one is tried five times, then the run ends."""
 
     def __init__(self, proxy: Proxy, fault: Fault, share: float) -> None:
         self._fault, self._share, self._chance = fault, share, random.Random(0)
         self._next = proxy.next_fault
+        self._in_a_row: Counter[str] = Counter()
         self.harmed: set[str] = set()
 
     def next_fault(self, method: str, path: str) -> Fault | None:
         planned = self._next(method, path)
-        if planned or self._chance.random() > self._share:
+        request = f"{method} {path}"
+        if planned or self._in_a_row[request] == 2 or self._chance.random() > self._share:
+            self._in_a_row[request] = 0
             return planned
+        self._in_a_row[request] += 1
         self.harmed.add(method)
         return self._fault
 
