@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
@@ -41,6 +42,7 @@ from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.tokenization.templates.choice import TemplateChoice
+from alm_pipeline.vocabulary.token_edges import Edges, token_edges
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FolderManifest, StoredFolder
@@ -376,7 +378,14 @@ class Pipeline:
     def align(self, shards: Sequence[int] | None = None) -> Manifest | None:
         """Align both tokenizations, or only the shards given."""
         with self.alignments.being_written():
-            return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, shards)
+            edges = SideEdges(*map(self._edges, _SIDES))
+            return align_datasets(self.tokens("teacher"), self.tokens("student"), self.alignments, edges, shards)
+
+    def _edges(self, side: Side) -> Edges:
+        """Return what is known of the edges of a side's tokens, whose dataset may be named by another process."""
+        tokenizer, tokens = self.tokenizer(side), self.tokens(side)
+        check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
+        return token_edges(tokenizer.view)
 
     def pair_biases(self) -> FolderManifest | None:
         """Compute the tokenization biases of the pairs of tokens at the ends of chunks, if the chunking needs them."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.config.recipes import GEMMA3, SMOLLM2
@@ -65,7 +66,8 @@ def prepared(root: str, documents: list[str], teacher: str, student: str, name: 
     for side, tokenizer in zip(sides, (teacher, student), strict=True):
         tokenize(examples, side, LoadedTokenizer(tokenizer), None)
     alignments = alignments_dataset(sides[0], sides[1], examples.label)
-    align_datasets(sides[0], sides[1], alignments)
+    edges = SideEdges.of(*(LoadedTokenizer(each).view for each in (teacher, student)))
+    align_datasets(sides[0], sides[1], alignments, edges)
     return *sides, alignments
 
 
@@ -141,10 +143,12 @@ def losses(teacher: pa.Table, student: pa.Table, alignments: pa.Table) -> tuple[
 
 def chunk_likelihoods(teacher: pa.Table, student: pa.Table, alignments: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
     """([C], [C]) debiased log-likelihoods of unmerged chunks; merging would follow the rounded scores."""
-    own, others, kinds = (flatten_lists(alignments[name]) for name in ("teacher_tokens", "student_tokens", "kinds"))
+    names = ("teacher_tokens", "student_tokens", "kinds", "ends")
+    own, others, kinds, flags = (flatten_lists(alignments[name]) for name in names)
     (logprobs, tokens), (boundary, _) = (flatten_lists(teacher[name]) for name in ("logprobs", "boundary_logprobs"))
-    scores = AlignedScores(own[1], own[0], others[0], kinds[0], tokens, logprobs, boundary)
-    chunks = merged_chunks(scores, gamma=None, debias=True)
+    all_learned = np.zeros(0, np.bool_)
+    scores = AlignedScores(own[1], own[0], others[0], kinds[0], flags[0], all_learned, tokens, logprobs, boundary)
+    chunks = merged_chunks(scores, gamma=None, debias="end")
     (logprobs, tokens), (boundary, _) = (flatten_lists(student[name]) for name in ("logprobs", "boundary_logprobs"))
     first = np.repeat(tokens[:-1], np.diff(chunks.offsets))
     sums = np.append(0, np.cumsum(np.nan_to_num(logprobs, nan=0.0), dtype=np.float64))

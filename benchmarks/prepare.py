@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
@@ -143,7 +144,8 @@ def prepare(examples: Dataset, encoders: dict[str, ByteEncoder], engines: Mappin
             sides[-1] = Dataset(root, sides[-1].kind, sides[-1].label, sides[-1].identity)
             stage.tokenize(examples, sides[-1], LoadedTokenizer(name), None, encoders=Encoders(engines))
         teacher, student = sides
-        align_datasets(teacher, student, alignments_dataset(teacher, student, examples.label))
+        edges = SideEdges.of(*(LoadedTokenizer(name).view for name in encoders))
+        align_datasets(teacher, student, alignments_dataset(teacher, student, examples.label), edges)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from fsspec.implementations.memory import MemoryFileSystem
 
+from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -118,7 +119,8 @@ def prepare(options: argparse.Namespace, root: Path) -> Caches:
         sides.append(tokens_dataset(examples, LoadedTokenizer(folder), None))
         tokenize(examples, sides[-1], LoadedTokenizer(folder), None)
     alignments = alignments_dataset(sides[0], sides[1], examples.label)
-    align_datasets(sides[0], sides[1], alignments)
+    views = (LoadedTokenizer(str(tokenizer_folder(name))).view for name in (options.teacher, options.student))
+    align_datasets(sides[0], sides[1], alignments, SideEdges.of(*views))
     scores = Dataset(examples.root, Kind.TEACHER_SCORES, examples.label, {"tokens": sides[0].name})
     if not scores.manifest():
         for shard in range(len(sides[0].complete_manifest().shards)):

@@ -24,7 +24,7 @@ from alm_pipeline.config.recipes import recipe
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model, matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.objective.alm import chunk_logprobs
+from alm_pipeline.objective.alm import ChunkPlaces, chunk_logprobs
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
@@ -108,17 +108,17 @@ class Run:
             tokens, boundary = token_and_boundary_logprobs(
                 hidden, ids.flatten().roll(-1), self.teacher.head, self.teacher_vocabulary.boundary_ids_K
             )
-        return chunk_logprobs(tokens.float().roll(1), boundary.float(), *teacher_chunks(batch), debias=True)
+        return chunk_logprobs(tokens.float().roll(1), boundary.float(), teacher_places(batch))
 
 
-def teacher_chunks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """([M], [C]) the chunk of each teacher position, and each chunk's last."""
+def teacher_places(batch: Batch) -> ChunkPlaces:
+    """Return where the batch's chunks are among the teacher's positions."""
     own, teacher = batch["aligned_token_A"], batch["aligned_teacher_token_A"]
-    chunk_of_A = batch["chunk_of_token_N"][own]
-    positions = torch.arange(batch["teacher_token_ids_BT"].numel())
-    aligned = torch.searchsorted(teacher, positions).clamp(max=len(teacher) - 1)
-    chunk_of_M = torch.where(positions <= teacher[-1], chunk_of_A[aligned], -1)
-    return chunk_of_M, teacher[torch.searchsorted(own, batch["last_token_C"])]
+    # the token before a chunk is the last of an aligned chunk too
+    first = teacher[torch.searchsorted(own, batch["first_token_C"] - 1)] + 1
+    covered = torch.ones(batch["teacher_token_ids_BT"].numel(), dtype=torch.bool)
+    last = teacher[torch.searchsorted(own, batch["last_token_C"])]
+    return ChunkPlaces(covered, first, last, batch["starts_debiased_C"], batch["ends_debiased_C"])
 
 
 def compare(root: str, steps: int) -> None:

@@ -5,7 +5,7 @@ this project. Row k of shard s is the same example in every dataset that descend
 """
 
 from collections.abc import Collection
-from enum import IntEnum, StrEnum
+from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
 
@@ -34,6 +34,18 @@ class ChunkKind(IntEnum):
     """Tokens of the same role (begin of text, start of turn, …, end of turn) on both sides: compared, without bytes."""
     UNPAIRED = 2
     """Tokens or bytes without a counterpart: not compared."""
+
+
+class ChunkEnd(IntFlag):
+    """What is known of the text at the end of an aligned chunk."""
+
+    BOUNDARY = 1
+    """A boundary token follows on both sides."""
+    EXACT = 2
+    """Given that a boundary follows, both tokenizations up to here are those of any text that begins so: no white space
+    stands before, and no token of either vocabulary goes on across such a place."""
+    ANCHOR = 3
+    """Both: the probability of the text up to here with a boundary after it doesn't depend on the tokenizer."""
 
 
 class TokenKind(IntEnum):
@@ -96,6 +108,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("student_tokens", pa.int32()),
             _list("byte_lengths", pa.int32()),
             _list("kinds", pa.uint8()),
+            _list("ends", pa.uint8()),
             _list("assistant", pa.bool_()),
         ]
     ),

@@ -122,7 +122,7 @@ def _stretch_sums(values: npt.NDArray[Any], starts: Int64s, ends: Int64s) -> Int
         sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
         between: Int64s = sums[ends] - sums[starts]
         return between
-    from alm_pipeline.alignment.sums_kernel import sum_stretches  # imports numba, which takes seconds
+    from alm_pipeline.alignment.shard_kernels import sum_stretches  # imports numba, which takes seconds
 
     sums = np.zeros(len(starts), np.int64)
     sum_stretches(constant(values, np.int32), constant(starts, np.int64), constant(ends, np.int64), sums)

@@ -19,6 +19,7 @@ class Ramp(Frozen):
 
 
 Chunking = Literal["boundary", "unconstrained", "space", "pair_bias"]
+Debias = Literal["none", "end", "both"]
 Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs", "abs_exp", "k2", "k3"]
 Balance = Literal["fixed", "gradmag"]
 LearnedPart = Literal["answer", "tool_calls", "reasoning"]
@@ -57,10 +58,11 @@ class ObjectiveConfig(Frozen):
         le=1,
         description="The threshold of the chunkings `boundary` and `pair_bias`; the others ignore it.",
     )
-    debias: bool = Field(
-        True,
-        description="Multiply the likelihood of each chunk by P(boundary) after it, which removes most of the "
-        "tokenization bias.",
+    debias: Debias = Field(
+        "end",
+        description="Which ends of a chunk are freed of tokenization bias. `none`: its likelihood is that of its "
+        "tokens. `end`: times P(boundary) after it, as published. `both`: also over P(boundary) before it, counted "
+        "from the last end of a word before the chunk, which makes it the same for every tokenizer.",
     )
     divergence: Divergence = Field(
         "binary_ce",

@@ -96,6 +96,12 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "The number of bytes of `text` that each chunk covers.", "[chunks]", "bytes (UTF-8)"
         ),
         "kinds": ColumnDescription("What each chunk covers: a `ChunkKind`.", "[chunks]"),
+        "ends": ColumnDescription(
+            "What is known of the text at the end of each chunk: a `ChunkEnd`, a sum of 1 (a boundary token follows on "
+            "both sides) and 2 (given that one follows, both tokenizations up to here are those of any text that "
+            "begins so). 3 is an anchor of `debias: both`.",
+            "[chunks]",
+        ),
         "assistant": ColumnDescription(
             "Whether the chunk is learned where only the assistant's turns are: it is content of one or of a "
             "completion, or ends one, and of the parts and turns that `objective.learn` and `objective.learned_turns` "

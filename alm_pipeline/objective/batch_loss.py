@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import ObjectiveConfig, Term
-from alm_pipeline.objective.alm import alm_loss, chunk_logprobs, sft_loss
+from alm_pipeline.objective.alm import ChunkPlaces, alm_loss, chunk_logprobs, sft_loss
 from alm_pipeline.objective.divergences import binary_kl
 
 
@@ -63,8 +63,7 @@ class ScoredBatch:
     boundary_logprobs_N: Tensor
     """[N] position i's is of a boundary after token i"""
     predicted_N: Tensor
-    chunk_of_token_N: Tensor
-    last_token_C: Tensor
+    places: ChunkPlaces
     teacher_logprobs_C: Tensor
     objective: ObjectiveConfig
     counts: LossCounts
@@ -83,8 +82,7 @@ class ScoredBatch:
             next_token_logprobs_N.roll(1),
             boundary_logprobs_N,
             batch["predicted_N"],
-            batch["chunk_of_token_N"],
-            batch["last_token_C"],
+            ChunkPlaces(**{name: batch[name] for name in ChunkPlaces._fields}),
             batch["teacher_logprobs_C"],
             objective,
             counts,
@@ -92,13 +90,7 @@ class ScoredBatch:
 
     @cached_property
     def student_logprobs_C(self) -> Tensor:
-        return chunk_logprobs(
-            self.token_logprobs_N,
-            self.boundary_logprobs_N,
-            self.chunk_of_token_N,
-            self.last_token_C,
-            debias=self.objective.debias,
-        )
+        return chunk_logprobs(self.token_logprobs_N, self.boundary_logprobs_N, self.places)
 
     def alm(self) -> Tensor:
         return alm_loss(
@@ -120,7 +112,7 @@ class ScoredBatch:
             "kl": binary_kl(teacher_C, student_C, self.objective.temperature),
             "teacher_chunk_probability": teacher_C.exp(),
             "student_chunk_probability": student_C.exp(),
-            "boundary_probability": self.boundary_logprobs_N[self.last_token_C].exp(),
+            "boundary_probability": self.boundary_logprobs_N[self.places.last_token_C].exp(),
         }
         means = {name: values_C.sum() / self.counts.chunks.clamp(min=1) for name, values_C in values.items()}
-        return means | {"tokens_in_chunks": (self.chunk_of_token_N >= 0).sum()}
+        return means | {"tokens_in_chunks": self.places.covered_N.sum()}

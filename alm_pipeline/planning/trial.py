@@ -11,7 +11,6 @@ from itertools import accumulate
 from typing import Any
 
 from alm_pipeline.alignment.shards import ONE_SIDED
-from alm_pipeline.alignment.stage import align_datasets
 from alm_pipeline.alignment.table import SEEN_BY_NOT_BOTH, visibility_rows
 from alm_pipeline.config import TrainedTokenizer
 from alm_pipeline.corpus.examples import Example
@@ -130,7 +129,7 @@ def _measure(sample: Pipeline, examples: Manifest, stand_in: bool) -> Trial:
         manifests[side] = _complete(sample.tokenize(side))
         seconds[f"tokenize {side}"] = time.monotonic() - start
     start = time.monotonic()
-    alignments = _complete(align_datasets(sample.tokens("teacher"), sample.tokens("student"), sample.alignments))
+    alignments = _complete(sample.align())
     seconds["align"] = time.monotonic() - start
     return Trial(
         size,

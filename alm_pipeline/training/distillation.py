@@ -110,8 +110,7 @@ class Distillation:
         """Where chunks may end, for a chunking that looks at tokens."""
         if not CHUNKINGS[self.config.objective.chunking].looks_at_tokens:
             return None
-        views = self.teacher.tokenizer.view, self.tokenizer.view
-        return chunk_ends(self.config.objective, *views, self._read_pair_biases)
+        return chunk_ends(self.config.objective, self._read_pair_biases)
 
     def _read_pair_biases(self) -> PairBiases:
         assert self.stored_pair_biases

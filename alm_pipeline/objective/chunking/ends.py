@@ -1,6 +1,6 @@
-"""Chunkings that look at the tokens beside the end of a chunk to decide whether a merged chunk may end there.
+"""Chunkings that look at the tokens at the end of a chunk to decide whether a merged chunk may end there.
 
-The chunking by the teacher's boundary probability looks at no token; it is in `merging`.
+The chunkings by the teacher's boundary probability and by white space look at no token: see `registry`.
 """
 
 from dataclasses import dataclass
@@ -50,23 +50,6 @@ class ChunkEnds(Protocol):
 
 
 @dataclass(frozen=True)
-class SpaceEnds:
-    """Chunks end where the next token on both sides begins with white space or is special, and at paired chunks.
-
-    The value for the last chunk of an example has no effect: a merged chunk always ends there.
-    """
-
-    teacher_boundary_V: Bools
-    """from `ByteView.boundary`"""
-    student_boundary_V: Bools
-
-    def closes(self, teacher: SideTokens, student: SideTokens, kinds: npt.NDArray[np.uint8]) -> Bools:
-        before_boundary = self.teacher_boundary_V[_next_ids(teacher)] & self.student_boundary_V[_next_ids(student)]
-        closes: Bools = before_boundary | (kinds == ChunkKind.PAIRED)
-        return closes
-
-
-@dataclass(frozen=True)
 class PairBiasEnds:
     """Chunks end where the pair of last tokens has a bias of at most γ in both directions, and at paired chunks."""
 
@@ -77,8 +60,3 @@ class PairBiasEnds:
         unbiased = self.biases.at_most(self.gamma, teacher.last(), student.last())
         closes: Bools = unbiased | (kinds == ChunkKind.PAIRED)
         return closes
-
-
-def _next_ids(side: SideTokens) -> npt.NDArray[np.int32]:
-    """[chunks] the id after each chunk; for the very last chunk, the id of its own last token."""
-    return side.ids[np.minimum(side.ends(), len(side.ids) - 1)] if len(side.ids) else side.ids

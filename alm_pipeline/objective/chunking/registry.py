@@ -8,22 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alm_pipeline.config import Chunking, ObjectiveConfig
 from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
-from alm_pipeline.objective.chunking.ends import ChunkEnds, PairBiasEnds, SideTokens, SpaceEnds
+from alm_pipeline.objective.chunking.ends import Bools, ChunkEnds, PairBiasEnds, SideTokens
 from alm_pipeline.objective.chunking.merging import merged_chunks
+from storage.schemas import ChunkEnd, ChunkKind
 
-if TYPE_CHECKING:  # they import transformers and tokenizers, which readers of the caches do without
+if TYPE_CHECKING:  # it imports transformers and tokenizers, which readers of the caches do without
     from alm_pipeline.objective.chunking.pair_bias import PairBiases
-    from alm_pipeline.vocabulary.byte_view import ByteView
 
 
 @dataclass(frozen=True)
 class EndSources:
     """Everything that the ends of chunks can be looked up from."""
 
-    teacher_view: "ByteView"
-    student_view: "ByteView"
     gamma: float
     read_pair_biases: Callable[[], "PairBiases"]
 
@@ -34,6 +34,8 @@ class ChunkingRule:
 
     merges_by_scores: bool = False
     """chunks are merged until the teacher's probability of a boundary exceeds γ"""
+    closes: Callable[[AlignedScores], Bools] | None = None
+    """[chunks] whether each chunk may be the last of a merged one, from what is stored of it"""
     find_ends: Callable[[EndSources], ChunkEnds] | None = None
     """looks up from tokens where chunks may end"""
     needs_pair_biases: bool = False
@@ -44,9 +46,10 @@ class ChunkingRule:
         return self.find_ends is not None
 
 
-def _space_ends(sources: EndSources) -> SpaceEnds:
-    teacher, student = sources.teacher_view, sources.student_view
-    return SpaceEnds(teacher.boundary(teacher.size), student.boundary(student.size))
+def _closes_before_boundary(scores: AlignedScores) -> Bools:
+    """Chunks end where the next token on both sides begins with white space or is special, and at paired chunks."""
+    closes: Bools = (scores.ends & np.uint8(ChunkEnd.BOUNDARY) > 0) | (scores.kinds == ChunkKind.PAIRED)
+    return closes
 
 
 def _pair_bias_ends(sources: EndSources) -> PairBiasEnds:
@@ -56,17 +59,12 @@ def _pair_bias_ends(sources: EndSources) -> PairBiasEnds:
 CHUNKINGS: dict[Chunking, ChunkingRule] = {
     "boundary": ChunkingRule(merges_by_scores=True),
     "unconstrained": ChunkingRule(),
-    "space": ChunkingRule(find_ends=_space_ends),
+    "space": ChunkingRule(closes=_closes_before_boundary),
     "pair_bias": ChunkingRule(find_ends=_pair_bias_ends, needs_pair_biases=True),
 }
 
 
-def chunk_ends(
-    objective: ObjectiveConfig,
-    teacher_view: "ByteView",
-    student_view: "ByteView",
-    read_pair_biases: Callable[[], "PairBiases"],
-) -> ChunkEnds | None:
+def chunk_ends(objective: ObjectiveConfig, read_pair_biases: Callable[[], "PairBiases"]) -> ChunkEnds | None:
     """Where chunks may end; None for a chunking that does not look at tokens.
 
     `read_pair_biases` is called only for a chunking that needs them.
@@ -74,7 +72,7 @@ def chunk_ends(
     find_ends = CHUNKINGS[objective.chunking].find_ends
     if find_ends is None:
         return None
-    return find_ends(EndSources(teacher_view, student_view, objective.gamma, read_pair_biases))
+    return find_ends(EndSources(objective.gamma, read_pair_biases))
 
 
 def chunks_of(
@@ -96,7 +94,7 @@ def chunks_of(
             f"the chunking {objective.chunking} {looks} at tokens: pass the `ends` that `chunk_ends` returns"
         )
     gamma = objective.gamma if rule.merges_by_scores else None
-    closes = None
+    closes = rule.closes(scores) if rule.closes else None
     if ends:
         assert teacher is not None
         closes = ends.closes(teacher, student, scores.kinds)

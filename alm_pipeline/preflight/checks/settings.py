@@ -26,12 +26,12 @@ def windows(context: Context) -> None:
 
 def boundaries(context: Context) -> None:
     """Debiasing multiplies by the probability of a boundary token, which the teacher's vocabulary must have."""
-    if context.config.objective.debias and not len(context.teacher_tokenizer.boundary_ids):
+    if context.config.objective.debias != "none" and not len(context.teacher_tokenizer.boundary_ids):
         context.add(
             "objective.debias",
             "the teacher's vocabulary has no boundary token (no special one, and none that begins with white space), "
             "so the likelihood of every chunk would be 0",
-            "set it to false",
+            "set it to none",
         )
 
 

@@ -10,6 +10,8 @@ from alm_pipeline.objective.chunking.arrays import TeacherChunks
 from storage.columns import flatten_lists
 
 Ints = npt.NDArray[np.integer[Any]]
+CHUNK_COLUMNS = TeacherChunks._fields[3:]
+"""the lists of an example's chunks, in a table made by `example_rows`"""
 
 
 class ExampleArrays(NamedTuple):
@@ -26,9 +28,9 @@ class ExampleArrays(NamedTuple):
     @classmethod
     def of(cls, rows: pa.Table) -> "ExampleArrays":
         """Return the arrays of a table made by `example_rows`."""
-        (logprobs, offsets), *bounds = (flatten_lists(rows[name]) for name in ("logprobs", "starts", "ends"))
+        lists = [flatten_lists(rows[name]) for name in CHUNK_COLUMNS]
         counts = (rows[name].to_numpy() for name in ("aligned", "used"))
-        chunks = TeacherChunks(offsets, *counts, logprobs, *(values for values, _ in bounds))  # type: ignore[call-arg]
+        chunks = TeacherChunks(lists[0][1], *counts, *(values for values, _ in lists))
         return cls(*flatten_lists(rows["token_ids"]), learned_column(rows, "learned"), chunks)
 
 
@@ -73,8 +75,11 @@ class BatchArrays(NamedTuple):
     token_ids: Ints
     position_ids: Ints
     predicted: npt.NDArray[np.bool_]
-    chunk_of_token: Ints
+    covered: npt.NDArray[np.bool_]
+    first_token: Ints
     last_token: Ints
+    starts_debiased: npt.NDArray[np.bool_]
+    ends_debiased: npt.NDArray[np.bool_]
     teacher_logprobs: npt.NDArray[np.float32]
 
 

@@ -14,7 +14,7 @@ from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.chunking.registry import chunks_of
 from alm_pipeline.scoring.finite import check_stored_scores
-from alm_pipeline.training.data.arrays import ExampleArrays
+from alm_pipeline.training.data.arrays import CHUNK_COLUMNS, ExampleArrays
 from storage.columns import flatten_filled, flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
 from storage.schemas import ChunkKind
@@ -22,7 +22,7 @@ from storage.schemas import ChunkKind
 COLUMNS = {
     "examples": ("split",),
     "student_tokens": ("token_ids",),
-    "alignments": ("teacher_tokens", "student_tokens", "kinds"),
+    "alignments": ("teacher_tokens", "student_tokens", "kinds", "ends"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
 _TEACHER = {"teacher_tokens": ("token_ids",)}
@@ -68,9 +68,9 @@ def aligned_examples(
     sides = _sides(tables, aligned)
     student = sides["student_tokens"]
     chunks = chunks_of(aligned, objective, sides.get("teacher_tokens"), student, ends)
-    rows = example_rows(ExampleArrays(*student[:2], _learned(student, aligned.kinds, objective), chunks))
+    rows = example_rows(ExampleArrays(*student[:2], _learned(student, aligned), chunks))
     if objective.is_live:
-        rows = _with_teacher_columns(rows, sides, aligned.kinds, objective)
+        rows = _with_teacher_columns(rows, sides, aligned)
     if with_ids:
         rows = rows.append_column("id", tables["examples"]["id"])
     has_chunks = np.diff(chunks.offsets) > 0
@@ -85,14 +85,15 @@ def _needed_columns(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[
 
 
 def _aligned(tables: Mapping[str, pa.Table], objective: ObjectiveConfig) -> AlignedScores:
-    """Return the alignments and scores. Chunks that are not to be learned count as unpaired."""
-    teacher, student, kinds = (flatten_lists(tables["alignments"][name]) for name in COLUMNS["alignments"])
-    logprobs, boundary = (flatten_lists(tables["scores"][name]) for name in COLUMNS["scores"])
-    kinds_to_learn = kinds[0]
+    """Return the alignments and scores."""
+    (teacher, offsets), *others = (flatten_lists(tables["alignments"][name]) for name in COLUMNS["alignments"])
+    (logprobs, token_offsets), (boundary, _) = (flatten_lists(tables["scores"][name]) for name in COLUMNS["scores"])
+    learned = np.zeros(0, np.bool_)
     if objective.assistant_only:
-        assistant = flatten_filled(tables["alignments"]["assistant"], teacher[1], fill=True)
-        kinds_to_learn = np.where(assistant, kinds_to_learn, np.uint8(ChunkKind.UNPAIRED))
-    return AlignedScores(teacher[1], teacher[0], student[0], kinds_to_learn, logprobs[1], logprobs[0], boundary[0])
+        learned = flatten_filled(tables["alignments"]["assistant"], offsets, fill=True)
+    return AlignedScores(
+        offsets, teacher, *(values for values, _ in others), learned, token_offsets, logprobs, boundary
+    )  # type: ignore[call-arg]
 
 
 def _sides(tables: Mapping[str, pa.Table], aligned: AlignedScores) -> dict[str, SideTokens]:
@@ -105,30 +106,34 @@ def _sides(tables: Mapping[str, pa.Table], aligned: AlignedScores) -> dict[str, 
     }
 
 
-def _learned(side: SideTokens, kinds: npt.NDArray[np.uint8], objective: ObjectiveConfig) -> npt.NDArray[np.bool_]:
+def _is_aligned(aligned: AlignedScores) -> npt.NDArray[np.bool_]:
+    """[chunks] whether each chunk is paired or compared, and to be learned."""
+    is_aligned: npt.NDArray[np.bool_] = aligned.kinds != ChunkKind.UNPAIRED
+    return is_aligned & aligned.learned if len(aligned.learned) else is_aligned
+
+
+def _learned(side: SideTokens, aligned: AlignedScores) -> npt.NDArray[np.bool_]:
     """[tokens] whether each token is in a chunk that counts; empty if all tokens count."""
-    if not objective.assistant_only:
+    if not len(aligned.learned):
         return np.zeros(0, np.bool_)
     learned = np.zeros(len(side.ids), np.bool_)
     counts = side.of_chunk
     # the chunks of an aligned example cover all its tokens, in order
     places = np.repeat(side.ends() - np.cumsum(counts), counts) + np.arange(counts.sum())
-    learned[places] = np.repeat(kinds != ChunkKind.UNPAIRED, counts)
+    learned[places] = np.repeat(_is_aligned(aligned), counts)
     return learned
 
 
 def example_rows(examples: ExampleArrays) -> pa.Table:
-    """Return one row per example: `token_ids`, its chunks' `logprobs`, `starts` and `ends`, and the counts of chunks
-    that are `aligned` and `used`.
+    """Return one row per example: `token_ids`, the lists of its chunks (CHUNK_COLUMNS), and the counts of chunks that
+    are `aligned` and `used`.
 
     If not all tokens count for the student's own likelihood, the column `learned` marks those that do.
     """
     chunks, tokens = examples.chunks, examples.token_offsets
     columns = {
         "token_ids": _column(examples.token_ids, tokens),
-        "logprobs": _column(chunks.logprobs, chunks.offsets),
-        "starts": _column(chunks.student_starts, chunks.offsets),
-        "ends": _column(chunks.student_ends, chunks.offsets),
+        **{name: _column(getattr(chunks, name), chunks.offsets) for name in CHUNK_COLUMNS},
         "aligned": pa.array(chunks.aligned),
         "used": pa.array(chunks.used),
     }
@@ -137,12 +142,10 @@ def example_rows(examples: ExampleArrays) -> pa.Table:
     return pa.table(columns)
 
 
-def _with_teacher_columns(
-    rows: pa.Table, sides: Mapping[str, SideTokens], kinds: npt.NDArray[np.uint8], objective: ObjectiveConfig
-) -> pa.Table:
+def _with_teacher_columns(rows: pa.Table, sides: Mapping[str, SideTokens], aligned: AlignedScores) -> pa.Table:
     """Add the columns that `TeacherArrays` reads."""
     teacher, student = sides["teacher_tokens"], sides["student_tokens"]
-    paired = kinds != ChunkKind.UNPAIRED
+    paired = _is_aligned(aligned)
     offsets = np.concatenate([[0], np.cumsum(paired)])[teacher.chunk_offsets]
     columns = {
         "teacher_ids": _column(teacher.ids, teacher.offsets),
@@ -150,8 +153,8 @@ def _with_teacher_columns(
         "aligned_student_ends": _column(_ends_within_example(student)[paired], offsets),
         "single": list_array(((teacher.of_chunk == 1) & (student.of_chunk == 1))[paired], offsets, pa.bool_()),
     }
-    if objective.assistant_only:
-        columns["teacher_learned"] = list_array(_learned(teacher, kinds, objective), teacher.offsets, pa.bool_())
+    if len(aligned.learned):
+        columns["teacher_learned"] = list_array(_learned(teacher, aligned), teacher.offsets, pa.bool_())
     for name, column in columns.items():
         rows = rows.append_column(name, column)
     return rows

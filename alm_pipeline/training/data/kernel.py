@@ -57,10 +57,16 @@ def fill_batch(examples: ExampleArrays, plan: BatchPlan, width: int, batch: Batc
             batch.token_ids[start + token] = examples.token_ids[first + token]
             batch.position_ids[start + token] = token
             batch.predicted[start + token] = token > 0 and (all_learned or examples.learned[first + token])
+        covered = np.int64(0)
         for chunk in range(chunks.offsets[example], chunks.offsets[example + 1]):
-            for token in range(chunks.student_starts[chunk], chunks.student_ends[chunk]):
-                batch.chunk_of_token[start + token] = written
+            # chunks end in order, and each may begin within the ones before
+            covered = max(covered, chunks.student_starts[chunk])
+            batch.covered[start + covered : start + chunks.student_ends[chunk]] = True
+            covered = chunks.student_ends[chunk]
+            batch.first_token[written] = start + chunks.student_starts[chunk]
             batch.last_token[written] = start + chunks.student_ends[chunk] - 1
+            batch.starts_debiased[written] = chunks.starts_debiased[chunk]
+            batch.ends_debiased[written] = chunks.ends_debiased[chunk]
             batch.teacher_logprobs[written] = chunks.logprobs[chunk]
             written += 1
         start += length

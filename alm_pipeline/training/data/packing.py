@@ -36,10 +36,16 @@ class PackedBatch:
     """restart at 0 with each example; 0 in padding, so that no position exceeds what a model has learned"""
     predicted_N: Tensor
     """whether the token counts for the student's own likelihood: not padding, and not the first of its example"""
-    chunk_of_token_N: Tensor
-    """the chunk of each token; −1 if the token is in no chunk that counts"""
+    covered_N: Tensor
+    """whether the token is in a chunk that counts"""
+    first_token_C: Tensor
+    """the position (of N) of each chunk's first token; chunks may overlap"""
     last_token_C: Tensor
     """the position (of N) of each chunk's last token"""
+    starts_debiased_C: Tensor
+    """whether the chunk's likelihood is divided by P(boundary) before it"""
+    ends_debiased_C: Tensor
+    """whether the chunk's likelihood is multiplied by P(boundary) after it"""
     teacher_logprobs_C: Tensor
     aligned: Tensor
     """the number of aligned chunks before merging"""
@@ -117,8 +123,11 @@ def make_batch(examples: ExampleArrays, plan: BatchPlan) -> PackedBatch:
         token_ids=np.zeros(height * width, np.int64),
         position_ids=np.zeros(height * width, np.int64),
         predicted=np.zeros(height * width, np.bool_),
-        chunk_of_token=np.full(height * width, -1, np.int64),
+        covered=np.zeros(height * width, np.bool_),
+        first_token=np.empty(chunks, np.int64),
         last_token=np.empty(chunks, np.int64),
+        starts_debiased=np.empty(chunks, np.bool_),
+        ends_debiased=np.empty(chunks, np.bool_),
         teacher_logprobs=np.empty(chunks, np.float32),
     )
     fill_batch(examples, plan, width, flat)

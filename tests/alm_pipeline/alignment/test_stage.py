@@ -7,17 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
+from alm_pipeline.vocabulary.token_edges import TokenEdge
 from storage.dataset import Dataset, ShardRecord
 from storage.errors import UserError
-from storage.schemas import SCHEMAS, ChunkKind, Kind, TokenKind
+from storage.schemas import SCHEMAS, ChunkEnd, ChunkKind, Kind, TokenKind
 
 CONTENT, PAIRED, UNPAIRED = ChunkKind
 START, END = TokenKind.START_OF_TURN, TokenKind.END_OF_TURN
+EDGES = SideEdges(*np.uint8([[0, TokenEdge.BOUNDARY] * 8] * 2))
+"""every second token of each example begins with white space"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ ROWS = [
     ],
     [([0, 1], [1, 1], [1, 2], [UNPAIRED, CONTENT]), ([], [], [], [])],
 ]
+EXACT, ANCHOR = ChunkEnd.EXACT, ChunkEnd.ANCHOR
+ENDS = [[[ANCHOR, EXACT], [EXACT, EXACT], []], [[EXACT, EXACT], []]]
+"""after the first chunk of the first example, both sides' second token follows"""
 
 
 @pytest.fixture
@@ -81,7 +89,7 @@ def sides(tmp_path: Path) -> tuple[Dataset, Dataset]:
 
 def run(teacher: Dataset, student: Dataset) -> Dataset:
     alignments = alignments_dataset(teacher, student, "tiny")
-    align_datasets(teacher, student, alignments)
+    align_datasets(teacher, student, alignments, EDGES)
     return alignments
 
 
@@ -98,6 +106,7 @@ def test_rows(sides: tuple[Dataset, Dataset]) -> None:
         assert [row["id"] for row in rows] == [f"{shard}-{k}" for k in range(len(expected))]
         columns = ("teacher_tokens", "student_tokens", "byte_lengths", "kinds")
         assert [tuple(row[name] for name in columns) for row in rows] == expected
+        assert [row["ends"] for row in rows] == ENDS[shard]
         assert not any(row["assistant"] for row in rows)  # empty lists, since there are no turns
 
 
@@ -170,7 +179,7 @@ def one_sided(tmp_path: Path) -> tuple[Dataset, Dataset]:
 
 def with_settings(sides: tuple[Dataset, Dataset], settings: AlignmentSettings) -> Dataset:
     alignments = alignments_dataset(*sides, "tiny", settings)
-    align_datasets(*sides, alignments)
+    align_datasets(*sides, alignments, EDGES)
     return alignments
 
 
@@ -250,11 +259,11 @@ def test_an_error_leaves_the_shards_before_it(sides: tuple[Dataset, Dataset]) ->
     alignments = alignments_dataset(*sides, "tiny")
     failing = Watched(alignments.root, alignments.kind, alignments.label, alignments.identity, before)
     with pytest.raises(OSError, match="disk full"):
-        align_datasets(*sides, failing)
+        align_datasets(*sides, failing, EDGES)
     assert alignments.record(0)
     assert not alignments.record(1)
     assert alignments.manifest() is None
-    assert align_datasets(*sides, alignments).rows == 5
+    assert align_datasets(*sides, alignments, EDGES).rows == 5
 
 
 def test_label_names_the_corpus_once(sides: tuple[Dataset, Dataset]) -> None:
@@ -306,16 +315,16 @@ def test_groups_of_shards_are_written_as_all_at_once(sides: tuple[Dataset, Datas
         (Path(own.url) / "manifest.json").unlink()
     alignments = alignments_dataset(moved[0], moved[1], "tiny")
     (Path(moved[1].url) / "shard-00000.json").unlink()
-    assert align_datasets(moved[0], moved[1], alignments, [1]) is None
+    assert align_datasets(moved[0], moved[1], alignments, EDGES, [1]) is None
     with pytest.raises(UserError, match=r"shard-00000\.parquet: not complete"):
-        align_datasets(moved[0], moved[1], alignments, [0, 1])
+        align_datasets(moved[0], moved[1], alignments, EDGES, [0, 1])
     with pytest.raises(UserError, match="not complete"):
-        align_datasets(moved[0], moved[1], alignments)
+        align_datasets(moved[0], moved[1], alignments, EDGES)
     for side, own in zip(sides, moved, strict=True):
         shutil.copytree(side.url, own.url, dirs_exist_ok=True)
-    align_datasets(moved[0], moved[1], alignments, [1, 0])
+    align_datasets(moved[0], moved[1], alignments, EDGES, [1, 0])
     assert alignments.manifest() is None
-    align_datasets(moved[0], moved[1], alignments)
+    align_datasets(moved[0], moved[1], alignments, EDGES)
     assert files(alignments) == whole
 
 

@@ -1,4 +1,4 @@
-"""Where chunks may end by the tokens beside them, checked against a loop."""
+"""Where chunks may end by their last tokens, checked against a loop."""
 
 import itertools
 
@@ -6,11 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alm_pipeline.objective.chunking.ends import PairBiasEnds, SideTokens, SpaceEnds
+from alm_pipeline.objective.chunking.ends import PairBiasEnds, SideTokens
 from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from storage.schemas import ChunkKind
-
-TEACHER_BOUNDARY, STUDENT_BOUNDARY = np.arange(7) % 2 == 0, np.arange(5) < 2
 
 
 @st.composite
@@ -46,18 +44,3 @@ def test_pair_bias_ends_are_the_loop(examples: list[tuple[Chunks, Chunks, list[i
     lasts = [(one[-1], other[-1]) for left, right, _ in examples for one, other in zip(left, right, strict=True)]
     within = [bool((towards[:, 5 * one + other] <= 0.5).all()) for one, other in lasts]
     assert got.tolist() == [ends or kind == ChunkKind.PAIRED for ends, kind in zip(within, kinds, strict=True)]
-
-
-@given(examples=examples(), dropped=st.integers(0, 2))
-def test_space_ends_are_the_loop(examples: list[tuple[Chunks, Chunks, list[int]]], dropped: int) -> None:
-    kinds = np.array([kind for *_, of in examples for kind in of], np.uint8)
-    teacher, student = side([one for one, *_ in examples], dropped), side([other for _, other, _ in examples], 0)
-    got = SpaceEnds(TEACHER_BOUNDARY, STUDENT_BOUNDARY).closes(teacher, student, kinds)
-    at = 0
-    for left, right, of in examples:
-        for k in range(len(of)):
-            if k + 1 < len(of):  # a merged chunk always ends at the last
-                space = TEACHER_BOUNDARY[left[k + 1][0]] and STUDENT_BOUNDARY[right[k + 1][0]]
-                assert got[at] == (space or of[k] == ChunkKind.PAIRED)
-            at += 1
-    assert len(got) == at

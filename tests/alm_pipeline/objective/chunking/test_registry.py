@@ -36,7 +36,8 @@ def scores() -> AlignedScores:
     """The teacher expects a boundary with certainty after the first and fourth chunk, and nowhere else."""
     logprobs = np.full(COUNT, -1.0, np.float32)
     boundary = np.where(np.isin(np.arange(COUNT), [0, 3]), 0.0, -9.0).astype(np.float32)
-    return AlignedScores(OFFSETS, ONES, ONES, np.zeros(COUNT, np.uint8), OFFSETS, logprobs, boundary)
+    kinds, ends = np.zeros(COUNT, np.uint8), np.append(SPACE_BEFORE[1:], False).astype(np.uint8)
+    return AlignedScores(OFFSETS, ONES, ONES, kinds, ends, np.zeros(0, np.bool_), OFFSETS, logprobs, boundary)
 
 
 def biases(tokens: SideTokens) -> PairBiases:
@@ -49,7 +50,7 @@ def biases(tokens: SideTokens) -> PairBiases:
 def student_ends(chunking: Chunking, view: ByteView) -> list[int]:
     """Where the chunks of the example end, counted in student tokens; the first chunk has no prediction."""
     objective, tokens = ObjectiveConfig(chunking=chunking), side(view)
-    ends = chunk_ends(objective, view, view, lambda: biases(tokens))
+    ends = chunk_ends(objective, lambda: biases(tokens))
     return chunks_of(scores(), objective, tokens, tokens, ends).student_ends.tolist()
 
 
@@ -78,15 +79,15 @@ def test_ends_are_returned_for_chunkings_that_look_at_tokens(chunking: Chunking,
         calls.append(None)
         return biases(side(view))
 
-    ends = chunk_ends(ObjectiveConfig(chunking=chunking), view, view, read_pair_biases)
+    ends = chunk_ends(ObjectiveConfig(chunking=chunking), read_pair_biases)
     assert (ends is not None) == CHUNKINGS[chunking].looks_at_tokens
     assert bool(calls) == CHUNKINGS[chunking].needs_pair_biases
 
 
 @pytest.mark.parametrize("chunking", CHUNKINGS)
 def test_ends_that_do_not_fit_the_chunking_are_refused(chunking: Chunking, view: ByteView) -> None:
-    other: Chunking = "unconstrained" if CHUNKINGS[chunking].looks_at_tokens else "space"
+    other: Chunking = "unconstrained" if CHUNKINGS[chunking].looks_at_tokens else "pair_bias"
     tokens = side(view)
-    ends = chunk_ends(ObjectiveConfig(chunking=other), view, view, lambda: biases(tokens))
+    ends = chunk_ends(ObjectiveConfig(chunking=other), lambda: biases(tokens))
     with pytest.raises(ValueError, match=f"the chunking {chunking} .*look.* at tokens"):
         chunks_of(scores(), ObjectiveConfig(chunking=chunking), tokens, tokens, ends)

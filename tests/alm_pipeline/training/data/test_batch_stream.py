@@ -39,17 +39,21 @@ class Example:
     logprobs: npt.NDArray[np.float32]
     starts: npt.NDArray[np.int32]
     ends: npt.NDArray[np.int32]
+    starts_debiased: npt.NDArray[np.bool_]
+    ends_debiased: npt.NDArray[np.bool_]
 
 
 def example(length: int, seed: int = 0) -> Example:
-    """Return random ids, and chunks over some of the tokens with gaps between them."""
+    """Return random ids, and chunks over some of the tokens with gaps between them; some reach back over others."""
     generator = np.random.default_rng([length, seed])
     edges = np.unique(generator.integers(1, length + 1, 6)) if length > 1 else np.zeros(0, np.int64)
     starts, ends = edges[:-1].astype(np.int32), edges[1:].astype(np.int32)
     selected = generator.random(len(starts)) < 0.7
     logprobs = -generator.random(selected.sum()).astype(np.float32)
     ids = generator.integers(1, 1000, length).astype(np.int32)
-    return Example(ids, logprobs, starts[selected], ends[selected])
+    starts = np.where(generator.random(len(starts)) < 0.3, edges[:1], starts).astype(np.int32)[selected]
+    flags = generator.random((2, len(starts))) < 0.5
+    return Example(ids, logprobs, starts, ends[selected], flags[0], flags[1])
 
 
 def joined(examples: list[Example]) -> ExampleArrays:
@@ -59,7 +63,7 @@ def joined(examples: list[Example]) -> ExampleArrays:
     )
     ids, *columns = (
         np.concatenate([getattr(item, name) for item in examples])
-        for name in ("token_ids", "logprobs", "starts", "ends")
+        for name in ("token_ids", "logprobs", "starts", "ends", "starts_debiased", "ends_debiased")
     )
     counts = np.diff(chunks).astype(np.int32)
     return ExampleArrays(ids, tokens, np.zeros(0, np.bool_), TeacherChunks(chunks, counts, counts, *columns))
@@ -132,9 +136,9 @@ def test_a_batch_holds_its_examples(shape: list[list[int]]) -> None:
     rows = [[example(length, 10 * r + c) for c, length in enumerate(row)] for r, row in enumerate(shape)]
     batch = batch_of(rows)
     ids, positions = batch.token_ids_BS.numpy(), batch.position_ids_BS.numpy()
-    chunk_of, predicted = batch.chunk_of_token_N.numpy(), batch.predicted_N.numpy()
+    covered, predicted = batch.covered_N.numpy(), batch.predicted_N.numpy()
     width, chunk = ids.shape[1], 0
-    expected_chunks = np.full(ids.size, -1)
+    expected_covered = np.zeros(ids.size, np.bool_)
     for r, row in enumerate(rows):
         column = 0
         for item in row:
@@ -142,9 +146,12 @@ def test_a_batch_holds_its_examples(shape: list[list[int]]) -> None:
             assert ids[r, column : column + n].tolist() == item.token_ids.tolist()
             assert positions[r, column : column + n].tolist() == list(range(n))
             assert predicted[r * width + column : r * width + column + n].tolist() == [k > 0 for k in range(n)]
-            for value, start, end in zip(item.logprobs, item.starts, item.ends, strict=True):
+            flags = item.starts_debiased, item.ends_debiased
+            for value, start, end, *debiased in zip(item.logprobs, item.starts, item.ends, *flags, strict=True):
                 first = r * width + column
-                expected_chunks[first + start : first + end] = chunk
+                assert [batch.starts_debiased_C[chunk], batch.ends_debiased_C[chunk]] == debiased
+                expected_covered[first + start : first + end] = True
+                assert batch.first_token_C[chunk] == first + start
                 assert batch.last_token_C[chunk] == first + end - 1
                 assert batch.teacher_logprobs_C[chunk] == value
                 chunk += 1
@@ -153,7 +160,7 @@ def test_a_batch_holds_its_examples(shape: list[list[int]]) -> None:
         assert not positions[r, column:].any()
         assert not predicted[r * width + column : (r + 1) * width].any()
     assert len(batch.last_token_C) == chunk
-    assert chunk_of.tolist() == expected_chunks.tolist()
+    assert covered.tolist() == expected_covered.tolist()
 
 
 def test_rows_have_few_widths_and_little_padding() -> None:

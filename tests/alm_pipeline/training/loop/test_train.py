@@ -170,7 +170,7 @@ def test_only_assistant_turns_are_learned(config: AlmConfig, tmp_path: Path) -> 
     objective = ObjectiveConfig(assistant_only=True, chunking="unconstrained")
     for batch in itertools.islice(iter(BatchStream(pipeline.caches, objective, config.train)), 3):
         ids = batch["token_ids_BS"].flatten()
-        for of in (batch["predicted_N"], batch["chunk_of_token_N"] >= 0):
+        for of in (batch["predicted_N"], batch["covered_N"]):
             spelled = tokenizer.decode(ids[of])
             answers = spelled.split("<|im_end|>")
             assert len(answers) > 2

@@ -19,7 +19,7 @@ from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.objective.alm import chunk_logprobs
+from alm_pipeline.objective.alm import ChunkPlaces, chunk_logprobs
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
@@ -97,12 +97,14 @@ def live_chunk_logprobs(batch: dict[str, Tensor], teacher: LiveTeacher, boundary
         hidden = teacher.hidden(batch)
         tokens, boundary = token_and_boundary_logprobs(hidden, ids.flatten().roll(-1), teacher.head, boundary_ids_K)
     place = dict(zip(batch["aligned_token_A"].tolist(), batch["aligned_teacher_token_A"].tolist(), strict=True))
-    chunk_of, last = torch.full((ids.numel(),), -1), []
-    for chunk in range(len(batch["last_token_C"])):
-        own = (batch["chunk_of_token_N"] == chunk).nonzero()[:, 0].tolist()
-        last.append(place[own[-1]])
-        chunk_of[place[own[0] - 1] + 1 : last[-1] + 1] = chunk
-    return chunk_logprobs(tokens.roll(1), boundary, chunk_of, torch.tensor(last), debias=True)
+    covered, first, last = torch.zeros(ids.numel(), dtype=torch.bool), [], []
+    for start, end in zip(batch["first_token_C"].tolist(), batch["last_token_C"].tolist(), strict=True):
+        first.append(place[start - 1] + 1)
+        last.append(place[end])
+        covered[first[-1] : last[-1] + 1] = True
+    flags = batch["starts_debiased_C"], batch["ends_debiased_C"]
+    places = ChunkPlaces(covered, torch.tensor(first), torch.tensor(last), *flags)
+    return chunk_logprobs(tokens.roll(1), boundary, places)
 
 
 @pytest.fixture(params=["tiny", "SmolLM2"])
