@@ -22,7 +22,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "examples": ("split",),
     "teacher_tokens": ("token_ids", "byte_lengths", "kinds", "turns", "roles"),
     "student_tokens": ("token_ids", "byte_lengths", "kinds", "turns", "roles"),
-    "alignments": ("teacher_tokens", "student_tokens", "kinds", "assistant"),
+    "alignments": ("teacher_tokens", "student_tokens", "kinds", "ends", "assistant"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
 _SIDES = ("teacher_tokens", "student_tokens")
