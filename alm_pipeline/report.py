@@ -68,8 +68,10 @@ class RunSummary(BaseModel):
     """stored bytes of both sides' tokens, the alignments and the scores"""
     bits_per_byte: dict[str, float] | None
     """on held-out examples: the teacher's, and the student's before and after training"""
+    word_kl: dict[str, float] = Field(default_factory=dict)
+    """on held-out examples: the student's divergence from the teacher before and after training, nats per word"""
     standard_errors: dict[str, float | None]
-    """of the teacher's bits per byte and the trained student's; empty if they are not recorded"""
+    """of the teacher's bits per byte, the trained student's, and its KL per word; empty if they are not recorded"""
     held_out_documents: int
     """the documents that the bits per byte are measured on"""
     initialization: dict[str, int]
@@ -104,6 +106,7 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         unread_arguments={side: _unread(manifests[f"{side}_tokens"]) for side in ("teacher", "student")},
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
+        word_kl=results.get("held_out_word_kl", {}),
         standard_errors=results.get("held_out_standard_errors", {}),
         # students of earlier versions record no documents; there are at most as many as examples
         held_out_documents=results.get("held_out_documents", examples.counts["held_out_examples"]),
@@ -157,6 +160,10 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))
     if bits := summary.bits_per_byte:
         rows += [(f"held-out bits per byte, {who.replace('_', ' ')}", text) for who, text in _bits_texts(summary, bits)]
+    if word_kl := summary.word_kl:
+        rows.append(
+            ("KL per word from the teacher", _word_kl_text(word_kl, summary.standard_errors.get("student_word_kl")))
+        )
     if seconds:
         rows.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())))
     return rows
@@ -174,6 +181,11 @@ def _bits_texts(summary: RunSummary, bits: Mapping[str, float]) -> Iterator[tupl
         error = summary.standard_errors.get(who)
         problem = why_too_few(summary.held_out_documents, bits[who], error) if who == "student_after" else ""
         yield who, bits_text(bits[who], error) + (f" ({problem})" if problem else "")
+
+
+def _word_kl_text(word_kl: Mapping[str, float], error: float | None) -> str:
+    after = bits_text(word_kl["student_after"], error)
+    return f"{word_kl['student_before']:.4f} before, {after} after training (held out, nats)"
 
 
 def summary_table(summary: RunSummary, seconds: Mapping[str, float]) -> Table:

@@ -53,6 +53,7 @@ def _row(entry: CatalogEntry, name: str | None, settings: Settings) -> Row:
     student, evaluation = _mapping(config.get("student")), _mapping(config.get("evaluation"))
     steps = _number(_mapping(config.get("train")).get("steps"))
     bits, errors = _mapping(results.get("held_out_bits_per_byte")), _mapping(results.get("held_out_standard_errors"))
+    word_kl = _mapping(results.get("held_out_word_kl"))
     chosen = results.get("chosen_step")
     if chosen is None and evaluation.get("student", "last") == "last" and not evaluation.get("patience"):
         chosen = steps  # of an earlier version, which recorded none
@@ -72,6 +73,8 @@ def _row(entry: CatalogEntry, name: str | None, settings: Settings) -> Row:
         "bits_before": _number(bits.get("student_before")),
         "bits_after": after,
         "standard_error": error,
+        "word_kl_before": _number(word_kl.get("student_before")),
+        "word_kl_after": _number(word_kl.get("student_after")),
         "held_out_documents": _number(results.get("held_out_documents")),
         "chosen_step": _number(chosen),
         "finished": _time(entry) if entry.manifest else None,

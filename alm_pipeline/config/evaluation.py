@@ -6,7 +6,7 @@ from pydantic import Field
 
 from alm_pipeline.config.frozen import Frozen
 
-HeldOutMetric = Literal["bits_per_byte", "alm", "kl"]
+HeldOutMetric = Literal["bits_per_byte", "word_kl", "alm", "kl"]
 ChosenStep = Literal["last", "best"]
 
 
@@ -27,7 +27,8 @@ class EvaluationConfig(Frozen):
     metric: HeldOutMetric = Field(
         "bits_per_byte",
         description="The metric that decides which student is better; lower is better. `bits_per_byte` is the "
-        "cross-entropy of the held-out texts, `alm` the ALM loss, `kl` the divergence from the teacher's scores.",
+        "cross-entropy of the held-out texts, `word_kl` the divergence from the teacher word by word (the same measure "
+        "for every tokenizer and objective), `alm` the ALM loss, `kl` the divergence of the objective's own chunks.",
     )
     patience: int | None = Field(
         None,

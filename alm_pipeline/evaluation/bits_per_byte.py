@@ -7,6 +7,7 @@ tokenize.
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.runtime.progress import track
-from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from storage.errors import UserError
 from storage.schemas import TokenKind
 
@@ -51,16 +52,24 @@ def standard_error(
     """Return the standard error of `bits_per_byte`, from how much documents differ; None for a single document.
 
     `documents` [tokens] is the number of each token's document: pieces of one document resemble each other, so they
-    count as one observation. It is that of a ratio of sums over D documents (Cochran, Sampling Techniques, 1977, 2.11):
-    √(D / (D − 1) · Σ (bits − r · bytes)²) / Σ bytes, where r is the bits per byte.
+    count as one observation.
     """
     counted = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT)
     bits = np.bincount(documents[counted], -logprobs[counted].astype(np.float64) / math.log(2))
     sizes = np.bincount(documents[counted], byte_lengths[counted].astype(np.float64))
-    bits, sizes = bits[sizes > 0], sizes[sizes > 0]
+    return ratio_error(bits.astype(np.float64), sizes.astype(np.float64))
+
+
+def ratio_error(sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float | None:
+    """Return the standard error of Σ sums / Σ sizes over documents; None for a single document.
+
+    √(D / (D − 1) · Σ (sum − r · size)²) / Σ sizes, where r is the ratio and D the number of documents that have a size
+    (Cochran, Sampling Techniques, 1977, 2.11).
+    """
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     if len(sizes) < 2:
         return None
-    residuals = bits - bits.sum() / sizes.sum() * sizes
+    residuals = sums - sums.sum() / sizes.sum() * sizes
     return math.sqrt(len(sizes) / (len(sizes) - 1) * float((residuals**2).sum())) / float(sizes.sum())
 
 
@@ -75,13 +84,12 @@ class TextTokens:
     kinds: npt.NDArray[np.uint8]
     """[tokens] TokenKind"""
 
-    def bits_per_byte(self, student: Scorer, title: str | None = None) -> float:
+    def score(self, student: Scorer, title: str | None = None) -> list[TokenScores]:
         """Score the texts; `title` is the name of the progress bar, and without one none is shown."""
-        return bits_per_byte(self.logprobs(student, title), self.byte_lengths, self.kinds)
-
-    def logprobs(self, student: Scorer, title: str | None = None) -> npt.NDArray[np.float32]:
-        """Return the log-probability of each token [tokens]; NaN for one without a prediction."""
         progress = track(title, sum(map(len, self.ids)), "tokens") if title else contextlib.nullcontext()
         with progress as advance:
-            scores = student.score(self.ids, advance)
-        return np.concatenate([row.logprobs for row in scores])
+            return student.score(self.ids, advance)
+
+    def bits_per_byte(self, scores: Sequence[TokenScores]) -> float:
+        """Return the bits per byte of the texts' scores."""
+        return bits_per_byte(np.concatenate([row.logprobs for row in scores]), self.byte_lengths, self.kinds)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
 from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, TextTokens, bits_per_byte, standard_error
+from alm_pipeline.evaluation.words import Distance, Words
 from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.scoring.scorer import Scorer
 from storage.columns import flatten_filled, flatten_lists, list_rows
@@ -40,6 +41,8 @@ class Measured:
 
     bits_per_byte: float
     standard_error: float | None
+    distance: Distance | None = None
+    """to the teacher, per word; None for the teacher itself, and where there is no word or no boundary token"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class HeldOut:
     """the student's tokens of all of them"""
     teacher: Measured
     """over all of them, from the teacher's scores"""
+    words: Words
+    """of all of them"""
     documents: npt.NDArray[np.int64]
     """[examples] the number of each one's document, from 0"""
     drawn: Tables
@@ -73,7 +78,8 @@ class HeldOut:
         is_all = at_most is None or at_most >= total
         drawn = tables if is_all else _draw(tables, total, at_most or 0)
         documents = _documents(tables)
-        return cls(_student_tokens(tables), _measure_teacher(tables, documents), documents, drawn, is_all)
+        teacher = _measure_teacher(tables, documents)
+        return cls(_student_tokens(tables), teacher, _words(tables), documents, drawn, is_all)
 
     @property
     def teacher_bits_per_byte(self) -> float:
@@ -87,8 +93,13 @@ class HeldOut:
 
     def measure_student(self, student: Scorer, title: str) -> Measured:
         """Score all examples; `title` is the name of the progress bar."""
-        documents = np.repeat(self.documents, list(map(len, self.student.ids)))
-        return _measure(self.student.logprobs(student, title), self.student.byte_lengths, self.student.kinds, documents)
+        scores, documents = (
+            self.student.score(student, title),
+            np.repeat(self.documents, list(map(len, self.student.ids))),
+        )
+        logprobs = np.concatenate([row.logprobs for row in scores])
+        measured = _measure(logprobs, self.student.byte_lengths, self.student.kinds, documents)
+        return replace(measured, distance=self.words.distance(scores, self.documents))
 
     def __len__(self) -> int:
         """The number of examples that are drawn."""
@@ -98,6 +109,11 @@ class HeldOut:
     def drawn_student(self) -> TextTokens:
         """The student's tokens of the examples that are drawn."""
         return self.student if self.is_all else _student_tokens(self.drawn)
+
+    @property
+    def drawn_words(self) -> Words:
+        """The words of the examples that are drawn."""
+        return self.words if self.is_all else _words(self.drawn)
 
     @property
     def has_conversations(self) -> bool:
@@ -183,6 +199,12 @@ def _measure(
 ) -> Measured:
     value = bits_per_byte(logprobs, byte_lengths, kinds)
     return Measured(value, standard_error(logprobs, byte_lengths, kinds, documents))
+
+
+def _words(tables: Tables) -> Words:
+    """Return the words that are measured: of prompts with completions, the completions' alone."""
+    roles, _ = flatten_lists(tables["student_tokens"]["roles"])
+    return Words.of(tables, assistant_only=bool((roles == COMPLETION).any()))
 
 
 def _bytes_and_kinds(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:

@@ -1,7 +1,7 @@
 """The stage that makes the student: caches → a Hugging Face model folder, with its metrics and held-out results."""
 
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -113,15 +113,17 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
         evaluations.write(student.path)
     bits = {
         "teacher": held_out.teacher.bits_per_byte,
-        "student_before": evaluations.before,
+        "student_before": evaluations.before["bits_per_byte"],
         "student_after": after.bits_per_byte,
     }
     results = {
         "initialization": initialization,
         "held_out_bits_per_byte": bits,
+        "held_out_word_kl": _word_kl(evaluations.before, after),
         "held_out_standard_errors": {
             "teacher": held_out.teacher.standard_error,
             "student_after": after.standard_error,
+            "student_word_kl": after.distance and after.distance.standard_error,
         },
         "held_out_documents": held_out.document_count,
         "chosen_step": evaluations.chosen_step(int(log[-1]["step"]) if log else 0),
@@ -178,6 +180,13 @@ def _save(
     save_student(model, distillation.tokenizer.fast, log, student.path, dtype)
     save_speed(log, student.path / RUNS)
     return measured
+
+
+def _word_kl(before: Mapping[str, float], after: Measured) -> dict[str, float]:
+    """Return the KL per word of the student before and after training; {} where it has none."""
+    if after.distance is None:
+        return {}
+    return {"student_before": before["word_kl"], "student_after": after.distance.kl}
 
 
 def _describe(distilled: DistilledStudent) -> None:

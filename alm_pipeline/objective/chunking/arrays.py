@@ -1,12 +1,21 @@
 """The flat arrays that the compiled loop reads chunks from and writes merged chunks to."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from storage.columns import flatten_filled, flatten_lists
 
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
+ALIGNED_COLUMNS = {
+    "alignments": ("teacher_tokens", "student_tokens", "kinds", "ends"),
+    "scores": ("logprobs", "boundary_logprobs"),
+}
+"""the columns that `AlignedScores.of` reads, by role"""
 
 
 class AlignedScores(NamedTuple):
@@ -28,6 +37,26 @@ class AlignedScores(NamedTuple):
     logprobs: Floats
     """[teacher tokens] NaN for each example's first token, which has no prediction, and finite for all others"""
     boundary_logprobs: Floats
+
+    @classmethod
+    def of(cls, tables: Mapping[str, pa.Table], *, assistant_only: bool) -> "AlignedScores":
+        """Return the arrays of tables that hold the columns ALIGNED_COLUMNS; `assistant_only` needs `assistant` too."""
+        alignments, scores = tables["alignments"], tables["scores"]
+        teacher, student, kinds, ends = (flatten_lists(alignments[name]) for name in ALIGNED_COLUMNS["alignments"])
+        logprobs, boundary = (flatten_lists(scores[name]) for name in ALIGNED_COLUMNS["scores"])
+        learned = np.zeros(0, np.bool_)
+        if assistant_only:
+            learned = flatten_filled(alignments["assistant"], teacher[1], fill=True)
+        return cls(
+            teacher[1], teacher[0], student[0], kinds[0], ends[0], learned, logprobs[1], logprobs[0], boundary[0]
+        )
+
+    def without_chunks(self) -> "AlignedScores":
+        """Return the same examples as if none of them were aligned."""
+        none = {
+            name: getattr(self, name)[:0] for name in ("teacher_tokens", "student_tokens", "kinds", "ends", "learned")
+        }
+        return self._replace(chunk_offsets=np.zeros_like(self.chunk_offsets), **none)
 
 
 class TeacherChunks(NamedTuple):

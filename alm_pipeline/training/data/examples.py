@@ -10,21 +10,16 @@ import pyarrow.compute as pc
 
 from alm_pipeline.config import ObjectiveConfig
 from alm_pipeline.corpus.stage import learns_completions, learns_marked
-from alm_pipeline.objective.chunking.arrays import AlignedScores
+from alm_pipeline.objective.chunking.arrays import ALIGNED_COLUMNS, AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.chunking.registry import chunks_of
 from alm_pipeline.scoring.finite import check_stored_scores
 from alm_pipeline.training.data.arrays import CHUNK_COLUMNS, ExampleArrays
-from storage.columns import flatten_filled, flatten_lists, list_array
+from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
 from storage.schemas import ChunkKind
 
-COLUMNS = {
-    "examples": ("split",),
-    "student_tokens": ("token_ids",),
-    "alignments": ("teacher_tokens", "student_tokens", "kinds", "ends"),
-    "scores": ("logprobs", "boundary_logprobs"),
-}
+COLUMNS = {"examples": ("split",), "student_tokens": ("token_ids",), **ALIGNED_COLUMNS}
 _TEACHER = {"teacher_tokens": ("token_ids",)}
 
 
@@ -64,7 +59,7 @@ def aligned_examples(
 
     `selected` ([rows]) selects rows; None selects all.
     """
-    aligned = _aligned(tables, objective)
+    aligned = AlignedScores.of(tables, assistant_only=objective.assistant_only)
     sides = _sides(tables, aligned)
     student = sides["student_tokens"]
     chunks = chunks_of(aligned, objective, sides.get("teacher_tokens"), student, ends)
@@ -82,18 +77,6 @@ def _needed_columns(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[
     if objective.assistant_only:
         columns["alignments"] = (*COLUMNS["alignments"], "assistant")
     return columns
-
-
-def _aligned(tables: Mapping[str, pa.Table], objective: ObjectiveConfig) -> AlignedScores:
-    """Return the alignments and scores."""
-    (teacher, offsets), *others = (flatten_lists(tables["alignments"][name]) for name in COLUMNS["alignments"])
-    (logprobs, token_offsets), (boundary, _) = (flatten_lists(tables["scores"][name]) for name in COLUMNS["scores"])
-    learned = np.zeros(0, np.bool_)
-    if objective.assistant_only:
-        learned = flatten_filled(tables["alignments"]["assistant"], offsets, fill=True)
-    return AlignedScores(
-        offsets, teacher, *(values for values, _ in others), learned, token_offsets, logprobs, boundary
-    )  # type: ignore[call-arg]
 
 
 def _sides(tables: Mapping[str, pa.Table], aligned: AlignedScores) -> dict[str, SideTokens]:

@@ -24,6 +24,7 @@ EVALUATIONS = pa.schema(
     [
         ("step", pa.int64()),
         ("bits_per_byte", pa.float64()),
+        ("word_kl", pa.float64()),
         ("alm", pa.float64()),
         ("kl", pa.float64()),
         ("examples", pa.int64()),
@@ -32,8 +33,11 @@ EVALUATIONS = pa.schema(
 )
 """The columns of `evaluations.parquet`, one row per evaluation. Step 0 is the student before training.
 
-`alm` and `kl` are the metrics of `metrics.parquet`, over held-out chunks (null: there are none).
+`word_kl` is the divergence from the teacher per word, in nats; `alm` and `kl` are the metrics of `metrics.parquet`,
+over held-out chunks (null: there are none).
 """
+OVER_ALL = ("bits_per_byte", "word_kl")
+"""the metrics that are measured on all held-out examples before and after training"""
 _FILE = "evaluations.json"
 _log = logging.getLogger("alm_pipeline")
 
@@ -62,8 +66,8 @@ class StudentEvaluator(Protocol):
         """Evaluate the student. Progress is shown under `title`, or not at all without one."""
         ...
 
-    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> float:
-        """Return the bits per byte over all held-out examples. `metrics` are the model's over the drawn ones."""
+    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> dict[str, float]:
+        """Return OVER_ALL over all held-out examples. `metrics` are the model's over the drawn ones."""
         ...
 
 
@@ -74,8 +78,8 @@ class Evaluations:
         """Only the first process has an evaluator. It sends the results to the others."""
         self.evaluator, self.config = evaluator, config
         self.rows: list[dict[str, Any]] = []
-        self.before: float | None = None
-        """bits per byte over all held-out examples, of the student before training"""
+        self.before: dict[str, float] = {}
+        """OVER_ALL over all held-out examples, of the student before training"""
 
     def begin(self, model: PreTrainedModel) -> None:
         """Evaluate the student before training. Raises UserError if the metric that chooses the best is missing."""
@@ -99,7 +103,7 @@ class Evaluations:
         metrics = evaluation.metrics
         _check(metrics, step)
         self.rows.append({"step": step, **metrics, "samples": [asdict(sample) for sample in evaluation.samples]})
-        distances = [f"{name} {metrics[name]:.4g}" for name in ("alm", "kl") if name in metrics]
+        distances = [f"{name} {metrics[name]:.4g}" for name in ("word_kl", "alm", "kl") if name in metrics]
         _log.info(
             "step %d, held out: %s", step, ", ".join([f"{metrics['bits_per_byte']:.4f} bits per byte", *distances])
         )

@@ -5,7 +5,7 @@ float32, whatever dtype the training uses, so the results are those of the saved
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.evaluation.held_out import HeldOut
+from alm_pipeline.evaluation.words import Words
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.health.library_log import quiet_transformers
@@ -22,11 +23,11 @@ from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.chunking.ends import ChunkEnds
-from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from alm_pipeline.training.data.arrays import ExampleArrays
 from alm_pipeline.training.data.examples import aligned_examples
 from alm_pipeline.training.data.packing import make_batch, plan_batches
-from alm_pipeline.training.loop.evaluations import Evaluation, Sample
+from alm_pipeline.training.loop.evaluations import OVER_ALL, Evaluation, Sample
 from alm_pipeline.training.model.terms import micro_batch_losses
 from alm_pipeline.training.student.prompts import sample_prompts
 from storage.dataset import Dataset
@@ -51,7 +52,7 @@ class HeldOutEvaluator:
         self.held_out, self.vocabulary, self.tokenizer = held_out, vocabulary, tokenizer.fast
         # the distance to the teacher comes from its scores, so no term needs the teacher in memory
         self.objective = config.objective.model_copy(update={"terms": {"alm": 1.0}})
-        self.tokens = held_out.drawn_student
+        self.tokens, self.words = held_out.drawn_student, held_out.drawn_words
         self.batches = self._batches(config.train.batch_tokens, config.train.row_tokens, ends)
         self._prompts: list[list[int]] | None = None
         self._read_prompts = partial(sample_prompts, held_out, config.evaluation.samples, tokenizer, examples)
@@ -66,8 +67,9 @@ class HeldOutEvaluator:
     def __call__(self, model: PreTrainedModel, title: str | None = None) -> Evaluation:
         """Evaluate the student. Progress is shown under `title`, or not at all without one."""
         with _isolated_evaluation(model):
-            bits = self.tokens.bits_per_byte(Scorer(model, self.vocabulary), title)
-            metrics = {"bits_per_byte": bits, **self._distance(model), "examples": len(self.held_out)}
+            scores = self.tokens.score(Scorer(model, self.vocabulary), title)
+            bits = {"bits_per_byte": self.tokens.bits_per_byte(scores), **_word_kl(self.words, scores)}
+            metrics = {**bits, **self._distance(model), "examples": len(self.held_out)}
             return Evaluation(metrics, [self._sample(model, prompt) for prompt in self.prompts(model)])
 
     def prompts(self, model: PreTrainedModel) -> list[list[int]]:
@@ -76,12 +78,13 @@ class HeldOutEvaluator:
             self._prompts = self._read_prompts(context_length(model.config))
         return self._prompts
 
-    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> float:
-        """Return the bits per byte over all held-out examples. `metrics` are the model's over the drawn ones."""
+    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> dict[str, float]:
+        """Return OVER_ALL over all held-out examples. `metrics` are the model's over the drawn ones."""
         if self.held_out.is_all:
-            return metrics["bits_per_byte"]
+            return {name: metrics[name] for name in OVER_ALL if name in metrics}
         with _isolated_evaluation(model):
-            return self.held_out.student.bits_per_byte(Scorer(model, self.vocabulary), title)
+            scores = self.held_out.student.score(Scorer(model, self.vocabulary), title)
+        return {"bits_per_byte": self.held_out.student.bits_per_byte(scores), **_word_kl(self.held_out.words, scores)}
 
     def _distance(self, model: PreTrainedModel) -> dict[str, float]:
         """Return the ALM loss and the divergence, as means over all chunks; {} if there are no chunks."""
@@ -112,6 +115,12 @@ class HeldOutEvaluator:
             )
         continuation = output[0, len(prompt) :].tolist()
         return Sample(*(_decode(self.tokenizer, ids) for ids in (prompt, continuation)))
+
+
+def _word_kl(words: Words, scores: Sequence[TokenScores]) -> dict[str, float]:
+    """Return the mean KL per word; {} if there is none, or no boundary token."""
+    distance = words.distance(scores, np.zeros(len(scores), np.int64))
+    return {"word_kl": distance.kl} if distance else {}
 
 
 @contextlib.contextmanager

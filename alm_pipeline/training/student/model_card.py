@@ -148,15 +148,18 @@ def _tokenizer_class(folder: Path) -> str:
 def _results(distilled: DistilledStudent) -> str:
     bits = distilled.results["held_out_bits_per_byte"]
     errors = distilled.results.get("held_out_standard_errors", {})
-    rows = [[who.replace("_", " "), f"{value:.4f}", _error(errors.get(who))] for who, value in bits.items()]
+    kl = distilled.results.get("held_out_word_kl", {})
+    numbers = {who: (value, errors.get(who), kl.get(who)) for who, value in bits.items()}
+    rows = [[who.replace("_", " "), *map(_number, values)] for who, values in numbers.items()]
     curves = f"\n\n![Training curves]({PICTURE})" if (distilled.student.path / PICTURE).is_file() else ""
     return (
-        "## Held-out text\n\nBits per byte on held-out documents of the corpus; lower is better.\n\n"
-        f"{_table(['model', 'bits per byte', 'standard error'], rows)}{curves}"
+        "## Held-out text\n\nBits per byte on held-out documents of the corpus, and the divergence from the teacher in "
+        "nats per word: how far the student's probability of a word is from the teacher's. Lower is better.\n\n"
+        f"{_table(['model', 'bits per byte', 'standard error', 'KL per word'], rows)}{curves}"
     )
 
 
-def _error(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 

@@ -30,7 +30,8 @@ def test_cached_scores_give_what_the_model_gives(config: AlmConfig, tmp_path: Pa
     # the teacher as a student of itself
     caches = {**pipeline.caches, "student_tokens": pipeline.tokens("teacher")}
     held_out = HeldOut.read(caches)
-    live = held_out.student.bits_per_byte(Scorer.load(ModelReference(config.teacher), ScoreConfig(dtype="float32")))
+    scorer = Scorer.load(ModelReference(config.teacher), ScoreConfig(dtype="float32"))
+    live = held_out.student.bits_per_byte(held_out.student.score(scorer))
     assert live == pytest.approx(held_out.teacher_bits_per_byte, rel=1e-4)
 
 
@@ -48,7 +49,7 @@ def test_both_sides_are_measured_on_the_same_examples(config: AlmConfig, tmp_pat
         pipeline.cache()
         student = Scorer.load(ModelReference(config.student.model), ScoreConfig(dtype="float32"))
         held_out = HeldOut.read(pipeline.caches)
-        results += [held_out.student.bits_per_byte(student), held_out.teacher_bits_per_byte]
+        results += [held_out.student.bits_per_byte(held_out.student.score(student)), held_out.teacher_bits_per_byte]
     assert pipeline.tokens("teacher").complete_manifest().dropped == {"holds_the_space_stand_in": 80}
     assert results[2:] == pytest.approx(results[:2], rel=1e-5)
 

@@ -1,0 +1,79 @@
+"""The distance between a student and its teacher, word by word: the same measure for every tokenizer and objective.
+
+A word is what lies between two anchors (`ChunkEnd.ANCHOR`). Its likelihood, debiased at both ends, is the probability
+of its bytes and of a boundary after it, given that a boundary stands before it, and does not depend on how the word is
+cut into tokens. The distance is the Kullback-Leibler divergence between the two sides' (p, 1 − p), in nats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from alm_pipeline.evaluation.bits_per_byte import ratio_error
+from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
+from alm_pipeline.objective.chunking.merging import merged_chunks
+from alm_pipeline.objective.divergences import binary_kl
+from alm_pipeline.scoring.scorer import TokenScores
+from storage.schemas import ChunkEnd, ChunkKind
+
+Float64s = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The mean divergence per word, and its standard error; None for words of a single document."""
+
+    kl: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of E examples, with the teacher's likelihood of each."""
+
+    chunks: TeacherChunks
+
+    @classmethod
+    def of(cls, tables: Mapping[str, pa.Table], *, assistant_only: bool) -> "Words":
+        """Return the words of tables that hold the columns `ALIGNED_COLUMNS`."""
+        scores = AlignedScores.of(tables, assistant_only=assistant_only)
+        if not np.isfinite(scores.boundary_logprobs).any():  # a vocabulary without boundary tokens has no words
+            scores = scores.without_chunks()
+        closes = (scores.ends == ChunkEnd.ANCHOR) | (scores.kinds == ChunkKind.PAIRED)
+        return cls(merged_chunks(scores, debias="both", closes=closes))
+
+    def kl(self, student: Sequence[TokenScores]) -> Float64s:
+        """[words] the divergence of each word, by a student's scores [E] of the examples."""
+        sizes = np.diff(self.chunks.offsets)
+        tokens = np.cumsum([0, *(len(row.logprobs) for row in student)])
+        firsts, ends = (
+            np.repeat(tokens[:-1], sizes) + of for of in (self.chunks.student_starts, self.chunks.student_ends)
+        )
+        logprobs, boundary = (
+            np.concatenate([np.zeros(0), *(getattr(row, name) for row in student)], dtype=np.float64)
+            for name in ("logprobs", "boundary_logprobs")
+        )
+        totals = np.append(0, np.cumsum(np.nan_to_num(logprobs, nan=0.0)))
+        likelihoods = totals[ends] - totals[firsts]
+        likelihoods += np.where(self.chunks.ends_debiased, boundary[ends - 1], 0)
+        likelihoods -= np.where(self.chunks.starts_debiased, boundary[firsts - 1], 0)
+        teacher = torch.from_numpy(self.chunks.logprobs.astype(np.float64))
+        kl: Float64s = binary_kl(teacher, torch.from_numpy(likelihoods).clamp(max=0), 1.0).numpy()
+        return kl
+
+    def distance(self, student: Sequence[TokenScores], documents: npt.NDArray[np.int64]) -> Distance | None:
+        """Return the mean over all words; `documents` [E] is the number of each example's document.
+
+        None if there is no word, or if the student's vocabulary has no boundary token.
+        """
+        has_boundary = any(np.isfinite(row.boundary_logprobs).any() for row in student)
+        if not len(self.chunks.logprobs) or not has_boundary:
+            return None
+        kl = self.kl(student)
+        of_word = np.repeat(documents, np.diff(self.chunks.offsets))
+        sums, sizes = (np.bincount(of_word, values).astype(np.float64) for values in (kl, np.ones_like(kl)))
+        return Distance(float(kl.mean()), ratio_error(sums, sizes))
