@@ -21,7 +21,7 @@ class Ramp(Frozen):
 Chunking = Literal["boundary", "unconstrained", "space", "pair_bias"]
 Debias = Literal["none", "end", "both"]
 Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs", "abs_exp", "k2", "k3"]
-Balance = Literal["fixed", "gradmag"]
+Balance = Literal["fixed", "temperature", "gradmag"]
 LearnedPart = Literal["answer", "tool_calls", "reasoning"]
 LEARNED_PARTS: tuple[LearnedPart, ...] = get_args(LearnedPart)
 LearnedTurns = Literal["all", "last"]
@@ -42,7 +42,9 @@ class ObjectiveConfig(Frozen):
     )
     balance: Balance = Field(
         "fixed",
-        description="How weights are scaled. `fixed` takes them as they are. `gradmag` divides each by the norm of its "
+        description="How weights are scaled. `fixed` takes them as they are. `temperature` multiplies that of `alm` by "
+        "what its gradients lose through `temperature` (τ; τ² for `k2` and `k3`), so that a nat of a chunk counts about "
+        "as much as one of `sft` at every temperature. `gradmag` divides each by the norm of its "
         "term's gradient at the last layer and scales them to sum to 1; this costs one backward pass through the head "
         "for each term.",
     )

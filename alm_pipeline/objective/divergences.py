@@ -73,6 +73,17 @@ def k3(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
     return torch.expm1(bounded) + bounded.exp() * (r - bounded) - r
 
 
+TEMPERATURE_POWERS: dict[Divergence, int] = {
+    "binary_ce": 1,
+    "reverse_binary_kl": 1,
+    "binary_kl_limit": 0,
+    "abs": 0,
+    "abs_exp": 1,
+    "k2": 2,
+    "k3": 2,
+}
+"""Times τ to this power, a divergence's gradient neither vanishes nor grows as τ grows."""
+
 DIVERGENCES: dict[Divergence, Callable[[Tensor, Tensor, float], Tensor]] = {
     "binary_ce": binary_cross_entropy,
     "reverse_binary_kl": reverse_binary_kl,

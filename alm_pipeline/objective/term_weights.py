@@ -9,20 +9,26 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.config import Balance, ObjectiveConfig, Ramp, Term
 from alm_pipeline.models.output_head import headless
+from alm_pipeline.objective.divergences import TEMPERATURE_POWERS
 from storage.errors import UserError
 
 _EPSILON = 1e-8
 
 
 def weights_at(objective: ObjectiveConfig, step: int) -> dict[Term, float]:
-    """Return the configured weights after `step` steps."""
-    return {term: weight.at(step) if isinstance(weight, Ramp) else weight for term, weight in objective.terms.items()}
+    """Return the configured weights after `step` steps, scaled where that needs no gradients."""
+    weights = {
+        term: weight.at(step) if isinstance(weight, Ramp) else weight for term, weight in objective.terms.items()
+    }
+    if objective.balance == "temperature" and "alm" in weights:
+        weights["alm"] *= objective.temperature ** TEMPERATURE_POWERS[objective.divergence]
+    return weights
 
 
 def uses_gradients(balance: Balance) -> bool:
     """Whether the weights depend on the gradients of the terms, so that `gradmag` has to be called."""
     match balance:
-        case "fixed":
+        case "fixed" | "temperature":
             return False
         case "gradmag":
             return True
