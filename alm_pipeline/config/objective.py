@@ -43,10 +43,9 @@ class ObjectiveConfig(Frozen):
     balance: Balance = Field(
         "fixed",
         description="How weights are scaled. `fixed` takes them as they are. `temperature` multiplies that of `alm` by "
-        "what its gradients lose through `temperature` (τ; τ² for `k2` and `k3`), so that a nat of a chunk counts about "
-        "as much as one of `sft` at every temperature. `gradmag` divides each by the norm of its "
-        "term's gradient at the last layer and scales them to sum to 1; this costs one backward pass through the head "
-        "for each term.",
+        "what its gradients lose through `temperature` (τ; τ² for `k2` and `k3`), so that a nat of a chunk counts "
+        "about as much as one of `sft` at every temperature. `gradmag` divides each by the norm of its term's gradient "
+        "at the last layer and scales them to sum to 1; this costs one backward pass through the head for each term.",
     )
     chunking: Chunking = Field(
         "boundary",

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from alm_pipeline.config import Balance, ObjectiveConfig, Ramp, Term
+from alm_pipeline.config import Balance, Divergence, ObjectiveConfig, Ramp, Term
+from alm_pipeline.objective.divergences import DIVERGENCES
 from alm_pipeline.objective.term_weights import gradmag, last_layer, uses_gradients, weights_at
 from tests import tiny
 
@@ -26,7 +27,30 @@ def test_wrong_terms_are_refused(terms: dict[str, object]) -> None:
 
 
 def test_every_balance_is_known() -> None:
-    assert {balance: uses_gradients(balance) for balance in get_args(Balance)} == {"fixed": False, "gradmag": True}
+    found = {balance: uses_gradients(balance) for balance in get_args(Balance)}
+    assert found == {"fixed": False, "temperature": False, "gradmag": True}
+
+
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+def test_the_pull_of_a_chunk_is_the_same_at_every_temperature(divergence: Divergence) -> None:
+    """`abs_exp` and the binary divergences approach a limit, the others have it at once."""
+    gradients = []
+    for temperature in (1e3, 1e4):
+        objective = ObjectiveConfig(divergence=divergence, temperature=temperature, balance="temperature")
+        student = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+        value = DIVERGENCES[divergence](torch.tensor([-3.0], dtype=torch.float64), student, temperature)
+        (weights_at(objective, 0)["alm"] * value.sum()).backward()
+        assert student.grad is not None
+        gradients.append(student.grad.item())
+    assert abs(gradients[0]) > 0.1
+    assert gradients[0] == pytest.approx(gradients[1], rel=0.05)
+
+
+def test_only_alm_has_a_temperature() -> None:
+    objective = ObjectiveConfig(
+        terms={"alm": Ramp(start=1, end=2, steps=2), "sft": 3.0}, temperature=5, balance="temperature"
+    )
+    assert weights_at(objective, 1) == {"alm": 7.5, "sft": 3.0}
 
 
 def test_gradmag_gives_each_term_the_same_pull() -> None:
