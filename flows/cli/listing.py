@@ -53,6 +53,7 @@ RESULTS = (
     Shown("bits_before", "bits before", _bits),
     Shown("bits_after", "bits after", _bits),
     Shown("standard_error", "standard error", _bits),
+    Shown("word_kl_after", "KL per word", _bits),
     Shown("chosen_step", "chosen step", show_count),
     Shown("finished", "finished", _moment),
     Shown("bytes", "MB", show_megabytes),

@@ -184,7 +184,7 @@ class _Panel:
     @property
     def has_results(self) -> bool:
         """Whether the panel also shows a finished student's results."""
-        return self.part == "evaluations"
+        return self.column == "bits_per_byte"
 
     def values(self, run: TrainingCurves) -> tuple[Column, Column]:
         """Return the steps that have a value, and their values."""
@@ -215,7 +215,7 @@ def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: 
     noisy = not panel.exact and len(steps) >= _SMOOTHED_FROM
     if noisy:
         axes.plot(steps, values, color=color, alpha=pale, linewidth=0.8)
-    marker = "o" if panel.has_results or len(steps) == 1 else None
+    marker = "o" if panel.part == "evaluations" or len(steps) == 1 else None
     axes.plot(steps, smooth(values) if noisy else values, color=color, linewidth=1.8, marker=marker, markersize=4)
 
 
@@ -303,6 +303,7 @@ _PANELS = (
     _Panel("Loss", "weighted sum of its terms", "metrics", "loss", log=True),
     _Panel("Divergence from the teacher", "KL per chunk, nats", "metrics", "kl", log=True),
     _Panel("Held-out text", "bits per byte", "evaluations", "bits_per_byte", exact=True),
+    _Panel("Distance to the teacher, held out", "KL per word, nats", "evaluations", "word_kl", exact=True),
     _Panel("Learning rate", "learning rate", "metrics", "learning_rate", exact=True, from_zero=True),
     _Panel("Gradient", "norm before clipping", "metrics", "grad_norm", log=True),
     _Panel("Speed", "student tokens per second", "speed", "tokens_per_second", from_zero=True, large=True),
