@@ -31,33 +31,32 @@ Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8]]
 
 
 def training_texts(caches: Mapping[str, Dataset]) -> TextTokens:
-    """Return beginnings of training examples in the student's tokens, evenly spread over the corpus.
+    """Return beginnings of training examples in the student's tokens, about `TOKENS` of them, evenly spread.
 
     `caches` are the datasets by role, as `Pipeline.caches`. At most `_SHARDS` shards are read.
     """
     count = len(caches["student_tokens"].complete_manifest().shards)
-    rows = [row for shard in evenly(range(count), _SHARDS) for row in _training_rows(caches, shard)]
-    return _beginnings(_spread(rows))
+    rows = [row for shard in _evenly(range(count), _SHARDS) for row in _training_rows(caches, shard)]
+    mean = sum(min(LONGEST, len(row[0])) for row in rows) / max(1, len(rows))
+    return _beginnings(_evenly(rows, math.ceil(TOKENS / max(1.0, mean))))
 
 
 def sample_texts(tokenizer: LoadedTokenizer) -> TextTokens:
     """Return the sample's texts, prose and code, as far as the tokenizer can spell them."""
-    texts = SAMPLE.read_text(encoding="utf-8").split("\n\n\n")
+    return encoded_texts(SAMPLE.read_text(encoding="utf-8").split("\n\n\n"), tokenizer)
+
+
+def encoded_texts(texts: Sequence[str], tokenizer: LoadedTokenizer) -> TextTokens:
+    """Return beginnings of texts; those that the tokenizer cannot spell are left out."""
     batch = ByteEncoder(tokenizer).encode(texts)
     spans = [slice(first, end) for first, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
     return _beginnings([(batch.token_ids[span], batch.byte_lengths[span], batch.kinds[span]) for span in spans])
 
 
-def evenly(items: Sequence[Item], count: int) -> list[Item]:
+def _evenly(items: Sequence[Item], count: int) -> list[Item]:
     """Return at most `count` items, evenly spaced, always the same."""
     count = min(count, len(items))
     return [items[k * len(items) // count] for k in range(count)]
-
-
-def _spread(rows: Sequence[Row]) -> list[Row]:
-    """Return as many rows, evenly spaced, as have the tokens that are wanted."""
-    mean = sum(min(LONGEST, len(row[0])) for row in rows) / max(1, len(rows))
-    return evenly(rows, math.ceil(TOKENS / max(1.0, mean)))
 
 
 def _training_rows(caches: Mapping[str, Dataset], shard: int) -> Iterator[Row]:
@@ -68,16 +67,7 @@ def _training_rows(caches: Mapping[str, Dataset], shard: int) -> Iterator[Row]:
 
 
 def _beginnings(rows: Sequence[Row]) -> TextTokens:
-    """Cut the texts, and take as many as there is room for."""
-    ids: list[npt.NDArray[np.int32]] = []
-    lengths, kinds, room = [], [], TOKENS
-    for row in rows:
-        beginning = [values[: min(LONGEST, room)] for values in row]
-        room -= len(beginning[0])
-        if len(beginning[0]):
-            ids.append(beginning[0])
-            lengths.append(beginning[1])
-            kinds.append(beginning[2])
-    if not ids:
-        return TextTokens([], np.zeros(0, np.int32), np.zeros(0, np.uint8))
-    return TextTokens(ids, np.concatenate(lengths), np.concatenate(kinds))
+    # the first, so that there are columns where there are no rows
+    none: Row = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8))
+    ids, lengths, kinds = zip(none, *(tuple(values[:LONGEST] for values in row) for row in rows), strict=True)
+    return TextTokens(list(ids[1:]), np.concatenate(lengths), np.concatenate(kinds))

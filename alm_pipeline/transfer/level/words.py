@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 ROUNDS = 3
 """passes over the texts at most: each finds what the level still lacks"""
-TOKENS = 4096
-"""of the texts, at most"""
+TOKENS = 2048
+"""of a run's texts, at most"""
 
 
 def level_text(record: Mapping[str, float]) -> str:
