@@ -149,7 +149,7 @@ class Distillation:
         if this_process().is_first:
             level, texts = self.config.student.level, partial(training_texts, self.caches)
             return broadcast_from_first(set_level(model, transferred.new_V, texts, level))
-        found = broadcast_from_first(None)
+        found: FoundLevel | None = broadcast_from_first(None)
         if found:
             apply_level(model, transferred.new_V, found)
         return found

@@ -244,7 +244,7 @@ def transfer(
         Method, typer.Option(help="How to make the embeddings of tokens that the model does not have.")
     ] = "fvt",
     level: Annotated[
-        str,
+        Any,
         typer.Option(
             parser=parse_level,
             metavar="measured|none|NATS",

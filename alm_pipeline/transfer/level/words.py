@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-ROUNDS = 3
-"""passes over the texts at most: each finds what the level still lacks"""
+ROUNDS = 4
+"""passes over the texts at most: each finds what the level still lacks; mostly there are three"""
 TOKENS = 2048
 """of a run's texts, at most"""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
@@ -25,6 +26,11 @@ from tests.alm_pipeline.training.loop.test_train import contents, trained
 def moved(config: AlmConfig, target: str, **student: Any) -> AlmConfig:
     """The tiny run, with a student that gets the teacher's tokenizer."""
     return config.model_copy(update={"student": StudentConfig(model=config.student.model, tokenizer=target, **student)})
+
+
+def rows(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.get_input_embeddings().weight.detach()
+    return weight
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +73,10 @@ def test_the_student_begins_at_its_level(
     transferred = transfer(config.student.model, gemma_folder, folder, level="none")
     model = AutoModelForCausalLM.from_pretrained(folder)
     result = pipeline.distillation.initial_student()
-    new = ~np.isin(np.arange(sum(transferred.counts.values())), [])
     assert result.counts == transferred.counts
-    saved = AutoModelForCausalLM.from_pretrained(pipeline.student.path).get_input_embeddings().weight
-    differs = (saved != model.get_input_embeddings().weight).any(-1).numpy()
+    saved = AutoModelForCausalLM.from_pretrained(pipeline.student.path)
+    differs = (rows(saved) != rows(model)).any(-1)
     assert differs.sum() == transferred.counts["composed"] + transferred.counts.get("drawn", 0)
-    assert len(new) == len(differs)
 
 
 @pytest.mark.parametrize("level", ["none", 1.25])
@@ -103,7 +107,7 @@ def test_other_processes_follow_the_first(pipeline: Pipeline, monkeypatch: pytes
     second = pipeline.distillation.initial_student()
     ours, theirs = first.model.state_dict(), second.model.state_dict()
     assert ours.keys() == theirs.keys()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_student_that_keeps_its_tokenizer_has_no_level(config: AlmConfig, tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_a_transfer_is_lowered_on_the_sample(llama_folder: str, gemma_folder: st
     tokenizer = LoadedTokenizer(str(tmp_path / "plain"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     lowered = AutoModelForCausalLM.from_pretrained(tmp_path / "measured")
-    new = (model.get_input_embeddings().weight != lowered.get_input_embeddings().weight).any(-1).numpy()
+    new = (rows(model) != rows(lowered)).any(-1).numpy()
     found = set_level(model, new, lambda: sample_texts(tokenizer), "measured")
     assert found
     assert found.record() == measured.level.record()
