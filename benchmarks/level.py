@@ -124,7 +124,8 @@ def cut(texts: Sequence[str], target: LoadedTokenizer) -> TextTokens:
 
 
 def measured(model: PreTrainedModel, target: LoadedTokenizer, texts: Sequence[str]) -> float:
-    return encoded_texts(texts, target).bits_per_byte(Scorer.of(model, target))
+    tokens = encoded_texts(texts, target)
+    return tokens.bits_per_byte(tokens.score(Scorer.of(model, target)))
 
 
 if __name__ == "__main__":
