@@ -77,7 +77,7 @@ def set_level(
         return None
     with matmul_precision("highest"), torch.no_grad():
         search = _LevelSearch(model, new_V, texts())
-        return search.find(None if level == "measured" else level) if search.texts else None
+        return search.find(None if level == "measured" else float(level)) if search.texts else None
 
 
 def apply_level(model: PreTrainedModel, new_V: npt.NDArray[np.bool_], found: FoundLevel) -> None:

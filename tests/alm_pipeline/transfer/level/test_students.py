@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 from alm_pipeline.config import AlmConfig, StudentConfig
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.planning.duration import Durations, Rates
+from alm_pipeline.planning.plan import Amount
 from alm_pipeline.report import summarize, summary_rows
 from alm_pipeline.training import distillation
 from alm_pipeline.training.parallel.processes import Process
 from alm_pipeline.transfer.level.level import set_level
 from alm_pipeline.transfer.level.texts import LONGEST, sample_texts, training_texts
-from alm_pipeline.transfer.level.words import TOKENS
+from alm_pipeline.transfer.level.words import ROUNDS, TOKENS
 from alm_pipeline.transfer.zero_step import transfer
 from storage.errors import UserError
 from tests.alm_pipeline.training.loop.test_train import contents, trained
@@ -115,6 +117,20 @@ def test_a_student_that_keeps_its_tokenizer_has_no_level(config: AlmConfig, tmp_
     pipeline.cache()
     assert pipeline.distillation.initial_student().level is None
     assert "initialization" not in pipeline.student.identity
+
+
+def test_a_plan_knows_how_long_it_takes(
+    config: AlmConfig, gemma_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alm_pipeline.planning.speed.processor.scored_per_second", lambda *_: 100.0)
+
+    def seconds(of: AlmConfig) -> float | None:
+        planned = Durations(Pipeline(of, str(tmp_path)), Rates(train=10.0), None, None)
+        amount = planned.seconds("train", Amount.known(100))
+        return amount and amount.value
+
+    assert seconds(config) == seconds(moved(config, gemma_folder, level="none"))
+    assert seconds(moved(config, gemma_folder)) == pytest.approx((seconds(config) or 0) + ROUNDS * TOKENS / 100)
 
 
 def test_a_transfer_is_lowered_on_the_sample(llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
