@@ -1,15 +1,15 @@
 """The level of new tokens: how much probability they take as a whole, before any training.
 
 Methods that make embeddings look at one token at a time, and none knows how likely new tokens are altogether. Means of
-frequent pieces are likely everywhere: after FVT, new tokens take a quarter of the probability where a token comes next
-that both vocabularies have. One number repairs most of it: the nats that the logits of all new tokens lose. It is found
+frequent pieces are likely everywhere: after FVT, new tokens take a quarter to a half of the probability where a token
+comes next that both vocabularies have. One number repairs most of it: the nats that the logits of all new tokens lose. It is found
 on texts, as the number with the least mean loss there: it gives new tokens a mean probability that is their share of
 the tokens.
 
 Most heads have no bias that could hold the number. Instead, their new rows are moved along the mean hidden state of the
-texts, which is long: h · mean / ‖mean‖² is 1 on average (SmolLM2: 1 ± 0.25). It was better than a bias, and than a
-direction on which hidden states have more equal projections (docs/how-to/transfer.md). A tied embedding moves with its
-head, by a hundredth of its rows' length a nat.
+texts, which is long: h · mean / ‖mean‖² is 1 on average (SmolLM2: 1 ± 0.25). A bias, or a direction on which hidden
+states have more equal projections, gained no more (docs/how-to/transfer.md). A tied embedding moves with its head, by a
+hundredth of its rows' length a nat.
 
 Shapes: N predicted tokens, V tokens of the vocabulary, H hidden width.
 """

@@ -124,13 +124,14 @@ def test_a_plan_knows_how_long_it_takes(
 ) -> None:
     monkeypatch.setattr("alm_pipeline.planning.speed.processor.scored_per_second", lambda *_: 100.0)
 
-    def seconds(of: AlmConfig) -> float | None:
+    def seconds(of: AlmConfig) -> float:
         planned = Durations(Pipeline(of, str(tmp_path)), Rates(train=10.0), None, None)
         amount = planned.seconds("train", Amount.known(100))
-        return amount and amount.value
+        assert amount
+        return amount.value
 
     assert seconds(config) == seconds(moved(config, gemma_folder, level="none"))
-    assert seconds(moved(config, gemma_folder)) == pytest.approx((seconds(config) or 0) + ROUNDS * TOKENS / 100)
+    assert seconds(moved(config, gemma_folder)) == pytest.approx(seconds(config) + ROUNDS * TOKENS / 100)
 
 
 def test_a_transfer_is_lowered_on_the_sample(llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
