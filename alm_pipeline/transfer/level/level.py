@@ -2,9 +2,9 @@
 
 Methods that make embeddings look at one token at a time, and none knows how likely new tokens are altogether. Means of
 frequent pieces are likely everywhere: after FVT, new tokens take a quarter to a half of the probability where a token
-comes next that both vocabularies have. One number repairs most of it: the nats that the logits of all new tokens lose. It is found
-on texts, as the number with the least mean loss there: it gives new tokens a mean probability that is their share of
-the tokens.
+comes next that both vocabularies have. One number repairs most of it: the nats that the logits of all new tokens lose.
+It is found on texts, as the number with the least mean loss there: it gives new tokens a mean probability that is their
+share of the tokens.
 
 Most heads have no bias that could hold the number. Instead, their new rows are moved along the mean hidden state of the
 texts, which is long: h · mean / ‖mean‖² is 1 on average (SmolLM2: 1 ± 0.25). A bias, or a direction on which hidden
