@@ -11,6 +11,7 @@ from alm_pipeline.alignment.table import visibility_rows
 from alm_pipeline.evaluation.precision import bits_text, why_too_few
 from alm_pipeline.naming.names import recorded_name, run_name
 from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT
+from alm_pipeline.transfer.level.words import level_text
 from storage.dataset import Manifest
 from storage.printed.inert import one_line
 from storage.printed.shares import percent
@@ -76,6 +77,8 @@ class RunSummary(BaseModel):
     """the documents that the bits per byte are measured on"""
     initialization: dict[str, int]
     """rows of the student's new embedding by origin; empty if it kept its tokenizer"""
+    level: dict[str, float] = Field(default_factory=dict)
+    """what the logits of its new tokens lost before training, as the student's manifest records it"""
     places: dict[str, str]
     """the URL of each dataset, and of the student"""
 
@@ -111,6 +114,7 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         # students of earlier versions record no documents; there are at most as many as examples
         held_out_documents=results.get("held_out_documents", examples.counts["held_out_examples"]),
         initialization=results.get("initialization", {}),
+        level=results.get("level", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
     )
@@ -158,6 +162,8 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
     ]
     if summary.initialization:
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))
+    if summary.level:
+        rows.append(("level of new tokens", level_text(summary.level)))
     if bits := summary.bits_per_byte:
         rows += [(f"held-out bits per byte, {who.replace('_', ' ')}", text) for who, text in _bits_texts(summary, bits)]
     if word_kl := summary.word_kl:

@@ -115,7 +115,7 @@ def main() -> None:
         changes = {"steps": options.steps + 2, "checkpoint_steps": options.steps + 3, "warmup_steps": 0}
         given = {"batch_tokens": options.batch_tokens, "row_tokens": options.row_tokens}
         train = config.train.model_copy(update=changes | {name: value for name, value in given.items() if value})
-        trained, other = (pipeline.distillation.initial_student()[0] for _ in range(2))
+        trained, other = (pipeline.distillation.initial_student().model for _ in range(2))
         stream = Timed(BatchStream(pipeline.caches, config.objective, train), Bare(other, train))
         vocabulary = HeadVocabulary.of(trained, LoadedTokenizer(config.student.model))
         flops = forward_flops(stream.bare, next(iter(stream.stream)))

@@ -11,7 +11,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import SEEDS, Dtype, Method, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.config import SEEDS, Dtype, Level, Method, ScoreConfig, SpecialTokens, TemplateConfig, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -127,6 +127,7 @@ def transfer(
     tokenizer: str,
     folder: str,
     initialization: Method = "fvt",
+    level: Level = "measured",
     special_tokens: SpecialTokens = "auto",
     template: str | TemplateConfig | None = None,
     donor: str | None = None,
@@ -144,6 +145,7 @@ def transfer(
         tokenizer: The new tokenizer: a local folder, a name on the Hub, or demo:NAME.
         folder: A new folder to write the model to.
         initialization: How to make the embeddings of tokens that the model does not have.
+        level: How many nats new tokens' logits lose: as measured on a sample of prose and code, none, or a number.
         special_tokens: Whose special tokens to use: the model's (source), the tokenizer's (target), or auto.
         template: The chat template of the new model: a file, a known name, or a mapping with `arguments`.
         donor: With omp, the model that has the new tokenizer.
@@ -159,11 +161,12 @@ def transfer(
         from alm_pipeline.transfer import zero_step
 
         log_stages_at_info()
-        counts = zero_step.transfer(
+        counts, found = zero_step.transfer(
             model,
             tokenizer,
             folder,
             initialization=initialization,
+            level=level,
             special_tokens=special_tokens,
             template=TemplateChoice.of("template", template),
             donor=donor,
@@ -174,11 +177,14 @@ def transfer(
         rows = [{"new embeddings": how, "tokens": f"{count:,}"} for how, count in counts.items()]
         description = markdown(f"{model} with the tokenizer of {tokenizer}: {folder}")
         create_table_artifact(rows, key="alm-transfer", description=description)
+        result = {"folder": folder, "new_embeddings": counts, "level": found.record() if found else None}
+        if found:
+            get_run_logger().info("%s", found)
         if not corpus:
-            return {"folder": folder, "new_embeddings": counts}
+            return result
         bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
         _show_results({name: {"bits per byte": value} for name, value in bits.items()})
-        return {"folder": folder, "new_embeddings": counts, "bits_per_byte": bits}
+        return {**result, "bits_per_byte": bits}
 
 
 @inert_flow("ensemble", _ensemble_name)

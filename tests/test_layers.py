@@ -48,6 +48,7 @@ ROOMS = (
     "alm_pipeline.objective",
     "alm_pipeline.evaluation",
     "alm_pipeline.objective.baselines",
+    "alm_pipeline.transfer.level",
     "alm_pipeline.transfer",
     "alm_pipeline.transfer.bytes",
     "alm_pipeline.training.parallel",

@@ -31,7 +31,7 @@ from alm_pipeline.config.objective import (
 )
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, ScoreConfig
-from alm_pipeline.config.student import BYTES, Method, SpecialTokens, StudentConfig, TrainedTokenizer
+from alm_pipeline.config.student import BYTES, Level, Method, SpecialTokens, StudentConfig, TrainedTokenizer
 from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule, Sharding, TrainConfig
 
@@ -59,6 +59,7 @@ __all__ = [
     "Layout",
     "LearnedPart",
     "LearnedTurns",
+    "Level",
     "LogConfig",
     "LoraConfig",
     "Method",

@@ -1,6 +1,6 @@
 """The student: its model, its tokenizer, and how it gets a new tokenizer."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ class TrainedTokenizer(Frozen):
 
 
 Method = Literal["fvt", "mean", "random", "focus", "omp"]
+Level = Literal["measured", "none"] | Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
+"""How the level of new tokens is chosen: by measurement, not at all, or as a number of nats."""
 SpecialTokens = Literal["auto", "source", "target"]
 BYTES = "bytes"
 """The name of the byte-level tokenizer that is made from the student's own."""
@@ -48,6 +50,12 @@ class StudentConfig(Frozen):
         "embeddings. `random`: drawn from the distribution of all embeddings. `focus`: a mixture of tokens with "
         "similar spellings. `omp`: the combination of shared tokens that approximates the new token in the donor's "
         "embeddings.",
+    )
+    level: Level = Field(
+        "measured",
+        description="With a new tokenizer: how many nats the logits of all new tokens lose at first, since they would "
+        "take too much probability from those that are copied. `measured`: as many as give them, on training texts, a "
+        "mean probability that is their share of the tokens. `none`: 0.",
     )
     donor: str | None = Field(
         None,

@@ -11,6 +11,7 @@ from alm_pipeline.planning.plan import STAGES, Amount, Stage
 from alm_pipeline.planning.sample import CorpusEstimate
 from alm_pipeline.planning.speed.rates import Work, find_rate, rate_of, record_rate, seconds_of
 from alm_pipeline.planning.trial import Trial
+from alm_pipeline.transfer.level.words import ROUNDS, TOKENS
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
@@ -51,7 +52,19 @@ class Durations:
             return None
         work = amount.value / self._read_share if stage == "shard" else amount.value
         rate = self._rate(stage)
-        return None if rate is None else Amount(value=seconds_of(stage, work, rate))
+        return None if rate is None else Amount(value=seconds_of(stage, work, rate) + self._level_seconds(stage))
+
+    def _level_seconds(self, stage: Stage) -> float:
+        """Return how long the level of new tokens takes to measure, where the rate is not of a run that did it."""
+        from alm_pipeline.planning.speed.processor import scored_per_second
+
+        student = self.pipeline.config.student
+        if stage != "train" or student.tokenizer is None or student.level == "none":
+            return 0.0
+        parameters = parameter_count(self.pipeline.source)
+        if parameters is None or find_rate(work_of(self.pipeline, stage)):
+            return 0.0
+        return ROUNDS * TOKENS / scored_per_second(parameters, "float32")
 
     @property
     def _read_share(self) -> float:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +21,33 @@ from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.terms import needs_mapping
+from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.transfer.carry_over import end_with_turns
 from alm_pipeline.transfer.fvt import special_counterparts
 from alm_pipeline.transfer.initialization import Initialization
-from alm_pipeline.transfer.swap import swap_tokenizer
+from alm_pipeline.transfer.level.level import FoundLevel, apply_level, set_level
+from alm_pipeline.transfer.level.texts import training_texts
+from alm_pipeline.transfer.swap import TransferResult, swap_tokenizer
 from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.folders import StoredFolder
 
 STAGE_VERSION = 6
+
+
+class InitialStudent(NamedTuple):
+    """A student before training."""
+
+    model: PreTrainedModel
+    counts: dict[str, int]
+    """of embedding rows by how they were made; empty if it keeps its tokenizer"""
+    level: FoundLevel | None
+    """of its new tokens, if it has any and the level is not left as it is"""
+
+    def results(self) -> dict[str, Any]:
+        """Return what the student's manifest says of it."""
+        return {"initialization": self.counts} | ({"level": self.level.record()} if self.level else {})
 
 
 @dataclass(frozen=True)
@@ -116,25 +134,33 @@ class Distillation:
         assert self.stored_pair_biases
         return read_pair_biases(self.stored_pair_biases)
 
-    def initial_student(self) -> tuple[PreTrainedModel, dict[str, int]]:
-        """Load the student before training; also return the counts of embedding rows by how they were made.
-
-        The counts are empty for a student that keeps its tokenizer.
-        """
+    def initial_student(self) -> InitialStudent:
+        """Load the student before training. Of several processes that train together, all call this."""
         self.source.refuse_adapter()
         model = self.source.load("float32")
-        counts = {} if self._keeps_tokenizer else self._put_tokenizer(model)
+        transferred = None if self._keeps_tokenizer else self._put_tokenizer(model)
+        level = self._set_level(model, transferred) if transferred else None
         if self.config.student.template_name is not None:
             end_with_turns(model, self.tokenizer.fast)
-        return model, counts
+        return InitialStudent(model, transferred.counts() if transferred else {}, level)
 
-    def _put_tokenizer(self, model: PreTrainedModel) -> dict[str, int]:
+    def _set_level(self, model: PreTrainedModel, transferred: TransferResult) -> FoundLevel | None:
+        """Lower the new tokens; the first process finds by how much, and the others follow it."""
+        if this_process().is_first:
+            level, texts = self.config.student.level, partial(training_texts, self.caches)
+            return broadcast_from_first(set_level(model, transferred.new_V, texts, level))
+        found: FoundLevel | None = broadcast_from_first(None)
+        if found:
+            apply_level(model, transferred.new_V, found)
+        return found
+
+    def _put_tokenizer(self, model: PreTrainedModel) -> TransferResult:
         config, seed = self.config.student, self.config.train.seed
         tokenizers, initialization = (self.source.tokenizer, self.tokenizer), self._initialization
         if config.is_byte_level:
             ngrams = config.ngram_embeddings
             return put_on_bytes(model, *tokenizers, initialization, ngram_embeddings=ngrams, seed=seed)
-        return swap_tokenizer(model, *tokenizers, initialization, seed).counts()
+        return swap_tokenizer(model, *tokenizers, initialization, seed)
 
     def live_teacher(self) -> LiveTeacher | None:
         """Load the teacher, if a term of the objective needs it in training memory."""

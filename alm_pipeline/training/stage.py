@@ -73,7 +73,7 @@ def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
     if target:
         # this machine's path of it may be another one than the first process's
         student = replace(student, is_replacement=target.is_replacement)
-        model, _ = distillation.initial_student()
+        model = distillation.initial_student().model
         _share_checkpoints(student)
         vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
         _train(distillation, student, model, vocabulary, Evaluations(None, distillation.config.evaluation))
@@ -100,7 +100,10 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     config = distillation.config
     run_log = RunLog(config.log, student.name, student.path / RUNS, hyperparameters(config), config.name)
     run_log.check()
-    model, initialization = distillation.initial_student()
+    initial = distillation.initial_student()
+    model = initial.model
+    if initial.level:
+        show_line(str(initial.level))
     vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
     held_out = distillation.held_out
     tokenizer, examples = distillation.tokenizer, distillation.caches["examples"]
@@ -117,7 +120,7 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
         "student_after": after.bits_per_byte,
     }
     results = {
-        "initialization": initialization,
+        **initial.results(),
         "held_out_bits_per_byte": bits,
         "held_out_word_kl": _word_kl(evaluations.before, after),
         "held_out_standard_errors": {

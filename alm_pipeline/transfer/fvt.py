@@ -77,7 +77,7 @@ class _Cutter:
         self.engine, self.view = StandardEngine(source.encoding_backend), source.view
         self.rows, self.ids = rows, tokens_by_spelling(self.view, np.arange(self.view.size) < rows)
         self.longest = max(map(len, self.ids), default=0)
-        self.with_role = _ids_with_role(source.fast)
+        self.with_role = ids_with_role(source.fast)
 
     def cut(self, spelling: bytes, *, reads_literals: bool) -> tuple[int, ...]:
         """Return the source tokens of a token that is not special.
@@ -140,12 +140,12 @@ def _same_literals(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerF
 def _same_unmarked_literals(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
     """Pair what has no role in the target with the source's added token of the same literal."""
     source_ids = source.get_added_vocab()
-    with_role = _ids_with_role(target)
+    with_role = ids_with_role(target)
     without_role = {token: id_ for token, id_ in special_ids(target).items() if id_ not in with_role}
     return [(id_, source_ids[token]) for token, id_ in without_role.items() if token in source_ids]
 
 
-def _ids_with_role(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+def ids_with_role(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Return the ids of the tokens that have a role in the tokenizer or in its chat template."""
     ids = [getattr(tokenizer, f"{role}_id") for role in ROLES]
     return {id_ for id_ in ids if id_ is not None} | set(chat_tokens(tokenizer).values())

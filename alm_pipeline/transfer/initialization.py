@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from alm_pipeline.config import Method, StudentConfig
+from alm_pipeline.config import Level, Method, StudentConfig
 from alm_pipeline.models.files import tokenizer_files
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.reference import ModelReference
@@ -39,6 +39,8 @@ class Initialization:
     """the model that the target's tokens come from, for methods that need one"""
     terms: int = 8
     """the number of shared tokens per new one, for the method omp"""
+    level: Level = "none"
+    """of the new tokens; whoever makes the embeddings sets it afterward, on texts"""
 
     @classmethod
     def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
@@ -46,14 +48,15 @@ class Initialization:
         tokenizer = student.tokenizer if isinstance(student.tokenizer, str) else None
         donor = find_donor(student.initialization, student.donor, tokenizer)
         reference = ModelReference(donor, trust_remote_code) if donor else None
-        return cls(student.initialization, reference, student.omp_terms)
+        return cls(student.initialization, reference, student.omp_terms, student.level)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the embeddings, besides source, target and seed."""
+        level = {} if self.level == "none" else {"level": self.level}
         if not METHODS[self.method].needs_donor or self.donor is None:
-            return {"method": self.method}
+            return {"method": self.method, **level}
         donor = {"model": self.donor.identity, "tokenizer": self.donor.tokenizer.identity}
-        return {"method": self.method, "donor": donor, "terms": self.terms}
+        return {"method": self.method, "donor": donor, "terms": self.terms, **level}
 
     def compositions(self, mapping: VocabularyMap, tables: int) -> list[Composition]:
         """Compose each of the model's tables: the input embedding and, if it is not tied, the output embedding."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,10 +27,17 @@ class TransferResult:
 
     compositions: list[Composition]
     """of the input embedding and, if it is not tied, of the output embedding"""
+    ngrams: int = 0
+    """embeddings of n-grams, of a model of bytes"""
+
+    @property
+    def new_V(self) -> npt.NDArray[np.bool_]:
+        """[V] whether the token's row is not a copy of one of the source's."""
+        return ~self.compositions[0].copied
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of copied, composed and drawn rows of the input embedding; the output's are the same."""
-        return self.compositions[0].counts()
+        return self.compositions[0].counts() | ({"n-grams": self.ngrams} if self.ngrams else {})
 
 
 def swap_tokenizer(

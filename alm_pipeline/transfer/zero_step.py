@@ -2,14 +2,16 @@
 
 from alm_pipeline.transfer.zero_step import transfer
 
-print(transfer("demo:smollm2-135m-instruct", "Qwen/Qwen3-0.6B", "smollm2-qwen"))
+print(transfer("demo:smollm2-135m-instruct", "Qwen/Qwen3-0.6B", "smollm2-qwen").counts)
 """
 
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from alm_pipeline.config import Method, SpecialTokens
+from alm_pipeline.config import Level, Method, SpecialTokens
 from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
@@ -18,7 +20,18 @@ from alm_pipeline.new_tokenizer.special_tokens import keeps_source, with_special
 from alm_pipeline.tokenization.templates.choice import TemplateChoice
 from alm_pipeline.transfer.carry_over import end_with_turns
 from alm_pipeline.transfer.initialization import Initialization, find_donor
+from alm_pipeline.transfer.level.level import FoundLevel, set_level
+from alm_pipeline.transfer.level.texts import sample_texts
 from alm_pipeline.transfer.swap import swap_tokenizer
+
+
+class Transferred(NamedTuple):
+    """How the embeddings of a model with a new tokenizer were made."""
+
+    counts: dict[str, int]
+    """the numbers of rows that were copied, composed and drawn"""
+    level: FoundLevel | None
+    """of the new tokens, if there are any and it is not left as it is"""
 
 
 def transfer(
@@ -27,19 +40,20 @@ def transfer(
     folder: Path | str,
     *,
     initialization: Method = "fvt",
+    level: Level = "measured",
     special_tokens: SpecialTokens = "auto",
     template: TemplateChoice | None = None,
     donor: str | None = None,
     omp_terms: int = 8,
     seed: int = 0,
     trust_remote_code: bool = False,
-) -> dict[str, int]:
+) -> Transferred:
     """Write the model with the new tokenizer into a new folder, in the model's own precision.
 
     Models and tokenizers are folders, hub names or `demo:NAME`. `template` replaces the chat template. The settings are
-    those of `student` in a configuration. Returns the numbers of embedding rows that are copied, composed and drawn.
-    Raises UserError if the folder exists and is not empty, or if the model, the tokenizer or the donor cannot be loaded
-    or do not fit together.
+    those of `student` in a configuration. The level of new tokens is measured on a sample of prose and code. Raises
+    UserError if the folder exists and is not empty, or if the model, the tokenizer or the donor cannot be loaded or do
+    not fit together.
     """
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
@@ -51,7 +65,9 @@ def transfer(
         target = _target(source, named, special_tokens, template)
         model = reference.load(reference.weights_dtype, device="cpu")
         setting = Initialization(initialization, donor_model, omp_terms)
-        counts = swap_tokenizer(model, source, LoadedTokenizer.of(target), setting, seed).counts()
+        loaded = LoadedTokenizer.of(target)
+        result = swap_tokenizer(model, source, loaded, setting, seed)
+        found = set_level(model, result.new_V, partial(sample_texts, loaded), level)
         if template and template.template is not None:
             end_with_turns(model, target)
         with quiet_transformers():
@@ -60,7 +76,7 @@ def transfer(
         for read in (reference, donor_model, source, named, donor_model and donor_model.tokenizer):
             if read:
                 read.check_unchanged()
-    return counts
+    return Transferred(result.counts(), found)
 
 
 def _target(

@@ -27,7 +27,17 @@ from flows.execution import embedded
 from flows.stages import Until
 from flows.storage_block import storage_root
 from flows.terminal.console import InertGroup, JsonOption, err, out, user_errors
-from flows.terminal.options import MODEL, Examples, NewFolder, Recipe, Storage, Text, finite, override_options
+from flows.terminal.options import (
+    MODEL,
+    Examples,
+    NewFolder,
+    Recipe,
+    Storage,
+    Text,
+    finite,
+    override_options,
+    parse_level,
+)
 from storage.printed.records import make_output_inert
 
 app = typer.Typer(
@@ -233,6 +243,14 @@ def transfer(
     initialization: Annotated[
         Method, typer.Option(help="How to make the embeddings of tokens that the model does not have.")
     ] = "fvt",
+    level: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_level,
+            metavar="measured|none|NATS",
+            help="How many nats the logits of new tokens lose: as measured on a sample of prose and code, none, or N.",
+        ),
+    ] = "measured",
     special_tokens: Annotated[
         SpecialTokens,
         typer.Option(help="Whose special tokens to use: the model's (source), the tokenizer's (target), or auto."),
@@ -263,11 +281,12 @@ def transfer(
     from alm_pipeline.transfer.zero_step import transfer
 
     with user_errors(), progress_bars(err):
-        counts = transfer(
+        counts, found = transfer(
             model,
             tokenizer,
             folder,
             initialization=initialization,
+            level=level,
             special_tokens=special_tokens,
             template=TemplateChoice.of("--template", template),
             donor=donor,
@@ -277,9 +296,14 @@ def transfer(
         if not as_json:
             embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
             out.print_line(f"{folder}: new embeddings: {embeddings}")
+            if found:
+                out.print_line(f"{folder}: {found}")
         compared = comparison([model, str(folder)], corpus, text, examples) if corpus else None
         if as_json:
-            out.write_json({"folder": str(folder), "new_embeddings": dict(counts), "comparison": compared})
+            record = found.record() if found else None
+            out.write_json(
+                {"folder": str(folder), "new_embeddings": dict(counts), "level": record, "comparison": compared}
+            )
         elif compared:
             print_comparison(compared)
 

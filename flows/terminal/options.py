@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
-from alm_pipeline.config import AlmConfig, Dtype
+from alm_pipeline.config import AlmConfig, Dtype, Level
 from alm_pipeline.config.fields.settings import first_sentence
 from alm_pipeline.config.fields.spelling import (
     did_you_mean,
@@ -74,6 +75,14 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
+
+
+def parse_level(text: str) -> Level:
+    """Return the level of new tokens that an option names."""
+    try:
+        return TypeAdapter[Level](Level).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text} is neither measured nor none nor a number from -20 to 20") from error
 
 
 def override_options(command: Callable[..., None]) -> Callable[..., None]:

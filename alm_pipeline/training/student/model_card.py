@@ -21,6 +21,7 @@ from alm_pipeline.models.files import label, model_folder
 from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.naming.names import student_title
 from alm_pipeline.training.student.curves import PICTURE
+from alm_pipeline.transfer.level.words import level_text
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
 from storage.printed.inert import markdown, markdown_block, markdown_code, one_line, yaml_text
@@ -187,6 +188,8 @@ def _data(distilled: DistilledStudent) -> str:
     if initialization := distilled.results.get("initialization"):
         counts = ", ".join(f"{count:,} {how}" for how, count in initialization.items())
         rows.append(["rows of the new embedding", markdown(counts)])
+    if level := distilled.results.get("level"):
+        rows.append(["level of new tokens", markdown(level_text(level))])
     return f"## Data\n\n{_table(['item', 'amount'], rows)}"
 
 

@@ -13,6 +13,7 @@ The head is not tied to the embedding any more: the input is a sum, the output a
 
 import inspect
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.bytes import modeling_ngram_bytes as carried
 from alm_pipeline.transfer.bytes.suffix_trie import suffix_trie
 from alm_pipeline.transfer.initialization import Initialization
-from alm_pipeline.transfer.swap import swap_tokenizer
+from alm_pipeline.transfer.swap import TransferResult, swap_tokenizer
 from alm_pipeline.vocabulary.byte_view import tokens_by_spelling
 from storage.errors import UserError
 
@@ -43,19 +44,18 @@ def put_on_bytes(
     *,
     ngram_embeddings: bool,
     seed: int = 0,
-) -> dict[str, int]:
+) -> TransferResult:
     """Put the byte-level tokenizer `target`, which was made from `source`, on the model, in place.
 
-    Returns the numbers of rows that were copied, composed and drawn, and of n-grams. Raises UserError if n-gram
-    embeddings are wanted and the architecture does not accept embeddings instead of ids.
+    Raises UserError if n-gram embeddings are wanted and the architecture does not accept embeddings instead of ids.
     """
     ngrams = _ngram_rows(model, source) if ngram_embeddings else None
     untie(model)
-    counts = swap_tokenizer(model, source, target, initialization or Initialization(), seed).counts()
-    if ngrams:
-        _attach(model, ngrams)
-        counts["n-grams"] = len(ngrams[0])
-    return counts
+    result = swap_tokenizer(model, source, target, initialization or Initialization(), seed)
+    if not ngrams:
+        return result
+    _attach(model, ngrams)
+    return replace(result, ngrams=len(ngrams[0]))
 
 
 def untie(model: PreTrainedModel) -> None:

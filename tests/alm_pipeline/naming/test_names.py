@@ -70,6 +70,7 @@ def test_the_recipes_are_told_apart_and_shortly() -> None:
 
 DECISIVE = {
     "student.initialization": "mean",
+    "student.level": 0.5,
     "student.special_tokens": "source",
     "score.dtype": "float32",
     "objective.terms": {"sft": 1.0},

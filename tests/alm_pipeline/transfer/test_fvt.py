@@ -1,5 +1,6 @@
 """Vocabulary transfer by FVT: pieces of tokens, and counterparts of special tokens."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,18 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.transfer.carry_over import carry_over
-from alm_pipeline.transfer.fvt import chat_tokens, map_vocabulary, special_counterparts, special_ids
+from alm_pipeline.transfer.fvt import (
+    ROLES,
+    chat_tokens,
+    ids_with_role,
+    map_vocabulary,
+    special_counterparts,
+    special_ids,
+)
 from alm_pipeline.vocabulary.byte_view import byte_view
 from storage.schemas import TokenKind
 from tests import tiny
-from tests.real_tokenizers import require
+from tests.real_tokenizers import REAL_TOKENIZERS, require
 
 
 def test_pieces_spell_the_token(byte_level: PreTrainedTokenizerFast, sentencepiece: PreTrainedTokenizerFast) -> None:
@@ -160,6 +168,27 @@ def test_special_counterparts_of_real_tokenizers_are_special(source: str) -> Non
     assert {theirs.convert_ids_to_tokens(id_): pair for id_, pair in pairs.items()} == {
         literal: special[token] for literal, token in expected.items()
     }
+
+
+@pytest.mark.long
+def test_special_counterparts_of_all_pairs_of_real_tokenizers_are_no_text() -> None:
+    """An ordinary token never stands for a special one, whatever its literal; the same literal, or else the role."""
+    tokenizers = {name: require(name) for name in REAL_TOKENIZERS}
+    for (source, ours), (target, theirs) in itertools.permutations(tokenizers.items(), 2):
+        special, with_role = special_ids(ours), ids_with_role(ours)
+        added, target_roles = ours.get_added_vocab(), ids_with_role(theirs)
+        pairs = special_counterparts(ours, theirs)
+        for id_, source_id in pairs.items():
+            literal = theirs.convert_ids_to_tokens(id_)
+            if literal in special:
+                assert source_id == special[literal], (source, target, literal)
+            elif id_ in target_roles:
+                assert source_id in with_role, (source, target, literal)
+            else:
+                assert source_id == added[literal], (source, target, literal)
+        for role in ROLES:
+            ids = [getattr(tokenizer, f"{role}_id") for tokenizer in (ours, theirs)]
+            assert None in ids or ids[1] in pairs, (source, target, role)
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "added"])

@@ -57,7 +57,7 @@ def test_a_token_that_is_read_and_never_predicted_is_no_token(llama_vision: str)
 
 def test_the_rows_that_a_class_adds_are_kept(llama_vision: str, target: str, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
-    counts = transfer(llama_vision, target, moved, special_tokens="target")
+    counts, _ = transfer(llama_vision, target, moved, special_tokens="target")
     before, after = _embedding(llama_vision), _embedding(moved)
     assert len(after) == sum(counts.values()) + ADDED
     assert torch.equal(after[-ADDED:], before[-ADDED:])
@@ -72,7 +72,7 @@ def test_a_fine_tune_keeps_them(llama_vision: str, target: str, tmp_path: Path) 
 
 
 def test_its_own_tokenizer_gives_the_token_a_row(llama_vision: str, tmp_path: Path) -> None:
-    assert transfer(llama_vision, llama_vision, tmp_path / "moved") == {"copied": ROWS, "drawn": 1}
+    assert transfer(llama_vision, llama_vision, tmp_path / "moved").counts == {"copied": ROWS, "drawn": 1}
     assert len(_embedding(tmp_path / "moved")) == ROWS + 1 + ADDED
 
 

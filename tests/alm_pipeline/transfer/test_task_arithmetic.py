@@ -47,7 +47,7 @@ def models(
     }
     for name in ("base", "fine_tune"):
         folders[f"{name}_zero"] = str(tmp_path / f"{name}_zero")
-        transfer(folders[name], folders["target"], folders[f"{name}_zero"], special_tokens="target")
+        transfer(folders[name], folders["target"], folders[f"{name}_zero"], special_tokens="target", level="none")
     zero = AutoModelForCausalLM.from_pretrained(folders["base_zero"])
     tokenizer = AutoTokenizer.from_pretrained(folders["base_zero"])
     return folders | {"transferred": save(tmp_path / "transferred", moved(zero, 2), tokenizer)}

@@ -25,7 +25,7 @@ def test_the_folder_loads_generates_and_chats(
     names: tuple[str, str], special_tokens: SpecialTokens, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     source, target = map(request.getfixturevalue, names)
-    counts = transfer(source, target, tmp_path / "moved", special_tokens=special_tokens)
+    counts, _ = transfer(source, target, tmp_path / "moved", special_tokens=special_tokens)
     model, tokenizer = (auto.from_pretrained(tmp_path / "moved") for auto in (AutoModelForCausalLM, AutoTokenizer))
     assert model.config.vocab_size == sum(counts.values()) == len(tokenizer)
     special = AutoTokenizer.from_pretrained(source if special_tokens == "source" else target)
@@ -124,7 +124,7 @@ def test_the_pipeline_with_no_steps_is_the_transfer(
 ) -> None:
     """Gemma gets a tokenizer without <bos> before texts; the pipeline adds it, and aligns with the result."""
     student = config.student.model_copy(
-        update={"model": gemma_folder, "tokenizer": llama_folder, "initialization": "focus"}
+        update={"model": gemma_folder, "tokenizer": llama_folder, "initialization": "focus", "level": "none"}
     )
     train = config.train.model_copy(update={"steps": 0})
     chosen = config.model_copy(update={"student": student, "train": train})
@@ -133,7 +133,7 @@ def test_the_pipeline_with_no_steps_is_the_transfer(
     bits = manifest.results["held_out_bits_per_byte"]
     assert bits["student_before"] == bits["student_after"]
     assert math.isfinite(bits["student_after"])
-    counts = transfer(gemma_folder, llama_folder, tmp_path / "moved", initialization="focus")
+    counts, _ = transfer(gemma_folder, llama_folder, tmp_path / "moved", initialization="focus", level="none")
     assert manifest.results["initialization"] == counts
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (pipeline.student.path, tmp_path / "moved")]
     for name, value in models[0].state_dict().items():

@@ -59,7 +59,7 @@ class Made:
             LoadedTokenizer.of(self.source),
             LoadedTokenizer.of(self.tokenizer),
             ngram_embeddings=ngram_embeddings,
-        )
+        ).counts()
 
     def ids(self, *texts: str) -> Tensor:
         return self.tokenizer(list(texts), return_tensors="pt", add_special_tokens=False).input_ids
