@@ -5,8 +5,9 @@ tokens of a text are those of its words, one after the other, and the probabilit
 probabilities of the words that begin with the same tokens.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "st", "tr
 _VOWELS = ("a", "e", "i", "o", "u", "ä")
 _SUFFIXES = ("", "", "s", "er", "ing", "ed", "able")
 _SPACES = ("\n", "  ", "\n\n    ", "\t")
-_SPACE_PIECES = ("Ġ", "Ċ", "ĉ")
+SPACE_PIECES = ("Ġ", "Ċ", "ĉ")
 """how byte-level BPE writes a space, the end of a line and a tab"""
 
 
@@ -101,7 +102,7 @@ class TokenModel:
                 self._beginning[tokens[:length]] += probability
         pieces: Any = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self._lengths = [len(piece) for piece in pieces]  # byte-level: a character is a byte
-        self._is_space = [piece.startswith(_SPACE_PIECES) for piece in pieces]
+        self._is_space = [piece.startswith(SPACE_PIECES) for piece in pieces]
         self._followers = defaultdict[Tokens, set[int]](set)
         for tokens in self.tokens:
             for length in range(len(tokens)):
@@ -112,27 +113,39 @@ class TokenModel:
         inside = sum(self._beginning[(*tokens, id_)] for id_ in self._followers[tokens] if self._is_space[id_])
         return (self._whole[tokens] + inside) / self._beginning[tokens]
 
-    def numbers(self, indices: Sequence[int]) -> Numbers:
-        """Return the numbers of a text of these words; the first word's follow from what all words are."""
-        rows: list[tuple[int, int, float, float]] = []
-        with np.errstate(divide="ignore"):
-            ends = [1.0, *(self._ends(self.tokens[index]) for index in indices)]
-            for index, previous_ends in zip(indices, ends, strict=False):
-                rows += self._word_rows(index, previous_ends)
-        ids, lengths, logprobs, boundaries = (list(column) for column in zip(*rows, strict=True))
-        ends = np.cumsum(np.array(lengths, np.int64))
-        return Numbers(np.array(ids, np.int32), ends, np.array(logprobs), np.array(boundaries))
+    def probability(self, tokens: Tokens, following: int) -> float:
+        """Return the probability of a token, or with −1 of the word's end, after these tokens of a word."""
+        mass = self._whole[tokens] if following < 0 else self._beginning[(*tokens, following)]
+        return mass / self._beginning[tokens]
 
-    def _ends(self, tokens: Tokens) -> float:
-        """Return the probability that a word which begins with these tokens ends there."""
-        return self._whole[tokens] / self._beginning[tokens]
+    def ids(self, indices: Sequence[int]) -> list[int]:
+        """Return the tokens of a text of these words."""
+        return [id_ for index in indices for id_ in self.tokens[index]]
 
-    def _word_rows(self, index: int, previous_ends: float) -> list[tuple[int, int, float, float]]:
-        """Return the id, bytes and numbers of each token of a word, after a word that ends with this probability."""
-        tokens, rows = self.tokens[index], []
-        for k, id_ in enumerate(tokens):
-            probability = self._beginning[tokens[: k + 1]] / self._beginning[tokens[:k]]
-            probability *= previous_ends if k == 0 else 1.0
-            boundary = self.boundary(tokens[: k + 1])
-            rows.append((id_, self._lengths[id_], float(np.log(probability)), float(np.log(boundary))))
-        return rows
+    def walk(self, ids: Iterable[int]) -> list[Tokens]:
+        """[tokens] the tokens of the word up to and with each token; a word begins where nothing else can."""
+        states, state = list[Tokens](), Tokens()
+        for id_ in ids:
+            state = (*state, id_) if (*state, id_) in self._beginning else (id_,)
+            assert state in self._beginning, "the text is not of these words"
+            states.append(state)
+        return states
+
+    def numbers(self, ids: Iterable[int]) -> Numbers:
+        """Return the numbers of a text; the first word's are those of any first word."""
+        states = self.walk(ids)
+        last = [state[-1] for state in states]
+        before = [Tokens(), *states]
+        logprobs = [self._logprob(*pair) for pair in zip(before, states, strict=False)]
+        boundaries = [self._boundary_logprob(state) for state in states]
+        ends = np.cumsum([self._lengths[id_] for id_ in last], dtype=np.int64)
+        return Numbers(np.array(last, np.int32), ends, np.array(logprobs), np.array(boundaries))
+
+    def _logprob(self, before: Tokens, state: Tokens) -> float:
+        """Return the log-probability of a state's last token after another state, which a new word has to end first."""
+        ends = self._whole[before] / self._beginning[before] if before and len(state) == 1 else 1.0
+        return math.log(ends * self._beginning[state] / self._beginning[state[:-1]])
+
+    def _boundary_logprob(self, state: Tokens) -> float:
+        boundary = self.boundary(state)
+        return math.log(boundary) if boundary else -math.inf

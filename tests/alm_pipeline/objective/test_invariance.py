@@ -4,13 +4,21 @@ A chunk that is debiased at both ends has, whatever the tokenizer; one that is d
 not, and neither has one that is not debiased. First from the definition, in float64, and then through the pipeline.
 """
 
-from typing import NamedTuple
+import itertools
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from torch import Tensor
 
-from tests.exact_words import Floats, Numbers, TokenModel, drawn_words, trained_tokenizer
+from alm_pipeline.config import Chunking, Debias, ObjectiveConfig, TrainConfig
+from alm_pipeline.objective.chunking.registry import CHUNKINGS
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.training.data.batch_stream import BatchStream
+from tests.exact_store import IMPOSSIBLE, exact_pipeline, scored_batch
+from tests.exact_words import SPACE_PIECES, Floats, Numbers, TokenModel, drawn_words, trained_tokenizer
 
 WORDS = drawn_words(1000)
 RUNS = drawn_words(1000, seed=1, runs=0.3)
@@ -43,7 +51,7 @@ class CommonEnds(NamedTuple):
 
 
 def common_ends(models: Pair, indices: list[int]) -> CommonEnds:
-    teacher, student = (model.numbers(indices) for model in models)
+    teacher, student = (model.numbers(model.ids(indices)) for model in models)
     text = models.teacher.words.text(indices).encode()
     places, teacher_at, student_at = np.intersect1d(teacher.byte_ends, student.byte_ends, return_indices=True)
     is_space = np.array([byte in b" \n\t" for byte in text] + [False])
@@ -57,7 +65,7 @@ def test_the_models_are_exact(models: Pair) -> None:
     words = np.log(models.teacher.words.probabilities)
     for model in models:
         # the last word ends where a boundary follows
-        assert model.numbers(indices).with_boundary[-1] == pytest.approx(words[indices].sum(), abs=1e-9)
+        assert model.numbers(model.ids(indices)).with_boundary[-1] == pytest.approx(words[indices].sum(), abs=1e-9)
 
 
 GAMMAS = {"unconstrained": 0.0, "gamma": 0.1, "likely ends": 0.5}
@@ -104,3 +112,59 @@ def likelihoods_from_anchors(at: CommonEnds, ends: npt.NDArray[np.int64]) -> tup
     teacher, student = at.teacher.with_boundary[at.teacher_at], at.student.with_boundary[at.student_at]
     first, last = ends.T
     return teacher[last] - teacher[first], student[last] - student[first]
+
+
+@pytest.fixture(scope="module")
+def pipeline(models: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    random = np.random.default_rng(1)
+    texts = [models.teacher.words.draw(60, random) for _ in range(20)]
+    return exact_pipeline(tmp_path_factory.mktemp("exact"), *models, texts)
+
+
+class Likelihoods(NamedTuple):
+    """Of chunks, by the two exact models, as the training has them."""
+
+    teacher: Tensor
+    """[C]"""
+    student: Tensor
+    """[C]"""
+    holds: Tensor
+    """[C] whether both ends have a meaning: no white space stands before the end, and a boundary may follow it"""
+
+    @property
+    def differences(self) -> Tensor:
+        return (self.teacher - self.student).abs()[self.holds]
+
+
+def trained_likelihoods(pipeline: Pipeline, models: Pair, objective: ObjectiveConfig, batches: int = 4) -> Likelihoods:
+    """Return the likelihoods of the first batches: the teacher's of the stream, the student's of the loss."""
+    pipeline = Pipeline(pipeline.config.model_copy(update={"objective": objective}), pipeline.root)
+    pipeline.pair_biases()
+    train = TrainConfig(batch_tokens=2048, row_tokens=512)
+    stream = BatchStream(pipeline.caches, objective, train, ends=pipeline.distillation.chunk_ends)
+    found = [_likelihoods(batch, models.student, objective) for batch in itertools.islice(stream, batches)]
+    return Likelihoods(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _likelihoods(batch: dict[str, Tensor], student: TokenModel, objective: ObjectiveConfig) -> Likelihoods:
+    scored = scored_batch(batch, student, objective)
+    last = batch["token_ids_BS"].flatten()[batch["last_token_C"]].tolist()
+    in_run = torch.tensor([piece[-1] in SPACE_PIECES for piece in student.tokenizer.convert_ids_to_tokens(last)])
+    possible = scored.boundary_logprobs_N[batch["last_token_C"]] > IMPOSSIBLE
+    return Likelihoods(scored.teacher_logprobs_C, scored.student_logprobs_C, possible & ~in_run)
+
+
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_the_training_sees_the_same_likelihoods_if_debiased_at_both_ends(
+    pipeline: Pipeline, models: Pair, chunking: Chunking
+) -> None:
+    likelihoods = {
+        form: trained_likelihoods(pipeline, models, ObjectiveConfig(chunking=chunking, debias=form))
+        for form in get_args(Debias)
+    }
+    both = likelihoods["both"]
+    assert both.holds.sum() > 300
+    assert both.differences.max() < 2e-5
+    assert both.teacher.max() <= 1e-5
+    for form in ("none", "end"):
+        assert likelihoods[form].differences.mean() > 0.01
