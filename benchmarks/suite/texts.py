@@ -27,6 +27,8 @@ FILE_BYTES = 60_000
 """a longer file is data or generated"""
 _ENDINGS: Mapping[Domain, tuple[str, ...]] = {"python": (".py",), "english": (".md", ".rst", "METADATA")}
 _LEAST_BYTES = 400
+_MEASURED_CHARACTERS: Mapping[Domain, int] = {"python": 16_000, "english": 4_000, "maths": 4_000}
+"""how much of a text students get: many short texts say more than few long ones"""
 
 
 class Text(NamedTuple):
@@ -97,7 +99,8 @@ def write_texts(root: Path, gsm8k: Path) -> dict[Share, dict[Domain, Path]]:
             rows[share_of(text.group)].append(text)
         for share, texts in rows.items():
             random.Random(0).shuffle(texts)
-            _write_lines(files[share][domain], texts)
+            most = None if share == "pretraining" else _MEASURED_CHARACTERS[domain]
+            _write_lines(files[share][domain], (text.text[:most] for text in texts))
     return files
 
 
@@ -108,9 +111,9 @@ def _texts(domain: Domain, gsm8k: Path) -> Iterator[Text]:
     return installed_texts(domain, [Path(paths["stdlib"]), Path(paths["purelib"])])
 
 
-def _write_lines(file: Path, texts: Iterable[Text]) -> None:
+def _write_lines(file: Path, texts: Iterable[str]) -> None:
     partial = file.with_suffix(".partial")
-    rows = ({"id": f"{number}", "text": text.text} for number, text in enumerate(texts))
+    rows = ({"id": f"{number}", "text": text} for number, text in enumerate(texts))
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(file)
 

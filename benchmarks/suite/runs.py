@@ -1,0 +1,197 @@
+"""The suite's runs: students by the pipeline, and what each of them is worth on held-out texts.
+
+Everything is a stage of a store: a student that is there is not trained again, and neither is it measured again, since
+a measurement is itself a run, with the student as its model and without a step of training. Its objective is the exact
+one: chunks of whole words, debiased at both ends, τ 1.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import pyarrow.parquet as pq
+
+from alm_pipeline.config import (
+    BYTES,
+    AlmConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    FilesSource,
+    ObjectiveConfig,
+    ScoreConfig,
+    StudentConfig,
+    TrainConfig,
+    TrainedTokenizer,
+)
+from alm_pipeline.config.overrides import override, parse_overrides
+from alm_pipeline.pipeline import Pipeline
+from benchmarks.suite.bodies import Body, made_body
+from benchmarks.suite.factors import PairName, Settings
+from benchmarks.suite.texts import DOMAINS, Domain, TextSet, write_texts
+
+TRAINED_ON: Domain = "python"
+"""the domain that students are distilled on; the others are what they may forget"""
+_TEXT_BYTES = 512
+_HELD_OUT = 0.08
+_ELSEWHERE = 0.5
+"""the share of the examples of the other domains that is held out: students are measured on these, and trained on none"""
+
+
+class Size(NamedTuple):
+    """How large the models are, and how long students are trained."""
+
+    teacher: Body
+    student: Body
+    """a smaller model with a tokenizer of its own, for the pair `body`"""
+    vocabulary: int
+    """tokens of the new tokenizer of the pair `bpe`"""
+    steps: int
+    batch_tokens: int = 2048
+    learning_rate: float = 1e-3
+    measured: int = 80
+    """held-out examples of each domain"""
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(Body(32, 1, 600, 40), Body(32, 1, 500, 40), 400, 4, 1024, measured=6),
+    "mini": Size(Body(64, 2, 2048, 800, 6e-3), Body(48, 2, 1500, 500, 6e-3), 1024, 100, 2048, 2e-3, measured=60),
+    "small": Size(Body(128, 4, 4096, 700), Body(96, 3, 3000, 500), 2048, 80),
+    "medium": Size(Body(192, 6, 8192, 6000), Body(128, 4, 6000, 4000), 4096, 400),
+    "large": Size(Body(384, 8, 16384, 20000), Body(256, 6, 12000, 15000), 8192, 2000, 8192),
+}
+"""teachers of 0.03, 0.2, 1.3, 4 and 20 million parameters"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The suite of one size on one set of texts, in a folder that keeps everything."""
+
+    root: Path
+    gsm8k: Path
+    texts: TextSet
+    size: Size
+
+    @cached_property
+    def _files(self) -> Any:
+        return write_texts(self.root, self.gsm8k)
+
+    @cached_property
+    def teacher(self) -> str:
+        return made_body(self.root, self.size.teacher, self._files["pretraining"])
+
+    @cached_property
+    def other_body(self) -> str:
+        return made_body(self.root, self.size.student, self._files["pretraining"])
+
+    def student_of(self, pair: PairName) -> StudentConfig:
+        """Return the student of a pair: the teacher with another tokenizer, or another model with its own."""
+        match pair:
+            case "bpe":
+                return StudentConfig(model=self.teacher, tokenizer=TrainedTokenizer(vocab_size=self.size.vocabulary))
+            case "bytes":
+                return StudentConfig(model=self.teacher, tokenizer=BYTES)
+            case "body":
+                return StudentConfig(model=self.other_body)
+            case _:
+                assert_never(pair)
+
+    def corpus(self, domain: Domain) -> CorpusConfig:
+        file = self._files[self.texts][domain]
+        return CorpusConfig(
+            name=f"{self.texts}-{domain}",
+            source=FilesSource(urls=(str(file),)),
+            id="id",
+            max_bytes=_TEXT_BYTES,
+            normalize=(),
+            # a part of each text set, so that the teacher need not score what no student of this size reads
+            max_examples=40 * self.size.steps if domain == TRAINED_ON else max(200, 5 * self.size.measured),
+            held_out=_HELD_OUT if domain == TRAINED_ON else _ELSEWHERE,
+        )
+
+    def configuration(self, pair: PairName, settings: Settings, seed: int) -> AlmConfig:
+        size = self.size
+        config = AlmConfig(
+            corpus=self.corpus(TRAINED_ON),
+            teacher=self.teacher,
+            student=self.student_of(pair),
+            score=ScoreConfig(dtype="float32"),
+            train=TrainConfig(
+                steps=size.steps,
+                batch_tokens=size.batch_tokens,
+                row_tokens=max(512, _TEXT_BYTES + 8),
+                learning_rate=size.learning_rate,
+                warmup_steps=size.steps // 20,
+                dtype="bfloat16",
+                checkpoint_steps=max(100, size.steps // 4),
+                seed=seed,
+            ),
+            evaluation=EvaluationConfig(
+                samples=0, steps=max(1, size.steps // 8), max_examples=max(4, size.measured // 4)
+            ),
+        )
+        return override(config, parse_overrides({"settings": dict(settings)}))
+
+    def trained(self, pair: PairName, settings: Settings, seed: int) -> "Student":
+        """Return a student, trained first if it is not in the store."""
+        pipeline = Pipeline(self.configuration(pair, settings, seed), str(self.root))
+        pipeline.run()
+        return Student(self, pipeline)
+
+    def measure(self, domain: Domain, student: str) -> "Measures":
+        """Return what a model is worth on held-out texts of a domain, measured first if that is not in the store."""
+        config = AlmConfig(
+            corpus=self.corpus(domain),
+            teacher=self.teacher,
+            student=StudentConfig(model=student),
+            score=ScoreConfig(dtype="float32"),
+            objective=ObjectiveConfig(chunking="space", debias="both", temperature=1.0),
+            train=TrainConfig(steps=0, row_tokens=max(512, _TEXT_BYTES + 8), batch_tokens=4096),
+            evaluation=EvaluationConfig(samples=0, max_examples=self.size.measured),
+        )
+        pipeline = Pipeline(config, str(self.root))
+        results: Any = pipeline.run().results
+        last = pq.read_table(pipeline.student.path / "evaluations.parquet").to_pylist()[-1]
+        return Measures(last["bits_per_byte"], last["kl"], results["held_out_bits_per_byte"]["teacher"])
+
+
+class Measures(NamedTuple):
+    """Of a model on held-out texts of a domain."""
+
+    bits_per_byte: float
+    kl: float
+    """the exact binary KL to the teacher per word, in nats"""
+    teacher_bits_per_byte: float
+    """over all held-out texts"""
+
+
+class Student(NamedTuple):
+    """A student that is in the store."""
+
+    suite: Suite
+    pipeline: Pipeline
+
+    def measures(self) -> dict[Domain, Measures]:
+        return {domain: self.suite.measure(domain, str(self.pipeline.student.path)) for domain in DOMAINS}
+
+    def curve(self) -> Iterator[tuple[int, float]]:
+        """Yield (student tokens read, held-out bits per byte) of each evaluation while it was trained."""
+        per_step = self.pipeline.config.train.batch_tokens * self.pipeline.config.train.accumulation
+        for row in pq.read_table(self.pipeline.student.path / "evaluations.parquet").to_pylist():
+            yield row["step"] * per_step, row["bits_per_byte"]
+
+    def tokens_to(self, retention: float) -> float | None:
+        """Return the student tokens after which this share of what the swap cost was recovered; None if never.
+
+        The cost is what the held-out bits per byte before training are above the teacher's; between two evaluations
+        they are taken to fall in a straight line.
+        """
+        results: Any = self.pipeline.student.manifest()
+        bits = results.results["held_out_bits_per_byte"]
+        points = list(self.curve())
+        goal = points[0][1] - retention * (bits["student_before"] - bits["teacher"])
+        for (start, high), (end, low) in zip(points, points[1:], strict=False):
+            if low <= goal:
+                return end if high == low else start + (end - start) * (high - goal) / (high - low)
+        return None
