@@ -1,4 +1,4 @@
-"""Where does each objective lead a student that could be perfect? `python -m benchmarks.toy [--steps 1200] [--root FOLDER]`
+"""Where does each objective lead a student that could be perfect? `python -m benchmarks.toy [--steps 1200]`
 
 Texts are words drawn independently, the teacher is an exact token model of them under one tokenizer, and the student is
 a table: one logit for each token that may follow in a word, and for its end, under another tokenizer. It could have the
@@ -27,7 +27,6 @@ from tests.exact_words import TokenModel, Tokens, Words, drawn_words, trained_to
 END = -1
 """in place of a token: the word ends"""
 WORDS_PER_TEXT = 512
-Start = str
 
 
 class TableStudent:
@@ -39,6 +38,7 @@ class TableStudent:
         sources = {state: number for number, state in enumerate(dict.fromkeys(state for state, _ in self.edges))}
         self.source_E = torch.tensor([sources[state] for state, _ in self.edges])
         self.sources = len(sources)
+        self._edges_of_texts = dict[tuple[int, ...], Tensor]()
 
     def truth(self) -> Tensor:
         """[edges] the logits of the texts' own distribution."""
@@ -77,13 +77,20 @@ class TableStudent:
         """[N] the edge of each token, of the end of the word before it if it begins one, and of an end after it."""
         edges = torch.full((3, batch["token_ids_BS"].numel()), -1)
         for at, ids in examples_of_batch(batch):
-            states = self.model.walk(ids)
-            ends = [self.edges.get((state, END), -1) for state in states]
-            token = [self.edges[state[:-1], state[-1]] for state in states]
-            before = [end if len(state) == 1 else -1 for end, state in zip([-1, *ends], states, strict=False)]
-            edges[:, at : at + len(ids)] = torch.tensor([token, before, ends])
+            key = tuple(ids)
+            if key not in self._edges_of_texts:
+                self._edges_of_texts[key] = self._edges_of_text(ids)
+            edges[:, at : at + len(ids)] = self._edges_of_texts[key]
         token_N, before_N, after_N = edges
         return token_N, before_N, after_N
+
+    def _edges_of_text(self, ids: list[int]) -> Tensor:
+        """[3, tokens] as `positions`."""
+        states = self.model.walk(ids)
+        ends = [self.edges.get((state, END), -1) for state in states]
+        token = [self.edges[state[:-1], state[-1]] for state in states]
+        before = [end if len(state) == 1 else -1 for end, state in zip([-1, *ends], states, strict=False)]
+        return torch.tensor([token, before, ends])
 
 
 def _edges(model: TokenModel) -> Iterator[tuple[Tokens, int]]:
@@ -115,7 +122,8 @@ def train(
         ends=pipeline.distillation.chunk_ends,
     )
     logits_E = logits_E.clone().requires_grad_()
-    optimizer = torch.optim.Adam([logits_E], lr=0.05)
+    # in float32, gradients of nothing but rounding are far below this ε
+    optimizer = torch.optim.Adam([logits_E], lr=0.05, eps=1e-6)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
     for batch in itertools.islice(stream, steps):
         scored = student.scored(batch, objective, logits_E)

@@ -1,6 +1,6 @@
 """Small models, trained from scratch, that answer what an objective is worth.
 
-python -m benchmarks.suite forms [temperature …] --root FOLDER --gsm8k gsm8k-train.jsonl.gz [--set report] [--size small]
+python -m benchmarks.suite forms [temperature …] --root FOLDER --gsm8k gsm8k-train.jsonl.gz [--set report]
 
 A teacher with one tokenizer is trained on the source and documentation of the installed packages and on GSM8K. A
 student, the same model with another BPE (`bpe`) or with bytes (`bytes`), or a smaller model with a tokenizer of its own
@@ -23,7 +23,7 @@ from benchmarks.suite.factors import EXPERIMENTS, PAIRS
 from benchmarks.suite.outcomes import run_experiment, save
 from benchmarks.suite.runs import SIZES, Suite
 from benchmarks.suite.tables import draw, markdown
-from benchmarks.suite.texts import TEXT_SETS
+from benchmarks.suite.texts import DOMAINS, TEXT_SETS
 
 
 def main() -> None:
@@ -37,11 +37,17 @@ def main() -> None:
             found = run_experiment(suite, experiment, pair, range(options.seeds))
             title = f"{experiment.question} {options.set} texts, pair {pair}, {options.size}, {options.seeds} seeds"
             results = options.root / "results" / f"{name}-{pair}-{options.set}-{options.size}"
-            table = markdown(found)
+            table = f"{markdown(found)}\nThe teacher's bits per byte: {teacher_bits(suite)}.\n"
             print(f"\n{title}\n\n{table}", flush=True)
             save(results.with_suffix(".json"), found)
             results.with_suffix(".md").write_text(f"{title}\n\n{table}", encoding="utf-8")
             draw(found, title, results.with_suffix(".png"))
+
+
+def teacher_bits(suite: Suite) -> str:
+    """Return the teacher's bits per byte by domain, on the texts that students are measured on."""
+    measures = {domain: suite.measure(domain, suite.teacher) for domain in DOMAINS}
+    return ", ".join(f"{domain} {of_domain.teacher_bits_per_byte:.4f}" for domain, of_domain in measures.items())
 
 
 def arguments() -> argparse.Namespace:

@@ -122,9 +122,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Iterator[T
 
 def _fit(model: PreTrainedModel, batches: Iterator[Tensor], body: Body) -> None:
     """Train by cross-entropy; the learning rate rises over a twentieth of the steps and falls in half a cosine."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), body.learning_rate, (0.9, 0.95), weight_decay=0.1, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), body.learning_rate, (0.9, 0.95), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, body.learning_rate, body.steps, pct_start=0.05, cycle_momentum=False
     )

@@ -51,7 +51,8 @@ def _forms() -> tuple[Variant, ...]:
     chosen = sorted(forms, key=lambda form: form != "end")  # the published form first
     mixes = itertools.product(("alm", "alm + sft"), chosen)
     variants = [Variant(f"{terms}, {form}", objective(terms, debias=form)) for terms, form in mixes]
-    return (*variants, Variant("sft", objective("sft")))
+    untrained = {**objective(), "train.steps": 0, "train.warmup_steps": 0}
+    return (*variants, Variant("sft", objective("sft")), Variant("untrained", untrained))
 
 
 def _each(name: str, values: tuple[Any, ...], **settings: Any) -> tuple[Variant, ...]:
@@ -87,9 +88,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
     "gamma": Experiment("Which γ?", _each("gamma", (0.1, 0.0, 0.03, 0.3, 0.9), debias="both", terms="alm")),
-    "chunking": Experiment(
-        "Which chunks?", _each("chunking", get_args(Chunking), debias="both")
-    ),
+    "chunking": Experiment("Which chunks?", _each("chunking", get_args(Chunking), debias="both")),
     "divergence": Experiment(
         "Which divergence?",
         _each("divergence", get_args(Divergence), debias="both", terms="alm"),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -85,30 +85,31 @@ def maths_texts(file: Path) -> Iterator[Text]:
             yield Text(row["question"], f"Question: {row['question']}\nAnswer: {row['answer']}\n")
 
 
-def write_texts(root: Path, gsm8k: Path) -> dict[Share, dict[Domain, Path]]:
-    """Write the texts of each share and domain as JSON lines, unless they are there; return the files."""
-    files = {
-        share: {domain: root / "texts" / f"{share}-{domain}.jsonl" for domain in DOMAINS} for share in SHARES
-    }
+def installed_folders() -> list[Path]:
+    """Return where Python's standard library and the installed packages are."""
+    paths = sysconfig.get_paths()
+    return [Path(paths["stdlib"]), Path(paths["purelib"])]
+
+
+def write_texts(root: Path, gsm8k: Path, folders: Sequence[Path] | None = None) -> dict[Share, dict[Domain, Path]]:
+    """Write the texts of each share and domain as JSON lines, unless they are there; return the files.
+
+    `folders` are those of packages (None: the installed ones).
+    """
+    files = {share: {domain: root / "texts" / f"{share}-{domain}.jsonl" for domain in DOMAINS} for share in SHARES}
     if all(file.exists() for of_share in files.values() for file in of_share.values()):
         return files
     (root / "texts").mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
-        rows: dict[Share, list[Text]] = {share: [] for share in SHARES}
-        for text in _texts(domain, gsm8k):
-            rows[share_of(text.group)].append(text)
+        rows: dict[Share, list[str]] = {share: [] for share in SHARES}
+        read = maths_texts(gsm8k) if domain == "maths" else installed_texts(domain, folders or installed_folders())
+        for text in read:
+            rows[share_of(text.group)].append(text.text)
         for share, texts in rows.items():
             random.Random(0).shuffle(texts)
             most = None if share == "pretraining" else _MEASURED_CHARACTERS[domain]
-            _write_lines(files[share][domain], (text.text[:most] for text in texts))
+            _write_lines(files[share][domain], (text[:most] for text in texts))
     return files
-
-
-def _texts(domain: Domain, gsm8k: Path) -> Iterator[Text]:
-    if domain == "maths":
-        return maths_texts(gsm8k)
-    paths = sysconfig.get_paths()
-    return installed_texts(domain, [Path(paths["stdlib"]), Path(paths["purelib"])])
 
 
 def _write_lines(file: Path, texts: Iterable[str]) -> None:
