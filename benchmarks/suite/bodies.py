@@ -22,7 +22,6 @@ from storage.fingerprints import hash_file, stored_name
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT = 1024
 _ROW_TOKENS = 256
-_ROWS = 16
 _TOKENIZER_BYTES = 6_000_000
 _REPEATS: Mapping[Domain, int] = {"python": 1, "english": 3, "maths": 3}
 """how often a text is read in one pass over all texts: of Python there is far more"""
@@ -36,15 +35,16 @@ class Body(NamedTuple):
     vocabulary: int
     """tokens of its byte-level BPE"""
     steps: int
-    """each of 16 rows of 256 tokens"""
     learning_rate: float = 3e-3
+    rows: int = 16
+    """of 256 tokens, in each step"""
     seed: int = 0
 
 
 def made_body(root: Path, body: Body, files: Mapping[Domain, Path]) -> str:
     """Return the folder of the model and its tokenizer, which is trained first if it is not there."""
     texts = {domain: hash_file(file) for domain, file in files.items()}
-    identity = {"body": body._asdict(), "row_tokens": _ROW_TOKENS, "rows": _ROWS, "texts": texts}
+    identity = {"body": body._asdict(), "row_tokens": _ROW_TOKENS, "texts": texts}
     folder = root / "bodies" / stored_name("bodies", f"{body.width}x{body.layers}", identity)
     if not folder.exists():
         partial = folder.with_suffix(".partial")
@@ -59,7 +59,7 @@ def _train(folder: Path, body: Body, files: Mapping[Domain, Path]) -> None:
     tokenizer = _tokenizer(texts, body.vocabulary)
     torch.manual_seed(body.seed)
     model = _model(body, len(tokenizer))
-    _fit(model, _batches(tokenizer, texts), body)
+    _fit(model, _batches(tokenizer, texts, body.rows), body)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -102,6 +102,8 @@ def _model(body: Body, vocabulary: int) -> PreTrainedModel:
             num_key_value_heads=heads,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
+            # the default is for widths of thousands
+            initializer_range=body.width**-0.5,
             bos_token_id=None,
             eos_token_id=0,
             pad_token_id=0,
@@ -109,14 +111,14 @@ def _model(body: Body, vocabulary: int) -> PreTrainedModel:
     )
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Iterator[Tensor]:
+def _batches(tokenizer: PreTrainedTokenizerFast, texts: list[str], rows: int) -> Iterator[Tensor]:
     """Yield [rows, tokens] of ids: the texts one after the other, with an end of text after each, again and again."""
-    size, ids = _ROWS * _ROW_TOKENS, list[int]()
+    size, ids = rows * _ROW_TOKENS, list[int]()
     for start in itertools.cycle(range(0, len(texts), 64)):
         encoded = tokenizer(texts[start : start + 64], add_special_tokens=False)["input_ids"]
         ids += [id_ for of_text in encoded for id_ in (*of_text, tokenizer.eos_token_id)]
         while len(ids) >= size:
-            yield torch.tensor(ids[:size]).view(_ROWS, _ROW_TOKENS)
+            yield torch.tensor(ids[:size]).view(rows, _ROW_TOKENS)
             ids = ids[size:]
 
 

@@ -8,8 +8,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from benchmarks.suite.factors import Experiment, PairName
-from benchmarks.suite.runs import TRAINED_ON, Student, Suite
-from benchmarks.suite.texts import DOMAINS
+from benchmarks.suite.runs import Student, Suite
 
 RETENTION = 0.8
 _T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -20,11 +19,10 @@ Outcomes = Mapping[str, float | None]
 
 def outcomes(student: Student) -> Outcomes:
     """Measure a student on held-out texts of all domains."""
-    measures = student.measures()
     values: dict[str, float | None] = {}
-    for domain in (TRAINED_ON, *(other for other in DOMAINS if other != TRAINED_ON)):
-        values[f"{domain}, bits per byte"] = measures[domain].bits_per_byte
-        values[f"{domain}, KL"] = measures[domain].kl
+    for domain, of_domain in student.measures().items():
+        values[f"{domain}, bits per byte"] = of_domain.bits_per_byte
+        values[f"{domain}, KL"] = of_domain.kl
     values[f"tokens to {RETENTION:.0%}"] = student.tokens_to(RETENTION)
     return values
 

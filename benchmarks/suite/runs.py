@@ -1,8 +1,7 @@
 """The suite's runs: students by the pipeline, and what each of them is worth on held-out texts.
 
 Everything is a stage of a store: a student that is there is not trained again, and neither is it measured again, since
-a measurement is itself a run, with the student as its model and without a step of training. Its objective is the exact
-one: chunks of whole words, debiased at both ends, τ 1.
+a measurement in another domain is itself a run, with the student as its model and without a step of training.
 """
 
 import itertools
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import pyarrow.parquet as pq
 
@@ -20,7 +19,6 @@ from alm_pipeline.config import (
     CorpusConfig,
     EvaluationConfig,
     FilesSource,
-    ObjectiveConfig,
     ScoreConfig,
     StudentConfig,
     TrainConfig,
@@ -31,10 +29,13 @@ from alm_pipeline.pipeline import Pipeline
 from benchmarks.suite.bodies import Body, made_body
 from benchmarks.suite.factors import PairName, Settings
 from benchmarks.suite.texts import DOMAINS, Domain, Share, TextSet, write_texts
+from storage.folders import FolderManifest
 
 TRAINED_ON: Domain = "python"
 """the domain that students are distilled on; the others are what they may forget"""
 _TEXT_BYTES = 512
+_ROW_TOKENS = _TEXT_BYTES + 8
+"""a text in bytes, and special tokens around it"""
 _HELD_OUT = 0.08
 _ELSEWHERE = 0.25
 """the share of the examples of other domains that students are measured on; a corpus can't be held out as a whole"""
@@ -57,7 +58,7 @@ class Size(NamedTuple):
 
 SIZES: Mapping[str, Size] = {
     "tiny": Size(Body(32, 1, 600, 40), Body(32, 1, 500, 40), 400, 4, 1024, measured=60),
-    "mini": Size(Body(64, 2, 2048, 300, 6e-3), Body(48, 2, 1500, 300, 6e-3), 1024, 60, 2048, 2e-3),
+    "mini": Size(Body(64, 2, 2048, 700, 5e-3, rows=4), Body(48, 2, 1500, 700, 5e-3, rows=4), 1024, 60, 2048, 2e-3),
     "small": Size(Body(128, 4, 4096, 700), Body(96, 3, 3000, 500), 2048, 80),
     "medium": Size(Body(192, 6, 8192, 6000), Body(128, 4, 6000, 4000), 4096, 400),
     "large": Size(Body(384, 8, 16384, 20000), Body(256, 6, 12000, 15000), 8192, 2000, 8192),
@@ -127,7 +128,7 @@ class Suite:
             train=TrainConfig(
                 steps=size.steps,
                 batch_tokens=size.batch_tokens,
-                row_tokens=max(512, _TEXT_BYTES + 8),
+                row_tokens=_ROW_TOKENS,
                 learning_rate=size.learning_rate,
                 warmup_steps=size.steps // 20,
                 dtype="bfloat16",
@@ -141,34 +142,34 @@ class Suite:
     def trained(self, pair: PairName, settings: Settings, seed: int) -> "Student":
         """Return a student, trained first if it is not in the store."""
         pipeline = Pipeline(self.configuration(pair, settings, seed), str(self.root))
-        pipeline.run()
-        return Student(self, pipeline)
+        return Student(self, pipeline, pipeline.run())
 
-    def measure(self, domain: Domain, student: str) -> "Measures":
+    def measure(self, domain: Domain, model: str) -> "Measures":
         """Return what a model is worth on held-out texts of a domain, measured first if that is not in the store."""
         config = AlmConfig(
             corpus=self.corpus(domain),
             teacher=self.teacher,
-            student=StudentConfig(model=student),
+            student=StudentConfig(model=model),
             score=ScoreConfig(dtype="float32"),
-            objective=ObjectiveConfig(chunking="space", debias="both", temperature=1.0),
-            train=TrainConfig(steps=0, row_tokens=max(512, _TEXT_BYTES + 8), batch_tokens=4096),
-            evaluation=EvaluationConfig(samples=0, max_examples=None),
+            train=TrainConfig(steps=0, row_tokens=_ROW_TOKENS, batch_tokens=8 * _ROW_TOKENS),
+            evaluation=EvaluationConfig(samples=0, max_examples=self.size.measured // 2),
         )
-        pipeline = Pipeline(config, str(self.root))
-        results: Any = pipeline.run().results
-        last = pq.read_table(pipeline.student.path / "evaluations.parquet").to_pylist()[-1]
-        return Measures(last["bits_per_byte"], last["kl"], results["held_out_bits_per_byte"]["teacher"])
+        return Measures.of(Pipeline(config, str(self.root)).run())
 
 
 class Measures(NamedTuple):
-    """Of a model on held-out texts of a domain."""
+    """Of a model on the held-out texts of a domain."""
 
     bits_per_byte: float
     kl: float
     """the exact binary KL to the teacher per word, in nats"""
     teacher_bits_per_byte: float
-    """over all held-out texts"""
+
+    @classmethod
+    def of(cls, manifest: FolderManifest) -> "Measures":
+        """Return those that a run has measured."""
+        bits, kl = (manifest.results[f"held_out_{name}"] for name in ("bits_per_byte", "word_kl"))
+        return cls(bits["student_after"], kl["student_after"], bits["teacher"])
 
 
 class Student(NamedTuple):
@@ -176,9 +177,15 @@ class Student(NamedTuple):
 
     suite: Suite
     pipeline: Pipeline
+    manifest: FolderManifest
 
     def measures(self) -> dict[Domain, Measures]:
-        return {domain: self.suite.measure(domain, str(self.pipeline.student.path)) for domain in DOMAINS}
+        elsewhere: dict[Domain, Measures] = {
+            domain: self.suite.measure(domain, str(self.pipeline.student.path))
+            for domain in DOMAINS
+            if domain != TRAINED_ON
+        }
+        return {TRAINED_ON: Measures.of(self.manifest), **elsewhere}
 
     def curve(self) -> Iterator[tuple[int, float]]:
         """Yield (student tokens read, held-out bits per byte) of each evaluation while it was trained."""
@@ -192,8 +199,7 @@ class Student(NamedTuple):
         The cost is what the held-out bits per byte before training are above the teacher's; between two evaluations
         they are taken to fall in a straight line.
         """
-        results: Any = self.pipeline.student.manifest()
-        bits = results.results["held_out_bits_per_byte"]
+        bits = self.manifest.results["held_out_bits_per_byte"]
         points = list(self.curve())
         goal = points[0][1] - retention * (bits["student_before"] - bits["teacher"])
         for (start, high), (end, low) in itertools.pairwise(points):
