@@ -23,6 +23,10 @@ class Variant(NamedTuple):
 
     name: str
     settings: Settings
+    rate: float = 1.0
+    """of learning, over the size's own"""
+    embedding_rate: float = 1.0
+    """that of both embedding matrices, over the body's"""
 
 
 class Experiment(NamedTuple):
@@ -39,10 +43,9 @@ class Experiment(NamedTuple):
 
 
 def objective(terms: str = "alm + sft", temperature: float = TEMPERATURE, **settings: Any) -> Settings:
-    """Return settings of an objective; the ALM loss is multiplied by τ, so that its gradient keeps its size."""
-    scale = {"alm": temperature}
-    weights = {term: scale.get(term, 1.0) for term in terms.split(" + ")}
-    values = {"terms": weights, "temperature": temperature, **settings}
+    """Return settings of an objective whose terms have equal weights, in proportion at every temperature."""
+    weights = dict.fromkeys(terms.split(" + "), 1.0)
+    values = {"terms": weights, "temperature": temperature, "balance": "temperature", **settings}
     return {f"objective.{name}": value for name, value in values.items()}
 
 
@@ -60,13 +63,10 @@ def _each(name: str, values: tuple[Any, ...], **settings: Any) -> tuple[Variant,
 
 
 def _rates() -> tuple[Variant, ...]:
-    """Learning rates of the embeddings over that of the body."""
-    base = objective(debias="both")
-    ratios = (1, 3, 10)
-    return tuple(
-        Variant(f"embeddings × {ratio}", {**base, "train.learning_rates": {"*embed_tokens*": 1e-3 * ratio}})
-        for ratio in ratios
-    )
+    settings = objective(debias="both")
+    of_all = (Variant(f"rate × {rate:g}", settings, rate=rate) for rate in (1.0, 0.3, 3.0))
+    of_embeddings = (Variant(f"embeddings × {rate:g}", settings, embedding_rate=rate) for rate in (0.3, 3.0, 10.0))
+    return (*of_all, *of_embeddings)
 
 
 def _initializations() -> tuple[Variant, ...]:
@@ -93,6 +93,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Which divergence?",
         _each("divergence", get_args(Divergence), debias="both", terms="alm"),
     ),
-    "rates": Experiment("How fast do the embeddings learn, beside the body?", _rates()),
+    "balance": Experiment(
+        "How are ALM and SFT balanced?", _each("balance", ("temperature", "fixed", "gradmag"), debias="both")
+    ),
+    "rates": Experiment("Which learning rate, and which of the embeddings?", _rates()),
     "initialization": Experiment("Which initial embeddings?", _initializations()),
 }

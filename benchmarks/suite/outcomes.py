@@ -38,7 +38,7 @@ def run_experiment(
     for seed in seeds:
         for variant in experiment.variants:
             print(f"{pair}, seed {seed}: {variant.name}", flush=True)
-            found[variant.name].append(outcomes(suite.trained(pair, variant.settings, seed)))
+            found[variant.name].append(outcomes(suite.trained(pair, variant, seed)))
     return found
 
 

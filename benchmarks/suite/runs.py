@@ -27,7 +27,7 @@ from alm_pipeline.config import (
 from alm_pipeline.config.overrides import override, parse_overrides
 from alm_pipeline.pipeline import Pipeline
 from benchmarks.suite.bodies import Body, made_body
-from benchmarks.suite.factors import PairName, Settings
+from benchmarks.suite.factors import PairName, Variant
 from benchmarks.suite.texts import DOMAINS, Domain, Share, TextSet, write_texts
 from storage.folders import FolderManifest
 
@@ -36,6 +36,7 @@ TRAINED_ON: Domain = "python"
 _TEXT_BYTES = 512
 _ROW_TOKENS = _TEXT_BYTES + 8
 """a text in bytes, and special tokens around it"""
+_EMBEDDINGS = ("*embed_tokens*", "*lm_head*")
 _HELD_OUT = 0.08
 _ELSEWHERE = 0.25
 """the share of the examples of other domains that students are measured on; a corpus can't be held out as a whole"""
@@ -118,8 +119,10 @@ class Suite:
         # in no tokenizer of the suite has an example fewer than 60 tokens on average
         return self.size.steps * self.size.batch_tokens // 60
 
-    def configuration(self, pair: PairName, settings: Settings, seed: int) -> AlmConfig:
-        size = self.size
+    def configuration(self, pair: PairName, variant: Variant, seed: int) -> AlmConfig:
+        """Return a student's run. The same student has the same one, whichever experiment it is of."""
+        size, rate = self.size, self.size.learning_rate * variant.rate
+        embeddings = dict.fromkeys(_EMBEDDINGS, rate * variant.embedding_rate) if variant.embedding_rate != 1 else {}
         config = AlmConfig(
             corpus=self.corpus(TRAINED_ON),
             teacher=self.teacher,
@@ -129,7 +132,8 @@ class Suite:
                 steps=size.steps,
                 batch_tokens=size.batch_tokens,
                 row_tokens=_ROW_TOKENS,
-                learning_rate=size.learning_rate,
+                learning_rate=rate,
+                learning_rates=embeddings,
                 warmup_steps=size.steps // 20,
                 dtype="bfloat16",
                 checkpoint_steps=max(100, size.steps // 4),
@@ -137,11 +141,11 @@ class Suite:
             ),
             evaluation=EvaluationConfig(samples=0, steps=max(1, size.steps // 8), max_examples=size.measured // 2),
         )
-        return override(config, parse_overrides({"settings": dict(settings)}))
+        return override(config, parse_overrides({"settings": dict(variant.settings)}))
 
-    def trained(self, pair: PairName, settings: Settings, seed: int) -> "Student":
+    def trained(self, pair: PairName, variant: Variant, seed: int) -> "Student":
         """Return a student, trained first if it is not in the store."""
-        pipeline = Pipeline(self.configuration(pair, settings, seed), str(self.root))
+        pipeline = Pipeline(self.configuration(pair, variant, seed), str(self.root))
         return Student(self, pipeline, pipeline.run())
 
     def measure(self, domain: Domain, model: str) -> "Measures":
