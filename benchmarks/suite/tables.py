@@ -42,7 +42,9 @@ def _cell(rows: Sequence[Outcomes], reference: Sequence[Outcomes], column: str) 
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4f}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.1e}"
 
 
 def draw(found: Found, title: str, file: Path) -> None:
