@@ -77,6 +77,12 @@ def _panel(axis: "Axes", found: Found, column: str) -> None:
         axis.errorbar(interval.mean, place, xerr=half, fmt="|", color=color, markersize=11, capsize=3, linewidth=1.4)
     axis.set_title(column, fontsize=9, color=_INK)
     axis.grid(axis="x", color=_GRID)
+    if any(row[column] is not None for rows in found.values() for row in rows):
+        axis.locator_params(axis="x", nbins=4)
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4), useOffset=False)
+    else:
+        axis.text(0.5, 0.5, "not reached", transform=axis.transAxes, ha="center", color=_INK)
+        axis.set_xticks([])
     axis.tick_params(labelsize=8, colors=_INK)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
