@@ -308,8 +308,13 @@ class Pipeline:
             lambda: self.named_tokenizer,
             self.student_template,
             lambda: self.corpus,
-            lambda: self.caches,
+            self._nameable_caches,
         )
+
+    def _nameable_caches(self) -> Mapping[str, Dataset] | None:
+        """Return the caches; None while the student's tokenizer, which they are named by, has yet to be made."""
+        made = self.made_tokenizer
+        return None if made and not made.manifest() else self.caches
 
     def _is_finished(self, phases: Collection[Phase]) -> bool:
         """Whether the last of these phases has nothing to do."""

@@ -45,8 +45,9 @@ class RunInputs:
     """what replaces the chat template of the student's tokenizer"""
     corpus: Callable[[], CorpusConfig]
     """returns the corpus as the run cuts and normalizes it"""
-    caches: Callable[[], Mapping[str, Dataset]]
-    """returns the datasets that the student is trained on, by role; hashes the corpus and the models"""
+    caches: Callable[[], Mapping[str, Dataset] | None]
+    """returns the datasets that the student is trained on, by role, or None while the run has yet to make the tokenizer
+    that they are named by; hashes the corpus and the models"""
 
 
 @dataclass

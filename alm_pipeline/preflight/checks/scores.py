@@ -44,7 +44,7 @@ def gamma_on_scores(context: Context) -> None:
     if not list_folders(join_url(context.store, Kind.TEACHER_SCORES)):
         return
     caches = context.opened("caches", "storage", context.inputs.caches)
-    tables = _sample(caches)
+    tables = _sample(caches) if caches else None
     if tables is None:
         return
     rows = aligned_examples(tables, objective)

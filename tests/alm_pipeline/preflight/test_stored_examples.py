@@ -52,3 +52,9 @@ def test_sound_examples_pass_and_gamma_is_compared_with_stored_scores(config: Al
     assert (found.field, found.value, found.severity) == ("objective.gamma", "0.9999", "warning")
     assert "scored examples: the teacher's highest probability of a boundary token in it is 0." in found.sentence
     assert Pipeline(config, str(tmp_path)).preflight() == []
+
+
+def test_a_store_with_scores_takes_a_run_that_has_yet_to_make_its_tokenizer(config: AlmConfig, tmp_path: Path) -> None:
+    aligned(config, tmp_path).score()
+    new = override(config, Overrides(settings={"student.tokenizer": {"vocab_size": 300}}))
+    assert Pipeline(new, str(tmp_path)).preflight() == []

@@ -1,0 +1,101 @@
+"""What the suite compares: experiments, each a reference and variants that differ from it in named settings.
+
+An experiment is a factor of the objective, the training or the initial embeddings. Its variants are compared with its
+reference, pair by pair of models and seed by seed. Variants of other experiments that are the same student are trained
+once.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from alm_pipeline.config import Chunking, Debias, Divergence
+
+Settings = Mapping[str, Any]
+"""values of a configuration by dotted name"""
+PairName = Literal["bpe", "bytes", "body"]
+PAIRS: tuple[PairName, ...] = get_args(PairName)
+TEMPERATURE = 5.0
+
+
+class Variant(NamedTuple):
+    """A student of an experiment."""
+
+    name: str
+    settings: Settings
+    rate: float = 1.0
+    """of learning, over the size's own"""
+    embedding_rate: float = 1.0
+    """that of both embedding matrices, over the body's"""
+
+
+class Experiment(NamedTuple):
+    """Variants that are compared with the first of them."""
+
+    question: str
+    variants: tuple[Variant, ...]
+    pairs: tuple[PairName, ...] = ("bpe",)
+    """the pairs of models that it is made with by default"""
+
+    @property
+    def reference(self) -> Variant:
+        return self.variants[0]
+
+
+def objective(terms: str = "alm + sft", temperature: float = TEMPERATURE, **settings: Any) -> Settings:
+    """Return settings of an objective whose terms have equal weights, in proportion at every temperature."""
+    weights = dict.fromkeys(terms.split(" + "), 1.0)
+    values = {"terms": weights, "temperature": temperature, "balance": "temperature", **settings}
+    return {f"objective.{name}": value for name, value in values.items()}
+
+
+def _forms() -> tuple[Variant, ...]:
+    forms: tuple[Debias, ...] = get_args(Debias)
+    chosen = sorted(forms, key=lambda form: form != "end")  # the published form first
+    mixes = itertools.product(("alm", "alm + sft"), chosen)
+    variants = [Variant(f"{terms}, {form}", objective(terms, debias=form)) for terms, form in mixes]
+    untrained = {**objective(), "train.steps": 0, "train.warmup_steps": 0}
+    return (*variants, Variant("sft", objective("sft")), Variant("untrained", untrained))
+
+
+def _each(name: str, values: tuple[Any, ...], **settings: Any) -> tuple[Variant, ...]:
+    return tuple(Variant(f"{name} {value}", objective(**{**settings, name: value})) for value in values)
+
+
+def _rates() -> tuple[Variant, ...]:
+    settings = objective(debias="both")
+    of_all = (Variant(f"rate × {rate:g}", settings, rate=rate) for rate in (1.0, 0.3, 3.0))
+    of_embeddings = (Variant(f"embeddings × {rate:g}", settings, embedding_rate=rate) for rate in (0.3, 3.0, 10.0))
+    return (*of_all, *of_embeddings)
+
+
+def _initializations() -> tuple[Variant, ...]:
+    base = objective(debias="both")
+    return tuple(
+        Variant(method, {**base, "student.initialization": method}) for method in ("fvt", "focus", "mean", "random")
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "forms": Experiment("Which end is debiased, with SFT and without?", _forms(), PAIRS),
+    "temperature": Experiment(
+        "Which temperature?",
+        tuple(
+            Variant(f"{terms}, {form}, τ {tau:g}", objective(terms, tau, debias=form))
+            for terms in ("alm", "alm + sft")
+            for form in ("end", "both")
+            for tau in (TEMPERATURE, 1.0, 20.0, 100.0)
+        ),
+    ),
+    "gamma": Experiment("Which γ?", _each("gamma", (0.1, 0.0, 0.03, 0.3, 0.9), debias="both", terms="alm")),
+    "chunking": Experiment("Which chunks?", _each("chunking", get_args(Chunking), debias="both")),
+    "divergence": Experiment(
+        "Which divergence?",
+        _each("divergence", get_args(Divergence), debias="both", terms="alm"),
+    ),
+    "balance": Experiment(
+        "How are ALM and SFT balanced?", _each("balance", ("temperature", "fixed", "gradmag"), debias="both")
+    ),
+    "rates": Experiment("Which learning rate, and which of the embeddings?", _rates()),
+    "initialization": Experiment("Which initial embeddings?", _initializations()),
+}
