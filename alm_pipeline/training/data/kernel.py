@@ -57,12 +57,8 @@ def fill_batch(examples: ExampleArrays, plan: BatchPlan, width: int, batch: Batc
             batch.token_ids[start + token] = examples.token_ids[first + token]
             batch.position_ids[start + token] = token
             batch.predicted[start + token] = token > 0 and (all_learned or examples.learned[first + token])
-        covered = np.int64(0)
         for chunk in range(chunks.offsets[example], chunks.offsets[example + 1]):
-            # chunks end in order, and each may begin within the ones before
-            covered = max(covered, chunks.student_starts[chunk])
-            batch.covered[start + covered : start + chunks.student_ends[chunk]] = True
-            covered = chunks.student_ends[chunk]
+            batch.covered[start + chunks.student_starts[chunk] : start + chunks.student_ends[chunk]] = True
             batch.first_token[written] = start + chunks.student_starts[chunk]
             batch.last_token[written] = start + chunks.student_ends[chunk] - 1
             batch.starts_debiased[written] = chunks.starts_debiased[chunk]
