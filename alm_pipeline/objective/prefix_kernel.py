@@ -10,6 +10,8 @@ from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTable, Prefi
 from storage.schemas import ChunkKind
 
 Longs = npt.NDArray[np.int64]
+LEAST_PROBABILITY = 1e-5
+"""of a student token in a target: less goes to the residual, which takes no space and changes no gradient by more"""
 _UNPAIRED, _CONTENT = int(ChunkKind.UNPAIRED), int(ChunkKind.CONTENT)
 
 
@@ -123,7 +125,11 @@ def _fill(
             size += 1
         room.probabilities[found] += np.float32(probability)
         total += probability
-    if total > 1:  # the scores are rounded
-        for found in range(entry, entry + size):
-            room.probabilities[found] /= np.float32(total)
-    return size
+    kept = entry
+    for found in range(entry, entry + size):
+        if room.probabilities[found] >= LEAST_PROBABILITY:
+            room.ids[kept] = room.ids[found]
+            # the scores are rounded, so that a sum may exceed 1
+            room.probabilities[kept] = room.probabilities[found] / np.float32(max(1.0, total))
+            kept += 1
+    return kept - entry

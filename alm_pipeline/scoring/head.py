@@ -379,8 +379,8 @@ class _Slope:
     highest_N: Tensor
     level_N: Tensor
     spread_N: Tensor | None
-    only_unlisted_N: Tensor | None = None
-    """the part of `level_N` that listed tokens do not get"""
+    listed_level_N: Tensor | None = None
+    """the level of listed tokens, if there are some"""
 
     def gradient(self, logits_NP: Tensor, head: Head, rows: slice, grads: _SelectedGrads) -> Tensor:
         """[N, P] the gradient of the layer's own outputs. Overwrites the logits."""
@@ -388,16 +388,17 @@ class _Slope:
         grad_NP = _weights(logits_NP, self.highest_N)
         spread_NP = None if self.spread_N is None else torch.xlogy(grad_NP, grad_NP).mul_(self.spread_N[:, None])
         listed = grads.places.listed_in(rows)
-        unlike_NL = None if listed is None or self.only_unlisted_N is None else listed.values(grad_NP)
+        if listed is not None:
+            # not a difference of levels, which are as far apart as the rest is small
+            listed_NL = listed.values(grad_NP)
+            grad_NP.scatter_add_(-1, listed.within_NL, -listed_NL)
         grad_NP.mul_(self.level_N[:, None])
         if spread_NP is not None:
             grad_NP.add_(spread_NP)
         inside_N, within_N = _within(grads.places.target_N, rows)
         grad_NP.scatter_add_(-1, within_N[:, None], (grads.target_N * inside_N)[:, None])
-        if listed is not None and grads.listed_NL is not None:
-            grad_NL = grads.listed_NL * listed.inside_NL
-            if unlike_NL is not None and self.only_unlisted_N is not None:
-                grad_NL = grad_NL - unlike_NL * self.only_unlisted_N[:, None]
+        if listed is not None and grads.listed_NL is not None and self.listed_level_N is not None:
+            grad_NL = listed_NL * self.listed_level_N[:, None] + grads.listed_NL * listed.inside_NL
             grad_NP.scatter_add_(-1, listed.within_NL, grad_NL)
         grad_NP = grad_NP if cap_NP is None else grad_NP.mul_(cap_NP)
         return grad_NP if head.scale == 1.0 else grad_NP.mul_(head.scale)
@@ -454,8 +455,9 @@ def _with_listed(
     ):
         share_N = chance_N / sums.total_N
         up_N = grad_rest_N * (share_N.log() - rest_N.clamp(min=_LEAST_LOG_REST)).exp()
-        up_N = up_N * 0 if boundary_only and sums is others else up_N
-        changed.append(replace(slope, level_N=slope.level_N - down_N * share_N + up_N, only_unlisted_N=up_N))
+        level_N = slope.level_N - down_N * share_N
+        rest_level_N = level_N if boundary_only and sums is others else level_N + up_N
+        changed.append(replace(slope, level_N=rest_level_N, listed_level_N=level_N))
     first, second = changed
     return first, second
 
