@@ -125,7 +125,7 @@ class ObjectiveConfig(Frozen):
     @property
     def given_boundary(self) -> bool:
         """Whether next-token distributions are compared given that a boundary token follows, where they are exact."""
-        return self.debias
+        return self.debias == "both"
 
     @property
     def needs_top(self) -> bool:

@@ -19,7 +19,6 @@ class SideTable(NamedTuple):
     """of the spellings in bytes"""
     boundary: Bools
     """whether the token begins with white space or is special"""
-    ends_in_space: Bools
 
 
 class PrefixTable(NamedTuple):
@@ -44,6 +43,8 @@ class ChunkTokens(NamedTuple):
     """[chunks] ChunkKind"""
     learned: Bools
     """[chunks]"""
+    anchored: Bools
+    """[chunks] whether the chunk ends at an anchor (`ChunkEnd`)"""
     teacher_ids: Ints
     teacher_offsets: Ints
     student_ids: Ints

@@ -1,6 +1,7 @@
 """The compiled loop of `prefix_targets`. Imported by the function that runs it: importing numba takes seconds."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,22 @@ from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTable, Prefi
 from storage.schemas import ChunkKind
 
 Longs = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 LEAST_PROBABILITY = 1e-5
 """of a student token in a target: less goes to the residual, which takes no space and changes no gradient by more"""
+MOST_DOUBTFUL = 0.01
+"""of a student token's probability: the share that open tokens may add to it"""
 _UNPAIRED, _CONTENT = int(ChunkKind.UNPAIRED), int(ChunkKind.CONTENT)
+
+
+class Doubts(NamedTuple):
+    """The probabilities of open tokens at one place, by token; those of other places are left as they were."""
+
+    teacher_place: Longs
+    teacher: Doubles
+    student_place: Longs
+    """of the longest prefixes"""
+    student: Doubles
 
 
 @njit(cache=True, nogil=True)
@@ -28,7 +42,7 @@ def write_targets(
 
     Or (−1, example) if the chunks of an example have other tokens than the example.
     """
-    opened, blocked = np.full(len(table.teacher.prefix), -1, np.int64), np.full(len(table.student.prefix), -1, np.int64)
+    doubts = Doubts(*_stamps(len(table.teacher.prefix)), *_stamps(len(table.student.prefix)))
     written, entry = 0, 0
     for example in range(len(chunks.offsets) - 1):
         first_t, first_s = chunks.teacher_offsets[example], chunks.student_offsets[example]
@@ -39,7 +53,7 @@ def write_targets(
                 return -1, example
             starts = chunk > chunks.offsets[example] and t > first_t and s > first_s and end_t > t and end_s > s
             if starts and _is_compared(chunks, chunk, t, end_t, s, end_s, table, given_boundary):
-                size = _fill(top, t - 1, ranks, table, given_boundary, opened, blocked, room, entry)
+                size = _fill(top, t - 1, ranks, table, given_boundary, doubts, room, entry)
                 if size:
                     room.tokens[written], room.sizes[written] = s - first_s, size
                     written += 1
@@ -64,6 +78,8 @@ def _is_compared(
     if not chunks.learned[chunk] or chunks.kinds[chunk] == _UNPAIRED:
         return False
     before = chunk - 1
+    if given_boundary and not chunks.anchored[before]:
+        return False
     if chunks.kinds[before] == _UNPAIRED and (chunks.teacher_tokens[before] == 0 or chunks.student_tokens[before] == 0):
         return False
     teacher, student = table.teacher, table.student
@@ -76,11 +92,12 @@ def _is_compared(
             spelled_s += student.lengths[chunks.student_ids[place]]
         if spelled_t != chunks.byte_lengths[chunk] or spelled_s != chunks.byte_lengths[chunk]:
             return False
-    if not given_boundary:
-        return True
-    if teacher.ends_in_space[chunks.teacher_ids[t - 1]] or student.ends_in_space[chunks.student_ids[s - 1]]:
-        return False
-    return bool(teacher.boundary[chunks.teacher_ids[t]] and student.boundary[chunks.student_ids[s]])
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _stamps(size: int) -> tuple[Longs, Doubles]:
+    return np.full(size, -1, np.int64), np.zeros(size, np.float64)
 
 
 @njit(cache=True, nogil=True)
@@ -90,46 +107,56 @@ def _fill(
     ranks: int,
     table: PrefixTable,
     given_boundary: bool,
-    opened: Longs,
-    blocked: Longs,
+    doubts: Doubts,
     room: PrefixTargets,
     entry: int,
 ) -> int:
     """Write the entries of the target after a teacher's token; returns their number."""
     teacher, student, open_tokens = table
-    for rank in range(place * ranks, (place + 1) * ranks):
-        id_ = top.ids[rank]
-        if open_tokens[id_]:
-            opened[id_] = place
-            if teacher.prefix[id_] >= 0:
-                blocked[teacher.prefix[id_]] = place
+    given = np.float64(top.boundary_logprobs[place]) if given_boundary else 0.0
     size, total = 0, 0.0
     for rank in range(place * ranks, (place + 1) * ranks):
         id_ = top.ids[rank]
         prefix = teacher.prefix[id_]
-        if open_tokens[id_] or prefix < 0 or blocked[prefix] == place:
+        if given_boundary and not teacher.boundary[id_]:
             continue
-        if student.prefix[prefix] >= 0 and opened[student.prefix[prefix]] == place:
-            continue
-        logprob = np.float64(top.logprobs[rank])
-        if given_boundary:
-            if not (teacher.boundary[id_] and student.boundary[prefix]):
-                continue
-            logprob -= top.boundary_logprobs[place]
-        probability = math.exp(logprob)
-        found = entry
-        while found < entry + size and room.ids[found] != prefix:
-            found += 1
-        if found == entry + size:
-            room.ids[found], room.probabilities[found] = prefix, 0.0
-            size += 1
-        room.probabilities[found] += np.float32(probability)
-        total += probability
+        probability = math.exp(np.float64(top.logprobs[rank]) - given)
+        if open_tokens[id_]:
+            _doubt(doubts, place, id_, prefix, probability)
+        elif prefix >= 0 and not (given_boundary and not student.boundary[prefix]):
+            found = entry
+            while found < entry + size and room.ids[found] != prefix:
+                found += 1
+            if found == entry + size:
+                room.ids[found], room.probabilities[found] = prefix, 0.0
+                size += 1
+            room.probabilities[found] += np.float32(probability)
+            total += probability
     kept = entry
     for found in range(entry, entry + size):
-        if room.probabilities[found] >= LEAST_PROBABILITY:
-            room.ids[kept] = room.ids[found]
+        id_, probability = room.ids[found], np.float64(room.probabilities[found])
+        if probability >= LEAST_PROBABILITY and _doubtful(doubts, place, id_, table) <= MOST_DOUBTFUL * probability:
+            room.ids[kept] = id_
             # the scores are rounded, so that a sum may exceed 1
-            room.probabilities[kept] = room.probabilities[found] / np.float32(max(1.0, total))
+            room.probabilities[kept] = probability / max(1.0, total)
             kept += 1
     return kept - entry
+
+
+@njit(cache=True, nogil=True)
+def _doubt(doubts: Doubts, place: int, id_: int, prefix: int, probability: float) -> None:
+    """Note the probability of an open token of the teacher."""
+    doubts.teacher_place[id_], doubts.teacher[id_] = place, probability
+    if prefix >= 0:
+        before = doubts.student[prefix] if doubts.student_place[prefix] == place else 0.0
+        doubts.student_place[prefix], doubts.student[prefix] = place, before + probability
+
+
+@njit(cache=True, nogil=True)
+def _doubtful(doubts: Doubts, place: int, id_: int, table: PrefixTable) -> float:
+    """The probability of the open tokens that a student token may have a part of."""
+    total = doubts.student[id_] if doubts.student_place[id_] == place else 0.0
+    longest = table.student.prefix[id_]
+    if longest >= 0 and doubts.teacher_place[longest] == place and table.teacher.prefix[longest] != id_:
+        total += doubts.teacher[longest]
+    return total

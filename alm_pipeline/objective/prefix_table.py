@@ -19,7 +19,6 @@ from alm_pipeline.vocabulary.byte_view import ByteView, tokens_by_spelling
 from storage.errors import UserError
 
 Int32s = npt.NDArray[np.int32]
-_WHITE_SPACE = (b" ", b"\t", b"\n", b"\r")
 
 
 def prefix_table(
@@ -56,8 +55,7 @@ def check_white_space(view: ByteView, side: str) -> None:
 
 
 def _side_table(view: ByteView, prefix: Int32s) -> SideTable:
-    ends_in_space = np.array([text.endswith(_WHITE_SPACE) for text in view.spelling], np.bool_) & ~view.special
-    return SideTable(prefix, view.lengths.astype(np.int32), view.boundary(view.size), ends_in_space)
+    return SideTable(prefix, view.lengths.astype(np.int32), view.boundary(view.size))
 
 
 def _longest_prefixes(view: ByteView, others: Mapping[bytes, int]) -> Int32s:

@@ -3,12 +3,12 @@
 A target belongs to each student token that begins where a teacher's token begins as well, so that both sides have read
 the same text. The probabilities of the teacher's likeliest tokens go to student tokens by `prefix_table`. What can't be
 placed is the *residual*, for all of the student's other tokens together: the tokens that are not among the likeliest,
-those without a prefix in the student's vocabulary, the open ones, and everything of a student token that an open one
-may add to.
+those without a prefix in the student's vocabulary, the open ones, and everything of a student token that open ones may
+add more than a hundredth to.
 
-A token that ended tells what can't follow it, and two tokenizers say this differently. After the end of a word, what
-follows has the same probability on both sides, given that a boundary token does. With `given_boundary`, targets are
-therefore conditional on a boundary token, and left out where the text has none, or white space before it.
+A token that ended tells what can't follow it, and two tokenizers say this differently. At an anchor (`ChunkEnd`: the
+end of a word) what follows has the same probability on both sides, given that a boundary token does. With
+`given_boundary`, targets are therefore conditional on a boundary token, and there are none but at anchors.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from alm_pipeline.objective.prefix_arrays import ChunkTokens, Ints, PrefixTable, PrefixTargets, SideTable, TopTokens
 
 # one fixed type per array: numba would compile the loop again for every other combination
-_CHUNKS = (np.int64, np.int32, np.int32, np.int32, np.uint8, np.bool_, np.int32, np.int64, np.int32, np.int64)
+_CHUNKS = (np.int64, np.int32, np.int32, np.int32, np.uint8, np.bool_, np.bool_, np.int32, np.int64, np.int32, np.int64)
 _TOP = (np.int32, np.float32, np.float32)
 
 

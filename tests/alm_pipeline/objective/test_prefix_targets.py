@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.bpm import bpm_loss
 from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTargets, TopTokens
-from alm_pipeline.objective.prefix_kernel import LEAST_PROBABILITY
+from alm_pipeline.objective.prefix_kernel import LEAST_PROBABILITY, MOST_DOUBTFUL
 from alm_pipeline.objective.prefix_table import prefix_table
 from alm_pipeline.objective.prefix_targets import prefix_targets
 from alm_pipeline.scoring.head import ListedTokens, next_token
@@ -81,6 +81,10 @@ class Case:
         teacher, student = self.ends(self.teacher), self.ends(self.student)
         return [(place, teacher[place], student[place]) for place in sorted(teacher.keys() & student.keys())]
 
+    def is_anchor(self, place: int) -> bool:
+        """Whether a word ends there."""
+        return self.text[place : place + 1].isspace() and not self.text[max(0, place - 1) : place].isspace()
+
     def chunks(self, learned: Sequence[bool]) -> ChunkTokens:
         """A pair of begin-of-text tokens, and the chunks between common ends."""
         sizes = np.array([(0, 1, 1), *(np.subtract(end, start) for start, end in pairwise(self.common()))])
@@ -88,7 +92,8 @@ class Case:
         ids = (np.array(ids, np.int32) for ids in self.ids)
         sides = [array for side in ids for array in (side, np.array([0, len(side)]))]
         columns = (sizes[:, 1], sizes[:, 2], sizes[:, 0], kinds, np.resize(np.array(learned), len(sizes)))
-        return ChunkTokens(np.array([0, len(sizes)]), *columns, *sides)
+        anchored = np.array([*(self.is_anchor(place) for place, *_ in self.common())])
+        return ChunkTokens(np.array([0, len(sizes)]), *columns, anchored, *sides)
 
 
 def defined(case: Case, top: TopTokens, ranks: int, learned: Sequence[bool], given_boundary: bool) -> dict[int, Target]:
@@ -96,20 +101,15 @@ def defined(case: Case, top: TopTokens, ranks: int, learned: Sequence[bool], giv
     teacher, student = case.teacher, case.student
     mask, targets = np.resize(np.array(learned), len(case.common())), dict[int, Target]()
     for chunk, (place, t, s) in enumerate(case.common()[:-1], 1):
-        starts_word = case.text[place : place + 1].isspace()
-        after_space = place > 0 and case.text[place - 1 : place].isspace()
-        if mask[chunk] and (not given_boundary or (starts_word and not after_space)):
+        if mask[chunk] and (not given_boundary or case.is_anchor(place)):
             row = slice((t - 1) * ranks, t * ranks)
             likely = dict(zip(top.ids[row].tolist(), np.exp(top.logprobs[row].astype(float)).tolist(), strict=True))
             boundary = math.exp(top.boundary_logprobs[t - 1])
             if given_boundary:
                 likely = {id_: p / boundary for id_, p in likely.items() if begins_word(teacher, id_)}
             target = placed(likely, teacher, student)
-            if given_boundary:
-                target = {id_: p for id_, p in target.items() if begins_word(student, id_)}
-            total = max(1, sum(target.values()))
-            if kept := {id_: p / total for id_, p in target.items() if p >= LEAST_PROBABILITY}:
-                targets[s] = kept
+            if target:
+                targets[s] = target
     return targets
 
 
@@ -136,12 +136,12 @@ def placed(likely: Mapping[int, float], teacher: ByteView, student: ByteView) ->
         }
         for id_ in likely
     }
-    unsure = set().union(*(tokens for tokens in possible.values() if len(tokens) > 1))
     target: Target = {}
-    for id_, probability in likely.items():
-        (token,) = possible[id_] if len(possible[id_]) == 1 else (None,)
-        if token is not None and token not in unsure:
-            target[token] = target.get(token, 0) + probability
+    for token in {token for tokens in possible.values() for token in tokens if token is not None}:
+        own = sum(p for id_, p in likely.items() if possible[id_] == {token})
+        doubtful = sum(p for id_, p in likely.items() if token in possible[id_] and len(possible[id_]) > 1)
+        if own >= LEAST_PROBABILITY and doubtful <= MOST_DOUBTFUL * own:
+            target[token] = own
     return target
 
 
@@ -244,8 +244,8 @@ def exact(view: ByteView, before: Sequence[int]) -> np.ndarray:
 
 
 PAIRS = {
-    "subwords": ([b" a", b" aa", b" ba", b"ab"], [b" aab", b" b", b"ba", b" ab"]),
-    "longer for the student": ([b" a"], [b" aab", b" aa", b" ba", b" bab"]),
+    "subwords": ([b" a", b" aa", b" ba", b" b", b"ab"], [b" aab", b" b", b"ba", b" ab"]),
+    "longer for the student": ([b" a", b" b", b" ab", b" ba"], [b" aab", b" ab", b" bab"]),
     "bytes for the student": ([b" aab", b" ba", b"ab"], []),
     "the same": ([b" aa", b" b"], [b" aa", b" b"]),
 }
@@ -274,6 +274,17 @@ def test_the_gradient_is_zero_at_the_truth(pair: str) -> None:
             assert gradient_at(truth + 0.3 / len(truth), target, case.student).abs().max() > 1e-3
             compared += 1
     assert compared > 5
+
+
+def test_what_the_student_says_by_a_longer_token_is_left_to_the_residual() -> None:
+    """A teacher that writes digit by digit can't tell which of the student's numbers follows."""
+    digits = [f"{number}".encode() for number in range(100)]
+    teacher, student = view_of([b"<s>", *digits[:10]]), view_of([b"<s>", *digits])
+    case = Case(teacher, student, b"421")
+    ids, logprobs = np.tile(np.arange(1, 11, dtype=np.int32), 4), np.full(40, np.log(0.1), np.float32)
+    top = TopTokens(ids, logprobs, np.zeros(4, np.float32))
+    assert case.ids == ([0, 5, 3, 2], [0, 43, 2])
+    assert not len(prefix_targets(case.chunks([True]), top, table_of(case)).tokens)  # type: ignore[arg-type]
 
 
 def gradient_at(probabilities: np.ndarray, target: Target, view: ByteView) -> torch.Tensor:
