@@ -269,7 +269,7 @@ def test_the_gradient_is_zero_at_the_truth(pair: str) -> None:
             truth = exact(case.student, student_ids[:token])
             gradient = gradient_at(truth, target, case.student)
             torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-6)
-            assert sum(target.values()) > 0.05
+            assert sum(target.values()) > 0.04
             # it is not zero elsewhere
             assert gradient_at(truth + 0.3 / len(truth), target, case.student).abs().max() > 1e-3
             compared += 1
@@ -284,7 +284,9 @@ def test_what_the_student_says_by_a_longer_token_is_left_to_the_residual() -> No
     ids, logprobs = np.tile(np.arange(1, 11, dtype=np.int32), 4), np.full(40, np.log(0.1), np.float32)
     top = TopTokens(ids, logprobs, np.zeros(4, np.float32))
     assert case.ids == ([0, 5, 3, 2], [0, 43, 2])
-    assert not len(prefix_targets(case.chunks([True]), top, table_of(case)).tokens)  # type: ignore[arg-type]
+    targets = by_token(prefix_targets(case.chunks([True]), top, table_of(case)))  # type: ignore[arg-type]
+    # no number of two digits begins with 0
+    assert [list(target) for target in targets.values()] == [[1], [1]]
 
 
 def gradient_at(probabilities: np.ndarray, target: Target, view: ByteView) -> torch.Tensor:
