@@ -62,7 +62,7 @@ def measure_targets(pipeline: Pipeline, debias: Debias) -> None:
     without = objective.model_copy(update={"terms": {"alm": 1.0}})
     shards = range(len(pipeline.caches["alignments"].complete_manifest().shards))
     seconds = dict.fromkeys(("with", "without"), 0.0)
-    tables = []
+    tables: list[pa.Table] = []
     for _ in range(3):  # the first one compiles
         tables = []
         seconds = dict.fromkeys(seconds, 0.0)

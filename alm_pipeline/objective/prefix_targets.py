@@ -17,7 +17,6 @@ from alm_pipeline.objective.prefix_arrays import ChunkTokens, Ints, PrefixTable,
 
 # one fixed type per array: numba would compile the loop again for every other combination
 _CHUNKS = (np.int64, np.int32, np.int32, np.int32, np.uint8, np.bool_, np.bool_, np.int32, np.int64, np.int32, np.int64)
-_TOP = (np.int32, np.float32, np.float32)
 
 
 def prefix_targets(
@@ -41,8 +40,8 @@ def prefix_targets(
     # memory that is never written to is never allocated
     room = PrefixTargets(offsets, places, sizes, np.empty(most * ranks, np.int32), np.empty(most * ranks, np.float32))
     read = ChunkTokens(*(np.ascontiguousarray(array, type_) for array, type_ in zip(chunks, _CHUNKS, strict=True)))
-    ids, *floats = (np.ascontiguousarray(array, type_) for array, type_ in zip(top, _TOP, strict=True))
-    scores = TopTokens(ids, *floats)
+    logprobs, boundary = (np.ascontiguousarray(array, np.float32) for array in top[1:])
+    scores = TopTokens(np.ascontiguousarray(top.ids, np.int32), logprobs, boundary)
     count, entries = write_targets(read, scores, ranks, table, given_boundary, room)
     if count < 0:
         raise ValueError(f"the chunks of example {entries} have other tokens than the example")

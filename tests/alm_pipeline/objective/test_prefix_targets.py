@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from alm_pipeline.models.output_head import Head
 from alm_pipeline.objective.bpm import bpm_loss
-from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTargets, TopTokens
+from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTable, PrefixTargets, TopTokens
 from alm_pipeline.objective.prefix_kernel import LEAST_PROBABILITY, MOST_DOUBTFUL
 from alm_pipeline.objective.prefix_table import prefix_table
 from alm_pipeline.objective.prefix_targets import prefix_targets
@@ -153,7 +153,7 @@ def by_token(targets: PrefixTargets) -> dict[int, Target]:
     }
 
 
-def table_of(case: Case) -> object:
+def table_of(case: Case) -> PrefixTable:
     return prefix_table(case.teacher, case.student, {SPECIAL: SPECIAL})
 
 
@@ -194,7 +194,7 @@ def test_targets_are_those_of_the_definition(
     ]
     likely = np.take_along_axis(logprobs, order, -1).astype(np.float32)
     top = TopTokens(order.ravel().astype(np.int32), likely.ravel(), np.array(boundary, np.float32))
-    targets = prefix_targets(case.chunks(learned), top, table_of(case), given_boundary=given_boundary)  # type: ignore[arg-type]
+    targets = prefix_targets(case.chunks(learned), top, table_of(case), given_boundary=given_boundary)
     expected, got = defined(case, top, ranks, learned, given_boundary), by_token(targets)
     assert got.keys() == expected.keys()
     for token, target in expected.items():
@@ -254,9 +254,9 @@ PAIRS = {
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_gradient_is_zero_at_the_truth(pair: str) -> None:
     """Two exact models of one distribution, after the end of a word: no token of the student is pulled anywhere."""
-    compared = 0
+    compared, (teacher, student) = 0, map(vocabulary, PAIRS[pair])
     for text in TEXTS:
-        case = Case(*map(vocabulary, PAIRS[pair]), text)
+        case = Case(teacher, student, text)
         teacher_ids, student_ids = case.ids
         with np.errstate(divide="ignore"):
             rows = [np.log(exact(case.teacher, teacher_ids[: k + 1])) for k in range(len(teacher_ids))]
@@ -264,7 +264,7 @@ def test_the_gradient_is_zero_at_the_truth(pair: str) -> None:
         boundary = np.array([np.logaddexp.reduce(row[words]) for row in rows], np.float32)
         ids = np.tile(np.arange(case.teacher.size, dtype=np.int32), len(rows))
         top = TopTokens(ids, np.concatenate(rows).astype(np.float32), boundary)
-        targets = prefix_targets(case.chunks([True]), top, table_of(case), given_boundary=True)  # type: ignore[arg-type]
+        targets = prefix_targets(case.chunks([True]), top, table_of(case), given_boundary=True)
         for token, target in by_token(targets).items():
             truth = exact(case.student, student_ids[:token])
             gradient = gradient_at(truth, target, case.student)
@@ -284,7 +284,7 @@ def test_what_the_student_says_by_a_longer_token_is_left_to_the_residual() -> No
     ids, logprobs = np.tile(np.arange(1, 11, dtype=np.int32), 4), np.full(40, np.log(0.1), np.float32)
     top = TopTokens(ids, logprobs, np.zeros(4, np.float32))
     assert case.ids == ([0, 5, 3, 2], [0, 43, 2])
-    targets = by_token(prefix_targets(case.chunks([True]), top, table_of(case)))  # type: ignore[arg-type]
+    targets = by_token(prefix_targets(case.chunks([True]), top, table_of(case)))
     # no number of two digits begins with 0
     assert [list(target) for target in targets.values()] == [[1], [1]]
 
