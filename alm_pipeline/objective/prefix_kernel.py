@@ -121,7 +121,7 @@ def _fill(
         if given_boundary and not teacher.boundary[id_]:
             continue
         probability = math.exp(np.float64(top.logprobs[rank]) - given)
-        if open_tokens[id_]:
+        if given_boundary and open_tokens[id_]:
             _doubt(doubts, place, id_, prefix, probability)
         elif prefix >= 0 and not (given_boundary and not student.boundary[prefix]):
             found = entry

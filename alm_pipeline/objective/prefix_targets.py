@@ -3,12 +3,12 @@
 A target belongs to each student token that begins where a teacher's token begins as well, so that both sides have read
 the same text. The probabilities of the teacher's likeliest tokens go to student tokens by `prefix_table`. What can't be
 placed is the *residual*, for all of the student's other tokens together: the tokens that are not among the likeliest,
-those without a prefix in the student's vocabulary, the open ones, and everything of a student token that open ones may
-add more than a hundredth to.
+and those without a prefix in the student's vocabulary.
 
 A token that ended tells what can't follow it, and two tokenizers say this differently. At an anchor (`ChunkEnd`: the
 end of a word) what follows has the same probability on both sides, given that a boundary token does. With
-`given_boundary`, targets are therefore conditional on a boundary token, and there are none but at anchors.
+`given_boundary`, targets are therefore conditional on a boundary token, and there are none but at anchors. Then the
+residual also has the open tokens, and each student token that they may add more than a hundredth to.
 """
 
 import numpy as np

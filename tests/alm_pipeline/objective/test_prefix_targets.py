@@ -107,7 +107,7 @@ def defined(case: Case, top: TopTokens, ranks: int, learned: Sequence[bool], giv
             boundary = math.exp(top.boundary_logprobs[t - 1])
             if given_boundary:
                 likely = {id_: p / boundary for id_, p in likely.items() if begins_word(teacher, id_)}
-            target = placed(likely, teacher, student)
+            target = placed(likely, teacher, student, by_prefix_alone=not given_boundary)
             if target:
                 targets[s] = target
     return targets
@@ -123,7 +123,7 @@ def longest(text: bytes, view: ByteView) -> int | None:
     return min(found, key=lambda id_: (-view.lengths[id_], id_)) if found else None
 
 
-def placed(likely: Mapping[int, float], teacher: ByteView, student: ByteView) -> Target:
+def placed(likely: Mapping[int, float], teacher: ByteView, student: ByteView, *, by_prefix_alone: bool) -> Target:
     """Each token's probability on the student token that all texts begin with which the teacher begins with it."""
     possible = {
         id_: {SPECIAL}
@@ -132,7 +132,9 @@ def placed(likely: Mapping[int, float], teacher: ByteView, student: ByteView) ->
         | {
             other
             for other in range(1, student.size)
-            if student.lengths[other] > teacher.lengths[id_] and longest(student.spelling[other], teacher) == id_
+            if not by_prefix_alone
+            and student.lengths[other] > teacher.lengths[id_]
+            and longest(student.spelling[other], teacher) == id_
         }
         for id_ in likely
     }
@@ -278,15 +280,16 @@ def test_the_gradient_is_zero_at_the_truth(pair: str) -> None:
 
 def test_what_the_student_says_by_a_longer_token_is_left_to_the_residual() -> None:
     """A teacher that writes digit by digit can't tell which of the student's numbers follows."""
-    digits = [f"{number}".encode() for number in range(100)]
-    teacher, student = view_of([b"<s>", *digits[:10]]), view_of([b"<s>", *digits])
-    case = Case(teacher, student, b"421")
+    spaced, digits = ([f"{space}{number}".encode() for number in range(100)] for space in (" ", ""))
+    teacher, student = view_of([b"<s>", *spaced[:10], *digits[:10]]), view_of([b"<s>", *spaced])
+    case = Case(teacher, student, b" 42 1")
+    assert case.ids == ([0, 5, 13, 2], [0, 43, 2])
     ids, logprobs = np.tile(np.arange(1, 11, dtype=np.int32), 4), np.full(40, np.log(0.1), np.float32)
     top = TopTokens(ids, logprobs, np.zeros(4, np.float32))
-    assert case.ids == ([0, 5, 3, 2], [0, 43, 2])
-    targets = by_token(prefix_targets(case.chunks([True]), top, table_of(case)))
-    # no number of two digits begins with 0
-    assert [list(target) for target in targets.values()] == [[1], [1]]
+    for given_boundary, size in ((True, 1), (False, 10)):
+        targets = prefix_targets(case.chunks([True]), top, table_of(case), given_boundary=given_boundary)
+        # no number of two digits begins with 0
+        assert [list(target) for target in by_token(targets).values()] == [[*range(1, size + 1)]] * 2
 
 
 def gradient_at(probabilities: np.ndarray, target: Target, view: ByteView) -> torch.Tensor:
