@@ -13,7 +13,7 @@ from storage.schemas import ChunkKind
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 LEAST_PROBABILITY = 1e-3
-"""of a student token in a target: less goes to the residual, which halves the space and changes no gradient by more"""
+"""of a student token in a target: less goes to the residual, which saves a fifth of the space"""
 MOST_DOUBTFUL = 0.01
 """of a student token's probability: the share that open tokens may add to it"""
 _UNPAIRED, _CONTENT = int(ChunkKind.UNPAIRED), int(ChunkKind.CONTENT)
