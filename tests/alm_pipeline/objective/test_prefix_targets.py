@@ -176,7 +176,7 @@ def vocabulary(spellings: list[bytes]) -> ByteView:
     given_boundary=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_targets_are_those_of_the_definition(
     teacher: list[bytes],
     student: list[bytes],
