@@ -19,6 +19,7 @@ from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
 from alm_pipeline.config.objective import (
     LEARNED_PARTS,
     LIVE_TERMS,
+    TOP_TERMS,
     Balance,
     Chunking,
     Debias,
@@ -40,6 +41,7 @@ __all__ = [
     "LEARNED_PARTS",
     "LIVE_TERMS",
     "SEEDS",
+    "TOP_TERMS",
     "AlmConfig",
     "Balance",
     "ChosenStep",

@@ -25,9 +25,11 @@ Balance = Literal["fixed", "temperature", "gradmag"]
 LearnedPart = Literal["answer", "tool_calls", "reasoning"]
 LEARNED_PARTS: tuple[LearnedPart, ...] = get_args(LearnedPart)
 LearnedTurns = Literal["all", "last"]
-Term = Literal["alm", "sft", "latents", "uld", "mined", "dskd"]
+Term = Literal["alm", "bpm", "sft", "latents", "uld", "mined", "dskd"]
 LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
 """Terms that need the teacher itself in training memory, and not only its scores."""
+TOP_TERMS: frozenset[Term] = frozenset({"bpm"})
+"""Terms that need the teacher's likeliest tokens among its scores (`score.top_k`)."""
 
 
 class ObjectiveConfig(Frozen):
@@ -36,7 +38,8 @@ class ObjectiveConfig(Frozen):
     terms: dict[Term, Annotated[Real, Field(ge=0)] | Ramp] = Field(
         {"alm": 1.0},
         description="The loss terms and their weights; a weight is a number or a ramp `{start, end, steps}`. `alm` "
-        "matches the teacher's chunk likelihoods; `sft` is next-token cross-entropy on the student's tokens. The "
+        "matches the teacher's chunk likelihoods; `sft` is next-token cross-entropy on the student's tokens; `bpm` "
+        "matches the teacher's likeliest next tokens, which `score.top_k` stores, at the beginnings of words. The "
         "others keep the teacher in memory: `latents` matches hidden states at the ends of chunks; `uld`, `mined` and "
         "`dskd` are baselines.",
     )
@@ -118,3 +121,13 @@ class ObjectiveConfig(Frozen):
     def is_live(self) -> bool:
         """Whether the teacher must be in memory while the student is trained."""
         return not LIVE_TERMS.isdisjoint(self.terms)
+
+    @property
+    def given_boundary(self) -> bool:
+        """Whether next-token distributions are compared given that a boundary token follows, where they are exact."""
+        return self.debias == "both"
+
+    @property
+    def needs_top(self) -> bool:
+        """Whether the scores must have the teacher's likeliest tokens."""
+        return not TOP_TERMS.isdisjoint(self.terms)

@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "alignments": ("teacher_tokens", "student_tokens", "kinds", "ends", "assistant"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
+_TOP = {"alignments": ("byte_lengths",), "scores": ("top_ids", "top_logprobs")}
+"""what next tokens are compared with, besides"""
 _SIDES = ("teacher_tokens", "student_tokens")
 _SEED = 0
 _PIECE = re.compile(r"#\d+$")
@@ -63,14 +65,16 @@ class HeldOut:
     """whether `drawn` has all examples"""
 
     @classmethod
-    def read(cls, caches: Mapping[str, Dataset], at_most: int | None = None) -> "HeldOut":
+    def read(cls, caches: Mapping[str, Dataset], at_most: int | None = None, *, top: bool = False) -> "HeldOut":
         """Read all held-out examples, and draw `at_most` of them, the same ones every time.
 
-        `caches` are the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing
-        held out has a prediction, or when a score is not finite.
+        With `top`, the tables also have the teacher's likeliest tokens, and what these are compared by. `caches` are
+        the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing held out has
+        a prediction, or when a score is not finite.
         """
         shards = range(len(caches["alignments"].complete_manifest().shards))
-        parts = [_held_out_rows(_read(caches, shard)) for shard in shards]
+        columns = {role: (*names, *(_TOP.get(role, ()) if top else ())) for role, names in COLUMNS.items()}
+        parts = [_held_out_rows(_read(caches, shard, columns)) for shard in shards]
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
         total = tables["examples"].num_rows
         if not total:
@@ -156,8 +160,8 @@ def _has_predictions(table: pa.Table) -> bool:
     return bool(counted.any())
 
 
-def _read(caches: Mapping[str, Dataset], shard: int) -> Tables:
-    tables = read_aligned(caches, shard, dict(COLUMNS))
+def _read(caches: Mapping[str, Dataset], shard: int, columns: Mapping[str, tuple[str, ...]]) -> Tables:
+    tables = read_aligned(caches, shard, dict(columns))
     check_stored_scores(tables, caches["scores"], shard)
     return tables
 

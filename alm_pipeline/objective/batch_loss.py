@@ -26,6 +26,8 @@ class LossCounts:
     """chunks before merging"""
     single: Tensor
     """chunks before merging that are one token on both sides; 0 where the batch has no column of them"""
+    targets: Tensor
+    """positions whose next token has a target; 0 likewise"""
 
     @classmethod
     def of(cls, *batches: Mapping[str, Tensor]) -> "LossCounts":
@@ -34,14 +36,16 @@ class LossCounts:
 
     def on_all_devices(self, add: Callable[[Tensor], Tensor]) -> "LossCounts":
         """Return the sums over the devices, where `add` returns the sum of a tensor over them."""
-        return LossCounts(*add(torch.stack([self.chunks, self.tokens, self.aligned, self.single])))
+        return LossCounts(*add(torch.stack([self.chunks, self.tokens, self.aligned, self.single, self.targets])))
 
 
 def _counts_of_batch(batch: Mapping[str, Tensor]) -> Tensor:
     tokens = batch["predicted_N"].sum()
     single = batch["single_A"].sum() if "single_A" in batch else torch.zeros_like(tokens)
+    has_targets = "target_ids_NL" in batch
+    targets = (batch["target_ids_NL"][:, 0] >= 0).sum() if has_targets else torch.zeros_like(tokens)
     chunks = torch.full_like(tokens, len(batch["last_token_C"]))
-    return torch.stack([chunks, tokens, batch["aligned"].to(tokens), single])
+    return torch.stack([chunks, tokens, batch["aligned"].to(tokens), single, targets])
 
 
 @dataclass(frozen=True)

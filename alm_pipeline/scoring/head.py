@@ -1,13 +1,14 @@
 """The output head without a dense log-softmax: a few numbers per position, from pieces of the vocabulary.
 
-Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, R ranks. Each hidden state
-gives the log-probability of the observed next token, the log-probability that the next token is a boundary token and,
-on request, the entropy and the likeliest tokens. Logits exist for one piece of the vocabulary at a time, in float32.
-Their maxima and sums are carried from piece to piece (the online softmax of Milakov and Gimelshein 2018), and the
-backward pass computes the logits again. The pieces are of the vocabulary and not of the positions, so that each row of
-the weight is read once, which is the main cost of a large vocabulary. A piece contains either only boundary tokens or
-none. The sums of both groups are kept apart, so that a small one is not lost beside a large one. A layer that is not
-linear computes all rows at once, so it works on pieces of the positions.
+Shapes: N positions, H hidden width, V vocabulary rows, P rows of a piece, K boundary tokens, R ranks, L listed tokens.
+Each hidden state gives the log-probability of the observed next token, the log-probability that the next token is a
+boundary token and, on request, the entropy, the likeliest tokens, and the probabilities of listed tokens. Logits exist
+for one piece of the vocabulary at a time, in float32. Their maxima and sums are carried from piece to piece (the online
+softmax of Milakov and Gimelshein 2018), and the backward pass computes the logits again. The pieces are of the
+vocabulary and not of the positions, so that each row of the weight is read once, which is the main cost of a large
+vocabulary. A piece contains either only boundary tokens or none. The sums of both groups are kept apart, so that a
+small one is not lost beside a large one. A layer that is not linear computes all rows at once, so it works on pieces of
+the positions.
 
 Nothing waits for the device within a piece, so a GPU is never idle between pieces.
 """
@@ -31,7 +32,18 @@ _PIECE_MULTIPLE = 128
 # larger, because every piece of positions computes a gradient of the whole layer
 _LAYER_PIECE_ELEMENTS = 2**25
 
+# e^-80 is just above the smallest float32
+_LEAST_LOG_REST = -80.0
 _LOG2_E = 1 / math.log(2)
+
+
+class ListedTokens(NamedTuple):
+    """A few tokens at each position, whose probabilities are asked for."""
+
+    ids_NL: Tensor
+    """each at most once per position; −1: no token"""
+    given_boundary: bool = False
+    """the rest of the probability is asked of the boundary tokens alone; the listed tokens are among them"""
 
 
 class NextTokenNumbers(NamedTuple):
@@ -47,6 +59,10 @@ class NextTokenNumbers(NamedTuple):
     """largest first; without gradient"""
     top_ids_NR: Tensor | None
     """any of equally likely tokens"""
+    listed_logprobs_NL: Tensor | None = None
+    """log p of the listed tokens; −∞ where none is listed"""
+    unlisted_logprobs_N: Tensor | None = None
+    """log Σ p over the other tokens, or the other boundary tokens; −∞ if there are none"""
 
 
 def token_and_boundary_logprobs(
@@ -65,18 +81,23 @@ def next_token(
     *,
     entropy: bool = False,
     top: int = 0,
+    listed: ListedTokens | None = None,
 ) -> NextTokenNumbers:
     """Return the numbers of each position's next token; on request with the entropy and the `top` likeliest tokens.
+
+    With `listed`, also with the probabilities of these tokens, and of all others together: a sum of its own, so that it
+    is exact where it is small.
 
     Differentiable once with respect to the hidden states and the head's parameters. No log-probability is above 0.
     With a bfloat16 head, logits and their gradients are rounded to bfloat16 as in a dense computation (logits of
     magnitude 8 are off by up to 0.03); all sums over the vocabulary are in float32.
     """
     hidden_NH = hidden_NH.to(head.dtype)
+    top = min(top, head.vocabulary)
     if isinstance(head, LayerHead):
-        return _layer_numbers(hidden_NH, targets_N, head, boundary_ids_K, entropy, min(top, head.vocabulary))
+        return _layer_numbers(hidden_NH, targets_N, head, boundary_ids_K, entropy, top, listed)
     numbers: tuple[Tensor, ...] = _LinearNumbers.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight_VH, head.bias_V, targets_N, head, boundary_ids_K, entropy, min(top, head.vocabulary)
+        hidden_NH, head.weight_VH, head.bias_V, targets_N, head, boundary_ids_K, entropy, top, listed
     )
     return NextTokenNumbers(*numbers)
 
@@ -126,20 +147,24 @@ class _LinearNumbers(torch.autograd.Function):
         boundary_ids_K: Tensor,
         entropy: bool,
         top: int,
+        listed: ListedTokens | None,
     ) -> tuple[Tensor | None, ...]:
         order = _Order.of(head, boundary_ids_K)
+        places_NL = None if listed is None else order.places_V[listed.ids_NL.clamp(min=0)].where(listed.ids_NL >= 0, -1)
         boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
-        selected = _SelectedLogits(hidden_NH, order.places_V[targets_N], top)
+        selected = _SelectedLogits(hidden_NH, order.places_V[targets_N], places_NL, top)
         for rows in order.pieces(len(hidden_NH)):
             logits_NP = head.logits(hidden_NH, order.rows(rows))
             selected.update(logits_NP, rows)
-            (boundary if rows.start < order.boundary else others).add(logits_NP)
-        numbers = _numbers(boundary, others, selected, order)
+            (boundary if rows.start < order.boundary else others).add(logits_NP, selected.listed_places)
+        with_rest = (boundary,) if listed and listed.given_boundary else (boundary, others)
+        numbers = _numbers(boundary, others, selected, order, with_rest)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
         # copies, because an output that its own backward pass holds is never freed
-        copies = [None if number is None else number.clone() for number in numbers[1:3]]
-        ctx.head, ctx.order, ctx.places_N, ctx.state = head, order, selected.places_N, (boundary, others, *copies)
-        ctx.mark_non_differentiable(*(tensor for tensor in numbers[3:] if tensor is not None))
+        copies = [None if number is None else number.clone() for number in (*numbers[1:3], numbers[6])]
+        ctx.head, ctx.order, ctx.selected, ctx.state = head, order, selected.places, (boundary, others, *copies)
+        ctx.rest_of_boundary = len(with_rest) == 1
+        ctx.mark_non_differentiable(*(tensor for tensor in numbers[3:5] if tensor is not None))
         return tuple(numbers)
 
     @staticmethod
@@ -150,13 +175,14 @@ class _LinearNumbers(torch.autograd.Function):
         # zero for padding rows
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
-        slopes = _slopes(*ctx.state, *grads[:3])
+        slopes = _slopes(*ctx.state[:4], *grads[:3])
+        if ctx.state[4] is not None:
+            slopes = _with_listed(slopes, ctx.state, grads[5], grads[6], boundary_only=ctx.rest_of_boundary)
+        selected_grads = _SelectedGrads(ctx.selected, grads[0], grads[5])
         for rows in ctx.order.pieces(len(hidden_NH)):
             ids_P = ctx.order.rows(rows)
             logits_NP = ctx.head.logits(hidden_NH, ids_P)
-            grad_NP = slopes[rows.start >= ctx.order.boundary].gradient(
-                logits_NP, ctx.head, ctx.places_N, rows, grads[0]
-            )
+            grad_NP = slopes[rows.start >= ctx.order.boundary].gradient(logits_NP, ctx.head, rows, selected_grads)
             if grad_bias_V is not None:
                 grad_bias_V[ids_P] = grad_NP.sum(0).to(bias_V.dtype)
             grad_NP = grad_NP.to(weight_VH.dtype)
@@ -165,7 +191,7 @@ class _LinearNumbers(torch.autograd.Function):
             if grad_weight_VH is not None:
                 grad_weight_VH[ids_P] = grad_NP.T @ hidden_NH
         grad_hidden = None if grad_hidden_NH is None else grad_hidden_NH.to(hidden_NH.dtype)
-        return grad_hidden, grad_weight_VH, grad_bias_V, None, None, None, None, None
+        return grad_hidden, grad_weight_VH, grad_bias_V, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -213,15 +239,17 @@ class _Sums:
     """sum of the weights"""
     spread_N: Tensor | None
     """sum of weight · log(weight), for entropies"""
+    unlisted_N: Tensor
+    """sum of the weights of unlisted tokens, if some are listed"""
 
     @classmethod
     def none(cls, hidden_NH: Tensor, entropy: bool) -> "_Sums":
         zeros_N = at_least_float32(hidden_NH.new_zeros(len(hidden_NH)))
         # not −∞, because ∞ − ∞ is NaN
         lowest_N = torch.full_like(zeros_N, torch.finfo(zeros_N.dtype).min)
-        return cls(lowest_N, zeros_N, zeros_N if entropy else None)
+        return cls(lowest_N, zeros_N, zeros_N if entropy else None, zeros_N)
 
-    def add(self, logits_NP: Tensor) -> None:
+    def add(self, logits_NP: Tensor, listed: "_ListedPlaces | None" = None) -> None:
         """Add a piece. Overwrites the logits."""
         rise_N = self.highest_N - (highest_N := torch.maximum(self.highest_N, logits_NP.amax(-1)))
         weights_NP, shrink_N = _weights(logits_NP, highest_N), rise_N.exp()
@@ -229,6 +257,10 @@ class _Sums:
             moved_N = (self.spread_N + rise_N * self.total_N) * shrink_N
             self.spread_N = moved_N + torch.xlogy(weights_NP, weights_NP).sum(-1)
         self.highest_N, self.total_N = highest_N, self.total_N * shrink_N + weights_NP.sum(-1)
+        if listed is not None:
+            # a weight minus itself is 0: no other sum loses what is small
+            weights_NP.scatter_add_(-1, listed.within_NL, -listed.values(weights_NP))
+            self.unlisted_N = self.unlisted_N * shrink_N + weights_NP.sum(-1)
 
     def entropy(self) -> Tensor:
         """[N] the entropy within the group; 0 if the group is empty."""
@@ -245,18 +277,45 @@ def _weights(logits_NP: Tensor, highest_N: Tensor) -> Tensor:
     return difference_NP.exp_()
 
 
-class _SelectedLogits:
-    """The logits of the targets, and the highest logits, from the pieces so far."""
+class _ListedPlaces(NamedTuple):
+    """Where the listed tokens are in a piece."""
 
-    def __init__(self, hidden_NH: Tensor, places_N: Tensor, top: int) -> None:
-        self.places_N, self.top = places_N, top
+    inside_NL: Tensor
+    within_NL: Tensor
+    """any place of the piece for a token outside"""
+
+    def values(self, numbers_NP: Tensor) -> Tensor:
+        """[N, L] the piece's numbers of the listed tokens, 0 for those outside."""
+        return numbers_NP.gather(-1, self.within_NL).mul_(self.inside_NL)
+
+
+class _SelectedPlaces(NamedTuple):
+    """The places of single tokens in the order of the vocabulary; −1: padding, or none."""
+
+    target_N: Tensor
+    listed_NL: Tensor | None
+
+    def listed_in(self, rows: slice) -> _ListedPlaces | None:
+        return None if self.listed_NL is None else _ListedPlaces(*_within(self.listed_NL, rows))
+
+
+class _SelectedLogits:
+    """The logits of the targets and of the listed tokens, and the highest logits, from the pieces so far."""
+
+    def __init__(self, hidden_NH: Tensor, places_N: Tensor, places_NL: Tensor | None, top: int) -> None:
+        self.places, self.top = _SelectedPlaces(places_N, places_NL), top
         empty_N = at_least_float32(hidden_NH.new_empty(len(hidden_NH)))
         self.target_N = torch.full_like(empty_N, -torch.inf)
+        self.listed_NL = None if places_NL is None else empty_N.new_full(places_NL.shape, -torch.inf)
+        self.listed_places: _ListedPlaces | None = None
         self.top_NR, self.top_places_NR = empty_N.new_empty(len(empty_N), 0), places_N.new_empty(len(empty_N), 0)
 
     def update(self, logits_NP: Tensor, rows: slice) -> None:
-        inside_N, within_N = _within(self.places_N, rows)
+        inside_N, within_N = _within(self.places.target_N, rows)
         self.target_N = torch.where(inside_N, logits_NP.gather(-1, within_N[:, None]).squeeze(-1), self.target_N)
+        self.listed_places = listed = self.places.listed_in(rows)
+        if listed is not None and self.listed_NL is not None:
+            self.listed_NL = torch.where(listed.inside_NL, logits_NP.gather(-1, listed.within_NL), self.listed_NL)
         if self.top:
             piece_NR, places_NR = logits_NP.topk(min(self.top, logits_NP.shape[-1]), -1)
             merged_NR = torch.cat([self.top_NR, piece_NR], -1)
@@ -271,7 +330,9 @@ def _within(places_N: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
     return inside_N, (places_N - rows.start).clamp(0, rows.stop - rows.start - 1)
 
 
-def _numbers(boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _Order) -> NextTokenNumbers:
+def _numbers(
+    boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _Order, with_rest: tuple[_Sums, ...]
+) -> NextTokenNumbers:
     # differences of maxima first: two large logarithms would lose the difference to rounding
     lead_N = (others.highest_N - boundary.highest_N) + (others.total_N.log() - boundary.total_N.log())
     boundary_N = -torch.nn.functional.softplus(lead_N)
@@ -281,10 +342,16 @@ def _numbers(boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _
     # the target's logit is part of the rounded sums, and the objective needs log-probabilities of at most 0
     target_N = (selected.target_N - highest_N - log_total_N).clamp_(max=0)
     entropy_N = None if boundary.spread_N is None else _entropy(boundary, others, boundary_N)
+    numbers = NextTokenNumbers(target_N, boundary_N, entropy_N, None, None)
+    if selected.listed_NL is not None:
+        listed_NL = (selected.listed_NL - highest_N[:, None] - log_total_N[:, None]).clamp_(max=0)
+        parts = [sums.unlisted_N.log() + (sums.highest_N - highest_N) for sums in with_rest]
+        rest_N = torch.stack(parts).logsumexp(0).sub_(log_total_N).clamp_(max=0)
+        numbers = numbers._replace(listed_logprobs_NL=listed_NL, unlisted_logprobs_N=rest_N)
     if not selected.top:
-        return NextTokenNumbers(target_N, boundary_N, entropy_N, None, None)
+        return numbers
     ranked_NR = selected.top_NR - highest_N[:, None] - log_total_N[:, None]
-    return NextTokenNumbers(target_N, boundary_N, entropy_N, ranked_NR, order.ids_V[selected.top_places_NR])
+    return numbers._replace(top_logprobs_NR=ranked_NR, top_ids_NR=order.ids_V[selected.top_places_NR])
 
 
 def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
@@ -297,6 +364,14 @@ def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
     return parts[0] + parts[1]
 
 
+class _SelectedGrads(NamedTuple):
+    """The gradients of the log-probabilities of single tokens, and where these are."""
+
+    places: _SelectedPlaces
+    target_N: Tensor
+    listed_NL: Tensor | None
+
+
 @dataclass(frozen=True)
 class _Slope:
     """The gradient of a group's logits, before scale and cap: the weight times a number, or two with the entropy."""
@@ -304,17 +379,27 @@ class _Slope:
     highest_N: Tensor
     level_N: Tensor
     spread_N: Tensor | None
+    listed_level_N: Tensor | None = None
+    """the level of listed tokens, if there are some"""
 
-    def gradient(self, logits_NP: Tensor, head: Head, places_N: Tensor, rows: slice, grad_target_N: Tensor) -> Tensor:
+    def gradient(self, logits_NP: Tensor, head: Head, rows: slice, grads: _SelectedGrads) -> Tensor:
         """[N, P] the gradient of the layer's own outputs. Overwrites the logits."""
         cap_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
         grad_NP = _weights(logits_NP, self.highest_N)
         spread_NP = None if self.spread_N is None else torch.xlogy(grad_NP, grad_NP).mul_(self.spread_N[:, None])
+        listed = grads.places.listed_in(rows)
+        if listed is not None:
+            # not a difference of levels, which are as far apart as the rest is small
+            listed_NL = listed.values(grad_NP)
+            grad_NP.scatter_add_(-1, listed.within_NL, -listed_NL)
         grad_NP.mul_(self.level_N[:, None])
         if spread_NP is not None:
             grad_NP.add_(spread_NP)
-        inside_N, within_N = _within(places_N, rows)
-        grad_NP.scatter_add_(-1, within_N[:, None], (grad_target_N * inside_N)[:, None])
+        inside_N, within_N = _within(grads.places.target_N, rows)
+        grad_NP.scatter_add_(-1, within_N[:, None], (grads.target_N * inside_N)[:, None])
+        if listed is not None and grads.listed_NL is not None and self.listed_level_N is not None:
+            grad_NL = listed_NL * self.listed_level_N[:, None] + grads.listed_NL * listed.inside_NL
+            grad_NP.scatter_add_(-1, listed.within_NL, grad_NL)
         grad_NP = grad_NP if cap_NP is None else grad_NP.mul_(cap_NP)
         return grad_NP if head.scale == 1.0 else grad_NP.mul_(head.scale)
 
@@ -352,22 +437,63 @@ def _slope(sums: _Sums, chance_N: Tensor, level_N: Tensor, entropy_N: Tensor | N
     return _Slope(sums.highest_N, level_N / sums.total_N, spread_N)
 
 
+def _with_listed(
+    slopes: tuple[_Slope, _Slope], state: tuple[Any, ...], grad_NL: Tensor, grad_rest_N: Tensor, *, boundary_only: bool
+) -> tuple[_Slope, _Slope]:
+    """Add the gradients of listed tokens, g, and of the rest, h, to the slopes; the listed tokens' own g is left out.
+
+    With the probability R of the rest, the gradient is the sum of g (onehot − p) and, for the tokens of the rest,
+    h p / R, minus h p for all.
+    """
+    boundary, others, boundary_N, _, rest_N = state
+    # the gradient of an impossible rest, or of one that is lost in float32, is 0
+    grad_rest_N = grad_rest_N.masked_fill(rest_N < _LEAST_LOG_REST, 0)
+    down_N = grad_NL.sum(-1) + grad_rest_N
+    changed = []
+    for slope, sums, chance_N in zip(
+        slopes, (boundary, others), (boundary_N.exp(), -torch.expm1(boundary_N)), strict=True
+    ):
+        share_N = chance_N / sums.total_N
+        up_N = grad_rest_N * (share_N.log() - rest_N.clamp(min=_LEAST_LOG_REST)).exp()
+        level_N = slope.level_N - down_N * share_N
+        rest_level_N = level_N if boundary_only and sums is others else level_N + up_N
+        changed.append(replace(slope, level_N=rest_level_N, listed_level_N=level_N))
+    first, second = changed
+    return first, second
+
+
 def _layer_numbers(
-    hidden_NH: Tensor, targets_N: Tensor, head: LayerHead, boundary_ids_K: Tensor, entropy: bool, top: int
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    head: LayerHead,
+    boundary_ids_K: Tensor,
+    entropy: bool,
+    top: int,
+    listed: ListedTokens | None,
 ) -> NextTokenNumbers:
     """Compute dense logits for a few positions at a time; the backward pass computes them again."""
     length = max(1, _LAYER_PIECE_ELEMENTS // head.vocabulary)
     boundary_ids_K = boundary_ids_K[boundary_ids_K < head.vocabulary]
+    hidden, targets = hidden_NH.split(length), targets_N.split(length)
+    lists = (
+        [listed._replace(ids_NL=ids_PL) for ids_PL in listed.ids_NL.split(length)] if listed else [None] * len(hidden)
+    )
     pieces = [
-        checkpoint(_dense_numbers, hidden_PH, targets_P, head, boundary_ids_K, entropy, top, use_reentrant=False)
-        for hidden_PH, targets_P in zip(hidden_NH.split(length), targets_N.split(length), strict=True)
+        checkpoint(_dense_numbers, hidden_PH, targets_P, head, boundary_ids_K, entropy, top, part, use_reentrant=False)
+        for hidden_PH, targets_P, part in zip(hidden, targets, lists, strict=True)
     ]
     columns: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in zip(*pieces, strict=True)]
     return NextTokenNumbers(*columns)
 
 
 def _dense_numbers(
-    hidden_NH: Tensor, targets_N: Tensor, head: LayerHead, boundary_ids_K: Tensor, entropy: bool, top: int
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    head: LayerHead,
+    boundary_ids_K: Tensor,
+    entropy: bool,
+    top: int,
+    listed: ListedTokens | None,
 ) -> NextTokenNumbers:
     logprobs_NV = head.logits(hidden_NH).log_softmax(-1)
     inside_N, places_N = _within(targets_N, slice(0, head.vocabulary))
@@ -376,4 +502,20 @@ def _dense_numbers(
     boundary_N = logprobs_NV.index_select(-1, boundary_ids_K).logsumexp(-1).clamp(max=0)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if entropy else None
     top_NR, top_ids_NR = logprobs_NV.detach().topk(top, -1) if top else (None, None)
-    return NextTokenNumbers(target_N, boundary_N, entropy_N, top_NR, top_ids_NR)
+    numbers = NextTokenNumbers(target_N, boundary_N, entropy_N, top_NR, top_ids_NR)
+    return numbers if listed is None else numbers._replace(**_dense_listed(logprobs_NV, listed, boundary_ids_K))
+
+
+def _dense_listed(logprobs_NV: Tensor, listed: ListedTokens, boundary_ids_K: Tensor) -> dict[str, Tensor]:
+    """Return the last two numbers of `NextTokenNumbers`."""
+    inside_NL, within_NL = _within(listed.ids_NL, slice(0, logprobs_NV.shape[-1]))
+    listed_NL = logprobs_NV.gather(-1, within_NL).where(inside_NL, -torch.inf)
+    counts_NV = torch.zeros_like(logprobs_NV, dtype=torch.int32).scatter_add_(-1, within_NL, inside_NL.int())
+    is_rest_NV = counts_NV == 0
+    if listed.given_boundary:
+        is_rest_NV &= is_rest_NV.new_zeros(is_rest_NV.shape[-1]).index_fill(0, boundary_ids_K, True)
+    # of no token, the gradient of a logarithm of a sum would be NaN
+    any_N = is_rest_NV.any(-1, keepdim=True)
+    rest_NV = logprobs_NV.masked_fill(~is_rest_NV & any_N, -torch.inf)
+    rest_N = rest_NV.logsumexp(-1).clamp(max=0).where(any_N.squeeze(-1), -torch.inf)
+    return {"listed_logprobs_NL": listed_NL, "unlisted_logprobs_N": rest_N}

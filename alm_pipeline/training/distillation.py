@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import TOP_TERMS, AlmConfig
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
@@ -19,6 +19,8 @@ from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
+from alm_pipeline.objective.prefix_arrays import PrefixTable
+from alm_pipeline.objective.prefix_table import prefix_table
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.terms import needs_mapping
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
@@ -48,6 +50,16 @@ class InitialStudent(NamedTuple):
     def results(self) -> dict[str, Any]:
         """Return what the student's manifest says of it."""
         return {"initialization": self.counts} | ({"level": self.level.record()} if self.level else {})
+
+
+def require_top(config: AlmConfig) -> None:
+    """Raise UserError if a term needs the teacher's likeliest tokens and its scores are made without them."""
+    if config.objective.needs_top and not config.score.top_k:
+        terms = ", ".join(term for term in config.objective.terms if term in TOP_TERMS)
+        raise UserError(
+            f"score.top_k: is 0, and the term {terms} of objective.terms compares the student with the teacher's "
+            "likeliest tokens: set it to 16, which scores the texts again, or leave the term out"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ class Distillation:
     @cached_property
     def held_out(self) -> HeldOut:
         """The held-out examples. Raises UserError when there are none."""
-        return HeldOut.read(self.caches, self.config.evaluation.max_examples)
+        return HeldOut.read(self.caches, self.config.evaluation.max_examples, top=self.config.objective.needs_top)
 
     @cached_property
     def chunk_ends(self) -> ChunkEnds | None:
@@ -129,6 +141,20 @@ class Distillation:
         if not CHUNKINGS[self.config.objective.chunking].looks_at_tokens:
             return None
         return chunk_ends(self.config.objective, self._read_pair_biases)
+
+    @cached_property
+    def prefixes(self) -> PrefixTable | None:
+        """The prefixes of both vocabularies, for terms that compare next tokens; takes a second if they are large.
+
+        Raises UserError if the scores are without the likeliest tokens, or the tokens of a side without white space.
+        """
+        if not self.config.objective.needs_top:
+            return None
+        require_top(self.config)
+        teacher, student = self.teacher.tokenizer, self.tokenizer
+        specials = special_counterparts(student.fast, teacher.fast)
+        rows = self.source.vocabulary_rows if self._keeps_tokenizer else None
+        return prefix_table(teacher.view, student.view, specials, rows)
 
     def _read_pair_biases(self) -> PairBiases:
         assert self.stored_pair_biases

@@ -107,7 +107,8 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
     held_out = distillation.held_out
     tokenizer, examples = distillation.tokenizer, distillation.caches["examples"]
-    evaluator = HeldOutEvaluator(held_out, config, vocabulary, tokenizer, distillation.chunk_ends, examples)
+    found = distillation.chunk_ends, distillation.prefixes
+    evaluator = HeldOutEvaluator(held_out, config, vocabulary, tokenizer, *found, examples)
     evaluations = Evaluations(evaluator, config.evaluation)
     _share_checkpoints(student)
     with _keeper(student, lease, distillation, evaluations) as keeper:
@@ -153,7 +154,7 @@ def _train(
     log = train_student(
         TrainingRun(
             model,
-            BatchStream(distillation.caches, config.objective, config.train, ends=distillation.chunk_ends),
+            _stream(distillation),
             vocabulary,
             config.objective,
             config.train,
@@ -166,6 +167,11 @@ def _train(
     )
     distillation.check_unchanged()
     return log
+
+
+def _stream(distillation: Distillation) -> BatchStream:
+    config, ends, prefixes = distillation.config, distillation.chunk_ends, distillation.prefixes
+    return BatchStream(distillation.caches, config.objective, config.train, ends=ends, prefixes=prefixes)
 
 
 def _save(

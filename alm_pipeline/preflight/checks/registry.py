@@ -66,6 +66,7 @@ CHECKS: tuple[Check, ...] = (
     Check(models.teacher_can_score, "teacher", _SCORE),
     Check(settings.windows, "score.context", _SCORE),
     Check(settings.top_k, "score.top_k", _SCORE),
+    Check(settings.likeliest_tokens, "objective.terms", _TRAIN),
     Check(settings.devices, "score.devices", _SCORE, of_machine=True),
     Check(settings.bfloat16, "score.dtype", ("score", "train"), of_machine=True),
     Check(models.student_can_be_trained, "student.model", _TRAIN),

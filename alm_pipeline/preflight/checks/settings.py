@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 import torch
 
 from alm_pipeline.models.loading import all_devices, device_named
+from alm_pipeline.objective.prefix_table import check_white_space
 from alm_pipeline.preflight.context import Context
 from alm_pipeline.scoring.windows import WindowPlan
+from alm_pipeline.training.distillation import require_top
 from alm_pipeline.training.loop.installed import check_tracker
 from alm_pipeline.training.parallel.processes import check_equal_shares, this_process
 from storage.errors import UserError
@@ -41,6 +43,18 @@ def top_k(context: Context) -> None:
     rows, count = context.teacher.vocabulary_rows, context.config.score.top_k
     if count > rows:
         context.add("score.top_k", f"the teacher's vocabulary has only {rows} tokens", f"use at most {rows}")
+
+
+def likeliest_tokens(context: Context) -> None:
+    """Terms that compare next tokens find the teacher's likeliest ones among its scores, and their bytes."""
+    if not context.config.objective.needs_top:
+        return
+    with context.noting("score.top_k"):
+        require_top(context.config)
+    with context.noting("objective.terms"):
+        check_white_space(context.teacher_tokenizer.view, "teacher")
+        if context.student_tokenizer:
+            check_white_space(context.student_tokenizer.view, "student")
 
 
 def devices(context: Context) -> None:

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.objective.chunking.arrays import TeacherChunks
-from storage.columns import flatten_lists
+from alm_pipeline.objective.prefix_arrays import PrefixTargets
+from storage.columns import flatten_lists, list_array
 
 Ints = npt.NDArray[np.integer[Any]]
 CHUNK_COLUMNS = TeacherChunks._fields[3:]
@@ -58,6 +59,25 @@ class TeacherArrays(NamedTuple):
         )
         learned = learned_column(rows, "teacher_learned")
         return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, single, offsets, learned)
+
+
+def target_columns(targets: PrefixTargets) -> dict[str, pa.ListArray]:
+    """Return the columns that `read_targets` reads: 5 bytes per target, and 8 for each of its tokens."""
+    entries = np.concatenate([[0], np.cumsum(targets.sizes, dtype=np.int64)])[targets.offsets]
+    return {
+        "target_tokens": list_array(targets.tokens, targets.offsets, pa.int32()),
+        "target_sizes": list_array(targets.sizes, targets.offsets, pa.uint8()),
+        "target_ids": list_array(targets.ids, entries, pa.int32()),
+        "target_probabilities": list_array(targets.probabilities, entries, pa.float32()),
+    }
+
+
+def read_targets(rows: pa.Table) -> PrefixTargets:
+    """Return the targets of a table with the columns `target_columns`."""
+    (tokens, offsets), *others = (
+        flatten_lists(rows[f"target_{name}"]) for name in ("tokens", "sizes", "ids", "probabilities")
+    )
+    return PrefixTargets(offsets, tokens, *(values for values, _ in others))
 
 
 class BatchPlan(NamedTuple):

@@ -17,9 +17,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.objective.chunking.ends import ChunkEnds
-from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays
+from alm_pipeline.objective.prefix_arrays import PrefixTable
+from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays, read_targets
 from alm_pipeline.training.data.examples import read_examples
-from alm_pipeline.training.data.packing import PackingPosition, make_batch, make_teacher_batch, plan_next_batch
+from alm_pipeline.training.data.packing import (
+    PackingPosition,
+    make_batch,
+    make_target_batch,
+    make_teacher_batch,
+    plan_next_batch,
+)
 from alm_pipeline.training.data.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
 from storage.dataset import Dataset
 from storage.errors import UserError
@@ -32,9 +39,10 @@ _SHARDS_AHEAD = (2, 8)
 class BatchStream(IterableDataset[dict[str, Tensor]]):
     """Endless batches of the training split for one of several ranks, epoch after epoch, each in its own order.
 
-    In an epoch every example goes to exactly one worker of one rank. `datasets` and `ends` are those of
-    `read_examples`. A batch has the fields of `PackedBatch`, and those of `TeacherBatch` if a term of the objective
-    needs the teacher in memory. Iterating raises UserError if the training split holds no chunk to learn from.
+    In an epoch every example goes to exactly one worker of one rank. `datasets`, `ends` and `prefixes` are those of
+    `read_examples`. A batch has the fields of `PackedBatch`, those of `TeacherBatch` if a term of the objective needs
+    the teacher in memory, and those of `TargetBatch` if one needs the teacher's likeliest tokens. Iterating raises
+    UserError if the training split holds no chunk to learn from.
     """
 
     def __init__(
@@ -46,9 +54,10 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         ranks: int = 1,
         *,
         ends: ChunkEnds | None = None,
+        prefixes: PrefixTable | None = None,
     ) -> None:
         self.datasets, self.objective, self.train, self.rank, self.ranks = datasets, objective, train, rank, ranks
-        self.ends = ends
+        self.ends, self.prefixes = ends, prefixes
         manifest = datasets["scores"].complete_manifest()
         self.shards, self.examples = len(manifest.shards), manifest.rows
         self._start: StreamState | None = None
@@ -101,7 +110,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         """Return the stream of a reader's examples, with the columns of `read_examples`."""
         read = partial(read_examples, self.datasets, objective=self.objective, ends=self.ends, with_ids=with_ids)
         return RowStream(
-            partial(read, split="train"),
+            partial(read, split="train", prefixes=self.prefixes),
             self.shards,
             seed=self.train.seed,
             buffer=self.train.shuffle_buffer,
@@ -145,6 +154,7 @@ class ExampleWindow:
             rows = pa.concat_tables([block.rows for block in blocks])
             self.examples = ExampleArrays.of(rows)
             self.teacher = TeacherArrays.of(rows) if "teacher_ids" in rows.column_names else None
+            self.targets = read_targets(rows) if "target_ids" in rows.column_names else None
             self.lengths = self.examples.token_offsets[1:] - self.examples.token_offsets[:-1]
 
     def followed_by(self, block: RowBlock, done: int) -> "ExampleWindow":
@@ -157,9 +167,11 @@ class ExampleWindow:
         return ExampleWindow((*rest, block))
 
     def batch(self, plan: BatchPlan) -> dict[str, Tensor]:
-        """Return the fields of `PackedBatch`, and those of `TeacherBatch` if the teacher is needed."""
+        """Return the fields of `PackedBatch`, and those of `TeacherBatch` and `TargetBatch` if they are needed."""
         batch: dict[str, Tensor] = vars(make_batch(self.examples, plan))
-        return batch | vars(make_teacher_batch(self.examples, self.teacher, plan)) if self.teacher else batch
+        if self.teacher:
+            batch = batch | vars(make_teacher_batch(self.examples, self.teacher, plan))
+        return batch | vars(make_target_batch(self.examples, self.targets, plan)) if self.targets else batch
 
     def ids(self, plan: BatchPlan) -> list[str]:
         """Return the ids of examples that were read with their ids."""

@@ -13,14 +13,18 @@ from alm_pipeline.corpus.stage import learns_completions, learns_marked
 from alm_pipeline.objective.chunking.arrays import ALIGNED_COLUMNS, AlignedScores
 from alm_pipeline.objective.chunking.ends import ChunkEnds, SideTokens
 from alm_pipeline.objective.chunking.registry import chunks_of
+from alm_pipeline.objective.prefix_arrays import ChunkTokens, PrefixTable, TopTokens
+from alm_pipeline.objective.prefix_targets import prefix_targets
 from alm_pipeline.scoring.finite import check_stored_scores
-from alm_pipeline.training.data.arrays import CHUNK_COLUMNS, ExampleArrays
+from alm_pipeline.training.data.arrays import CHUNK_COLUMNS, ExampleArrays, target_columns
 from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset, read_aligned
-from storage.schemas import ChunkKind
+from storage.schemas import ChunkEnd, ChunkKind
 
 COLUMNS = {"examples": ("split",), "student_tokens": ("token_ids",), **ALIGNED_COLUMNS}
 _TEACHER = {"teacher_tokens": ("token_ids",)}
+TOP_COLUMNS = {"alignments": ("byte_lengths",), "scores": ("top_ids", "top_logprobs"), **_TEACHER}
+"""what targets of next tokens are made of, besides"""
 
 
 def read_examples(
@@ -29,22 +33,24 @@ def read_examples(
     split: str,
     objective: ObjectiveConfig,
     ends: ChunkEnds | None = None,
+    prefixes: PrefixTable | None = None,
     *,
     with_ids: bool = False,
 ) -> pa.Table:
     """Return the examples of one shard and split that have a chunk to learn from.
 
-    `datasets` has the keys of COLUMNS. `ends` is where chunks may end, for chunkings that look at tokens. Those
-    chunkings, and terms that need the teacher in memory, also need the dataset `teacher_tokens`. `with_ids` adds the
-    column `id`. Of prompts with completions, only the completions are learned, and where messages are marked, only
-    answers. Raises ValueError if `ends` do not fit the chunking, and UserError if a score is not finite.
+    `datasets` has the keys of COLUMNS. `ends` is where chunks may end, for chunkings that look at tokens. `prefixes`
+    are those of both vocabularies, for terms that compare next tokens. Those chunkings and terms, and the ones that
+    need the teacher in memory, also need the dataset `teacher_tokens`. `with_ids` adds the column `id`. Of prompts with
+    completions, only the completions are learned, and where messages are marked, only answers. Raises ValueError if
+    `ends` do not fit the chunking, or `prefixes` the terms, and UserError if a score is not finite.
     """
     if learns_completions(datasets["examples"]) or learns_marked(datasets["examples"]):
         objective = objective.model_copy(update={"assistant_only": True})
     tables = read_aligned(datasets, shard, _needed_columns(objective, ends))
     check_stored_scores(tables, datasets["scores"], shard)
     is_in_split = pc.equal(tables["examples"]["split"], split).to_numpy()
-    return aligned_examples(tables, objective, ends, is_in_split, with_ids=with_ids)
+    return aligned_examples(tables, objective, ends, is_in_split, prefixes, with_ids=with_ids)
 
 
 def aligned_examples(
@@ -52,6 +58,7 @@ def aligned_examples(
     objective: ObjectiveConfig,
     ends: ChunkEnds | None = None,
     selected: npt.NDArray[np.bool_] | None = None,
+    prefixes: PrefixTable | None = None,
     *,
     with_ids: bool = False,
 ) -> pa.Table:
@@ -66,6 +73,8 @@ def aligned_examples(
     rows = example_rows(ExampleArrays(*student[:2], _learned(student, aligned), chunks))
     if objective.is_live:
         rows = _with_teacher_columns(rows, sides, aligned)
+    if objective.needs_top:
+        rows = _with_targets(rows, tables, sides, aligned, objective, prefixes)
     if with_ids:
         rows = rows.append_column("id", tables["examples"]["id"])
     has_chunks = np.diff(chunks.offsets) > 0
@@ -74,8 +83,10 @@ def aligned_examples(
 
 def _needed_columns(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[str, tuple[str, ...]]:
     columns = COLUMNS | _TEACHER if ends or objective.is_live else dict(COLUMNS)
+    if objective.needs_top:
+        columns = {role: (*columns.get(role, ()), *TOP_COLUMNS.get(role, ())) for role in {**COLUMNS, **TOP_COLUMNS}}
     if objective.assistant_only:
-        columns["alignments"] = (*COLUMNS["alignments"], "assistant")
+        columns["alignments"] = (*columns["alignments"], "assistant")
     return columns
 
 
@@ -139,6 +150,36 @@ def _with_teacher_columns(rows: pa.Table, sides: Mapping[str, SideTokens], align
     if len(aligned.learned):
         columns["teacher_learned"] = list_array(_learned(teacher, aligned), teacher.offsets, pa.bool_())
     for name, column in columns.items():
+        rows = rows.append_column(name, column)
+    return rows
+
+
+def _with_targets(
+    rows: pa.Table,
+    tables: Mapping[str, pa.Table],
+    sides: Mapping[str, SideTokens],
+    aligned: AlignedScores,
+    objective: ObjectiveConfig,
+    prefixes: PrefixTable | None,
+) -> pa.Table:
+    """Add the columns that `read_targets` reads."""
+    if prefixes is None:
+        raise ValueError("terms that compare next tokens need `prefixes`, which `prefix_table` returns")
+    chunks = ChunkTokens(
+        aligned.chunk_offsets,
+        aligned.teacher_tokens,
+        aligned.student_tokens,
+        flatten_lists(tables["alignments"]["byte_lengths"])[0],
+        aligned.kinds,
+        _is_aligned(aligned),
+        (aligned.ends & ChunkEnd.ANCHOR) == ChunkEnd.ANCHOR,
+        *sides["teacher_tokens"][:2],
+        *sides["student_tokens"][:2],
+    )
+    ids, logprobs = (flatten_lists(tables["scores"][name])[0] for name in TOP_COLUMNS["scores"])
+    top = TopTokens(ids, logprobs, aligned.boundary_logprobs)
+    targets = prefix_targets(chunks, top, prefixes, given_boundary=objective.given_boundary)
+    for name, column in target_columns(targets).items():
         rows = rows.append_column(name, column)
     return rows
 

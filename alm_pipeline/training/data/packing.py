@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from alm_pipeline.objective.prefix_arrays import PrefixTargets
 from alm_pipeline.training.data.arrays import BatchArrays, BatchPlan, ExampleArrays, Ints, TeacherArrays
 
 
@@ -72,6 +73,19 @@ class TeacherBatch:
     """the position (of M) of each aligned chunk's last teacher token"""
     single_A: Tensor
     """whether the chunk has exactly one token on each side"""
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """What the token after each position of the same examples is compared with (`prefix_targets`).
+
+    Shapes: L student tokens of the longest target.
+    """
+
+    target_ids_NL: Tensor
+    """different tokens; −1 beyond a target's own, and where there is none"""
+    target_probabilities_NL: Tensor
+    """0 where there is no token"""
 
 
 def plan_next_batch(
@@ -156,6 +170,21 @@ def make_teacher_batch(examples: ExampleArrays, teacher: TeacherArrays, plan: Ba
         teacher.single[chunks],
     )
     return TeacherBatch(*map(torch.from_numpy, arrays))
+
+
+def make_target_batch(examples: ExampleArrays, targets: PrefixTargets, plan: BatchPlan) -> TargetBatch:
+    """Return the targets of the batch that `make_batch` makes of the same plan."""
+    layout = _Layout.of(np.diff(examples.token_offsets)[plan.examples], plan.rows)
+    chosen, counts = _flat_indices(targets.offsets, plan.examples), np.diff(targets.offsets)[plan.examples]
+    # the position before a token predicts it
+    positions = np.repeat(layout.starts, counts) + targets.tokens[chosen] - 1
+    sizes = targets.sizes[chosen].astype(np.int64)
+    entries = _flat_indices(np.concatenate([[0], np.cumsum(targets.sizes, dtype=np.int64)]), chosen)
+    places = np.repeat(positions, sizes), _indices_within(sizes)
+    shape = (layout.size, int(sizes.max(initial=1)))
+    ids, probabilities = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
+    ids[places], probabilities[places] = targets.ids[entries], targets.probabilities[entries]
+    return TargetBatch(torch.from_numpy(ids), torch.from_numpy(probabilities))
 
 
 def _teacher_rows(

@@ -27,14 +27,15 @@ EVALUATIONS = pa.schema(
         ("word_kl", pa.float64()),
         ("alm", pa.float64()),
         ("kl", pa.float64()),
+        ("bpm", pa.float64()),
         ("examples", pa.int64()),
         ("chunks", pa.int64()),
     ]
 )
 """The columns of `evaluations.parquet`, one row per evaluation. Step 0 is the student before training.
 
-`word_kl` is the divergence from the teacher per word, in nats; `alm` and `kl` are the metrics of `metrics.parquet`,
-over held-out chunks (null: there are none).
+`word_kl` is the divergence from the teacher per word, in nats; `alm`, `kl` and `bpm` are the metrics of
+`metrics.parquet`, over held-out chunks (null: there are none, or for `bpm`, the objective does not have it).
 """
 OVER_ALL = ("bits_per_byte", "word_kl")
 """the metrics that are measured on all held-out examples before and after training"""
@@ -103,7 +104,7 @@ class Evaluations:
         metrics = evaluation.metrics
         _check(metrics, step)
         self.rows.append({"step": step, **metrics, "samples": [asdict(sample) for sample in evaluation.samples]})
-        distances = [f"{name} {metrics[name]:.4g}" for name in ("word_kl", "alm", "kl") if name in metrics]
+        distances = [f"{name} {metrics[name]:.4g}" for name in ("word_kl", "alm", "kl", "bpm") if name in metrics]
         _log.info(
             "step %d, held out: %s", step, ", ".join([f"{metrics['bits_per_byte']:.4f} bits per byte", *distances])
         )

@@ -1,7 +1,7 @@
 """Every loss term in one table, and the losses of a micro-batch.
 
-A new term is a name in `config.objective.Term` (and in `LIVE_TERMS` if it needs the teacher in memory), a loss
-function in `objective`, and an entry in `TERMS`.
+A new term is a name in `config.objective.Term` (and in `LIVE_TERMS` if it needs the teacher in memory, or in
+`TOP_TERMS` if it needs its likeliest tokens), a loss function in `objective`, and an entry in `TERMS`.
 
 Shapes: B rows, S student positions per row, N = B·S, H hidden width; M teacher positions, J the teacher's hidden width,
 A aligned chunks, K aligned chunks of one token on both sides.
@@ -21,8 +21,9 @@ from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
 from alm_pipeline.objective.baselines.uld import uld_loss
 from alm_pipeline.objective.batch_loss import BatchLosses, LossCounts, ScoredBatch
+from alm_pipeline.objective.bpm import bpm_loss
 from alm_pipeline.objective.latents import latents_loss
-from alm_pipeline.scoring.head import token_and_boundary_logprobs
+from alm_pipeline.scoring.head import ListedTokens, NextTokenNumbers, next_token
 from alm_pipeline.training.model.live_teacher import LiveTeacher
 from alm_pipeline.training.model.projections import projections_of
 from storage.errors import UserError
@@ -42,6 +43,7 @@ class MicroBatch:
 
     columns: Mapping[str, Tensor]
     scored: ScoredBatch
+    next_tokens: NextTokenNumbers
     student: PreTrainedModel
     student_head: Head | LayerHead
     student_hidden_NH: Tensor
@@ -77,6 +79,19 @@ def linear_head(head: Head | LayerHead) -> Head:
     if isinstance(head, LayerHead):
         raise UserError("the baselines need an output layer that is linear, without adapters: leave it out of LoRA")
     return head
+
+
+def _bpm(batch: MicroBatch) -> Tensor:
+    numbers = batch.next_tokens
+    assert numbers.listed_logprobs_NL is not None
+    assert numbers.unlisted_logprobs_N is not None
+    return bpm_loss(
+        numbers.listed_logprobs_NL,
+        numbers.unlisted_logprobs_N,
+        batch.columns["target_probabilities_NL"],
+        normalizer_N=numbers.boundary_logprobs_N if batch.scored.objective.given_boundary else None,
+        count=batch.counts.targets,
+    )
 
 
 def _latents(batch: MicroBatch) -> Tensor:
@@ -126,6 +141,8 @@ class TermRule:
     """the scalar of a micro-batch: a sum divided by a count of the global batch"""
     needs_teacher: bool = False
     """the loss needs the teacher in memory while the student is trained"""
+    needs_top: bool = False
+    """the loss needs the teacher's likeliest tokens among its scores"""
     needs_linear_heads: bool = False
     """the loss computes with the rows of both output layers"""
     needs_mapping: bool = False
@@ -136,6 +153,7 @@ class TermRule:
 
 TERMS: dict[Term, TermRule] = {
     "alm": TermRule(lambda batch: batch.scored.alm()),
+    "bpm": TermRule(_bpm, needs_top=True),
     "sft": TermRule(lambda batch: batch.scored.sft()),
     "latents": TermRule(_latents, needs_teacher=True, projection=_latents_projection),
     "uld": TermRule(_uld, needs_teacher=True, needs_linear_heads=True),
@@ -179,20 +197,22 @@ def micro_batch_losses(
 ) -> BatchLosses:
     """Return the losses of a batch of `BatchStream`; `vocabulary` is the student's.
 
-    Terms that need no teacher are always computed, weighted or not: beside the head they cost nothing.
+    Terms that need neither the teacher nor its likeliest tokens are always computed, weighted or not: beside the head
+    they cost nothing.
     """
     hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
     with torch.autocast(hidden_BSH.device.type, enabled=False):
         hidden_NH = hidden_BSH.flatten(0, 1).to(model.dtype)
         head, next_ids_N = output_head(model, rows=vocabulary.rows), batch["token_ids_BS"].flatten().roll(-1)
         boundary_ids_K = vocabulary.boundary_ids_K.to(hidden_NH.device)
-        student_logprobs = token_and_boundary_logprobs(hidden_NH, next_ids_N, head, boundary_ids_K)
-        scored = ScoredBatch.of(*student_logprobs, batch, objective, counts)
+        listed = ListedTokens(batch["target_ids_NL"], objective.given_boundary) if objective.needs_top else None
+        numbers = next_token(hidden_NH, next_ids_N, head, boundary_ids_K, listed=listed)
+        scored = ScoredBatch.of(*numbers[:2], batch, objective, counts)
         live_side = LiveSide(teacher, teacher.hidden(batch)) if teacher else None
-        micro_batch = MicroBatch(batch, scored, model, head, hidden_NH, live_side)
-        losses = {
-            term: rule.loss(micro_batch)
-            for term, rule in TERMS.items()
-            if not rule.needs_teacher or (teacher and term in objective.terms)
-        }
+        micro_batch = MicroBatch(batch, scored, numbers, model, head, hidden_NH, live_side)
+        losses = {term: rule.loss(micro_batch) for term, rule in TERMS.items() if _is_computed(term, rule, objective)}
         return BatchLosses(losses, scored.watched())
+
+
+def _is_computed(term: Term, rule: TermRule, objective: ObjectiveConfig) -> bool:
+    return term in objective.terms or not (rule.needs_teacher or rule.needs_top)

@@ -23,10 +23,11 @@ from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.chunking.ends import ChunkEnds
+from alm_pipeline.objective.prefix_arrays import PrefixTable
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
-from alm_pipeline.training.data.arrays import ExampleArrays
+from alm_pipeline.training.data.arrays import ExampleArrays, read_targets
 from alm_pipeline.training.data.examples import aligned_examples
-from alm_pipeline.training.data.packing import make_batch, plan_batches
+from alm_pipeline.training.data.packing import make_batch, make_target_batch, plan_batches
 from alm_pipeline.training.loop.evaluations import OVER_ALL, Evaluation, Sample
 from alm_pipeline.training.model.terms import micro_batch_losses
 from alm_pipeline.training.student.prompts import sample_prompts
@@ -43,26 +44,34 @@ class HeldOutEvaluator:
         vocabulary: HeadVocabulary,
         tokenizer: LoadedTokenizer,
         ends: ChunkEnds | None = None,
+        prefixes: PrefixTable | None = None,
         examples: Dataset | None = None,
     ) -> None:
-        """`tokenizer` and `vocabulary` are the student's; `ends` is that of `read_examples`.
+        """`tokenizer` and `vocabulary` are the student's; `ends` and `prefixes` are those of `read_examples`.
 
         `examples` has the conversations that samples continue.
         """
         self.held_out, self.vocabulary, self.tokenizer = held_out, vocabulary, tokenizer.fast
         # the distance to the teacher comes from its scores, so no term needs the teacher in memory
-        self.objective = config.objective.model_copy(update={"terms": {"alm": 1.0}})
+        compared = {term: 1.0 for term in ("alm", "bpm") if term == "alm" or term in config.objective.terms}
+        self.objective = config.objective.model_copy(update={"terms": compared})
         self.tokens, self.words = held_out.drawn_student, held_out.drawn_words
-        self.batches = self._batches(config.train.batch_tokens, config.train.row_tokens, ends)
+        self.batches = self._batches(config.train.batch_tokens, config.train.row_tokens, ends, prefixes)
         self._prompts: list[list[int]] | None = None
         self._read_prompts = partial(sample_prompts, held_out, config.evaluation.samples, tokenizer, examples)
         self.sample_tokens = config.evaluation.sample_tokens
 
-    def _batches(self, batch_tokens: int, row_tokens: int, ends: ChunkEnds | None) -> list[dict[str, Tensor]]:
+    def _batches(
+        self, batch_tokens: int, row_tokens: int, ends: ChunkEnds | None, prefixes: PrefixTable | None
+    ) -> list[dict[str, Tensor]]:
         """Pack the examples that have a chunk to learn from."""
-        examples = ExampleArrays.of(aligned_examples(self.held_out.drawn, self.objective, ends))
+        rows = aligned_examples(self.held_out.drawn, self.objective, ends, prefixes=prefixes)
+        examples, targets = ExampleArrays.of(rows), read_targets(rows) if self.objective.needs_top else None
         plans = plan_batches(np.diff(examples.token_offsets), batch_tokens, row_tokens)
-        return [vars(make_batch(examples, plan)) for plan in plans]
+        return [
+            vars(make_batch(examples, plan)) | (vars(make_target_batch(examples, targets, plan)) if targets else {})
+            for plan in plans
+        ]
 
     def __call__(self, model: PreTrainedModel, title: str | None = None) -> Evaluation:
         """Evaluate the student. Progress is shown under `title`, or not at all without one."""
@@ -87,15 +96,16 @@ class HeldOutEvaluator:
         return {"bits_per_byte": self.held_out.student.bits_per_byte(scores), **_word_kl(self.held_out.words, scores)}
 
     def _distance(self, model: PreTrainedModel) -> dict[str, float]:
-        """Return the ALM loss and the divergence, as means over all chunks; {} if there are no chunks."""
+        """Return the losses and the divergence, as means over all chunks or targets; {} if there are no chunks."""
         if not self.batches:
             return {}
         counts = LossCounts.of(*self.batches).on_all_devices(lambda values: values.to(model.device))
-        sums = {"alm": 0.0, "kl": 0.0}
+        sums = dict.fromkeys([*self.objective.terms, "kl"], 0.0)
         for batch in self.batches:
             on_device = {name: value.to(model.device) for name, value in batch.items()}
             losses = micro_batch_losses(model, on_device, self.vocabulary, self.objective, counts)
-            sums["alm"] += float(losses.terms["alm"])
+            for term in self.objective.terms:
+                sums[term] += float(losses.terms[term])
             sums["kl"] += float(losses.watched["kl"])
         return {**sums, "chunks": int(counts.chunks)}
 

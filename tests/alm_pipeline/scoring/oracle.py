@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.models.output_head import Head
-from alm_pipeline.scoring.head import NextTokenNumbers
+from alm_pipeline.scoring.head import ListedTokens, NextTokenNumbers
 
 
 def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: int = 0) -> NextTokenNumbers:
@@ -26,6 +26,32 @@ def looped(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor, top: i
             hidden.sum(-1), hidden.sum(-1), hidden.sum(-1), hidden.new_zeros(0, top), targets.new_zeros(0, top)
         )
     return NextTokenNumbers(*map(torch.stack, (tokens, boundaries, entropies, ranked, ids)))
+
+
+def looped_listed(hidden: Tensor, head: Head, boundary: Tensor, listed: ListedTokens) -> tuple[Tensor, Tensor]:
+    """([N, L], [N]) log-probabilities of the listed tokens, and of all others or all other boundary tokens together."""
+    tokens, rests, rows = [], [], range(head.vocabulary)
+    for state, ids in zip(hidden, listed.ids_NL.tolist(), strict=True):
+        logits = [looped_logit(state, head, row) for row in rows]
+        total = log_sum_exp(logits)
+        tokens.append([logits[id_] - total if id_ in rows else total.detach() * 0 - torch.inf for id_ in ids])
+        asked = boundary.tolist() if listed.given_boundary else rows
+        rests.append(log_sum_exp([logits[row] - total for row in rows if row in asked and row not in ids]))
+    if not tokens:
+        return hidden.new_zeros(listed.ids_NL.shape), hidden.new_zeros(0)
+    return torch.stack([torch.stack(row) for row in tokens]), torch.stack(rests)
+
+
+def random_listed(positions: int, rows: int, width: int, among: Tensor | None = None, seed: int = 0) -> ListedTokens:
+    """Different tokens at each position, some of them beyond the rows, with gaps; `among`: only these."""
+    generator = torch.Generator().manual_seed(seed)
+    choices = torch.arange(rows) if among is None else among
+    ids = torch.full((positions, width), -1)
+    for row in ids:
+        chosen = choices[torch.randperm(len(choices), generator=generator)][:width]
+        row[torch.randperm(width, generator=generator)[: len(chosen)]] = chosen
+    ids[torch.rand(ids.shape, generator=generator) < 0.3] = -1
+    return ListedTokens(ids, given_boundary=among is not None)
 
 
 def looped_logit(state: Tensor, head: Head, row: int) -> Tensor:

@@ -13,8 +13,14 @@ from torch import Tensor
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.output_head import Head, LayerHead
 from alm_pipeline.scoring import head as head_module
-from alm_pipeline.scoring.head import NextTokenNumbers, NextTokens, next_token, token_and_boundary_logprobs
-from tests.alm_pipeline.scoring.oracle import looped, random_case
+from alm_pipeline.scoring.head import (
+    ListedTokens,
+    NextTokenNumbers,
+    NextTokens,
+    next_token,
+    token_and_boundary_logprobs,
+)
+from tests.alm_pipeline.scoring.oracle import looped, looped_listed, random_case, random_listed
 
 
 def dense_logprobs(hidden: Tensor, targets: Tensor, head: Head, boundary: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +156,74 @@ def test_the_likeliest_tokens(top: int, through: Callable[[Head], Head | LayerHe
     torch.testing.assert_close(got.top_ids_NR, expected.top_ids_NR)
     assert not got.top_logprobs_NR.requires_grad
     assert got.entropy_N is None
+
+
+def finite_sum(parts: list[Tensor]) -> Tensor:
+    """A different weight for every finite number."""
+    generator = torch.Generator().manual_seed(7)
+    weights = [torch.randn(part.shape, dtype=torch.float64, generator=generator) for part in parts]
+    finite = [part.where(part > -torch.inf, 0) for part in parts]
+    return torch.stack([(part * weight).sum() for part, weight in zip(finite, weights, strict=True)]).sum()
+
+
+@pytest.mark.parametrize("through", [lambda head: head, as_layer], ids=["pieces", "layer"])
+@given(
+    positions=st.integers(0, 5),
+    vocabulary=st.integers(1, 9),
+    padding=st.integers(0, 3),
+    boundary=st.integers(0, 9),
+    width=st.integers(1, 10),
+    piece=st.integers(1, 40),
+    softcap=st.sampled_from([None, 2.0]),
+    entropy=st.booleans(),
+    given_boundary=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_listed_tokens_and_the_rest_are_those_of_loops(
+    through: Callable[[Head], Head | LayerHead],
+    positions: int,
+    vocabulary: int,
+    padding: int,
+    boundary: int,
+    width: int,
+    piece: int,
+    softcap: float | None,
+    entropy: bool,
+    given_boundary: bool,
+) -> None:
+    rows, boundary = max(1, vocabulary - padding), min(boundary, vocabulary)
+    hidden, targets, head, ids = random_case(
+        positions, vocabulary, bias=True, scale=0.5, softcap=softcap, rows=rows, boundary=boundary
+    )
+    listed = random_listed(positions, vocabulary, width, ids if given_boundary else None)
+    leaves = [hidden, head.weight_VH, head.bias_V]
+    numbers, found = [*looped(hidden, targets, head, ids)[:2]], looped_listed(hidden, head, ids, listed)
+    expected = [*found, *torch.autograd.grad(finite_sum([*numbers, *found]), leaves, materialize_grads=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_module, "_PIECE_ELEMENTS", piece)
+        patch.setattr(head_module, "_LAYER_PIECE_ELEMENTS", piece)
+        got = next_token(hidden, targets, through(head), ids, entropy=entropy, listed=listed)
+    assert got.listed_logprobs_NL is not None
+    assert got.unlisted_logprobs_N is not None
+    parts = [got.listed_logprobs_NL, got.unlisted_logprobs_N]
+    gradients = torch.autograd.grad(finite_sum([*got[:2], *parts]), leaves, materialize_grads=True)
+    for expected_part, part in zip(expected, [*parts, *gradients], strict=True):
+        torch.testing.assert_close(part, expected_part, rtol=1e-9, atol=1e-9)
+
+
+def test_a_rest_is_exact_however_small_it_is() -> None:
+    """One minus the listed probabilities would be lost in float32."""
+    weight = torch.tensor([[40.0], [10.0], [-1.0], [-60.0]], requires_grad=True)
+    hidden = torch.ones(1, 1, requires_grad=True)
+    for ids, rest in (([0, -1], [1, 2, 3]), ([0, 1], [2, 3]), ([1, 0], [2, 3])):
+        listed = ListedTokens(torch.tensor([ids]))
+        numbers = next_token(hidden, torch.zeros(1, dtype=torch.int64), Head(weight), torch.tensor([1]), listed=listed)
+        exact = torch.log_softmax(weight.double().squeeze(-1), 0)[rest].logsumexp(0)
+        assert numbers.unlisted_logprobs_N is not None
+        torch.testing.assert_close(numbers.unlisted_logprobs_N.double(), exact[None], rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(numbers.unlisted_logprobs_N.sum(), weight)
+        (expected,) = torch.autograd.grad(exact, weight)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_logits_have_equal_probability() -> None:

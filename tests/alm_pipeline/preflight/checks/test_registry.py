@@ -270,6 +270,8 @@ ERRORS: dict[str, tuple[Change, str, str]] = {
     "context of windows": (set_to("score.context", 511), "score.context", "511 tokens leave no room"),
     "device": (set_to("score.devices", ["cpu", "cuda:77"]), "score.devices", "cuda:77: this machine has no such"),
     # objective
+    "no likeliest tokens": (set_to("objective.terms", {"alm": 1, "bpm": 0.5}), "score.top_k",
+                            "is 0, and the term bpm of objective.terms compares the student with"),
     "gamma of one": (set_to("objective.gamma", 1), "objective.gamma", "no chunk counts"),
     # training
     "freeze": (set_to("train.freeze", ["*.self_atn.*"]), "train.freeze", f"*.self_atn.* matches no parameter; {NAMES}"),

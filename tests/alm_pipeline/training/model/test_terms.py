@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from alm_pipeline.config import LIVE_TERMS, ObjectiveConfig, Term
+from alm_pipeline.config import LIVE_TERMS, TOP_TERMS, ObjectiveConfig, Term
 from alm_pipeline.training.model.terms import TERMS, make_projections, needs_mapping
 from tests import tiny
 
@@ -15,6 +15,10 @@ def test_every_term_is_in_the_table() -> None:
 
 def test_the_configuration_knows_the_terms_that_need_the_teacher() -> None:
     assert {term for term, rule in TERMS.items() if rule.needs_teacher} == LIVE_TERMS
+
+
+def test_the_configuration_knows_the_terms_that_need_the_likeliest_tokens() -> None:
+    assert {term for term, rule in TERMS.items() if rule.needs_top} == TOP_TERMS
 
 
 @pytest.mark.parametrize("term", TERMS)
