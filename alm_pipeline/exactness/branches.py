@@ -3,11 +3,12 @@
 Sequences off the path share nearly all of their tokens with the canonical ones. So all of them are computed in one
 forward pass: the tokens of the branches come after the canonical ones in the same row, each at the position that it has
 in its sequence, and a mask lets it attend only to the tokens before it in its sequence. Some models do not read such a
-mask (recurrent ones, kernels without masks, sliding windows shorter than the text). The first branch of every text is
+mask (recurrent ones, kernels without masks, sliding windows shorter than the text). The last branch of every text is
 also computed as a row of its own, and where the two differ, all branches of the text are computed as rows of their own.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 
 Floats = npt.NDArray[np.float32]
 _ROWS_AT_ONCE = 64
-_BRANCHES_AT_ONCE = 512
+_BRANCHES_AT_ONCE = 256
 _PLAIN_TOKENS = 4096
 _TOLERANCE = {4: 1e-3, 2: 5e-2}
 """by bytes of the dtype: how far hidden states of both ways may be apart, relative to their norm"""
@@ -58,25 +59,30 @@ class TextBranches:
         self.is_packed: bool | None = None
         """whether branches are computed in one row; None before the first"""
 
-    @torch.inference_mode()
+    @cached_property
     def canonical_rows(self) -> Floats:
-        """Return log P of every next token after each canonical token [T, V]."""
-        hidden_TH = hidden_states(self._model.model, self._ids([self._canonical]))[0]
-        return np.concatenate(list(self._rows(hidden_TH)))
+        """log P of every next token after each canonical token [T, V]."""
+        with torch.inference_mode():
+            hidden_TH = hidden_states(self._model.model, self._ids([self._canonical]))[0]
+            return np.concatenate(list(self._rows(hidden_TH)))
 
-    @torch.inference_mode()
     def __call__(self, paths: Sequence[TokenPath]) -> Iterator[Floats]:
         """Yield log P of every next token [V] after each sequence."""
+        off_path = self._off_path([path for path in paths if path.others])
+        return (next(off_path) if path.others else self.canonical_rows[path.kept - 1] for path in paths)
+
+    def _off_path(self, paths: Sequence[TokenPath]) -> Iterator[Floats]:
         for start in range(0, len(paths), _BRANCHES_AT_ONCE):
-            some = paths[start : start + _BRANCHES_AT_ONCE]
-            for rows in self._rows(self._hidden(some)):
+            with torch.inference_mode():
+                blocks = list(self._rows(self._hidden(paths[start : start + _BRANCHES_AT_ONCE])))
+            for rows in blocks:
                 yield from rows
 
     def _hidden(self, paths: Sequence[TokenPath]) -> Tensor:
         """[paths, H] the hidden state of each sequence's last token."""
         if self.is_packed is None:
-            first = paths[:1]
-            self.is_packed = self._agree(self._packed(first), self._plain(first))
+            last = [max(paths, key=lambda path: path.kept)]
+            self.is_packed = self._agree(self._packed(last), self._plain(last))
         return self._packed(paths) if self.is_packed else self._plain(paths)
 
     def _agree(self, packed: Tensor | None, plain: Tensor) -> bool:

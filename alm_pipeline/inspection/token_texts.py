@@ -4,7 +4,7 @@ A tokens dataset holds ids alone. Its tokenizer is looked for by its hash: among
 names in the configuration that its manifest records.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ class TokenTexts:
     @cached_property
     def _spelling(self) -> tuple[bytes, ...]:
         try:
-            return next((tokenizer.view.spelling for tokenizer in _candidates(self._tokens)), ())
+            return next((tokenizer.view.spelling for tokenizer in tokenizers_of(self._tokens)), ())
         except (UserError, OSError):
             return ()
 
@@ -39,17 +39,26 @@ class TokenTexts:
         return self.of(id_).decode(errors="replace") or f"<{id_}>"
 
 
-def _candidates(tokens: Dataset) -> Iterator[LoadedTokenizer]:
-    """Yield the tokenizers that have the dataset's hash, wherever they are now."""
+def tokenizers_of(tokens: Dataset, *names: str) -> Iterator[LoadedTokenizer]:
+    """Yield the tokenizers that have the dataset's hash, wherever they are now; first of these other names."""
     wanted = tokens.identity.get("tokenizer")
     if not wanted:
         return
-    for tokenizer in (*_stored(tokens.root, wanted), *_recorded(tokens)):
+    for tokenizer in (*_moved(tokens, names), *_stored(tokens.root, wanted), *_recorded(tokens)):
         try:
             if tokenizer.identity == wanted:
                 yield tokenizer
         except (UserError, OSError):  # it has gone, or can't be fetched now
             continue
+
+
+def _moved(tokens: Dataset, names: Sequence[str]) -> Iterator[LoadedTokenizer]:
+    """Yield the tokenizers of these names, each with its own template and with those that the dataset records."""
+    for name in names:
+        yield LoadedTokenizer(name)
+        for recorded in _recorded(tokens):
+            if recorded.template:
+                yield LoadedTokenizer(name, template=recorded.template)
 
 
 def _stored(root: str, wanted: str) -> Iterator[LoadedTokenizer]:

@@ -34,7 +34,7 @@ def test_every_sequence_has_the_probabilities_of_its_own_row(
 ) -> None:
     model = BranchModel(make(len(tokenizer.fast)), tokenizer)
     ids = IDS if is_packed else [*IDS, *range(50, 60)]
-    paths = PATHS if is_packed else [TokenPath(25, (4,)), *PATHS]
+    paths = PATHS if is_packed else [*PATHS, TokenPath(25, (4,))]
     branches = model.after(ids)
     rows = np.stack(list(branches(paths)))
     assert branches.is_packed is is_packed
@@ -49,4 +49,4 @@ def test_canonical_rows_are_those_of_a_plain_pass(tokenizer: LoadedTokenizer) ->
     model = BranchModel(tiny_llama(len(tokenizer.fast)), tokenizer)
     with torch.inference_mode():
         expected = model.model(torch.tensor([IDS])).logits[0].log_softmax(-1)
-    np.testing.assert_allclose(model.after(IDS).canonical_rows(), expected, atol=1e-4)
+    np.testing.assert_allclose(model.after(IDS).canonical_rows, expected, atol=1e-4)
