@@ -13,14 +13,20 @@ SPACES = (b" ", b"\t", b"\n")
 
 
 class TableModel:
-    """Random log P(next token | all tokens so far), the same for the same tokens; `spikes` makes it uneven."""
+    """Random log P(next token | tokens so far, or the last `memory`), the same for the same tokens.
 
-    def __init__(self, spellings: Sequence[bytes], specials: int, seed: int = 0, spikes: float = 1.0) -> None:
+    `spikes` makes it uneven.
+    """
+
+    def __init__(
+        self, spellings: Sequence[bytes], specials: int, seed: int = 0, spikes: float = 1.0, memory: int = 1000
+    ) -> None:
         self.spellings, self.specials, self.seed, self.spikes = spellings, specials, seed, spikes
+        self.memory = memory
         self.size = len(spellings) + specials
 
     def row(self, ids: Sequence[int]) -> Floats:
-        digest = hashlib.sha256(repr((self.seed, tuple(ids))).encode()).digest()
+        digest = hashlib.sha256(repr((self.seed, tuple(ids)[-self.memory :])).encode()).digest()
         logits = np.random.default_rng(list(digest[:8])).normal(size=self.size) * self.spikes
         return np.asarray(logits - np.logaddexp.reduce(logits))
 

@@ -36,7 +36,7 @@ def sums_of(model: TableModel, content: bytes, **options: float) -> PrefixSums:
     ids = [model.size - 1, *spelled(model.spellings, content)]
     stretch = Stretch(content, 1, ids[1:])
     vocabulary = sorted_vocabulary(model.spellings, model.specials)
-    return prefix_sums(stretch, vocabulary, model.after(ids), **options)  # type: ignore[arg-type]
+    return prefix_sums(stretch, vocabulary, model.after(ids), **{"rejoined": None, **options})  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,6 +55,17 @@ def test_all_sequences_followed_is_exact(longer: list[bytes], content: bytes, se
     np.testing.assert_allclose(np.exp(sums.logprobs), exact, rtol=1e-10)
     np.testing.assert_allclose(np.exp(sums.boundary_logprobs), boundary, rtol=1e-10)
     assert sums.left_out.max() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sequences_that_rejoined_are_exact_for_a_model_that_remembers_no_more(seed: int) -> None:
+    """Of a model that only sees its last two tokens, sequences with the same two have the same future."""
+    model, content = TableModel(VOCABULARY, 1, seed, 3.0, memory=2), b"aba abab\n\xffa"
+    sums = sums_of(model, content, tolerance=0.0, most=100_000, rejoined=2)
+    exact = sums_of(model, content, tolerance=0.0, most=100_000)
+    np.testing.assert_allclose(sums.logprobs, exact.logprobs, rtol=1e-10)
+    np.testing.assert_allclose(sums.boundary_logprobs, exact.boundary_logprobs, rtol=1e-10)
+    assert sums.followed < exact.followed
 
 
 @pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-3])
@@ -81,7 +92,7 @@ def _sums_over_next_bytes(model: TableModel, content: bytes, tolerance: float) -
             rows[path] = row
             yield row
 
-    sums = prefix_sums(Stretch(content, 1, ids[1:]), vocabulary, recorded, tolerance=tolerance)
+    sums = prefix_sums(Stretch(content, 1, ids[1:]), vocabulary, recorded, tolerance=tolerance, rejoined=None)
     total = 0.0
     for path, row in rows.items():
         tokens = [*ids[1 : path.kept], *path.others]
