@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alm_pipeline.audit.chunks import FORMS, Edges, Form, FormChunks, chunks_of_form, targets
+from alm_pipeline.audit.chunks import FORMS, Edges, FormChunks, chunks_of_form, targets
 from alm_pipeline.audit.numbers import AuditedChunk, AuditReport, LargestCase, group_numbers, is_certain
-from alm_pipeline.audit.places import TextPlaces
+from alm_pipeline.audit.places import TextPlaces, end_known
 from alm_pipeline.audit.sources import AuditSource
 from alm_pipeline.audit.stretches import ExactSide, SideExample
-from alm_pipeline.config import Dtype
+from alm_pipeline.config import Debias, Dtype
 from alm_pipeline.exactness.branches import BranchModel
 from alm_pipeline.exactness.sorted_vocabulary import SortedVocabulary
 from alm_pipeline.models.reference import ModelReference
@@ -27,7 +27,7 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "examples": ("split", "text"),
     "teacher_tokens": ("token_ids", "byte_lengths", "kinds", "uncovered_bytes"),
     "student_tokens": ("token_ids", "byte_lengths", "kinds", "uncovered_bytes"),
-    "alignments": ("teacher_tokens", "student_tokens", "byte_lengths", "kinds", "assistant"),
+    "alignments": ("teacher_tokens", "student_tokens", "byte_lengths", "kinds", "ends", "assistant"),
     "scores": ("logprobs", "boundary_logprobs"),
 }
 _SIDES = ("teacher", "student")
@@ -64,12 +64,12 @@ def audit(source: AuditSource, settings: AuditSettings | None = None) -> AuditRe
         side: _Side.measured(side, model, source.tokenizers[f"{side}_tokens"], examples, settings)
         for side, model in models.items()
     }
-    debias: Form = "end" if source.objective.debias else "none"
+    debias = source.objective.debias
     chunks = [chunk for side in sides.values() for chunk in side.chunks]
     return AuditReport(
         url=source.url,
         teacher=source.teacher.name,
-        student=source.student and source.student.name,
+        student=source.student.name if source.student else None,
         tolerance=settings.tolerance,
         examples=len(examples),
         tokens={name: side.tokens for name, side in sides.items()},
@@ -117,16 +117,16 @@ class _Example:
     text: TextPlaces
     edges: Edges
     sides: Mapping[str, SideExample]
-    chunks: Mapping[Form, FormChunks]
+    chunks: Mapping[Debias, FormChunks]
 
     @classmethod
     def of(cls, tables: Tables, source: AuditSource, ends: ChunkEnds | None) -> "_Example":
         text = TextPlaces(tables["examples"]["text"][0].as_py())
-        chunks = {form: chunks_of_form(tables, text.content, source.objective, form, ends) for form in FORMS}
+        chunks = {form: chunks_of_form(tables, source.objective, form, ends) for form in FORMS}
         sides = {side: _side_example(tables[f"{side}_tokens"]) for side in _SIDES}
         return cls(tables["examples"]["id"][0].as_py(), text, Edges.of(tables["alignments"]), sides, chunks)
 
-    def bytes_of(self, form: Form) -> npt.NDArray[np.int64]:
+    def bytes_of(self, form: Debias) -> npt.NDArray[np.int64]:
         """[K, 2] the first byte of each chunk, and one past its last."""
         chunks = self.chunks[form]
         return np.stack([self.edges.bytes[chunks.starts], self.edges.bytes[chunks.ends]], 1)
@@ -145,7 +145,7 @@ class _Side:
     chunks: list[AuditedChunk] = field(default_factory=list)
     tokens: int = 0
     followed: int = 0
-    not_covered: dict[Form, int] = field(default_factory=lambda: dict.fromkeys(FORMS, 0))
+    not_covered: dict[Debias, int] = field(default_factory=lambda: dict.fromkeys(FORMS, 0))
 
     @classmethod
     def measured(
@@ -186,6 +186,7 @@ class _Side:
         tokens = getattr(example.edges, self.name)
         for form, chunks in example.chunks.items():
             found = targets(exact, tokens, chunks, form)
+            flags = example.edges.flags[chunks.ends - 1]
             self.not_covered[form] += int((~found.is_covered).sum())
             for number in np.flatnonzero(found.is_covered).tolist():
                 start, end = example.bytes_of(form)[number].tolist()
@@ -200,12 +201,12 @@ class _Side:
                         exact=float(found.exact[number]),
                         left_out=float(found.left_out[number]),
                         stored=float(chunks.stored[number]) if self.name == "teacher" else float("nan"),
-                        groups=example.text.groups(start, end),
+                        groups={**example.text.groups(start, end), "known": end_known(flags[number])},
                     )
                 )
 
 
-def _stored_differences(chunks: Sequence[AuditedChunk], form: Form) -> dict[str, float]:
+def _stored_differences(chunks: Sequence[AuditedChunk], form: Debias) -> dict[str, float]:
     differences = [
         abs(chunk.stored - chunk.value) for chunk in chunks if chunk.side == "teacher" and chunk.form == form
     ]
@@ -216,7 +217,7 @@ def _stored_differences(chunks: Sequence[AuditedChunk], form: Form) -> dict[str,
 
 
 def _largest(
-    chunks: Sequence[AuditedChunk], examples: Mapping[str, _Example], form: Form, settings: AuditSettings
+    chunks: Sequence[AuditedChunk], examples: Mapping[str, _Example], form: Debias, settings: AuditSettings
 ) -> list[LargestCase]:
     """Return the cases of the configured form that are furthest from their exact value, as many for each side."""
     cases = []

@@ -5,32 +5,30 @@ tokens so far, P: log P of a boundary token next, D = A + P):
 
 - `none`: A_j − A_i;
 - `end`: A_j + P_j − A_i, as in the paper;
-- `both`: D_j − D_i, where i is the last anchor at or before the chunk's start. Directly after scaffold, D_i is A_i.
+- `both`: D_j − D_i, where i is the last anchor at or before the chunk's start (`merged_chunks` says which). Directly
+  after scaffold, and where the last anchor is too far away, it is D_j − A_i.
 
 Its exact value is a difference of byte-prefix sums of the same text: log P(b[:j] | b[:i]) for `none`,
 log P(b[:j] and a boundary | b[:i]) for `end`, and log P(b[:j] and a boundary | b[:i] and a boundary) for `both`.
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, assert_never, get_args
+from typing import NamedTuple, assert_never, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.audit.stretches import ExactSide
-from alm_pipeline.config import ObjectiveConfig
+from alm_pipeline.config import Debias, ObjectiveConfig
 from alm_pipeline.exactness.prefix_sums import PrefixSums
 from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.training.data.examples import aligned_examples
 from storage.columns import flatten_lists
-from storage.schemas import ChunkKind
 
-Form = Literal["none", "end", "both"]
-FORMS: tuple[Form, ...] = get_args(Form)
+FORMS: tuple[Debias, ...] = get_args(Debias)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-WHITE_SPACE = b" \t\n"
 
 
 class Edges(NamedTuple):
@@ -40,16 +38,16 @@ class Edges(NamedTuple):
     """[C + 1] tokens"""
     student: Ints
     bytes: Ints
-    kinds: npt.NDArray[np.uint8]
-    """[C] ChunkKind"""
+    flags: npt.NDArray[np.uint8]
+    """[C] ChunkEnd"""
 
     @classmethod
     def of(cls, alignments: pa.Table) -> "Edges":
         """Return those of a table with a single example."""
         names = ("teacher_tokens", "student_tokens", "byte_lengths")
         counts = (flatten_lists(alignments[name])[0].astype(np.int64) for name in names)
-        sums = [np.concatenate([[0], np.cumsum(of_chunk)]) for of_chunk in counts]
-        return cls(*sums, flatten_lists(alignments["kinds"])[0])
+        teacher, student, sizes = (np.concatenate([[0], np.cumsum(of_chunk)]) for of_chunk in counts)
+        return cls(teacher, student, sizes, flatten_lists(alignments["ends"])[0])
 
 
 class FormChunks(NamedTuple):
@@ -65,52 +63,23 @@ class FormChunks(NamedTuple):
 
 
 def chunks_of_form(
-    tables: Mapping[str, pa.Table], content: bytes, objective: ObjectiveConfig, form: Form, ends: ChunkEnds | None
+    tables: Mapping[str, pa.Table], objective: ObjectiveConfig, form: Debias, ends: ChunkEnds | None
 ) -> FormChunks:
     """Return the chunks of the single example in these tables (see `aligned_examples`), as training reads them."""
     edges = Edges.of(tables["alignments"])
-    rows = aligned_examples(tables, objective.model_copy(update={"debias": form != "none"}), ends)
+    rows = aligned_examples(tables, objective.model_copy(update={"debias": form}), ends)
     if not rows.num_rows:
-        return FormChunks(*(np.zeros(0, np.int64) for _ in range(2)), np.zeros(0, np.bool_), np.zeros(0))
-    starts, stops, stored = (flatten_lists(rows[name])[0] for name in ("starts", "ends", "logprobs"))
-    chunks = FormChunks(
+        none = np.zeros(0, np.int64)
+        return FormChunks(none, none, np.zeros(0, np.bool_), np.zeros(0))
+    names = ("student_starts", "student_ends", "starts_debiased", "logprobs")
+    starts, stops, debiased, stored = (flatten_lists(rows[name])[0] for name in names)
+    return FormChunks(
         # an unpaired chunk before it may have no token of the student
         np.searchsorted(edges.student, starts, side="right") - 1,
         np.searchsorted(edges.student, stops, side="left"),
-        np.zeros(len(starts), np.bool_),
+        debiased.astype(np.bool_),
         stored.astype(np.float64),
     )
-    return _anchored(chunks, edges, content, tables["scores"]) if form == "both" else chunks
-
-
-def _anchored(chunks: FormChunks, edges: Edges, content: bytes, scores: pa.Table) -> FormChunks:
-    """Return the chunks with the last anchor at or before their start as their start; those without one are left out."""
-    after_scaffold = np.append(False, edges.kinds != ChunkKind.CONTENT) & (np.append(edges.kinds, 0) == 0)
-    is_anchor = np.array([_is_word_end(content, int(place)) for place in edges.bytes]) | after_scaffold
-    is_content = edges.kinds == ChunkKind.CONTENT
-    starts = np.array([_last_anchor(int(start), is_anchor, is_content) for start in chunks.starts], np.int64)
-    kept = starts >= 0
-    starts, ends = starts[kept], chunks.ends[kept]
-    debiased = ~after_scaffold[starts]
-    logprobs, boundary = (flatten_lists(scores[name])[0].astype(np.float64) for name in scores.column_names[1:3])
-    cumulative = np.concatenate([[0.0, 0.0], np.cumsum(logprobs[1:])])
-    after = np.concatenate([[0.0], boundary])
-    first, last = edges.teacher[starts], edges.teacher[ends]
-    stored = cumulative[last] + after[last] - cumulative[first] - np.where(debiased, after[first], 0)
-    return FormChunks(starts, ends, debiased, stored)
-
-
-def _is_word_end(content: bytes, place: int) -> bool:
-    before, after = content[place - 1 : place], content[place : place + 1]
-    return bool(before) and before not in WHITE_SPACE and bool(after) and after in WHITE_SPACE
-
-
-def _last_anchor(edge: int, is_anchor: npt.NDArray[np.bool_], is_content: npt.NDArray[np.bool_]) -> int:
-    while not is_anchor[edge]:
-        edge -= 1
-        if edge < 0 or not is_content[edge]:
-            return -1
-    return edge
 
 
 class Targets(NamedTuple):
@@ -125,7 +94,7 @@ class Targets(NamedTuple):
     """[K] of the exact value: the largest share that sequences off the path, not followed, have at any of its bytes"""
 
 
-def targets(side: ExactSide, tokens: Ints, chunks: FormChunks, form: Form) -> Targets:
+def targets(side: ExactSide, tokens: Ints, chunks: FormChunks, form: Debias) -> Targets:
     """Return the targets of a form; `tokens` is the number of the side's tokens before each edge."""
     count = len(chunks.starts)
     result = Targets(np.zeros(count, np.bool_), *(np.full(count, np.nan) for _ in range(3)))
@@ -141,7 +110,7 @@ def targets(side: ExactSide, tokens: Ints, chunks: FormChunks, form: Form) -> Ta
     return result
 
 
-def _value(side: ExactSide, first: int, last: int, form: Form, debiased: bool) -> float:
+def _value(side: ExactSide, first: int, last: int, form: Debias, debiased: bool) -> float:
     tokens, boundary = side.cumulative, side.boundary
     difference = float(tokens[last - 1] - tokens[first - 1])
     match form:
@@ -155,7 +124,7 @@ def _value(side: ExactSide, first: int, last: int, form: Form, debiased: bool) -
             assert_never(form)
 
 
-def _exact(sums: PrefixSums, i: int, j: int, form: Form, debiased: bool) -> tuple[float, float]:
+def _exact(sums: PrefixSums, i: int, j: int, form: Debias, debiased: bool) -> tuple[float, float]:
     """Return the exact value from byte i to j, and the largest share that is left out of it."""
     upper = sums.logprobs[j] if form == "none" else sums.boundary_logprobs[j]
     lower = sums.boundary_logprobs[i] if form == "both" and debiased else sums.logprobs[i]

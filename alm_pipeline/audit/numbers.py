@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.audit.chunks import FORMS, Form
+from alm_pipeline.audit.chunks import FORMS
 from alm_pipeline.audit.places import BY, ORDER, By
+from alm_pipeline.config import Debias
 
 Floats = npt.NDArray[np.float64]
 
@@ -17,7 +18,7 @@ class AuditedChunk(NamedTuple):
     """One chunk of one example, under one form, on one side."""
 
     side: str
-    form: Form
+    form: Debias
     example: str
     start: int
     """in bytes of the example's text"""
@@ -42,7 +43,7 @@ class GroupNumbers:
     """How far the targets of a group of chunks are from their exact values, in nats."""
 
     side: str
-    form: Form
+    form: Debias
     by: By
     name: str
     chunks: int
@@ -57,14 +58,14 @@ class GroupNumbers:
 
     @classmethod
     def of(
-        cls, side: str, form: Form, by: By, name: str, chunks: Sequence[AuditedChunk], tolerance: float
+        cls, side: str, form: Debias, by: By, name: str, chunks: Sequence[AuditedChunk], tolerance: float
     ) -> "GroupNumbers":
         errors = np.array([chunk.error for chunk in chunks if is_certain(chunk, tolerance)])
         uncertain = len(chunks) - len(errors)
         if not len(errors):
             return cls(side, form, by, name, 0, uncertain, None, None, None, None)
-        quantiles = [float(value) for value in np.quantile(np.abs(errors), (0.5, 0.9, 0.99))]
-        return cls(side, form, by, name, len(errors), uncertain, *quantiles, float(errors.mean()))
+        median, p90, p99 = np.quantile(np.abs(errors), (0.5, 0.9, 0.99)).tolist()
+        return cls(side, form, by, name, len(errors), uncertain, median, p90, p99, float(errors.mean()))
 
 
 def is_certain(chunk: AuditedChunk, tolerance: float) -> bool:
@@ -78,7 +79,7 @@ def group_numbers(chunks: Sequence[AuditedChunk], tolerance: float) -> list[Grou
 
 
 def _group_numbers(chunks: Sequence[AuditedChunk], tolerance: float) -> Iterator[GroupNumbers]:
-    grouped: dict[tuple[str, By, str, Form], list[AuditedChunk]] = {}
+    grouped: dict[tuple[str, By, str, Debias], list[AuditedChunk]] = {}
     for chunk in chunks:
         for by, name in chunk.groups.items():
             grouped.setdefault((chunk.side, by, name, chunk.form), []).append(chunk)
@@ -95,7 +96,7 @@ class LargestCase:
     """A chunk whose target is far from its exact value, as text."""
 
     side: str
-    form: Form
+    form: Debias
     example: str
     start: int
     end: int
@@ -128,7 +129,7 @@ class AuditReport:
     """by side: chunks of the configured form that contain scaffold, or lie beyond the tokens that were looked at"""
     stored: dict[str, float]
     """how far the targets in training are from those of this pass: median, p90, p99 in nats"""
-    debias: Form
+    debias: Debias
     """the form that the configuration trains with"""
     numbers: list[GroupNumbers]
     largest: list[LargestCase]

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
+from storage.schemas import ChunkEnd
 
 Classes = npt.NDArray[np.uint8]
 Place = Literal[
@@ -21,7 +22,7 @@ Place = Literal[
 ]
 """what stands before a position, and what after it"""
 PLACES: tuple[Place, ...] = get_args(Place)
-By = Literal["all", "script", "text", "bytes", "position", "start", "end"]
+By = Literal["all", "script", "text", "bytes", "position", "start", "end", "known"]
 BY: Mapping[By, str] = {
     "all": "all chunks",
     "script": "script of most bytes",
@@ -30,6 +31,7 @@ BY: Mapping[By, str] = {
     "position": "bytes before it",
     "start": "what its start is between",
     "end": "what its end is between",
+    "known": "what the alignment knows of its end",
 }
 _SPACE, _PUNCTUATION = CLASSES.index("whitespace"), CLASSES.index("punctuation and symbols")
 _LENGTHS = ((2, "1-2"), (4, "3-4"), (8, "5-8"), (16, "9-16"), (1 << 62, "17 or more"))
@@ -73,6 +75,14 @@ class TextPlaces:
         }
 
 
+KNOWN = ("anchor", "boundary", "exact", "neither")
+
+
+def end_known(flags: int) -> str:
+    """Return the name of the flags of a chunk's end (ChunkEnd)."""
+    return {ChunkEnd.ANCHOR: "anchor", ChunkEnd.BOUNDARY: "boundary", ChunkEnd.EXACT: "exact"}.get(flags, "neither")  # type: ignore[call-overload,no-any-return]
+
+
 ORDER: Mapping[By, tuple[str, ...]] = {
     "all": ("all",),
     "script": CLASSES,
@@ -81,6 +91,7 @@ ORDER: Mapping[By, tuple[str, ...]] = {
     "position": tuple(name for _, name in _POSITIONS),
     "start": PLACES,
     "end": PLACES,
+    "known": KNOWN,
 }
 """the names of the groups, in the order in which they are shown"""
 

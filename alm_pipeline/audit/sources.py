@@ -44,21 +44,21 @@ class AuditSource:
     ) -> "AuditSource":
         """Open a student's folder, alignments or teacher's scores.
 
-        `teacher` and `student` are models that have moved since; the teacher's files must be the same. Raises UserError if the
-        URL holds something else, if the caches are not there, or if several others fit them.
+        `teacher` and `student` are models that have moved since; the teacher's files must be the same. Raises
+        UserError if the URL holds something else, if the caches are not there, or if several others fit them.
         """
         root, kind, name = absolute_url(url).rsplit("/", 2)
-        match kind:
-            case "students":
-                folder, datasets, recorded = _of_student(url, root, name)
-            case Kind.ALIGNMENTS | Kind.TEACHER_SCORES:
-                folder, (datasets, recorded) = None, _of_caches(url)
-            case _:
-                raise UserError(
-                    f"{url}: is not the folder of a student, of alignments or of teacher scores, which can be audited; "
-                    "`alm list ROOT` lists them"
-                )
-        config = stored_config(recorded, url)
+        folder: StoredFolder | None = None
+        if kind == "students":
+            folder, datasets, recorded = _of_student(url, root, name)
+        elif kind in (Kind.ALIGNMENTS, Kind.TEACHER_SCORES):
+            datasets, recorded = _of_caches(url)
+        else:
+            raise UserError(
+                f"{url}: is not the folder of a student, of alignments or of teacher scores, which can be audited; "
+                "`alm list ROOT` lists them"
+            )
+        config = stored_config(dict(recorded), url)
         if student and not folder:
             raise UserError(
                 f"--student {student}: only a student's folder has a student to audit: leave the option out"
@@ -94,15 +94,14 @@ class AuditSource:
     @cached_property
     def tokenizers(self) -> Mapping[str, LoadedTokenizer]:
         """Both sides' tokenizers, by role of their tokens. Raises UserError if one is not there any more."""
-        moved = {"teacher_tokens": self.teacher_name, "student_tokens": self.student and self.student.name}
+        moved = {"teacher_tokens": self.teacher_name, "student_tokens": self.student.name if self.student else None}
         return {role: _tokenizer(self.datasets[role], name) for role, name in moved.items()}
 
     def chunk_ends(self) -> ChunkEnds | None:
         """Where chunks may end, for a chunking that looks at tokens."""
         if not CHUNKINGS[self.objective.chunking].looks_at_tokens:
             return None
-        teacher, student = self.tokenizers.values()
-        return chunk_ends(self.objective, teacher.view, student.view, self._pair_biases)
+        return chunk_ends(self.objective, self._pair_biases)
 
     def _pair_biases(self) -> PairBiases:
         return read_pair_biases(pair_bias_folder(self.datasets["alignments"], *self.tokenizers.values()))

@@ -1,8 +1,8 @@
 """One side's tokens of an example, cut into stretches that byte-prefix sums can be computed of.
 
-A stretch is a run of tokens of content, each of which spells exactly the bytes that it covers. Scaffold (special tokens,
-chat templates) lies between two stretches: it has only one spelling, so the sums of the next stretch begin anew, given
-all tokens before it. So does the first token of a text without a begin-of-text token, which has no prediction.
+A stretch is a run of tokens of content, each of which spells exactly the bytes that it covers. Scaffold (special
+tokens, chat templates) lies between two stretches: it has only one spelling, so the sums of the next stretch begin
+anew, given all tokens before it. So they do after a first token that has no prediction.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,6 @@ class Span:
     start: int
     """its first byte"""
     end: int
-    follows_scaffold: bool
-    """so that both sides surely have a token end before it"""
 
 
 def spans(example: SideExample, content: bytes, vocabulary: SortedVocabulary) -> list[Span]:
@@ -64,14 +62,14 @@ def spans(example: SideExample, content: bytes, vocabulary: SortedVocabulary) ->
             first = token
         if not is_exact and first is not None:
             start, end = int(example.ends[first]), int(example.ends[token])
-            found.append(Span(first, token, start, end, example.kinds[first - 1] >= TokenKind.TEMPLATE))
+            found.append(Span(first, token, start, end))
             first = None
     return found
 
 
 @dataclass(frozen=True)
 class ExactSide:
-    """What one side gives to an example's bytes: its canonical tokens' numbers, and the byte-prefix sums beside them."""
+    """What one side gives to an example's bytes: its canonical tokens' numbers, and its byte-prefix sums."""
 
     example: SideExample
     spans: Sequence[Span]

@@ -81,15 +81,20 @@ class TextBranches:
     def _hidden(self, paths: Sequence[TokenPath]) -> Tensor:
         """[paths, H] the hidden state of each sequence's last token."""
         if self.is_packed is None:
-            last = [max(paths, key=lambda path: path.kept)]
-            self.is_packed = self._agree(self._packed(last), self._plain(last))
+            self.is_packed = self._can_pack(max(paths, key=lambda path: path.kept))
         return self._packed(paths) if self.is_packed else self._plain(paths)
 
-    def _agree(self, packed: Tensor | None, plain: Tensor) -> bool:
-        if packed is None:
-            return False
-        tolerance = _TOLERANCE[4 if self._model.model.dtype.itemsize >= 4 else 2]
+    def _can_pack(self, path: TokenPath) -> bool:
+        try:
+            packed = self._packed([path])
+        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+            return False  # it takes no such mask
+        plain, tolerance = self._plain([path]), self._tolerance
         return bool((packed - plain).float().norm() <= tolerance * plain.float().norm())
+
+    @property
+    def _tolerance(self) -> float:
+        return _TOLERANCE[4 if self._model.model.dtype.itemsize >= 4 else 2]
 
     def _plain(self, paths: Sequence[TokenPath]) -> Tensor:
         """Compute each sequence as a row of its own, padded on the right."""
@@ -102,25 +107,20 @@ class TextBranches:
         hidden_BTH = hidden_states(self._model.model, self._ids([row + [0] * (width - len(row)) for row in rows]))
         return hidden_BTH[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
 
-    def _packed(self, paths: Sequence[TokenPath]) -> Tensor | None:
-        """Compute all sequences in one row; None if the model can't."""
+    def _packed(self, paths: Sequence[TokenPath]) -> Tensor:
+        """Compute all sequences in one row. Raises whatever a model raises that takes no such mask."""
         tree = _Tree(self._canonical, max((path.kept for path in paths), default=0))
         places = [tree.place(path) for path in paths]
         model = self._model.model
         mask = torch.zeros(1, 1, len(tree.ids), len(tree.ids), dtype=model.dtype)
         mask.masked_fill_(~tree.visible(), torch.finfo(model.dtype).min)
         device = input_device(model)
-        try:
-            output = headless(model)(
-                input_ids=self._ids([tree.ids]),
-                position_ids=torch.tensor([tree.positions], device=device),
-                attention_mask=mask.to(device),
-                use_cache=False,
-            )
-        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
-            if self.is_packed:
-                raise
-            return None  # it takes no such mask
+        output = headless(model)(
+            input_ids=self._ids([tree.ids]),
+            position_ids=torch.tensor([tree.positions], device=device),
+            attention_mask=mask.to(device),
+            use_cache=False,
+        )
         hidden: Tensor = output.last_hidden_state[0, places]
         return hidden
 

@@ -49,7 +49,7 @@ class TokenPath(NamedTuple):
     others: tuple[int, ...] = ()
 
 
-NextTokens = Callable[[Sequence[TokenPath]], Iterable[npt.NDArray[np.floating]]]  # type: ignore[type-arg]
+NextTokens = Callable[[Sequence[TokenPath]], Iterable[npt.NDArray[np.floating]]]
 """Returns, for each path, log P of every token after it [V]."""
 
 
@@ -147,14 +147,14 @@ class _Sums:
         self._steps: dict[TokenPath, _Step] = {}
         self._waiting: dict[int, dict[TokenPath, _Branch]] = {}
 
-    def add_canonical(self, rows: Iterable[npt.NDArray[np.floating]]) -> None:  # type: ignore[type-arg]
+    def add_canonical(self, rows: Iterable[npt.NDArray[np.floating]]) -> None:
         logprob = 0.0
         for path, end, row, token in zip(self.canonical, self._ends, rows, [*self.stretch.ids, None], strict=True):
             self._steps[path] = self.step(end, row)
             self.add(_Branch(path, end, logprob), self._steps[path], token)
             logprob += 0 if token is None else float(row[token])
 
-    def step(self, end: int, row: npt.NDArray[np.floating]) -> _Step:  # type: ignore[type-arg]
+    def step(self, end: int, row: npt.NDArray[np.floating]) -> _Step:
         """Return what comes after a sequence that ends at this byte; `row` is log P of every next token."""
         probabilities = np.exp(row.astype(np.float64))
         ordered = np.append(probabilities[self.vocabulary.order], 0)

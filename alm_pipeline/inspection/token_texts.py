@@ -57,8 +57,8 @@ def _moved(tokens: Dataset, names: Sequence[str]) -> Iterator[LoadedTokenizer]:
     for name in names:
         yield LoadedTokenizer(name)
         for recorded in _recorded(tokens):
-            if recorded.template:
-                yield LoadedTokenizer(name, template=recorded.template)
+            if choice := recorded.template_choice:
+                yield LoadedTokenizer(name, template=choice)
 
 
 def _stored(root: str, wanted: str) -> Iterator[LoadedTokenizer]:

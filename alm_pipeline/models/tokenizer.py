@@ -216,7 +216,7 @@ class LoadedTokenizer:
             self._files = again._files
 
     @property
-    def template(self) -> TemplateChoice | None:
+    def template_choice(self) -> TemplateChoice | None:
         """What replaces its chat template; None if it has its own."""
         return self._choice
 

@@ -10,13 +10,14 @@ from prefect.exceptions import ParameterTypeError
 from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
+from flows.audit import audit
 from flows.execution.runners import Runner
 from flows.model_flows import ensemble, evaluate, transfer
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
 
-FLOWS: list[Flow[..., Any]] = [alm, evaluate, transfer, ensemble, verify]
+FLOWS: list[Flow[..., Any]] = [alm, evaluate, transfer, ensemble, audit, verify]
 
 
 @pytest.fixture(scope="module")

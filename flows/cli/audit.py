@@ -1,0 +1,112 @@
+"""The command `alm audit`: how exact the targets of chunks are."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alm_pipeline.config import SEEDS, Dtype
+from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors, write_picture
+from flows.terminal.options import MODEL, Device, TrustRemoteCode, finite
+from storage.errors import UserError
+
+audit_commands = typer.Typer()
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _quoted_all(values: list[str]) -> str:
+    return " ".join(map(repr, values))
+
+
+NUMBERS = (
+    Shown("group", "group"),
+    Shown("chunks", "chunks", show_count),
+    Shown("uncertain", "not certain", show_count),
+    *(
+        Shown(f"{form}_{quantile}", f"{form}: {title}", _nats)
+        for form in ("none", "end", "both")
+        for quantile, title in (("median", "median"), ("p90", "90%"), ("p99", "99%"))
+    ),
+)
+CASES = (
+    Shown("side", "side"),
+    Shown("error", "off by", _signed),
+    Shown("value", "target", _signed),
+    Shown("exact", "exact", _signed),
+    Shown("text", "text", repr),
+    Shown("teacher_tokens", "teacher's tokens", _quoted_all),
+    Shown("student_tokens", "student's tokens", _quoted_all),
+)
+
+
+@audit_commands.command()
+def audit(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The folder of a finished student, of alignments or of teacher scores.")
+    ],
+    teacher: Annotated[str | None, typer.Option(help=f"The teacher, if it has moved since it scored: {MODEL}.")] = None,
+    student: Annotated[str | None, typer.Option(help="The student's model folder, if it is a copy elsewhere.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="The number of examples to draw.")] = 16,
+    tokens: Annotated[
+        int, typer.Option(min=2, help="The tokens of each example that are looked at, from its beginning.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The seed that examples are drawn with.")] = 0,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="The share of a sum that may be missing from it."),
+    ] = 1e-3,
+    budget: Annotated[
+        int, typer.Option(min=0, help="The sequences off the canonical path to follow, per example and side.")
+    ] = 1000,
+    largest: Annotated[int, typer.Option(min=0, help="The number of largest cases to show per side.")] = 10,
+    dtype: Annotated[Dtype, typer.Option(help="The dtype to compute in.")] = "float32",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a picture of the numbers to this .png file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far the targets of chunks are from their exact values, which do not depend on the tokenizer.
+
+    Draws examples of a student's caches, or of caches alone, and computes the probability of every byte prefix of them
+    from one forward pass and the heaviest other tokenizations. Compares the target of each chunk under the three forms
+    of objective.debias with it, for the teacher and the student: by script, kind of text, length, position, and what
+    stands at both ends. The configuration, the caches and the models are found from the URL.
+    """
+    from alm_pipeline.audit.audit import AuditSettings
+    from alm_pipeline.audit.audit import audit as run_audit
+    from alm_pipeline.audit.drawing import draw_audit
+    from alm_pipeline.audit.sources import AuditSource
+    from alm_pipeline.runtime.progress import progress_bars
+
+    with user_errors(), progress_bars(err):
+        if picture and picture.suffix != ".png":
+            raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
+        source = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
+        settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
+        report = run_audit(source, settings)
+        if picture:
+            write_picture(picture, draw_audit(report))
+    if as_json:
+        out.write_json(report.document())
+    else:
+        _print(report)
+
+
+def _print(report: Any) -> None:
+    from alm_pipeline.audit.tables import case_rows, number_tables, remarks
+
+    for side, title, rows in number_tables(report):
+        out.print_rows(NUMBERS, rows, f"{side}, {title}: distance of targets from their exact values, nats")
+    if cases := case_rows(report):
+        out.print_rows(CASES, cases, f"largest distances with debias {report.debias}, nats")
+    for sentence in remarks(report):
+        out.print_line(sentence)
