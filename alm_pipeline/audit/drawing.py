@@ -88,9 +88,8 @@ def _draw_groups(axes: "Axes", report: AuditReport, side: str, by: By) -> None:
         axes.plot([_drawn(row.median if row else None) for row in rows], at, "|", color=_INK, markersize=7)
     axes.set_xscale("log")
     axes.set_xlim(_LEAST, 20)
-    axes.set_yticks(
-        np.arange(len(names)), [_label(name, [numbers.get((name, form)) for form in FORMS]) for name in names]
-    )
+    labels = [_label(name, [numbers.get((name, form)) for form in FORMS]) for name in names]
+    axes.set_yticks(np.arange(len(names)), labels)
     axes.invert_yaxis()
     axes.set_title(f"{side}, {BY[by]}: 90 % quantile (mark: median), nats", loc="left", fontsize=11)
     _style(axes)

@@ -64,7 +64,8 @@ class AuditSource:
                 f"--student {student}: only a student's folder has a student to audit: leave the option out"
             )
         trust = trust_remote_code or config.trust_remote_code
-        return cls(url, datasets, config, folder, teacher or config.teacher, student, trust)
+        teacher = teacher or _teacher(datasets["scores"]) or config.teacher
+        return cls(url, datasets, config, folder, teacher, student, trust)
 
     @cached_property
     def objective(self) -> ObjectiveConfig:
@@ -133,12 +134,19 @@ def _of_caches(url: str) -> tuple[Mapping[str, Dataset], Mapping[str, Any]]:
         for role in ("teacher_tokens", "student_tokens")
     }
     examples = open_dataset(join_url(dataset.root, Kind.EXAMPLES, sides["teacher_tokens"].identity["examples"]))
-    return {"examples": examples, **sides, "alignments": alignments, "scores": scores}, _recorded(scores)
+    return {
+        "examples": examples,
+        **sides,
+        "alignments": alignments,
+        "scores": scores,
+    }, dataset.complete_manifest().provenance
 
 
-def _recorded(scores: Dataset) -> Mapping[str, Any]:
-    # of the scores, since another run may have made the alignments, for another teacher with this tokenizer
-    return scores.complete_manifest().provenance
+def _teacher(scores: Dataset) -> str | None:
+    """Return the teacher's name where it scored: another run, for another teacher, may have made the alignments."""
+    configuration = scores.complete_manifest().provenance.get("configuration")
+    name = configuration.get("teacher") if isinstance(configuration, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _only(dataset: Dataset, kind: Kind, role: str, tokens: str) -> Dataset:

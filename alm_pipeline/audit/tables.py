@@ -53,18 +53,14 @@ def case_rows(report: AuditReport) -> list[Row]:
 
 def remarks(report: AuditReport) -> list[str]:
     """Return what has to be known beside the tables, a sentence each."""
-    uncertain = {
-        side: sum(
-            row.uncertain for row in report.numbers if (row.side, row.by, row.form) == (side, "all", report.debias)
-        )
-        for side in report.tokens
-    }
+    everywhere = [row for row in report.numbers if (row.by, row.form) == ("all", report.debias)]
+    uncertain = dict.fromkeys(report.tokens, 0) | {row.side: row.uncertain for row in everywhere}
     sentences = [
         f"{report.examples} examples; the configuration trains with objective.debias {report.debias}",
         *(
-            f"{side}: {report.tokens[side]:,} tokens, {report.followed[side]:,} sequences off the canonical path; of the "
-            f"chunks, {uncertain[side]:,} are not certain within {report.tolerance:g} and {report.not_covered[side]:,} "
-            "not looked at (scaffold, or beyond the tokens)"
+            f"{side}: {report.tokens[side]:,} tokens, {report.followed[side]:,} sequences off the canonical path; of "
+            f"the chunks, {uncertain[side]:,} are not certain within {report.tolerance:g}, and "
+            f"{report.not_covered[side]:,} were not looked at (scaffold, or beyond the tokens)"
             for side in report.tokens
         ),
     ]
