@@ -54,7 +54,7 @@ class AuditSettings:
     """cases to show"""
 
 
-def audit(source: AuditSource, settings: AuditSettings | None = None) -> AuditReport:
+def audit_targets(source: AuditSource, settings: AuditSettings | None = None) -> AuditReport:
     """Audit the chunks of some examples. Raises UserError if a model can't be audited or no example has a chunk."""
     settings = settings or AuditSettings()
     ends = source.chunk_ends()

@@ -95,8 +95,8 @@ class AuditSource:
     @cached_property
     def tokenizers(self) -> Mapping[str, LoadedTokenizer]:
         """Both sides' tokenizers, by role of their tokens. Raises UserError if one is not there any more."""
-        moved = {"teacher_tokens": self.teacher_name, "student_tokens": self.student.name if self.student else None}
-        return {role: _tokenizer(self.datasets[role], name) for role, name in moved.items()}
+        models = {"teacher_tokens": self.teacher, "student_tokens": self.student}
+        return {role: _tokenizer(self.datasets[role], model) for role, model in models.items()}
 
     def chunk_ends(self) -> ChunkEnds | None:
         """Where chunks may end, for a chunking that looks at tokens."""
@@ -167,9 +167,11 @@ def _only(dataset: Dataset, kind: Kind, role: str, tokens: str) -> Dataset:
     )
 
 
-def _tokenizer(tokens: Dataset, moved: str | None) -> LoadedTokenizer:
-    """Return the tokenizer that made a dataset of tokens, wherever it is now."""
-    for tokenizer in tokenizers_of(tokens, *([moved] if moved else [])):
+def _tokenizer(tokens: Dataset, model: ModelReference | None) -> LoadedTokenizer:
+    """Return the tokenizer that made a dataset of tokens: the model's, or where the store or the manifest has it."""
+    if model and model.tokenizer.identity == tokens.identity["tokenizer"]:
+        return model.tokenizer
+    for tokenizer in tokenizers_of(tokens):
         return tokenizer
     raise UserError(
         f"{tokens.url}: its tokenizer is not where it was: it is neither in the store nor at the names that its "

@@ -4,7 +4,7 @@ A tokens dataset holds ids alone. Its tokenizer is looked for by its hash: among
 names in the configuration that its manifest records.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -39,26 +39,17 @@ class TokenTexts:
         return self.of(id_).decode(errors="replace") or f"<{id_}>"
 
 
-def tokenizers_of(tokens: Dataset, *names: str) -> Iterator[LoadedTokenizer]:
-    """Yield the tokenizers that have the dataset's hash, wherever they are now; first of these other names."""
+def tokenizers_of(tokens: Dataset) -> Iterator[LoadedTokenizer]:
+    """Yield the tokenizers that have the dataset's hash, wherever they are now."""
     wanted = tokens.identity.get("tokenizer")
     if not wanted:
         return
-    for tokenizer in (*_moved(tokens, names), *_stored(tokens.root, wanted), *_recorded(tokens)):
+    for tokenizer in (*_stored(tokens.root, wanted), *_recorded(tokens)):
         try:
             if tokenizer.identity == wanted:
                 yield tokenizer
         except (UserError, OSError):  # it has gone, or can't be fetched now
             continue
-
-
-def _moved(tokens: Dataset, names: Sequence[str]) -> Iterator[LoadedTokenizer]:
-    """Yield the tokenizers of these names, each with its own template and with those that the dataset records."""
-    for name in names:
-        yield LoadedTokenizer(name)
-        for recorded in _recorded(tokens):
-            if choice := recorded.template_choice:
-                yield LoadedTokenizer(name, template=choice)
 
 
 def _stored(root: str, wanted: str) -> Iterator[LoadedTokenizer]:

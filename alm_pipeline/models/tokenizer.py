@@ -216,11 +216,6 @@ class LoadedTokenizer:
             self._files = again._files
 
     @property
-    def template_choice(self) -> TemplateChoice | None:
-        """What replaces its chat template; None if it has its own."""
-        return self._choice
-
-    @property
     def label(self) -> str:
         """A short readable name for folders."""
         return label(self.name)

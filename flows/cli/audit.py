@@ -17,10 +17,6 @@ def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
 def _quoted_all(values: list[str]) -> str:
     return " ".join(map(repr, values))
 
@@ -37,9 +33,9 @@ NUMBERS = (
 )
 CASES = (
     Shown("side", "side"),
-    Shown("error", "off by", _signed),
-    Shown("value", "target", _signed),
-    Shown("exact", "exact", _signed),
+    Shown("error", "off by", _nats),
+    Shown("value", "target", _nats),
+    Shown("exact", "exact", _nats),
     Shown("text", "text", repr),
     Shown("teacher_tokens", "teacher's tokens", _quoted_all),
     Shown("student_tokens", "student's tokens", _quoted_all),
@@ -81,8 +77,7 @@ def audit(
     of objective.debias with it, for the teacher and the student: by script, kind of text, length, position, and what
     stands at both ends. The configuration, the caches and the models are found from the URL.
     """
-    from alm_pipeline.audit.audit import AuditSettings
-    from alm_pipeline.audit.audit import audit as run_audit
+    from alm_pipeline.audit.audit import AuditSettings, audit_targets
     from alm_pipeline.audit.drawing import draw_audit
     from alm_pipeline.audit.sources import AuditSource
     from alm_pipeline.runtime.progress import progress_bars
@@ -92,7 +87,7 @@ def audit(
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         source = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
-        report = run_audit(source, settings)
+        report = audit_targets(source, settings)
         if picture:
             write_picture(picture, draw_audit(report))
     if as_json:

@@ -10,9 +10,8 @@ from prefect.exceptions import ParameterTypeError
 from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
-from flows.audit import audit
 from flows.execution.runners import Runner
-from flows.model_flows import ensemble, evaluate, transfer
+from flows.model_flows import audit, ensemble, evaluate, transfer
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alm_pipeline.audit.audit import AuditSettings, audit
+from alm_pipeline.audit.audit import AuditSettings, audit_targets
 from alm_pipeline.audit.drawing import draw_audit
 from alm_pipeline.audit.numbers import AuditedChunk, AuditReport, GroupNumbers, group_numbers
 from alm_pipeline.audit.places import BY, ORDER, PLACES, TextPlaces
@@ -25,7 +25,7 @@ SETTINGS = AuditSettings(examples=2, tokens=40, seed=1, budget=40, tolerance=0.0
 
 @pytest.fixture(scope="module")
 def report(finished: Pipeline) -> AuditReport:
-    return audit(AuditSource.open(finished.student.url), SETTINGS)
+    return audit_targets(AuditSource.open(finished.student.url), SETTINGS)
 
 
 def test_both_sides_and_all_forms_have_numbers(report: AuditReport) -> None:
@@ -82,7 +82,7 @@ def test_every_chunk_is_in_one_group_of_each_grouping(report: AuditReport) -> No
 def test_caches_alone_have_only_the_teacher(finished: Pipeline, report: AuditReport) -> None:
     settings = replace(SETTINGS, examples=1, largest=0)
     by_alignments, by_scores = (
-        audit(AuditSource.open(url), settings) for url in (finished.alignments.url, finished.scores.url)
+        audit_targets(AuditSource.open(url), settings) for url in (finished.alignments.url, finished.scores.url)
     )
     assert set(by_alignments.tokens) == {"teacher"}
     assert replace(by_alignments, url="", numbers=[]) == replace(by_scores, url="", numbers=[])
