@@ -301,7 +301,8 @@ def _audit_table(report: "AuditReport") -> Iterator[dict[str, str]]:
 
 def _audit_page(report: "AuditReport") -> Iterator[str]:
     from alm_pipeline.audit.drawing import draw_audit
-    from alm_pipeline.audit.tables import case_rows, remarks
+    from alm_pipeline.audit.numbers import LargestCase
+    from alm_pipeline.audit.tables import remarks
 
     yield f"# {markdown(report.url)}"
     yield "\n".join(f"- {markdown(sentence)}" for sentence in remarks(report))
@@ -314,5 +315,5 @@ def _audit_page(report: "AuditReport") -> Iterator[str]:
         f"- {case['side']}: off by {case['error']:+.3f} ({case['value']:.3f}, exact {case['exact']:.3f}): "
         f"{markdown_code(case['text'])}; teacher {markdown_code(case['teacher_tokens'])}, "
         f"student {markdown_code(case['student_tokens'])}"
-        for case in case_rows(report)
+        for case in map(LargestCase.row, report.largest)
     )

@@ -111,6 +111,22 @@ class LargestCase:
     exact: float
     error: float
 
+    def row(self) -> dict[str, Any]:
+        """Return it as plain values; `text` has the text around the chunk, too, and the chunk in brackets."""
+        return {
+            "side": self.side,
+            "form": self.form,
+            "example": self.example,
+            "start": self.start,
+            "end": self.end,
+            "text": f"{self.before}⟦{self.text}⟧{self.after}",
+            "teacher_tokens": self.teacher,
+            "student_tokens": self.student,
+            "value": self.value,
+            "exact": self.exact,
+            "error": self.error,
+        }
+
 
 @dataclass(frozen=True)
 class AuditReport:
@@ -140,5 +156,5 @@ class AuditReport:
         return {
             **{name: value for name, value in vars(self).items() if name not in ("numbers", "largest", "chunks")},
             "numbers": [vars(row) for row in self.numbers],
-            "largest": [vars(case) for case in self.largest],
+            "largest": [case.row() for case in self.largest],
         }

@@ -33,24 +33,6 @@ def _row(name: str, forms: dict[str, GroupNumbers], report: AuditReport) -> Row:
     return row
 
 
-def case_rows(report: AuditReport) -> list[Row]:
-    """Return the largest cases: the text around a chunk, both sides' tokens, and its values in nats."""
-    return [
-        {
-            "side": case.side,
-            "example": case.example,
-            "bytes": f"{case.start}-{case.end}",
-            "text": f"{case.before}⟦{case.text}⟧{case.after}",
-            "teacher_tokens": case.teacher,
-            "student_tokens": case.student,
-            "value": case.value,
-            "exact": case.exact,
-            "error": case.error,
-        }
-        for case in report.largest
-    ]
-
-
 def remarks(report: AuditReport) -> list[str]:
     """Return what has to be known beside the tables, a sentence each."""
     everywhere = [row for row in report.numbers if (row.by, row.form) == ("all", report.debias)]

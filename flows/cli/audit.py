@@ -97,11 +97,13 @@ def audit(
 
 
 def _print(report: Any) -> None:
-    from alm_pipeline.audit.tables import case_rows, number_tables, remarks
+    from alm_pipeline.audit.tables import number_tables, remarks
 
     for side, title, rows in number_tables(report):
         out.print_rows(NUMBERS, rows, f"{side}, {title}: distance of targets from their exact values, nats")
-    if cases := case_rows(report):
-        out.print_rows(CASES, cases, f"largest distances with debias {report.debias}, nats")
+    if report.largest:
+        out.print_rows(
+            CASES, [case.row() for case in report.largest], f"largest distances with debias {report.debias}, nats"
+        )
     for sentence in remarks(report):
         out.print_line(sentence)

@@ -14,7 +14,7 @@ from alm_pipeline.audit.drawing import draw_audit
 from alm_pipeline.audit.numbers import AuditedChunk, AuditReport, GroupNumbers, group_numbers
 from alm_pipeline.audit.places import BY, ORDER, PLACES, TextPlaces
 from alm_pipeline.audit.sources import AuditSource
-from alm_pipeline.audit.tables import case_rows, number_tables, remarks
+from alm_pipeline.audit.tables import number_tables, remarks
 from alm_pipeline.config import Debias
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
@@ -98,7 +98,7 @@ def test_the_report_is_plain_and_shows_texts(report: AuditReport) -> None:
     assert "chunks" not in document
     tables = list(number_tables(report))
     assert [(side, title) for side, title, _ in tables][:2] == [("teacher", "all chunks"), ("teacher", BY["script"])]
-    cases = case_rows(report)
+    cases = [case.row() for case in report.largest]
     assert len(cases) == 6
     errors = [abs(case["error"]) for case in cases if case["side"] == "teacher"]
     assert errors == sorted(errors, reverse=True)
