@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS, Dtype
+from flows.cli.inspection import quoted_all
 from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors, write_picture
 from flows.terminal.options import MODEL, Device, TrustRemoteCode, finite
 from storage.errors import UserError
@@ -15,10 +16,6 @@ audit_commands = typer.Typer()
 
 def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _quoted_all(values: list[str]) -> str:
-    return " ".join(map(repr, values))
 
 
 NUMBERS = (
@@ -37,8 +34,8 @@ CASES = (
     Shown("value", "target", _nats),
     Shown("exact", "exact", _nats),
     Shown("text", "text", repr),
-    Shown("teacher_tokens", "teacher's tokens", _quoted_all),
-    Shown("student_tokens", "student's tokens", _quoted_all),
+    Shown("teacher_tokens", "teacher's tokens", quoted_all),
+    Shown("student_tokens", "student's tokens", quoted_all),
 )
 
 
@@ -102,8 +99,7 @@ def _print(report: Any) -> None:
     for side, title, rows in number_tables(report):
         out.print_rows(NUMBERS, rows, f"{side}, {title}: distance of targets from their exact values, nats")
     if report.largest:
-        out.print_rows(
-            CASES, [case.row() for case in report.largest], f"largest distances with debias {report.debias}, nats"
-        )
+        cases = [case.row() for case in report.largest]
+        out.print_rows(CASES, cases, f"largest distances with debias {report.debias}, nats")
     for sentence in remarks(report):
         out.print_line(sentence)

@@ -32,7 +32,7 @@ def _share(value: float | None) -> str:
     return f"{value:.1%}" if value >= 0.001 or not value else f"{100 * value:.2g}%"
 
 
-def _quoted_all(values: Sequence[Any]) -> str:
+def quoted_all(values: Sequence[Any]) -> str:
     return " ".join(map(repr, values))
 
 
@@ -58,8 +58,8 @@ SCORES = (
 CHUNKS = (
     Shown("bytes", "bytes"),
     Shown("text", "text", _quoted),
-    Shown("teacher", "teacher's tokens", _quoted_all),
-    Shown("student", "student's tokens", _quoted_all),
+    Shown("teacher", "teacher's tokens", quoted_all),
+    Shown("student", "student's tokens", quoted_all),
     Shown("kind", "kind"),
 )
 FILES = (Shown("file", "file"), Shown("bytes", "MB", show_megabytes))
