@@ -1,42 +1,17 @@
 """The command `alm audit`: how exact the targets of chunks are."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alm_pipeline.config import SEEDS, Dtype
-from flows.cli.inspection import quoted_all
-from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors, write_picture
+from flows.terminal.audit_tables import print_audit
+from flows.terminal.console import JsonOption, err, out, user_errors, write_picture
 from flows.terminal.options import MODEL, Device, TrustRemoteCode, finite
 from storage.errors import UserError
 
 audit_commands = typer.Typer()
-
-
-def _nats(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-NUMBERS = (
-    Shown("group", "group"),
-    Shown("chunks", "chunks", show_count),
-    Shown("uncertain", "not certain", show_count),
-    *(
-        Shown(f"{form}_{quantile}", f"{form}: {title}", _nats)
-        for form in ("none", "end", "both")
-        for quantile, title in (("median", "median"), ("p90", "90%"), ("p99", "99%"))
-    ),
-)
-CASES = (
-    Shown("side", "side"),
-    Shown("error", "off by", _nats),
-    Shown("value", "target", _nats),
-    Shown("exact", "exact", _nats),
-    Shown("text", "text", repr),
-    Shown("teacher_tokens", "teacher's tokens", quoted_all),
-    Shown("student_tokens", "student's tokens", quoted_all),
-)
 
 
 @audit_commands.command()
@@ -90,16 +65,4 @@ def audit(
     if as_json:
         out.write_json(report.document())
     else:
-        _print(report)
-
-
-def _print(report: Any) -> None:
-    from alm_pipeline.audit.tables import number_tables, remarks
-
-    for side, title, rows in number_tables(report):
-        out.print_rows(NUMBERS, rows, f"{side}, {title}: distance of targets from their exact values, nats")
-    if report.largest:
-        cases = [case.row() for case in report.largest]
-        out.print_rows(CASES, cases, f"largest distances with debias {report.debias}, nats")
-    for sentence in remarks(report):
-        out.print_line(sentence)
+        print_audit(report)
