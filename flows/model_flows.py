@@ -1,17 +1,18 @@
-"""The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any.
+"""The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any, `audit` their targets.
 
 They write into a folder that the worker reaches: on its own disk, or on one that its machines share.
 """
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import SEEDS, Dtype, Level, Method, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.config import SEEDS, Dtype, Level, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -25,7 +26,10 @@ from flows.execution.inert_run import inert_flow, inert_run
 from flows.run_name import run_name
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
-from storage.printed.inert import markdown, one_line
+from storage.printed.inert import markdown, markdown_code, one_line
+
+if TYPE_CHECKING:
+    from alm_pipeline.audit.numbers import AuditReport
 
 Count = Annotated[Whole, Field(ge=1)]
 Results = dict[str, dict[str, float]]
@@ -35,6 +39,7 @@ _evaluation_name = run_name("evaluate", lambda parameters: f"evaluate {', '.join
 _transfer_name = run_name(
     "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
 )
+_audit_name = run_name("audit", lambda parameters: f"audit {parameters['url']}")
 _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
 
@@ -234,3 +239,81 @@ def _write_once(config: EnsembleConfig, folder: Path) -> Path:
     if (folder / FILE).is_file() and read_config(folder / FILE) == config:
         return folder / FILE
     return write_config(config, folder)
+
+
+@inert_flow("audit", _audit_name)
+def audit(
+    url: str,
+    teacher: str | None = None,
+    student: str | None = None,
+    examples: Count = 16,
+    tokens: Annotated[Whole, Field(ge=2)] = 256,
+    seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = 0,
+    tolerance: Annotated[Number, Field(ge=0, le=1)] = 1e-3,
+    budget: Annotated[Whole, Field(ge=0)] = 1000,
+    largest: Annotated[Whole, Field(ge=0)] = 10,
+    dtype: Dtype = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Measure how far the targets of chunks are from their exact values, which do not depend on the tokenizer.
+
+    Args:
+        url: The folder of a finished student, of alignments or of teacher scores.
+        teacher: The teacher, if it has moved since it scored.
+        student: The student's model folder, if it is a copy elsewhere.
+        examples: The number of examples to draw.
+        tokens: The tokens of each example that are looked at, from its beginning.
+        seed: The seed that examples are drawn with.
+        tolerance: The share of a sum that may be missing from it.
+        budget: The sequences off the canonical path to follow, per example and side.
+        largest: The number of largest cases to show per side.
+        dtype: The dtype to compute in.
+        device: cpu, cuda:1, …; by default the GPU, if there is one.
+        trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
+    """
+    with inert_run():
+        from alm_pipeline.audit.audit import AuditSettings, audit_targets
+        from alm_pipeline.audit.sources import AuditSource
+
+        log_stages_at_info()
+        source = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
+        settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
+        report = audit_targets(source, settings)
+        _show_audit(report)
+        return report.document()
+
+
+def _show_audit(report: "AuditReport") -> None:
+    title = markdown(f"{report.url}: distance of targets from their exact values, nats")
+    create_table_artifact(list(_audit_table(report)), key="alm-audit", description=title)
+    create_markdown_artifact("\n\n".join(_audit_page(report)), key="alm-audit-report", description=title)
+
+
+def _audit_table(report: "AuditReport") -> Iterator[dict[str, str]]:
+    from alm_pipeline.audit.tables import number_tables
+
+    for side, grouping, rows in number_tables(report):
+        for row in rows:
+            cells = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()}
+            yield {"side": side, "by": grouping, **{name: one_line(value) for name, value in cells.items()}}
+
+
+def _audit_page(report: "AuditReport") -> Iterator[str]:
+    from alm_pipeline.audit.drawing import draw_audit
+    from alm_pipeline.audit.numbers import LargestCase
+    from alm_pipeline.audit.tables import remarks
+
+    yield f"# {markdown(report.url)}"
+    yield "\n".join(f"- {markdown(sentence)}" for sentence in remarks(report))
+    try:
+        yield f"![numbers](data:image/png;base64,{base64.b64encode(draw_audit(report)).decode()})"
+    except UserError as error:  # without matplotlib
+        yield markdown(error)
+    yield f"## Largest distances with debias {report.debias}"
+    yield "\n".join(
+        f"- {case['side']}: off by {case['error']:+.3f} ({case['value']:.3f}, exact {case['exact']:.3f}): "
+        f"{markdown_code(case['text'])}; teacher {markdown_code(case['teacher_tokens'])}, "
+        f"student {markdown_code(case['student_tokens'])}"
+        for case in map(LargestCase.row, report.largest)
+    )

@@ -26,7 +26,7 @@ class TokenTexts:
     @cached_property
     def _spelling(self) -> tuple[bytes, ...]:
         try:
-            return next((tokenizer.view.spelling for tokenizer in _candidates(self._tokens)), ())
+            return next((tokenizer.view.spelling for tokenizer in tokenizers_of(self._tokens)), ())
         except (UserError, OSError):
             return ()
 
@@ -39,7 +39,7 @@ class TokenTexts:
         return self.of(id_).decode(errors="replace") or f"<{id_}>"
 
 
-def _candidates(tokens: Dataset) -> Iterator[LoadedTokenizer]:
+def tokenizers_of(tokens: Dataset) -> Iterator[LoadedTokenizer]:
     """Yield the tokenizers that have the dataset's hash, wherever they are now."""
     wanted = tokens.identity.get("tokenizer")
     if not wanted:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
+from flows.cli.audit import audit_commands
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
@@ -59,6 +60,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm check my.yaml` finds within seconds what would stop a run, and `alm plan my.yaml` shows what it would do.
 - `alm list alm-data` lists what is stored, `alm list --students alm-data` compares the students.
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
+- `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
@@ -68,6 +70,7 @@ app.add_typer(configuration)
 app.add_typer(student_commands)
 app.add_typer(listing)
 app.add_typer(inspection)
+app.add_typer(audit_commands)
 app.add_typer(store)
 app.add_typer(models)
 app.add_typer(deploy_commands)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.terminal.console import JsonOption, Shown, out, show_count, show_megabytes, user_errors, write_picture
+from flows.terminal.console import (
+    JsonOption,
+    Shown,
+    out,
+    show_count,
+    show_megabytes,
+    show_quoted,
+    user_errors,
+    write_picture,
+)
 from storage.errors import UserError
 from storage.printed.inert import one_line, visible, yaml_text
 
@@ -32,10 +41,6 @@ def _share(value: float | None) -> str:
     return f"{value:.1%}" if value >= 0.001 or not value else f"{100 * value:.2g}%"
 
 
-def _quoted_all(values: Sequence[Any]) -> str:
-    return " ".join(map(repr, values))
-
-
 def _likeliest(values: Sequence[Row]) -> str:
     return ", ".join(f"{value['text']!r} {_share(value['probability'])}" for value in values)
 
@@ -58,8 +63,8 @@ SCORES = (
 CHUNKS = (
     Shown("bytes", "bytes"),
     Shown("text", "text", _quoted),
-    Shown("teacher", "teacher's tokens", _quoted_all),
-    Shown("student", "student's tokens", _quoted_all),
+    Shown("teacher", "teacher's tokens", show_quoted),
+    Shown("student", "student's tokens", show_quoted),
     Shown("kind", "kind"),
 )
 FILES = (Shown("file", "file"), Shown("bytes", "MB", show_megabytes))

@@ -50,6 +50,11 @@ def show_megabytes(value: int | None) -> str:
     return "" if value is None else f"{value / 1e6:,.2f}"
 
 
+def show_quoted(values: Sequence[Any]) -> str:
+    """Show texts one after the other, each in quotes."""
+    return " ".join(map(repr, values))
+
+
 class Shown(NamedTuple):
     """How a table shows one of its rows' values: the value's key, the column's title, and its text."""
 

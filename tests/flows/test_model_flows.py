@@ -11,12 +11,13 @@ from prefect.exceptions import ParameterTypeError
 from typer.testing import CliRunner
 
 from alm_pipeline.comparison.texts import compare_models
-from alm_pipeline.config import CorpusConfig, FilesSource, ScoreConfig
+from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfig
 from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
+from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
-from flows.model_flows import ensemble, evaluate, transfer
+from flows.model_flows import audit, ensemble, evaluate, transfer
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -111,3 +112,18 @@ def test_models_are_compared_from_the_command_line(llama_folder: str, gemma_fold
     assert "6 texts" in result.stdout
     for bits in bits_of([llama_folder, gemma_folder], texts):
         assert f"{bits:.4f}" in result.stdout
+
+
+def test_the_targets_of_caches_are_audited(
+    config: AlmConfig, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
+    pipeline = Pipeline(config, str(tmp_path / "store"))
+    pipeline.cache()
+    document = audit(pipeline.alignments.url, examples=1, tokens=12, budget=5, largest=2)
+    assert document["tokens"] == {"teacher": 12}
+    (table,) = shown("alm-audit")
+    rows = json.loads(str(table.data))
+    assert (rows[0]["side"], rows[0]["by"], rows[0]["group"]) == ("teacher", "all chunks", "all")
+    (page,) = shown("alm-audit-report")
+    assert "data:image/png;base64," in str(page.data)
+    assert "Largest distances" in str(page.data)

@@ -86,6 +86,7 @@ def _lines(pipeline: Pipeline) -> dict[str, list[str]]:
         "prune": [root, "--older-than", "0"],
         "describe": [pipeline.student.url],
         "inspect": [alignments, "--chunks", "4"],
+        "audit": [pipeline.student.url, "--examples", "1", "--tokens", "12", "--budget", "5", "--largest", "2"],
         "inspect summary": [alignments, "--summary"],
         "compare": [pipeline.config.teacher, "--corpus", pipeline.config.corpus.source.urls[0], "--examples", "3"],  # type: ignore[union-attr]
         "run": ["transfer"],
