@@ -63,7 +63,7 @@ class ObjectiveConfig(Frozen):
         description="The threshold of the chunkings `boundary` and `pair_bias`; the others ignore it.",
     )
     debias: Debias = Field(
-        "end",
+        "both",
         description="Which ends of a chunk are freed of tokenization bias. `none`: its likelihood is that of its "
         "tokens. `end`: times P(boundary) after it, as published. `both`: also over P(boundary) before it, counted "
         "from the last end of a word before the chunk, which makes it the same for every tokenizer.",

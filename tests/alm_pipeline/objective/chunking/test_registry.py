@@ -49,7 +49,7 @@ def biases(tokens: SideTokens) -> PairBiases:
 
 def student_ends(chunking: Chunking, view: ByteView) -> list[int]:
     """Where the chunks of the example end, counted in student tokens; the first chunk has no prediction."""
-    objective, tokens = ObjectiveConfig(chunking=chunking), side(view)
+    objective, tokens = ObjectiveConfig(chunking=chunking, debias="end"), side(view)
     ends = chunk_ends(objective, lambda: biases(tokens))
     return chunks_of(scores(), objective, tokens, tokens, ends).student_ends.tolist()
 

@@ -141,7 +141,9 @@ def test_the_loss_does_not_depend_on_the_teachers_scores_of_a_prompt(pairs: _Cac
     learned = learned_teacher_tokens(pairs)
     assert 0.2 < learned.mean() < 0.9
     as_it_is = loss_and_gradient(pairs, pairs.tables)
-    other_prompts = loss_and_gradient(pairs, with_scores(pairs, ~learned))
+    # P(boundary) after a prompt is what its completion is conditional on
+    within_prompts = ~learned & ~np.append(learned[1:], False)
+    other_prompts = loss_and_gradient(pairs, with_scores(pairs, within_prompts))
     assert all(torch.equal(*both) for both in zip(as_it_is, other_prompts, strict=True))
     other_completions = loss_and_gradient(pairs, with_scores(pairs, learned))
     assert not torch.isclose(as_it_is[0], other_completions[0], rtol=0.01)
