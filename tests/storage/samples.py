@@ -58,6 +58,7 @@ def _alignments() -> Mapping[str, Any]:
         "student_tokens": _ints(),
         "byte_lengths": _ints(),
         "kinds": kinds,
+        "ends": join_rows([np.array([3, 2]), np.array([0]), np.zeros(0)], pa.uint8()),
         "assistant": [[True, False], [True], []],
     }
 

@@ -92,6 +92,7 @@ def _chunk_row(row: Row) -> dict[str, object]:
         "student_tokens": [chunk.student for chunk in row.chunks],
         "byte_lengths": [chunk.bytes for chunk in row.chunks],
         "kinds": [chunk.kind for chunk in row.chunks],
+        "ends": [0] * len(row.chunks),
         "assistant": [chunk.assistant for chunk in row.chunks] if any(chunk.assistant for chunk in row.chunks) else [],
     }
 
