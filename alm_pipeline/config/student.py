@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.config.frozen import Frozen, Real
 from alm_pipeline.config.template import TemplateConfig
 
 
@@ -20,7 +20,7 @@ class TrainedTokenizer(Frozen):
 
 
 Method = Literal["fvt", "mean", "random", "focus", "omp"]
-Level = Literal["measured", "none"] | Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
+Level = Literal["measured", "none"] | Annotated[Real, Field(ge=-20, le=20)]
 """How the level of new tokens is chosen: by measurement, not at all, or as a number of nats."""
 SpecialTokens = Literal["auto", "source", "target"]
 BYTES = "bytes"
