@@ -6,13 +6,13 @@ They write into a folder that the worker reaches: on its own disk, or on one tha
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
-from alm_pipeline.config import SEEDS, Dtype, Level, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.config import SEEDS, Dtype, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from alm_pipeline.audit.numbers import AuditReport
 
 Count = Annotated[Whole, Field(ge=1)]
+Nats = Annotated[Number, Field(ge=-20, le=20)]
 Results = dict[str, dict[str, float]]
 
 
@@ -132,7 +133,7 @@ def transfer(
     tokenizer: str,
     folder: str,
     initialization: Method = "fvt",
-    level: Level = "measured",
+    level: Literal["measured", "none"] | Nats = "measured",
     special_tokens: SpecialTokens = "auto",
     template: str | TemplateConfig | None = None,
     donor: str | None = None,
