@@ -82,6 +82,7 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "sort refused": ["list", root, "--sort", NAME],
         "head dropped": ["head", pipeline.alignments.url, "--dropped"],
         "inspect": ["inspect", pipeline.alignments.url],
+        "audit": ["audit", student, "--examples", "3", "--tokens", "32", "--picture", str(folder / f"audit{NAME}.png")],
         "inspect summary": ["inspect", pipeline.alignments.url, "--summary"],
         "inspect html": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.html")],
         "inspect png": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.png")],
