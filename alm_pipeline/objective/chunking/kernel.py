@@ -85,7 +85,7 @@ def merge_shard(scores: AlignedScores, rule: MergingRule, merged: TeacherChunks)
                 if not rule.anchored:
                     start = here
                 elif anchor.student < 0:
-                    start, predicted = here, False
+                    start, predicted = here, token - first > rule.farthest
                 else:
                     start = here if token - anchor.token > rule.farthest else anchor
             likelihood = np.float64(0)

@@ -40,9 +40,9 @@ def merged_chunks(
     the group's last token. With "both" it is counted from an anchor at or before the group's start, and divided by
     P(boundary) there: with A_k = log p(tokens ≤ k) and D_k = A_k + log P(boundary after k) it is D_j − D_i. Anchors
     are the chunk ends of `ChunkEnd.ANCHOR`, and what follows a paired or unpaired chunk: a template ends there, so that
-    both sides have a token end, and D is A. A group without an anchor before it does not count. Where the last one is
-    more than `FARTHEST_ANCHOR` teacher tokens away (a script without white space, a long run of digits), or lies in
-    what is not learned, the group is counted from its own start, as with "end".
+    both sides have a token end, and D is A. A group without an anchor before it does not count. Where the last one, or
+    the text's beginning, is more than `FARTHEST_ANCHOR` teacher tokens away (a script without white space, a long run
+    of digits), or lies in what is not learned, the group is counted from its own start, as with "end".
 
     Raises ValueError if the chunks of an example have different teacher tokens from its scores, and UserError if a
     chunk's likelihood is not finite.

@@ -75,8 +75,8 @@ def loop_merged(
                     return first, False
                 return k, bool(is_exact and case["kinds"][k - 1] == ChunkKind.CONTENT)
             if lacks_prediction(k - 1):
-                return None
-        return None
+                break
+        return (first, False) if spans[first][0] > FARTHEST_ANCHOR else None
 
     def learned(k: int) -> bool:
         return not len(case["learned"]) or bool(case["learned"][k])
@@ -288,6 +288,20 @@ def test_debiased_at_both_ends(
     """Worked out by hand; every chunk is a group of its own."""
     case = {**WORDS, "kinds": np.uint8(kinds), "ends": np.uint8(ends), "learned": np.array(learned, np.bool_)}
     assert merged([case], None, "both") == [expected]
+
+
+@pytest.mark.parametrize("tokens", [FARTHEST_ANCHOR, FARTHEST_ANCHOR + 1])
+def test_a_long_text_without_an_anchor_is_learned_all_the_same(tokens: int) -> None:
+    """A script without white space, and tokenizers without a begin of text."""
+    case = {
+        "teacher_tokens": np.array([tokens, 1]),
+        "student_tokens": np.array([1, 1]),
+        "kinds": np.uint8([CONTENT, CONTENT]),
+        "logprobs": np.full(tokens + 1, -1, np.float32),
+        "boundary_logprobs": np.full(tokens + 1, -0.5, np.float32),
+    }
+    case["logprobs"][0] = np.nan
+    assert merged([case], None, "both") == [[(-1.5, 1, 2)] if tokens > FARTHEST_ANCHOR else []]
 
 
 @pytest.mark.parametrize("tokens", [FARTHEST_ANCHOR, FARTHEST_ANCHOR + 1])
