@@ -121,9 +121,9 @@ def test_the_targets_of_caches_are_audited(
     pipeline.cache()
     document = audit(pipeline.alignments.url, examples=1, tokens=12, budget=5, largest=2)
     assert document["tokens"] == {"teacher": 12}
-    (table,) = shown("alm-audit")
+    page, table = shown("alm-audit")
+    assert (page.key, table.key) == ("alm-audit-report", "alm-audit")
     rows = json.loads(str(table.data))
     assert (rows[0]["side"], rows[0]["by"], rows[0]["group"]) == ("teacher", "all chunks", "all")
-    (page,) = shown("alm-audit-report")
     assert "data:image/png;base64," in str(page.data)
     assert "Largest distances" in str(page.data)
