@@ -47,7 +47,9 @@ def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
 def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
     with loopback.client() as client:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
-    assert set(deployments) == {*("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "verify")}
+    assert set(deployments) == {
+        *("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "audit", "verify")
+    }
     assert all(
         deployment.description and deployment.tags and deployment.work_pool_name in ("alm", "gpu")
         for deployment in deployments.values()
