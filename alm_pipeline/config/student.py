@@ -54,8 +54,8 @@ class StudentConfig(Frozen):
     level: Level = Field(
         "measured",
         description="With a new tokenizer: how many nats the logits of all new tokens lose at first, since they would "
-        "take too much probability from those that are copied. `measured`: as many as give them, on training texts, a "
-        "mean probability that is their share of the tokens. `none`: 0.",
+        "take too much probability from those that are copied. `measured`: the number for which their mean probability "
+        "on training texts equals their share of the tokens. `none`: 0.",
     )
     donor: str | None = Field(
         None,

@@ -44,7 +44,7 @@ class Measured:
     bits_per_byte: float
     standard_error: float | None
     distance: Distance | None = None
-    """to the teacher, per word; None for the teacher itself, and where there is no word or no boundary token"""
+    """to the teacher, per word; None for the teacher itself, and without words or boundary tokens"""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Words:
     def distance(self, student: Sequence[TokenScores], documents: npt.NDArray[np.int64]) -> Distance | None:
         """Return the mean over all words; `documents` [E] is the number of each example's document.
 
-        None if there is no word, or if the student's vocabulary has no boundary token.
+        None without words, or if the student's vocabulary lacks boundary tokens.
         """
         has_boundary = any(np.isfinite(row.boundary_logprobs).any() for row in student)
         if not len(self.chunks.logprobs) or not has_boundary:

@@ -5,7 +5,7 @@ the same text. The probabilities of the teacher's likeliest tokens go to student
 placed is the *residual*, for all of the student's other tokens together: the tokens that are not among the likeliest,
 and those without a prefix in the student's vocabulary.
 
-A token that ended tells what can't follow it, and two tokenizers say this differently. At an anchor (`ChunkEnd`: the
+The end of a token rules out some continuations, and tokenizers differ in which ones. At an anchor (`ChunkEnd`: the
 end of a word) what follows has the same probability on both sides, given that a boundary token does. With
 `given_boundary`, targets are therefore conditional on a boundary token, and there are none but at anchors. Then the
 residual also has the open tokens, and each student token that they may add more than a hundredth to.

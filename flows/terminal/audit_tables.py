@@ -1,7 +1,8 @@
 """The tables of an audit: its numbers by group, and the largest cases."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from alm_pipeline.config import Debias
 from flows.terminal.console import Shown, out, show_count, show_quoted
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ NUMBERS = (
     Shown("uncertain", "not certain", show_count),
     *(
         Shown(f"{form}_{quantile}", f"{form}: {title}", _nats)
-        for form in ("none", "end", "both")
+        for form in get_args(Debias)
         for quantile, title in (("median", "median"), ("p90", "90%"), ("p99", "99%"))
     ),
 )

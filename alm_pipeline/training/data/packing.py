@@ -85,7 +85,7 @@ class TargetBatch:
     target_ids_NL: Tensor
     """different tokens; −1 beyond a target's own, and where there is none"""
     target_probabilities_NL: Tensor
-    """0 where there is no token"""
+    """0 in unused entries"""
 
 
 def plan_next_batch(

@@ -138,7 +138,7 @@ class _NewRows:
         self.unchanged = self.table[self.ids].clone()
 
     def lower(self, nats: float, direction_H: Tensor | None) -> None:
-        """Let the rows' logits lose so many nats, of what they were at first: 0 restores them."""
+        """Lower the rows' logits by this number of nats from their initial values: 0 restores them."""
         offset = torch.tensor(nats / self.scale) if direction_H is None else nats / self.scale * direction_H
         moved = self.unchanged.float() - offset.to(self.table.device)
         self.table[self.ids] = moved.to(self.table.dtype)
