@@ -38,8 +38,7 @@ def _embeddings(rate: float) -> dict[str, Any]:
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "published": {**_ALM, "objective.debias": "end", "student.level": "none"},
-    "end": {**_ALM, "objective.debias": "end"},
+    "alm,end": {**_ALM, "objective.debias": "end", "student.level": "none"},
     "alm": {**_ALM, "objective.debias": "both"},
     "alm+sft": _BOTH_TERMS,
     "alm+sft,end": {**_BOTH_TERMS, "objective.debias": "end"},
@@ -81,7 +80,7 @@ def problems(gsm8k: Path) -> CorpusConfig:
 
 def trained(texts: TextSet, variant: str, seed: int, root: Path) -> tuple[Pipeline, FolderManifest]:
     """Return a student's run and its manifest, trained first if it is not in the folder."""
-    values = {"train.seed": seed, "evaluation.samples": 0, **VARIANTS[variant]}
+    values = {"train.seed": seed, **VARIANTS[variant]}
     config = override(recipe("transfer"), parse_overrides({"settings": values}))
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus(texts)}), str(root))
     return pipeline, pipeline.run()
@@ -96,7 +95,7 @@ def measured_elsewhere(run: Pipeline, gsm8k: Path, root: Path) -> FolderManifest
         objective=run.config.objective,
         train=TrainConfig(steps=0, batch_tokens=1024, row_tokens=512, dtype="bfloat16"),
     )
-    return Pipeline(override(config, parse_overrides({"settings": {"evaluation.samples": 0}})), str(root)).run()
+    return Pipeline(config, str(root)).run()
 
 
 def outcomes(texts: TextSet, variant: str, seed: int, options: argparse.Namespace) -> Outcomes:

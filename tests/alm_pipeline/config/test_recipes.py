@@ -182,7 +182,7 @@ def test_what_was_given_is_not_listed() -> None:
     assert lines == [
         "the recipe transfer also sets (--set FIELD=VALUE changes it):",
         "  student: model demo:smollm2-135m-instruct",
-        "  objective: temperature 5.0",
+        "  objective: terms {alm: 1.0, sft: 1.0}, balance temperature, temperature 5.0",
         "  train: batch_tokens 1024, row_tokens 512, learning_rate 0.0002, warmup_steps\n    5, checkpoint_steps 12",
     ]
 
