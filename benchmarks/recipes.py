@@ -30,7 +30,7 @@ PACKAGES = ("datasets", "fsspec", "httpx", "jinja2", "networkx", "pydantic", "ri
 """whose source are the texts that settings are chosen on"""
 _BOTH_TERMS = {"objective.terms": {"alm": 1.0, "sft": 1.0}, "objective.balance": "temperature"}
 _ALM = {"objective.terms": {"alm": 1.0}, "objective.balance": "fixed"}
-_EMBEDDINGS = ("*embed_tokens*", "*lm_head*")
+_EMBEDDINGS = ("*embed_tokens*",)
 
 
 def _embeddings(rate: float) -> dict[str, Any]:
