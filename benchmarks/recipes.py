@@ -30,11 +30,10 @@ PACKAGES = ("datasets", "fsspec", "httpx", "jinja2", "networkx", "pydantic", "ri
 """whose source are the texts that settings are chosen on"""
 _BOTH_TERMS = {"objective.terms": {"alm": 1.0, "sft": 1.0}, "objective.balance": "temperature"}
 _ALM = {"objective.terms": {"alm": 1.0}, "objective.balance": "fixed"}
-_EMBEDDINGS = ("*embed_tokens*",)
 
 
-def _embeddings(rate: float) -> dict[str, Any]:
-    return {"train.learning_rates": dict.fromkeys(_EMBEDDINGS, rate)}
+def _rates(body: float, embeddings: float) -> dict[str, Any]:
+    return {"train.learning_rate": body, "train.learning_rates": {"*embed_tokens*": embeddings}}
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -49,7 +48,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "alm+sft,space": {**_BOTH_TERMS, "objective.chunking": "space"},
     "alm+sft,rate1e-4": {**_BOTH_TERMS, "train.learning_rate": 1e-4},
     "alm+sft,rate4e-4": {**_BOTH_TERMS, "train.learning_rate": 4e-4},
-    "alm+sft,embeddings1e-3": {**_BOTH_TERMS, **_embeddings(1e-3)},
+    "alm+sft,5e-5,1e-3": {**_BOTH_TERMS, **_rates(5e-5, 1e-3)},
+    "alm+sft,5e-5,4e-4": {**_BOTH_TERMS, **_rates(5e-5, 4e-4)},
+    "alm+sft,1e-4,4e-4": {**_BOTH_TERMS, **_rates(1e-4, 4e-4)},
+    "alm+sft,2e-5,4e-4": {**_BOTH_TERMS, **_rates(2e-5, 4e-4)},
     "sft": {"objective.terms": {"sft": 1.0}, "objective.balance": "fixed"},
 }
 """settings beside those of the recipe, by the variant's name"""
