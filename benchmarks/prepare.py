@@ -21,8 +21,8 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
-from alm_pipeline.tokenization.engines.registry import EngineFactory, machine_findings
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+from alm_pipeline.tokenization.engines.registry import EngineFactory
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
@@ -36,20 +36,20 @@ BATCH = 1024
 
 def main() -> None:
     options = arguments()
-    names = [str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
+    names = [name if "/" in name else str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
     normalize = TextNormalizer([NFC])
     documents = [normalize(text) for text in mixed_documents(options.megabytes)]
     started = time.perf_counter()
     encoders = {name: ByteEncoder(LoadedTokenizer(name)) for name in names}
     engines = {
-        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard, machine_findings())
+        each.standard: FastokensEngine(each.tokenizer.encoding_backend, each.view, each.standard)
         for each in encoders.values()
     }
     print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
-    fast_engines = {"kitoken": lambda tokenizer, view, standard, findings: engines[standard]}
+    fast_engines = {"fastokens": lambda tokenizer, view, standard: engines[standard]}
     with (
         tempfile.TemporaryDirectory() as root,
-        patch.object(stage, "ByteEncoder", lambda tokenizer, _: encoders[tokenizer.name]),
+        patch.object(stage, "ByteEncoder", lambda tokenizer, *_: encoders[tokenizer.name]),
     ):
         prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, {})  # compiles
         examples = text_examples(Path(root), shards(documents))

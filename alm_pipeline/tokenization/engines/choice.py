@@ -131,7 +131,10 @@ class _Examination:
     findings: Findings
 
     def of(self, name: str, factory: EngineFactory) -> tuple[Engine, float]:
-        """Return an engine and its speed. Raises ValueError if it can't use the tokenizer, DifferentIds if it differs."""
+        """Return an engine and its speed.
+
+        Raises ValueError if it can't use the tokenizer, and DifferentIds if it gives other ids.
+        """
         proof = self.findings.recall(_proof_question(name), self.trial.tokenizer, Outcome)
         _require_same(proof)
         outcome = self.findings.recall(_trial_question(name), self.trial.dataset, TrialOutcome)

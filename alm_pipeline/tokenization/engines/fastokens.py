@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, pre_tokenizers
 
 from alm_pipeline.tokenization.engines.flat_ids import FlatIds

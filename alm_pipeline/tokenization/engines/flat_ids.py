@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class FlatIds:
     def lists(self) -> list[list[int]]:
         """Return the ids of each text as lists."""
         ids, offsets = self.ids.tolist(), self.offsets.tolist()
-        return [ids[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+        return [ids[start:end] for start, end in pairwise(offsets)]
 
     def with_rows(self, rows: Mapping[int, npt.NDArray[np.int32]]) -> "FlatIds":
         """Return the ids with those of some texts replaced."""

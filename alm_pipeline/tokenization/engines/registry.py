@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from alm_pipeline.runtime.versions import installed_version
-from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView
 from storage.fingerprints import hash_files

@@ -16,7 +16,6 @@ from alm_pipeline.tokenization.engines.registry import EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
 
-
 REMEMBERED: dict[tuple[bool, tuple[str, ...]], FlatIds] = {}
 
 
