@@ -124,6 +124,8 @@ def _trial_question(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Examination:
+    """What engines are examined with."""
+
     tokenizer: Tokenizer
     view: ByteView
     standard: StandardEngine

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, random_texts
-from alm_pipeline.tokenization.engines.fastokens import FastokensEngine, _Digits, _individual_digits
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine, _individual_digits
 from alm_pipeline.tokenization.engines.proof import first_difference, token_texts
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.vocabulary.byte_view import byte_view
@@ -91,10 +91,8 @@ def test_a_tokenizer_that_fastokens_does_not_read(trained: Tokenizer) -> None:
         FastokensEngine(tokenizer, byte_view(trained), StandardEngine(tokenizer))
 
 
-def test_a_digit_that_is_an_added_token_keeps_its_flags(trained: Tokenizer) -> None:
+def test_a_digit_that_is_an_added_token_stays_one(trained: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(trained.to_str())
     tokenizer.add_tokens(["7"])
-    settings = {"normalizer": None, "added_tokens": [{"content": "7"}], "pre_tokenizer": None}
-    assert _Digits.of(settings, tokenizer, 9) is None
     fast, standard = engines(tokenizer)
     assert first_difference(fast, standard, special_literals=False, texts=["a77 b8", *DIGITS]) is None
