@@ -53,7 +53,8 @@ class FastokensEngine:
             yield from self._parts(texts[: len(texts) // 2], special_literals)
             yield from self._parts(texts[len(texts) // 2 :], special_literals)
             return
-        flat = FlatIds(np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64))
+        # a copy can be written to, as other offsets: numba would compile its functions again for one that can't
+        flat = FlatIds(np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64).copy())
         yield self._digits.expanded(flat) if self._digits else flat
 
 
