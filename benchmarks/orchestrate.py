@@ -32,8 +32,7 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentCon
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
-from alm_pipeline.tokenization.engines.registry import machine_findings
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
 from benchmarks.corpus import mixed_documents
 from flows.alm_run import AlmRun, Workers
 from flows.execution.jobs import Job, JobStage, plan_jobs, run_jobs
@@ -184,7 +183,7 @@ def encoding_seconds(tokenizer: str, texts: list[str]) -> float:
 def fast_encoder(tokenizer: str) -> ByteEncoder:
     encoder = ByteEncoder(LoadedTokenizer(tokenizer), None)
     backend = encoder.tokenizer.encoding_backend
-    return encoder.with_engine(KitokenEngine(backend, encoder.view, encoder.standard, machine_findings()))
+    return encoder.with_engine(FastokensEngine(backend, encoder.view, encoder.standard))
 
 
 def processor_seconds() -> float:

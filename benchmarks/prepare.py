@@ -21,8 +21,8 @@ from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
-from alm_pipeline.tokenization.engines.registry import EngineFactory, machine_findings
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+from alm_pipeline.tokenization.engines.registry import EngineFactory
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from benchmarks.corpus import mixed_documents
@@ -30,29 +30,29 @@ from storage.dataset import Dataset
 from tests.corpora import text_examples
 from tests.real_tokenizers import tokenizer_folder
 
-SHARD_BYTES = 4 * 2**20
 BATCH = 1024
 
 
 def main() -> None:
     options = arguments()
-    names = [str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
+    shard_bytes = options.shard_megabytes * 2**20
+    names = [name if "/" in name else str(tokenizer_folder(name)) for name in (options.teacher, options.student)]
     normalize = TextNormalizer([NFC])
     documents = [normalize(text) for text in mixed_documents(options.megabytes)]
     started = time.perf_counter()
     encoders = {name: ByteEncoder(LoadedTokenizer(name)) for name in names}
     engines = {
-        each.standard: KitokenEngine(each.tokenizer.encoding_backend, each.view, each.standard, machine_findings())
+        each.standard: FastokensEngine(each.tokenizer.encoding_backend, each.view, each.standard)
         for each in encoders.values()
     }
     print(f"{options.teacher} and {options.student}, loaded in {time.perf_counter() - started:.1f} s")
-    fast_engines = {"kitoken": lambda tokenizer, view, standard, findings: engines[standard]}
+    fast_engines = {"fastokens": lambda tokenizer, view, standard: engines[standard]}
     with (
         tempfile.TemporaryDirectory() as root,
-        patch.object(stage, "ByteEncoder", lambda tokenizer, _: encoders[tokenizer.name]),
+        patch.object(stage, "ByteEncoder", lambda tokenizer, *_: encoders[tokenizer.name]),
     ):
-        prepare(text_examples(Path(root), shards(documents[:100]), "warm"), encoders, {})  # compiles
-        examples = text_examples(Path(root), shards(documents))
+        prepare(text_examples(Path(root), shards(documents[:100], shard_bytes), "warm"), encoders, {})  # compiles
+        examples = text_examples(Path(root), shards(documents, shard_bytes))
         print(f"{examples.complete_manifest().counts['text_bytes'] / 1e6:.1f} MB, {len(documents)} documents")
         rounds = [measure(examples, encoders, fast_engines, documents) for _ in range(options.rounds)]
     for name, column in zip(("standard", "fast"), zip(*rounds, strict=True), strict=True):
@@ -62,17 +62,19 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=float, default=32)
+    # the first shard is encoded by both engines: a small text needs small shards to tell what a large one costs
+    parser.add_argument("--shard-megabytes", type=float, default=4)
     parser.add_argument("--teacher", default="gemma3")
     parser.add_argument("--student", default="llama3")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 
-def shards(documents: list[str]) -> list[list[str]]:
+def shards(documents: list[str], shard_bytes: float) -> list[list[str]]:
     made: list[list[str]] = []
-    size = SHARD_BYTES
+    size = shard_bytes
     for document in documents:
-        if size >= SHARD_BYTES:
+        if size >= shard_bytes:
             made.append([])
             size = 0
         made[-1].append(document)

@@ -21,7 +21,6 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # modules that are imported only where their extra is wanted
 OF_EXTRAS = {
     "gguf": "alm_pipeline/models/demo/conversion.py",
-    "kitoken": "alm_pipeline/tokenization/engines/kitoken.py",
     "lm-eval": "alm_pipeline/ensemble/harness.py",
     "uvicorn": "flows/execution/server_process.py",
 }

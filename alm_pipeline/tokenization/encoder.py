@@ -1,7 +1,6 @@
 """Encoding of texts and conversations to ids, with the bytes that each token covers, verified for every example."""
 
 import copy
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -15,6 +14,8 @@ from alm_pipeline.corpus.formats.marks import learned_role
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
 from alm_pipeline.tokenization.covering import cover
+from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.tokenization.literals import encode_around, typed_literals
 from alm_pipeline.tokenization.rows import EncodedBatch, EncodedExample, Uncovered, surround
@@ -81,6 +82,11 @@ class ByteEncoder:
                 "the model's own tokenizer beside it, or call resize_token_embeddings and save it again"
             )
 
+    @property
+    def engine(self) -> Engine:
+        """The engine that encodes whole texts."""
+        return self._engine
+
     def with_engine(self, engine: Engine) -> "ByteEncoder":
         """Return this encoder with another engine, which has to give the same ids as the standard one."""
         encoder = copy.copy(self)
@@ -90,11 +96,8 @@ class ByteEncoder:
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode plain texts, with the special tokens that the tokenizer adds. Literals of special tokens are text."""
         bodies = self._bodies(texts, special_literals=False)
-        counts = np.fromiter(map(len, bodies), np.int64, len(bodies))
-        # twice as fast as NumPy's conversion of lists to an array
-        ids = np.frombuffer(b"".join(struct.pack(f"={len(body)}i", *body) for body in bodies), np.int32)
-        batch = self._verified(texts, ids, np.concatenate([[0], np.cumsum(counts)]))
-        too_long = counts + len(self._before) + len(self._after) > (self.max_tokens or np.inf)
+        batch = self._verified(texts, bodies.ids, bodies.offsets)
+        too_long = np.diff(bodies.offsets) + len(self._before) + len(self._after) > (self.max_tokens or np.inf)
         dropped = [
             Dropped.OVER_CONTEXT if reason is None and long else reason
             for reason, long in zip(batch.dropped, too_long.tolist(), strict=True)
@@ -106,7 +109,7 @@ class ByteEncoder:
 
         The ends of tokens that spell another text are spread evenly: only their number is known.
         """
-        ids = np.array(self._bodies([text], special_literals=False)[0], np.int32)
+        ids = self._bodies([text], special_literals=False).ids
         content = text.encode()
         spans = self._spans(ids, content)
         if spans is None:
@@ -117,7 +120,7 @@ class ByteEncoder:
         """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
         return len(self.encode_conversations([conversation], [arguments]).token_ids)
 
-    def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+    def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
         # some faults of a tokenizer.json show with some texts only, as a panic of the library
         with user_error(
             f"{self.tokenizer.name}: its tokenizer can't encode a text of the corpus",
@@ -138,6 +141,7 @@ class ByteEncoder:
             if row in lacking:
                 dropped[row] = Dropped.WITHOUT_EMBEDDING
             elif row in unknown or not (spans := self._spans(ids[tokens], contents[row])):
+                self._require_standard_ids(texts[row], ids[tokens], special_literals=False)
                 dropped[row] = self._reason(texts[row], unknown=row in unknown)
             else:
                 lengths[tokens] = spans.ends - spans.starts
@@ -146,6 +150,13 @@ class ByteEncoder:
         kinds, turns = np.zeros(len(ids), np.uint8), np.full(len(ids), -1, np.int16)
         none: list[tuple[()]] = [()] * len(texts)
         return EncodedBatch(offsets, ids, lengths, kinds, turns, uncovered, none, none, dropped)
+
+    def _require_standard_ids(self, text: str, ids: Ids, *, special_literals: bool) -> None:
+        """Raise DifferentIds if a fast engine's ids, for which a text would be dropped, are not the standard ones."""
+        if self._engine is self.standard:
+            return
+        if not np.array_equal(self.standard.encode([text], special_literals=special_literals).ids, ids):
+            raise DifferentIds(difference(self._engine, text))
 
     def _spelled(
         self, ids: Ids, offsets: npt.NDArray[np.int64], contents: Sequence[bytes]
@@ -170,6 +181,9 @@ class ByteEncoder:
     def _rows_with_unknown(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
         return set() if self.view.unknown is None else _rows_with(ids == self.view.unknown, offsets)
 
+    def _has_unknown(self, ids: Ids) -> bool:
+        return self.view.unknown is not None and self.view.unknown in ids
+
     def _cut_out(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Return the mask of a text's added tokens that are not special: their literals are always cut out."""
         return self._added[ids] & ~self.view.special[ids]
@@ -193,10 +207,11 @@ class ByteEncoder:
         given = [None] * len(conversations) if arguments is None else arguments
         renderings = [self._render(*row) for row in zip(conversations, given, strict=True)]
         texts = [rendering.text for rendering in renderings if isinstance(rendering, RenderedConversation)]
-        bodies = iter(self._bodies(texts, special_literals=True))
+        bodies = self._bodies(texts, special_literals=True)
+        rows = iter(range(len(bodies)))
         return EncodedBatch.of(
             [
-                self._conversation(conversation, rendering, np.array(next(bodies), dtype=np.int32))
+                self._conversation(conversation, rendering, bodies.row(next(rows)))
                 if isinstance(rendering, RenderedConversation)
                 else rendering
                 for conversation, rendering in zip(conversations, renderings, strict=True)
@@ -216,11 +231,13 @@ class ByteEncoder:
     ) -> EncodedExample | str:
         text, added = rendering.text.encode(), self._added[ids]
         spans = token_spans(self.view, ids, added, text)
+        if spans is None or self._has_unknown(ids):
+            self._require_standard_ids(rendering.text, ids, special_literals=True)
         if spans is not None and (typed := typed_literals(self.view, rendering, ids, spans)).any():
             kept = self.view.special[ids] & ~typed
             ids, in_place = encode_around(self.standard, text, ids, spans, kept)
             spans = token_spans(self.view, ids, in_place | self._cut_out(ids), text)
-        unknown = self.view.unknown is not None and self.view.unknown in ids
+        unknown = self._has_unknown(ids)
         if spans is None or unknown:
             return self._reason(rendering.text, unknown=unknown)
         if (ids >= self._rows).any():

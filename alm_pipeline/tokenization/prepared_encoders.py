@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine
+from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_refuted, refute
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory, machine_findings
 
 
@@ -30,7 +30,15 @@ class Encoders:
         return _instance_of_this_process, (self._key, tuple(self._engines.items()))
 
     def prepared(self, dataset: str) -> ByteEncoder | None:
-        """Return the encoder of a dataset, or None."""
+        """Return the encoder of a dataset, or None.
+
+        It has the standard engine if its engine was found to differ, by this process or another one of this machine.
+        """
+        encoder = self._prepared.get(dataset)
+        if encoder is None or encoder.engine is encoder.standard:
+            return encoder
+        if is_refuted(encoder.engine, encoder.tokenizer.identity, machine_findings()):
+            self.keep(dataset, encoder.with_engine(encoder.standard))
         return self._prepared.get(dataset)
 
     def preparing(self, dataset: str) -> AbstractContextManager[Any]:
@@ -51,6 +59,15 @@ class Encoders:
     def drop(self, dataset: str) -> None:
         """Forget the encoder of a dataset that is complete: a vocabulary takes much memory."""
         self._prepared.pop(dataset, None)
+
+    def refute(self, dataset: str, encoder: ByteEncoder, difference: str) -> ByteEncoder:
+        """Return and keep the encoder with the standard engine, because its engine gave other ids.
+
+        No process of this machine uses that engine for the tokenizer again.
+        """
+        refute(encoder.engine, encoder.tokenizer.identity, dataset, difference, machine_findings())
+        self.keep(dataset, encoder.with_engine(encoder.standard))
+        return self._prepared[dataset]
 
     def choose(self, encoder: ByteEncoder, trial: Trial) -> EngineChoice:
         """Choose the engine for an encoder by what is found out on this machine, and otherwise by a trial."""

@@ -103,6 +103,10 @@ class EncodedBatch:
     def __len__(self) -> int:
         return len(self.dropped)
 
+    def row_ids(self, row: int) -> npt.NDArray[np.int32]:
+        """Return the ids of a row."""
+        return self.token_ids[self.offsets[row] : self.offsets[row + 1]]
+
     def text_bytes(self, row: int) -> int:
         """Return the bytes of a row's text; 0 if it was dropped."""
         covered = self.byte_lengths[self.offsets[row] : self.offsets[row + 1]].sum(dtype=np.int64)

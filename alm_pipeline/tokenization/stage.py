@@ -5,10 +5,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from alm_pipeline.conversations.sections import Conversation, first_section
@@ -22,6 +23,7 @@ from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.completions import with_completions, with_learned_turns
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
 from alm_pipeline.tokenization.engines.choice import Trial
+from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT, EncodedBatch
@@ -35,6 +37,11 @@ from storage.schemas import Kind
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
+_TIMED_CHARACTERS = 2**16
+_ROWS_PER_SAMPLED = 128
+"""The standard engine is up to 50 times slower: a larger sample would take as long as all the rest."""
+_SAMPLE_SHIFT = 37
+"""rows by which the sample moves from shard to shard"""
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +80,10 @@ def tokenize(
     and None is returned; a last call without `shards` writes it. Calls with the same `encoders` share the encoder.
     Progress is shown under `title`.
 
-    A fast engine encodes the shards after the first, if it gives the same ids as `tokenizers` for the adversarial texts
-    and for the first of the shards. The outcome is recorded for the other processes of this machine. A warning says why
-    an installed engine is not used.
+    The fastest engine that is proven to give the same ids as `tokenizers` encodes the shards after the first: for
+    adversarial texts, for the tokens' own texts and for the first of the shards. The outcome is recorded for the other
+    processes of this machine, and logged. Some texts of every later shard are encoded with `tokenizers`, too. If any of
+    them differs, a warning names it, and `tokenizers` encodes this shard and the later ones.
 
     Examples that need a token beyond `embedding_rows`, the rows of the model's embedding, are dropped. Raises UserError
     if many of the tokenizer's ordinary tokens are, if its template refuses every conversation or shows nothing of those
@@ -101,7 +109,11 @@ def tokenize(
                     if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
-            encode(encoder, tokens.missing(missing))
+            try:
+                encode(encoder, tokens.missing(missing))
+            except DifferentIds as error:
+                encoder = _with_standard_engine(encoder, encoders, tokens, error)
+                encode(encoder, tokens.missing(missing))
         encoder.tokenizer.check_unchanged()
     tokenizer.check_unchanged()
     if shards is not None:
@@ -142,10 +154,34 @@ def _with_best_engine(
         encode(encoder, tokens.missing([shard]))
         return _encodes_as_written(encoder.with_engine(engine), examples, tokens, shard)
 
-    choice = encoders.choose(encoder, Trial(tokens.name, f"shard {shard}", agrees))
-    for name, reason in choice.refusals.items():
-        _log.warning("%s: not encoded with %s: %s", tokens.label, name, reason)
+    sample = partial(_first_texts, examples, shard)
+    choice = encoders.choose(encoder, Trial(encoder.tokenizer.identity, tokens.name, f"shard {shard}", agrees, sample))
+    _log.log(logging.WARNING if choice.differs else logging.INFO, "%s: %s", tokens.label, choice)
     return encoder.with_engine(choice.engine)
+
+
+def _with_standard_engine(
+    encoder: ByteEncoder, encoders: Encoders, tokens: Dataset, error: DifferentIds
+) -> ByteEncoder:
+    """Return the encoder with the standard engine, and warn that its engine is not exact."""
+    _log.warning(
+        "%s: %s; tokenizers encodes this shard and later ones. The sampled texts of earlier shards did not differ; to "
+        "encode all texts of those again, delete %s",
+        tokens.label,
+        error,
+        tokens.url,
+    )
+    return encoders.refute(tokens.name, encoder, str(error))
+
+
+def _first_texts(examples: Dataset, shard: int) -> list[str]:
+    """Return the first texts of a shard, enough to time an engine on."""
+    texts: list[str] = []
+    for part in _slices(examples, [shard]):
+        texts += part.texts
+        if sum(map(len, texts)) >= _TIMED_CHARACTERS:
+            break
+    return texts
 
 
 def _encodes_as_written(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> bool:
@@ -171,7 +207,7 @@ def _tokenize_shards(
 ) -> None:
     with in_background(partial(_write_shard, tokens)) as write:
         encoded: list[tuple[_ExampleSlice, EncodedBatch]] = []
-        for part, batch in _encoded(_slices(examples, shards), encoder):
+        for part, batch in _encoded(_slices(examples, shards), encoder, samples=True):
             encoded.append((part, batch))
             if part.last:
                 _require_shown(encoded, examples, encoder.tokenizer.name)
@@ -197,6 +233,14 @@ class _ExampleSlice:
     """where completions begin, of prompts with completions"""
     arguments: list[Arguments | None] | None
     """what each conversation's template gets beside the messages; None if that is nothing"""
+    sample: range
+    """the examples that are compared with the standard engine's ids"""
+
+    def sampled(self) -> "_ExampleSlice":
+        """Return the slice of the sample alone."""
+        lists = {name: getattr(self, name) for name in ("texts", "conversations", "completions", "arguments")}
+        sample = slice(self.sample.start, self.sample.stop, self.sample.step)
+        return replace(self, **{name: values and values[sample] for name, values in lists.items()})
 
 
 def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]:
@@ -209,7 +253,14 @@ def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]
             last = start + _EXAMPLES_PER_SLICE >= table.num_rows
             texts, conversations = part["text"].to_pylist(), _conversations(part["messages"])
             completions = part["completion_at"].to_pylist() if has_completions else None
-            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions, _arguments(part))
+            sample = _sample(shard, table.num_rows, start, part.num_rows)
+            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions, _arguments(part), sample)
+
+
+def _sample(shard: int, rows: int, start: int, size: int) -> range:
+    """Return those of `size` rows from `start` on that are in a shard's sample: at least one row of each shard."""
+    period = max(1, min(_ROWS_PER_SAMPLED, rows))
+    return range((shard * _SAMPLE_SHIFT - start) % period, size, period)
 
 
 def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
@@ -226,20 +277,45 @@ def _arguments(examples: pa.Table) -> list[Arguments | None] | None:
     return [stored_arguments(text) for text in examples["template_arguments"].to_pylist()]
 
 
-def _encoded(slices: Iterable[_ExampleSlice], encoder: ByteEncoder) -> Iterator[tuple[_ExampleSlice, EncodedBatch]]:
-    """Yield the slices with their tokens, in order."""
+def _encoded(
+    slices: Iterable[_ExampleSlice], encoder: ByteEncoder, *, samples: bool = False
+) -> Iterator[tuple[_ExampleSlice, EncodedBatch]]:
+    """Yield the slices with their tokens, in order.
+
+    With `samples`, the standard engine encodes a sample, too. Raises DifferentIds if ids differ.
+    """
 
     def encode(part: _ExampleSlice) -> tuple[_ExampleSlice, EncodedBatch]:
-        if part.conversations is not None:
-            batch = encoder.encode_conversations(part.conversations, part.arguments)
-            if part.completions is None:
-                return part, batch
-            rows = zip(part.conversations, part.completions, strict=True)
-            return part, with_learned_turns(batch, [first_section(*row) for row in rows])
-        batch = encoder.encode(part.texts)
-        return part, batch if part.completions is None else with_completions(batch, part.completions)
+        try:
+            batch = _encoded_slice(part, encoder)
+            if samples and encoder.engine is not encoder.standard:
+                _check_sample(part, batch, encoder)
+        except DifferentIds as error:
+            raise DifferentIds(f"{error} in shard {part.shard}") from error
+        return part, batch
 
     return results_ahead(encode, slices)
+
+
+def _encoded_slice(part: _ExampleSlice, encoder: ByteEncoder) -> EncodedBatch:
+    if part.conversations is not None:
+        batch = encoder.encode_conversations(part.conversations, part.arguments)
+        if part.completions is None:
+            return batch
+        rows = zip(part.conversations, part.completions, strict=True)
+        return with_learned_turns(batch, [first_section(*row) for row in rows])
+    batch = encoder.encode(part.texts)
+    return batch if part.completions is None else with_completions(batch, part.completions)
+
+
+def _check_sample(part: _ExampleSlice, batch: EncodedBatch, encoder: ByteEncoder) -> None:
+    """Raise DifferentIds if the standard engine encodes an example of the sample differently."""
+    if not part.sample:
+        return
+    expected = _encoded_slice(part.sampled(), encoder.with_engine(encoder.standard))
+    for index, row in enumerate(part.sample):
+        if not np.array_equal(batch.row_ids(row), expected.row_ids(index)):
+            raise DifferentIds(difference(encoder.engine, part.texts[row]))
 
 
 def _require_shown(encoded: Sequence[tuple[_ExampleSlice, EncodedBatch]], examples: Dataset, tokenizer: str) -> None:

@@ -88,7 +88,7 @@ class _Cutter:
         if spelling in self.ids:
             return (self.ids[spelling],)
         try:
-            (ids,) = self.engine.encode([spelling.decode()], special_literals=reads_literals)
+            (ids,) = self.engine.encode([spelling.decode()], special_literals=reads_literals).lists()
         except UnicodeDecodeError:  # part of a character
             return self._longest_matches(spelling)
         if len(ids) == 1 and ids[0] in self.with_role:

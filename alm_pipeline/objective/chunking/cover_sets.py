@@ -133,7 +133,7 @@ class CoverSets:
         return [cut.before + text for cut in cuts for text in self._texts[cut.first : cut.last]]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._engine.encode(texts, special_literals=False)
+        return self._engine.encode(texts, special_literals=False).lists()
 
     def covered_by_others(self, pairs: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         """Yield those (token, extension) pairs whose extension is excluded by a token that does not occur."""

@@ -6,18 +6,18 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from alm_pipeline.runtime.versions import installed_version
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
 from alm_pipeline.tokenization.engines.findings import Findings
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView
 from storage.fingerprints import hash_files
 from storage.folders import cache_folder
 
-EngineFactory = Callable[[Tokenizer, ByteView, StandardEngine, Findings], Engine]
+EngineFactory = Callable[[Tokenizer, ByteView, StandardEngine], Engine]
 """Raises ImportError where the engine's package is not installed, and ValueError where it can't use the tokenizer."""
 
-FAST_ENGINES: Mapping[str, EngineFactory] = {"kitoken": KitokenEngine}
-"""Each engine's factory by the name of its package, the preferred engine first."""
+FAST_ENGINES: Mapping[str, EngineFactory] = {"fastokens": FastokensEngine}
+"""Each engine's factory by the name of its package."""
 
 
 def machine_findings() -> Findings:

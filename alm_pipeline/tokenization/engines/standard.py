@@ -9,6 +9,8 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
+from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _previous_parallelism: str | None = None
 _callers = 0
@@ -23,7 +25,7 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
         """Return the ids of each text, without the special tokens that a post-processor puts around them."""
         ...
 
@@ -36,8 +38,8 @@ class StandardEngine:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
-        return _encode(self._tokenizer, texts, special_literals)
+    def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
+        return FlatIds.of(_encode(self._tokenizer, texts, special_literals))
 
     def encode_stretches(self, stretches: Sequence[str]) -> list[list[int]]:
         """Return the ids of the stretches between a text's special tokens, as they are encoded in the whole text.

@@ -26,7 +26,7 @@ def test_pieces_join_to_the_text_and_fit(text: str, kind: str, context: int, max
     assert all(0 < len(piece.text.encode()) <= (max_bytes or 10**6) for piece in pieces)
     frame = encoder(kind).frame
     # counted in another way than by the ends of tokens
-    bodies = encoder(kind).standard.encode([piece.text for piece in pieces], special_literals=False)
+    bodies = encoder(kind).standard.encode([piece.text for piece in pieces], special_literals=False).lists()
     assert [piece.tokens for piece in pieces] == [len(body) + frame for body in bodies]
     assert max((piece.tokens for piece in pieces), default=0) <= context
 

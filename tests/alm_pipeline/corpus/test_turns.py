@@ -65,7 +65,7 @@ def test_bytes_are_counted_not_characters() -> None:
 def tokens(messages: list[dict[str, Any]]) -> int:
     """The tokens of a conversation, counted without the limit's own code."""
     text = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
-    return len(encoder("byte_level").standard.encode([text], special_literals=True)[0])
+    return len(encoder("byte_level").standard.encode([text], special_literals=True).ids)
 
 
 def cut(

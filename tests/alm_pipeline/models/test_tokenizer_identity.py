@@ -40,7 +40,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def _behavior(tokenizer: LoadedTokenizer) -> Any:
     """The ids of texts, with and without special tokens' literals, the frame, the roles, and renderings."""
     engine, fast = StandardEngine(tokenizer.encoding_backend), tokenizer.fast
-    ids = [engine.encode(_TEXTS, special_literals=literals) for literals in (False, True)]
+    ids = [engine.encode(_TEXTS, special_literals=literals).lists() for literals in (False, True)]
     templates = sorted(fast.chat_template) if isinstance(fast.chat_template, dict) else [None]
     chats = [fast.apply_chat_template(_CHAT, chat_template=name, tokenize=False) for name in templates]
     return ids, tokenizer.frame, fast.special_tokens_map, chats, tokenizer.view.special.tolist()

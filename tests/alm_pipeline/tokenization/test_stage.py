@@ -1,28 +1,33 @@
 """Examples are encoded shard by shard."""
 
 import json
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines import registry
-from alm_pipeline.tokenization.engines.kitoken import KitokenEngine
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+from alm_pipeline.tokenization.engines.flat_ids import FlatIds
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine
 from alm_pipeline.tokenization.prepared_encoders import Encoders
-from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
+from alm_pipeline.tokenization.stage import _sample, tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests.corpora import conversations, text_examples
 
+Ids = npt.NDArray[np.int32]
 SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog " * 40]]
 
 
@@ -123,19 +128,19 @@ MANY = [[f"The fox {shard} jumps over {k} dogs <|im_end|>." for k in range(4)] f
 
 
 def recording(shards: set[int], wrong_on: str | None = None) -> Mapping[str, EngineFactory]:
-    """Kitoken as the only fast engine, which records the shards of `MANY` whose texts it encodes.
+    """The only fast engine, which records the shards of `MANY` whose texts it encodes.
 
     For texts that contain `wrong_on` it gives wrong ids.
     """
 
-    class RecordingEngine(KitokenEngine):
-        def encode(self, texts: Sequence[str], *, special_literals: bool) -> list[list[int]]:
+    class RecordingEngine(FastokensEngine):
+        def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
             shards.update(int(text.split()[2]) for text in texts if text.startswith("The fox "))
-            rows = super().encode(texts, special_literals=special_literals)
-            pairs = zip(texts, rows, strict=True)
-            return [row[::-1] if wrong_on and wrong_on in text else row for text, row in pairs]
+            flat = super().encode(texts, special_literals=special_literals)
+            wrong = [index for index, text in enumerate(texts) if wrong_on and wrong_on in text]
+            return flat.with_rows({index: flat.row(index)[::-1] for index in wrong})
 
-    return {"kitoken": RecordingEngine}
+    return {"fastokens": RecordingEngine}
 
 
 def contents(dataset: Dataset) -> dict[str, bytes]:
@@ -146,15 +151,113 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
 def test_the_fast_engine_takes_over_and_writes_the_same(
-    family: str, tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, llama_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenizer = request.getfixturevalue(family)
     shards: set[int] = set()
-    fast = run(text_examples(tmp_path / "fast", MANY), tokenizer, engines=recording(shards))
+    with caplog.at_level("INFO"):
+        fast = run(text_examples(tmp_path / "fast", MANY), llama_folder, engines=recording(shards))
     assert shards == {0, 1, 2, 3}  # shard 0 in the trial
-    assert contents(fast) == contents(run(text_examples(tmp_path / "standard", MANY), tokenizer, engines={}))
+    (line,) = (line for line in caplog.messages if "encoded with" in line)
+    assert re.fullmatch(rf"{fast.label}: encoded with fastokens, which is \d+\.\d times as fast as tokenizers", line)
+    assert contents(fast) == contents(run(text_examples(tmp_path / "standard", MANY), llama_folder, engines={}))
+
+
+def lying(shard: int, how: Callable[[Ids], Ids], lied: list[str]) -> Mapping[str, EngineFactory]:
+    """A fast engine that changes the ids of every text of `MANY` from a shard on."""
+
+    class LyingEngine(FastokensEngine):
+        def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
+            flat = super().encode(texts, special_literals=special_literals)
+            wrong = [
+                index
+                for index, text in enumerate(texts)
+                if text.startswith("The fox ") and int(text.split()[2]) >= shard
+            ]
+            lied.extend(texts[index] for index in wrong)
+            return flat.with_rows({index: how(flat.row(index)) for index in wrong})
+
+    return {"fastokens": LyingEngine}
+
+
+def split_first_word(tokenizer: str) -> Callable[[Ids], Ids]:
+    """Other ids that spell the same text."""
+    (letters,) = (load_tokenizer(tokenizer).convert_tokens_to_ids(list("The")),)
+    spelled = load_tokenizer(tokenizer)("The", add_special_tokens=False)["input_ids"]
+
+    def change(ids: Ids) -> Ids:
+        assert ids[: len(spelled)].tolist() == spelled != letters
+        return np.concatenate([np.array(letters, np.int32), ids[len(spelled) :]])
+
+    return change
+
+
+@pytest.mark.parametrize(("shard", "spells_the_text"), [(1, False), (1, True), (3, True)])
+def test_a_shard_whose_sample_differs_is_encoded_again(
+    shard: int, spells_the_text: bool, tmp_path: Path, llama_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    how = split_first_word(llama_folder) if spells_the_text else lambda ids: ids[::-1]
+    lied: list[str] = []
+    examples = text_examples(tmp_path / "lying", MANY)
+    tokens = run(examples, llama_folder, engines=lying(shard, how, lied))
+    assert lied
+    assert contents(tokens) == contents(run(text_examples(tmp_path / "true", MANY), llama_folder, engines={}))
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{tokens.label}: fastokens gives different ids for 'The fox {shard} jumps over ")
+    assert f" in shard {shard}; tokenizers encodes this shard and later ones" in warning
+    assert f"delete {tokens.url}" in warning
+    # nor is it used by a process that starts now
+    (Path(tokens.url) / "manifest.json").unlink()
+    (Path(tokens.url) / "shard-00003.json").unlink()
+    shards: set[int] = set()
+    run(examples, llama_folder, engines=recording(shards))
+    assert shards == set()
+
+
+def test_a_difference_that_another_process_found_ends_the_use_of_an_engine(tmp_path: Path, llama_folder: str) -> None:
+    shards: set[int] = set()
+    examples, loaded = text_examples(tmp_path, MANY), LoadedTokenizer(llama_folder)
+    encoders, other = Encoders(recording(shards)), Encoders(lying(2, lambda ids: ids[::-1], []))
+    tokens = tokenize_group(examples, loaded, encoders, [0, 1])
+    assert shards == {0, 1}
+    tokenize_group(examples, LoadedTokenizer(llama_folder), other, [2])
+    tokenize(examples, tokens, loaded, None, [3], encoders=encoders)
+    assert shards == {0, 1}
+    prepared = encoders.prepared(tokens.name)
+    assert prepared is not None
+    assert prepared.engine is prepared.standard
+
+
+@pytest.mark.parametrize("sizes", [[1], [5], [128], [64, 64], [64, 64, 64, 7], [64] * 9])
+@pytest.mark.parametrize("shard", [0, 1, 5, 1000])
+def test_every_shard_has_a_sample_of_its_rows(sizes: list[int], shard: int) -> None:
+    starts = np.cumsum(sizes) - sizes
+    samples = [_sample(shard, sum(sizes), start, size) for start, size in zip(starts.tolist(), sizes, strict=True)]
+    rows = [start + row for start, sample in zip(starts.tolist(), samples, strict=True) for row in sample]
+    assert sum(sizes) // 128 <= len(rows) <= sum(sizes) // 128 + 1
+    assert rows
+    assert set(np.diff(rows)) <= {128}
+    assert all(0 <= row < size for sample, size in zip(samples, sizes, strict=True) for row in sample)
+
+
+def test_a_text_that_a_fast_engine_misspells_is_not_dropped(tmp_path: Path, llama_folder: str) -> None:
+    """A text outside of the sample, whose ids don't spell it."""
+    long = [[f"The fox {shard} jumps over {k} dogs." for k in range(150)] for shard in range(3)]
+    outside = next(k for k in range(150) if k % 128 != (1 * 37) % 128 and k % 128 != (2 * 37) % 128)
+    engines = recording(set(), wrong_on=f"1 jumps over {outside} dogs.")
+    tokens = run(text_examples(tmp_path / "one", long), llama_folder, engines=engines)
+    assert contents(tokens) == contents(run(text_examples(tmp_path / "two", long), llama_folder, engines={}))
+    assert tokens.complete_manifest().dropped == {}
+
+
+def test_an_engine_without_all_characters_of_its_tokens_is_refused(
+    tmp_path: Path, gemma_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """fastokens takes a word for the token `<bos>` of the tiny tokenizer, which has no token `<` to make it of."""
+    tokens = run(text_examples(tmp_path / "one", MANY), gemma_folder)
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{tokens.label}: encoded with tokenizers; not with fastokens: fastokens gives different")
+    assert contents(tokens) == contents(run(text_examples(tmp_path / "two", MANY), gemma_folder, engines={}))
 
 
 def test_a_few_shards_are_not_worth_a_trial(tmp_path: Path, llama_folder: str) -> None:
@@ -201,13 +304,13 @@ def test_a_group_waits_while_another_tries_an_engine(tmp_path: Path, llama_folde
         is_trying.set()
         wait([other], timeout=0.5)
         was_written.append(tokens.record(3) is not None)
-        return KitokenEngine(*arguments)
+        return FastokensEngine(*arguments)
 
     def encode_other() -> None:
         is_trying.wait()
         tokenize(examples, tokens, loaded, None, [3], encoders=encoders)
 
-    encoders = Encoders({"kitoken": try_slowly})
+    encoders = Encoders({"fastokens": try_slowly})
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(encode_other)
         tokenize(examples, tokens, loaded, None, [0, 1], encoders=encoders)
@@ -248,9 +351,10 @@ def test_another_process_does_not_repeat_a_trial_that_failed(
     assert shards == {1}
     tokenize_group(examples, tokenizer, Encoders(recording(shards)), [0, 2, 3])
     assert shards == {1}
-    assert (
-        warnings(caplog) == [f"{tokens.label}: not encoded with kitoken: kitoken gives different ids for shard 1"] * 2
+    refusal = (
+        "not with fastokens: fastokens gives different ids for 'The fox 1 jumps over 0 dogs <|im_end|>.' in shard 1"
     )
+    assert warnings(caplog) == [f"{tokens.label}: encoded with tokenizers; {refusal}"] * 2
 
 
 def test_without_findings_the_trial_is_repeated(
@@ -292,7 +396,7 @@ def test_shards_that_do_not_exist_are_refused(tmp_path: Path, llama_folder: str)
 
 
 @pytest.mark.parametrize(
-    ("wrong_on", "reason", "tried"), [("\u0e20", "different ids for ", set()), ("0 dogs", "ids for shard 0", {0})]
+    ("wrong_on", "reason", "tried"), [("\u0e20", "different ids for ", set()), ("0 dogs", " in shard 0", {0})]
 )
 def test_an_engine_that_differs_is_not_used(
     wrong_on: str, reason: str, tried: set[int], tmp_path: Path, llama_folder: str, caplog: pytest.LogCaptureFixture
@@ -301,15 +405,15 @@ def test_an_engine_that_differs_is_not_used(
     tokens = run(text_examples(tmp_path / "one", MANY), llama_folder, engines=recording(shards, wrong_on))
     assert shards == tried
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"{tokens.label}: not encoded with kitoken: kitoken gives ")
+    assert warning.startswith(f"{tokens.label}: encoded with tokenizers; not with fastokens: fastokens gives ")
     assert reason in warning
     assert contents(tokens) == contents(run(text_examples(tmp_path / "two", MANY), llama_folder, engines={}))
 
 
-def test_without_kitoken_there_is_no_warning(
+def test_without_a_fast_engine_there_is_no_warning(
     tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "kitoken", None)
+    monkeypatch.setitem(sys.modules, "fastokens", None)
     shards: set[int] = set()
     run(text_examples(tmp_path, MANY), llama_folder, engines=recording(shards))
     assert shards == set()

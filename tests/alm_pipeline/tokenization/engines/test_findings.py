@@ -7,7 +7,7 @@ import pytest
 from alm_pipeline.tokenization.engines.choice import TrialOutcome
 from alm_pipeline.tokenization.engines.findings import Findings
 
-ANSWER = TrialOutcome(difference=None)
+ANSWER = TrialOutcome(difference=None, speed=2)
 
 
 def test_an_answer_is_recalled_by_its_question_and_subject(tmp_path: Path) -> None:
@@ -19,9 +19,9 @@ def test_an_answer_is_recalled_by_its_question_and_subject(tmp_path: Path) -> No
 
 
 def test_an_answer_found_under_other_circumstances_is_not_recalled(tmp_path: Path) -> None:
-    circumstances = {"code": "1", "versions": {"kitoken": "0.11.1"}}
+    circumstances = {"code": "1", "versions": {"fastokens": "0.3.5"}}
     Findings(tmp_path, circumstances).record("whether", "this", ANSWER)
-    for changed in ({"code": "2"}, {"versions": {"kitoken": "99"}}):
+    for changed in ({"code": "2"}, {"versions": {"fastokens": "99"}}):
         assert Findings(tmp_path, {**circumstances, **changed}).recall("whether", "this", TrialOutcome) is None
 
 

@@ -1,22 +1,35 @@
 """The proof finds a text on which two engines differ."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS
-from alm_pipeline.tokenization.engines.proof import first_difference
+from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+from alm_pipeline.tokenization.engines.proof import first_difference, token_texts
 from alm_pipeline.tokenization.engines.standard import StandardEngine
+from alm_pipeline.vocabulary.byte_view import byte_view
 
 
 def test_a_difference_is_found(byte_level: PreTrainedTokenizerFast) -> None:
     class OffByOne(StandardEngine):
-        def encode(self, texts: list[str], *, special_literals: bool) -> list[list[int]]:  # type: ignore[override]
+        def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
             rows = super().encode(texts, special_literals=special_literals)
-            return [
-                [*row[:-1], row[-1] + 1] if "\u0e20" in text else row for text, row in zip(texts, rows, strict=True)
-            ]
+            wrong = [index for index, text in enumerate(texts) if "\u0e20" in text]
+            return rows.with_rows({index: rows.row(index) + 1 for index in wrong})
 
     backend = byte_level.backend_tokenizer
     text = first_difference(OffByOne(backend), StandardEngine(backend), special_literals=False)
     assert text is not None
     assert "\u0e20" in text
     assert text == next(each for each in ADVERSARIAL_TEXTS if "\u0e20" in each)
+
+
+def test_the_tokens_own_texts_are_those_of_whole_characters(byte_level: PreTrainedTokenizerFast) -> None:
+    view = byte_view(byte_level.backend_tokenizer)
+    texts = token_texts(view)
+    assert len(set(texts)) == len(texts)
+    ordinary = [spelling for id_, spelling in enumerate(view.spelling) if not view.special[id_]]
+    assert {spelling.decode() for spelling in ordinary if spelling.isascii()} - {""} <= set(texts)
+    assert "<|im_end|>" not in texts
+    assert all(text and "\ufffd" not in text for text in texts)

@@ -4,14 +4,12 @@ import importlib
 import inspect
 import pkgutil
 import random
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization import engines
-from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.proof import first_difference
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
@@ -20,9 +18,9 @@ from alm_pipeline.vocabulary.byte_view import byte_view
 every_engine = pytest.mark.parametrize("name", FAST_ENGINES)
 
 
-def make(name: str, tokenizer: Tokenizer, folder: Path) -> tuple[Engine, StandardEngine]:
+def make(name: str, tokenizer: Tokenizer) -> tuple[Engine, StandardEngine]:
     standard = StandardEngine(tokenizer)
-    return FAST_ENGINES[name](tokenizer, byte_view(tokenizer), standard, Findings(folder, {})), standard
+    return FAST_ENGINES[name](tokenizer, byte_view(tokenizer), standard), standard
 
 
 def parameters(function: object) -> list[tuple[str, object]]:
@@ -39,37 +37,32 @@ def test_every_engine_of_the_folder_is_in_the_registry() -> None:
 
 
 @every_engine
-def test_it_satisfies_the_protocol(name: str, byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    fast, standard = make(name, byte_level.backend_tokenizer, tmp_path)
+def test_it_satisfies_the_protocol(name: str, byte_level: PreTrainedTokenizerFast) -> None:
+    fast, standard = make(name, byte_level.backend_tokenizer)
     assert fast.name == name
     assert parameters(fast.encode) == parameters(standard.encode)
 
 
 @every_engine
-@pytest.mark.parametrize("family", ["byte_level", "sentencepiece"])
 @pytest.mark.parametrize("special_literals", [False, True])
 def test_it_gives_the_standard_ids_on_the_adversarial_texts(
-    name: str, family: str, special_literals: bool, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, special_literals: bool, byte_level: PreTrainedTokenizerFast
 ) -> None:
-    fast, standard = make(name, request.getfixturevalue(family).backend_tokenizer, tmp_path)
+    fast, standard = make(name, byte_level.backend_tokenizer)
     assert first_difference(fast, standard, special_literals=special_literals) is None
 
 
 @every_engine
-def test_it_returns_the_ids_in_the_order_of_the_texts(
-    name: str, byte_level: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    fast, standard = make(name, byte_level.backend_tokenizer, tmp_path)
+def test_it_returns_the_ids_in_the_order_of_the_texts(name: str, byte_level: PreTrainedTokenizerFast) -> None:
+    fast, standard = make(name, byte_level.backend_tokenizer)
     texts = [f"{k} <|im_end|>" if random.Random(k).random() < 0.3 else f"text {k}" for k in range(57)]
-    assert fast.encode(texts, special_literals=False) == standard.encode(texts, special_literals=False)
-    assert fast.encode([], special_literals=False) == []
+    assert fast.encode(texts, special_literals=False).lists() == standard.encode(texts, special_literals=False).lists()
+    assert fast.encode([], special_literals=False).lists() == []
 
 
 @every_engine
-def test_a_literal_is_a_special_token_only_if_asked_for(
-    name: str, byte_level: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_literal_is_a_special_token_only_if_asked_for(name: str, byte_level: PreTrainedTokenizerFast) -> None:
     end = byte_level.convert_tokens_to_ids("<|im_end|>")
-    for engine in make(name, byte_level.backend_tokenizer, tmp_path):
-        assert engine.encode(["a<|im_end|>"], special_literals=True)[0][-1] == end
-        assert end not in engine.encode(["a<|im_end|>"], special_literals=False)[0]
+    for engine in make(name, byte_level.backend_tokenizer):
+        assert engine.encode(["a<|im_end|>"], special_literals=True).ids[-1] == end
+        assert end not in engine.encode(["a<|im_end|>"], special_literals=False).ids
