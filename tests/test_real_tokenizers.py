@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.alignment.chunks import AssistantTurns, ShardChunks, ShardTokens, align
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -72,10 +71,12 @@ def sides(name: str) -> Sides:
     """Encode the texts once, and don't keep the tokenizer: thirteen of them take gigabytes."""
     tokenizer = require(name)
     conversion = byte_level_tokenizer(tokenizer)
-    own, converted = (encode(each, (*TEXTS, LONG)) for each in (tokenizer, conversion))
+    encoder = ByteEncoder(LoadedTokenizer.of(tokenizer))
+    own = encode(encoder, (*TEXTS, LONG))
+    converted = encode(ByteEncoder(LoadedTokenizer.of(conversion)), (*TEXTS, LONG))
     control = {token.content: token.special for token in conversion.added_tokens_decoder.values()}
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return Sides(*own, *converted, control, special, first_difference_of(ByteEncoder(LoadedTokenizer.of(tokenizer))))
+    return Sides(*own, *converted, control, special, first_difference_of(encoder))
 
 
 def first_difference_of(encoder: ByteEncoder) -> str | None:
@@ -84,9 +85,8 @@ def first_difference_of(encoder: ByteEncoder) -> str | None:
     return next(filter(None, found), None)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> tuple[Side, Side]:
+def encode(encoder: ByteEncoder, texts: Sequence[str]) -> tuple[Side, Side]:
     """Encode all texts except the last, and the last."""
-    encoder = ByteEncoder(LoadedTokenizer.of(tokenizer))
     return side(encoder, texts[:-1]), side(encoder, texts[-1:])
 
 
