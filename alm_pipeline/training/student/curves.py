@@ -146,12 +146,12 @@ def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
     down = -(-len(panels) // across)
     legend = 0.0 if len(runs) == 1 else 0.3 + 0.22 * len(runs)
     figure = Figure(figsize=(_PANEL_WIDTH * across, _PANEL_HEIGHT * down + _TITLE_HEIGHT + legend), dpi=110)
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
         _draw_panel(figure.add_axes(_place(figure, across, number)), panel, runs)
     _label_runs(figure, runs)
     png = io.BytesIO()
-    canvas.print_png(png, metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
