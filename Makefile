@@ -10,6 +10,11 @@ STORAGE ?= alm-data
 BIN := .venv/bin
 UV := 0.13.9
 NODE := 24.19.0
+# two processes, each file in one of them. In the order of tests/conftest.py: xdist's own puts files of few tests last, and
+# those are the slow ones
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# the hundreds of processes that tests start would compile our sources each time
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: distill test long lint docs tokenizers constraints
 
@@ -17,10 +22,10 @@ distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest -rs -n 2 --dist loadfile -m 'not long' $(ARGS)
+	$(BIN)/pytest -rs $(TWO) -m 'not long' $(ARGS)
 
 long: .venv/.installed
-	$(BIN)/pytest -rs -n 2 --dist loadfile -m long $(ARGS)
+	$(BIN)/pytest -rs $(TWO) -m long $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

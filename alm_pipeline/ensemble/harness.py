@@ -161,9 +161,16 @@ def evaluate(
 
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
-    """Return lm_eval's index of tasks, which it builds in up to a minute, after loading the data of these tasks."""
+    """Return lm_eval's index of tasks after loading the data of these tasks.
+
+    It takes up to a minute to build with lm_eval's own tasks, which are left out where the user's folder has all of
+    these.
+    """
+    folder = str(task_folder) if task_folder else None
     with user_error(f"--task-folder {task_folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
-        manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        if not set(tasks) <= set(manager.all_subtasks):
+            manager = TaskManager(include_path=folder)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(
             f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder is for tasks of your own"

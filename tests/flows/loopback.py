@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
+from prefect.workers.process import ProcessWorker
 
 ROOT = Path(__file__).parents[2]
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
@@ -83,8 +85,10 @@ class Loopback:
 
     def deploy(self) -> None:
         """Make all deployments, on two pools without workers."""
-        for pool in ("alm", "gpu"):
-            self.done("work-pool", "create", pool, "--type", "process", "--overwrite")
+        template = ProcessWorker.get_default_base_job_template()
+        with self.client() as client:
+            for pool in ("alm", "gpu"):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
         self.done("deploy", "--all")
 
     def worker(self, pool: str) -> "subprocess.Popen[bytes]":

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 def many(config: AlmConfig) -> AlmConfig:
     """About twenty shards, and training that takes a while."""
     corpus = config.corpus.model_copy(update={"shard_bytes": 1024, "max_bytes": 100})
-    train = config.train.model_copy(update={"steps": 30, "checkpoint_steps": 3})
+    train = config.train.model_copy(update={"steps": 12, "checkpoint_steps": 3})
     return config.model_copy(update={"corpus": corpus, "train": train})
 
 

@@ -26,7 +26,6 @@ from tests.killable import _Events
 from tests.storage.s3_server import BUCKET, environment
 from tests.storage.samples import dataset, write
 
-_ObjectLease.BEAT_S, _ObjectLease.GIVEN_UP_AFTER_S = 0.05, 0.3
 NAMES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -170,6 +169,8 @@ def main(operation: str, folder: str, every: str = "1", endpoint: str = "") -> N
     import pandas  # noqa: F401  (loaded before the forks)
     import s3fs  # noqa: F401
 
+    # not at import: a test that imports this module would shorten the leases of all others
+    _ObjectLease.BEAT_S, _ObjectLease.GIVEN_UP_AFTER_S = 0.05, 0.3
     tested = OPERATIONS[operation]()
     if endpoint:
         os.environ.update(environment(endpoint))

@@ -34,6 +34,10 @@ _SMOOTHED_FROM = 20
 _FLAT = 0.02
 """the smallest height of a panel, relative to its values: a curve that hardly changes should look flat"""
 
+_PANEL_WIDTH, _PANEL_HEIGHT, _TITLE_HEIGHT = 5.2, 3.5, 0.5
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.2, 0.6, 0.4
+"""the margins of a panel, in inches: for the labels and numbers of its axes, and its title"""
+
 Column = npt.NDArray[np.float64]
 
 
@@ -141,14 +145,25 @@ def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across)
     legend = 0.0 if len(runs) == 1 else 0.3 + 0.22 * len(runs)
-    figure = Figure(figsize=(5.2 * across, 3.5 * down + 0.5 + legend), dpi=110, layout="constrained")
+    figure = Figure(figsize=(_PANEL_WIDTH * across, _PANEL_HEIGHT * down + _TITLE_HEIGHT + legend), dpi=110)
     FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(down, across, number + 1), panel, runs)
+        _draw_panel(figure.add_axes(_place(figure, across, number)), panel, runs)
     _label_runs(figure, runs)
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
+
+
+def _place(figure: "Figure", across: int, number: int) -> tuple[float, float, float, float]:
+    """Return the left, bottom, width and height of a panel, relative to the figure.
+
+    Fixed margins: matplotlib's layouts draw everything once more to find them, in two thirds of the time of a picture.
+    """
+    (width, height), (row, column) = figure.get_size_inches(), divmod(number, across)
+    left, bottom = _PANEL_WIDTH * column + _LEFT, height - _TITLE_HEIGHT - _PANEL_HEIGHT * (row + 1) + _BOTTOM
+    panel_width, panel_height = _PANEL_WIDTH - _LEFT - _RIGHT, _PANEL_HEIGHT - _BOTTOM - _TOP
+    return left / width, bottom / height, panel_width / width, panel_height / height
 
 
 def _label_runs(figure: "Figure", runs: Sequence[TrainingCurves]) -> None:
@@ -159,7 +174,7 @@ def _label_runs(figure: "Figure", runs: Sequence[TrainingCurves]) -> None:
         return
     lines = [Line2D([], [], color=_color(number), linewidth=2.5) for number in range(len(runs))]
     names = [f" {one_line(run.name)}" for run in runs]  # one that begins with _ would be left out
-    legend = figure.legend(lines, names, loc="outside lower center", frameon=False, fontsize=10, ncols=1)
+    legend = figure.legend(lines, names, loc="lower center", frameon=False, fontsize=10, ncols=1)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign does not start a formula
 
@@ -205,9 +220,12 @@ def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[TrainingCurves]) -> 
     _scale(axes, np.concatenate([values for _, values in curves]), panel)
     if panel.has_results:
         _draw_bits(axes, runs, panel)
-    axes.set_title(panel.title, loc="left", fontsize=12, color=_INK)
+    # at fixed places, which need no measuring of the numbers beside them
+    axes.set_title(panel.title, loc="left", fontsize=12, color=_INK, y=1.0)
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel(panel.unit, color=_INK)
+    axes.xaxis.set_label_coords(0.5, -0.3 / (_PANEL_HEIGHT - _BOTTOM - _TOP))
+    axes.yaxis.set_label_coords(-0.55 / (_PANEL_WIDTH - _LEFT - _RIGHT), 0.5)
     _style_axes(axes, max(run.last_step for run in runs), panel.large)
 
 

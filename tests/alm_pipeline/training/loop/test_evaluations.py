@@ -139,21 +139,40 @@ def killing(original: Callable[..., Any], step: int) -> Callable[..., Any]:
     return killed
 
 
+@pytest.fixture(scope="module")
+def with_everything(config: AlmConfig) -> AlmConfig:
+    train = config.train.model_copy(update={"ema": 0.5, "keep_checkpoints": 2, "learning_rate": 3e-2})
+    return config.model_copy(update={"train": train, "evaluation": DECIDING})
+
+
+@pytest.fixture(scope="module")
+def unbroken(with_everything: AlmConfig, cached: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student with everything, trained without an interruption."""
+    root = shutil.copytree(cached, tmp_path_factory.mktemp("unbroken") / "data")
+    pipeline = Pipeline(with_everything, str(root))
+    pipeline.train()
+    return pipeline.student.path
+
+
 @pytest.mark.parametrize(("where", "step"), [("_save_checkpoint", 4), ("evaluate", 3), ("collect_step_metrics", 6)])
 def test_an_interrupted_run_with_everything_ends_with_the_same_bytes(
-    pipeline: Run, monkeypatch: pytest.MonkeyPatch, where: str, step: int
+    with_everything: AlmConfig,
+    unbroken: Path,
+    cached: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    step: int,
 ) -> None:
     """An interruption in `_save_checkpoint` is between an evaluation and its checkpoint."""
-    train = {"ema": 0.5, "keep_checkpoints": 2, "learning_rate": 3e-2}
-    unbroken, resumed = (pipeline(name, train, DECIDING) for name in ("unbroken", "resumed"))
-    unbroken.train()
+    resumed = Pipeline(with_everything, str(shutil.copytree(cached, tmp_path / "resumed")))
     with monkeypatch.context() as patch:
         patch.setattr(AlmTrainer, where, killing(getattr(AlmTrainer, where), step))
         with pytest.raises(Killed):
             resumed.train()
     assert (resumed.student.path / CHECKPOINTS).is_dir()
     resumed.train()
-    assert contents(unbroken.student.path) == contents(resumed.student.path)
+    assert contents(unbroken) == contents(resumed.student.path)
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])

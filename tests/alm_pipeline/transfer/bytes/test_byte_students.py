@@ -24,10 +24,21 @@ def to_bytes(config: AlmConfig, *, ngram_embeddings: bool, steps: int = 6) -> Al
     return config.model_copy(update={"student": student, "objective": OBJECTIVE, "train": train})
 
 
-@pytest.mark.parametrize("ngram_embeddings", [True, False])
-def test_a_byte_level_student_is_made_and_learns(config: AlmConfig, tmp_path: Path, ngram_embeddings: bool) -> None:
-    pipeline = Pipeline(to_bytes(config, ngram_embeddings=ngram_embeddings, steps=40), str(tmp_path))
-    pipeline.run()
+@pytest.fixture(scope="module", params=[True, False], ids=["n-grams", "bytes"])
+def pipeline(request: pytest.FixtureRequest, config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline with a trained student, with and without n-gram embeddings, made without a question to the user."""
+    asked: list[str] = []
+    changed = to_bytes(config, ngram_embeddings=request.param, steps=40)
+    made = Pipeline(changed, str(tmp_path_factory.mktemp("bytes")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.input", asked.append)
+        made.run()
+    assert not asked  # whether to run the code in the student's folder, by transformers
+    return made
+
+
+def test_a_byte_level_student_is_made_and_learns(pipeline: Pipeline) -> None:
+    ngram_embeddings = pipeline.config.student.ngram_embeddings
     summary = summarize(pipeline)
     assert summary.aligned_share == 1.0
     assert summary.student_tokens == summary.text_bytes
@@ -40,15 +51,8 @@ def test_a_byte_level_student_is_made_and_learns(config: AlmConfig, tmp_path: Pa
         assert metrics[term].tail(5).mean() < metrics[term].head(5).mean()
 
 
-@pytest.mark.parametrize("ngram_embeddings", [True, False])
-def test_the_saved_student_is_what_was_trained(
-    config: AlmConfig, tmp_path: Path, ngram_embeddings: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr("builtins.input", asked.append)
-    pipeline = Pipeline(to_bytes(config, ngram_embeddings=ngram_embeddings), str(tmp_path))
-    pipeline.run()
-    assert not asked  # whether to run the code in the student's folder, by transformers
+def test_the_saved_student_is_what_was_trained(config: AlmConfig, pipeline: Pipeline) -> None:
+    ngram_embeddings = pipeline.config.student.ngram_embeddings
     folder, source = pipeline.student.fetch(), AutoTokenizer.from_pretrained(config.student.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=ngram_embeddings)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=ngram_embeddings)
