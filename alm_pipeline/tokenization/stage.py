@@ -37,6 +37,8 @@ from storage.schemas import Kind
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
+_BYTES_WORTH_A_TRIAL = 500
+"""of text, for each token of the vocabulary: `tokenizers` encodes them in the time that a trial takes"""
 _TIMED_CHARACTERS = 2**16
 _ROWS_PER_SAMPLED = 128
 """The standard engine is up to 50 times slower: a larger sample would take as long as all the rest."""
@@ -81,7 +83,8 @@ def tokenize(
     Progress is shown under `title`.
 
     The fastest engine that is proven to give the same ids as `tokenizers` encodes the shards after the first: for
-    adversarial texts, for the tokens' own texts and for the first of the shards. The outcome is recorded for the other
+    adversarial texts, for the tokens' own texts and for the first of the shards. Of few bytes, `tokenizers` encodes all
+    shards. The outcome is recorded for the other
     processes of this machine, and logged. Some texts of every later shard are encoded with `tokenizers`, too. If any of
     them differs, a warning names it, and `tokenizers` encodes this shard and the later ones.
 
@@ -97,8 +100,10 @@ def tokenize(
         raise UserError(f"{examples.url}: has {len(sizes)} shards, and no shard {other[0]}: ask for one that it has")
     encoders = encoders or Encoders()
     if missing := tokens.missing(chosen):
-        # a trial costs as much as encoding a shard; a process that encodes some shards will encode others too
-        is_worth_a_trial = shards is not None or len(missing) > 1 or missing[0] > 0
+        # a process that encodes some shards will encode others too
+        is_worth_a_trial = _is_worth_a_trial(sizes, tokenizer) and (
+            shards is not None or len(missing) > 1 or missing[0] > 0
+        )
         with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing, title) as encode:
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
@@ -106,7 +111,7 @@ def tokenize(
                     # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
                     check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
                     encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
-                    if is_worth_a_trial and len(sizes) >= _SHARDS_WORTH_A_TRIAL:
+                    if is_worth_a_trial:
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
             try:
@@ -121,6 +126,11 @@ def tokenize(
     encoders.drop(tokens.name)
     _check_template(examples, tokens, tokenizer, len(sizes))
     return tokens.finish(len(sizes))
+
+
+def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer) -> bool:
+    """Return whether shards of these bytes are encoded sooner after the trial of a fast engine than without one."""
+    return len(sizes) >= _SHARDS_WORTH_A_TRIAL and sum(sizes) >= _BYTES_WORTH_A_TRIAL * tokenizer.view.size
 
 
 def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokenizer, shards: int) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from alm_pipeline.models.tokenizer import LoadedTokenizer, load_tokenizer
+from alm_pipeline.tokenization import stage
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines import registry
 from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
@@ -29,6 +30,11 @@ from tests.corpora import conversations, text_examples
 
 Ids = npt.NDArray[np.int32]
 SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog " * 40]]
+
+
+@pytest.fixture(autouse=True)
+def any_text_is_worth_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_BYTES_WORTH_A_TRIAL", 0)
 
 
 def shard_files(dataset: Dataset) -> dict[str, tuple[bytes, int]]:
@@ -264,6 +270,18 @@ def test_a_few_shards_are_not_worth_a_trial(tmp_path: Path, llama_folder: str) -
     shards: set[int] = set()
     run(text_examples(tmp_path, MANY[:2]), llama_folder, engines=recording(shards))
     assert shards == set()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_few_bytes_are_not_worth_a_trial(
+    missing: int, tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = text_examples(tmp_path, MANY)
+    size = sum(record.counts["text_bytes"] for record in examples.complete_manifest().shards)
+    monkeypatch.setattr(stage, "_BYTES_WORTH_A_TRIAL", (size + missing) / LoadedTokenizer(llama_folder).view.size)
+    shards: set[int] = set()
+    run(examples, llama_folder, engines=recording(shards))
+    assert bool(shards) == (missing == 0)
 
 
 def run_groups(examples: Dataset, tokenizer: str, groups: list[list[int]]) -> Dataset:
