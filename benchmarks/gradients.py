@@ -11,6 +11,7 @@ are free of bias: products are taken of different batches only. What is common t
 import argparse
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -49,8 +50,8 @@ class Gradients:
 
     def add(self, gradient_P: Tensor, sft_P: Tensor) -> None:
         self.sum_P += gradient_P
-        self.norms.append(gradient_P.norm().item())
-        self.with_sft += torch.dot(gradient_P, sft_P).item()
+        self.norms.append(float(gradient_P.norm()))
+        self.with_sft += float(torch.dot(gradient_P, sft_P))
 
     @property
     def mean_square(self) -> float:
@@ -60,12 +61,12 @@ class Gradients:
     def signal(self) -> float:
         """‖E g‖², from products of different batches."""
         count = len(self.norms)
-        return (self.sum_P.square().sum().item() - count * self.mean_square) / (count * (count - 1))
+        return (float(self.sum_P.square().sum()) - count * self.mean_square) / (count * (count - 1))
 
     def cosine(self, sft: "Gradients") -> float:
         count = len(self.norms)
-        product = (torch.dot(self.sum_P, sft.sum_P).item() - self.with_sft) / (count * (count - 1))
-        return product / (max(self.signal, 1e-30) * max(sft.signal, 1e-30)) ** 0.5
+        product = (float(torch.dot(self.sum_P, sft.sum_P)) - self.with_sft) / (count * (count - 1))
+        return product / math.sqrt(max(self.signal, 1e-30) * max(sft.signal, 1e-30))
 
 
 def gradient(student: PreTrainedModel, batch: dict[str, Tensor], rows: HeadVocabulary, of: ObjectiveConfig) -> Tensor:
@@ -73,7 +74,7 @@ def gradient(student: PreTrainedModel, batch: dict[str, Tensor], rows: HeadVocab
     student.zero_grad()
     with torch.autocast("cpu", torch.bfloat16), matmul_precision("medium"):
         losses = micro_batch_losses(student, batch, rows, of, LossCounts.of(batch))
-    sum(losses.terms.values()).backward()
+    losses.terms[next(iter(of.terms))].backward()
     return torch.cat([parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None])
 
 

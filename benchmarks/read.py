@@ -114,7 +114,7 @@ def share(caches: Caches, step: float) -> None:
 
 
 def prepare(options: argparse.Namespace, root: Path) -> Caches:
-    examples = text_examples(root, shards(mixed_documents(options.megabytes)), "benchmark")
+    examples = text_examples(root, shards(mixed_documents(options.megabytes), 4 * 2**20), "benchmark")
     sides = []
     for name in (options.teacher, options.student):
         folder = str(tokenizer_folder(name))

@@ -101,9 +101,7 @@ def tokenize(
     encoders = encoders or Encoders()
     if missing := tokens.missing(chosen):
         # a process that encodes some shards will encode others too
-        is_worth_a_trial = _is_worth_a_trial(sizes, tokenizer) and (
-            shards is not None or len(missing) > 1 or missing[0] > 0
-        )
+        goes_on = shards is not None or len(missing) > 1 or missing[0] > 0
         with _encoding(examples, tokens, {shard: sizes[shard] for shard in chosen}, missing, title) as encode:
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
@@ -111,7 +109,7 @@ def tokenize(
                     # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
                     check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
                     encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
-                    if is_worth_a_trial:
+                    if goes_on and _is_worth_a_trial(sizes, tokenizer):
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
             try:
