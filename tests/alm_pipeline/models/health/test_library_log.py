@@ -41,7 +41,8 @@ def test_a_warning_is_passed_on_once(heard: pytest.LogCaptureFixture, capfd: pyt
         ("WARNING", "transformers: rope_theta is ignored"),
         ("ERROR", "transformers: this is worse"),
     ]
-    assert capfd.readouterr().err == ""
+    # where an earlier test started Prefect, its handler writes this project's log; transformers itself writes nothing
+    assert [line for line in capfd.readouterr().err.splitlines() if " | alm_pipeline - " not in line] == []
 
 
 def test_colors_are_left_out_of_a_commands_log(heard: pytest.LogCaptureFixture) -> None:
