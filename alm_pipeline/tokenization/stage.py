@@ -83,10 +83,10 @@ def tokenize(
     Progress is shown under `title`.
 
     The fastest engine that is proven to give the same ids as `tokenizers` encodes the shards after the first: for
-    adversarial texts, for the tokens' own texts and for the first of the shards. Of few bytes, `tokenizers` encodes all
-    shards. The outcome is recorded for the other
+    adversarial texts, for the tokens' own texts and for the first of the shards. The outcome is recorded for the other
     processes of this machine, and logged. Some texts of every later shard are encoded with `tokenizers`, too. If any of
-    them differs, a warning names it, and `tokenizers` encodes this shard and the later ones.
+    them differs, a warning names it, and `tokenizers` encodes this shard and the later ones. It encodes all shards of a
+    corpus that is too small for a trial to pay.
 
     Examples that need a token beyond `embedding_rows`, the rows of the model's embedding, are dropped. Raises UserError
     if many of the tokenizer's ordinary tokens are, if its template refuses every conversation or shows nothing of those

@@ -21,9 +21,9 @@ class Trial:
     """Texts of the dataset that an engine has to encode as the standard engine does, and is timed on."""
 
     tokenizer: str
-    """its identity: findings that do not depend on the texts are about it"""
+    """its identity, under which the outcome on adversarial texts and on the tokens' own texts is recorded"""
     dataset: str
-    """its name, which stands for its tokenizer and its texts: the other findings are about it"""
+    """its name, under which the outcome on its own texts is recorded"""
     texts: str
     """what a refusal calls the texts: `shard 3`"""
     agrees: Callable[[Engine], bool]
