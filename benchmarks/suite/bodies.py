@@ -35,8 +35,9 @@ class Body(NamedTuple):
     vocabulary: int
     """tokens of its byte-level BPE"""
     steps: int
-    learning_rate: float = 3e-3
-    rows: int = 16
+    learning_rate: float = 2e-2
+    """of Muon, which trains the matrices; AdamW trains embeddings and norms at half of it"""
+    rows: int = 8
     """of 256 tokens, in each step"""
     seed: int = 0
 
@@ -123,23 +124,40 @@ def _batches(tokenizer: PreTrainedTokenizerFast, texts: list[str], rows: int) ->
 
 
 def _fit(model: PreTrainedModel, batches: Iterator[Tensor], body: Body) -> None:
-    """Train by cross-entropy; the learning rate rises over a twentieth of the steps and falls in half a cosine."""
-    optimizer = torch.optim.AdamW(model.parameters(), body.learning_rate, (0.9, 0.95), weight_decay=0.1, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, body.learning_rate, body.steps, pct_start=0.05, cycle_momentum=False
-    )
+    """Train by cross-entropy; the learning rate rises over a twentieth of the steps and falls in half a cosine.
+
+    With AdamW alone a model of this size stays at its tokens' frequencies for ten times as many steps.
+    """
+    optimizers = _optimizers(model, body.learning_rate)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, optimizer.defaults["lr"], body.steps, pct_start=0.05, cycle_momentum=False
+        )
+        for optimizer in optimizers
+    ]
     started = time.monotonic()
     for step, ids in enumerate(itertools.islice(batches, body.steps), 1):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for changing in (*optimizers, *schedules):
+            changing.step()
+        model.zero_grad()
         if step % 50 == 0:
             print(
                 f"{body.width}x{body.layers}: step {step} of {body.steps}, {loss.item():.3f} nats per token, "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
+
+
+def _optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    matrices = [one for one in model.parameters() if one.ndim == 2 and id(one) not in embeddings]
+    chosen = {id(one) for one in matrices}
+    rest = [one for one in model.parameters() if id(one) not in chosen]
+    return [
+        torch.optim.Muon(matrices, learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, learning_rate / 2, (0.9, 0.95), weight_decay=0.0, fused=True),
+    ]

@@ -59,12 +59,11 @@ class Size(NamedTuple):
 
 SIZES: Mapping[str, Size] = {
     "tiny": Size(Body(32, 1, 600, 40), Body(32, 1, 500, 40), 400, 4, 1024, measured=60),
-    "mini": Size(Body(64, 2, 2048, 700, 5e-3, rows=4), Body(48, 2, 1500, 700, 5e-3, rows=4), 1024, 60, 2048, 2e-3),
-    "small": Size(Body(128, 4, 4096, 700), Body(96, 3, 3000, 500), 2048, 80),
-    "medium": Size(Body(192, 6, 8192, 6000), Body(128, 4, 6000, 4000), 4096, 400),
-    "large": Size(Body(384, 8, 16384, 20000), Body(256, 6, 12000, 15000), 8192, 2000, 8192),
+    "small": Size(Body(128, 4, 4096, 3000), Body(96, 3, 3000, 2000), 2048, 200),
+    "medium": Size(Body(192, 6, 8192, 12000), Body(128, 4, 6000, 8000), 4096, 400),
+    "large": Size(Body(384, 8, 16384, 40000, rows=16), Body(256, 6, 12000, 30000), 8192, 2000, 8192),
 }
-"""teachers of 0.03, 0.2, 1.3, 4 and 20 million parameters"""
+"""teachers of 0.03, 1.3, 4 and 20 million parameters"""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_text_sets_have_students_of_their_own() -> None:
 
 
 def test_rates_are_relative_to_the_size() -> None:
-    suite = Named(Path(), Path(), "tuning", SIZES["mini"])
+    suite = Named(Path(), Path(), "tuning", SIZES["small"])
     slow = suite.configuration("bpe", Variant("slow", {}, rate=0.5, embedding_rate=3.0), 0).train
-    assert slow.learning_rate == SIZES["mini"].learning_rate / 2
+    assert slow.learning_rate == SIZES["small"].learning_rate / 2
     assert set(slow.learning_rates.values()) == {3 * slow.learning_rate}
