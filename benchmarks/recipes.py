@@ -1,6 +1,6 @@
 """What the objective makes of the default job: recipe `transfer`, seed by seed, on its own texts or on others.
 
-python -m benchmarks.recipes alm alm+sft sft --root FOLDER --gsm8k gsm8k-train.jsonl.gz [--set report]
+python -m benchmarks.recipes alm alm+sft sft --root FOLDER --gsm8k FILE [--set report] [--tokenizer FOLDER]
 
 The texts of `report` are the recipe's own, Python's standard library; those of `tuning` are the source of some
 installed packages. Settings are chosen on the one and reported on the other. Each student is measured on held-out texts
@@ -80,11 +80,13 @@ def problems(gsm8k: Path) -> CorpusConfig:
     )
 
 
-def trained(texts: TextSet, variant: str, seed: int, root: Path) -> tuple[Pipeline, FolderManifest]:
+def trained(variant: str, seed: int, options: argparse.Namespace) -> tuple[Pipeline, FolderManifest]:
     """Return a student's run and its manifest, trained first if it is not in the folder."""
     values = {"train.seed": seed, **VARIANTS[variant]}
+    if options.tokenizer:
+        values["student.tokenizer"] = options.tokenizer
     config = override(recipe("transfer"), parse_overrides({"settings": values}))
-    pipeline = Pipeline(config.model_copy(update={"corpus": corpus(texts)}), str(root))
+    pipeline = Pipeline(config.model_copy(update={"corpus": corpus(options.set)}), str(options.root))
     return pipeline, pipeline.run()
 
 
@@ -100,15 +102,15 @@ def measured_elsewhere(run: Pipeline, gsm8k: Path, root: Path) -> FolderManifest
     return Pipeline(config, str(root)).run()
 
 
-def outcomes(texts: TextSet, variant: str, seed: int, options: argparse.Namespace) -> Outcomes:
+def outcomes(variant: str, seed: int, options: argparse.Namespace) -> Outcomes:
     """Return what a student is worth, by the column of the table."""
-    run, manifest = trained(texts, variant, seed, options.root)
+    run, manifest = trained(variant, seed, options)
     elsewhere = measured_elsewhere(run, options.gsm8k, options.root)
     values: dict[str, float | None] = {}
     for domain, of_domain in {"python": manifest, "maths": elsewhere}.items():
         values[f"{domain}, bits per byte"] = of_domain.results["held_out_bits_per_byte"]["student_after"]
         values[f"{domain}, KL"] = of_domain.results["held_out_word_kl"]["student_after"]
-    print(texts, variant, seed, values, flush=True)
+    print(options.set, variant, seed, values, flush=True)
     return values
 
 
@@ -119,9 +121,10 @@ def main() -> None:
     found: dict[str, list[Outcomes]] = {variant: [] for variant in options.variants}
     for seed in options.seeds:
         for variant in options.variants:
-            found[variant].append(outcomes(options.set, variant, seed, options))
-    title = f"Recipe `transfer`, {options.set} texts, seeds {', '.join(map(str, options.seeds))}"
-    results = options.root / "results" / f"recipes-{options.set}"
+            found[variant].append(outcomes(variant, seed, options))
+    tokenizer = Path(options.tokenizer).name if options.tokenizer else "trained"
+    title = f"Recipe `transfer`, tokenizer {tokenizer}, {options.set} texts, seeds {', '.join(map(str, options.seeds))}"
+    results = options.root / "results" / f"recipes-{options.set}-{tokenizer}"
     save(results.with_suffix(".json"), found)
     draw(found, title, results.with_suffix(".png"))
     print(f"\n{title}\n\n{markdown(found)}", flush=True)
@@ -135,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="the folder that keeps everything")
     parser.add_argument("--gsm8k", type=Path, required=True, help="the training part of GSM8K, gzipped JSON lines")
     parser.add_argument("--set", choices=get_args(TextSet), default="tuning", help="the set of texts")
+    parser.add_argument("--tokenizer", help="a folder with the student's tokenizer; without: the one that is trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     return parser.parse_args()
