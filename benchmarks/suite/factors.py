@@ -26,7 +26,7 @@ class Variant(NamedTuple):
     rate: float = 1.0
     """of learning, over the size's own"""
     embedding_rate: float = 1.0
-    """that of both embedding matrices, over the body's"""
+    """that of the embeddings, over the body's"""
 
 
 class Experiment(NamedTuple):
