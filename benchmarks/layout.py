@@ -39,8 +39,8 @@ from tests.real_tokenizers import tokenizer_folder
 Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
 PRECISIONS: dict[str, Callable[[Floats], Floats]] = {
     "23 bits (not rounded)": lambda values: values,
-    "15 bits (the default)": lambda values: round_mantissa(values, 15),
-    "10 bits": lambda values: round_mantissa(values, 10),
+    "15 bits": lambda values: round_mantissa(values, 15),
+    "10 bits (the default)": lambda values: round_mantissa(values, 10),
     "7 bits": lambda values: round_mantissa(values, 7),
 }
 TEMPERATURES = (1.0, 5.0, 100.0)

@@ -103,7 +103,7 @@ def config(corpus_url: str, llama_folder: str, gemma_folder: str) -> AlmConfig:
         ),
         teacher=gemma_folder,
         student=StudentConfig(model=llama_folder),
-        score=ScoreConfig(dtype="float32"),
+        score=ScoreConfig(dtype="float32", mantissa_bits=15),
         train=TrainConfig(steps=6, batch_tokens=256, row_tokens=128, learning_rate=1e-3, checkpoint_steps=2),
         evaluation=EvaluationConfig(samples=1, sample_tokens=4),
     )
