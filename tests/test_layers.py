@@ -52,6 +52,7 @@ ROOMS = (
     "alm_pipeline.transfer.level",
     "alm_pipeline.transfer",
     "alm_pipeline.transfer.bytes",
+    "alm_pipeline.merging",
     "alm_pipeline.training.parallel",
     "alm_pipeline.training.data",
     "alm_pipeline.training.model",
@@ -70,6 +71,7 @@ ROOMS = (
     "flows.execution",
     "flows",
     "flows.terminal",
+    "flows.cli.models",
     "flows.cli",
 )
 """Every folder of modules, each after those that it may import from."""

@@ -51,6 +51,11 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[name].get_slice(name).get_shape())
 
+    def is_floating_point(self, name: str) -> bool:
+        """Return whether the tensor holds floating-point numbers that fill a byte or more (F4 is packed)."""
+        dtype: str = self._files[name].get_slice(name).get_dtype()
+        return dtype in ("F64", "F32", "F16", "BF16")
+
     def read(self, name: str) -> Tensor:
         """Return the tensor as it is stored. Raises UserError if a value is NaN or infinite."""
         tensor: Tensor = self._files[name].get_tensor(name)
@@ -83,7 +88,8 @@ def _stored(tensor: Callable[[str], Tensor], name: str, dtype: torch.dtype) -> T
     values = tensor(name).to(dtype).contiguous()
     if not is_finite(values):
         raise UserError(
-            f"{name}: a weight exceeds the range of {str(dtype).removeprefix('torch.')}: use a scale nearer to 1"
+            f"{name}: a weight exceeds the range of {str(dtype).removeprefix('torch.')}: use a scale or weight that is "
+            "nearer to 1"
         )
     return values
 

@@ -46,6 +46,7 @@ PURPOSES = {
     "alm_pipeline.transfer.level": "How likely new tokens are as a whole, before training.",
     "alm_pipeline.transfer": "A new tokenizer's embeddings without training, and task arithmetic.",
     "alm_pipeline.transfer.bytes": "Models of bytes, with n-gram embeddings.",
+    "alm_pipeline.merging": "A model between a base and its tuned child.",
     "alm_pipeline.training.parallel": "Several processes that train one student.",
     "alm_pipeline.training.data": "From the caches, in a shuffled order, to packed batches.",
     "alm_pipeline.training.model": "The student's forward pass, the terms of a micro-batch, a teacher in memory, LoRA.",
@@ -64,6 +65,7 @@ PURPOSES = {
     "flows.execution": "Where tasks run: jobs, runners, retries and the GPU pool.",
     "flows": "Orchestration only: the Prefect flows and their tasks.",
     "flows.terminal": "What the commands print on, and the options that several of them share.",
+    "flows.cli.models": "The commands that make models of others, and that use finished ones.",
     "flows.cli": "The command `alm`.",
 }
 """Each room's purpose; `tests/test_docs.py` holds that every room has one."""

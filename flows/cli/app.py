@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from alm_pipeline.config import SEEDS, Method, SpecialTokens
 from flows.cli.audit import audit_commands
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
-from flows.cli.models import comparison, models, print_comparison
+from flows.cli.models.making import making
+from flows.cli.models.using import models
 from flows.cli.planning import (
     Measure,
     PricePerHour,
@@ -27,17 +27,11 @@ from flows.cli.student import student_commands
 from flows.execution import embedded
 from flows.stages import Until
 from flows.storage_block import storage_root
-from flows.terminal.console import InertGroup, JsonOption, err, out, user_errors
+from flows.terminal.console import InertGroup, JsonOption, err, user_errors
 from flows.terminal.options import (
-    MODEL,
-    Examples,
-    NewFolder,
     Recipe,
     Storage,
-    Text,
-    finite,
     override_options,
-    parse_level,
 )
 from storage.printed.records import make_output_inert
 
@@ -73,6 +67,7 @@ app.add_typer(inspection)
 app.add_typer(audit_commands)
 app.add_typer(store)
 app.add_typer(models)
+app.add_typer(making)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 
@@ -221,111 +216,3 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
-
-
-@app.command()
-def byte_level(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help=f"The model or tokenizer whose special tokens to use: {MODEL}.")
-    ],
-    folder: NewFolder,
-) -> None:
-    """Write a tokenizer of the 256 single bytes, with the special tokens and chat template of another one."""
-    from alm_pipeline.new_tokenizer.byte_level import write_byte_level
-
-    with user_errors():
-        tokenizer = write_byte_level(source, folder)
-        out.print_line(f"{folder}: {len(tokenizer)} tokens, {len(tokenizer) - 256} of them special tokens")
-
-
-@app.command()
-def transfer(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {MODEL}.")],
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=f"The new tokenizer: {MODEL}.")],
-    folder: NewFolder,
-    initialization: Annotated[
-        Method, typer.Option(help="How to make the embeddings of tokens that the model does not have.")
-    ] = "fvt",
-    level: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_level,
-            metavar="measured|none|NATS",
-            help="How many nats the logits of new tokens lose: as measured on a sample of prose and code, none, or N.",
-        ),
-    ] = "measured",
-    special_tokens: Annotated[
-        SpecialTokens,
-        typer.Option(help="Whose special tokens to use: the model's (source), the tokenizer's (target), or auto."),
-    ] = "auto",
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="The chat template of the new model: a file with a Jinja template, chatml, plain, or the name of one "
-            "that the tokenizer has."
-        ),
-    ] = None,
-    donor: Annotated[str | None, typer.Option(help="With omp: the model that has the new tokenizer.")] = None,
-    omp_terms: Annotated[
-        int, typer.Option(min=1, help="With omp: the number of shared tokens that a new one is composed of.")
-    ] = 8,
-    seed: Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The seed of random embeddings.")] = 0,
-    corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
-    text: Text = "text",
-    examples: Examples = 200,
-    as_json: JsonOption = False,
-) -> None:
-    """Give a model a new tokenizer without training it, and print how its embeddings were made.
-
-    With --corpus, also print the bits per byte of both models on those texts.
-    """
-    from alm_pipeline.runtime.progress import progress_bars
-    from alm_pipeline.tokenization.templates.choice import TemplateChoice
-    from alm_pipeline.transfer.zero_step import transfer
-
-    with user_errors(), progress_bars(err):
-        counts, found = transfer(
-            model,
-            tokenizer,
-            folder,
-            initialization=initialization,
-            level=level,
-            special_tokens=special_tokens,
-            template=TemplateChoice.of("--template", template),
-            donor=donor,
-            omp_terms=omp_terms,
-            seed=seed,
-        )
-        if not as_json:
-            embeddings = ", ".join(f"{count:,} {how}" for how, count in counts.items())
-            out.print_line(f"{folder}: new embeddings: {embeddings}")
-            if found:
-                out.print_line(f"{folder}: {found}")
-        compared = comparison([model, str(folder)], corpus, text, examples) if corpus else None
-        if as_json:
-            record = found.record() if found else None
-            out.write_json(
-                {"folder": str(folder), "new_embeddings": dict(counts), "level": record, "comparison": compared}
-            )
-        elif compared:
-            print_comparison(compared)
-
-
-@app.command()
-def apply_transfer(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {MODEL}.")],
-    transferred: Annotated[
-        str, typer.Argument(metavar="TRANSFERRED", help="The base model after its transfer to the new tokenizer.")
-    ],
-    fine_tune: Annotated[str, typer.Argument(metavar="FINE_TUNE", help="A fine-tune of the base model.")],
-    folder: NewFolder,
-    scale: Annotated[
-        float, typer.Option(callback=finite, help="The weight (lambda) of what the transfer changed in the base.")
-    ] = 1.0,
-) -> None:
-    """Give a fine-tune the tokenizer that its base model was transferred to, by task arithmetic."""
-    from alm_pipeline.transfer.task_arithmetic import apply_transfer
-
-    with user_errors():
-        apply_transfer(base, transferred, fine_tune, folder, scale=scale)
-        out.print_line(f"{folder}: {fine_tune} with the tokenizer of {transferred}")

@@ -13,8 +13,9 @@ import typer.main
 
 from alm_pipeline.config import Dtype, Method, SpecialTokens
 from alm_pipeline.config.overrides import Overrides
-from flows.cli.app import app, run, transfer
-from flows.cli.models import compare, evaluate, generate
+from flows.cli.app import app, run
+from flows.cli.models.making import transfer
+from flows.cli.models.using import compare, evaluate, generate
 from flows.stages import Until
 
 ROOT = Path(__file__).parents[3]
