@@ -1,7 +1,7 @@
 """The ids of several texts as two arrays, without a Python object per token."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -45,11 +45,6 @@ class FlatIds:
         """Return the ids of each text as lists."""
         ids, offsets = self.ids.tolist(), self.offsets.tolist()
         return [ids[start:end] for start, end in pairwise(offsets)]
-
-    def with_rows(self, rows: Mapping[int, npt.NDArray[np.int32]]) -> "FlatIds":
-        """Return the ids with those of some texts replaced."""
-        parts = [rows.get(index, self.row(index)) for index in range(len(self))] if rows else []
-        return FlatIds.join([FlatIds(ids, np.array([0, len(ids)])) for ids in parts]) if rows else self
 
     def first_difference(self, other: "FlatIds") -> int | None:
         """Return the first text that has other ids there, or None. Both are of the same texts."""

@@ -26,6 +26,7 @@ from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.stage import _sample, tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
+from tests.alm_pipeline.tokenization.engines.wrong_ids import with_rows
 from tests.corpora import conversations, text_examples
 
 Ids = npt.NDArray[np.int32]
@@ -144,7 +145,7 @@ def recording(shards: set[int], wrong_on: str | None = None) -> Mapping[str, Eng
             shards.update(int(text.split()[2]) for text in texts if text.startswith("The fox "))
             flat = super().encode(texts, special_literals=special_literals)
             wrong = [index for index, text in enumerate(texts) if wrong_on and wrong_on in text]
-            return flat.with_rows({index: flat.row(index)[::-1] for index in wrong})
+            return with_rows(flat, {index: flat.row(index)[::-1] for index in wrong})
 
     return {"fastokens": RecordingEngine}
 
@@ -181,7 +182,7 @@ def lying(shard: int, how: Callable[[Ids], Ids], lied: list[str]) -> Mapping[str
                 if text.startswith("The fox ") and int(text.split()[2]) >= shard
             ]
             lied.extend(texts[index] for index in wrong)
-            return flat.with_rows({index: how(flat.row(index)) for index in wrong})
+            return with_rows(flat, {index: how(flat.row(index)) for index in wrong})
 
     return {"fastokens": LyingEngine}
 

@@ -15,6 +15,7 @@ from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.registry import EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
+from tests.alm_pipeline.tokenization.engines.wrong_ids import with_rows
 
 REMEMBERED: dict[tuple[bool, tuple[str, ...]], FlatIds] = {}
 
@@ -39,7 +40,7 @@ class FakeEngine:
         time.sleep(self._delay if len(texts) == len(TEXTS) else 0)
         flat = self._standard.encode(texts, special_literals=special_literals)
         wrong = [index for index, text in enumerate(texts) if self._wrong_on and self._wrong_on in text]
-        return flat.with_rows({index: flat.row(index)[::-1] for index in wrong})
+        return with_rows(flat, {index: flat.row(index)[::-1] for index in wrong})
 
 
 def factory(name: str, wrong_on: str | None = None, delay: float = 0) -> EngineFactory:

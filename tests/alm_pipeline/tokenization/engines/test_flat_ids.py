@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+from tests.alm_pipeline.tokenization.engines.wrong_ids import with_rows
 
 Rows = list[list[int]]
 
@@ -35,7 +36,7 @@ def test_rows_are_replaced_and_differences_found(seed: int) -> None:
     flat, draw = FlatIds.of(rows), random.Random(seed)
     others = {draw.randrange(20): np.array([draw.randrange(9)] * draw.randrange(4), np.int32) for _ in range(seed)}
     expected = [others[index].tolist() if index in others else row for index, row in enumerate(rows)]
-    replaced = flat.with_rows(others)
+    replaced = with_rows(flat, others)
     assert replaced.lists() == expected
     first = next((index for index, (row, other) in enumerate(zip(rows, expected, strict=True)) if row != other), None)
     assert flat.first_difference(replaced) == first

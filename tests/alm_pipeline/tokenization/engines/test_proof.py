@@ -9,6 +9,7 @@ from alm_pipeline.tokenization.engines.flat_ids import FlatIds
 from alm_pipeline.tokenization.engines.proof import first_difference, token_texts
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.vocabulary.byte_view import byte_view
+from tests.alm_pipeline.tokenization.engines.wrong_ids import with_rows
 
 
 def test_a_difference_is_found(byte_level: PreTrainedTokenizerFast) -> None:
@@ -16,7 +17,7 @@ def test_a_difference_is_found(byte_level: PreTrainedTokenizerFast) -> None:
         def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
             rows = super().encode(texts, special_literals=special_literals)
             wrong = [index for index, text in enumerate(texts) if "\u0e20" in text]
-            return rows.with_rows({index: rows.row(index) + 1 for index in wrong})
+            return with_rows(rows, {index: rows.row(index) + 1 for index in wrong})
 
     backend = byte_level.backend_tokenizer
     text = first_difference(OffByOne(backend), StandardEngine(backend), special_literals=False)
