@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.examples import iter_examples

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from typing import TypeVar
 
 _callers = ContextVar("callers", default=1)
@@ -41,6 +42,15 @@ def shared_by(callers: int) -> Iterator[None]:
         yield
     finally:
         _callers.reset(before)
+
+
+@contextmanager
+def importing(module: str) -> Iterator[None]:
+    """Import a module that takes long, in a thread, while the block does something else; wait for it at the end."""
+    with ThreadPoolExecutor(1) as thread:
+        imported = thread.submit(import_module, module)
+        yield
+        imported.result()
 
 
 @contextmanager

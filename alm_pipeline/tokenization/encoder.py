@@ -24,6 +24,8 @@ from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from alm_pipeline.vocabulary.text_forms import TextNormalizer
 from storage.errors import UserError, user_error
 
+SPELLING_KERNEL = "alm_pipeline.tokenization.spelling_kernel"
+"""imported when the first text is encoded, since it imports numba"""
 Ids = npt.NDArray[np.int32]
 
 
