@@ -70,8 +70,8 @@ def first_tokens(started: float, folder: str, *, with_flow: bool) -> None:
         from alm_pipeline.models.tokenizer import LoadedTokenizer
         from alm_pipeline.runtime.threads import importing
         from alm_pipeline.tokenization.encoder import SPELLING_KERNEL, ByteEncoder
-        from alm_pipeline.tokenization.engines.choice import EngineInTheMaking
         from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+        from alm_pipeline.tokenization.engines.making import EngineInTheMaking
     tokenizer = LoadedTokenizer(folder)
     with part("identity"):
         _ = tokenizer.identity

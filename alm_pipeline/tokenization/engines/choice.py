@@ -1,25 +1,23 @@
 """Which engine encodes a dataset: the fastest one that is proven to give the standard engine's ids."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Thread
 
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
 from alm_pipeline.tokenization.engines.findings import Findings
-from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+from alm_pipeline.tokenization.engines.making import EngineInTheMaking
 from alm_pipeline.tokenization.engines.proof import DifferentIds, difference, first_difference, token_texts
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView
 
 _TIMINGS = 3
-
-_log = logging.getLogger(__name__)
+_TOKENS_WORTH_A_THREAD = 2**16
+"""the vocabulary from which on it takes over half a second to make an engine"""
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,6 @@ class EngineChoice:
         speed = f", which is {_times(self.speed)}" if self.speed != 1 else ""
         refusals = "".join(f"; not with {name}: {reason}" for name, reason in self.refusals.items())
         return f"encoded with {self.engine.name}{speed}{refusals}"
-
-
-class EngineInTheMaking:
-    """A proven engine, in whose place the standard one encodes until it is made: both give the same ids.
-
-    Making an engine takes seconds for a large vocabulary. A thread of its own does it, while others encode.
-    """
-
-    def __init__(self, name: str, make: Callable[[], Engine], standard: StandardEngine) -> None:
-        self.name, self._make = name, make
-        self._engine: Engine = standard
-        self.making = Thread(target=self._replace_standard, name=f"makes {name}")
-
-    def encode(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
-        return self._engine.encode(texts, special_literals=special_literals)
-
-    def _replace_standard(self) -> None:
-        try:
-            self._engine = self._make()
-        except Exception as error:  # nothing but speed is lost
-            _log.warning("%s is proven to be exact, but can't be used now (%s): tokenizers encodes", self.name, error)
 
 
 def choose_engine(
@@ -170,7 +147,7 @@ class _Examination:
         _require_same(proof)
         outcome = self.findings.recall(_trial_question(name), self.trial.dataset, TrialOutcome)
         _require_same(outcome)
-        if proof is not None and outcome is not None:
+        if proof is not None and outcome is not None and self.view.size >= _TOKENS_WORTH_A_THREAD:
             make = partial(factory, self.tokenizer, self.view, self.standard)
             return EngineInTheMaking(name, make, self.standard), outcome.speed
         engine = factory(self.tokenizer, self.view, self.standard)
