@@ -68,8 +68,8 @@ def first_tokens(started: float, folder: str, *, with_flow: bool) -> None:
             import flows.tasks  # noqa: F401  # as a worker does, before it gets the pipeline
         import alm_pipeline.pipeline  # noqa: F401
         from alm_pipeline.models.tokenizer import LoadedTokenizer
-        from alm_pipeline.runtime.threads import importing
-        from alm_pipeline.tokenization.encoder import SPELLING_KERNEL, ByteEncoder
+        from alm_pipeline.runtime.threads import meanwhile
+        from alm_pipeline.tokenization.encoder import ByteEncoder, load_spelling_kernel
         from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
         from alm_pipeline.tokenization.engines.making import EngineInTheMaking
     tokenizer = LoadedTokenizer(folder)
@@ -77,7 +77,7 @@ def first_tokens(started: float, folder: str, *, with_flow: bool) -> None:
         _ = tokenizer.identity
     with part("byte view"):
         _ = tokenizer.view
-    with part("standard engine and numba"), importing(SPELLING_KERNEL):
+    with part("standard engine and numba"), meanwhile(load_spelling_kernel):
         encoder = ByteEncoder(tokenizer)
     backend, view, standard = tokenizer.encoding_backend, encoder.view, encoder.standard
     engine = EngineInTheMaking("fastokens", lambda: FastokensEngine(backend, view, standard), standard)

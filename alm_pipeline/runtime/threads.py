@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from typing import TypeVar
 
 _callers = ContextVar("callers", default=1)
@@ -45,12 +44,12 @@ def shared_by(callers: int) -> Iterator[None]:
 
 
 @contextmanager
-def importing(module: str) -> Iterator[None]:
-    """Import a module that takes long, in a thread, while the block does something else; wait for it at the end."""
+def meanwhile(function: Callable[[], object]) -> Iterator[None]:
+    """Call a function in a thread while the block does something else, and wait for it at the end."""
     with ThreadPoolExecutor(1) as thread:
-        imported = thread.submit(import_module, module)
+        call = thread.submit(function)
         yield
-        imported.result()
+        call.result()
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from alm_pipeline.vocabulary.text_forms import TextNormalizer
 from storage.errors import UserError, user_error
 
-SPELLING_KERNEL = "alm_pipeline.tokenization.spelling_kernel"
-"""imported when the first text is encoded, since it imports numba"""
 Ids = npt.NDArray[np.int32]
 
 
@@ -258,6 +256,16 @@ class ByteEncoder:
             tuple(_role(conversation[section.message], section.role) for section in own),
             tuple(np.diff(section_ends, prepend=0).tolist()),
         )
+
+
+def load_spelling_kernel() -> None:
+    """Load the compiled code that the first text would load: numba takes half a second for it."""
+    from alm_pipeline.tokenization.spelling_kernel import spell_texts
+
+    # as `_spelled` calls it: for arrays that can be written to, other code would be loaded
+    ids, text = np.frombuffer(b"", np.int32), np.frombuffer(b"", np.uint8)
+    offsets, letters = np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    spell_texts(ids, offsets, letters, offsets, text, offsets, np.zeros(0, np.int32), np.zeros(0, np.bool_))
 
 
 def _role(message: Mapping[str, Any], role: str) -> str:
