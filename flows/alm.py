@@ -14,13 +14,14 @@ from pydantic import Field
 from alm_pipeline.config import AlmConfig, Number, Whole
 from alm_pipeline.config.overrides import Overrides, configure, override, parse_overrides
 from alm_pipeline.naming.names import run_title
+from alm_pipeline.planning.finished import find_finished
 from alm_pipeline.runtime.progress import expect_seconds
 from flows import tasks
 from flows.alm_run import AlmRun, Workers
 from flows.execution.gpu_pool import GpuPool, PoolRunCancelled
 from flows.execution.inert_run import inert_flow, inert_run, require_no_secrets
 from flows.execution.runners import Runner, task_runner
-from flows.plan_of_run import plan_run, record_run
+from flows.plan_of_run import plan_run, record_run, remember_finished
 from flows.run_name import run_name
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.storage_block import storage_root
@@ -112,6 +113,9 @@ def alm(
         tasks.log_stages_at_info()
         if not only:
             _log_first_lines(chosen, parameters)
+            if finished := find_finished(chosen, storage_root(storage), until):
+                answer: dict[str, Any] = tasks.report_finished(chosen, finished)
+                return answer
         run = _alm_run(chosen, storage, address)
         phases: Sequence[Phase] = (only,) if only else PHASES[until]
         if only == "score":
@@ -121,9 +125,12 @@ def alm(
         if pool:
             require_no_secrets(run.parameters, f"gpu_pool {gpu_pool}")
         run.pipeline.require_ready(phases, here=[phase for phase in phases if not pool or phase == "prepare"])
-        return _run_phases(
+        result = _run_phases(
             run, phases, pool, lambda: Workers(task_runner(runner, workers, address), workers, group_bytes)
         )
+        if not only and not pool:  # no machine of a pool is asked for the same run again
+            remember_finished(run.pipeline, result, until)
+        return result
 
 
 def _alm_run(config: AlmConfig, storage: str, address: str | None) -> AlmRun:

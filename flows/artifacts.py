@@ -16,7 +16,7 @@ from storage.printed.inert import markdown, markdown_code, one_line
 from storage.urls import join_url, read_bytes
 
 if TYPE_CHECKING:
-    from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.config import AlmConfig
     from alm_pipeline.report import RunSummary
 
 Rows = Sequence[tuple[str, str]]
@@ -25,19 +25,20 @@ _CHUNKS = 120
 """drawn of the example alignment"""
 
 
-def create_summary_artifacts(pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> None:
+def create_summary_artifacts(config: "AlmConfig", summary: "RunSummary", rows: Rows) -> None:
     """Create the artifacts `alm-summary`, a table, and `alm-report`, a page."""
-    title = markdown(run_title(pipeline.config))
+    title = markdown(run_title(config))
     table = [{"what": one_line(what), "value": one_line(value)} for what, value in [*rows, *summary.places.items()]]
-    page = _page(title, pipeline, summary, rows)
+    page = _page(title, summary, rows)
     _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))
     _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
 
 
-def _page(title: str, pipeline: "Pipeline", summary: "RunSummary", rows: Rows) -> str:
-    pictures = {"Aligned chunks of an example": _attempt("alignment", lambda: _draw_alignment(pipeline))}
-    if "student" in summary.places:
-        pictures["Training curves of the student"] = _attempt("curves", lambda: _read_curves(pipeline))
+def _page(title: str, summary: "RunSummary", rows: Rows) -> str:
+    places = summary.places
+    pictures = {"Aligned chunks of an example": _attempt("alignment", lambda: _draw_alignment(places["alignments"]))}
+    if "student" in places:
+        pictures["Training curves of the student"] = _attempt("curves", lambda: _read_curves(places["student"]))
     # lists, since Prefect's tables cut long cells off
     parts = [
         f"# {title}",
@@ -53,18 +54,18 @@ def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _draw_alignment(pipeline: "Pipeline") -> bytes:
+def _draw_alignment(alignments: str) -> bytes:
     from alm_pipeline.inspection.drawing import draw
     from alm_pipeline.inspection.picture import picture
 
-    return draw(picture(pipeline.alignments.url, chunks=_CHUNKS))
+    return draw(picture(alignments, chunks=_CHUNKS))
 
 
-def _read_curves(pipeline: "Pipeline") -> bytes | None:
+def _read_curves(student: str) -> bytes | None:
     """Read the student's curves; None if it has none: it was not trained, or matplotlib is not installed."""
     from alm_pipeline.training.student.curves import PICTURE
 
-    return read_bytes(join_url(pipeline.student.url, PICTURE))
+    return read_bytes(join_url(student, PICTURE))
 
 
 def _attempt(what: str, show: Callable[[], Result]) -> Result | None:

@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from alm_pipeline.planning.plan import Plan
 from alm_pipeline.planning.table import reason_lines, stage_table, total_rows
+from flows.stages import Until
 from storage.printed.inert import markdown, one_line
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ def _table(plan: Plan) -> list[dict[str, Any]]:
 def _description(plan: Plan) -> str:
     lines: Sequence[str] = [*(f"{what}: {value}" for what, value in total_rows(plan)), *reason_lines(plan), *plan.notes]
     return "\n".join([f"Plan of {markdown(plan.title)}", "", *(f"- {markdown(line)}" for line in lines)])
+
+
+def remember_finished(pipeline: "Pipeline", result: dict[str, Any], until: Until) -> None:
+    """Record that a run is finished, so that this machine answers the next one like it at once."""
+    from alm_pipeline.planning.finished import record_finished
+    from alm_pipeline.report import RunSummary
+
+    fields = {name: value for name, value in result.items() if name in RunSummary.model_fields}
+    _attempt(
+        "it is not recorded that this run is finished",
+        lambda: record_finished(pipeline, RunSummary.model_validate(fields), until),
+    )
 
 
 def record_run(pipeline: "Pipeline", plan: Plan | None, seconds: dict[str, float]) -> None:

@@ -23,8 +23,10 @@ from storage.printed.records import make_output_inert
 
 if TYPE_CHECKING:
     # torch and transformers are imported by the tasks that run, not by processes that deploy or display the flow
+    from alm_pipeline.config import AlmConfig
     from alm_pipeline.pipeline import Pipeline
     from alm_pipeline.planning.plan import Plan
+    from alm_pipeline.report import RunSummary
 
 
 def stage_task(name: str, run_name: str | Callable[[], str] | None = None) -> Callable[[Callable[..., Any]], Any]:
@@ -147,7 +149,21 @@ def report(
     summary = summarize(pipeline, with_student=with_student)
     comparisons = compare(plan, summary, seconds) if plan else []
     rows = summary_rows(summary, seconds) + [comparison.line() for comparison in comparisons]
-    create_summary_artifacts(pipeline, summary, rows)
+    _show_summary(pipeline.config, summary, rows)
+    return summary.model_dump() | {"seconds": seconds, "planned": [each.model_dump() for each in comparisons]}
+
+
+@task(name="report-finished", cache_policy=NO_CACHE)
+def report_finished(config: "AlmConfig", summary: "RunSummary") -> dict[str, Any]:
+    """Do as `report` does for a run that was finished before, without its pipeline."""
+    from alm_pipeline.report import summary_rows
+
+    get_run_logger().info("everything was there already")
+    _show_summary(config, summary, summary_rows(summary, {}))
+    return summary.model_dump() | {"seconds": {}, "planned": []}
+
+
+def _show_summary(config: "AlmConfig", summary: "RunSummary", rows: Sequence[tuple[str, str]]) -> None:
+    create_summary_artifacts(config, summary, rows)
     for what, value in [*rows, *summary.places.items()]:
         get_run_logger().info("%s: %s", what, value)
-    return summary.model_dump() | {"seconds": seconds, "planned": [each.model_dump() for each in comparisons]}

@@ -168,9 +168,9 @@ def test_what_runs_on_a_gpu_worker_needs_neither_polars_nor_prefect(part: str) -
     assert [file for file in reachable if {"polars", "prefect"} & set(_imports(file))] == []
 
 
-def test_processes_that_prepare_a_corpus_start_without_torch() -> None:
-    """It takes three quarters of the time that they need to start."""
+def test_processes_that_prepare_a_corpus_start_without_torch_and_transformers() -> None:
+    """They take three quarters of the time that such a process needs to start."""
     loaded = _loads(
         "alm_pipeline.pipeline", "alm_pipeline.tokenization.stage", "alm_pipeline.alignment.stage", "flows.tasks"
     )
-    assert "torch" not in loaded
+    assert loaded & {"torch", "transformers", "huggingface_hub"} == set()

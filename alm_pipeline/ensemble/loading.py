@@ -159,7 +159,7 @@ def _member(
     if pad is not None and inputs[pad] < 0:
         # `generate` writes it after a finished row, where its prediction does not matter
         inputs[pad] = 0
-    prefix = [] if same else special_tokens_around(member.tokenizer)[0]
+    prefix = [] if same else special_tokens_around(member.tokenizer.backend_tokenizer)[0]
     check_rows(prefix, member.model, member.tokenizer, member.name)
     tokens = lead.tokenizer.convert_ids_to_tokens
     return AlignedMember(
@@ -171,7 +171,7 @@ def _config(lead: LoadedMember, members: Sequence[LoadedMember], rows: int) -> E
     """Return the configuration. Its context is the shortest member's, less the tokens that members put before texts."""
     lengths = [context_length(member.model.config) for member in members]
     others = [member.tokenizer for member in members if not same_vocabulary(lead.tokenizer, member.tokenizer)]
-    longest_prefix = max((len(special_tokens_around(other)[0]) for other in others), default=0)
+    longest_prefix = max((len(special_tokens_around(other.backend_tokenizer)[0]) for other in others), default=0)
     limits = [length - longest_prefix for length in lengths if length]
     roles: dict[str, Any] = {
         f"{role}_token_id": getattr(lead.tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")

@@ -22,7 +22,7 @@ class Retokenizer:
 
     def __init__(self, lead: PreTrainedTokenizerFast, member: PreTrainedTokenizerFast) -> None:
         self._view, self._backend = byte_view(lead.backend_tokenizer), plain_backend(member.backend_tokenizer)
-        self._prefix, _ = special_tokens_around(member)
+        self._prefix, _ = special_tokens_around(member.backend_tokenizer)
         self._spelling = list(self._view.spelling)
         pairs = counterparts(lead, member)
         for special in np.flatnonzero(self._view.special & (pairs >= 0)).tolist():

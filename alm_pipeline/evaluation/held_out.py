@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -129,17 +130,28 @@ class HeldOut:
         return list_rows(self.drawn[role][name])
 
 
-def require_held_out(caches: Mapping[str, Dataset]) -> None:
-    """Raise UserError, as `HeldOut.read` does, if nothing is held out or has a prediction. Needs no scores."""
-    columns = {role: names for role, names in COLUMNS.items() if role != "scores"}
-    datasets, predicted, rows = {role: caches[role] for role in columns}, dict.fromkeys(_SIDES, False), 0
-    for shard in range(len(caches["alignments"].complete_manifest().shards)):
-        tables = _held_out_rows(read_aligned(datasets, shard, columns))
-        rows += tables["examples"].num_rows
-        predicted |= {side: predicted[side] or _has_predictions(tables[side]) for side in _SIDES}
-        if all(predicted.values()):
-            return
-    raise UserError(NO_PREDICTION) if rows else _nothing(caches)
+class HeldOutCheck:
+    """Whether something is held out and has a prediction on both sides, by shards that are seen one by one."""
+
+    COLUMNS: ClassVar = {role: names for role, names in COLUMNS.items() if role != "scores"}
+
+    def __init__(self) -> None:
+        self._predicted, self._rows = dict.fromkeys(_SIDES, False), 0
+
+    @property
+    def is_passed(self) -> bool:
+        return all(self._predicted.values())
+
+    def see(self, tables: Tables) -> None:
+        """Look at a shard's columns `COLUMNS`."""
+        held_out = _held_out_rows({role: tables[role] for role in self.COLUMNS})
+        self._rows += held_out["examples"].num_rows
+        self._predicted |= {side: self._predicted[side] or _has_predictions(held_out[side]) for side in _SIDES}
+
+    def require(self, caches: Mapping[str, Dataset]) -> None:
+        """Raise UserError, as `HeldOut.read` does, if nothing is held out or has a prediction in all shards."""
+        if not self.is_passed:
+            raise UserError(NO_PREDICTION) if self._rows else _nothing(caches)
 
 
 def _nothing(caches: Mapping[str, Dataset]) -> UserError:

@@ -3,9 +3,6 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from alm_pipeline.config import BYTES
 from alm_pipeline.config.fields.spelling import nearest_with_meaning
 from storage.errors import UserError, cause
@@ -44,6 +41,9 @@ def fetch_folder(name: str, files: tuple[str, ...], revision: str | None = None)
         return demo_model(name.removeprefix(_DEMO))
     if not is_on_hub(name):
         return Path(name)
+    from huggingface_hub import snapshot_download  # importing it takes a third of a second
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:  # which asks for another kind of name, where a path is misspelt

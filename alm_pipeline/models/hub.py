@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from alm_pipeline.models.loaded_files import weight_files
 from storage.fingerprints import hash_file
 
@@ -14,6 +12,8 @@ def hub_weight_hashes(name: str, folder: Path) -> dict[str, str]:
     `folder` is the local snapshot of the commit, with at least the small files. Empty if the hub does not report the
     hashes of all weights, or can't be reached. Raises UserError if there are no weights.
     """
+    from huggingface_hub import HfApi  # importing it takes a third of a second
+
     try:
         # not list_repo_tree, which tries for half a minute to reach a hub
         listed = HfApi().model_info(name, revision=folder.name, files_metadata=True).siblings or []

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.import_utils import is_peft_available
-
 from alm_pipeline.models.files import CODE
 from alm_pipeline.models.health.damage import INDEX, read_json
 from storage.errors import UserError, user_error
@@ -147,6 +145,13 @@ def _code_references(config: Mapping[str, Any]) -> list[str]:
 def _python_files(folder: Path) -> dict[str, Path]:
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob(CODE) if file.is_file()}
     return {name: file for name, file in files.items() if not f"/{name}".count("/.")}
+
+
+def is_peft_available() -> bool:
+    """Return whether transformers loads adapters, as it sees that itself."""
+    from transformers.utils.import_utils import is_peft_available as is_available  # importing it takes a second
+
+    return bool(is_available())
 
 
 def check_same(name: str, identity: str, expected: str, made: str) -> None:

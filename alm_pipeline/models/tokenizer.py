@@ -1,45 +1,56 @@
 """A tokenizer as one object: loaded once, and passed to every stage that needs something of it."""
 
 import copy
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.models.files import SMALL_FILES, is_on_hub, label, tokenizer_files
 from alm_pipeline.models.health.damage import VOCABULARY, check_documents, check_merges, reading_tokenizer
 from alm_pipeline.models.health.library_log import quiet_transformers
+from alm_pipeline.models.tokenizer_facts import (
+    TokenizerFacts,
+    identity_of,
+    record_facts,
+    recorded_definition,
+    recorded_facts,
+)
 from alm_pipeline.tokenization.chat.template import ChatTemplate
 from alm_pipeline.tokenization.templates.choice import TemplateChoice, Templates
-from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
+from alm_pipeline.vocabulary.byte_view import ByteView
 from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around
-from alm_pipeline.vocabulary.text_forms import NFC, TextForm, forms_of
+from alm_pipeline.vocabulary.text_forms import NFC, TextForm
+from alm_pipeline.vocabulary.view_file import shared_view
 from storage.errors import UserError, user_error
 from storage.fingerprints import ReadFiles, hash_files
 
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
+
 _FILES = (*SMALL_FILES, "additional_chat_templates/*.jinja")
+_BYTES_WORTH_RECORDING = 2**20
+"""of a tokenizer.json: a smaller one is loaded in no time"""
 
 
 class LoadedTokenizer:
     """A fast tokenizer, and what the stages need to know of it.
 
-    Every property is computed when it is first used, and then kept. Loading takes one to three seconds for a vocabulary
-    of 260,000 tokens; the identity needs half a second more.
+    Every property is computed when it is first used, and then kept. For a vocabulary of 260,000 tokens, loading takes
+    one to three seconds, and the identity, the byte view and the rest two more. So this machine records all but what
+    transformers itself is needed for (chat templates, saving): a later process begins without loading anything.
     """
 
     def __init__(
         self,
         name: str,
-        loaded: PreTrainedTokenizerFast | None = None,
+        loaded: "PreTrainedTokenizerFast | None" = None,
         *,
         revision: str | None = None,
         template: TemplateChoice | None = None,
@@ -52,7 +63,7 @@ class LoadedTokenizer:
         self.name, self._loaded, self._revision, self._choice = name, loaded, revision, template
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "LoadedTokenizer":
+    def of(cls, tokenizer: "PreTrainedTokenizerFast") -> "LoadedTokenizer":
         """Wrap a tokenizer that is in memory only."""
         return cls(str(tokenizer.name_or_path), tokenizer)
 
@@ -92,7 +103,7 @@ class LoadedTokenizer:
     """the same tokenizer with its own template, where that is loaded as well"""
 
     @cached_property
-    def fast(self) -> PreTrainedTokenizerFast:
+    def fast(self) -> "PreTrainedTokenizerFast":
         """The tokenizer, exactly as its tokenizer.json defines it (AutoTokenizer rebuilds some with other ids).
 
         It is shared: nothing may change its settings. Raises UserError naming the file that is damaged, or the setting
@@ -106,23 +117,63 @@ class LoadedTokenizer:
         return tokenizer
 
     @cached_property
-    def template_without_arguments(self) -> Templates:
-        """The chat template as it is chosen, without the arguments that are written into it."""
-        own: Templates = self._own.chat_template
-        return own if self._choice is None else replace(self._choice, arguments={}).applied(own, self.name)
+    def chat_template(self) -> Templates:
+        """The chat template as it is chosen. Raises UserError as `fast` does."""
+        return self._own_template if self._choice is None else self._choice.applied(self._own_template, self.name)
 
     @cached_property
-    def _own(self) -> PreTrainedTokenizerFast:
+    def template_without_arguments(self) -> Templates:
+        """The chat template as it is chosen, without the arguments that are written into it."""
+        own = self._own_template
+        return own if self._choice is None else replace(self._choice, arguments={}).applied(own, self.name)
+
+    @property
+    def _own_template(self) -> Templates:
+        return self._base.chat_template if self._base else self._facts.chat_template
+
+    @cached_property
+    def _facts(self) -> TokenizerFacts:
+        """What is known of the tokenizer, which is loaded only if this machine has not recorded it."""
+        if self._base:
+            return self._base._facts
+        if self._loaded is not None:
+            return TokenizerFacts.of(self._loaded)[0]
+        if not self._is_recorded:
+            return TokenizerFacts.of(self._own)[0]
+        if facts := recorded_facts(self._files.hashes):
+            return facts
+        facts, definition = TokenizerFacts.of(self._own)
+        self._files.check()  # the facts are those of the files that were hashed
+        record_facts(self._files.hashes, facts, definition)
+        return facts
+
+    @cached_property
+    def _is_recorded(self) -> bool:
+        return self._loaded is None and self.file.stat().st_size >= _BYTES_WORTH_RECORDING
+
+    @cached_property
+    def _files(self) -> ReadFiles:
+        """The files that it may be loaded from, hashed, so that a change is noticed even where times are set back."""
+        return self._hashed_files()
+
+    def _hashed_files(self) -> ReadFiles:
+        folder = self.file.parent
+        files = ReadFiles(lambda: _small_files(folder))
+        _ = files.hashes
+        return files
+
+    @cached_property
+    def _own(self) -> "PreTrainedTokenizerFast":
         """The tokenizer with its own template."""
         if self._base:
             return self._base.fast
         if self._loaded is not None:
             return self._loaded
-        folder = self.file.parent
-        self._files = ReadFiles(lambda: _small_files(folder))
-        _ = self._files.hashes  # so that a change is noticed even where size and time are set back
+        folder, files = self.file.parent, self._hashed_files()
         check_merges(self.file)
         with reading_tokenizer(self.name, folder), quiet_transformers():
+            from transformers import PreTrainedTokenizerFast
+
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
             for how_loaded in ("is_local", "local_files_only"):  # saved otherwise; HF_HUB_OFFLINE would change its hash
@@ -130,7 +181,16 @@ class LoadedTokenizer:
             # what is read only when a text is encoded or decoded fails here, and not in the middle of a stage
             tokenizer.decode(tokenizer.encode("a"))
             _check_template(self.name, tokenizer)
+        if "_facts" in vars(self) and files.hashes != self._files.hashes:
+            self._require_same(tokenizer)
+        self._files = files
         return tokenizer
+
+    def _require_same(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Raise UserError if a tokenizer that was loaded after its files changed is not the one that is known."""
+        if TokenizerFacts.of(tokenizer)[0] != self._facts:
+            self._files.check()
+            raise AssertionError("files with other hashes are not noticed")
 
     @cached_property
     def encoding_backend(self) -> Tokenizer:
@@ -139,7 +199,13 @@ class LoadedTokenizer:
         Those would cut texts, let an example's tokens depend on its neighbors, or be random. One encoder at a time
         may use it: an engine switches how it reads the literals of special tokens.
         """
-        return plain_backend(self.fast.backend_tokenizer)
+        if self._base:
+            return self._base.encoding_backend
+        # the facts first: where this machine does not know them, they need the tokenizer itself
+        definition = self._recorded_definition()
+        if definition is None or "_own" in vars(self):
+            return plain_backend(self.fast.backend_tokenizer)
+        return Tokenizer.from_str(definition)
 
     @cached_property
     def view(self) -> ByteView:
@@ -147,12 +213,12 @@ class LoadedTokenizer:
         if self._base:
             return self._base.view
         with user_error(f"{self.name}: the bytes of its tokens can't be read off its tokenizer.json", "save it again"):
-            return byte_view(self.fast.backend_tokenizer)
+            return shared_view(self._facts.definition, lambda: self.encoding_backend, on_disk=self._is_recorded)
 
     @cached_property
     def highest_id(self) -> int:
         """The highest id of a token, known long before the view is."""
-        return max(self.fast.get_vocab().values(), default=-1)
+        return self._facts.highest_id
 
     @cached_property
     def boundary_ids(self) -> npt.NDArray[np.int64]:
@@ -162,11 +228,13 @@ class LoadedTokenizer:
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after every text."""
+        if self._facts.frame is not None:
+            return self._facts.frame
         with user_error(
             f"{self.name}: the tokens around a text can't be separated from the text's own",
             "check its post_processor and its model, or save the tokenizer again",
         ):
-            return special_tokens_around(self.fast)
+            return special_tokens_around(self.encoding_backend)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -176,7 +244,7 @@ class LoadedTokenizer:
     @cached_property
     def forms(self) -> tuple[TextForm, ...]:
         """The text forms that the normalizer produces."""
-        return forms_of(self.fast.backend_tokenizer)
+        return self._facts.text_forms
 
     @cached_property
     def identity(self) -> str:
@@ -185,8 +253,14 @@ class LoadedTokenizer:
         How its files are written does not change it, and neither does truncation, padding or dropout that is saved with
         it, since no stage encodes with them. Another version of `tokenizers` may write the same tokenizer differently.
         """
-        state = [self.encoding_backend.to_str(), self.fast.special_tokens_map, self.fast.chat_template]
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        facts = self._facts
+        if self.chat_template == facts.chat_template:
+            return facts.identity
+        definition = self._recorded_definition() or self.encoding_backend.to_str()
+        return identity_of(definition, facts.special_tokens_map, self.chat_template)
+
+    def _recorded_definition(self) -> str | None:
+        return recorded_definition(self._facts.definition) if self._is_recorded else None
 
     @cached_property
     def saved_identity(self) -> str:
@@ -221,7 +295,7 @@ class LoadedTokenizer:
         return label(self.name)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """Load a fast tokenizer by name. Raises UserError if it has no tokenizer.json."""
     return LoadedTokenizer(name).fast
 
@@ -232,7 +306,7 @@ def common_forms(tokenizers: Iterable[LoadedTokenizer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(form.serialized for form in [NFC, *forms]))
 
 
-def _check_template(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def _check_template(name: str, tokenizer: "PreTrainedTokenizerFast") -> None:
     template: Any = tokenizer.chat_template
     templates = list(template.values()) if isinstance(template, dict) else [template]
     if other := [type(item).__name__ for item in templates if not isinstance(item, str | None)]:

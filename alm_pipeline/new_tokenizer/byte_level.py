@@ -17,15 +17,18 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.tokenization.chat.template import TemplateRefused, apply_template
 from alm_pipeline.vocabulary.byte_view import byte_vocabulary
 from storage.errors import UserError
+
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
 
 BYTES = 256
 # a name between signs, such as `<think>` and `[INST]`: anything else that a template writes is plain text
@@ -36,7 +39,7 @@ _CONVERSATIONS = (
 )
 
 
-def write_byte_level(source_name: str, folder: Path) -> PreTrainedTokenizerFast:
+def write_byte_level(source_name: str, folder: Path) -> "PreTrainedTokenizerFast":
     """Convert the tokenizer of this name (a folder, a hub name, `demo:NAME`) into a new folder.
 
     Raises UserError if the folder exists and is not empty, or if the source can't be loaded or converted.
@@ -47,7 +50,7 @@ def write_byte_level(source_name: str, folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(source: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
     """Return a tokenizer of 256 byte tokens and the source's control tokens, with the source's chat template.
 
     The control tokens keep their literals, roles and flags, and the tokenizer puts the same ones around a text.
@@ -61,8 +64,10 @@ def byte_level_tokenizer(source: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     return wrapped_like(source, backend)
 
 
-def wrapped_like(source: PreTrainedTokenizerFast, backend: Tokenizer) -> PreTrainedTokenizerFast:
+def wrapped_like(source: "PreTrainedTokenizerFast", backend: Tokenizer) -> "PreTrainedTokenizerFast":
     """Wrap the backend with the source's roles, sides, lengths and chat template."""
+    from transformers import PreTrainedTokenizerFast
+
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=source.model_max_length,
@@ -76,7 +81,7 @@ def wrapped_like(source: PreTrainedTokenizerFast, backend: Tokenizer) -> PreTrai
     return wrapped
 
 
-def control_tokens(source: PreTrainedTokenizerFast) -> list[AddedToken]:
+def control_tokens(source: "PreTrainedTokenizerFast") -> list[AddedToken]:
     """Return its special tokens, and the bracketed names among its other added tokens that its chat template writes."""
     texts = list(template_texts(source))
     added = [token for _, token in sorted(source.added_tokens_decoder.items())]
@@ -94,7 +99,7 @@ def _checked(control: list[AddedToken], name: str) -> list[AddedToken]:
     return control
 
 
-def template_texts(source: PreTrainedTokenizerFast) -> Iterator[str]:
+def template_texts(source: "PreTrainedTokenizerFast") -> Iterator[str]:
     """Yield the chat templates and what they write: some assemble their tokens, as in '<|' + role + '|>'."""
     templates = source.chat_template
     if not templates:

@@ -6,22 +6,24 @@ has learned. Moving Gemma to Qwen's special tokens costs 9 points (2503.20083).
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from tokenizers import AddedToken, Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import SpecialTokens
 from alm_pipeline.new_tokenizer.byte_level import control_tokens, same_frame, wrapped_like
 from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
 
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
+
 _RESERVED = "<|reserved {}|>"
 
 
 def keeps_source(
-    source: PreTrainedTokenizerFast,
-    target: PreTrainedTokenizerFast,
+    source: "PreTrainedTokenizerFast",
+    target: "PreTrainedTokenizerFast",
     setting: SpecialTokens,
     *,
     lacks_template: bool = True,
@@ -42,14 +44,16 @@ def keeps_source(
             assert_never(setting)
 
 
-def _lacks(target: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast, *, lacks_template: bool) -> bool:
-    begins = bool(special_tokens_around(source)[0]) and not special_tokens_around(target)[0]
+def _lacks(target: "PreTrainedTokenizerFast", source: "PreTrainedTokenizerFast", *, lacks_template: bool) -> bool:
+    begins, target_begins = (bool(special_tokens_around(each.backend_tokenizer)[0]) for each in (source, target))
     named = source.bos_token is not None and target.bos_token is None
     templates = lacks_template and source.chat_template is not None and target.chat_template is None
-    return begins or named or templates
+    return (begins and not target_begins) or named or templates
 
 
-def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def with_special_tokens(
+    source: "PreTrainedTokenizerFast", target: "PreTrainedTokenizerFast"
+) -> "PreTrainedTokenizerFast":
     """Return a tokenizer of the target's ordinary tokens and the source's special tokens, roles and chat template.
 
     Ordinary tokens keep their ids. The source's special tokens take the ids of the target's special tokens, and then
@@ -61,7 +65,7 @@ def with_special_tokens(source: PreTrainedTokenizerFast, target: PreTrainedToken
     return wrapped_like(source, backend)
 
 
-def _exchanged(target: PreTrainedTokenizerFast, wanted: Sequence[AddedToken]) -> dict[str, Any]:
+def _exchanged(target: "PreTrainedTokenizerFast", wanted: Sequence[AddedToken]) -> dict[str, Any]:
     """Return the target's tokenizer.json with other control tokens."""
     state: dict[str, Any] = json.loads(target.backend_tokenizer.to_str())
     added = {token["id"]: token for token in state["added_tokens"]}

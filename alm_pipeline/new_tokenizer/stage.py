@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
 from alm_pipeline.conversations.sections import joined_text
@@ -17,6 +16,9 @@ from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.runtime.progress import track
 from storage.folders import FolderManifest, StoredFolder, make_folder
 from storage.lease import Lease
+
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
 
 STAGE_VERSION = 1
 
@@ -86,7 +88,7 @@ def write_tokenizer(
 
 
 def _finish(
-    folder: StoredFolder, lease: Lease, made: PreTrainedTokenizerFast, *sources: LoadedTokenizer
+    folder: StoredFolder, lease: Lease, made: "PreTrainedTokenizerFast", *sources: LoadedTokenizer
 ) -> FolderManifest:
     made.save_pretrained(folder.path)
     for source in sources:

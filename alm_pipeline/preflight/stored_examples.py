@@ -7,30 +7,32 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alm_pipeline.evaluation.held_out import require_held_out
+from alm_pipeline.evaluation.held_out import HeldOutCheck
 from alm_pipeline.training.data.batch_stream import nothing_to_train_on
 from storage.columns import flatten_filled, flatten_lists
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
 from storage.schemas import ChunkKind
 
-_COLUMNS = {"examples": ("split",), "alignments": ("kinds", "assistant")}
-
 
 def require_examples(caches: Mapping[str, Dataset], *, assistant_only: bool = False) -> None:
     """Raise UserError, as training would, if no example is left to train on, or none to evaluate on.
 
-    `caches` are the datasets by role, as `Pipeline.caches`; the scores need not be there. Reads shards until it has
-    found both, so in general one. With `assistant_only`, some chunk of a conversation has to be the assistant's.
+    `caches` are the datasets by role, as `Pipeline.caches`; the scores need not be there. Reads shards, each once,
+    until both are found, so in general one. With `assistant_only`, some chunk has to be the assistant's.
     """
-    require_held_out(caches)
-    datasets = {role: caches[role] for role in _COLUMNS}
+    held_out, is_trained = HeldOutCheck(), False
+    datasets = {role: caches[role] for role in held_out.COLUMNS}
     for shard in range(len(caches["alignments"].complete_manifest().shards)):
-        tables = read_aligned(datasets, shard, _COLUMNS)
+        tables = read_aligned(datasets, shard, held_out.COLUMNS)
+        held_out.see(tables)
         trained = pc.equal(tables["examples"]["split"], "train").to_numpy()
-        if np.any(trained & _has_chunks(tables["alignments"], assistant_only)):
+        is_trained |= bool(np.any(trained & _has_chunks(tables["alignments"], assistant_only)))
+        if is_trained and held_out.is_passed:
             return
-    raise UserError(nothing_to_train_on(caches["examples"]))
+    held_out.require(caches)
+    if not is_trained:
+        raise UserError(nothing_to_train_on(caches["examples"]))
 
 
 def _has_chunks(alignments: pa.Table, assistant_only: bool) -> npt.NDArray[np.bool_]:

@@ -44,6 +44,15 @@ def shared_by(callers: int) -> Iterator[None]:
 
 
 @contextmanager
+def meanwhile(function: Callable[[], object]) -> Iterator[None]:
+    """Call a function in a thread while the block does something else, and wait for it at the end."""
+    with ThreadPoolExecutor(1) as thread:
+        call = thread.submit(function)
+        yield
+        call.result()
+
+
+@contextmanager
 def in_background(function: Callable[..., object]) -> Iterator[Callable[..., None]]:
     """Yield the function, to be called in a thread while its caller prepares the next call; up to two calls at once.
 

@@ -258,6 +258,16 @@ class ByteEncoder:
         )
 
 
+def load_spelling_kernel() -> None:
+    """Load the compiled code that the first text would load: numba takes half a second for it."""
+    from alm_pipeline.tokenization.spelling_kernel import spell_texts
+
+    # as `_spelled` calls it: for arrays that can be written to, other code would be loaded
+    ids, text = np.frombuffer(b"", np.int32), np.frombuffer(b"", np.uint8)
+    offsets, letters = np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    spell_texts(ids, offsets, letters, offsets, text, offsets, np.zeros(0, np.int32), np.zeros(0, np.bool_))
+
+
 def _role(message: Mapping[str, Any], role: str) -> str:
     """Return a section's role; only the assistant's are learned, so the marks of other messages change nothing."""
     return learned_role(message, role) if message["role"] == ASSISTANT else role

@@ -18,10 +18,10 @@ from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
-from alm_pipeline.runtime.threads import in_background, results_ahead
+from alm_pipeline.runtime.threads import in_background, meanwhile, results_ahead
 from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.completions import with_completions, with_learned_turns
-from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
+from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped, load_spelling_kernel
 from alm_pipeline.tokenization.engines.choice import Trial
 from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.standard import Engine, single_threaded_calls
@@ -108,7 +108,8 @@ def tokenize(
                 if encoder is None:
                     # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
                     check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
-                    encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
+                    with meanwhile(load_spelling_kernel):
+                        encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
                     if goes_on and _is_worth_a_trial(sizes, tokenizer):
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)

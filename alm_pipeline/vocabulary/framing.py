@@ -1,12 +1,11 @@
 """What a tokenizer does to a text besides turning it into tokens: special tokens around it, truncation, padding."""
 
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 
-def special_tokens_around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer's post-processor puts before and after every text."""
-    backend = plain_backend(tokenizer.backend_tokenizer)
+    backend = plain_backend(tokenizer)
     probe = "a"
     bare = backend.encode(probe, add_special_tokens=False).ids
     framed = backend.encode(probe, add_special_tokens=True).ids

@@ -19,7 +19,7 @@ PURPOSES = {
     "storage.local": "This machine: files that are written whole or not at all, and the process that holds a lease.",
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
-    "alm_pipeline.runtime": "Progress bars with rates, and threads.",
+    "alm_pipeline.runtime": "Progress bars with rates, threads, and files with what a machine need not derive again.",
     "alm_pipeline.config.fields": "What each setting is called, takes and means: nearest names, commented YAML.",
     "alm_pipeline.config": "The configuration of a run, one model per stage, and the recipes.",
     "alm_pipeline.naming": "What things are called: runs and students by their differences, columns in words.",

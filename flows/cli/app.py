@@ -19,7 +19,6 @@ from flows.cli.planning import (
     TrainRate,
     answer_if_finished,
     print_summary,
-    remember_finished,
     show_plan,
 )
 from flows.cli.store import store
@@ -122,7 +121,6 @@ def run(
             result = alm(config=config, storage=storage, until=until)
         seconds, planned = result.pop("seconds"), result.pop("planned")
         print_summary(RunSummary.model_validate(result), seconds, planned, as_json=as_json)
-        remember_finished(config, storage, until, result)
         if until == "student":
             _report_kept_name(config.name, result["name"])
 

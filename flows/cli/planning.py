@@ -101,16 +101,6 @@ def print_summary(
     _print_plan_and_run(planned)
 
 
-def remember_finished(config: "AlmConfig", storage: str, until: Until, result: dict[str, Any]) -> None:
-    """Record that a run is finished, so that the same command is answered at once."""
-    from alm_pipeline.planning.finished import record_finished
-    from alm_pipeline.report import RunSummary
-    from flows.execution.shared_pipeline import pipeline_of
-
-    pipeline = pipeline_of(config.model_dump_json(), storage_root(storage))
-    record_finished(pipeline, RunSummary.model_validate(result), until)
-
-
 def _print_plan_and_run(planned: Sequence[Mapping[str, Any]]) -> None:
     """Print what was planned beside what came out, if anything was estimated."""
     from alm_pipeline.planning.comparison import HEADER, Comparison

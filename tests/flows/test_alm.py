@@ -76,6 +76,29 @@ def test_until_scores_writes_no_student_and_a_later_run_continues_from_there(con
     assert after == before
 
 
+def test_a_finished_run_is_answered_without_a_pipeline(
+    config: AlmConfig,
+    tmp_path: Path,
+    shown: Callable[[str], list[Artifact]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "cache"))
+    store = str(tmp_path / "store")
+    first = alm(config=config, storage=store, until="scores")
+
+    def opened(*_: object) -> None:
+        raise AssertionError("the run was not answered from what is recorded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.execution.shared_pipeline.pipeline_of", opened)
+        again = alm(config=config, storage=store, until="scores")
+        with pytest.raises(AssertionError, match="not answered"):
+            alm(config=config, storage=store)
+    assert again == first | {"seconds": {}, "planned": []}
+    assert len(shown("alm-summary")) == 2
+    assert "bytes aligned: **100.00%**" in shown("alm-report")[0].data
+
+
 def test_a_users_error_is_raised_unchanged_and_not_retried(
     config: AlmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from transformers.utils import logging as transformers_logging
-
 from alm_pipeline.runtime.progress import logger
 
 HARMLESS = {
@@ -82,6 +80,8 @@ _relay = _Relay()
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Switch off transformers' progress bars, since this project shows its own, and pass its warnings on to our log."""
+    from transformers.utils import logging as transformers_logging  # importing it takes a second
+
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     _relay.install()

@@ -6,15 +6,17 @@ excludes the same texts on both sides has no bias.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.objective.chunking.cover_sets import Covers, CoverSets, Extensions
 from alm_pipeline.runtime.progress import track
+
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
 
 Ints = npt.NDArray[np.integer[Any]]
 _PAIRS_AT_ONCE = 4096
@@ -68,8 +70,8 @@ def _keys(teacher_ids: Ints, student_ids: Ints) -> npt.NDArray[np.int64]:
 
 
 def pair_biases(
-    teacher_tokenizer: PreTrainedTokenizerFast,
-    student_tokenizer: PreTrainedTokenizerFast,
+    teacher_tokenizer: "PreTrainedTokenizerFast",
+    student_tokenizer: "PreTrainedTokenizerFast",
     teacher_counts: Ints,
     student_counts: Ints,
     pairs: Pairs,

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateSyntaxError
-from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config.template import DATE_ARGUMENT
 from alm_pipeline.conversations.sections import TOOL_CALLS, Conversation, Messages
@@ -38,6 +37,9 @@ from alm_pipeline.tokenization.templates.baking import date_macro
 from alm_pipeline.tokenization.templates.choice import TOOL_USE, rendered_template
 from storage.errors import UserError, cause, user_error
 from storage.schemas import TokenKind
+
+if TYPE_CHECKING:  # importing it takes a second
+    from transformers import PreTrainedTokenizerFast
 
 # Replaces the current date, which some templates write: a rendering has to be the same on every day.
 _FIXED_DATE = date_macro()
@@ -67,7 +69,7 @@ class RenderedConversation:
 
 
 def apply_template(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: "PreTrainedTokenizerFast",
     messages: Sequence[Mapping[str, Any]],
     *,
     source: str | None = None,
@@ -117,7 +119,7 @@ class _Span(NamedTuple):
 class ChatTemplate:
     """A tokenizer's chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.tokenizer = tokenizer
         # with placeholders, most conversations with the same number of messages are the same
         self._scaffold = lru_cache(maxsize=1024)(self._rendered_json)

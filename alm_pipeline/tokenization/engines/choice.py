@@ -3,17 +3,21 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
 from alm_pipeline.tokenization.engines.findings import Findings
+from alm_pipeline.tokenization.engines.making import EngineInTheMaking
 from alm_pipeline.tokenization.engines.proof import DifferentIds, difference, first_difference, token_texts
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView
 
 _TIMINGS = 3
+_TOKENS_WORTH_A_THREAD = 2**16
+"""the vocabulary from which on it takes over half a second to make an engine"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def choose_engine(
             differs |= isinstance(error, DifferentIds)
     engine, speed = max([(standard, 1.0), *proven.values()], key=lambda pair: pair[1])
     refusals.pop(engine.name, None)
+    if isinstance(engine, EngineInTheMaking):
+        engine.making.start()
     return EngineChoice(engine, speed, refusals, differs)
 
 
@@ -141,6 +147,9 @@ class _Examination:
         _require_same(proof)
         outcome = self.findings.recall(_trial_question(name), self.trial.dataset, TrialOutcome)
         _require_same(outcome)
+        if proof is not None and outcome is not None and self.view.size >= _TOKENS_WORTH_A_THREAD:
+            make = partial(factory, self.tokenizer, self.view, self.standard)
+            return EngineInTheMaking(name, make, self.standard), outcome.speed
         engine = factory(self.tokenizer, self.view, self.standard)
         if proof is None:
             proof = Outcome(difference=self._difference(engine))

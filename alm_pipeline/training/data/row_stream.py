@@ -13,7 +13,7 @@ A position is therefore a few numbers: the row count of each unit determines whi
 starts at a position reads again only the shards whose rows are in the block or in the buffer.
 
 Threads read some shards in advance, and the next block is prepared while one is in use. Memory holds no more than that,
-however large the dataset is.
+however large the dataset is. A dataset that fits in the buffer is held in memory whole, and read once for all epochs.
 """
 
 from collections import deque
@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -108,6 +109,7 @@ class RowStream:
         self.load, self.shards, self.buffer, self.nothing, self.ahead = load, shards, buffer, nothing, ahead
         self.seed, self.reader = seed & 0xFFFF_FFFF_FFFF_FFFF, reader
         self.parts = parts_per_shard(shards, reader.count)
+        self._loaded = _LoadedShards(load, buffer)
 
     def blocks(self, start: StreamPosition | None = None) -> Generator[RowBlock, None, None]:
         """Yield slices of the blocks from a position on; closing the iterator ends its threads.
@@ -172,13 +174,13 @@ class RowStream:
         return [_Unit(shard, tuple(sorted(parts))) for shard, parts in shard_parts.items()]
 
     def _read(self, unit: _Unit) -> pa.Table:
-        table = self.load(unit.shard)
+        table = self._loaded.table(unit.shard)
         if len(unit.parts) == self.parts:
             return table
         return table.take(np.flatnonzero(np.isin(np.arange(table.num_rows) % self.parts, unit.parts)))
 
     def _require_rows(self) -> None:
-        if not any(self.load(shard).num_rows for shard in range(self.shards)):
+        if not any(self._loaded.table(shard).num_rows for shard in range(self.shards)):
             raise UserError(self.nothing)
 
     def _restored(self, start: StreamPosition, reading: ThreadPoolExecutor) -> tuple[pa.Table, pa.Table]:
@@ -215,6 +217,31 @@ class RowStream:
                 emitted, held = (pool[numbers] for numbers in order)
                 first = end
         return emitted, held
+
+
+class _LoadedShards:
+    """The tables of shards, each loaded once as long as all of them together have at most `most` rows."""
+
+    def __init__(self, load: Callable[[int], pa.Table], most: int) -> None:
+        self._load, self._left = load, most
+        self._tables: dict[int, pa.Table] = {}
+        self._lock = Lock()
+        self._locks: dict[int, Lock] = {}
+
+    def table(self, shard: int) -> pa.Table:
+        """Return a shard's table. Threads may call this: one loads a shard, and others that want it wait."""
+        with self._locks.setdefault(shard, Lock()):  # atomic, unlike a defaultdict
+            table = self._tables.get(shard)
+            return self._add(shard, self._load(shard)) if table is None else table
+
+    def _add(self, shard: int, table: pa.Table) -> pa.Table:
+        with self._lock:
+            self._left -= table.num_rows
+            if self._left < 0:
+                self._tables.clear()
+            else:
+                self._tables[shard] = table
+        return table
 
 
 def parts_per_shard(shards: int, readers: int) -> int:

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alm_pipeline.models import tokenizer as tokenizer_module
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from storage.errors import UserError
@@ -30,6 +31,15 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in _UNREAD:
         (folder / name).write_text("{}")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Record small tokenizers too, so that these tests hold for what later processes find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_BYTES_WORTH_RECORDING", 0)
+        patch.setenv("ALM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

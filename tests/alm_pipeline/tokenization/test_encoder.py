@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped
+from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped, load_spelling_kernel
 from alm_pipeline.tokenization.rows import EncodedExample
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
 from storage.errors import UserError
@@ -451,3 +451,12 @@ def test_bpe_dropout_is_switched_off(byte_level: PreTrainedTokenizerFast) -> Non
     state = json.loads(byte_level.backend_tokenizer.to_str())["model"]
     encoder = rebuilt(byte_level, {"model": state | {"dropout": 0.9}})
     assert encoded(encoder, "the quick fox").token_ids.tolist() == own_ids(ENCODERS["byte_level"], "the quick fox")
+
+
+def test_what_is_loaded_before_the_first_text_is_what_it_needs(byte_level: PreTrainedTokenizerFast) -> None:
+    from alm_pipeline.tokenization.spelling_kernel import spell_texts
+
+    load_spelling_kernel()
+    loaded = list(spell_texts.signatures)
+    ByteEncoder(LoadedTokenizer.of(byte_level)).encode(["The quick brown fox"])
+    assert spell_texts.signatures == loaded

@@ -15,7 +15,7 @@ EARLY = {
     "alignment/one_sided.py require_aligned_conversations": "sides_show_the_same",
     "evaluation/bits_per_byte.py bits_per_byte": "texts_have_predictions",
     "evaluation/held_out.py _nothing": "held_out",
-    "evaluation/held_out.py require_held_out": "held_out",
+    "evaluation/held_out.py HeldOutCheck.require": "held_out",
     "new_tokenizer/byte_level.py _checked": "new_tokenizer",
     "new_tokenizer/special_tokens.py _backend": "new_tokenizer",
     "objective/chunking/merging.py _check_likelihoods": "boundaries",

@@ -8,9 +8,11 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from alm_pipeline.tokenization.engines import choice as engines_choice
 from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_refuted, refute
 from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.flat_ids import FlatIds
+from alm_pipeline.tokenization.engines.making import EngineInTheMaking
 from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.registry import EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
@@ -156,6 +158,19 @@ def test_what_is_found_in_favor_of_an_engine_is_not_tried_again(choose: Choose) 
     # wrong on the adversarial texts, which are not tried again either
     choice = choose({"first": factory("first", "\u0e20")}, never)
     assert (choice.engine.name, choice.speed, choice.refusals) == ("first", speed, {})
+
+
+def test_a_proven_engine_of_a_large_vocabulary_is_made_in_a_thread(
+    choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_choice, "_TOKENS_WORTH_A_THREAD", 1)
+    first = choose({"first": factory("first")})
+    assert not isinstance(first.engine, EngineInTheMaking), "it was needed for the trial"
+    choice = choose({"first": factory("first")}, never)
+    assert isinstance(choice.engine, EngineInTheMaking)
+    assert (choice.engine.name, choice.speed) == ("first", first.speed)
+    choice.engine.making.join()
+    assert choice.engine.encode(TEXTS, special_literals=False).lists()
 
 
 def test_another_dataset_of_the_tokenizer_is_tried_on_its_own_texts_alone(choose: Choose) -> None:

@@ -218,3 +218,21 @@ def test_a_position_of_other_data_is_refused() -> None:
     position = take_rows(stream([5, 5]), 3)[-1][1]
     with pytest.raises(UserError, match="had different rows"):
         take_rows(stream([5, 6]), 10, StreamPosition(position.epoch, (4, 4), 0))
+
+
+@pytest.mark.parametrize(("buffer", "is_small"), [(12, True), (11, False)])
+def test_a_dataset_that_fits_in_the_buffer_is_read_once(buffer: int, is_small: bool) -> None:
+    sizes, reads = [5, 0, 4, 3], Counter[int]()
+    load = load_of(sizes)
+
+    def counted(shard: int) -> pa.Table:
+        reads[shard] += 1
+        return load(shard)  # type: ignore[operator]
+
+    blocks = stream(sizes, buffer, load=counted).blocks()
+    with closing(blocks):
+        numbers = [number for number, _, _ in itertools.islice(rows(blocks), 12 * 5)]
+    expected = [number for number, _, _ in itertools.islice(rows(stream(sizes, buffer).blocks()), 12 * 5)]
+    assert numbers == expected
+    assert (set(reads.values()) == {1}) == is_small
+    assert set(reads) == {0, 1, 2, 3}
