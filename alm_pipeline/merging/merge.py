@@ -68,11 +68,11 @@ def merge_models(
     _check_configurations(*parents)
     _check_tokens(*parents)
     with new_folder(Path(folder)) as written, ExitStack() as stack:
-        weights = [stack.enter_context(Weights(parent)) for parent in parents]
-        shapes = _common_shapes(*weights, tied=ties_embeddings(chosen.load_config()))
+        of_base, of_tuned = (stack.enter_context(Weights(parent)) for parent in parents)
+        shapes = _common_shapes(of_base, of_tuned, tied=ties_embeddings(chosen.load_config()))
         dtype = torch.promote_types(*(getattr(torch, parent.weights_dtype) for parent in parents))
         sizes = {name: prod(shape) for name, shape in shapes.items()}
-        write_weights(written, sizes, partial(_merged, *weights, rule), dtype)
+        write_weights(written, sizes, partial(_merged, of_base, of_tuned, rule), dtype)
         _write_settings(chosen, written, dtype)
         (written / "README.md").write_text(merge_card(*parents, rule, chosen.name), encoding="utf-8")
         for parent in parents:

@@ -141,8 +141,9 @@ def _fit(model: PreTrainedModel, batches: Iterator[Tensor], body: Body) -> None:
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for changing in (*optimizers, *schedules):
-            changing.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         model.zero_grad()
         if step % 50 == 0:
             print(
