@@ -5,7 +5,7 @@ On a server of its own, on this machine. Three questions, each answered within o
 - the wall time of preparation (shards, two tokenizations, alignment) by the flow's tasks over the same stages called
   directly, in this process and in turn, on threads;
 - the same by two processes over one, each with one thread, in turn, and what two bare processes that only encode gain;
-- task runs, wall time and the server's memory for 10,000 shards, whose stages sleep.
+- task runs, wall time and the server's memory for 10,000 shards (`--sleeping`), whose stages sleep.
 """
 
 import argparse
@@ -40,7 +40,6 @@ from flows.execution.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
 
 MEASURES = ("cost", "processes", "sleep")
-SLEEPING_SHARDS = 10_000
 
 
 def main() -> None:
@@ -61,7 +60,8 @@ def main() -> None:
                 print(f"{shards} shards, {speed_up(config, options.rounds)}", flush=True)
                 print(f"bare encoding in two processes: {bare_speed_up(config):.2f} times as fast", flush=True)
     if "sleep" in options.measure:
-        print(sleeping_shards(options.server_pid, options.sleep))
+        for count in options.sleeping:
+            print(sleeping_shards(options.server_pid, count, options.sleep), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="gemma3")
     parser.add_argument("--student", default="llama3")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sleeping", type=int, nargs="+", default=[10_000], help="shards whose stages sleep")
     parser.add_argument("--sleep", type=float, default=0.01, help="seconds per shard and stage")
     parser.add_argument("--server-pid", type=int, help="of the server that PREFECT_API_URL names; by default one's own")
     return parser.parse_args()
@@ -207,9 +208,9 @@ def sleeping(jobs: list[Any], seconds: float) -> None:
         run_jobs(jobs, submit, lambda _: 16, lambda *_: None)
 
 
-def sleeping_shards(server_pid: int, seconds: float) -> str:
+def sleeping_shards(server_pid: int, count: int, seconds: float) -> str:
     stages: tuple[JobStage, ...] = ("tokenize teacher", "tokenize student", "align")
-    shards = range(SLEEPING_SHARDS)
+    shards = range(count)
     jobs = plan_jobs(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
     start = time.perf_counter()
     sleeping(jobs, seconds)

@@ -72,7 +72,9 @@ class HeldOut:
         the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing held out has
         a prediction, or when a score is not finite.
         """
-        shards = range(len(caches["alignments"].complete_manifest().shards))
+        shards = _shards_with_held_out(caches)
+        if not shards:
+            raise _nothing(caches)
         columns = {role: (*names, *(_TOP.get(role, ()) if top else ())) for role, names in COLUMNS.items()}
         parts = [_held_out_rows(_read(caches, shard, columns)) for shard in shards]
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
@@ -133,13 +135,19 @@ def require_held_out(caches: Mapping[str, Dataset]) -> None:
     """Raise UserError, as `HeldOut.read` does, if nothing is held out or has a prediction. Needs no scores."""
     columns = {role: names for role, names in COLUMNS.items() if role != "scores"}
     datasets, predicted, rows = {role: caches[role] for role in columns}, dict.fromkeys(_SIDES, False), 0
-    for shard in range(len(caches["alignments"].complete_manifest().shards)):
+    for shard in _shards_with_held_out(caches):
         tables = _held_out_rows(read_aligned(datasets, shard, columns))
         rows += tables["examples"].num_rows
         predicted |= {side: predicted[side] or _has_predictions(tables[side]) for side in _SIDES}
         if all(predicted.values()):
             return
     raise UserError(NO_PREDICTION) if rows else _nothing(caches)
+
+
+def _shards_with_held_out(caches: Mapping[str, Dataset]) -> list[int]:
+    """Return the shards that may have held-out examples: where a tiny share is held out, few have any."""
+    records = caches["examples"].complete_manifest().shards
+    return [shard for shard, record in enumerate(records) if record.counts.get("held_out_examples", 1)]
 
 
 def _nothing(caches: Mapping[str, Dataset]) -> UserError:
