@@ -192,12 +192,8 @@ def seed_store(folder: Path) -> AlmConfig:
 
 def stand_in_store(config: AlmConfig, seed: str, root: Path, shards: int) -> None:
     """Write the datasets of the seed's one shard, many times, under `root`."""
-    whole = root / "whole"
-    if whole.exists():
-        return
     for dataset in Pipeline(config, seed).caches.values():
         copy_shard(dataset, dataclasses.replace(dataset, root=str(root)), shards)
-    whole.touch()
 
 
 def copy_shard(dataset: Dataset, target: Dataset, shards: int) -> None:
@@ -205,7 +201,7 @@ def copy_shard(dataset: Dataset, target: Dataset, shards: int) -> None:
     assert content is not None
     assert record is not None
     Path(target.url).mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
+    for shard in target.missing(range(shards)):
         for url, stored in ((target.shard_url(shard), content), (target.record_url(shard), record)):
             Path(url).write_bytes(stored)
     manifest = repeated(dataset.complete_manifest(), shards)

@@ -396,7 +396,8 @@ def parse_stored(model: type[Stored], url: str, content: bytes) -> Stored:
                 f"{url}: was written in format {version}, and this version of alm-pipeline reads format "
                 f"{FORMAT_VERSION}: use the version that wrote it, or run its stage again, which writes a new folder"
             )
-        validated: Stored = _validator(model).validate_python(values)
+        kept: Any = model
+        validated: Stored = _validator(kept).validate_python(values)
         return validated
     except ValidationError as error:
         first = error.errors()[0]

@@ -180,7 +180,8 @@ def _content(fs: Any, path: str) -> bytes | None:
     try:
         if is_local(fs):
             check_regular(path)
-        return bytes(fs.cat_file(path))
+        # S3's driver would ask for the size of every object first, to read one of over 50 MB in parts at once
+        return bytes(fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {})))
     except FileNotFoundError:
         return None
 
