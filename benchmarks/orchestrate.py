@@ -40,6 +40,8 @@ from flows.execution.runners import Runner, task_runner
 from tests.flows.loopback import Loopback
 
 MEASURES = ("cost", "processes", "sleep")
+STAGES: tuple[JobStage, ...] = ("tokenize teacher", "tokenize student", "align")
+"""of the simulated flow"""
 
 
 def main() -> None:
@@ -199,26 +201,31 @@ def sleep(seconds: float) -> None:
 
 
 @flow(persist_result=False)
-def sleeping(jobs: list[Any], seconds: float) -> None:
+def sleeping(shards: int, seconds: float) -> int:
+    # planned here, as in the real flow: Prefect refuses parameters of over 512 kB
+    jobs = sleeping_jobs(shards)
     with task_runner("threads", 8, None) as runner:
 
         def submit(job: Job) -> Any:
             return runner.submit(sleep, {"seconds": seconds * len(job.shards)})
 
         run_jobs(jobs, submit, lambda _: 16, lambda *_: None)
+    return len(jobs)
 
 
 def sleeping_shards(server_pid: int, count: int, seconds: float) -> str:
-    stages: tuple[JobStage, ...] = ("tokenize teacher", "tokenize student", "align")
-    shards = range(count)
-    jobs = plan_jobs(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(stages, shards), 64 * 2**20)
     start = time.perf_counter()
-    sleeping(jobs, seconds)
+    runs = sleeping(count, seconds)
     took = time.perf_counter() - start
-    ideal = seconds * len(shards) * len(stages) / 8
+    ideal = seconds * count * len(STAGES) / 8
     memory = psutil.Process(server_pid).memory_info().rss / 2**20
-    told = f"{len(jobs)} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
-    return f"{len(shards):,} shards: {told}"
+    told = f"{runs} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
+    return f"{count:,} shards: {told}"
+
+
+def sleeping_jobs(count: int) -> list[Job]:
+    shards = range(count)
+    return plan_jobs(dict.fromkeys(shards, 32 * 2**20), dict.fromkeys(STAGES, shards), 64 * 2**20)
 
 
 if __name__ == "__main__":

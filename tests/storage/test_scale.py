@@ -105,7 +105,9 @@ def test_a_manifest_that_was_read_is_not_sent_to_other_processes(tmp_path: Path)
     assert pickle.loads(pickle.dumps(target)).read_shard(39).num_rows == 3  # noqa: S301  (bytes of its own)
 
 
-counts = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.integers(0, 2**50), max_size=4)
+counts = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.integers(0, 2**50), max_size=4
+)
 
 
 @given(rows=st.integers(0, 2**40), size=st.integers(0, 2**40), own=counts, dropped=counts)
