@@ -7,13 +7,13 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import stored_config
 from alm_pipeline.scoring.finite import find_damages
-from storage.dataset import Dataset, Manifest
+from storage.dataset import Dataset, Manifest, shard_file
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
 from storage.lease import LEASE, hold, hold_unused
 from storage.replacement import replacement_url, request_replacement, take_place
 from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, open_entry
-from storage.upkeep.verify import Damage, remove_stale, shard_file, stale_shards
+from storage.upkeep.verify import Damage, remove_stale, stale_shards
 from storage.urls import join_url, list_names, remove
 
 Stage = Callable[[Pipeline], object]

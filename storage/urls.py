@@ -23,7 +23,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import REFUSALS, TRANSIENT, UserError, http_status
-from storage.local.files import check_regular, link_new, placing, remove_local, write_file
+from storage.local.files import check_regular, link_new, list_kinds, placing, remove_local, stat_files, write_file
 from storage.printed.secrets import REFERENCE
 
 _EXTRAS = {
@@ -180,7 +180,8 @@ def _content(fs: Any, path: str) -> bytes | None:
     try:
         if is_local(fs):
             check_regular(path)
-        return bytes(fs.cat_file(path))
+        # S3's driver would ask for the size of every object first, to read one of over 50 MB in parts at once
+        return bytes(fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {})))
     except FileNotFoundError:
         return None
 
@@ -350,21 +351,20 @@ def list_names(url: str) -> list[str]:
 
 def list_folders(url: str) -> list[str]:
     """List as `list_names` does, but without files."""
-    # a linked folder is neither a 'file' nor a 'directory'
-    return sorted(name for name, kind in _list(url).items() if kind != "file")
+    return sorted(name for name, is_file in _list(url).items() if not is_file)
 
 
-def _list(url: str) -> dict[str, str]:
+def _list(url: str) -> dict[str, bool]:
+    """Return the names directly under a folder, and whether each is a file; a linked folder is none."""
     fs, path = open_filesystem(url)
-    with naming_errors(url, "listed"):
+    with naming_errors(url, "listed"), suppress(FileNotFoundError):
+        if is_local(fs):
+            return list_kinds(path) if Path(path).is_dir() else {}
         fs.invalidate_cache()
-        try:
-            entries = fs.ls(path, detail=True)
-        except FileNotFoundError:
-            return {}
-    places = {entry["name"].rstrip("/"): entry["type"] for entry in entries}
-    # object stores also list the empty object that marks a folder
-    return {place.rsplit("/", 1)[-1]: kind for place, kind in places.items() if place != path}
+        places = {entry["name"].rstrip("/"): entry["type"] for entry in fs.ls(path, detail=True)}
+        # object stores also list the empty object that marks a folder
+        return {place.rsplit("/", 1)[-1]: kind == "file" for place, kind in places.items() if place != path}
+    return {}
 
 
 def file_sizes(url: str) -> dict[str, int]:
@@ -372,7 +372,7 @@ def file_sizes(url: str) -> dict[str, int]:
     return {name: info.bytes for name, info in list_files(url).items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """What a listing reports about a file."""
 
@@ -382,12 +382,18 @@ class FileInfo:
 
 
 def list_files(url: str) -> dict[str, FileInfo]:
-    """List all files below a folder, by relative path, in one request; empty if the folder does not exist."""
+    """List all files below a folder, by relative path, in one request; empty if the folder does not exist.
+
+    An object store lists 1,000 files per request.
+    """
     fs, path = open_filesystem(url)
     with naming_errors(url, "listed"):
+        if is_local(fs):
+            # a link to itself is a broken link like others: the folder does not exist
+            found = sorted(stat_files(path)) if Path(path).exists() else ()
+            return {file[len(path) + 1 :]: FileInfo(size, time) for file, size, time in found}
         fs.invalidate_cache()  # a driver's own cache would hide what another process has just written
-        # a link to itself is a broken link like others: the folder does not exist
-        listing = {} if is_local(fs) and not Path(path).exists() else fs.find(path, detail=True)
+        listing = fs.find(path, detail=True)
     # if `path` is a file, the listing has the file itself (with Azure's driver in a list); the same goes for an empty
     # folder that an object store still lists
     entries = listing.items() if isinstance(listing, Mapping) else ()
@@ -398,7 +404,7 @@ def list_files(url: str) -> dict[str, FileInfo]:
     }
 
 
-# of the disk and Google; S3; Azure; memory
+# of Google and others; S3; Azure; memory
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "created")
 
 

@@ -62,8 +62,9 @@ def align_datasets(
     count, student_count = (len(side.complete_manifest().shards) for side in (teacher, student))
     assert count == student_count, "two tokens datasets of the same examples have different numbers of shards"
     _align_shards(teacher, student, alignments, edges, range(count))
-    require_aligned_conversations(alignments.required_records(range(count)), teacher, student)
-    return alignments.finish(count)
+    records = alignments.required_records(range(count))
+    require_aligned_conversations(records, teacher, student)
+    return alignments.publish_manifest(records)
 
 
 def _align_shards(
@@ -72,7 +73,7 @@ def _align_shards(
     sides = {"teacher": teacher, "student": student}
     if not (missing := alignments.missing(shards)):
         return
-    records = (side.required_records(missing) for side in sides.values())
+    records = (side.known_records(missing) for side in sides.values())
     tokens = [sum(record.counts["tokens"] for record in pair) for pair in zip(*records, strict=True)]
     # decoding, the merge and compression release the interpreter's lock
     with track("align", sum(tokens), "tokens") as advance, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:

@@ -73,7 +73,9 @@ class HeldOut:
         the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing held out has
         a prediction, or when a score is not finite.
         """
-        shards = range(len(caches["alignments"].complete_manifest().shards))
+        shards = _shards_with_held_out(caches)
+        if not shards:
+            raise _nothing(caches)
         columns = {role: (*names, *(_TOP.get(role, ()) if top else ())) for role, names in COLUMNS.items()}
         parts = [_held_out_rows(_read(caches, shard, columns)) for shard in shards]
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
@@ -152,6 +154,12 @@ class HeldOutCheck:
         """Raise UserError, as `HeldOut.read` does, if nothing is held out or has a prediction in all shards."""
         if not self.is_passed:
             raise UserError(NO_PREDICTION) if self._rows else _nothing(caches)
+
+
+def _shards_with_held_out(caches: Mapping[str, Dataset]) -> list[int]:
+    """Return the shards that may have held-out examples: where a tiny share is held out, few have any."""
+    records = caches["examples"].complete_manifest().shards
+    return [shard for shard, record in enumerate(records) if record.counts.get("held_out_examples", 1)]
 
 
 def _nothing(caches: Mapping[str, Dataset]) -> UserError:

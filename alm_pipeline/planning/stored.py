@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.pipeline import Pipeline
@@ -57,10 +58,8 @@ class StoredStage:
             return 0
         if shards is not None:
             return shards - len(self.stored.missing(range(shards)))
-        done = 0
-        while self.stored.record(done):
-            done += 1
-        return done
+        recorded = self.stored.recorded()
+        return next(shard for shard in count() if shard not in recorded)
 
 
 def stored_stages(pipeline: Pipeline, *, with_student: bool) -> dict[Stage, StoredStage]:

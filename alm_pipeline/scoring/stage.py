@@ -56,7 +56,7 @@ def score(
     check_same(teacher.name, teacher.identity, scores.identity["teacher"], scores.name)
     requested = range(len(tokens.complete_manifest().shards)) if shards is None else shards
     if missing := scores.missing(requested):
-        records = tokens.required_records(requested)
+        records = tokens.known_records(requested)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
         scorers = _scorers(teacher, config, len(missing))
         _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)

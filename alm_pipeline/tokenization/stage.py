@@ -29,7 +29,7 @@ from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT, EncodedBatch
 from alm_pipeline.tokenization.templates.choice import rendered_template
 from alm_pipeline.tokenization.templates.syntax import names_read
-from storage.dataset import Dataset, Manifest
+from storage.dataset import Dataset, Manifest, ShardRecord
 from storage.errors import UserError
 from storage.printed.inert import one_line
 from storage.schemas import Kind
@@ -113,8 +113,9 @@ def tokenize(
                     if goes_on and _is_worth_a_trial(sizes, tokenizer):
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
+                    missing = tokens.missing(missing)  # a trial takes a while, and writes a shard
             try:
-                encode(encoder, tokens.missing(missing))
+                encode(encoder, missing)
             except DifferentIds as error:
                 encoder = _with_standard_engine(encoder, encoders, tokens, error)
                 encode(encoder, tokens.missing(missing))
@@ -123,8 +124,9 @@ def tokenize(
     if shards is not None:
         return None
     encoders.drop(tokens.name)
-    _check_template(examples, tokens, tokenizer, len(sizes))
-    return tokens.finish(len(sizes))
+    records = tokens.required_records(range(len(sizes)))
+    _check_template(examples, records, tokenizer)
+    return tokens.publish_manifest(records)
 
 
 def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer) -> bool:
@@ -132,9 +134,11 @@ def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer) -> bool:
     return len(sizes) >= _SHARDS_WORTH_A_TRIAL and sum(sizes) >= _BYTES_WORTH_A_TRIAL * tokenizer.view.size
 
 
-def _check_template(examples: Dataset, tokens: Dataset, tokenizer: LoadedTokenizer, shards: int) -> None:
-    """Raise UserError, with the template's own sentence, if the template refused every conversation."""
-    records = tokens.required_records(range(shards))
+def _check_template(examples: Dataset, records: Sequence[ShardRecord], tokenizer: LoadedTokenizer) -> None:
+    """Raise UserError, with the template's own sentence, if the template refused every conversation.
+
+    `records` are those of all shards of the tokens.
+    """
     rows = sum(record.rows for record in records)
     if not rows or sum(record.dropped.get(Dropped.TEMPLATE_REFUSES, 0) for record in records) < rows:
         return

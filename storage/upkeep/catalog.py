@@ -4,10 +4,10 @@ The catalog itself is not stored: the identity in each manifest names the datase
 of tokenizers and models, by which those stored under the root are recognized.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from storage.dataset import Manifest, load_manifest
@@ -67,7 +67,8 @@ class CatalogEntry:
     root: str
     kind: str
     name: str
-    files: Mapping[str, FileInfo]
+    listed: Callable[[], Mapping[str, FileInfo]] = field(repr=False, compare=False)
+    """Lists its files, which takes a request per thousand of them: only where they are needed."""
     state: EntryState
     manifest: Manifest | FolderManifest | None = None
     """None unless the entry is complete."""
@@ -86,8 +87,15 @@ class CatalogEntry:
     def file(self, name: str) -> str:
         return join_url(self.url, name)
 
-    @property
+    @cached_property
+    def files(self) -> Mapping[str, FileInfo]:
+        return self.listed()
+
+    @cached_property
     def bytes(self) -> int:
+        """What it takes in the store; of a complete dataset, what its manifest says."""
+        if isinstance(self.manifest, Manifest):
+            return self.manifest.stored_bytes
         return sum(info.bytes for info in self.files.values())
 
     @property
@@ -208,33 +216,54 @@ def named_inputs(identity: Mapping[str, Any]) -> dict[str, str]:
     return {role: f"{kind}/{named[role]}" for role, kind in _ROLES.items() if role in named}
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """A folder under a root, whose datasets or folders are listed together when the first of them is looked into."""
+
+    root: str
+    kind: str
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list_folders(join_url(self.root, self.kind))
+
+    @cached_property
+    def files(self) -> Mapping[str, Mapping[str, FileInfo]]:
+        files: dict[str, dict[str, FileInfo]] = {name: {} for name in self.names}
+        for path, info in list_files(join_url(self.root, self.kind)).items():
+            name, _, file = path.partition("/")
+            if name in files:
+                files[name][file] = info
+        return files
+
+    def files_of(self, name: str) -> Mapping[str, FileInfo]:
+        return self.files[name]
+
+
 def _entries(root: str, kind: str) -> Iterator[CatalogEntry]:
-    names = list_folders(join_url(root, kind))
-    files: dict[str, dict[str, FileInfo]] = {name: {} for name in names}
-    for path, info in list_files(join_url(root, kind)).items() if names else ():
-        name, _, file = path.partition("/")
-        if name in files:
-            files[name][file] = info
-    # some object stores still list a folder whose files were removed
+    listing = _Kind(root, kind)
     on_disk = is_local(open_filesystem(root)[0])
-    for name in names:
+    for name in listing.names:
         url = join_url(root, kind, name)
         if link_target(url):
             yield open_entry(url)
-        elif files[name] or on_disk:
-            yield _entry(root, kind, name, files[name])
+            continue
+        entry = _entry(root, kind, name, partial(listing.files_of, name))
+        # some object stores still list a folder whose files were removed
+        if on_disk or entry.state != EntryState.NOT_COMPLETE or entry.files:
+            yield entry
 
 
 def open_entry(url: str) -> CatalogEntry:
     """Return the dataset or folder at a URL, in any state."""
     root, kind, name = absolute_url(url).rsplit("/", 2)
-    return _entry(root, kind, name, list_files(url))
+    return _entry(root, kind, name, lambda: list_files(url))
 
 
-def _entry(root: str, kind: str, name: str, files: Mapping[str, FileInfo]) -> CatalogEntry:
+def _entry(root: str, kind: str, name: str, listed: Callable[[], Mapping[str, FileInfo]]) -> CatalogEntry:
     url = join_url(root, kind, name)
     state, manifest, problem = _read_state(url, kind, name)
-    return CatalogEntry(root, kind, name, files, state, manifest, problem, link_target(url))
+    return CatalogEntry(root, kind, name, listed, state, manifest, problem, link_target(url))
 
 
 def _read_state(url: str, kind: str, name: str) -> tuple[EntryState, Manifest | FolderManifest | None, str]:

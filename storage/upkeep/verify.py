@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from storage.dataset import Manifest, ShardRecord, parse_stored
+from storage.dataset import Manifest, ShardRecord, parse_stored, shard_file
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest
 from storage.schemas import MANIFEST
@@ -100,13 +100,10 @@ def _dataset_damages(entry: CatalogEntry, files: dict[str, FileInfo], checksums:
     else:
         records, damages = _read_records(entry, files)
     known = {shard: record for shard, record in records.items() if record}
-    problems = _in_threads(lambda shard: _shard_problem(entry, files, shard, known[shard], checksums), known)
+    find = _in_threads if checksums else _in_turn
+    problems = find(lambda shard: _shard_problem(entry, files, shard, known[shard], checksums), known)
     damages += [shard_damage(entry, shard, problem) for shard, problem in zip(known, problems, strict=True) if problem]
     return [*damages, *_foreign_shards(entry, files, records)]
-
-
-def shard_file(shard: int, ending: str = "parquet") -> str:
-    return f"shard-{shard:05d}.{ending}"
 
 
 def shard_damage(entry: CatalogEntry, shard: int, problem: str) -> Damage:
@@ -137,8 +134,8 @@ def _record_damages(
         is_same = files[name].bytes == len(expected) and (not checksums or read_bytes(entry.file(name)) == expected)
         return None if is_same else "differs from its record in the manifest"
 
-    shards = range(len(manifest.shards))
-    for shard, description in zip(shards, _in_threads(problem, shards), strict=True):
+    shards, find = range(len(manifest.shards)), _in_threads if checksums else _in_turn
+    for shard, description in zip(shards, find(problem, shards), strict=True):
         if description:
             yield Damage(entry.file(shard_file(shard, "json")), description, _of_shard(entry, shard), needs_rerun=True)
 
@@ -209,6 +206,11 @@ def _folder_damages(entry: CatalogEntry, files: dict[str, FileInfo], checksums: 
     ]
     foreign = sorted(files.keys() - manifest.files.keys() - {MANIFEST})
     return [*damages, *(Damage(entry.file(name), "is not in the manifest: move it elsewhere") for name in foreign)]
+
+
+def _in_turn(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Apply a function that asks the store for nothing, where threads would take most of the time."""
+    return list(map(function, items))
 
 
 def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

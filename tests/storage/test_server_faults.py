@@ -53,7 +53,7 @@ def test_a_write_survives_a_few_faults(
     assert _stored(s3_server, f"{s3_root}/x") == CONTENT
 
 
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("method", ["GET"])
 @pytest.mark.parametrize(("fault", "times"), [(BUSY, 3), (BROKEN, 3), (slow(0.6), 3), (cut_answer, 2)])
 def test_a_read_survives_a_few_faults(proxy: Proxy, s3_root: str, method: str, fault: Fault, times: int) -> None:
     publish(f"{s3_root}/x", CONTENT)
@@ -82,7 +82,7 @@ def test_a_write_ends_with_the_last_error(
     assert _stored(s3_server, f"{s3_root}/x") == before
 
 
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("method", ["GET"])
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, cut_answer])
 def test_a_read_ends_with_the_last_error(proxy: Proxy, s3_root: str, method: str, fault: Fault) -> None:
     publish(f"{s3_root}/x", CONTENT)
@@ -118,7 +118,7 @@ def test_a_removal_survives_a_few_faults(proxy: Proxy, s3_root: str, fault: Faul
     assert file_sizes(s3_root) == {"kept": 0}
 
 
-@pytest.mark.parametrize(("method", "most"), [("HEAD", 4), ("GET", 8), ("PUT", 4)])
+@pytest.mark.parametrize(("method", "most"), [("GET", 8), ("PUT", 4)])
 def test_a_silent_server_is_given_up(
     proxy: Proxy, s3_root: str, monkeypatch: pytest.MonkeyPatch, method: str, most: int
 ) -> None:

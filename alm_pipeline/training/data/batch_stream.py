@@ -193,9 +193,11 @@ def _position(state: StreamState) -> StreamPosition:
 
 
 def _state(reader: StreamReader, position: StreamPosition, packing: PackingPosition) -> StreamState:
+    # not with `asdict`, which goes through `unit_rows` number by number: late in an epoch, it is as long as the dataset
     return {
         "reader": asdict(reader),
-        **asdict(position),
+        "epoch": position.epoch,
         "unit_rows": [*position.unit_rows],
+        "row": position.row,
         "alone": packing.alone,
     }

@@ -88,6 +88,17 @@ class _QueuedUnit(NamedTuple):
     rows: Future[pa.Table]
 
 
+class _Pool(NamedTuple):
+    """The rows that a block and the buffer after it are shuffled from: those buffered before, then those of units."""
+
+    units: int
+    """of the epoch, up to and with those of this pool"""
+    first: int
+    """the epoch's number of the first row that was not buffered"""
+    buffered: int
+    size: int
+
+
 class RowStream:
     """The rows of `shards` shards, as `load` returns them; `buffer` rows are held back and shuffled with later ones.
 
@@ -185,7 +196,8 @@ class RowStream:
 
     def _restored(self, start: StreamPosition, reading: ThreadPoolExecutor) -> tuple[pa.Table, pa.Table]:
         """Return the rest of the block at a position, and the rows buffered after it."""
-        emitted, held = self._rows_at(start)
+        units = self.units(start.epoch)
+        emitted, held = self._rows_at(start, len(units))
         emitted = emitted[start.row :]
         needed = np.sort(np.concatenate([emitted, held]))
         firsts = np.cumsum([0, *start.unit_rows])
@@ -200,23 +212,42 @@ class RowStream:
                 )
             return table.take(needed[bounds[number] : bounds[number + 1]] - firsts[number])
 
-        units = self.units(start.epoch)
         used = np.flatnonzero(np.diff(bounds)).tolist() or [0]
         pool = pa.concat_tables(reading.map(read, used)).combine_chunks()
         return pool.take(np.searchsorted(needed, emitted)), pool.take(np.searchsorted(needed, held))
 
-    def _rows_at(self, start: StreamPosition) -> tuple[Ints, Ints]:
-        """Return the rows of the block at a position and those buffered after it, as row numbers of the epoch."""
-        emitted = held = np.zeros(0, np.int64)
-        first, end, total = 0, 0, len(self.units(start.epoch))
-        for units, rows in enumerate(start.unit_rows, 1):
+    def _rows_at(self, start: StreamPosition, units: int) -> tuple[Ints, Ints]:
+        """Return the rows of the block at a position and those buffered after it, as row numbers of the epoch.
+
+        A row of a block came with the block's units, or was in the buffer and so in the block before. Blocks are
+        followed back until all rows are found, which are half as many with each, however far the epoch has come.
+        """
+        earlier = self._pools_at(start, units)
+        if not earlier:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        last = earlier.pop()
+        order = emitted, _ = self._shuffle(last.size, start.epoch, last.units, is_last=last.units == units)
+        places = np.concatenate(order)
+        rows, unknown, pool = np.zeros(len(places), np.int64), np.arange(len(places)), last
+        while True:
+            is_new = places >= pool.buffered
+            rows[unknown[is_new]] = places[is_new] - pool.buffered + pool.first
+            places, unknown = places[~is_new], unknown[~is_new]
+            if not len(unknown):
+                return rows[: len(emitted)], rows[len(emitted) :]
+            pool = earlier.pop()
+            _, held = self._shuffle(pool.size, start.epoch, pool.units, is_last=False)
+            places = held[places]
+
+    def _pools_at(self, start: StreamPosition, units: int) -> list[_Pool]:
+        """Return what each block up to a position was shuffled from; the epoch has `units` units."""
+        pools, buffered, first, end = list[_Pool](), 0, 0, 0
+        for count_, rows in enumerate(start.unit_rows, 1):
             end += rows
-            if units == total or end - first >= self.buffer:
-                pool = np.concatenate([held, np.arange(first, end)])
-                order = self._shuffle(len(pool), start.epoch, units, is_last=units == total)
-                emitted, held = (pool[numbers] for numbers in order)
-                first = end
-        return emitted, held
+            if count_ == units or end - first >= self.buffer:
+                pools.append(_Pool(count_, first, buffered, buffered + end - first))
+                buffered, first = min(self.buffer, pools[-1].size), end
+        return pools
 
 
 class _LoadedShards:
