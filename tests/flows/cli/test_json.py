@@ -28,7 +28,7 @@ NEEDS_MORE = {"evaluate", "transfer", "repair", "plan", "check"}
 
 
 def _functions() -> dict[str, ast.FunctionDef]:
-    files = (ROOT / "flows" / "cli").glob("*.py")
+    files = (ROOT / "flows" / "cli").rglob("*.py")
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
 
