@@ -60,7 +60,7 @@ def test_choices_are_the_configurations(command: Callable[..., None], name: str,
 
 
 def imported_names() -> Iterator[tuple[str, str]]:
-    for file in sorted(file for room in ("terminal", "cli") for file in (ROOT / "flows" / room).glob("*.py")):
+    for file in sorted(file for room in ("terminal", "cli") for file in (ROOT / "flows" / room).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom):
                 yield from ((file.name, f"{node.module}.{alias.name}") for alias in node.names)
