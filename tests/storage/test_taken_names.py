@@ -131,6 +131,7 @@ def test_every_loop_of_the_storage_ends() -> None:
     assert loops == {
         ("uploads.py", "_uploads"),  # ends when the server's pages do not advance
         ("catalog.py", "origins"),  # every key is looked at once
+        ("files.py", "stat_files"),  # every folder is looked into once: links are not followed
         ("lease.py", "_acquire"),  # waits for a living holder, as it should; any error of the store ends it
         ("lease.py", "_is_abandoned"),  # a minute after the last sign of life
         ("lease.py", "_beat"),  # a thread that ends with the lease
