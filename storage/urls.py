@@ -136,7 +136,7 @@ def _options(url: str) -> dict[str, Any]:
     S3: a request whose connection is refused, or that is answered with 500, 502, 503 or 504, is sent up to 5 times,
     after random pauses of up to 1, 2, 4 and 8 s. If a connection breaks off or is silent for 20 s, s3fs makes up to 3
     rounds of this, and up to 3 rounds of reading a body. So this gives up on a server that is down after 15 s, and on
-    one that accepts connections but does not answer after 5 minutes (15 minutes if it answers HEAD).
+    one that accepts connections but does not answer after 5 minutes.
     """
     protocol = protocol_of(url)
     # a cached listing would hide the shards that another process has just published
@@ -359,7 +359,9 @@ def _list(url: str) -> dict[str, bool]:
     fs, path = open_filesystem(url)
     with naming_errors(url, "listed"), suppress(FileNotFoundError):
         if is_local(fs):
-            return list_kinds(path) if Path(path).is_dir() else {}
+            # below a file there can't be any, which is an error; a broken link leads to none
+            is_something_else = os.path.lexists(path) and not Path(path).is_dir()
+            return {} if is_something_else else list_kinds(path)
         fs.invalidate_cache()
         places = {entry["name"].rstrip("/"): entry["type"] for entry in fs.ls(path, detail=True)}
         # object stores also list the empty object that marks a folder

@@ -142,7 +142,7 @@ FORBIDDEN = answer(403, "AccessDenied")
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("method", ["HEAD", "GET", "PUT"])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_bucket_that_forbids_something_is_an_error(proxy: Proxy, s3_root: str, method: str) -> None:
     """A 403 is not a 404, which a bucket that may not be listed answers for what does not exist."""
     publish(f"{s3_root}/x", b"before")
