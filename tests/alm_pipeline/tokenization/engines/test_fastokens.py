@@ -7,8 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, random_texts
-from alm_pipeline.tokenization.engines.digits import _individual_digits
-from alm_pipeline.tokenization.engines.fastokens import FastokensEngine
+from alm_pipeline.tokenization.engines.fastokens import FastokensEngine, _individual_digits
 from alm_pipeline.tokenization.engines.proof import first_difference, token_texts
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.vocabulary.byte_view import byte_view
@@ -44,8 +43,8 @@ def engines(tokenizer: Tokenizer) -> tuple[FastokensEngine, StandardEngine]:
 @pytest.mark.parametrize("special_literals", [False, True])
 def test_digits_are_split_off(trained: Tokenizer, special_literals: bool) -> None:
     fast, standard = engines(trained)
-    assert fast._expansion is not None
-    assert len(fast._expansion.pieces) > 1000
+    assert fast._digits is not None
+    assert len(fast._digits.pieces) > 1000
     texts = [*ADVERSARIAL_TEXTS, *DIGITS, *random_texts(5, 500), *token_texts(byte_view(trained))]
     texts += [f"<|im_end|>{text}<|im_start|>" for text in DIGITS]
     assert first_difference(fast, standard, special_literals=special_literals, texts=texts) is None
@@ -65,7 +64,7 @@ def test_digits_of_another_kind_are_left_to_fastokens(trained: Tokenizer, step: 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=step == "prefix space", use_regex=step != "no pattern")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     fast, standard = engines(tokenizer)
-    assert fast._expansion is None
+    assert fast._digits is None
     assert first_difference(fast, standard, special_literals=False, texts=DIGITS) is None
 
 
