@@ -37,7 +37,7 @@ from storage.schemas import Kind
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
-_BYTES_WORTH_A_TRIAL = 300
+_BYTES_WORTH_A_TRIAL = 400
 """of text, for each token of the vocabulary: `tokenizers` encodes them in the time that a trial takes"""
 _TIMED_CHARACTERS = 2**16
 _ROWS_PER_SAMPLED = 128
