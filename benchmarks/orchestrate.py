@@ -142,17 +142,17 @@ def cost(config: AlmConfig, rounds: int) -> str:
     for _ in range(rounds):
         direct.append(timed(lambda root: directly(config, root)))
         by_flow.append(timed(lambda root: prepared(config, root, "threads", 2)))
-    told = f"directly {min(direct):.1f} s, by the flow {min(by_flow):.1f} s: {min(by_flow) / min(direct) - 1:+.1%}"
-    return f"{told} ({', '.join(f'{flow / own - 1:+.1%}' for own, flow in zip(direct, by_flow, strict=True))})"
+    seconds = f"directly {min(direct):.1f} s, by the flow {min(by_flow):.1f} s: {min(by_flow) / min(direct) - 1:+.1%}"
+    return f"{seconds} ({', '.join(f'{flow / own - 1:+.1%}' for own, flow in zip(direct, by_flow, strict=True))})"
 
 
 def speed_up(config: AlmConfig, rounds: int) -> str:
     times = [preparation_seconds(config, count) for _ in range(rounds) for count in (1, 2)]
     one, two = times[::2], times[1::2]
     (alone, busy), (both, both_busy) = min(one), min(two)
-    told = f"one process {alone:.1f} s, {busy:.2f} processors busy; two {both:.1f} s, {both_busy:.2f} busy"
+    processes = f"one process {alone:.1f} s, {busy:.2f} processors busy; two {both:.1f} s, {both_busy:.2f} busy"
     each = ", ".join(f"{first / second:.2f}" for (first, _), (second, _) in zip(one, two, strict=True))
-    return f"{told}: {alone / both:.2f} times as fast ({each})"
+    return f"{processes}: {alone / both:.2f} times as fast ({each})"
 
 
 def preparation_seconds(config: AlmConfig, processes: int) -> tuple[float, float]:
@@ -219,8 +219,8 @@ def sleeping_shards(server_pid: int, count: int, seconds: float) -> str:
     took = time.perf_counter() - start
     ideal = seconds * count * len(STAGES) / 8
     memory = psutil.Process(server_pid).memory_info().rss / 2**20
-    told = f"{runs} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
-    return f"{count:,} shards: {told}"
+    measured = f"{runs} task runs in {took:.1f} s, {ideal:.1f} s of them asleep; server {memory:.0f} MiB"
+    return f"{count:,} shards: {measured}"
 
 
 def sleeping_jobs(count: int) -> list[Job]:

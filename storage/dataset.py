@@ -33,7 +33,7 @@ from storage.urls import absolute_url, join_url, list_names, overwrite, publish,
 
 _RECORDS_AT_ONCE = 16
 _LISTED_FROM = 1000
-"""so many shards are looked up in a listing, which an object store gives 1,000 names of per request"""
+"""From this number of shards on, records are looked up in a listing: an object store lists 1,000 names per request."""
 _RECORD_FILE = re.compile(r"shard-(\d{5,})\.json")
 
 Stored = TypeVar("Stored")

@@ -1,9 +1,8 @@
 """How two models are merged."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 MergeMethod = Literal["linear", "slerp", "ties", "dare"]
-MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
 SPARSE_METHODS: tuple[MergeMethod, ...] = ("ties", "dare")
 """the methods that have a density"""
 Parent = Literal["tuned", "base"]

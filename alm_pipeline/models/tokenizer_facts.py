@@ -1,7 +1,7 @@
 """What the stages ask of a tokenizer most often, found out once on a machine, so that it need not be loaded for it.
 
 The facts are on disk by the hashes of all files that a tokenizer may be loaded from. Hashing them takes 0.03 s for a
-vocabulary of 262,000 tokens, where loading takes over a second; sizes and times of files stand for nothing here, since
+vocabulary of 262,000 tokens, and loading over a second. Sizes and times of files are not used in place of hashes, since
 an edit within a clock tick of a network disk, or a program that sets times back (`rsync -t`, `tar`), would go unseen.
 """
 

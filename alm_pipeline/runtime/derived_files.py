@@ -1,7 +1,8 @@
 """Files in this machine's cache folder with what was derived from other files, so that it is derived once.
 
-Each begins with a hash of its name and content: one that is damaged, truncated or another's is as none. It is read
-whole, since a file that is mapped into memory ends the process if someone truncates it.
+Each begins with a hash of its name and content. A file that is damaged, truncated or has another file's content is
+treated as missing. Files are read whole, since a file that is mapped into memory ends the process if someone truncates
+it.
 """
 
 import hashlib

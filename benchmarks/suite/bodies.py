@@ -126,7 +126,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, texts: list[str], rows: int) ->
 def _fit(model: PreTrainedModel, batches: Iterator[Tensor], body: Body) -> None:
     """Train by cross-entropy; the learning rate rises over a twentieth of the steps and falls in half a cosine.
 
-    With AdamW alone a model of this size stays at its tokens' frequencies for ten times as many steps.
+    With AdamW alone, `small` still predicted little more than its tokens' frequencies after 400 steps of 4,096 tokens.
     """
     optimizers = _optimizers(model, body.learning_rate)
     schedules = [

@@ -27,7 +27,7 @@ class Findings:
         self._folder, self._circumstances = folder, dict(circumstances)
 
     def recall(self, question: str, subject: str, kind: type[Answer]) -> Answer | None:
-        """Return the recorded answer, or None. A damaged file is as none: the answer is found out again."""
+        """Return the recorded answer, or None. A damaged file is treated as missing."""
         with suppress(OSError, ValueError):
             return kind.model_validate_json(self._file(question, subject).read_bytes())
         return None

@@ -242,10 +242,10 @@ class RowStream:
     def _pools_at(self, start: StreamPosition, units: int) -> list[_Pool]:
         """Return what each block up to a position was shuffled from; the epoch has `units` units."""
         pools, buffered, first, end = list[_Pool](), 0, 0, 0
-        for count_, rows in enumerate(start.unit_rows, 1):
+        for units_read, rows in enumerate(start.unit_rows, 1):
             end += rows
-            if count_ == units or end - first >= self.buffer:
-                pools.append(_Pool(count_, first, buffered, buffered + end - first))
+            if units_read == units or end - first >= self.buffer:
+                pools.append(_Pool(units_read, first, buffered, buffered + end - first))
                 buffered, first = min(self.buffer, pools[-1].size), end
         return pools
 

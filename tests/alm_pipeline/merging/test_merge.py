@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.merging.merge import merge_models
-from alm_pipeline.merging.rule import MERGE_METHODS, SPARSE_METHODS, MergeRule
+from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
 from alm_pipeline.transfer import weights
 from storage.errors import UserError
 from tests import tiny
@@ -58,7 +58,7 @@ def tensors(folder: str | Path) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("method", MERGE_METHODS)
+@pytest.mark.parametrize("method", get_args(MergeMethod))
 def test_the_ends_are_the_parents(both: Family, method: Any, tmp_path: Path) -> None:
     for weight, parent in ((0.0, both.base), (1.0, both.tuned)):
         made = tmp_path / f"made-{weight}"

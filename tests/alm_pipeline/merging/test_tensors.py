@@ -1,6 +1,7 @@
 """The rules by which tensors are merged: exact at their ends, and held to their formulas."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alm_pipeline.merging.rule import MERGE_METHODS, SPARSE_METHODS, MergeRule
+from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
 from alm_pipeline.merging.tensors import PARALLEL, merge_tensors
 
 SHAPE = (17, 23)
@@ -26,7 +27,7 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
 
 
-@pytest.mark.parametrize("method", MERGE_METHODS)
+@pytest.mark.parametrize("method", get_args(MergeMethod))
 def test_the_ends_are_the_parents_to_the_bit(method: str) -> None:
     base, tuned = pair()
     for density in (1.0, 0.3) if method in SPARSE_METHODS else (1.0,):

@@ -1,4 +1,4 @@
-"""Files with derived content: what is damaged or another's is as none, and a read-only folder is no error."""
+"""Files with derived content: damaged or foreign files count as missing, and a read-only folder is not an error."""
 
 import shutil
 from collections.abc import Callable

@@ -14,7 +14,7 @@ TEXTS = ["the quick fox", "", "<|im_end|>"]
 
 
 class Reversed(StandardEngine):
-    """An engine that can be told from the standard one."""
+    """An engine whose ids differ from the standard ones."""
 
     def encode(self, texts: object, *, special_literals: bool) -> FlatIds:
         flat = super().encode(texts, special_literals=special_literals)  # type: ignore[arg-type]
