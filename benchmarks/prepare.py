@@ -92,12 +92,8 @@ def measure(examples: Dataset, encoders: dict[str, ByteEncoder], documents: list
             # the machine's speed drifts: bare before and behind each
             runs = [seconds(run) for run in (bare, standard, bare, fast, fast, bare)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    measured = "bare {:.1f}, standard {:.1f}, bare {:.1f}, fast {:.1f}, again {:.1f}, bare {:.1f} s".format(
-        *runs
-    )
-    print(
-        f"{measured}; writing {writing.share:.1%} of standard's processor time; memory {peak:.2f} GB", flush=True
-    )
+    measured = "bare {:.1f}, standard {:.1f}, bare {:.1f}, fast {:.1f}, again {:.1f}, bare {:.1f} s".format(*runs)
+    print(f"{measured}; writing {writing.share:.1%} of standard's processor time; memory {peak:.2f} GB", flush=True)
     return tuple(2 * runs[k] / (runs[before] + runs[after]) for k, before, after in ((1, 0, 2), (3, 2, 5), (4, 2, 5)))
 
 
