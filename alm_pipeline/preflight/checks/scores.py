@@ -47,7 +47,8 @@ def gamma_on_scores(context: Context) -> None:
     tables = _sample(caches) if caches else None
     if tables is None:
         return
-    rows = aligned_examples(tables, objective)
+    # other terms need columns or tables of their own, and γ decides only which chunks `alm` has
+    rows = aligned_examples(tables, objective.model_copy(update={"terms": {"alm": 1.0}}))
     chunks = sum(map(len, rows["logprobs"].to_pylist()))
     aligned = pc.sum(rows["aligned"]).as_py() or 0
     highest = _highest_boundary_probability(tables)

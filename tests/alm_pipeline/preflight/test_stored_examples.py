@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from alm_pipeline.config import AlmConfig, FilesSource
+from alm_pipeline.config import AlmConfig, Chunking, Debias, Divergence, FilesSource, ObjectiveConfig, Term
+from alm_pipeline.config.objective import Balance
 from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
@@ -58,3 +60,27 @@ def test_a_store_with_scores_takes_a_run_that_has_yet_to_make_its_tokenizer(conf
     aligned(config, tmp_path).score()
     new = override(config, Overrides(settings={"student.tokenizer": {"vocab_size": 300}}))
     assert Pipeline(new, str(tmp_path)).preflight() == []
+
+
+CHOICES = {"chunking": Chunking, "debias": Debias, "divergence": Divergence, "balance": Balance}
+OBJECTIVES = [
+    *({"terms": {term: 1.0}} for term in get_args(Term)),
+    *({field: value} for field, values in CHOICES.items() for value in get_args(values)),
+]
+
+
+@pytest.fixture(scope="module")
+def scored(config: AlmConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    top = config.model_copy(update={"score": config.score.model_copy(update={"top_k": 4})})
+    pipeline = aligned(top, tmp_path_factory.mktemp("scored"))
+    pipeline.score()
+    return pipeline
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_no_check_fails_on_stored_scores_whatever_the_objective(
+    scored: Pipeline, objective: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = scored.config.model_copy(update={"objective": ObjectiveConfig.model_validate(objective)})
+    assert Pipeline(chosen, scored.root).preflight() == []
+    assert "preflight: " not in caplog.text
