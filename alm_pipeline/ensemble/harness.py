@@ -126,8 +126,9 @@ def evaluate(
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
+    samples: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield lm_eval's results for each model or ensemble.
+    """Yield lm_eval's results for each model or ensemble; with `samples`, also those of each question.
 
     `task_folder` has the user's own YAML tasks, and `limit` is the number of examples per task. Prompts are put into
     `template`, or into the tokenizer's own with `chat`. Of what is generated, only what follows `think_end` is the
@@ -153,7 +154,7 @@ def evaluate(
                 num_fewshot=few_shot,
                 limit=limit,
                 apply_chat_template=chat or template is not None,
-                log_samples=False,
+                log_samples=samples,
             )
         if wrong := [f"{metric} is {value}" for metric, value in metrics(results).items() if not math.isfinite(value)]:
             logger.warning("%s: %s: compare nothing with that, and look at the task's examples", name, ", ".join(wrong))

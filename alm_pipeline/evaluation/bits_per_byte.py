@@ -43,6 +43,22 @@ def bits_per_byte(
     return nats / math.log(2) / size
 
 
+def document_sums(
+    logprobs: npt.NDArray[np.float32],
+    byte_lengths: npt.NDArray[np.int32],
+    kinds: npt.NDArray[np.uint8],
+    documents: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the bits [D] and bytes [D] that `bits_per_byte` divides, by document; `documents` [tokens] numbers them.
+
+    A document without a counted token has 0 of both.
+    """
+    counted, count = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT), int(documents.max(initial=-1)) + 1
+    bits = np.bincount(documents[counted], -logprobs[counted].astype(np.float64) / math.log(2), count)
+    sizes = np.bincount(documents[counted], byte_lengths[counted].astype(np.float64), count)
+    return bits.astype(np.float64), sizes.astype(np.float64)
+
+
 def standard_error(
     logprobs: npt.NDArray[np.float32],
     byte_lengths: npt.NDArray[np.int32],
@@ -54,10 +70,7 @@ def standard_error(
     `documents` [tokens] is the number of each token's document: pieces of one document resemble each other, so they
     count as one observation.
     """
-    counted = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT)
-    bits = np.bincount(documents[counted], -logprobs[counted].astype(np.float64) / math.log(2))
-    sizes = np.bincount(documents[counted], byte_lengths[counted].astype(np.float64))
-    return ratio_error(bits.astype(np.float64), sizes.astype(np.float64))
+    return ratio_error(*document_sums(logprobs, byte_lengths, kinds, documents))
 
 
 def ratio_error(sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float | None:

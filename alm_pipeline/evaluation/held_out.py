@@ -1,9 +1,9 @@
 """The held-out examples of a distillation, read once: each shard of the caches is opened a single time."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
-from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, TextTokens, bits_per_byte, standard_error
+from alm_pipeline.evaluation.bits_per_byte import (
+    NO_PREDICTION,
+    TextTokens,
+    bits_per_byte,
+    document_sums,
+    standard_error,
+)
 from alm_pipeline.evaluation.words import Distance, Words
 from alm_pipeline.scoring.finite import check_stored_scores
-from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from storage.columns import flatten_filled, flatten_lists, list_rows
 from storage.dataset import Dataset, read_aligned
 from storage.errors import UserError
@@ -48,6 +54,19 @@ class Measured:
     """to the teacher, per word; None for the teacher itself, and without words or boundary tokens"""
 
 
+class DocumentSums(NamedTuple):
+    """What measures are ratios of, for each of D documents."""
+
+    bits: npt.NDArray[np.float64]
+    """[D] of the tokens that have a prediction"""
+    bytes: npt.NDArray[np.float64]
+    """[D] that these tokens cover"""
+    kl: npt.NDArray[np.float64] | None = None
+    """[D] nats, over the document's words; None without words or boundary tokens, and of the teacher"""
+    words: npt.NDArray[np.float64] | None = None
+    """[D]"""
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The held-out examples that both sides could tokenize."""
@@ -60,33 +79,40 @@ class HeldOut:
     """of all of them"""
     documents: npt.NDArray[np.int64]
     """[examples] the number of each one's document, from 0"""
+    document_names: list[str]
+    """[D] the id of each document"""
+    teacher_sums: DocumentSums
     drawn: Tables
     """the columns `COLUMNS` of the examples that are evaluated on while the student is trained"""
     is_all: bool
     """whether `drawn` has all examples"""
 
     @classmethod
-    def read(cls, caches: Mapping[str, Dataset], at_most: int | None = None, *, top: bool = False) -> "HeldOut":
+    def read(
+        cls, caches: Mapping[str, Dataset], at_most: int | None = None, *, top: bool = False, everything: bool = False
+    ) -> "HeldOut":
         """Read all held-out examples, and draw `at_most` of them, the same ones every time.
 
-        With `top`, the tables also have the teacher's likeliest tokens, and what these are compared by. `caches` are
-        the datasets by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing held out has
-        a prediction, or when a score is not finite.
+        With `top`, the tables also have the teacher's likeliest tokens, and what these are compared by. With
+        `everything`, all examples count as held out: of a corpus that nothing was trained on. `caches` are the datasets
+        by role, as `Pipeline.caches`. Raises UserError when nothing is held out, when nothing held out has a
+        prediction, or when a score is not finite.
         """
-        shards = _shards_with_held_out(caches)
+        shards = _shards_with_held_out(caches, everything=everything)
         if not shards:
             raise _nothing(caches)
         columns = {role: (*names, *(_TOP.get(role, ()) if top else ())) for role, names in COLUMNS.items()}
-        parts = [_held_out_rows(_read(caches, shard, columns)) for shard in shards]
+        parts = [_held_out_rows(_read(caches, shard, columns), everything=everything) for shard in shards]
         tables = {role: pa.concat_tables([part[role] for part in parts]) for role in COLUMNS}
         total = tables["examples"].num_rows
         if not total:
             raise _nothing(caches)
         is_all = at_most is None or at_most >= total
         drawn = tables if is_all else _draw(tables, total, at_most or 0)
-        documents = _documents(tables)
-        teacher = _measure_teacher(tables, documents)
-        return cls(_student_tokens(tables), teacher, _words(tables), documents, drawn, is_all)
+        documents, names = _documents(tables)
+        teacher, teacher_sums = _measure_teacher(tables, documents)
+        tokens, words = _student_tokens(tables), _words(tables)
+        return cls(tokens, teacher, words, documents, names, teacher_sums, drawn, is_all)
 
     @property
     def teacher_bits_per_byte(self) -> float:
@@ -96,17 +122,25 @@ class HeldOut:
     @property
     def document_count(self) -> int:
         """The number of documents that the examples are from."""
-        return int(self.documents.max()) + 1
+        return len(self.document_names)
 
     def measure_student(self, student: Scorer, title: str) -> Measured:
         """Score all examples; `title` is the name of the progress bar."""
-        scores, documents = (
-            self.student.score(student, title),
-            np.repeat(self.documents, list(map(len, self.student.ids))),
-        )
-        logprobs = np.concatenate([row.logprobs for row in scores])
-        measured = _measure(logprobs, self.student.byte_lengths, self.student.kinds, documents)
+        scores = self.student.score(student, title)
+        measured = _measure(self._of_student(scores))
         return replace(measured, distance=self.words.distance(scores, self.documents))
+
+    def student_sums(self, student: Scorer, title: str) -> DocumentSums:
+        """Score all examples, and return what the student's measures are ratios of, by document."""
+        scores = self.student.score(student, title)
+        sums = DocumentSums(*document_sums(*self._of_student(scores)))
+        words = self.words.sums(scores, self.documents)
+        return sums._replace(kl=words.kl, words=words.words) if words else sums
+
+    def _of_student(self, scores: Sequence[TokenScores]) -> "_Predictions":
+        documents = np.repeat(self.documents, list(map(len, self.student.ids)))
+        logprobs = np.concatenate([row.logprobs for row in scores])
+        return _Predictions(logprobs, self.student.byte_lengths, self.student.kinds, documents)
 
     def __len__(self) -> int:
         """The number of examples that are drawn."""
@@ -156,10 +190,10 @@ class HeldOutCheck:
             raise UserError(NO_PREDICTION) if self._rows else _nothing(caches)
 
 
-def _shards_with_held_out(caches: Mapping[str, Dataset]) -> list[int]:
+def _shards_with_held_out(caches: Mapping[str, Dataset], *, everything: bool) -> list[int]:
     """Return the shards that may have held-out examples: where a tiny share is held out, few have any."""
     records = caches["examples"].complete_manifest().shards
-    return [shard for shard, record in enumerate(records) if record.counts.get("held_out_examples", 1)]
+    return [shard for shard, record in enumerate(records) if everything or record.counts.get("held_out_examples", 1)]
 
 
 def _nothing(caches: Mapping[str, Dataset]) -> UserError:
@@ -186,10 +220,10 @@ def _read(caches: Mapping[str, Dataset], shard: int, columns: Mapping[str, tuple
     return tables
 
 
-def _held_out_rows(tables: Tables) -> dict[str, pa.Table]:
+def _held_out_rows(tables: Tables, *, everything: bool = False) -> dict[str, pa.Table]:
     is_held_out = pc.equal(tables["examples"]["split"], "held_out")
     is_aligned = pc.greater(pc.list_value_length(tables["alignments"]["kinds"]), 0)
-    mask = pc.and_(is_held_out, is_aligned)
+    mask = is_aligned if everything else pc.and_(is_held_out, is_aligned)
     return {role: table.filter(mask) for role, table in tables.items()}
 
 
@@ -203,26 +237,31 @@ def _student_tokens(tables: Tables) -> TextTokens:
     return TextTokens(ids, *_bytes_and_kinds(tables["student_tokens"]))
 
 
-def _documents(tables: Tables) -> npt.NDArray[np.int64]:
+def _documents(tables: Tables) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the number of each example's document, and the documents' ids by number."""
     names = [_PIECE.sub("", id_) for id_ in tables["examples"]["id"].to_pylist()]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], np.int64)
+    return np.array([numbers[name] for name in names], np.int64), list(numbers)
 
 
-def _measure_teacher(tables: Tables, documents: npt.NDArray[np.int64]) -> Measured:
+class _Predictions(NamedTuple):
+    """A side's tokens of all examples, one after the other."""
+
+    logprobs: npt.NDArray[np.float32]
+    byte_lengths: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.uint8]
+    documents: npt.NDArray[np.int64]
+
+
+def _measure_teacher(tables: Tables, documents: npt.NDArray[np.int64]) -> tuple[Measured, DocumentSums]:
     rows = list_rows(tables["scores"]["logprobs"])
     tokens = np.repeat(documents, list(map(len, rows)))
-    return _measure(np.concatenate(rows), *_bytes_and_kinds(tables["teacher_tokens"]), tokens)
+    predictions = _Predictions(np.concatenate(rows), *_bytes_and_kinds(tables["teacher_tokens"]), tokens)
+    return _measure(predictions), DocumentSums(*document_sums(*predictions))
 
 
-def _measure(
-    logprobs: npt.NDArray[np.float32],
-    byte_lengths: npt.NDArray[np.int32],
-    kinds: npt.NDArray[np.uint8],
-    documents: npt.NDArray[np.int64],
-) -> Measured:
-    value = bits_per_byte(logprobs, byte_lengths, kinds)
-    return Measured(value, standard_error(logprobs, byte_lengths, kinds, documents))
+def _measure(predictions: _Predictions) -> Measured:
+    return Measured(bits_per_byte(*predictions[:3]), standard_error(*predictions))
 
 
 def _words(tables: Tables) -> Words:

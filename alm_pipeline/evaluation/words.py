@@ -7,6 +7,7 @@ cut into tokens. The distance is the Kullback-Leibler divergence between the two
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from alm_pipeline.scoring.scorer import TokenScores
 from storage.schemas import ChunkEnd, ChunkKind
 
 Float64s = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class Distance:
 
     kl: float
     standard_error: float | None
+
+
+class WordSums(NamedTuple):
+    """The divergences of the words of D documents."""
+
+    kl: Float64s
+    """[D] nats"""
+    words: Float64s
+    """[D] how many"""
+    mean: float
+    """over all words"""
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,20 @@ class Words:
         kl: Float64s = binary_kl(teacher, torch.from_numpy(likelihoods).clamp(max=0), 1.0).numpy()
         return kl
 
-    def distance(self, student: Sequence[TokenScores], documents: npt.NDArray[np.int64]) -> Distance | None:
-        """Return the mean over all words; `documents` [E] is the number of each example's document.
+    def sums(self, student: Sequence[TokenScores], documents: Longs) -> "WordSums | None":
+        """Return the divergences of each document's words, added up; `documents` [E] numbers the examples' documents.
 
         None without words, or if the student's vocabulary lacks boundary tokens.
         """
         has_boundary = any(np.isfinite(row.boundary_logprobs).any() for row in student)
         if not len(self.chunks.logprobs) or not has_boundary:
             return None
-        kl = self.kl(student)
-        of_word = np.repeat(documents, np.diff(self.chunks.offsets))
-        sums, sizes = (np.bincount(of_word, values).astype(np.float64) for values in (kl, np.ones_like(kl)))
-        return Distance(float(kl.mean()), ratio_error(sums, sizes))
+        kl, of_word = self.kl(student), np.repeat(documents, np.diff(self.chunks.offsets))
+        count = int(documents.max()) + 1
+        sums, words = (np.bincount(of_word, values, count).astype(np.float64) for values in (kl, np.ones_like(kl)))
+        return WordSums(sums, words, float(kl.mean()))
+
+    def distance(self, student: Sequence[TokenScores], documents: Longs) -> Distance | None:
+        """Return the mean over all words; None as `sums`."""
+        sums = self.sums(student, documents)
+        return Distance(sums.mean, ratio_error(sums.kl, sums.words)) if sums else None

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -22,7 +23,7 @@ def _content(file: Path) -> str:
     return _notebook(json.loads(text)["cells"]) if file.suffix == ".ipynb" else _code(text)
 
 
-def _notebook(cells: list[dict[str, list[str]]]) -> str:
+def _notebook(cells: list[dict[str, Any]]) -> str:
     texts = (("".join(cell["source"]), cell["cell_type"]) for cell in cells)
     return "\n".join(_code(text) if kind == "code" else _below(text) for text, kind in texts)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.audit import audit_commands
+from flows.cli.compare_methods import compare_methods_commands
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
@@ -26,7 +27,7 @@ from flows.cli.student import student_commands
 from flows.execution import embedded
 from flows.stages import Until
 from flows.storage_block import storage_root
-from flows.terminal.console import InertGroup, JsonOption, err, user_errors
+from flows.terminal.console import InertGroup, JsonOption, err, log_to_stderr, user_errors
 from flows.terminal.options import (
     Recipe,
     Storage,
@@ -54,6 +55,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm list alm-data` lists what is stored, `alm list --students alm-data` compares the students.
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
+- `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
@@ -67,6 +69,7 @@ app.add_typer(audit_commands)
 app.add_typer(store)
 app.add_typer(models)
 app.add_typer(making)
+app.add_typer(compare_methods_commands)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 
@@ -112,7 +115,7 @@ def run(
 
         if again:
             _ask_for_student(config, storage)
-        _log_to_stderr()
+        log_to_stderr()
         require_ready(config, storage, until)
         from flows.alm import alm  # Prefect takes seconds to import
 
@@ -194,7 +197,7 @@ def check(
 
     with user_errors():
         config, _ = chosen_configuration(recipe, overrides)
-        _log_to_stderr()
+        log_to_stderr()
         print_check(config, storage, until, as_json=as_json)
 
 
@@ -203,14 +206,3 @@ def _ask_for_student(config: Any, storage: str) -> None:
     from alm_pipeline.pipeline import Pipeline
 
     Pipeline(config, storage_root(storage)).student.request_replacement()
-
-
-def _log_to_stderr() -> None:
-    """Log the stages' lines to stderr; on a terminal, where bars show their progress, only warnings."""
-    make_output_inert()
-    logger = logging.getLogger("alm_pipeline")
-    logger.propagate = False
-    logger.setLevel("WARNING" if err.is_interactive else "INFO")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers = [handler]

@@ -8,6 +8,7 @@ A command that prints a table also takes `--json` (`JsonOption`): it makes its r
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -22,6 +23,7 @@ from alm_pipeline.runtime.streams import writing
 from flows.terminal.options import corrected
 from storage.errors import UserError, cause, is_temporary
 from storage.printed.inert import generated, json_text, one_line, visible
+from storage.printed.records import make_output_inert
 
 _PIPE_WIDTH = 200
 """a file or a pipe has no width of its own"""
@@ -209,3 +211,14 @@ def _with_inert_errors(call: Callable[[], Any]) -> Any:
         shown = cast(Any, error)
         shown.message, shown.possibilities = visible(corrected(shown)), None
         raise
+
+
+def log_to_stderr() -> None:
+    """Log the stages' lines to stderr; on a terminal, where bars show their progress, only warnings."""
+    make_output_inert()
+    logger = logging.getLogger("alm_pipeline")
+    logger.propagate = False
+    logger.setLevel("WARNING" if err.is_interactive else "INFO")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]

@@ -110,7 +110,7 @@ def run_of_the_store(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(embedded, "prepare", lambda: None)
     monkeypatch.setattr(embedded, "use_server", lambda: None)
     monkeypatch.setattr(check, "require_ready", lambda *_: None)
-    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(app_module, "log_to_stderr", lambda: None)
 
 
 def _values(document: Any) -> Iterator[Any]:

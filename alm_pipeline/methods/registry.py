@@ -1,0 +1,111 @@
+"""The methods that a comparison trains: named settings of the objective, and a user's own variants.
+
+A method replaces settings of one configuration. Everything else, and so every cache up to the teacher's scores, is the
+same for all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.fields.spelling import did_you_mean, nearest
+from alm_pipeline.config.objective import TOP_TERMS
+from alm_pipeline.config.overrides import override, parse_overrides
+from storage.errors import UserError
+
+ORIGINAL, TEACHER = UNMADE = ("original", "teacher")
+"""the models that no method made: the student's before anything was done to it, and the teacher"""
+Settings = Mapping[str, Any]
+"""values of a configuration by dotted name"""
+_TOP_K = 16
+
+
+def _terms(balance: str = "fixed", **weights: float) -> Settings:
+    return {"objective.terms": weights, "objective.balance": balance}
+
+
+METHODS: Mapping[str, Settings] = {
+    "alm": _terms(alm=1.0),
+    "alm+sft": _terms("temperature", alm=1.0, sft=1.0),
+    "alm-published": {**_terms(alm=1.0), "objective.debias": "end", "objective.temperature": 100.0},
+    "bpm+sft": _terms(bpm=1.0, sft=1.0),
+    "sft": _terms(sft=1.0),
+    "uld": _terms(sft=1.0, uld=1.5),
+    "mined": _terms(sft=1.0, mined=1.0),
+    "dskd": _terms(sft=1.0, dskd=1.0),
+    "untrained": {"train.steps": 0, "train.warmup_steps": 0},
+}
+"""`uld`, `mined` and `dskd` are published together with cross-entropy (`sft`). The weights are published ones: 1.5 for
+ULD (arXiv 2402.12030), equal parts for DSKD and for MinED as DSKD's baseline (arXiv 2406.17328)."""
+
+
+class MethodRun(NamedTuple):
+    """One student of a comparison."""
+
+    method: str
+    seed: int
+    config: AlmConfig
+
+
+def check_variants(content: Mapping[Any, Any], where: str) -> Mapping[str, Settings]:
+    """Check methods of the user's own. Raises UserError naming `where` and the method that is wrong."""
+    for name, settings in content.items():
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise UserError(f"{where}: methods: {name!r} is not a name: write one line of visible characters")
+        if name in METHODS or name in UNMADE:
+            raise UserError(f"{where}: methods: {name} is built in: choose another name")
+        if not isinstance(settings, dict) or not all(isinstance(field, str) for field in settings):
+            raise UserError(f"{where}: methods: {name}: is not a mapping such as {{objective.temperature: 1.0}}")
+    return content
+
+
+def method_runs(
+    config: AlmConfig, names: Sequence[str], seeds: Sequence[int], variants: Mapping[str, Settings] | None = None
+) -> list[MethodRun]:
+    """Return the students to train, seed after seed, so that an interrupted comparison has whole seeds.
+
+    Where a method needs the teacher's likeliest tokens, all share the scores that have them. Raises UserError for an
+    unknown or repeated name, for two methods that are the same student, and as `override` does.
+    """
+    methods = {**METHODS, **(variants or {})}
+    _check_names(names, methods)
+    chosen = {name: methods[name] for name in names}
+    config = _with_shared_scores(config, chosen)
+    runs = [MethodRun(name, seed, _configured(config, name, chosen[name], seed)) for seed in seeds for name in names]
+    _require_different(runs[: len(names)])
+    return runs
+
+
+def _check_names(names: Sequence[str], methods: Mapping[str, Settings]) -> None:
+    if not names:
+        raise UserError(f"--methods: name at least one of {', '.join(methods)}")
+    for name in names:
+        if name not in methods:
+            hint = did_you_mean(dict.fromkeys(nearest(name, methods), ""))
+            raise UserError(f"--methods: there is no method {name}{hint}; there are {', '.join(methods)}")
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"--methods: {repeated[0]} is named twice")
+
+
+def _with_shared_scores(config: AlmConfig, chosen: Mapping[str, Settings]) -> AlmConfig:
+    terms = {term for settings in chosen.values() for term in settings.get("objective.terms", {})}
+    if TOP_TERMS.isdisjoint(terms) or config.score.top_k:
+        return config
+    return config.model_copy(update={"score": config.score.model_copy(update={"top_k": _TOP_K})})
+
+
+def _configured(config: AlmConfig, name: str, settings: Settings, seed: int) -> AlmConfig:
+    try:
+        values = {**settings, "train.seed": seed, "name": f"{name}, seed {seed}"}
+        return override(config, parse_overrides({"settings": values}))
+    except UserError as error:
+        raise UserError(f"method {name}: {error}") from error
+
+
+def _require_different(runs: Sequence[MethodRun]) -> None:
+    methods: dict[str, str] = {}
+    for run in runs:
+        student = run.config.model_copy(update={"name": None}).model_dump_json()
+        if student in methods:
+            raise UserError(f"--methods: {methods[student]} and {run.method} are the same student: leave one out")
+        methods[student] = run.method

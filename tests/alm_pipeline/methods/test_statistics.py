@@ -1,0 +1,82 @@
+"""The measures of a comparison against sums by hand, and intervals against how often they hold the truth."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from alm_pipeline.methods.statistics import RETENTION, half_interval, measures
+from alm_pipeline.methods.units import BITS, unit_table
+
+Units = Mapping[str, tuple[float, float]]
+
+
+def tables(of_methods: Mapping[str, Sequence[Units]], measure: str = BITS) -> dict[str, list[pa.Table]]:
+    return {name: [unit_table("here", measure, units) for units in of_seeds] for name, of_seeds in of_methods.items()}
+
+
+def test_a_measure_is_the_mean_over_seeds_of_a_ratio_of_sums() -> None:
+    first = [{"a": (2.0, 1.0), "b": (6.0, 3.0)}, {"a": (4.0, 1.0), "b": (8.0, 3.0)}]
+    second = [{"b": (3.0, 3.0), "a": (1.0, 1.0)}, {"b": (6.0, 3.0), "a": (2.0, 1.0)}]
+    (measure,) = measures(tables({"first": first, "second": second}), "first")
+    assert measure.values["first"].value == (8 / 4 + 12 / 4) / 2
+    assert measure.values["second"].value == (4 / 4 + 8 / 4) / 2
+    assert measure.differences["second"].value == -1.0
+    assert measure.units == 2
+    assert "first" not in measure.differences
+
+
+def test_only_units_that_all_have_are_compared() -> None:
+    whole, part = {"a": (2.0, 1.0), "b": (9.0, 1.0), "c": (4.0, 1.0)}, {"a": (1.0, 1.0), "c": (1.0, 1.0)}
+    (measure,) = measures(tables({"whole": [whole], "part": [part]}), "whole")
+    assert (measure.values["whole"].value, measure.units) == (3.0, 2)
+
+
+def test_retention_is_of_the_original_and_only_of_bits() -> None:
+    of_methods = {"alm": [{"a": (4.0, 1.0)}, {"a": (2.0, 1.0)}], "original": [{"a": (2.0, 1.0)}]}
+    found = {measure.name: measure for measure in measures(tables(of_methods), "alm")}
+    assert found[RETENTION].values["alm"].value == (0.5 + 1.0) / 2
+    assert found[RETENTION].values["original"].value == 1.0
+    assert [measure.name for measure in measures(tables(of_methods, "acc"), "alm")] == ["acc"]
+
+
+def test_a_model_without_seeds_is_compared_with_each_seed() -> None:
+    of_methods = {"alm": [{"a": (4.0, 1.0)}, {"a": (2.0, 1.0)}], "teacher": [{"a": (1.0, 1.0)}]}
+    (measure,) = measures(tables(of_methods), "alm")
+    assert measure.differences["teacher"].value == -2.0
+    assert measure.differences["teacher"].half > 0
+
+
+def test_what_nothing_is_known_of_has_no_interval() -> None:
+    (measure,) = measures(tables({"alm": [{"a": (4.0, 1.0)}], "sft": [{"a": (3.0, 1.0)}]}), "alm")
+    assert math.isnan(measure.values["alm"].half)
+    assert math.isnan(measure.differences["sft"].half)
+    assert math.isnan(half_interval(math.nan, math.nan, 1))
+
+
+def test_without_units_of_a_size_there_is_no_value() -> None:
+    (measure,) = measures(tables({"alm": [{"a": (0.0, 0.0), "b": (0.0, 0.0)}]}), "alm")
+    assert math.isnan(measure.values["alm"].value)
+    assert measure.units == 0
+
+
+@pytest.mark.parametrize(("seeds", "of_seed"), [(1, 0.0), (2, 0.1), (3, 0.1), (3, 0.01), (5, 0.03)])
+def test_intervals_of_differences_hold_the_truth_as_often_as_they_say(seeds: int, of_seed: float) -> None:
+    """A method is 0.05 worse; documents are hard for both, and each seed shifts a student by `of_seed`."""
+    random, held, tries, documents, truth = np.random.default_rng(seeds), 0, 200, 50, 0.05
+    for _ in range(tries):
+        sizes = random.integers(50, 150, documents).astype(float)
+        hard = random.normal(2.0, 0.5, documents)
+
+        def student(mean: float, hard: np.ndarray = hard, sizes: np.ndarray = sizes) -> Units:  # type: ignore[type-arg]
+            rates = hard + mean + random.normal(0, of_seed) + random.normal(0, 0.1, documents)
+            return {str(k): (float(rates[k] * sizes[k]), float(sizes[k])) for k in range(documents)}
+
+        of_methods = {"a": [student(0.0) for _ in range(seeds)], "b": [student(truth) for _ in range(seeds)]}
+        (measure,) = measures(tables(of_methods), "a")
+        value, half = measure.differences["b"]
+        held += abs(value - truth) <= half
+    assert held / tries >= 0.91  # the documents' part counts what seeds and documents have in common twice
+    assert seeds > 1 or held / tries <= 0.99

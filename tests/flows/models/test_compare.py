@@ -1,0 +1,128 @@
+"""The flow `compare`, here and with a GPU pool whose runs are done in this process."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import yaml
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.states import Completed
+from typer.testing import CliRunner
+
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.pipeline import Pipeline
+from flows.cli.app import app
+from flows.execution import gpu_pool
+from flows.execution.gpu_pool import GpuPool
+from flows.models.compare import MEASURE, ComparisonRequest, compare, measure
+from storage.errors import UserError
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+def test_methods_are_compared(
+    config: AlmConfig, root: str, corpus_url: str, shown: Callable[[str], list[Artifact]]
+) -> None:
+    result = compare(
+        ["sft", "slow"],
+        config=config,
+        storage=root,
+        seeds=1,
+        domains={"other": corpus_url},
+        examples=5,
+        definitions={"methods": {"slow": {"train.learning_rate": 1e-5}}},
+    )
+    assert result["folder"] == f"{root}/comparisons/tiny"
+    assert {row["domain"] for row in result["measures"]} == {"tiny", "other"}
+    assert result == {"folder": result["folder"], **json.loads(Path(result["folder"], "comparison.json").read_text())}
+    rows = json.loads(shown("alm-comparison")[-1].data)
+    assert {row["method"] for row in rows} == {"sft", "slow", "original", "teacher"}
+    (page,) = shown("alm-comparison-report")
+    assert page.data.count("data:image/png;base64,") == 2
+
+
+def test_the_command_prints_the_tables(config: AlmConfig, root: str, corpus_url: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (tmp_path / "own.yaml").write_text("methods: {slow: {train.learning_rate: 1.0e-5}}")
+    arguments = [str(tmp_path / "run.yaml"), "--methods", "sft, slow", "--seeds", "1", "--storage", root]
+    arguments += ["--domain", f"other={corpus_url}", "--examples", "5", "--definitions", str(tmp_path / "own.yaml")]
+    printed = CliRunner().invoke(app, ["compare-methods", *arguments])
+    assert printed.exit_code == 0, printed.output
+    for text in ("tiny, held out: ", "other: 5 documents", "bits per byte", "student tokens per second"):
+        assert text in printed.stdout
+    document = json.loads(CliRunner().invoke(app, ["compare-methods", *arguments, "--json"]).stdout)
+    assert document["methods"] == ["sft", "slow", "original", "teacher"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "alm,sfd"], "there is no method sfd; did you mean sft?"),
+        (["--domain", "texts.jsonl"], "--domain texts.jsonl: write NAME=URL"),
+        (["--definitions", "gone.yaml"], "gone.yaml: can't be read as YAML"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    config: AlmConfig, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = ["compare-methods", str(tmp_path / "run.yaml"), "--storage", str(tmp_path / "store"), *arguments]
+    failed = CliRunner().invoke(app, command)
+    assert failed.exit_code == 1
+    assert message in failed.output
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A pool that does each run at once in this process; the deployments that were run."""
+    done: list[str] = []
+
+    def run_deployment(name: str, parameters: dict[str, Any], timeout: int) -> FlowRun:
+        done.append(name)
+        if name == MEASURE:
+            measure(ComparisonRequest.model_validate(parameters["request"]), parameters["student"])
+        else:
+            pipeline = Pipeline(AlmConfig.model_validate(parameters["config"]), parameters["storage"])
+            pipeline.score(parameters["shards"]) if parameters["only"] == "score" else pipeline.train()
+        return FlowRun(flow_id=uuid4(), name="busy-bee")
+
+    def wait_until_final(_: GpuPool, id_: UUID) -> FlowRun:
+        return FlowRun(id=id_, flow_id=uuid4(), name="bee", state=Completed(), total_run_time=timedelta(seconds=7))
+
+    monkeypatch.setattr(gpu_pool, "run_deployment", run_deployment)
+    monkeypatch.setattr(GpuPool, "_wait_until_final", wait_until_final)
+    monkeypatch.setattr(GpuPool, "check", lambda *_: None)
+    return done
+
+
+def test_students_are_trained_and_measured_on_a_pool(
+    config: AlmConfig, tmp_path: Path, pool: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parameters: dict[str, Any] = {"config": config, "storage": "store", "seeds": 1, "gpu_pool": "gpu"}
+    result = compare(["sft", "untrained"], **parameters)
+    scored = [name for name in pool if name == "alm/score"]
+    assert scored
+    assert pool == [*scored, "alm/train", "alm/train", MEASURE, MEASURE]
+    assert result["folder"] == "store/comparisons/tiny"
+    assert (tmp_path / "store/comparisons/tiny/comparison.json").is_file()
+    pool.clear()
+    assert compare(["sft", "untrained"], **parameters) == result
+
+
+@pytest.mark.bad_input
+def test_a_student_that_is_not_there_is_refused(config: AlmConfig, tmp_path: Path) -> None:
+    request = ComparisonRequest(config=config, storage=str(tmp_path), methods=("sft",), seeds=1)
+    with pytest.raises(UserError, match="student: 1 is not one of the 1 students"):
+        measure(request, 1)
