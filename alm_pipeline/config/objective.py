@@ -25,8 +25,8 @@ Balance = Literal["fixed", "temperature", "gradmag"]
 LearnedPart = Literal["answer", "tool_calls", "reasoning"]
 LEARNED_PARTS: tuple[LearnedPart, ...] = get_args(LearnedPart)
 LearnedTurns = Literal["all", "last"]
-Term = Literal["alm", "bpm", "sft", "latents", "uld", "mined", "dskd"]
-LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd"})
+Term = Literal["alm", "bpm", "sft", "latents", "uld", "mined", "dskd", "gold", "simct"]
+LIVE_TERMS: frozenset[Term] = frozenset({"latents", "uld", "mined", "dskd", "gold", "simct"})
 """Terms that need the teacher itself in training memory, and not only its scores."""
 TOP_TERMS: frozenset[Term] = frozenset({"bpm"})
 """Terms that need the teacher's likeliest tokens among its scores (`score.top_k`)."""
@@ -40,8 +40,8 @@ class ObjectiveConfig(Frozen):
         description="The loss terms and their weights; a weight is a number or a ramp `{start, end, steps}`. `alm` "
         "matches the teacher's chunk likelihoods; `sft` is next-token cross-entropy on the student's tokens; `bpm` "
         "matches the teacher's likeliest next tokens, which `score.top_k` stores, at the beginnings of words. The "
-        "others keep the teacher in memory: `latents` matches hidden states at the ends of chunks; `uld`, `mined` and "
-        "`dskd` are baselines.",
+        "others keep the teacher in memory: `latents` matches hidden states at the ends of chunks; `uld`, `mined`, "
+        "`dskd`, `gold` and `simct` are baselines.",
     )
     balance: Balance = Field(
         "fixed",

@@ -33,10 +33,13 @@ METHODS: Mapping[str, Settings] = {
     "uld": _terms(sft=1.0, uld=1.5),
     "mined": _terms(sft=1.0, mined=1.0),
     "dskd": _terms(sft=1.0, dskd=1.0),
+    "gold": _terms(gold=1.0),
+    "simct": _terms(simct=1.0),
     "untrained": {"train.steps": 0, "train.warmup_steps": 0},
 }
 """`uld`, `mined` and `dskd` are published together with cross-entropy (`sft`). The weights are published ones: 1.5 for
-ULD (arXiv 2402.12030), equal parts for DSKD and for MinED as DSKD's baseline (arXiv 2406.17328)."""
+ULD (arXiv 2402.12030), equal parts for DSKD and for MinED as DSKD's baseline (arXiv 2406.17328). `gold` and `simct`
+are used alone by their authors."""
 
 
 class MethodRun(NamedTuple):

@@ -60,6 +60,13 @@ class Head:
         logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
         return _scaled_and_capped(logits_NP, self.scale, self.softcap)
 
+    def token_logits(self, hidden_NH: Tensor, ids_N: Tensor) -> Tensor:
+        """[N] the logit of one token at each position, in float32 or better."""
+        logits_N = (at_least_float32(hidden_NH) * at_least_float32(self.weight_VH[ids_N])).sum(-1)
+        if self.bias_V is not None:
+            logits_N = logits_N + self.bias_V[ids_N]
+        return _scaled_and_capped(logits_N, self.scale, self.softcap)
+
 
 @dataclass(frozen=True)
 class LayerHead:

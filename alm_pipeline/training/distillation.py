@@ -14,15 +14,15 @@ from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
-from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
+from alm_pipeline.objective.baselines.mined_mapping import mined_mapping, same_bytes_mapping
 from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.objective.prefix_arrays import PrefixTable
 from alm_pipeline.objective.prefix_table import prefix_table
-from alm_pipeline.training.model.live_teacher import LiveTeacher
-from alm_pipeline.training.model.terms import needs_mapping
+from alm_pipeline.training.model.live_teacher import LiveTeacher, TokenMapping
+from alm_pipeline.training.model.terms import needed_mappings
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
 from alm_pipeline.transfer.bytes.byte_model import put_on_bytes
 from alm_pipeline.transfer.carry_over import end_with_turns
@@ -194,12 +194,13 @@ class Distillation:
         if not objective.is_live:
             return None
         model = self.teacher.load(self.config.score.dtype)
-        mapping_V = self._mined_mapping() if needs_mapping(objective) else None
-        return LiveTeacher(model, HeadVocabulary.of(model, self.teacher.tokenizer).rows, mapping_V)
+        mappings = {kind: self._mapping(kind) for kind in needed_mappings(objective)}
+        return LiveTeacher(model, HeadVocabulary.of(model, self.teacher.tokenizer).rows, mappings)
 
-    def _mined_mapping(self) -> Tensor:
-        """The teacher's token for each of the student's. Takes minutes if vocabularies are large and differ."""
+    def _mapping(self, kind: TokenMapping) -> Tensor:
+        """The teacher's token for each of the student's. The nearest take minutes if vocabularies are large."""
         teacher, student, rows = self.teacher.tokenizer, self.tokenizer, self.teacher.vocabulary_rows
         pairs = special_counterparts(teacher.fast, student.fast).items()
         specials = {id_: teacher_id if teacher_id < rows else -1 for id_, teacher_id in pairs}
-        return torch.from_numpy(mined_mapping(teacher.view.within(rows), student.view, specials))
+        mapping = mined_mapping if kind == "nearest" else same_bytes_mapping
+        return torch.from_numpy(mapping(teacher.view.within(rows), student.view, specials))

@@ -42,7 +42,7 @@ PURPOSES = {
     "alm_pipeline.evaluation": "Bits per byte on held-out text.",
     "alm_pipeline.objective.chunking": "Where chunks end: the chunkings and the loop that merges chunks.",
     "alm_pipeline.objective": "The ALM loss, its divergences, and how terms are weighted.",
-    "alm_pipeline.objective.baselines": "The baselines ULD, MinED and DSKD.",
+    "alm_pipeline.objective.baselines": "The baselines ULD, MinED, DSKD, GOLD and SimCT.",
     "alm_pipeline.transfer.level": "How likely new tokens are as a whole, before training.",
     "alm_pipeline.transfer": "A new tokenizer's embeddings without training, and task arithmetic.",
     "alm_pipeline.transfer.bytes": "Models of bytes, with n-gram embeddings.",

@@ -21,6 +21,23 @@ _QUERIES_PER_TASK = 500
 Longs = npt.NDArray[np.int64]
 
 
+def same_bytes_mapping(
+    teacher_view: ByteView, student_view: ByteView, specials: Mapping[int, int] | None = None
+) -> Longs:
+    """[V] the teacher id of the same bytes for each student id, the lowest of several; −1 if there is none.
+
+    Special tokens are mapped as `mined_mapping` does.
+    """
+    teacher = tokens_by_spelling(teacher_view)
+    ordinary = ~student_view.special & (student_view.lengths > 0)
+    mapping = np.array([teacher.get(spelling, -1) for spelling in student_view.spelling], np.int64)
+    mapping[~ordinary] = -1
+    same = _special_ids(teacher_view)
+    for special in np.flatnonzero(student_view.special).tolist():
+        mapping[special] = (specials or {}).get(special, same.get(student_view.spelling[special], -1))
+    return mapping
+
+
 def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapping[int, int] | None = None) -> Longs:
     """[V] the teacher id for each student id, −1 if it has none (Wan et al. 2024, arXiv 2401.10491).
 
@@ -28,16 +45,11 @@ def mined_mapping(teacher_view: ByteView, student_view: ByteView, specials: Mapp
     several the one with the lowest id. A special token gets its teacher id in `specials` (student id → teacher id), or
     else the special teacher token of the same literal, or else none. An id without a token has none.
     """
-    teacher = tokens_by_spelling(teacher_view)
-    ordinary = ~student_view.special & (student_view.lengths > 0)
-    mapping = np.array([teacher.get(spelling, -1) for spelling in student_view.spelling], np.int64)
-    mapping[~ordinary] = -1
-    unmatched = np.flatnonzero((mapping < 0) & ordinary)
-    if len(unmatched) and teacher:
-        mapping[unmatched] = _nearest(teacher_view, np.sort(list(teacher.values())), student_view, unmatched)
-    same = _special_ids(teacher_view)
-    for special in np.flatnonzero(student_view.special).tolist():
-        mapping[special] = (specials or {}).get(special, same.get(student_view.spelling[special], -1))
+    teacher_ids = np.sort(list(tokens_by_spelling(teacher_view).values()))
+    mapping = same_bytes_mapping(teacher_view, student_view, specials)
+    unmatched = np.flatnonzero((mapping < 0) & ~student_view.special & (student_view.lengths > 0))
+    if len(unmatched) and len(teacher_ids):
+        mapping[unmatched] = _nearest(teacher_view, teacher_ids, student_view, unmatched)
     return mapping
 
 

@@ -45,8 +45,9 @@ class TeacherArrays(NamedTuple):
     teacher_ends: npt.NDArray[np.int32]
     """[aligned chunks, not merged] one past the chunk's last token, counted within its example"""
     student_ends: npt.NDArray[np.int32]
-    single: npt.NDArray[np.bool_]
-    """[aligned chunks] whether the chunk has exactly one token on each side"""
+    teacher_counts: npt.NDArray[np.uint16]
+    """[aligned chunks] the chunk's tokens"""
+    student_counts: npt.NDArray[np.uint16]
     aligned_offsets: npt.NDArray[np.int64]
     """[E + 1] where each example's aligned chunks begin"""
     learned: npt.NDArray[np.bool_]
@@ -54,11 +55,12 @@ class TeacherArrays(NamedTuple):
 
     @classmethod
     def of(cls, rows: pa.Table) -> "TeacherArrays":
-        (teacher, offsets), (student, _), (single, _) = (
-            flatten_lists(rows[name]) for name in ("aligned_teacher_ends", "aligned_student_ends", "single")
+        (teacher_ends, offsets), (student_ends, _), (teacher_counts, _), (student_counts, _) = (
+            flatten_lists(rows[f"aligned_{name}"])
+            for name in ("teacher_ends", "student_ends", "teacher_counts", "student_counts")
         )
-        learned = learned_column(rows, "teacher_learned")
-        return cls(*flatten_lists(rows["teacher_ids"]), teacher, student, single, offsets, learned)
+        columns = (teacher_ends, student_ends, teacher_counts, student_counts)
+        return cls(*flatten_lists(rows["teacher_ids"]), *columns, offsets, learned_column(rows, "teacher_learned"))
 
 
 def target_columns(targets: PrefixTargets) -> dict[str, pa.ListArray]:

@@ -145,7 +145,8 @@ def _with_teacher_columns(rows: pa.Table, sides: Mapping[str, SideTokens], align
         "teacher_ids": _column(teacher.ids, teacher.offsets),
         "aligned_teacher_ends": _column(_ends_within_example(teacher)[paired], offsets),
         "aligned_student_ends": _column(_ends_within_example(student)[paired], offsets),
-        "single": list_array(((teacher.of_chunk == 1) & (student.of_chunk == 1))[paired], offsets, pa.bool_()),
+        "aligned_teacher_counts": list_array(teacher.of_chunk[paired], offsets, pa.uint16()),
+        "aligned_student_counts": list_array(student.of_chunk[paired], offsets, pa.uint16()),
     }
     if len(aligned.learned):
         columns["teacher_learned"] = list_array(_learned(teacher, aligned), teacher.offsets, pa.bool_())

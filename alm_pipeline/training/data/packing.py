@@ -71,6 +71,10 @@ class TeacherBatch:
     """the position (of N) of each aligned chunk's last student token"""
     aligned_teacher_token_A: Tensor
     """the position (of M) of each aligned chunk's last teacher token"""
+    aligned_first_token_A: Tensor
+    """the position (of N) of each aligned chunk's first student token"""
+    aligned_first_teacher_token_A: Tensor
+    """the position (of M) of each aligned chunk's first teacher token"""
     single_A: Tensor
     """whether the chunk has exactly one token on each side"""
 
@@ -161,13 +165,19 @@ def make_teacher_batch(examples: ExampleArrays, teacher: TeacherArrays, plan: Ba
         np.repeat(layout.starts, counts) + ends[chunks] - 1
         for layout, ends in ((student_layout, teacher.student_ends), (teacher_layout, teacher.teacher_ends))
     )
+    student_first, teacher_first = (
+        last - tokens[chunks].astype(np.int64) + 1
+        for last, tokens in ((student_last, teacher.student_counts), (teacher_last, teacher.teacher_counts))
+    )
     arrays = (
         *_teacher_rows(teacher, plan, teacher_layout),
         student_layout.examples(),
         teacher_layout.examples(),
         student_last,
         teacher_last,
-        teacher.single[chunks],
+        student_first,
+        teacher_first,
+        (student_first == student_last) & (teacher_first == teacher_last),
     )
     return TeacherBatch(*map(torch.from_numpy, arrays))
 

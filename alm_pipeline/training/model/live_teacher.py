@@ -4,6 +4,7 @@ Shapes: M positions of the teacher's rows, J its hidden width.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,15 +12,21 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.models.output_head import hidden_states, output_head
 
+TokenMapping = Literal["nearest", "same"]
+"""the teacher's token with the nearest spelling (`mined_mapping`), or only one of the same bytes"""
+
 
 class LiveTeacher:
     """A frozen teacher and its output head."""
 
-    def __init__(self, model: PreTrainedModel, rows: int | None = None, mapping_V: Tensor | None = None) -> None:
-        """`rows`: the head's rows of the tokenizer (None: all); `mapping_V`: of `mined_mapping`, for `mined`."""
+    def __init__(
+        self, model: PreTrainedModel, rows: int | None = None, mappings: Mapping[TokenMapping, Tensor] | None = None
+    ) -> None:
+        """`rows`: the head's rows of the tokenizer (None: all); `mappings`: those that the objective's terms need."""
         self.model = model.eval().requires_grad_(False)
         self.head = output_head(model, rows=rows)
-        self.mapping_V = None if mapping_V is None else mapping_V.to(self.head.device)
+        self.mappings = {name: mapping_V.to(self.head.device) for name, mapping_V in (mappings or {}).items()}
+        """[V] the teacher's token for each of the student's, −1 if it has none"""
 
     @torch.no_grad()
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:

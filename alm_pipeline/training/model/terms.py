@@ -17,14 +17,17 @@ from transformers import PreTrainedModel
 from alm_pipeline.config import ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.output_head import Head, LayerHead, hidden_states, output_head
+from alm_pipeline.objective.baselines.chunk_places import SidePlaces, predicted_chunks
 from alm_pipeline.objective.baselines.dskd import DskdProjections, dskd_loss
+from alm_pipeline.objective.baselines.gold import gold_loss
 from alm_pipeline.objective.baselines.mined import mined_loss
+from alm_pipeline.objective.baselines.simct import simct_loss, span_logits
 from alm_pipeline.objective.baselines.uld import uld_loss
 from alm_pipeline.objective.batch_loss import BatchLosses, LossCounts, ScoredBatch
 from alm_pipeline.objective.bpm import bpm_loss
 from alm_pipeline.objective.latents import latents_loss
 from alm_pipeline.scoring.head import ListedTokens, NextTokenNumbers, next_token
-from alm_pipeline.training.model.live_teacher import LiveTeacher
+from alm_pipeline.training.model.live_teacher import LiveTeacher, TokenMapping
 from alm_pipeline.training.model.projections import projections_of
 from storage.errors import UserError
 
@@ -110,8 +113,7 @@ def _uld(batch: MicroBatch) -> Tensor:
 
 
 def _mined(batch: MicroBatch) -> Tensor:
-    mapping_V, single_A = batch.live.teacher.mapping_V, batch.columns["single_A"]
-    assert mapping_V is not None
+    mapping_V, single_A = batch.live.teacher.mappings["nearest"], batch.columns["single_A"]
     teacher_K, student_K = (batch.columns[name][single_A] for name in ("aligned_teacher_token_A", "aligned_token_A"))
     return mined_loss(*batch.hidden_and_heads, teacher_K, student_K, mapping_V, count=batch.counts.single.clamp(min=1))
 
@@ -127,6 +129,72 @@ def _dskd(batch: MicroBatch) -> Tensor:
     places = (*batch.predicted, *batch.examples)
     count = batch.counts.tokens
     return dskd_loss(projections, *hidden_and_embeddings, teacher_head, head, ids_N, *places, count=count)
+
+
+@dataclass(frozen=True)
+class _ChunkSide:
+    """One side of the aligned chunks whose tokens are all predicted on both sides."""
+
+    hidden_NH: Tensor
+    head: Head
+    token_ids_N: Tensor
+    places: SidePlaces
+
+
+def _chunk_sides(batch: MicroBatch) -> tuple[_ChunkSide, _ChunkSide]:
+    """Return the teacher's side and the student's."""
+    teacher_hidden_MJ, hidden_NH, teacher_head, head = batch.hidden_and_heads
+    columns = batch.columns
+    teacher = SidePlaces(columns["aligned_first_teacher_token_A"], columns["aligned_teacher_token_A"])
+    student = SidePlaces(columns["aligned_first_token_A"], columns["aligned_token_A"])
+    compared_A = predicted_chunks(teacher, student, *batch.predicted)
+    teacher_ids_M, ids_N = (columns[name].flatten() for name in ("teacher_token_ids_BT", "token_ids_BS"))
+    return (
+        _ChunkSide(teacher_hidden_MJ, teacher_head, teacher_ids_M, teacher.of(compared_A)),
+        _ChunkSide(hidden_NH, head, ids_N, student.of(compared_A)),
+    )
+
+
+def _gold(batch: MicroBatch) -> Tensor:
+    teacher, student = _chunk_sides(batch)
+    with torch.no_grad():
+        teacher_before_A = _logprobs_before_last(teacher)
+    return gold_loss(
+        teacher.hidden_NH[teacher.places.last_A - 1],
+        student.hidden_NH[student.places.last_A - 1],
+        teacher_before_A,
+        _logprobs_before_last(student),
+        teacher.head,
+        student.head,
+        batch.live.teacher.mappings["same"],
+        count=batch.counts.aligned,
+    )
+
+
+def _logprobs_before_last(side: _ChunkSide) -> Tensor:
+    """[A] the log-probability of each chunk's tokens but its last."""
+    places = SidePlaces(side.places.first_A, side.places.last_A - 1)
+    positions_T, chunk_T = places.tokens()
+    none = positions_T[:0]  # no boundary token
+    hidden_TH, ids_T = side.hidden_NH[positions_T - 1], side.token_ids_N[positions_T]
+    return places.sums(next_token(hidden_TH, ids_T, side.head, none).target_logprobs_N, chunk_T)
+
+
+def _simct(batch: MicroBatch) -> Tensor:
+    teacher, student = sides = _chunk_sides(batch)
+    with torch.no_grad():
+        teacher_span_A = span_logits(teacher.hidden_NH, teacher.token_ids_N, teacher.places, teacher.head)
+    return simct_loss(
+        teacher.hidden_NH[teacher.places.first_A - 1],
+        student.hidden_NH[student.places.first_A - 1],
+        teacher_span_A,
+        span_logits(student.hidden_NH, student.token_ids_N, student.places, student.head),
+        torch.stack([side.places.last_A > side.places.first_A for side in sides]).any(0),
+        teacher.head,
+        student.head,
+        batch.live.teacher.mappings["same"],
+        count=batch.counts.tokens,
+    )
 
 
 def _no_projection(teacher_width: int, student_width: int) -> None:
@@ -145,8 +213,8 @@ class TermRule:
     """the loss needs the teacher's likeliest tokens among its scores"""
     needs_linear_heads: bool = False
     """the loss computes with the rows of both output layers"""
-    needs_mapping: bool = False
-    """the loss needs the teacher's nearest token for each of the student's (`mined_mapping`)"""
+    mapping: TokenMapping | None = None
+    """the teacher's token for each of the student's that the loss needs"""
     projection: Callable[[int, int], nn.Module | None] = _no_projection
     """(teacher's hidden width, student's) to what is trained beside the student"""
 
@@ -157,14 +225,16 @@ TERMS: dict[Term, TermRule] = {
     "sft": TermRule(lambda batch: batch.scored.sft()),
     "latents": TermRule(_latents, needs_teacher=True, projection=_latents_projection),
     "uld": TermRule(_uld, needs_teacher=True, needs_linear_heads=True),
-    "mined": TermRule(_mined, needs_teacher=True, needs_linear_heads=True, needs_mapping=True),
+    "mined": TermRule(_mined, needs_teacher=True, needs_linear_heads=True, mapping="nearest"),
     "dskd": TermRule(_dskd, needs_teacher=True, needs_linear_heads=True, projection=DskdProjections),
+    "gold": TermRule(_gold, needs_teacher=True, needs_linear_heads=True, mapping="same"),
+    "simct": TermRule(_simct, needs_teacher=True, needs_linear_heads=True, mapping="same"),
 }
 
 
-def needs_mapping(objective: ObjectiveConfig) -> bool:
-    """Whether a term of the objective needs the teacher's token for each of the student's."""
-    return any(TERMS[term].needs_mapping for term in objective.terms)
+def needed_mappings(objective: ObjectiveConfig) -> set[TokenMapping]:
+    """Return which of the teacher's tokens for each of the student's the objective's terms need."""
+    return {mapping for term in objective.terms if (mapping := TERMS[term].mapping)}
 
 
 def needs_linear_heads(objective: ObjectiveConfig) -> bool:

@@ -70,7 +70,7 @@ def test_overrides_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(flows.alm, "alm", fake_alm)
     monkeypatch.setattr(embedded, "prepare", lambda: None)
     monkeypatch.setattr(embedded, "use_server", lambda: None)
-    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(app_module, "log_to_stderr", lambda: None)
     monkeypatch.setattr(check, "require_ready", lambda *_: None)
     options = ["--teacher", "T", "--steps", "7", "--learning-rate", "1e-3", "--set", "train.seed=5"]
     assert "not run" in error_of("run", "maths", "--storage", str(tmp_path), "--until", "scores", *options)

@@ -278,7 +278,7 @@ def test_the_first_lines_of_a_run_are_printed(rows: str, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(embedded, "prepare", lambda: None)
     monkeypatch.setattr(check, "require_ready", refuse)
-    monkeypatch.setattr(app_module, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(app_module, "log_to_stderr", lambda: None)
     arguments = ["--corpus", rows, "--teacher", str(tmp_path / "a"), "--student", str(tmp_path / "b"), "--steps", "3"]
     shown = error_of("run", "distill", *arguments, "--set", r'corpus.text="Q: {question}\nA: {answer}"')
     assert "the recipe distill also sets" in shown

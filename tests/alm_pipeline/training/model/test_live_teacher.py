@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, Term
+from alm_pipeline.config import LIVE_TERMS, AlmConfig, FilesSource, ObjectiveConfig, Term
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -53,13 +53,24 @@ def test_a_teachers_rows_hold_the_same_examples(shape: list[list[tuple[int, int]
     ]
     offsets = [np.cumsum([0, *of]) for of in (map(len, ids), counts)]
     flat = [np.concatenate([pair[side] for pair in ends]) for side in (0, 1)]
-    single, learned = generator.random(sum(counts)) < 0.5, generator.random(sum(map(len, ids))) < 0.5
-    teacher = TeacherArrays(np.concatenate(ids), offsets[0], flat[0], flat[1], single, offsets[1], learned)
+    # each chunk begins at a random token after the end of the one before
+    sizes = [
+        np.concatenate([generator.integers(1, np.diff(of, prepend=0) + 1) for of in side]).astype(np.uint16)
+        for side in zip(*ends, strict=True)
+    ]
+    learned = generator.random(sum(map(len, ids))) < 0.5
+    teacher = TeacherArrays(np.concatenate(ids), offsets[0], flat[0], flat[1], sizes[0], sizes[1], offsets[1], learned)
     group = BatchPlan(np.arange(len(lengths)), np.repeat(np.arange(len(shape)), list(map(len, shape))))
     examples = joined(students)
     batch, made = make_batch(examples, group), make_teacher_batch(examples, teacher, group)
     assert_holds(made, batch.token_ids_BS, ids, students, ends, group)
-    assert made.single_A.tolist() == single.tolist()
+    assert made.single_A.tolist() == ((sizes[0] == 1) & (sizes[1] == 1)).tolist()
+    lasts_and_firsts = (
+        (made.aligned_teacher_token_A, made.aligned_first_teacher_token_A),
+        (made.aligned_token_A, made.aligned_first_token_A),
+    )
+    for of_side, (last, first) in zip(sizes, lasts_and_firsts, strict=True):
+        assert (last - first + 1).tolist() == of_side.tolist()
     of_token = made.example_of_teacher_token_M
     expected = [
         [bool(counted) and k > 0 for k, counted in enumerate(part)] for part in np.split(learned, offsets[0][1:-1])
@@ -152,7 +163,7 @@ def test_cached_scores_give_a_live_teachers_loss_and_gradients(pipeline: Pipelin
     assert compared > 20
 
 
-LIVE: list[Term] = ["latents", "uld", "mined", "dskd"]
+LIVE: list[Term] = sorted(LIVE_TERMS)
 
 
 def with_terms(pipeline: Pipeline, root: str, terms: dict[Term, float], **train: Any) -> Pipeline:
@@ -200,7 +211,7 @@ def test_packed_and_accumulated_batches_have_the_same_live_losses(pipeline: Pipe
     student, teacher = (
         load_model(name, "float32") for name in (pipeline.config.student.model, pipeline.config.teacher)
     )
-    live = LiveTeacher(teacher, mapping_V=torch.arange(300))
+    live = LiveTeacher(teacher, mappings={"nearest": torch.arange(300), "same": torch.arange(300)})
     batches = list(itertools.islice(iter(stream), 3))
     counts, small = LossCounts.of(*batches), HeadVocabulary(torch.arange(0, 300, 3))
     assert len({LossCounts.of(batch).single.item() for batch in batches}) > 1

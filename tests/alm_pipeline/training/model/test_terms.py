@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from alm_pipeline.config import LIVE_TERMS, TOP_TERMS, ObjectiveConfig, Term
-from alm_pipeline.training.model.terms import TERMS, make_projections, needs_mapping
+from alm_pipeline.training.model.terms import TERMS, make_projections, needed_mappings
 from tests import tiny
 
 
@@ -24,9 +24,9 @@ def test_the_configuration_knows_the_terms_that_need_the_likeliest_tokens() -> N
 @pytest.mark.parametrize("term", TERMS)
 def test_what_only_a_teacher_can_provide_needs_one(term: Term) -> None:
     rule = TERMS[term]
-    assert rule.needs_teacher or not rule.needs_mapping
+    assert rule.needs_teacher or rule.mapping is None
     assert rule.needs_teacher or rule.projection(8, 4) is None
-    assert needs_mapping(ObjectiveConfig(terms={term: 1.0})) == rule.needs_mapping
+    assert needed_mappings(ObjectiveConfig(terms={term: 1.0})) == ({rule.mapping} - {None})
 
 
 def test_the_terms_that_train_a_projection() -> None:
