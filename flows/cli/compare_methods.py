@@ -23,8 +23,8 @@ def compare_methods(
         str,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Built-in methods (alm, alm+sft, alm-published, bpm+sft, sft, uld, mined, dskd, gold, simct, untrained) "
-            "or those of --definitions. The first one is what the others are compared with.",
+            help="Built-in methods (alm, alm+sft, alm-published, bpm+sft, sft, uld, mined, dskd, gold, simct, "
+            "untrained) or those of --definitions. The first one is what the others are compared with.",
         ),
     ] = "alm+sft,alm,sft",
     seeds: Annotated[int, typer.Option(min=1, help="The number of students per method.")] = 3,

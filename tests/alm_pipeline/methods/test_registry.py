@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.methods.definitions import Definitions, read_yaml
 from alm_pipeline.methods.registry import METHODS, method_runs
 from alm_pipeline.pipeline import Pipeline
+from flows.cli.app import app
 from storage.errors import UserError
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_method_is_another_student_of_the_same_caches(config: AlmConfig, tmp_path: Path) -> None:
@@ -20,6 +24,13 @@ def test_every_method_is_another_student_of_the_same_caches(config: AlmConfig, t
         assert len({pipeline.caches[role].name for pipeline in pipelines}) == 1, role
     assert runs[0].config.score.top_k  # of the method that needs them, for all
     assert method_runs(config, ["alm", "sft"], [0])[0].config.score.top_k == 0
+
+
+def test_the_command_and_its_page_name_every_method() -> None:
+    (option,) = (item for item in get_command(app).commands["compare-methods"].params if item.name == "methods")  # type: ignore[attr-defined]
+    page = (ROOT / "docs" / "how-to" / "comparing-methods.md").read_text()
+    assert [name for name in METHODS if name not in option.help] == []
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
 
 
 def test_whole_seeds_come_one_after_the_other(config: AlmConfig) -> None:
