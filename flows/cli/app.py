@@ -22,6 +22,7 @@ from flows.cli.planning import (
     print_summary,
     show_plan,
 )
+from flows.cli.questions import questions_commands
 from flows.cli.store import store
 from flows.cli.student import student_commands
 from flows.execution import embedded
@@ -70,6 +71,7 @@ app.add_typer(store)
 app.add_typer(models)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
+app.add_typer(questions_commands)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

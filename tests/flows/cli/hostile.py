@@ -89,6 +89,9 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "inspect missing": ["inspect", pipeline.alignments.url, "--example", NAME],
         "curves": ["curves", student, student, "--picture", str(folder / f"{NAME}.png")],
         "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
+        "contamination": [
+            *("contamination", str(folder / "mine.yaml"), "--questions", corpus, "--text", "{text}", "--words", "3"),
+        ],
         "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
         "check": ["check", str(folder / "mine.yaml"), "--storage", root, "--teacher", f"{folder}/{NAME}"],
         "check as JSON": ["check", str(folder / "mine.yaml"), "--storage", root, "--corpus", NAME, "--json"],

@@ -26,7 +26,17 @@ from tests.flows.loopback import ROOT
 
 pytestmark = pytest.mark.bad_input
 
-WRITING = {"run", "deploy", "transfer", "apply-transfer", "byte-level", "evaluate", "merge", "compare-methods"}
+WRITING = {
+    "run",
+    "deploy",
+    "transfer",
+    "apply-transfer",
+    "byte-level",
+    "evaluate",
+    "merge",
+    "compare-methods",
+    "make-task",
+}
 """commands that print only names and counts, or need more than a store"""
 RAW = re.compile("[^\n\t -~\xa0-\U0010ffff]|[\u200b-\u200f\u2028-\u202e\u2060-\u206f]")
 

@@ -1,0 +1,109 @@
+"""Writes tasks of lm_eval over local files, which need no hub: multiple choice, cloze, and generation of an answer."""
+
+from pathlib import Path
+from typing import Any, Literal, assert_never, get_args
+
+import yaml
+
+from storage.errors import UserError
+
+TaskKind = Literal["multiple_choice", "cloze", "gsm8k"]
+TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+_LOADERS = {".jsonl": "json", ".json": "json", ".gz": "json", ".csv": "csv", ".parquet": "parquet"}
+COLUMNS: dict[TaskKind, tuple[str, ...]] = {
+    "multiple_choice": ("question", "choices", "answer"),
+    "cloze": ("text",),
+    "gsm8k": ("question", "answer"),
+}
+"""The columns that the questions' file needs."""
+
+
+def write_task(folder: Path, name: str, kind: TaskKind, questions: Path, few_shot: Path | None = None) -> Path:
+    """Write the task's YAML file into a folder, which may have others; return it.
+
+    Raises UserError if a file is missing, has an unknown ending, or lacks a column, or if the task is there already.
+    """
+    for file in filter(None, (questions, few_shot)):
+        _check(file, kind)
+    target = folder / f"{name}.yaml"
+    if target.exists():
+        raise UserError(f"{target}: exists already, and is not overwritten: choose another name")
+    files = {"test": str(questions.absolute())} | ({"train": str(few_shot.absolute())} if few_shot else {})
+    content = {
+        "task": name,
+        "dataset_path": _LOADERS[questions.suffix],
+        "dataset_kwargs": {"data_files": files},
+        "test_split": "test",
+        **({"training_split": "train", "fewshot_split": "train"} if few_shot else {}),
+        **_of_kind(kind),
+        "metadata": {"version": 1.0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    return target
+
+
+def _check(file: Path, kind: TaskKind) -> None:
+    from alm_pipeline.config import FilesSource
+    from alm_pipeline.corpus.columns import column_kinds, first_rows
+
+    if file.suffix not in _LOADERS:
+        raise UserError(f"{file}: lm_eval can't read this kind of file: use {', '.join(_LOADERS)}")
+    columns = column_kinds(first_rows(FilesSource(urls=(str(file),))))
+    if missing := [column for column in COLUMNS[kind] if column not in columns]:
+        raise UserError(
+            f"{file}: has no column {', '.join(missing)}; a task {kind} needs {', '.join(COLUMNS[kind])}, and it has "
+            f"{', '.join(columns)}: rename them"
+        )
+
+
+def _of_kind(kind: TaskKind) -> dict[str, Any]:
+    """Return what makes a task of this kind. `acc_bytes` divides a choice's log-likelihood by its bytes."""
+    match kind:
+        case "multiple_choice":
+            return {
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{question}}",
+                "doc_to_choice": "{{choices}}",
+                "doc_to_target": "{{answer}}",
+                "target_delimiter": " ",
+                "metric_list": [_mean("acc"), _mean("acc_bytes")],
+            }
+        case "cloze":  # the last word, as LAMBADA has it
+            return {
+                "output_type": "loglikelihood",
+                "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
+                "doc_to_target": "{{' ' + text.split(' ')[-1]}}",
+                "target_delimiter": "",
+                "metric_list": [_mean("acc"), {"metric": "perplexity", "aggregation": "perplexity"}],
+            }
+        case "gsm8k":
+            return {
+                "output_type": "generate_until",
+                "doc_to_text": "Question: {{question}}\nAnswer:",
+                "doc_to_target": "{{answer}}",
+                "generation_kwargs": {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False},
+                "filter_list": [_filter("strict-match", r"#### (\-?[0-9\.\,]+)", 0), _last_number()],
+                "metric_list": [
+                    {
+                        **_mean("exact_match"),
+                        "ignore_case": True,
+                        "regexes_to_ignore": [",", r"\$", "(?s).*#### ", r"\.$"],
+                    }
+                ],
+            }
+        case _:
+            assert_never(kind)
+
+
+def _mean(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _last_number() -> dict[str, Any]:
+    return _filter("flexible-extract", r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1)
+
+
+def _filter(name: str, pattern: str, group: int) -> dict[str, Any]:
+    regex = {"function": "regex", "group_select": group, "regex_pattern": pattern}
+    return {"name": name, "filter": [regex, {"function": "take_first"}]}
