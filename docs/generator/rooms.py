@@ -39,7 +39,7 @@ PURPOSES = {
     "alm_pipeline.alignment": "Aligned chunks of both tokenizations, by a compiled loop.",
     "alm_pipeline.scoring": "The teacher's two log-probabilities per token, without a dense log-softmax.",
     "alm_pipeline.exactness": "Byte-prefix sums: what a text's bytes are worth, whatever tokens spell them.",
-    "alm_pipeline.evaluation": "Bits per byte on held-out text.",
+    "alm_pipeline.evaluation": "Bits per byte on held-out text; intervals; tasks over local files.",
     "alm_pipeline.objective.chunking": "Where chunks end: the chunkings and the loop that merges chunks.",
     "alm_pipeline.objective": "The ALM loss, its divergences, and how terms are weighted.",
     "alm_pipeline.objective.baselines": "The baselines ULD, MinED, DSKD, GOLD and SimCT.",

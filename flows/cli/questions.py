@@ -36,7 +36,7 @@ def make_task(
     ] = None,
 ) -> None:
     """Write a task of lm_eval over a local file. `alm evaluate --task-folder FOLDER --tasks NAME` runs it."""
-    from alm_pipeline.ensemble.local_tasks import TASK_KINDS, write_task
+    from alm_pipeline.evaluation.local_tasks import TASK_KINDS, write_task
     from storage.errors import UserError
 
     with user_errors():

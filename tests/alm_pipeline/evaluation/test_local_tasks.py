@@ -14,7 +14,7 @@ from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from alm_pipeline.ensemble.harness import evaluate  # noqa: E402
-from alm_pipeline.ensemble.local_tasks import COLUMNS, TASK_KINDS, TaskKind, write_task  # noqa: E402
+from alm_pipeline.evaluation.local_tasks import COLUMNS, TASK_KINDS, TaskKind, write_task  # noqa: E402
 from flows.cli.app import app  # noqa: E402
 from storage.errors import UserError  # noqa: E402
 
