@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from alm_pipeline.config import Chunking, Debias, Divergence
+from alm_pipeline.methods.registry import METHODS
 
 Settings = Mapping[str, Any]
 """values of a configuration by dotted name"""
@@ -69,6 +70,13 @@ def _rates() -> tuple[Variant, ...]:
     return (*of_all, *of_embeddings)
 
 
+def _methods() -> tuple[Variant, ...]:
+    """The methods of `alm compare-methods`, in the order of the paper's table; those without other caches."""
+    names = ("alm", "alm+sft", "mined", "sft", "dskd", "uld", "gold", "simct", "alm-published")
+    shared = {"objective.temperature": TEMPERATURE}
+    return tuple(Variant(name, {**shared, **METHODS[name]}) for name in names)
+
+
 def _initializations() -> tuple[Variant, ...]:
     base = objective(debias="both")
     return tuple(
@@ -96,6 +104,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "balance": Experiment(
         "How are ALM and SFT balanced?", _each("balance", ("temperature", "fixed", "gradmag"), debias="both")
     ),
+    "methods": Experiment("Which method?", _methods()),
     "rates": Experiment("Which learning rate, and which of the embeddings?", _rates()),
     "initialization": Experiment("Which initial embeddings?", _initializations()),
 }
