@@ -54,7 +54,8 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm list alm-data` lists what is stored, `alm list --students alm-data` compares the students.
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
-- `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
+- `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
+  publishes it.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,

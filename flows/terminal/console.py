@@ -167,12 +167,12 @@ def write_generated(text: str) -> None:
     out.write(generated(text))
 
 
-def write_picture(file: Path, content: bytes) -> None:
-    """Write the file of the option `--picture`. Raises UserError if that fails."""
+def write_picture(file: Path, content: bytes, option: str = "--picture") -> None:
+    """Write the file that an option or argument names. Raises UserError if that fails."""
     try:
         file.write_bytes(content)
     except (OSError, ValueError) as error:  # a null character in its name
-        raise UserError(f"--picture {file}: can't be written ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(f"{option} {file}: can't be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 @contextlib.contextmanager
