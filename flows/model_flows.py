@@ -47,9 +47,10 @@ _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters[
 @inert_flow("evaluate", _evaluation_name)
 def evaluate(
     models: list[str],
-    corpus: str | None = None,
+    corpus: str | list[str] | None = None,
     text: str = "text",
     examples: Count = 200,
+    by: str | None = None,
     tasks: list[str] | None = None,
     task_folder: str | None = None,
     few_shot: Annotated[Whole, Field(ge=0)] | None = None,
@@ -65,9 +66,10 @@ def evaluate(
 
     Args:
         models: Local folders, URLs of stored students, names on the Hub, demo:NAME, or YAML files of ensembles.
-        corpus: URL of Parquet, Arrow, JSON, CSV or text files to measure bits per byte on.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files to measure bits per byte on, or NAME=URL of several.
         text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
-        examples: The number of texts to take from the corpus.
+        examples: The number of texts to take from each corpus.
+        by: Also measure by the values of this column of the corpus, or by `script`.
         tasks: Names of lm_eval tasks.
         task_folder: A folder with your own YAML tasks.
         few_shot: The number of examples in the prompt; by default the task's own.
@@ -85,8 +87,9 @@ def evaluate(
         log_stages_at_info()
         results: Results = {model: {} for model in models}
         if corpus:
-            for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
-                results[model]["bits per byte"] = bits
+            corpora = [corpus] if isinstance(corpus, str) else corpus
+            found = _bits_per_byte(models, corpora, text, examples, dtype, trust_remote_code, by)
+            results = {model: dict(bits) for model, bits in found.items()}
         if tasks:
             from alm_pipeline.ensemble.tasks import lm_eval_harness
             from alm_pipeline.tokenization.templates.choice import TemplateChoice
@@ -104,17 +107,39 @@ def evaluate(
 
 
 def _bits_per_byte(
-    models: Sequence[str], corpus: str, text: str, examples: int, dtype: Dtype, trust_remote_code: bool
-) -> dict[str, float]:
-    from alm_pipeline.comparison.texts import compare_models, texts_at
+    models: Sequence[str],
+    corpora: Sequence[str],
+    text: str,
+    examples: int,
+    dtype: Dtype,
+    trust_remote_code: bool,
+    by: str | None = None,
+) -> Results:
+    """Return each model's bits per byte of all texts, and by corpus and group; their intervals become an artifact."""
+    from alm_pipeline.comparison.corpora import named_corpora
+    from alm_pipeline.comparison.texts import compare_models
 
-    texts, score = texts_at(corpus, text, examples), ScoreConfig(dtype=dtype)
-    comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
-    left_out = comparison.left_out or "none"
-    get_run_logger().info(
-        "%s: %d texts, %d bytes; left out: %s", corpus, comparison.texts, comparison.text_bytes, left_out
-    )
-    return dict(zip(models, comparison.bits_per_byte, strict=True))
+    texts, score = named_corpora(corpora, text, examples), ScoreConfig(dtype=dtype)
+    comparison = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)
+    left_out, total = comparison.left_out or "none", comparison.total
+    places = ", ".join(corpora)
+    get_run_logger().info("%s: %d texts, %d bytes; left out: %s", places, total.texts, total.text_bytes, left_out)
+    rows = comparison.rows(models)
+    table = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    description = "Bits per byte with 95 % intervals, and differences to the first model on the same resamples"
+    create_table_artifact(table, key="alm-bits-per-byte", description=description)
+    results: Results = {model: {} for model in models}
+    for row in rows:
+        name = ", ".join(filter(None, ("bits per byte", row["corpus"], row["group"])))
+        if row["bits_per_byte"] is not None:
+            results[row["model"]][name] = row["bits_per_byte"]
+    return results
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else one_line(value)
 
 
 def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
@@ -188,9 +213,9 @@ def transfer(
             get_run_logger().info("%s", found)
         if not corpus:
             return result
-        bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
-        _show_results({name: {"bits per byte": value} for name, value in bits.items()})
-        return {**result, "bits_per_byte": bits}
+        measured = _bits_per_byte([model, folder], [corpus], text, examples, "float32", trust_remote_code)
+        _show_results(measured)
+        return {**result, "bits_per_byte": {name: bits["bits per byte"] for name, bits in measured.items()}}
 
 
 @inert_flow("ensemble", _ensemble_name)
@@ -230,7 +255,7 @@ def ensemble(
         names = [str(file), *(member.model for member in members)]
         trust = any(member.trust_remote_code for member in members)
         results: Results = evaluate(
-            names, corpus, text, examples, tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
+            names, corpus, text, examples, tasks=tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
         )
         return results
 

@@ -97,7 +97,7 @@ def report_page(urls: Sequence[str], *, teacher: Continue | None = None) -> str:
         raise UserError(f"{wrong.url}: its samples are conversations in the student's template: leave --teacher out")
     contents = [(section, _content(section, students, teacher)) for section in SECTIONS]
     shown = [(section, content) for section, content in contents if content is not None]
-    drawn = next((content["charts"] for section, content in shown if section.name == "charts"), [])
+    drawn: Sequence[Any] = next((content["charts"] for section, content in shown if section.name == "charts"), [])
     return (
         _environment()
         .get_template("page.html.jinja")
