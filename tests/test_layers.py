@@ -63,6 +63,7 @@ ROOMS = (
     "alm_pipeline.inspection",
     "alm_pipeline.comparison",
     "alm_pipeline.student_report",
+    "alm_pipeline.tokenizer_report",
     "alm_pipeline.preflight",
     "alm_pipeline.preflight.checks",
     "alm_pipeline",

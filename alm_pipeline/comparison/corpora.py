@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig, FilesSource
@@ -20,12 +21,13 @@ from alm_pipeline.inspection.scripts import CLASSES, LETTERS, byte_classes
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 
-SCRIPT = "script"
-"""what texts are grouped by if no column is named: the script of most of their letters"""
+SCRIPT, FILE = "script", "file"
+"""what texts are grouped by beside columns: the script of most of their letters, and the file that they are in"""
 NO_VALUE = "(none)"
 """the group of texts whose row lacks the column"""
 ONLY = "texts"
 """the name of a corpus that is the only one, and was given none"""
+_ROW = re.compile(r":\d+$")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 _NOT_OF_NAMES = re.compile(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+")
 
@@ -82,19 +84,53 @@ def read_texts(
 ) -> Iterator[ComparedText]:
     """Yield a corpus's texts; counts what is left out in `dropped`.
 
-    `by` groups them by a column of the corpus's rows, or by script; None does not. Raises UserError if no row has the
-    column, or if it holds lists or mappings.
+    `by` groups them by a column of the corpus's rows, by `script` or by `file`; None does not. Raises UserError if no
+    row has the column, or if it holds lists or mappings.
     """
     groups: dict[str, str] = {}
-    if by not in (None, SCRIPT):
+    if by not in (None, SCRIPT, FILE):
         source = replace(source, read=_noting(source, str(by), groups))
     # rows are numbered: ids of the corpus's own may repeat, and mean nothing here
     for example in iter_examples(corpus.model_copy(update={"id": None}), dropped, source):
         if example.text is None:
             continue
         document = example.id if example.id in groups else example.id.rpartition("#")[0] or example.id
-        group = script_of(example.text) if by == SCRIPT else groups.get(document)
+        match by:
+            case "script":
+                group: str | None = script_of(example.text)
+            case "file":
+                group = _ROW.sub("", document)
+            case _:
+                group = groups.get(document)
         yield ComparedText(example.text, corpus.name, group, document)
+
+
+def cells(texts: Sequence[ComparedText]) -> Iterator[tuple[str | None, str | None, npt.NDArray[np.int64]]]:
+    """Yield the corpus, group and rows of each cell of a table.
+
+    First all texts (None, None), then each corpus if there are several, then each group, as they first come.
+    """
+    yield None, None, np.arange(len(texts))
+    by_corpus = _rows_by([(text.corpus, None) for text in texts])
+    for (corpus, _), rows in by_corpus.items() if len(by_corpus) > 1 else ():
+        yield corpus, None, rows
+    for (corpus, group), rows in _rows_by([(text.corpus, text.group) for text in texts]).items():
+        if group is not None:
+            yield corpus, group, rows
+
+
+def _rows_by(keys: Sequence[tuple[str, str | None]]) -> dict[tuple[str, str | None], npt.NDArray[np.int64]]:
+    rows: dict[tuple[str, str | None], list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return {key: np.array(found) for key, found in rows.items()}
+
+
+def document_numbers(texts: Sequence[ComparedText]) -> npt.NDArray[np.int64]:
+    """[texts] a number for each text's document, which is what is resampled."""
+    names = [f"{len(text.corpus)} {text.corpus} {text.document}" for text in texts]
+    numbers: npt.NDArray[np.int64] = np.unique(names, return_inverse=True)[1]
+    return numbers
 
 
 def _noting(source: OpenSource, column: str, groups: dict[str, str]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.comparison.corpora import ComparedText, open_corpus, read_texts
+from alm_pipeline.comparison.corpora import ComparedText, cells, document_numbers, open_corpus, read_texts
 from alm_pipeline.config import CorpusConfig, ScoreConfig
 from alm_pipeline.ensemble.config import ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
@@ -111,8 +111,9 @@ def compare_models(
     """Return each model's bits per byte on those of the corpora's texts that all tokenizers can spell.
 
     Models are folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files. An ensemble's file sets
-    the precision, the device and `trust_remote_code` of its members. `by` also groups the texts, by a column or by
-    `script`. Raises UserError if the tokenizers have no text of a corpus in common, or if one contains conversations.
+    the precision, the device and `trust_remote_code` of its members. `by` also groups the texts, by a column, by
+    `script` or by `file`. Raises UserError if the tokenizers have no text of a corpus in common, or if one contains
+    conversations.
     """
     opened = [open_corpus(corpus) for corpus in corpora]
     readers = {name: _readers(name, trust_remote_code) for name in models}
@@ -134,13 +135,13 @@ def compare_models(
     for reader in unique:
         reader.model.check_unchanged()
         reader.tokenizer.check_unchanged()
-    total, *cells = _cells([texts[row] for row in compared], sums)
+    total, *others = _cells([texts[row] for row in compared], sums)
     left_out = {
         reason if len(dropped) == 1 else f"{corpus}: {reason}": count
         for corpus, reasons in dropped.items()
         for reason, count in reasons.items()
     }
-    return Comparison(total, tuple(cells), left_out)
+    return Comparison(total, tuple(others), left_out)
 
 
 def _spelled_by_all(
@@ -159,35 +160,15 @@ def _spelled_by_all(
 
 
 def _cells(texts: Sequence[ComparedText], sums: Sequence[Sums]) -> Iterator[Cell]:
-    """Yield the cell of all texts, then those of corpora and groups, in the order in which they first come."""
-    sizes = np.array([len(text.text.encode()) for text in texts])
-    documents = np.unique([f"{len(text.corpus)} {text.corpus} {text.document}" for text in texts], return_inverse=True)[
-        1
-    ]
+    """Yield the cell of all texts, then those of corpora and groups."""
+    sizes, documents = np.array([len(text.text.encode()) for text in texts]), document_numbers(texts)
     bits, counted = (np.stack(part) for part in zip(*sums, strict=True))
-
-    def cell(corpus: str | None, group: str | None, rows: npt.NDArray[np.int64]) -> Cell:
-        has_bits = (counted[:, rows].sum(axis=1) > 0).all()
-        results = paired_intervals(bits[:, rows], counted[:, rows], documents[rows]) if has_bits else []
-        return Cell(corpus, group, len(rows), int(sizes[rows].sum()), tuple(results))
-
     if not (counted.sum(axis=1) > 0).all():
         raise UserError(NO_PREDICTION)
-    yield cell(None, None, np.arange(len(texts)))
-    by_corpus = _rows_by([(text.corpus, None) for text in texts])
-    by_group = _rows_by([(text.corpus, text.group) for text in texts])
-    for (corpus, _), rows in by_corpus.items() if len(by_corpus) > 1 else ():
-        yield cell(corpus, None, rows)
-    for (corpus, group), rows in by_group.items():
-        if group is not None:
-            yield cell(corpus, group, rows)
-
-
-def _rows_by(keys: Sequence[tuple[str, str | None]]) -> dict[tuple[str, str | None], npt.NDArray[np.int64]]:
-    rows: dict[tuple[str, str | None], list[int]] = {}
-    for row, key in enumerate(keys):
-        rows.setdefault(key, []).append(row)
-    return {key: np.array(found) for key, found in rows.items()}
+    for corpus, group, rows in cells(texts):
+        has_bits = (counted[:, rows].sum(axis=1) > 0).all()
+        results = paired_intervals(bits[:, rows], counted[:, rows], documents[rows]) if has_bits else []
+        yield Cell(corpus, group, len(rows), int(sizes[rows].sum()), tuple(results))
 
 
 def _readers(name: str, trust_remote_code: bool) -> list[_Reader]:

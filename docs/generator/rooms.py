@@ -56,6 +56,7 @@ PURPOSES = {
     "alm_pipeline.ensemble": "Several models as one.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
+    "alm_pipeline.tokenizer_report": "Tokenizers side by side: lengths, vocabularies, chunks, what a transfer costs.",
     "alm_pipeline.student_report": "Students as one HTML page: results, curves, samples, data flow, lineage.",
     "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",
     "alm_pipeline.preflight.checks": "The checks that find within seconds what would stop a run.",
