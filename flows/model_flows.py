@@ -1,4 +1,5 @@
 """The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any, `audit` their targets.
+`tokenizers` compares tokenizers.
 
 They write into a folder that the worker reaches: on its own disk, or on one that its machines share.
 """
@@ -40,6 +41,7 @@ _evaluation_name = run_name("evaluate", lambda parameters: f"evaluate {', '.join
 _transfer_name = run_name(
     "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
 )
+_tokenizers_name = run_name("tokenizers", lambda parameters: f"compare {', '.join(parameters['names'])}")
 _audit_name = run_name("audit", lambda parameters: f"audit {parameters['url']}")
 _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
@@ -308,6 +310,47 @@ def audit(
         report = audit_targets(source, settings)
         _show_audit(report)
         return report.document()
+
+
+@inert_flow("tokenizers", _tokenizers_name)
+def tokenizers(
+    names: list[str],
+    corpus: str | list[str],
+    text: str = "text",
+    examples: Count = 1000,
+    by: str | None = None,
+    model: str | None = None,
+    folder: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Compare tokenizers on the same texts: lengths, vocabularies by bytes, aligned chunks, what a transfer costs.
+
+    Args:
+        names: Local folders, names on the Hub or demo:NAME; the others are compared with the first.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files, or NAME=URL of several.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from each corpus.
+        by: Also count by the values of this column of the corpus, by `script` or by `file`.
+        model: A model, to show what moving it to each tokenizer would change; its own is the first.
+        folder: A new folder to write the tables to as Parquet files.
+        trust_remote_code: Whether to run code in the model's folder.
+    """
+    with inert_run():
+        from alm_pipeline.comparison.corpora import named_corpora
+        from alm_pipeline.tokenizer_report.files import write_tables
+        from alm_pipeline.tokenizer_report.report import report_tokenizers
+
+        log_stages_at_info()
+        corpora = named_corpora([corpus] if isinstance(corpus, str) else corpus, text, examples)
+        report = report_tokenizers(names, corpora, by, model=model, trust_remote_code=trust_remote_code)
+        if folder:
+            write_tables(report, Path(folder))
+        tables = report.document()
+        for name in ("lengths", "overlap", "chunks", "transfer", "left_out"):
+            if rows := [{key: _cell(value) for key, value in row.items()} for row in tables[name]]:
+                key = f"alm-tokenizers-{name.replace('_', '-')}"
+                create_table_artifact(rows, key=key, description=markdown(f"{', '.join(names)}: {name}"))
+        return tables
 
 
 def _show_audit(report: "AuditReport") -> None:

@@ -17,7 +17,7 @@ from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
-from flows.model_flows import audit, ensemble, evaluate, transfer
+from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -146,6 +146,35 @@ def test_models_are_compared_by_group_from_the_command_line(llama_folder: str, g
     printed = CliRunner().invoke(app, command).stdout
     for row in [*document["models"], *document["cells"]]:
         assert f"{row['bits_per_byte']:.4f}" in printed
+
+
+def test_tokenizers_are_compared(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
+    settings: dict[str, Any] = {"text": TEMPLATE, "by": "topic", "model": llama_folder}
+    tables = tokenizers([gemma_folder], f"sums={texts}", folder=str(tmp_path / "tables"), **settings)
+    assert [(row["group"], row["tokenizer"]) for row in tables["lengths"]] == [
+        (group, name) for group in (None, "even", "odd") for name in (llama_folder, gemma_folder)
+    ]
+    assert (tmp_path / "tables" / "uses.parquet").is_file()
+    artifacts = {artifact.key: json.loads(artifact.data) for artifact in shown("alm-tokenizers")}
+    assert set(artifacts) == {f"alm-tokenizers-{name}" for name in ("lengths", "overlap", "chunks", "transfer")}
+    assert artifacts["alm-tokenizers-lengths"][0]["text_tokens"] == str(tables["lengths"][0]["text_tokens"])
+    assert int(artifacts["alm-tokenizers-transfer"][1]["rows"]) == len(load(gemma_folder)[1])
+
+
+def test_tokenizers_are_compared_from_the_command_line(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+) -> None:
+    command = ["tokenizers", llama_folder, gemma_folder, "--corpus", texts, "--text", TEMPLATE, "--by", "topic"]
+    files = ["--out", str(tmp_path / "tables"), "--picture", str(tmp_path / "lengths.png")]
+    document = json.loads(CliRunner().invoke(app, [*command, *files, "--json"]).stdout)
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "tables").iterdir())) == len(document) + 1
+    printed = CliRunner().invoke(app, command).stdout
+    for row in document["lengths"]:
+        assert f"{row['bytes_per_token']:.2f}" in printed
+    assert CliRunner().invoke(app, [*command, "--picture", "lengths.svg"]).exit_code == 1
 
 
 def test_the_targets_of_caches_are_audited(

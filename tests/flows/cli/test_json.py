@@ -89,6 +89,10 @@ def _lines(pipeline: Pipeline) -> dict[str, list[str]]:
         "audit": [pipeline.student.url, "--examples", "1", "--tokens", "12", "--budget", "5", "--largest", "2"],
         "inspect summary": [alignments, "--summary"],
         "compare": [pipeline.config.teacher, "--corpus", pipeline.config.corpus.source.urls[0], "--examples", "3"],  # type: ignore[union-attr]
+        "tokenizers": [
+            *(pipeline.config.teacher, pipeline.config.student.model),
+            *("--corpus", pipeline.config.corpus.source.urls[0], "--model", pipeline.config.student.model),  # type: ignore[union-attr]
+        ],
         "run": ["transfer"],
         **{f"head {kind}": [url] for kind, url in datasets.items()},
         "head student": [pipeline.student.url],
