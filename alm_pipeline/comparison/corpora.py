@@ -27,6 +27,7 @@ NO_VALUE = "(none)"
 """the group of texts whose row lacks the column"""
 ONLY = "texts"
 """the name of a corpus that is the only one, and was given none"""
+_PIECE = re.compile(r"#\d+$")
 _ROW = re.compile(r":\d+$")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 _NOT_OF_NAMES = re.compile(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+")
@@ -94,7 +95,7 @@ def read_texts(
     for example in iter_examples(corpus.model_copy(update={"id": None}), dropped, source):
         if example.text is None:
             continue
-        document = example.id if example.id in groups else example.id.rpartition("#")[0] or example.id
+        document = example.id if example.id in groups else _PIECE.sub("", example.id)
         match by:
             case "script":
                 group: str | None = script_of(example.text)

@@ -55,12 +55,22 @@ def show_quoted(values: Sequence[Any]) -> str:
     return " ".join(map(repr, values))
 
 
+def show_corpus(name: str | None) -> str:
+    """Show the corpus of a cell: all of them for None."""
+    return "all" if name is None else name
+
+
 class Shown(NamedTuple):
     """How a table shows one of its rows' values: the value's key, the column's title, and its text."""
 
     key: str
     title: str
     text: Callable[[Any], str] = show_text
+
+
+def used_columns(columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
+    """Return the columns that have a value in some row."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 class InertConsole(Console):

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.terminal.console import JsonOption, Shown, err, out, show_count, show_text, user_errors, write_picture
+from flows.terminal.console import (
+    JsonOption,
+    Shown,
+    err,
+    out,
+    show_corpus,
+    show_count,
+    show_text,
+    used_columns,
+    user_errors,
+    write_picture,
+)
 from flows.terminal.options import MODEL, Examples, Text, TrustRemoteCode
 from storage.errors import UserError
 
@@ -37,7 +48,7 @@ TOKENIZERS = (
     Shown("never_used", "never used", show_count),
 )
 LENGTHS = (
-    Shown("corpus", "corpus", show_text),
+    Shown("corpus", "corpus", show_corpus),
     Shown("group", "group", show_text),
     Shown("texts", "texts", show_count),
     Shown("text_bytes", "bytes", show_count),
@@ -150,10 +161,9 @@ def tokenizers(
 
 
 def _print_report(tables: Mapping[str, Sequence[Row]]) -> None:
-    lengths = [{**row, "corpus": row["corpus"] or "all"} for row in tables["lengths"]]
     patterns = [row for rows in _by_other(tables["chunk_tokens"]) for row in rows[:_PATTERNS]]
     _print("tokens", TOKENIZERS, tables["tokenizers"])
-    _print("lengths of the texts", LENGTHS, lengths)
+    _print("lengths of the texts", LENGTHS, tables["lengths"])
     _print("tokens with the same bytes", OVERLAP, tables["overlap"])
     _print("aligned chunks", CHUNKS, tables["chunks"])
     _print("most frequent chunks by tokens", PATTERNS, patterns)
@@ -171,5 +181,4 @@ def _by_other(rows: Sequence[Row]) -> list[list[Row]]:
 def _print(title: str, columns: Sequence[Shown], rows: Sequence[Row]) -> None:
     """Print a table that has rows, without columns that are empty in all of them."""
     if rows:
-        used = [column for column in columns if any(column.text(row.get(column.key)) for row in rows)]
-        out.print_rows(used, rows, title)
+        out.print_rows(used_columns(columns, rows), rows, title)

@@ -11,8 +11,10 @@ from flows.terminal.console import (
     Shown,
     err,
     out,
+    show_corpus,
     show_count,
     show_text,
+    used_columns,
     user_errors,
     write_generated,
 )
@@ -147,7 +149,7 @@ def _difference(value: float | None) -> str:
 
 
 COMPARED = (
-    Shown("corpus", "corpus", show_text),
+    Shown("corpus", "corpus", show_corpus),
     Shown("group", "group", show_text),
     Shown("texts", "texts", show_count),
     Shown("text_bytes", "bytes", show_count),
@@ -194,13 +196,11 @@ _CELL = ("corpus", "group", "texts", "text_bytes")
 
 def print_comparison(compared: dict[str, Any]) -> None:
     """Print a comparison as a table."""
-    total = {"corpus": "all", "texts": compared["texts"], "text_bytes": compared["text_bytes"]}
+    total = {"texts": compared["texts"], "text_bytes": compared["text_bytes"]}
     rows = [*({**total, **row} for row in compared["models"]), *compared["cells"]] if compared["cells"] else []
     shown = rows or compared["models"]
     title = f"{compared['texts']:,} texts, {compared['text_bytes']:,} bytes"
-    out.print_rows(
-        [column for column in COMPARED if any(column.text(row.get(column.key)) for row in shown)], shown, title
-    )
+    out.print_rows(used_columns(COMPARED, shown), shown, title)
     for reason, count in compared["left_out"].items():
         out.print_line(f"left out, {reason}: {count:,}")
 
