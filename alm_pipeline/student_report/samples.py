@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.student_report.stored import ReportedStudent, mapping
+from alm_pipeline.student_report.stored import ReportedStudent
+from storage.dataset import open_dataset
 from storage.errors import user_error
 from storage.urls import join_url, read_bytes
 
@@ -54,5 +55,7 @@ def _continuations(student: ReportedStudent) -> Mapping[str, Mapping[str, str]]:
 
 def has_conversations(student: ReportedStudent) -> bool:
     """Return whether beginnings are conversations in the student's template, which the teacher may not know."""
-    examples = student.dataset("examples")
-    return bool(examples and mapping(examples.identity.get("config")).get("messages"))
+    if student.dataset("examples") is None:  # no longer stored
+        return False
+    first = open_dataset(student.datasets["examples"].url).read_shard(0, ["messages"])["messages"]
+    return len(first) > first.null_count

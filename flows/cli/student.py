@@ -13,7 +13,10 @@ student_commands = typer.Typer()
 
 @student_commands.command()
 def report(
-    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="The folders of one or more finished students.")],
+    urls: Annotated[
+        list[str],
+        typer.Argument(metavar="URL", help="The folders of one or more finished students.", default_factory=list),
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .html file to write.")],
     teacher: Annotated[
         bool, typer.Option("--teacher", help="Load the teacher as well, and let it continue the samples.")
@@ -28,7 +31,9 @@ def report(
 
     with user_errors(), progress_bars(err):
         if file.suffix != ".html":
-            raise UserError(f"{file}: not an .html file: `alm report URL... FILE` writes FILE.html")
+            raise UserError(f"{file}: not an .html file: name it last, `alm report URL... FILE.html`")
+        if not urls:
+            raise UserError(f"{file}: no student is named: `alm report URL... {file}`")
         from alm_pipeline.student_report.page import report_page
         from alm_pipeline.student_report.teacher import loaded_teachers
 

@@ -17,6 +17,7 @@ from alm_pipeline.student_report.page import SECTIONS, report_page, write_report
 from storage.dataset import open_dataset
 from storage.errors import UserError
 from storage.urls import remove
+from tests.corpora import write_chats
 from tests.flows.cli.hostile import NAME, write_store
 
 RAW = re.compile("[^\n\t -~\xa0-\U0010ffff]|[\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f]")
@@ -144,6 +145,18 @@ def test_samples_are_side_by_side_with_the_teacher(urls: list[str]) -> None:
         "after",
     ]
     assert f"TEACHER after {len(before['prompt'])} characters" in page.text
+
+
+def test_a_teacher_is_not_asked_for_conversations(tmp_path: Path, config: AlmConfig) -> None:
+    file = write_chats(tmp_path / "chats.jsonl")
+    source = config.corpus.source.model_copy(update={"urls": (file,)})
+    student = config.student.model_copy(update={"template": "chatml"})
+    changes = {"corpus": config.corpus.model_copy(update={"source": source}), "teacher_template": "chatml"}
+    run = Pipeline(config.model_copy(update={**changes, "student": student}), str(tmp_path / "store"))
+    run.run()
+    assert "<|im_start|>" in _Page(report_page([run.student.url])).text
+    with pytest.raises(UserError, match="leave --teacher out"):
+        report_page([run.student.url], teacher=lambda *_: "")
 
 
 def test_coverage_of_the_first_examples_is_that_of_a_smaller_dataset(students: list[Pipeline]) -> None:
