@@ -58,4 +58,4 @@ def has_conversations(student: ReportedStudent) -> bool:
     if student.dataset("examples") is None:  # no longer stored
         return False
     first = open_dataset(student.datasets["examples"].url).read_shard(0, ["messages"])["messages"]
-    return len(first) > first.null_count
+    return bool(len(first) > first.null_count)
