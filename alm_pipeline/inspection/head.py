@@ -69,14 +69,14 @@ class Head:
             "rows_in_shard": self.rows_in_shard,
             "columns": columns(self.dataset.kind),
             "dropped": [
-                {"reason": reason, "meaning": _meaning(reason), "count": count}
+                {"reason": reason, "meaning": meaning_of(reason), "count": count}
                 for reason, count in self.dropped.items()
             ],
             "rows": self.rows,
         }
 
 
-def _meaning(reason: str) -> str | None:
+def meaning_of(reason: str) -> str | None:
     """Return what a reason means; of alignments, which name a side in front of it, what each side's means."""
     parts = [part.partition(": ")[2] or part for part in reason.split(", ")]
     return "; ".join(dict.fromkeys(REASONS[part] for part in parts if part in REASONS)) or None

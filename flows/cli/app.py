@@ -12,6 +12,7 @@ from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
 from flows.cli.models.making import making
+from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
 from flows.cli.planning import (
     Measure,
@@ -57,8 +58,10 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
-- `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
+- `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
+  publishes it.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
+- `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
@@ -69,6 +72,7 @@ app.add_typer(inspection)
 app.add_typer(audit_commands)
 app.add_typer(store)
 app.add_typer(models)
+app.add_typer(tokenizer_commands)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
