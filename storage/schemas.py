@@ -23,6 +23,8 @@ class Kind(StrEnum):
     TOKENS = "tokens"
     ALIGNMENTS = "alignments"
     TEACHER_SCORES = "teacher_scores"
+    QUESTIONS = "questions"
+    CHOICE_SCORES = "choice_scores"
 
 
 class ChunkKind(IntEnum):
@@ -117,6 +119,25 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _ID,
             _list("logprobs", pa.float32()),
             _list("boundary_logprobs", pa.float32()),
+        ]
+    ),
+    Kind.QUESTIONS: pa.schema(
+        [
+            _ID,
+            _required("prompt", pa.string()),
+            _list("choices", pa.string()),
+            _required("answer", pa.int32()),
+            _required("cluster", pa.string()),
+        ]
+    ),
+    Kind.CHOICE_SCORES: pa.schema(
+        [
+            _ID,
+            pa.field("weight", pa.float64()),
+            _list("logprobs", pa.float64()),
+            _list("tokens", pa.int32()),
+            _list("byte_lengths", pa.int32()),
+            pa.field("dropped", pa.string()),
         ]
     ),
 }

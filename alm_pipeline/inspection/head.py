@@ -113,9 +113,9 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
 def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
     """Return for each row why it was dropped; None if it was not, or is one of examples."""
     match dataset.kind:
-        case Kind.EXAMPLES:
+        case Kind.EXAMPLES | Kind.QUESTIONS:
             return [None] * dataset.complete_manifest().shards[shard].rows
-        case Kind.TOKENS:
+        case Kind.TOKENS | Kind.CHOICE_SCORES:
             return _dropped(dataset, shard)
         case Kind.TEACHER_SCORES:
             return _dropped(_tokens_of(dataset, "tokens"), shard)
@@ -127,8 +127,8 @@ def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
             assert_never(dataset.kind)
 
 
-def _dropped(tokens: Dataset, shard: int) -> list[str | None]:
-    reasons: list[str | None] = tokens.read_shard(shard, ["dropped"])["dropped"].to_pylist()
+def _dropped(dataset: Dataset, shard: int) -> list[str | None]:
+    reasons: list[str | None] = dataset.read_shard(shard, ["dropped"])["dropped"].to_pylist()
     return reasons
 
 
@@ -221,10 +221,28 @@ def _probability(logprob: float) -> float | None:
     return None if math.isnan(logprob) else math.exp(logprob)
 
 
+def _questions(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
+    yield from dataset.read_shard(shard).take(chosen).to_pylist()
+
+
+def _choice_scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
+    questions = open_dataset(join_url(dataset.root, Kind.QUESTIONS, dataset.identity["questions"]))
+    wanted = {"questions": ["choices", "answer"], "scores": SCHEMAS[Kind.CHOICE_SCORES].names[1:]}
+    tables = read_aligned({"questions": questions, "scores": dataset}, shard, wanted)
+    rows = zip(*(tables[name].take(chosen).to_pylist() for name in ("questions", "scores")), strict=True)
+    for question, scored in rows:
+        columns = zip(question["choices"], scored["logprobs"], scored["tokens"], scored["byte_lengths"], strict=False)
+        names = ("text", "logprob", "tokens", "bytes")
+        choices = [dict(zip(names, values, strict=True)) for values in columns]
+        yield {"id": scored["id"], "weight": scored["weight"], "answer": question["answer"], "choices": choices}
+
+
 READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.EXAMPLES: _examples,
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
+    Kind.QUESTIONS: _questions,
+    Kind.CHOICE_SCORES: _choice_scores,
 }
 """For each kind, the function that yields these rows of a shard."""

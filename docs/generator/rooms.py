@@ -55,6 +55,7 @@ PURPOSES = {
     "alm_pipeline.training": "The stage that makes the student.",
     "alm_pipeline.ensemble": "Several models as one.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
+    "alm_pipeline.calibration": "How often models are right, how often they say so, and merges between two.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",
     "alm_pipeline.preflight.checks": "The checks that find within seconds what would stop a run.",

@@ -11,6 +11,7 @@ from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
+from flows.cli.models.calibrating import calibrating
 from flows.cli.models.making import making
 from flows.cli.models.using import models
 from flows.cli.planning import (
@@ -59,6 +60,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
 - `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
+- `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
@@ -72,6 +74,7 @@ app.add_typer(models)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
+app.add_typer(calibrating)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 
