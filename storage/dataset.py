@@ -32,6 +32,7 @@ from storage.schemas import FORMAT_VERSION, MANIFEST, Kind, schema_of
 from storage.urls import absolute_url, join_url, list_names, overwrite, publish, read_bytes
 
 _RECORDS_AT_ONCE = 16
+_SPLIT = (pa.int32(), pa.float32(), pa.float64())
 _LISTED_FROM = 1000
 """From this number of shards on, records are looked up in a listing: an object store lists 1,000 names per request."""
 _RECORD_FILE = re.compile(r"shard-(\d{5,})\.json")
@@ -367,9 +368,6 @@ def encode_parquet(table: pa.Table) -> bytes:
         write_page_checksum=True,
     )
     return bytes(sink.getvalue())
-
-
-_SPLIT = (pa.int32(), pa.float32(), pa.float64())
 
 
 def _holds_rows(content: bytes, table: pa.Table) -> bool:

@@ -61,6 +61,7 @@ ROOMS = (
     "alm_pipeline.training",
     "alm_pipeline.ensemble",
     "alm_pipeline.comparison",
+    "alm_pipeline.calibration.report",
     "alm_pipeline.calibration",
     "alm_pipeline.inspection",
     "alm_pipeline.preflight",

@@ -16,14 +16,14 @@ from alm_pipeline.calibration.questions import (
     read_questions,
     store_questions,
 )
-from alm_pipeline.calibration.report import (
+from alm_pipeline.calibration.report.points import (
     CalibrationReport,
     Point,
     Role,
     make_report,
 )
+from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSettings, Sweep
 from alm_pipeline.calibration.scored_models import MergePoint, ModelsInTurn, ScoredModel, SingleModel, model_named
-from alm_pipeline.calibration.settings import QuestionColumns, ReportSettings, Sweep
 from alm_pipeline.calibration.stage import ChoiceScoring, EncodedShards, ScoredQuestions
 from alm_pipeline.calibration.task_questions import task_questions
 from alm_pipeline.config import Dtype

@@ -85,7 +85,7 @@ class MergePoint:
 
     @property
     def label(self) -> str:
-        return f"{self.tuned.label}-{self.rule.method}"
+        return f"{self.tuned.label}-{self.rule.method}-{self.rule.weight:g}"
 
     @property
     def weight(self) -> float | None:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from alm_pipeline.calibration.choices import EncodedQuestion, tokens_hash
-from alm_pipeline.calibration.measures import ScoredChoices
 from alm_pipeline.calibration.questions import stored_questions
-from alm_pipeline.calibration.resampling import cluster_numbers
+from alm_pipeline.calibration.report.measures import ScoredChoices
+from alm_pipeline.calibration.report.resampling import cluster_numbers
 from alm_pipeline.calibration.scored_models import EnsembleOfModels, RowScorer, ScoredModel
 from alm_pipeline.config import Dtype
 from alm_pipeline.runtime.progress import track
@@ -42,8 +42,8 @@ class ChoiceScoring:
         self._encodings = {} if encodings is None else encodings
         identity = {"stage_version": STAGE_VERSION, "questions": questions.name, **model.identity()}
         if not isinstance(model, EnsembleOfModels):  # whose members have their own dtype, and are loaded to encode
-            tokens = tokens_hash([question for shard in self._encoded for question in shard])
-            identity |= {"tokens": tokens, "dtype": dtype}
+            read = tokens_hash([question for shard in self._encoded for question in shard])
+            identity |= {"read": read, "dtype": dtype}
         notes = {"configuration": {"model": model.label, "questions": questions.label}}
         label = f"{questions.label}-{model.label}"
         self.scores = Dataset(questions.root, Kind.CHOICE_SCORES, label, identity, provenance=notes)
@@ -75,7 +75,7 @@ class ChoiceScoring:
 
     def _score(self, missing: Sequence[int], scorer: RowScorer) -> None:
         total = sum(len(self._encoded[shard]) for shard in missing)
-        with track(f"score {self.model.label}{_at(self.model)}", total, "questions") as advance:
+        with track(f"score {self.model.label}", total, "questions") as advance:
             for shard in missing:
                 encoded = self._encoded[shard]
                 ids = self.questions.read_shard(shard, ["id"])["id"]
@@ -85,10 +85,6 @@ class ChoiceScoring:
                     shard, {"id": ids, **_columns(encoded, logprobs, self.model.weight)}, *_counts(encoded)
                 )
                 advance(len(encoded))
-
-
-def _at(model: ScoredModel) -> str:
-    return "" if model.weight is None else f" {model.weight:g}"
 
 
 def _choice_logprobs(

@@ -13,6 +13,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import reasons_without_chunks
+from alm_pipeline.calibration.questions import choice_rows, question_rows
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
@@ -127,8 +128,8 @@ def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
             assert_never(dataset.kind)
 
 
-def _dropped(dataset: Dataset, shard: int) -> list[str | None]:
-    reasons: list[str | None] = dataset.read_shard(shard, ["dropped"])["dropped"].to_pylist()
+def _dropped(tokens: Dataset, shard: int) -> list[str | None]:
+    reasons: list[str | None] = tokens.read_shard(shard, ["dropped"])["dropped"].to_pylist()
     return reasons
 
 
@@ -221,28 +222,12 @@ def _probability(logprob: float) -> float | None:
     return None if math.isnan(logprob) else math.exp(logprob)
 
 
-def _questions(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
-    yield from dataset.read_shard(shard).take(chosen).to_pylist()
-
-
-def _choice_scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
-    questions = open_dataset(join_url(dataset.root, Kind.QUESTIONS, dataset.identity["questions"]))
-    wanted = {"questions": ["choices", "answer"], "scores": SCHEMAS[Kind.CHOICE_SCORES].names[1:]}
-    tables = read_aligned({"questions": questions, "scores": dataset}, shard, wanted)
-    rows = zip(*(tables[name].take(chosen).to_pylist() for name in ("questions", "scores")), strict=True)
-    for question, scored in rows:
-        columns = zip(question["choices"], scored["logprobs"], scored["tokens"], scored["byte_lengths"], strict=False)
-        names = ("text", "logprob", "tokens", "bytes")
-        choices = [dict(zip(names, values, strict=True)) for values in columns]
-        yield {"id": scored["id"], "weight": scored["weight"], "answer": question["answer"], "choices": choices}
-
-
 READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.EXAMPLES: _examples,
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
-    Kind.QUESTIONS: _questions,
-    Kind.CHOICE_SCORES: _choice_scores,
+    Kind.QUESTIONS: question_rows,
+    Kind.CHOICE_SCORES: choice_rows,
 }
 """For each kind, the function that yields these rows of a shard."""

@@ -11,8 +11,8 @@ from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
-from flows.calibration import calibrate
 from flows.model_flows import audit, ensemble, evaluate, transfer
+from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify

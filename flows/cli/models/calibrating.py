@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alm_pipeline.calibration.settings import (
+from alm_pipeline.calibration.report.settings import (
     BINS,
     RESAMPLES,
     QuestionColumns,
@@ -125,7 +125,7 @@ def calibrate(
 
 
 def _show(calibration: Any, settings: ReportSettings, reading: Reading, output: str, *, as_json: bool) -> None:
-    from alm_pipeline.calibration.output import SHOWN, remarks, report_document, table_rows, write_report
+    from alm_pipeline.calibration.report.output import SHOWN, remarks, report_document, table_rows, write_report
 
     report = calibration.report(settings)
     files = write_report(report, reading, calibration.title, output)

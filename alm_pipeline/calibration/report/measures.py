@@ -25,7 +25,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.calibration.settings import BINS, Reading
+from alm_pipeline.calibration.report.settings import BINS, Reading
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from alm_pipeline.calibration.settings import BINS, RESAMPLES, QuestionColumns, Reading, ReportSettings, Sweep
+from alm_pipeline.calibration.report.settings import BINS, RESAMPLES, QuestionColumns, Reading, ReportSettings, Sweep
 from alm_pipeline.config import SEEDS, Dtype, Number, Whole
 from alm_pipeline.merging.rule import MergeMethod
 from flows.execution.inert_run import inert_flow, inert_run, masked_errors
@@ -23,7 +23,7 @@ from storage.urls import join_url, read_bytes
 
 if TYPE_CHECKING:
     from alm_pipeline.calibration.calibrate import Calibration
-    from alm_pipeline.calibration.report import CalibrationReport
+    from alm_pipeline.calibration.report.points import CalibrationReport
 
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=SEEDS)]
@@ -87,7 +87,7 @@ def calibrate(
     """
     with inert_run():
         from alm_pipeline.calibration.calibrate import Calibration, QuestionSource
-        from alm_pipeline.calibration.output import report_document, write_report
+        from alm_pipeline.calibration.report.output import report_document, write_report
 
         log_stages_at_info()
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
@@ -122,7 +122,7 @@ def _score(calibration: "Calibration") -> None:
 
 
 def _show(report: "CalibrationReport", reading: Reading, title: str, output: str) -> None:
-    from alm_pipeline.calibration.output import SHOWN, remarks, table_rows
+    from alm_pipeline.calibration.report.output import SHOWN, remarks, table_rows
 
     rows = [
         {
@@ -140,7 +140,7 @@ def _show(report: "CalibrationReport", reading: Reading, title: str, output: str
 
 
 def _page(report: "CalibrationReport", reading: Reading, title: str, output: str) -> Iterator[str]:
-    from alm_pipeline.calibration.output import FRONTIER_PICTURE, RELIABILITY_PICTURE, report_page
+    from alm_pipeline.calibration.report.output import FRONTIER_PICTURE, RELIABILITY_PICTURE, report_page
 
     yield report_page(report, reading, title)
     for name in (FRONTIER_PICTURE, RELIABILITY_PICTURE):

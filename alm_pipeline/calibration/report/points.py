@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from alm_pipeline.calibration.measures import (
+from alm_pipeline.calibration.report.measures import (
     Floats,
     Measure,
     Predictions,
@@ -19,7 +19,7 @@ from alm_pipeline.calibration.measures import (
     measures,
     reliability,
 )
-from alm_pipeline.calibration.resampling import (
+from alm_pipeline.calibration.report.resampling import (
     Flags,
     Interval,
     bootstrap_weights,
@@ -28,7 +28,7 @@ from alm_pipeline.calibration.resampling import (
     percentile_interval,
     validation_half,
 )
-from alm_pipeline.calibration.settings import READINGS, Reading, ReportSettings
+from alm_pipeline.calibration.report.settings import READINGS, Reading, ReportSettings
 from storage.errors import UserError
 
 Role = Literal["base", "tuned", "merge", "model"]

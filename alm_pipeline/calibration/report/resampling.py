@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.calibration.measures import Floats, Ints
-from alm_pipeline.calibration.settings import RESAMPLES
+from alm_pipeline.calibration.report.measures import Floats, Ints
+from alm_pipeline.calibration.report.settings import RESAMPLES
 
 LEVEL = 0.95
 Flags = npt.NDArray[np.bool_]

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.calibration.drawing import draw_front, draw_reliability, point_name
-from alm_pipeline.calibration.measures import Measure
-from alm_pipeline.calibration.report import CalibrationReport, PointMeasures
-from alm_pipeline.calibration.settings import Reading
+from alm_pipeline.calibration.report.drawing import draw_front, draw_reliability, point_name
+from alm_pipeline.calibration.report.measures import Measure
+from alm_pipeline.calibration.report.points import CalibrationReport, PointMeasures
+from alm_pipeline.calibration.report.settings import Reading
 from storage.errors import UserError
 from storage.printed.inert import markdown
 from storage.urls import join_url, overwrite

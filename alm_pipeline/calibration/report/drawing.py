@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alm_pipeline.calibration.measures import Measure, reliability
-from alm_pipeline.calibration.report import CalibrationReport, PointMeasures
-from alm_pipeline.calibration.settings import Reading
+from alm_pipeline.calibration.report.measures import Measure, reliability
+from alm_pipeline.calibration.report.points import CalibrationReport, PointMeasures
+from alm_pipeline.calibration.report.settings import Reading
 from storage.errors import UserError
 from storage.printed.inert import one_line
 
