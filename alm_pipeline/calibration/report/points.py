@@ -140,7 +140,14 @@ class CalibrationReport:
                 predictions = point.predictions
                 for bin_ in reliability(predictions.correct, predictions.confidence, self.settings.bins):
                     keys = {"model": point.name, "weight": point.weight, "temperature": point.temperature}
-                    yield {**keys, "reading": reading, "questions": half, **vars(bin_)}
+                    numbers = {name: value for name, value in vars(bin_).items() if name != "questions"}
+                    yield {
+                        **keys,
+                        "reading": reading,
+                        "questions": half,
+                        **numbers,
+                        "questions_in_bin": bin_.questions,
+                    }
 
 
 def make_report(
