@@ -5,11 +5,13 @@ run that was killed continues with the λ, and the shard, that it was at.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from alm_pipeline.calibration.next_bytes import as_choices, draw_places, next_byte_scores
 from alm_pipeline.calibration.questions import (
     Questions,
     questions_dataset,
@@ -73,6 +75,55 @@ def _is_parent(rule: MergeRule) -> bool:
     return rule.weight == 0 or (rule.weight == 1 and (rule.method not in SPARSE_METHODS or rule.density == 1))
 
 
+ListedModel = tuple[str, Role, float | None, ScoredModel]
+"""a model's name, role and weight in the report"""
+
+
+@dataclass(frozen=True)
+class ComparedModels:
+    """Models side by side, or with a sweep the points between the two that are named."""
+
+    names: tuple[str, ...]
+    """folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files"""
+    sweep: Sweep | None = None
+    dtype: Dtype = "float32"
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a sweep has other than two models, or one is named twice."""
+        if self.sweep and len(self.names) != _PARENTS:
+            raise UserError(f"--weights: name a base model and its tuned child, not {len(self.names)} models")
+        if repeated := [name for name in self.names if self.names.count(name) > 1]:
+            raise UserError(f"{repeated[0]}: is named twice")
+
+    def listed(self) -> list[ListedModel]:
+        """Return the models in the order in which they are loaded. Raises UserError if parents do not fit."""
+        if not self.sweep:
+            return [(name, "model", None, model_named(name, self.trust_remote_code)) for name in self.names]
+        base, tuned = (ModelReference(local_name(name), self.trust_remote_code) for name in self.names)
+        rules = sweep_rules(self.sweep)
+        with open_parents(base, tuned, tuned):
+            pass  # raises what does not fit before anything is scored
+        # one tokenizer for all points, as a merged folder has the child's
+        parents: list[ListedModel] = [
+            ("base", "base", 0.0, SingleModel(base, tuned.tokenizer)),
+            ("tuned", "tuned", 1.0, SingleModel(tuned, tuned.tokenizer)),
+        ]
+        return parents + [(str(rule), "merge", rule.weight, MergePoint(base, tuned, rule)) for rule in rules]
+
+    def in_turn(self) -> ModelsInTurn:
+        """Return what loads the models, one after the other."""
+        return ModelsInTurn(self.dtype, self.device)
+
+    @property
+    def title(self) -> str:
+        """What is compared, for pictures."""
+        if not self.sweep:
+            return "models side by side"
+        return f"{Path(self.names[0]).name} to {Path(self.names[1]).name}, {self.sweep.method}"
+
+
 @dataclass(frozen=True)
 class Scored:
     """A model to score, and what it is in the report."""
@@ -88,25 +139,12 @@ class Calibration:
 
     def __init__(
         self,
-        models: Sequence[str],
+        models: ComparedModels,
         source: QuestionSource,
         root: str,
-        *,
-        sweep: Sweep | None = None,
-        dtype: Dtype = "float32",
-        device: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
-        """Models are folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files.
-
-        With a sweep, they are a base model and its tuned child. Raises UserError if they are not, or do not fit.
-        """
-        if sweep and len(models) != _PARENTS:
-            raise UserError(f"--weights: name a base model and its tuned child, not {len(models)} models")
-        if repeated := [name for name in models if models.count(name) > 1]:
-            raise UserError(f"{repeated[0]}: is named twice")
-        self.names, self.source, self._root, self._sweep = list(models), source, root, sweep
-        self._dtype, self._device, self._trust = dtype, device, trust_remote_code
+        """`root` is where questions and scores are stored."""
+        self.models, self.source, self._root = models, source, root
 
     @cached_property
     def questions(self) -> Dataset:
@@ -121,37 +159,17 @@ class Calibration:
     @cached_property
     def scored(self) -> list[Scored]:
         """The models and points, in the order in which they are scored."""
-        models = self._sweep_models(self._sweep) if self._sweep else self._plain_models()
-        encodings: dict[object, EncodedShards] = {}
+        models, encodings = self.models.listed(), dict[object, EncodedShards]()
         return [
-            Scored(name, role, weight, ChoiceScoring(self.questions, model, self._dtype, encodings))
+            Scored(name, role, weight, ChoiceScoring(self.questions, model, self.models.dtype, encodings))
             for name, role, weight, model in models
         ]
 
-    def _plain_models(self) -> list[tuple[str, Role, float | None, ScoredModel]]:
-        return [(name, "model", None, model_named(name, self._trust)) for name in self.names]
-
-    def _sweep_models(self, sweep: Sweep) -> list[tuple[str, Role, float | None, ScoredModel]]:
-        base, tuned = (ModelReference(local_name(name), self._trust) for name in self.names)
-        rules = sweep_rules(sweep)
-        with open_parents(base, tuned, tuned):
-            pass  # raises what does not fit before anything is scored
-        # one tokenizer for all points, as a merged folder has the child's
-        parents: list[tuple[str, Role, float | None, ScoredModel]] = [
-            ("base", "base", 0.0, SingleModel(base, tuned.tokenizer)),
-            ("tuned", "tuned", 1.0, SingleModel(tuned, tuned.tokenizer)),
-        ]
-        return parents + [(str(rule), "merge", rule.weight, MergePoint(base, tuned, rule)) for rule in rules]
-
     def run(self) -> None:
         """Score everything that is not scored yet."""
-        with self.models_in_turn() as models:
+        with self.models.in_turn() as models:
             for scored in self.scored:
                 self.run_one(scored, models)
-
-    def models_in_turn(self) -> ModelsInTurn:
-        """Return what loads the models, one after the other, for `run_one`."""
-        return ModelsInTurn(self._dtype, self._device)
 
     def run_one(self, scored: Scored, models: ModelsInTurn) -> None:
         """Score the questions with one model, unless that is done."""
@@ -170,7 +188,62 @@ class Calibration:
     @property
     def title(self) -> str:
         """What the report is of, for pictures."""
-        label = self.questions.label
-        if not self._sweep:
-            return f"{label}: models side by side"
-        return f"{label}: {Path(self.names[0]).name} to {Path(self.names[1]).name}, {self._sweep.method}"
+        return f"{self.questions.label}: {self.models.title}"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The texts whose next bytes are predicted."""
+
+    url: str
+    text: str = "text"
+    """a column, or a template of columns"""
+    examples: int = 200
+    places: int = 10
+    """drawn of each text"""
+
+
+class TextCalibration:
+    """The next bytes of texts by all models, and the report. Nothing is stored: a run that is killed begins anew."""
+
+    def __init__(self, models: ComparedModels, source: TextSource, seed: int = 0) -> None:
+        """`seed` is that of the places. Raises UserError as `Calibration` does."""
+        self.models, self._source, self._seed = models, source, seed
+
+    def run(self) -> None:
+        """Do nothing: the report predicts, since nothing of it is stored."""
+
+    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
+        """Predict with one model after the other, and return the report."""
+        listed = self.models.listed()
+        tokenizers = [model.tokenizer for *_, model in listed if isinstance(model, SingleModel)]
+        source = self._source
+        places = draw_places(source.url, source.text, source.examples, source.places, tokenizers, self._seed)
+        with self.models.in_turn() as loaded:
+            found = [next_byte_scores(*loaded.model(model), places) for *_, model in listed]
+        for *_, model in listed:
+            model.check_unchanged()
+        readable = np.all([each for _, each in found], axis=0)
+        points = [
+            Point(name, role, weight, as_choices(logprobs[readable], places.bytes[readable]))
+            for (name, role, weight, _), (logprobs, _) in zip(listed, found, strict=True)
+        ]
+        unread = int((~readable).sum())
+        left_out = {"not_read_by_all": unread} if unread else {}
+        return make_report(points, places.clusters[readable], left_out, settings)
+
+    @property
+    def title(self) -> str:
+        """What the report is of, for pictures."""
+        return f"next bytes: {self.models.title}"
+
+
+def open_calibration(
+    models: ComparedModels, questions: QuestionSource | None, texts: TextSource | None, root: str, seed: int = 0
+) -> Calibration | TextCalibration:
+    """Return the calibration on questions or on the next bytes of texts. Raises UserError unless one is named."""
+    if questions and not texts:
+        return Calibration(models, questions, root)
+    if texts and not questions:
+        return TextCalibration(models, texts, seed)
+    raise UserError("name either questions, or a corpus whose next bytes are to be predicted")

@@ -203,18 +203,25 @@ class ModelsInTurn:
 
         Raises UserError if it can't be loaded, or if parents do not fit.
         """
-        config = ScoreConfig(dtype=self._dtype)
+        if isinstance(scored, EnsembleOfModels):
+            self._let_go()
+            self._ensemble, ensemble = scored, scored.loaded
+            return lambda rows: [prediction.logprobs for prediction in row_predictions(ensemble, rows)]
+        return Scorer.of(*self.model(scored), ScoreConfig(dtype=self._dtype)).score_rows
+
+    def model(self, scored: ScoredModel) -> tuple[PreTrainedModel, LoadedTokenizer]:
+        """Return a model in memory, in the place of the model before, and the tokenizer to use.
+
+        Raises UserError as `scorer` does, and for an ensemble, which is no single model.
+        """
         match scored:
             case SingleModel():
                 self._let_go()
-                loaded = scored.model.load(self._dtype, device=self._device)
-                return Scorer.of(loaded, scored.tokenizer, config).score_rows
+                return scored.model.load(self._dtype, device=self._device), scored.tokenizer
             case MergePoint():
-                return Scorer.of(self._line_of(scored).at(scored.rule), scored.tuned.tokenizer, config).score_rows
+                return self._line_of(scored).at(scored.rule), scored.tuned.tokenizer
             case EnsembleOfModels():
-                self._let_go()
-                self._ensemble, ensemble = scored, scored.loaded
-                return lambda rows: [prediction.logprobs for prediction in row_predictions(ensemble, rows)]
+                raise UserError(f"{scored.name}: ensembles have no next bytes: name single models, or use --questions")
             case _:
                 assert_never(scored)
 

@@ -34,7 +34,8 @@ _calibration_name = run_name("calibrate", lambda parameters: f"calibrate {', '.j
 @inert_flow("calibrate", _calibration_name)
 def calibrate(
     models: list[str],
-    questions: str,
+    questions: str | None = None,
+    corpus: str | None = None,
     weights: list[Number] | None = None,
     method: MergeMethod = "linear",
     density: Number = 1.0,
@@ -49,6 +50,9 @@ def calibrate(
     task_folder: str | None = None,
     few_shot: Annotated[Whole, Field(ge=0)] | None = None,
     limit: Count | None = None,
+    text: str = "text",
+    examples: Count = 200,
+    places: Count = 10,
     reading: Reading = "sum",
     bins: Count = BINS,
     resamples: Count = RESAMPLES,
@@ -57,12 +61,13 @@ def calibrate(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Measure the accuracy and calibration of models on multiple-choice questions, whatever their tokenizers.
+    """Measure the accuracy and calibration of models on multiple-choice questions, or on next bytes of texts.
 
     Args:
         models: Local folders, URLs of stored students, names on the Hub, demo:NAME, or YAML files of ensembles; with
             `weights` a base model and its tuned child.
         questions: URL of Parquet, JSON or CSV files with questions, or the name of a multiple-choice task of lm_eval.
+        corpus: Instead of questions: URL of files with texts, whose next bytes are predicted.
         weights: Also measure merges of the base model and its child at these weights, such as [0, 0.5, 1].
         method: The rule by which each tensor is merged.
         density: With ties and dare, the share of the child's changes that is kept.
@@ -77,6 +82,9 @@ def calibrate(
         task_folder: A folder with your own YAML tasks.
         few_shot: The number of examples in a task's prompt; by default the task's own.
         limit: The number of questions, from the first; by default all.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from the corpus.
+        places: The number of places to draw in each text of the corpus.
         reading: What is shown: log-probabilities summed (sum), per token (token), or per byte (bytes).
         bins: The number of bins of confidence.
         resamples: The number of resamples for intervals.
@@ -86,22 +94,22 @@ def calibrate(
         trust_remote_code: Whether to run code in a model's folder, such as that of a byte-level student.
     """
     with inert_run():
-        from alm_pipeline.calibration.calibrate import Calibration, QuestionSource
+        from alm_pipeline.calibration import calibrate as calibrating
         from alm_pipeline.calibration.report.output import report_document, write_report
 
         log_stages_at_info()
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
         folder = Path(task_folder) if task_folder else None
-        calibration = Calibration(
-            models,
-            QuestionSource(questions, columns, folder, few_shot, limit),
+        sweep = Sweep.chosen(weights, method, density, mask_seed)
+        calibration = calibrating.open_calibration(
+            calibrating.ComparedModels(tuple(models), sweep, dtype, device, trust_remote_code),
+            calibrating.QuestionSource(questions, columns, folder, few_shot, limit) if questions else None,
+            calibrating.TextSource(corpus, text, examples, places) if corpus else None,
             storage_root(storage),
-            sweep=Sweep.chosen(weights, method, density, mask_seed),
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            seed,
         )
-        _score(calibration)
+        if isinstance(calibration, calibrating.Calibration):
+            _score(calibration)
         report = calibration.report(ReportSettings(bins, resamples, seed))
         files = write_report(report, reading, calibration.title, output)
         _show(report, reading, calibration.title, output)
@@ -110,7 +118,7 @@ def calibrate(
 
 def _score(calibration: "Calibration") -> None:
     """Score with one model after the other, each as a task of its own."""
-    with calibration.models_in_turn() as loaded:
+    with calibration.models.in_turn() as loaded:
 
         @task(name="score questions", task_run_name="score questions: {name}", cache_policy=NO_CACHE, **RETRYING)
         def score(name: str, number: int) -> None:

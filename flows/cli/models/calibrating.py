@@ -18,7 +18,7 @@ from alm_pipeline.config import SEEDS
 from alm_pipeline.merging.rule import MergeMethod
 from flows.storage_block import storage_root
 from flows.terminal.console import JsonOption, Shown, err, out, user_errors
-from flows.terminal.options import Device, Precision, Storage, TrustRemoteCode, finite
+from flows.terminal.options import Device, Examples, Precision, Storage, Text, TrustRemoteCode, finite
 
 calibrating = typer.Typer()
 
@@ -41,12 +41,15 @@ def calibrate(
         ),
     ],
     questions: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="URL|TASK",
             help="URL of Parquet, JSON or CSV files with questions, or the name of a multiple-choice task of lm_eval.",
         ),
-    ],
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Instead of questions: URL of files with texts, whose next bytes are predicted.")
+    ] = None,
     weights: Annotated[
         Any,
         typer.Option(
@@ -88,6 +91,9 @@ def calibrate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="The number of questions, from the first; by default all.")
     ] = None,
+    text: Text = "text",
+    examples: Examples = 200,
+    places: Annotated[int, typer.Option(min=1, help="The number of places to draw in each text of the corpus.")] = 10,
     reading: Annotated[
         Reading,
         typer.Option(help="What is shown: log-probabilities summed (sum), per token (token), or per byte (bytes)."),
@@ -100,33 +106,32 @@ def calibrate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the accuracy and calibration of models on multiple-choice questions, whatever their tokenizers.
+    """Measure the accuracy and calibration of models on multiple-choice questions, or on next bytes of texts.
 
     With --weights, also of the merges between a base model and its tuned child: the weight is chosen on one half of the
     questions, and judged on the other. What is scored stays in the storage, so an interrupted run continues, and other
     bins or readings score nothing again.
     """
-    from alm_pipeline.calibration.calibrate import Calibration, QuestionSource
+    from alm_pipeline.calibration import calibrate as calibrating
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
-        calibration = Calibration(
-            models,
-            QuestionSource(questions, columns, task_folder, few_shot, limit),
+        sweep = Sweep.chosen(weights, method, density, mask_seed)
+        calibration = calibrating.open_calibration(
+            calibrating.ComparedModels(tuple(models), sweep, dtype, device, trust_remote_code),
+            calibrating.QuestionSource(questions, columns, task_folder, few_shot, limit) if questions else None,
+            calibrating.TextSource(corpus, text, examples, places) if corpus else None,
             storage_root(storage),
-            sweep=Sweep.chosen(weights, method, density, mask_seed),
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            seed,
         )
-        calibration.run()
         _show(calibration, ReportSettings(bins, resamples, seed), reading, output, as_json=as_json)
 
 
 def _show(calibration: Any, settings: ReportSettings, reading: Reading, output: str, *, as_json: bool) -> None:
     from alm_pipeline.calibration.report.output import SHOWN, remarks, report_document, table_rows, write_report
 
+    calibration.run()
     report = calibration.report(settings)
     files = write_report(report, reading, calibration.title, output)
     if as_json:

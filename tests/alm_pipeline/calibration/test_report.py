@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from alm_pipeline.calibration.calibrate import Calibration, QuestionSource
+from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource
 from alm_pipeline.calibration.report.measures import ScoredChoices
 from alm_pipeline.calibration.report.output import remarks, report_page, table_rows, write_report
 from alm_pipeline.calibration.report.points import (
@@ -30,7 +30,7 @@ Reported = tuple[CalibrationReport, Calibration]
 def reported(pair: Pair, folder: Path) -> Reported:
     source = QuestionSource(pair.questions, QuestionColumns(delimiter=""))
     sweep = Sweep(parse_weights("0:1:0.2"))
-    calibration = Calibration([pair.base, pair.tuned], source, str(folder / "store"), sweep=sweep)
+    calibration = Calibration(ComparedModels((pair.base, pair.tuned), sweep), source, str(folder / "store"))
     calibration.run()
     return calibration.report(), calibration
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.calibration.calibrate import Calibration, QuestionSource
+from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource
 from alm_pipeline.calibration.report.settings import Sweep, parse_weights
 from alm_pipeline.calibration.scored_models import RowScorer, ScoredModel
 from alm_pipeline.merging.merge import merge_models
@@ -28,7 +28,8 @@ class Family(NamedTuple):
 
     def calibration(self, *weights: float, method: MergeMethod = "linear", density: float = 1.0) -> Calibration:
         source, root = QuestionSource(self.questions), str(self.folder / "store")
-        return Calibration([self.base, self.tuned], source, root, sweep=Sweep(weights, method, density))
+        models = ComparedModels((self.base, self.tuned), Sweep(weights, method, density))
+        return Calibration(models, source, root)
 
     def stored(self) -> dict[str, bytes]:
         files = (self.folder / "store").rglob("*")
@@ -75,7 +76,7 @@ def test_a_point_scores_as_the_folder_that_is_merged_there(family: Family, metho
     for weight in (0.3, 0.7, 1.2):
         names.append(str(family.folder / f"{method}-{weight}"))
         merge_models(family.base, family.tuned, names[-1], MergeRule(method, weight, density))
-    alone = Calibration(names, QuestionSource(family.questions), str(family.folder / "alone"))
+    alone = Calibration(ComparedModels(tuple(names)), QuestionSource(family.questions), str(family.folder / "alone"))
     alone.run()
     assert [scored.weight for scored in calibration.scored] == [0, 1, 0.3, 0.7, 1.2]
     assert logprobs(calibration) == logprobs(alone)
@@ -88,7 +89,7 @@ def test_methods_share_the_parents_and_single_models_do_too(family: Family) -> N
     slerp.run()
     assert len([name for name in family.stored() if name.endswith("manifest.json")]) == 1 + 3 + 1
     assert {name: family.stored()[name] for name in first} == first
-    Calibration([family.tuned], QuestionSource(family.questions), str(family.folder / "store")).run()
+    Calibration(ComparedModels((family.tuned,)), QuestionSource(family.questions), str(family.folder / "store")).run()
     sparse = family.calibration(1, method="ties", density=0.5)
     assert [scored.name for scored in sparse.scored] == ["base", "tuned", "ties, weight 1, density 0.5"]
     sparse.run()
@@ -163,11 +164,10 @@ def test_parents_that_do_not_fit_are_refused_before_anything_is_scored(
 
 @pytest.mark.bad_input
 def test_what_a_sweep_needs_is_said(family: Family) -> None:
-    source = QuestionSource(family.questions)
     with pytest.raises(UserError, match="--weights: name a base model and its tuned child, not 1 models"):
-        Calibration([family.base], source, "x", sweep=Sweep((0.5,)))
+        ComparedModels((family.base,), Sweep((0.5,)))
     with pytest.raises(UserError, match="is named twice"):
-        Calibration([family.base, family.base], source, "x")
+        ComparedModels((family.base, family.base))
     with pytest.raises(UserError, match="density 2: the share of changes that is kept"):
         family.calibration(0.5, method="ties", density=2).run()
     with pytest.raises(UserError, match="are of merges: name their weights too"):

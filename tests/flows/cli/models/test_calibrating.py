@@ -81,3 +81,25 @@ def test_neither_a_file_nor_a_task_is_said(llama_folder: str, tmp_path: Path) ->
     result = calibrate(tmp_path, llama_folder, "--questions", "gone.jsonl")
     assert result.exit_code == 1
     assert "gone.jsonl" in result.stderr
+
+
+def test_next_bytes_of_texts(llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
+    rows = [{"text": f"Natalia sold {k} clips in April."} for k in range(6)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--corpus", str(tmp_path / "texts.jsonl"), "--places", "4", "--json", "--resamples", "50")
+    found = json.loads(calibrate(tmp_path, llama_folder, gemma_folder, *options).stdout)
+    assert found["title"] == "next bytes: models side by side"
+    assert found["questions"] == {"all": 24, "validation": 12, "test": 12}
+    for row in found["models"]:
+        assert 0 < row["confidence"][0] < 1
+    swept = calibrate(tmp_path, llama_folder, llama_folder + "/../tiny-llama", *options, "--weights", "0.5")
+    assert swept.exit_code == 0, swept.output
+    assert json.loads(swept.stdout)["questions"]["test"] == 12
+
+
+@pytest.mark.bad_input
+def test_questions_and_a_corpus_are_one_or_the_other(llama_folder: str, questions: str, tmp_path: Path) -> None:
+    for options in ((), ("--questions", questions, "--corpus", questions)):
+        result = calibrate(tmp_path, llama_folder, *options)
+        assert result.exit_code == 1
+        assert "name either questions, or a corpus" in result.stderr
