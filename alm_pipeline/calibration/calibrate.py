@@ -5,6 +5,7 @@ run that was killed continues with the λ, and the shard, that it was at.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +26,20 @@ from alm_pipeline.calibration.report.points import (
     make_report,
 )
 from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSettings, Sweep
-from alm_pipeline.calibration.scored_models import MergePoint, ModelsInTurn, ScoredModel, SingleModel, model_named
+from alm_pipeline.calibration.scored_models import (
+    EnsembleOfModels,
+    MergePoint,
+    ModelsInTurn,
+    ScoredModel,
+    SingleModel,
+    model_named,
+)
 from alm_pipeline.calibration.stage import ChoiceScoring, EncodedShards, ScoredQuestions
 from alm_pipeline.calibration.task_questions import task_questions
 from alm_pipeline.config import Dtype
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.merging.parents import check_rule, open_parents
-from alm_pipeline.merging.rule import SPARSE_METHODS, MergeRule
+from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
 from alm_pipeline.models.reference import ModelReference
 from storage.dataset import Dataset
 from storage.errors import UserError
@@ -63,9 +71,9 @@ class QuestionSource:
         return task_questions(self.name, self.task_folder, few_shot=self.few_shot, limit=self.limit)
 
 
-def sweep_rules(sweep: Sweep) -> list[MergeRule]:
+def sweep_rules(sweep: Sweep, method: MergeMethod) -> list[MergeRule]:
     """Return the rule of each point that is not one of the parents, in the order of λ. Warns of far weights."""
-    rules = [MergeRule(sweep.method, weight, sweep.density, sweep.seed) for weight in sorted(set(sweep.weights))]
+    rules = [MergeRule(method, weight, sweep.density, sweep.seed) for weight in sorted(set(sweep.weights))]
     for rule in rules:
         check_rule(rule)
     return [rule for rule in rules if not _is_parent(rule)]
@@ -101,8 +109,10 @@ class ComparedModels:
         """Return the models in the order in which they are loaded. Raises UserError if parents do not fit."""
         if not self.sweep:
             return [(name, "model", None, model_named(name, self.trust_remote_code)) for name in self.names]
+        if self.sweep.method == "ensemble":
+            return self._ensembles(self.sweep.weights)
         base, tuned = (ModelReference(local_name(name), self.trust_remote_code) for name in self.names)
-        rules = sweep_rules(self.sweep)
+        rules = sweep_rules(self.sweep, self.sweep.method)
         with open_parents(base, tuned, tuned):
             pass  # raises what does not fit before anything is scored
         # one tokenizer for all points, as a merged folder has the child's
@@ -111,6 +121,23 @@ class ComparedModels:
             ("tuned", "tuned", 1.0, SingleModel(tuned, tuned.tokenizer)),
         ]
         return parents + [(str(rule), "merge", rule.weight, MergePoint(base, tuned, rule)) for rule in rules]
+
+    def _ensembles(self, weights: Sequence[float]) -> list[ListedModel]:
+        """Return both models, each with its own tokenizer, and the ensembles between them."""
+        if outside := [weight for weight in weights if not 0 <= weight <= 1]:
+            raise UserError(f"weight {outside[0]:g}: an ensemble's is from 0 (the first model) to 1 (the second)")
+        roles: tuple[Role, Role] = ("base", "tuned")
+        parents: list[ListedModel] = [
+            (role, role, float(number), SingleModel.named(name, self.trust_remote_code))
+            for number, (role, name) in enumerate(zip(roles, self.names, strict=True))
+        ]
+        trust = self.trust_remote_code
+        between = (
+            EnsembleOfModels.between(self.names, weight, self.dtype, trust_remote_code=trust)
+            for weight in sorted(set(weights))
+            if 0 < weight < 1
+        )
+        return parents + [(f"ensemble, weight {each.weight:g}", "merge", each.weight, each) for each in between]
 
     def in_turn(self) -> ModelsInTurn:
         """Return what loads the models, one after the other."""
@@ -216,6 +243,8 @@ class TextCalibration:
     def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
         """Predict with one model after the other, and return the report."""
         listed = self.models.listed()
+        if ensembles := [name for name, *_, model in listed if isinstance(model, EnsembleOfModels)]:
+            raise UserError(f"{ensembles[0]}: ensembles have no next bytes: name single models, or use --questions")
         tokenizers = [model.tokenizer for *_, model in listed if isinstance(model, SingleModel)]
         source = self._source
         places = draw_places(source.url, source.text, source.examples, source.places, tokenizers, self._seed)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Self, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.calibration.choices import ChoiceEncoder
 from alm_pipeline.config import Dtype, ScoreConfig
-from alm_pipeline.ensemble.config import EnsembleConfig, ensemble_file, read_config
+from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
@@ -118,14 +118,21 @@ class EnsembleOfModels:
 
     name: str
     config: EnsembleConfig
+    weight: float | None = None
+    """λ, if it is a point between its first and its second member"""
+
+    @classmethod
+    def between(cls, names: Sequence[str], weight: float, dtype: Dtype, *, trust_remote_code: bool) -> Self:
+        """Return the ensemble of two models with the weights 1 − λ and λ."""
+        members = tuple(
+            MemberConfig(model=name, weight=share, dtype=dtype, trust_remote_code=trust_remote_code)
+            for name, share in zip(names, (1 - weight, weight), strict=True)
+        )
+        return cls(f"ensemble-{weight:g}", EnsembleConfig(members=members), weight)
 
     @property
     def label(self) -> str:
-        return Path(self.name).stem
-
-    @property
-    def weight(self) -> float | None:
-        return None
+        return Path(self.name).name.removesuffix(".yaml").removesuffix(".yml")
 
     @cached_property
     def _members(self) -> list[SingleModel]:
@@ -221,7 +228,7 @@ class ModelsInTurn:
             case MergePoint():
                 return self._line_of(scored).at(scored.rule), scored.tuned.tokenizer
             case EnsembleOfModels():
-                raise UserError(f"{scored.name}: ensembles have no next bytes: name single models, or use --questions")
+                raise UserError(f"{scored.name}: is an ensemble, and not a single model")
             case _:
                 assert_never(scored)
 

@@ -10,9 +10,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from alm_pipeline.calibration.report.settings import BINS, RESAMPLES, QuestionColumns, Reading, ReportSettings, Sweep
+from alm_pipeline.calibration.report.settings import (
+    BINS,
+    RESAMPLES,
+    QuestionColumns,
+    Reading,
+    ReportSettings,
+    Sweep,
+    SweepMethod,
+)
 from alm_pipeline.config import SEEDS, Dtype, Number, Whole
-from alm_pipeline.merging.rule import MergeMethod
 from flows.execution.inert_run import inert_flow, inert_run, masked_errors
 from flows.execution.retries import RETRYING
 from flows.run_name import run_name
@@ -37,7 +44,7 @@ def calibrate(
     questions: str | None = None,
     corpus: str | None = None,
     weights: list[Number] | None = None,
-    method: MergeMethod = "linear",
+    method: SweepMethod = "linear",
     density: Number = 1.0,
     mask_seed: Seed = 0,
     output: str = "calibration",
@@ -69,7 +76,7 @@ def calibrate(
         questions: URL of Parquet, JSON or CSV files with questions, or the name of a multiple-choice task of lm_eval.
         corpus: Instead of questions: URL of files with texts, whose next bytes are predicted.
         weights: Also measure merges of the base model and its child at these weights, such as [0, 0.5, 1].
-        method: The rule by which each tensor is merged.
+        method: The rule by which each tensor is merged, or ensemble: both models run as one, with these weights.
         density: With ties and dare, the share of the child's changes that is kept.
         mask_seed: With dare, the seed of what is kept.
         output: Where tables and pictures go, in place of an earlier run's: a folder or any fsspec URL.

@@ -10,6 +10,8 @@ from storage.errors import UserError
 Reading = Literal["sum", "token", "bytes"]
 """What a choice's log-probability is divided by: nothing, its number of tokens, or its number of bytes."""
 READINGS: tuple[Reading, ...] = get_args(Reading)
+SweepMethod = Literal[MergeMethod, "ensemble"]
+"""How a point between two models is made: a merge of their weights, or both as an ensemble, whose weights are λ."""
 BINS = 10
 """of ECE, ACE and reliability tables, unless another number is asked for"""
 RESAMPLES = 1000
@@ -48,13 +50,13 @@ class Sweep:
     """The points between a base model and its tuned child."""
 
     weights: tuple[float, ...]
-    method: MergeMethod = "linear"
+    method: SweepMethod = "linear"
     density: float = 1.0
     seed: int = 0
     """of the masks of `dare`"""
 
     @classmethod
-    def chosen(cls, weights: Sequence[float] | None, method: MergeMethod, density: float, seed: int) -> "Sweep | None":
+    def chosen(cls, weights: Sequence[float] | None, method: SweepMethod, density: float, seed: int) -> "Sweep | None":
         """Return the sweep that options choose; None without weights. Raises UserError if they leave it half chosen."""
         if weights:
             return cls(tuple(weights), method, density, seed)

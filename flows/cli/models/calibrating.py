@@ -12,10 +12,10 @@ from alm_pipeline.calibration.report.settings import (
     Reading,
     ReportSettings,
     Sweep,
+    SweepMethod,
     parse_weights,
 )
 from alm_pipeline.config import SEEDS
-from alm_pipeline.merging.rule import MergeMethod
 from flows.storage_block import storage_root
 from flows.terminal.console import JsonOption, Shown, err, out, user_errors
 from flows.terminal.options import Device, Examples, Precision, Storage, Text, TrustRemoteCode, finite
@@ -59,7 +59,8 @@ def calibrate(
         ),
     ] = None,
     method: Annotated[
-        MergeMethod, typer.Option(help="With --weights: the rule by which each tensor is merged.")
+        SweepMethod,
+        typer.Option(help="With --weights: the rule by which tensors are merged, or ensemble: both models run as one."),
     ] = "linear",
     density: Annotated[
         float, typer.Option(callback=finite, help="With ties and dare: the share of the child's changes that is kept.")

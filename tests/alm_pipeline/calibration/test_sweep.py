@@ -3,14 +3,16 @@
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource
+from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource, TextCalibration, TextSource
 from alm_pipeline.calibration.report.settings import Sweep, parse_weights
 from alm_pipeline.calibration.scored_models import RowScorer, ScoredModel
 from alm_pipeline.merging.merge import merge_models
@@ -182,3 +184,22 @@ def test_weights_are_ranges_or_lists() -> None:
     for wrong in ("0:1", "0:1:0", "1:0:0.1", "a", "nan", "0:1:0.001", "0:inf:1", ""):
         with pytest.raises(ValueError, match=r"."):
             parse_weights(wrong)
+
+
+def test_the_weights_of_an_ensemble_are_a_sweep_too(family: Family, gemma_folder: str) -> None:
+    """Also of models with different tokenizers; at equal members every point is the member."""
+    twin = shutil.copytree(family.base, family.folder / "twin")
+    models = ComparedModels((family.base, str(twin)), Sweep((0, 0.3, 1), "ensemble"))
+    calibration = Calibration(models, QuestionSource(family.questions), str(family.folder / "store"))
+    calibration.run()
+    assert [scored.weight for scored in calibration.scored] == [0, 1, 0.3]
+    found = logprobs(calibration)
+    assert np.concatenate(found[0]) == pytest.approx(np.concatenate(found[2]), abs=1e-4)
+    other = ComparedModels((family.base, gemma_folder), Sweep((0.5,), "ensemble"))
+    calibration = Calibration(other, QuestionSource(family.questions), str(family.folder / "store"))
+    calibration.run()
+    assert calibration.report().is_sweep
+    with pytest.raises(UserError, match=r"weight 1\.5: an ensemble's is from 0"):
+        ComparedModels((family.base, family.tuned), Sweep((1.5,), "ensemble")).listed()
+    with pytest.raises(UserError, match="ensembles have no next bytes"):
+        TextCalibration(other, TextSource(family.questions, "prompt")).report()
