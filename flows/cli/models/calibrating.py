@@ -60,7 +60,7 @@ def calibrate(
     ] = None,
     method: Annotated[
         SweepMethod,
-        typer.Option(help="With --weights: the rule by which tensors are merged, or ensemble: both models run as one."),
+        typer.Option(help="With --weights: the rule by which tensors are merged; ensemble runs both as one."),
     ] = "linear",
     density: Annotated[
         float, typer.Option(callback=finite, help="With ties and dare: the share of the child's changes that is kept.")
