@@ -131,9 +131,9 @@ class ComparedModels:
             (role, role, float(number), SingleModel.named(name, self.trust_remote_code))
             for number, (role, name) in enumerate(zip(roles, self.names, strict=True))
         ]
-        trust = self.trust_remote_code
+        settings = {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
         between = (
-            EnsembleOfModels.between(self.names, weight, self.dtype, trust_remote_code=trust)
+            EnsembleOfModels.between(self.names, weight, **settings)
             for weight in sorted(set(weights))
             if 0 < weight < 1
         )
@@ -164,12 +164,7 @@ class Scored:
 class Calibration:
     """The scoring of questions with all models, and the report; each part can be run alone, and resumes."""
 
-    def __init__(
-        self,
-        models: ComparedModels,
-        source: QuestionSource,
-        root: str,
-    ) -> None:
+    def __init__(self, models: ComparedModels, source: QuestionSource, root: str) -> None:
         """`root` is where questions and scores are stored."""
         self.models, self.source, self._root = models, source, root
 

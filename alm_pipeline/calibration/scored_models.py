@@ -122,10 +122,10 @@ class EnsembleOfModels:
     """λ, if it is a point between its first and its second member"""
 
     @classmethod
-    def between(cls, names: Sequence[str], weight: float, dtype: Dtype, *, trust_remote_code: bool) -> Self:
-        """Return the ensemble of two models with the weights 1 − λ and λ."""
+    def between(cls, names: Sequence[str], weight: float, **settings: Any) -> Self:
+        """Return the ensemble of two models with the weights 1 − λ and λ; `settings` are those of its members."""
         members = tuple(
-            MemberConfig(model=name, weight=share, dtype=dtype, trust_remote_code=trust_remote_code)
+            MemberConfig(model=name, weight=share, **settings)
             for name, share in zip(names, (1 - weight, weight), strict=True)
         )
         return cls(f"ensemble-{weight:g}", EnsembleConfig(members=members), weight)
