@@ -7,7 +7,7 @@ parents, one at a time, and written into it, so that no rounding adds up from po
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, assert_never
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.calibration.choices import ChoiceEncoder
+from alm_pipeline.calibration.choices import ChoiceEncoder, EncodedQuestion
+from alm_pipeline.calibration.packing import ChoiceScorer
 from alm_pipeline.config import Dtype, ScoreConfig
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, ensemble_file, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
@@ -30,12 +31,11 @@ from alm_pipeline.models.health.finite_weights import is_finite
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring.scorer import Scorer
-from alm_pipeline.scoring.windows import WindowRow
 from alm_pipeline.vocabulary.byte_view import byte_view
 from storage.errors import UserError
 
-RowScorer = Callable[[Sequence[WindowRow]], Sequence[npt.NDArray[np.float32]]]
-"""Returns the log-probabilities of the scored tokens of each row."""
+QuestionScorer = Callable[[Sequence[EncodedQuestion]], list[npt.NDArray[np.float64]]]
+"""Returns the log-probabilities of each question's choices; none for a question that can't be scored."""
 
 
 @dataclass(frozen=True)
@@ -205,16 +205,16 @@ class ModelsInTurn:
     def __exit__(self, *_: object) -> None:
         self._let_go()
 
-    def scorer(self, scored: ScoredModel) -> RowScorer:
-        """Return what scores rows with a model, which takes the place of the model before.
+    def scorer(self, scored: ScoredModel) -> QuestionScorer:
+        """Return what scores questions with a model, which takes the place of the model before.
 
         Raises UserError if it can't be loaded, or if parents do not fit.
         """
         if isinstance(scored, EnsembleOfModels):
             self._let_go()
             self._ensemble, ensemble = scored, scored.loaded
-            return lambda rows: [prediction.logprobs for prediction in row_predictions(ensemble, rows)]
-        return Scorer.of(*self.model(scored), ScoreConfig(dtype=self._dtype)).score_rows
+            return partial(_ensemble_scores, ensemble)
+        return ChoiceScorer(Scorer.of(*self.model(scored), ScoreConfig(dtype=self._dtype)))
 
     def model(self, scored: ScoredModel) -> tuple[PreTrainedModel, LoadedTokenizer]:
         """Return a model in memory, in the place of the model before, and the tokenizer to use.
@@ -245,6 +245,12 @@ class ModelsInTurn:
             self._ensemble.release()
         self._line = self._ensemble = None
         self._stack.close()
+
+
+def _ensemble_scores(ensemble: EnsembleModel, questions: Sequence[EncodedQuestion]) -> list[npt.NDArray[np.float64]]:
+    rows = [choice.row() for question in questions for choice in question.choices]
+    sums = iter([float(row.logprobs.sum(dtype=np.float64)) for row in row_predictions(ensemble, rows)])
+    return [np.array([next(sums) for _ in question.choices]) for question in questions]
 
 
 class _Line:

@@ -15,7 +15,7 @@ from alm_pipeline.calibration.choices import EncodedQuestion, tokens_hash
 from alm_pipeline.calibration.questions import stored_questions
 from alm_pipeline.calibration.report.measures import ScoredChoices
 from alm_pipeline.calibration.report.resampling import cluster_numbers
-from alm_pipeline.calibration.scored_models import EnsembleOfModels, RowScorer, ScoredModel
+from alm_pipeline.calibration.scored_models import EnsembleOfModels, QuestionScorer, ScoredModel
 from alm_pipeline.config import Dtype
 from alm_pipeline.runtime.progress import track
 from storage.columns import join_rows
@@ -64,7 +64,7 @@ class ChoiceScoring:
     def is_complete(self) -> bool:
         return self.scores.manifest() is not None
 
-    def run(self, scorer: Callable[[], RowScorer]) -> Manifest:
+    def run(self, scorer: Callable[[], QuestionScorer]) -> Manifest:
         """Score every shard that is not scored yet; the model is loaded, by `scorer`, only if there is one."""
         if manifest := self.scores.manifest():
             return manifest
@@ -73,7 +73,7 @@ class ChoiceScoring:
                 self._score(missing, scorer())
             return self.scores.finish(self._shards)
 
-    def _score(self, missing: Sequence[int], scorer: RowScorer) -> None:
+    def _score(self, missing: Sequence[int], scorer: QuestionScorer) -> None:
         total = sum(len(self._encoded[shard]) for shard in missing)
         with track(f"score {self.model.label}", total, "questions") as advance:
             for shard in missing:
@@ -88,12 +88,10 @@ class ChoiceScoring:
 
 
 def _choice_logprobs(
-    encoded: Sequence[EncodedQuestion], scorer: RowScorer, ids: Sequence[str]
+    encoded: Sequence[EncodedQuestion], scorer: QuestionScorer, ids: Sequence[str]
 ) -> list[npt.NDArray[np.float64]]:
     """Return the log-probabilities of each question's choices; empty for one that can't be scored."""
-    rows = [choice.row() for question in encoded for choice in question.choices]
-    sums = iter([float(logprobs.sum(dtype=np.float64)) for logprobs in scorer(rows)] if rows else [])
-    logprobs = [np.array([next(sums) for _ in question.choices]) for question in encoded]
+    logprobs = scorer(encoded)
     for id_, values in zip(ids, logprobs, strict=True):
         if not np.isfinite(values).all():
             raise UserError(

@@ -203,6 +203,16 @@ class Scorer:
         """[B, T, H] in the head's dtype, on its device. Rows padded on the right need no mask or positions."""
         return hidden_states(self.model, ids_BT.to(input_device(self.model))).to(self.device, self.head.dtype)
 
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Return what a forward pass and the head run within."""
+        return self._on_device()
+
+    def token_logprobs(self, hidden_NH: Tensor, next_N: Tensor) -> Floats:
+        """[N] the log-probability of each next token, from hidden states of the model."""
+        with self._head_precision():
+            hidden_NH = hidden_NH.to(self.device, self.head.dtype)
+            return self._head_scores(hidden_NH, next_N.to(self.device)).logprobs
+
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":
             return torch.cuda.device(self.device)  # compiled kernels run on the thread's current device

@@ -1,6 +1,7 @@
 """The scores of choices, held to a model of float64 that scores one choice at a time, and to lm_eval's own."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alm_pipeline.calibration.choices import ChoiceEncoder
+from alm_pipeline.calibration.choices import ChoiceEncoder, EncodedQuestion
+from alm_pipeline.calibration.packing import ChoiceScorer
 from alm_pipeline.calibration.questions import Question, Questions, questions_dataset, store_questions
 from alm_pipeline.calibration.scored_models import ModelsInTurn, model_named
 from alm_pipeline.calibration.stage import ChoiceScoring, ScoredQuestions
+from alm_pipeline.config import ScoreConfig
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, write_config
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
+from alm_pipeline.scoring.scorer import Scorer
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests import tiny
@@ -169,11 +174,47 @@ def test_shards_are_of_the_questions_and_scored_once(llama_folder: str, tmp_path
     with ModelsInTurn() as models:
         score = models.scorer(again.model)
 
-        def counted(rows: object) -> object:
-            asked.append(len(rows))  # type: ignore[arg-type]
-            return score(rows)  # type: ignore[arg-type]
+        def counted(questions: Sequence[EncodedQuestion]) -> list[np.ndarray]:
+            asked.append(len(questions))
+            return score(questions)
 
-        again.run(lambda: counted)  # type: ignore[arg-type,return-value]
-    assert asked == [sum(len(question.choices) for question in many[1000:])]
+        again.run(lambda: counted)
+    assert asked == [3]
     assert {file.name: file.read_bytes() for file in Path(scoring.scores.url).iterdir()} == before
     assert json.loads(before["manifest.json"])["counts"]["choices"] == sum(len(each.choices) for each in many)
+
+
+def packed_and_plain(folder: str, questions: list[Question]) -> tuple[ChoiceScorer, list[np.ndarray], list[np.ndarray]]:
+    reference = ModelReference(folder)
+    encoder = ChoiceEncoder.of(reference.tokenizer, reference.context_length)
+    encoded = [encoder.question(question) for question in questions]
+    scorer = Scorer.of(reference.load("float32"), reference.tokenizer, ScoreConfig(dtype="float32", batch_tokens=60))
+    plain = ChoiceScorer(scorer)
+    plain.is_packed = False
+    packed = ChoiceScorer(scorer)
+    return packed, packed(encoded), plain(encoded)
+
+
+@pytest.mark.parametrize("family", ["llama_folder", "gemma_folder"])
+def test_choices_beside_each_other_score_as_rows_of_their_own(family: str, request: pytest.FixtureRequest) -> None:
+    short = [
+        Question("one", "The quick", (" fox", "s", "\n"), 0, "one"),
+        Question("two", "The", (" fox jumps", " quick brown", "m"), 0, "two"),
+        Question("three", "Nat", ("alia sold", " 1", " of"), 0, "three"),
+    ]
+    questions = [*QUESTIONS, *short] if family == "llama_folder" else short[:2]
+    scorer, packed, plain = packed_and_plain(request.getfixturevalue(family), questions)
+    assert scorer.is_packed
+    for one, other in zip(packed, plain, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_window_that_is_shorter_than_the_row_is_noticed(gemma_folder: str) -> None:
+    """Half of the layers of the tiny Gemma see 16 tokens, and a mask of one's own replaces that."""
+    question = Question(
+        "x", "The quick brown fox jumps over the lazy dog. " * 4, (" The quick", " brown", " x"), 0, "x"
+    )
+    scorer, packed, plain = packed_and_plain(gemma_folder, [*QUESTIONS[:2], question])
+    assert scorer.is_packed is False
+    for one, other in zip(packed, plain, strict=True):
+        assert one.tolist() == other.tolist()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource, TextCalibration, TextSource
 from alm_pipeline.calibration.report.settings import Sweep, parse_weights
-from alm_pipeline.calibration.scored_models import RowScorer, ScoredModel
+from alm_pipeline.calibration.scored_models import QuestionScorer, ScoredModel
 from alm_pipeline.merging.merge import merge_models
 from alm_pipeline.merging.rule import MergeMethod, MergeRule
 from storage.errors import UserError
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_between_points_continues_to_the_same_bytes(
     loaded: list[str] = []
     scorer = ModelsInTurn.scorer
 
-    def killed_after(self: ModelsInTurn, model: ScoredModel) -> RowScorer:
+    def killed_after(self: ModelsInTurn, model: ScoredModel) -> QuestionScorer:
         if len(loaded) == 3:
             raise _Killed
         loaded.append(model.label)
