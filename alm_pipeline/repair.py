@@ -12,6 +12,7 @@ from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, FolderManifest, StoredFolder, upload_again
 from storage.lease import LEASE, hold, hold_unused
 from storage.replacement import replacement_url, request_replacement, take_place
+from storage.schemas import Kind
 from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, open_entry
 from storage.upkeep.verify import Damage, remove_stale, stale_shards
 from storage.urls import join_url, list_names, remove
@@ -115,6 +116,8 @@ def _find_stage(
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
+    if not STAGES_OF_KIND[entry.kind]:
+        raise UserError(f"{entry.url}: `alm delete {entry.url}` and the same `alm calibrate` write it again")
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
         pipeline = Pipeline(candidate, catalog.root)
@@ -147,8 +150,10 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "pair_biases": [(lambda pipeline: pipeline.stored_pair_biases, Pipeline.pair_biases)],
     "teacher_scores": [(lambda pipeline: pipeline.scores, Pipeline.score)],
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
+    Kind.QUESTIONS: [],
+    Kind.CHOICE_SCORES: [],
 }
-"""For each kind: what a pipeline writes of it, and the stage that writes it."""
+"""For each kind: what a pipeline writes of it, and the stage that writes it; none for what no pipeline writes."""
 
 
 def stage_of(pipeline: Pipeline, key: str) -> tuple[Dataset | StoredFolder, Stage] | None:

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     TOKENS = "tokens"
     ALIGNMENTS = "alignments"
     TEACHER_SCORES = "teacher_scores"
+    QUESTIONS = "questions"
+    CHOICE_SCORES = "choice_scores"
 
 
 class ChunkKind(IntEnum):
@@ -76,17 +78,14 @@ def _list(name: str, type_: pa.DataType) -> pa.Field:
     return pa.field(name, pa.list_(pa.field("item", type_, nullable=False)), nullable=False)
 
 
-_ID = _required("id", pa.string())
+def _text(name: str) -> pa.Field:
+    return _required(name, pa.string())
+
+
+_ID = _text("id")
 
 SCHEMAS: dict[Kind, pa.Schema] = {
-    Kind.EXAMPLES: pa.schema(
-        [
-            _ID,
-            _required("split", pa.string()),
-            _required("text", pa.string()),
-            pa.field("messages", pa.string()),
-        ]
-    ),
+    Kind.EXAMPLES: pa.schema([_ID, _text("split"), _text("text"), pa.field("messages", pa.string())]),
     Kind.TOKENS: pa.schema(
         [
             _ID,
@@ -112,11 +111,14 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("assistant", pa.bool_()),
         ]
     ),
-    Kind.TEACHER_SCORES: pa.schema(
+    Kind.TEACHER_SCORES: pa.schema([_ID, _list("logprobs", pa.float32()), _list("boundary_logprobs", pa.float32())]),
+    Kind.QUESTIONS: pa.schema(
+        [_ID, _text("prompt"), _list("choices", pa.string()), _required("answer", pa.int32()), _text("cluster")]
+    ),
+    Kind.CHOICE_SCORES: pa.schema(
         [
-            _ID,
-            _list("logprobs", pa.float32()),
-            _list("boundary_logprobs", pa.float32()),
+            *(_ID, pa.field("weight", pa.float64()), _list("logprobs", pa.float64())),
+            *(_list("tokens", pa.int32()), _list("byte_lengths", pa.int32()), pa.field("dropped", pa.string())),
         ]
     ),
 }

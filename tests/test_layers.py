@@ -60,6 +60,8 @@ ROOMS = (
     "alm_pipeline.training.student",
     "alm_pipeline.training",
     "alm_pipeline.ensemble",
+    "alm_pipeline.calibration.report",
+    "alm_pipeline.calibration",
     "alm_pipeline.inspection",
     "alm_pipeline.comparison",
     "alm_pipeline.student_report",

@@ -13,6 +13,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import reasons_without_chunks
+from alm_pipeline.calibration.questions import choice_rows, question_rows
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
@@ -113,9 +114,9 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
 def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
     """Return for each row why it was dropped; None if it was not, or is one of examples."""
     match dataset.kind:
-        case Kind.EXAMPLES:
+        case Kind.EXAMPLES | Kind.QUESTIONS:
             return [None] * dataset.complete_manifest().shards[shard].rows
-        case Kind.TOKENS:
+        case Kind.TOKENS | Kind.CHOICE_SCORES:
             return _dropped(dataset, shard)
         case Kind.TEACHER_SCORES:
             return _dropped(_tokens_of(dataset, "tokens"), shard)
@@ -226,5 +227,7 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
+    Kind.QUESTIONS: question_rows,
+    Kind.CHOICE_SCORES: choice_rows,
 }
 """For each kind, the function that yields these rows of a shard."""

@@ -4,40 +4,22 @@ Post-training costs a model calibration, and a model between a base and its chil
 (2510.17426).
 """
 
-import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
 
 from alm_pipeline.merging.card import merge_card
-from alm_pipeline.merging.rule import SPARSE_METHODS, MergeRule, Parent
-from alm_pipeline.merging.tensors import merge_tensors
-from alm_pipeline.models.configuration import text_config, ties_embeddings
-from alm_pipeline.models.health.finite_weights import first_names
+from alm_pipeline.merging.parents import check_rule, open_parents
+from alm_pipeline.merging.rule import MergeRule, Parent
+from alm_pipeline.models.configuration import text_config
 from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.loaded_files import GENERATION_CONFIG
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.transfer.weights import Weights, write_weights
-from storage.errors import UserError
-
-USUAL_WEIGHTS = (-0.5, 1.5)
-"""beyond them a merge is rarely a usable model"""
-_HEAD = "lm_head.weight"
-"""the head's tensor, which some models store although it is tied to the embedding"""
-_NOT_COMPARED = frozenset(
-    ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
-)
-_SAVE_AGAIN = "both must be one architecture, saved alike: load and save them with this version of transformers"
-
-_log = logging.getLogger(__name__)
+from alm_pipeline.transfer.weights import write_weights
 
 
 def merge_models(
@@ -60,91 +42,17 @@ def merge_models(
     which their configurations differ.
     """
     rule = rule or MergeRule()
-    _check_rule(rule)
-    parents = ModelReference(base, trust_remote_code), ModelReference(tuned, trust_remote_code)
-    for parent in parents:
-        parent.refuse_adapter()
-    chosen = parents[0] if template == "base" else parents[1]
-    _check_configurations(*parents)
-    _check_tokens(*parents)
-    with new_folder(Path(folder)) as written, ExitStack() as stack:
-        of_base, of_tuned = (stack.enter_context(Weights(parent)) for parent in parents)
-        shapes = _common_shapes(of_base, of_tuned, tied=ties_embeddings(chosen.load_config()))
-        dtype = torch.promote_types(*(getattr(torch, parent.weights_dtype) for parent in parents))
-        sizes = {name: prod(shape) for name, shape in shapes.items()}
-        write_weights(written, sizes, partial(_merged, of_base, of_tuned, rule), dtype)
-        _write_settings(chosen, written, dtype)
-        (written / "README.md").write_text(merge_card(*parents, rule, chosen.name), encoding="utf-8")
-        for parent in parents:
+    check_rule(rule)
+    models = ModelReference(base, trust_remote_code), ModelReference(tuned, trust_remote_code)
+    chosen = models[0] if template == "base" else models[1]
+    with open_parents(*models, chosen) as parents, new_folder(Path(folder)) as written:
+        sizes = {name: prod(shape) for name, shape in parents.shapes.items()}
+        write_weights(written, sizes, partial(parents.merged, rule), parents.dtype)
+        _write_settings(chosen, written, parents.dtype)
+        (written / "README.md").write_text(merge_card(*models, rule, chosen.name), encoding="utf-8")
+        for parent in models:
             parent.check_unchanged()
             parent.tokenizer.check_unchanged()
-
-
-def _check_rule(rule: MergeRule) -> None:
-    if not 0 < rule.density <= 1:
-        raise UserError(f"density {rule.density:g}: the share of changes that is kept is above 0 and at most 1")
-    if rule.density != 1 and rule.method not in SPARSE_METHODS:
-        raise UserError(
-            f"density {rule.density:g}: only {' and '.join(SPARSE_METHODS)} have one, and {rule.method} "
-            "keeps all changes"
-        )
-    low, high = USUAL_WEIGHTS
-    if not low <= rule.weight <= high:
-        _log.warning("weight %g: far beyond both parents (0 is the base, 1 the child)", rule.weight)
-
-
-def _check_configurations(base: ModelReference, tuned: ModelReference) -> None:
-    """Raises UserError if the architectures differ; warns of other settings that do."""
-    configs = base.load_config(), tuned.load_config()
-    if configs[0].model_type != configs[1].model_type:
-        raise UserError(
-            f"{base.name} is a {configs[0].model_type} model and {tuned.name} a {configs[1].model_type} model: only "
-            "models of one architecture can be merged"
-        )
-    if ties_embeddings(configs[0]) != ties_embeddings(configs[1]):
-        raise UserError(
-            f"{base.name} and {tuned.name}: only one of them ties its head to its embedding (tie_word_embeddings): "
-            "untie the other one and save it again"
-        )
-    if other := _differing(*(text_config(config).to_dict() for config in configs)):
-        _log.warning("%s and %s have other settings: %s", base.name, tuned.name, ", ".join(other))
-
-
-def _differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
-    names = sorted((base.keys() | tuned.keys()) - _NOT_COMPARED)
-    return [name for name in names if base.get(name) != tuned.get(name) and not name.endswith("_token_id")]
-
-
-def _check_tokens(base: ModelReference, tuned: ModelReference) -> None:
-    """Raises UserError if a token that both have has another id: a row would be merged with another token's."""
-    ids = base.tokenizer.fast.get_vocab(), tuned.tokenizer.fast.get_vocab()
-    if other := {token for token, id_ in ids[0].items() if ids[1].get(token, id_) != id_}:
-        raise UserError(
-            f"{base.name} and {tuned.name}: their tokenizers have other ids for {first_names(other)}: move both to one "
-            "tokenizer first (alm transfer, alm apply-transfer)"
-        )
-
-
-def _common_shapes(base: Weights, tuned: Weights, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Return the tensors' shapes. Raises UserError if they differ, or a tensor is not of floating-point numbers."""
-    names, tuned_names = (weights.names - ({_HEAD} if tied else set()) for weights in (base, tuned))
-    if other := names ^ tuned_names:
-        raise UserError(f"{base.name} and {tuned.name}: only one of them has {first_names(other)}: {_SAVE_AGAIN}")
-    shapes = {name: base.shape(name) for name in sorted(names)}
-    for name, shape in shapes.items():
-        if shape != (of_tuned := tuned.shape(name)):
-            raise UserError(f"{base.name}: {name} has shape {shape}, but shape {of_tuned} in {tuned.name}")
-        for weights in (base, tuned):
-            if not weights.is_floating_point(name):
-                raise UserError(
-                    f"{weights.name}: {name} does not hold floating-point numbers: quantized weights can't be merged; "
-                    "name the model before it was quantized"
-                )
-    return shapes
-
-
-def _merged(base: Weights, tuned: Weights, rule: MergeRule, name: str) -> Tensor:
-    return merge_tensors(base.read(name), tuned.read(name), rule, name)
 
 
 def _write_settings(parent: ModelReference, folder: Path, dtype: torch.dtype) -> None:

@@ -133,5 +133,35 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "nats",
         ),
     },
+    Kind.QUESTIONS: {
+        "id": ColumnDescription("The question's id: the same in every dataset of scores of these questions."),
+        "prompt": ColumnDescription("The text before the choices."),
+        "choices": ColumnDescription(
+            "The texts that may follow the prompt, each with what stands between the prompt and it.", "[choices]"
+        ),
+        "answer": ColumnDescription("The index of the right choice.", unit="choices, from 0"),
+        "cluster": ColumnDescription(
+            "What the question belongs to: questions of one cluster are drawn together, and never split."
+        ),
+    },
+    Kind.CHOICE_SCORES: {
+        "id": ColumnDescription("The question's id."),
+        "weight": ColumnDescription(
+            "The weight λ of the tuned child in the model that scored: 0 is the base, 1 the child; null for a model "
+            "that is no merge of two others."
+        ),
+        "logprobs": ColumnDescription(
+            "The log-probability of each choice after the prompt: the sum over its tokens.",
+            "[choices], or empty",
+            "nats",
+        ),
+        "tokens": ColumnDescription("The number of tokens of each choice.", "[choices], or empty", "tokens"),
+        "byte_lengths": ColumnDescription(
+            "The number of bytes that these tokens cover: the choice's, and spaces at the end of the prompt.",
+            "[choices], or empty",
+            "bytes (UTF-8)",
+        ),
+        "dropped": ColumnDescription("Why the question was not scored; null if it was."),
+    },
 }
 """What each column of each kind holds, the optional ones included."""

@@ -7,6 +7,7 @@ tokens. Only positions that are scored reach the head: no padding, and of a wind
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +118,23 @@ class Scorer:
                 raise UserError(self._not_finite(place, examples[k], bool(begins and begins[k]), fault))
         return scores
 
+    @torch.inference_mode()
+    def score_rows(self, rows: Sequence[WindowRow], advance: Advance | None = None) -> list[Floats]:
+        """Return the log-probability of each scored token of each row, given all that is before it in its row.
+
+        A row scores from its second token on at the earliest. Raises UserError if memory is too small for a single row.
+        """
+        numbered = [replace(row, example=number) for number, row in enumerate(rows)]
+        scores: list[Floats] = [np.empty(0, np.float32)] * len(rows)
+        for batch, parts in self._batches(sorted(numbered, key=lambda row: -len(row.ids)), None):
+            ends = np.cumsum([1 + row.scored for row in batch])
+            # each row has one position more: its last token's, which predicts nothing that is asked for
+            for row, part in zip(batch, np.split(parts.logprobs, ends[:-1]), strict=True):
+                scores[row.example] = part[:-1]
+            if advance:
+                advance(sum(row.scored for row in batch))
+        return scores
+
     def _not_finite(self, place: str, ids: Ids, begins: bool, fault: ScoreFault) -> str:
         """Return the error for an example. The token is the last of the shortest beginning that has the fault.
 
@@ -184,6 +202,16 @@ class Scorer:
     def _hidden_states(self, ids_BT: Tensor) -> Tensor:
         """[B, T, H] in the head's dtype, on its device. Rows padded on the right need no mask or positions."""
         return hidden_states(self.model, ids_BT.to(input_device(self.model))).to(self.device, self.head.dtype)
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Return what a forward pass and the head run within."""
+        return self._on_device()
+
+    def token_logprobs(self, hidden_NH: Tensor, next_N: Tensor) -> Floats:
+        """[N] the log-probability of each next token, from hidden states of the model."""
+        with self._head_precision():
+            hidden_NH = hidden_NH.to(self.device, self.head.dtype)
+            return self._head_scores(hidden_NH, next_N.to(self.device)).logprobs
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":

@@ -12,7 +12,7 @@ from storage.schemas import OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
 
 _INTRODUCTION = """# Datasets
 
-Four kinds of datasets are stored as Parquet shards under the storage root:
+Six kinds of datasets are stored as Parquet shards under the storage root:
 `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers. Row k of shard s
 is the same example in every dataset that was made from the same examples.
 [Read the caches with other programs](../how-to/reading-caches.md) has snippets; the Parquet files of a student are in
@@ -27,6 +27,8 @@ _TITLES = {
     Kind.TOKENS: "One dataset for each tokenizer: token ids, and the bytes of the text that each token covers.",
     Kind.ALIGNMENTS: "One dataset for each pair of tokens datasets: how many tokens of each side are in each chunk.",
     Kind.TEACHER_SCORES: "One dataset for each teacher: two numbers per token.",
+    Kind.QUESTIONS: "Multiple-choice questions, as `alm calibrate` reads them.",
+    Kind.CHOICE_SCORES: "One dataset for each model, or point between two: the log-probability of every choice.",
 }
 
 

@@ -11,6 +11,7 @@ from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
+from flows.cli.models.calibrating import calibrating
 from flows.cli.models.making import making
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
@@ -62,6 +63,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
   publishes it.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
+- `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
@@ -76,6 +78,7 @@ app.add_typer(tokenizer_commands)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
+app.add_typer(calibrating)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

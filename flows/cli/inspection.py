@@ -67,6 +67,12 @@ CHUNKS = (
     Shown("student", "student's tokens", show_quoted),
     Shown("kind", "kind"),
 )
+CHOICES = (
+    Shown("choice", "choice", _quoted),
+    Shown("logprob", "log-probability", "{:.4f}".format),
+    Shown("tokens", "tokens"),
+    Shown("bytes", "bytes"),
+)
 FILES = (Shown("file", "file"), Shown("bytes", "MB", show_megabytes))
 VOCABULARY = (Shown("id", "id"), Shown("text", "token", _quoted))
 
@@ -126,6 +132,10 @@ def _print_row(row: Row, items: int) -> None:
         out.print_line(f"{one_line(title)}: dropped, {row['dropped']}\n")
     elif "text" in row:
         out.print_line(f"{one_line(title)}, {len(row['text'].encode()):,} bytes\n{_readable(row)}\n")
+    elif "choices" in row:
+        out.print_line(f"{one_line(title)}, answer {row['answer']}\n{_indented(row['prompt'])}")
+        shown = [column for column in CHOICES if any(column.key in choice for choice in row["choices"])]
+        _print_items(shown, row["choices"], items, None, "choices")
     elif "chunks" in row:
         chunks = [{**chunk, "bytes": f"{chunk['start']}-{chunk['end']}"} for chunk in row["chunks"]]
         _print_items(CHUNKS, chunks, items, title, "chunks")
@@ -136,7 +146,7 @@ def _print_row(row: Row, items: int) -> None:
         _print_items(used, row["tokens"], items, title, "tokens")
 
 
-def _print_items(columns: Sequence[Shown], values: Sequence[Row], items: int, title: str, what: str) -> None:
+def _print_items(columns: Sequence[Shown], values: Sequence[Row], items: int, title: str | None, what: str) -> None:
     out.print_rows(columns, values[:items], title)
     out.print_line(f"{min(items, len(values))} of {len(values):,} {what}\n")
 

@@ -35,6 +35,8 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     "pair_biases",
     Kind.TEACHER_SCORES,
     "students",
+    Kind.QUESTIONS,
+    Kind.CHOICE_SCORES,
 )
 """The folders under a root, each after those that it is made from."""
 
@@ -46,6 +48,7 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "alignments": Kind.ALIGNMENTS,
     "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
+    "questions": Kind.QUESTIONS,
 }
 
 

@@ -74,6 +74,14 @@ def _student_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"from: {config.get('student', {}).get('model')}", *settings]
 
 
+def _question_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"questions of: {config.get('questions')}"]
+
+
+def _choice_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"scored by: {config.get('model')}"]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -87,6 +95,8 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "pair_biases": _no_lines,
     "teacher_scores": _scores_lines,
     "students": _student_lines,
+    "questions": _question_lines,
+    "choice_scores": _choice_lines,
 }
 """For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""
 

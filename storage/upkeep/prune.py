@@ -15,7 +15,7 @@ from storage.errors import UserError
 from storage.folders import FOLDER_KINDS, working_folder
 from storage.lease import HOLDER, LEASE, MARK, hold_unused
 from storage.replacement import REPLACEMENT
-from storage.schemas import MANIFEST
+from storage.schemas import MANIFEST, Kind
 from storage.upkeep.catalog import Catalog, CatalogEntry, EntryState, newest
 from storage.upkeep.uploads import InterruptedUpload, abort_upload, interrupted_uploads
 from storage.urls import (
@@ -32,6 +32,8 @@ from storage.urls import (
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
 _REPLACEMENT = f"{REPLACEMENT}/"
+_ENDS = ("students", Kind.CHOICE_SCORES)
+"""the kinds that are wanted for themselves: what they were made from is used"""
 
 
 class WasteReason(StrEnum):
@@ -42,7 +44,7 @@ class WasteReason(StrEnum):
     INCOMPLETE = "incomplete"
     """It has no manifest; its run would continue from there."""
     UNUSED = "unused"
-    """It is complete, but no complete student was made from it."""
+    """It is complete, but no complete student, and no choice scores, were made from it."""
 
 
 _PARTS = (
@@ -97,7 +99,7 @@ def blockers(catalog: Catalog, before: float, with_incomplete: bool = False) -> 
 
 def _unused(catalog: Catalog, before: float) -> list[WasteItem]:
     complete = {key: entry for key, entry in catalog.entries.items() if entry.state == EntryState.COMPLETE}
-    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind != "students"}
+    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind not in _ENDS}
     needed = catalog.origins(key for key in complete if key not in items or not items[key].is_older(before))
     return [item for key, item in items.items() if key not in needed]
 

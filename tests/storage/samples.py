@@ -68,6 +68,25 @@ def _teacher_scores() -> Mapping[str, Any]:
     return {"logprobs": join_rows(rows, pa.float32()), "boundary_logprobs": join_rows(rows[::-1], pa.float32())}
 
 
+def _questions() -> Mapping[str, Any]:
+    return {
+        "prompt": ["1 + 1 =", "é", ""],
+        "choices": [[" 2", " 3"], ["😀", "b", ""], []],
+        "answer": [0, 2, 0],
+        "cluster": ["sums", "sums", "x"],
+    }
+
+
+def _choice_scores() -> Mapping[str, Any]:
+    return {
+        "weight": [0.1, 1.0, None],
+        "logprobs": join_rows([np.array([-1.5, -0.25]), np.array([-3.0]), np.zeros(0)], pa.float64()),
+        "tokens": _ints(),
+        "byte_lengths": _ints(),
+        "dropped": [None, None, "over_context"],
+    }
+
+
 def _ints() -> pa.ListArray:
     return join_rows([np.array([5, 2**31 - 1]), np.array([0]), np.zeros(0, np.int64)], pa.int32())
 
@@ -77,4 +96,6 @@ _COLUMNS = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _teacher_scores,
+    Kind.QUESTIONS: _questions,
+    Kind.CHOICE_SCORES: _choice_scores,
 }

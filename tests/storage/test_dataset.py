@@ -133,6 +133,21 @@ PARQUET_SCHEMAS = {
         (_BOOLEANS, "assistant"),
     ],
     Kind.TEACHER_SCORES: [(_STRING, "id"), (_FLOATS, "logprobs"), (_FLOATS, "boundary_logprobs")],
+    Kind.QUESTIONS: [
+        (_STRING, "id"),
+        (_STRING, "prompt"),
+        (_STRINGS, "choices"),
+        ("required int32 field_id=-1 {};", "answer"),
+        (_STRING, "cluster"),
+    ],
+    Kind.CHOICE_SCORES: [
+        (_STRING, "id"),
+        ("optional double field_id=-1 {};", "weight"),
+        (_FLOATS.replace("float", "double"), "logprobs"),
+        (_INTS, "tokens"),
+        (_INTS, "byte_lengths"),
+        (_PERHAPS, "dropped"),
+    ],
 }
 
 
@@ -171,6 +186,21 @@ ENCODINGS = {
         "assistant": "plain",
     },
     Kind.TEACHER_SCORES: {"id": "dictionary", "logprobs": "split", "boundary_logprobs": "split"},
+    Kind.QUESTIONS: {
+        "id": "dictionary",
+        "prompt": "dictionary",
+        "choices": "dictionary",
+        "answer": "dictionary",
+        "cluster": "dictionary",
+    },
+    Kind.CHOICE_SCORES: {
+        "id": "dictionary",
+        "weight": "dictionary",
+        "logprobs": "split",
+        "tokens": "split",
+        "byte_lengths": "split",
+        "dropped": "dictionary",
+    },
 }
 
 

@@ -34,6 +34,7 @@ WRITING = {
     "byte-level",
     "evaluate",
     "merge",
+    "calibrate",
     "compare-methods",
     "make-task",
 }

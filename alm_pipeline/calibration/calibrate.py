@@ -1,0 +1,273 @@
+"""Calibration of models side by side, or of the points between a base model and its tuned child.
+
+questions → choice scores, one dataset for each model or λ → report. What is scored already is not scored again, and a
+run that was killed continues with the λ, and the shard, that it was at.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from alm_pipeline.calibration.next_bytes import as_choices, draw_places, next_byte_scores
+from alm_pipeline.calibration.questions import (
+    Questions,
+    questions_dataset,
+    read_questions,
+    store_questions,
+)
+from alm_pipeline.calibration.report.points import (
+    CalibrationReport,
+    Point,
+    Role,
+    make_report,
+)
+from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSettings, Sweep
+from alm_pipeline.calibration.scored_models import (
+    EnsembleOfModels,
+    MergePoint,
+    ModelsInTurn,
+    ScoredModel,
+    SingleModel,
+    model_named,
+)
+from alm_pipeline.calibration.stage import ChoiceScoring, EncodedShards, ScoredQuestions
+from alm_pipeline.calibration.task_questions import task_questions
+from alm_pipeline.config import Dtype
+from alm_pipeline.ensemble.loading import local_name
+from alm_pipeline.merging.parents import check_rule, open_parents
+from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
+from alm_pipeline.models.reference import ModelReference
+from storage.dataset import Dataset
+from storage.errors import UserError
+from storage.printed.inert import one_line
+
+_FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".bz2", ".xz")
+_PARENTS = 2
+
+logger = logging.getLogger("alm_pipeline")
+
+
+@dataclass(frozen=True)
+class QuestionSource:
+    """Where questions come from: files, or a task of lm_eval."""
+
+    name: str
+    """the URL of files, or the name of a task"""
+    columns: QuestionColumns = field(default_factory=QuestionColumns)
+    task_folder: Path | None = None
+    few_shot: int | None = None
+    limit: int | None = None
+    """the number of questions, from the first"""
+
+    def read(self) -> Questions:
+        """Read them. Raises UserError as `read_questions` and `task_questions` do."""
+        if "/" in self.name or "*" in self.name or self.name.endswith(_FILE_ENDINGS):
+            found = read_questions(self.name, self.columns)
+            return found._replace(questions=found.questions[: self.limit])
+        return task_questions(self.name, self.task_folder, few_shot=self.few_shot, limit=self.limit)
+
+
+def sweep_rules(sweep: Sweep, method: MergeMethod) -> list[MergeRule]:
+    """Return the rule of each point that is not one of the parents, in the order of λ. Warns of far weights."""
+    rules = [MergeRule(method, weight, sweep.density, sweep.seed) for weight in sorted(set(sweep.weights))]
+    for rule in rules:
+        check_rule(rule)
+    return [rule for rule in rules if not _is_parent(rule)]
+
+
+def _is_parent(rule: MergeRule) -> bool:
+    return rule.weight == 0 or (rule.weight == 1 and (rule.method not in SPARSE_METHODS or rule.density == 1))
+
+
+ListedModel = tuple[str, Role, float | None, ScoredModel]
+"""a model's name, role and weight in the report"""
+
+
+@dataclass(frozen=True)
+class ComparedModels:
+    """Models side by side, or with a sweep the points between the two that are named."""
+
+    names: tuple[str, ...]
+    """folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files"""
+    sweep: Sweep | None = None
+    dtype: Dtype = "float32"
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a sweep has other than two models, or one is named twice."""
+        if self.sweep and len(self.names) != _PARENTS:
+            raise UserError(f"--weights: name a base model and its tuned child, not {len(self.names)} models")
+        if repeated := [name for name in self.names if self.names.count(name) > 1]:
+            raise UserError(f"{repeated[0]}: is named twice")
+
+    def listed(self) -> list[ListedModel]:
+        """Return the models in the order in which they are loaded. Raises UserError if parents do not fit."""
+        if not self.sweep:
+            return [(name, "model", None, model_named(name, self.trust_remote_code)) for name in self.names]
+        if self.sweep.method == "ensemble":
+            return self._ensembles(self.sweep.weights)
+        base, tuned = (ModelReference(local_name(name), self.trust_remote_code) for name in self.names)
+        rules = sweep_rules(self.sweep, self.sweep.method)
+        with open_parents(base, tuned, tuned):
+            pass  # raises what does not fit before anything is scored
+        # one tokenizer for all points, as a merged folder has the child's
+        parents: list[ListedModel] = [
+            ("base", "base", 0.0, SingleModel(base, tuned.tokenizer)),
+            ("tuned", "tuned", 1.0, SingleModel(tuned, tuned.tokenizer)),
+        ]
+        return parents + [(str(rule), "merge", rule.weight, MergePoint(base, tuned, rule)) for rule in rules]
+
+    def _ensembles(self, weights: Sequence[float]) -> list[ListedModel]:
+        """Return both models, each with its own tokenizer, and the ensembles between them."""
+        if outside := [weight for weight in weights if not 0 <= weight <= 1]:
+            raise UserError(f"weight {outside[0]:g}: an ensemble's is from 0 (the first model) to 1 (the second)")
+        roles: tuple[Role, Role] = ("base", "tuned")
+        parents: list[ListedModel] = [
+            (role, role, float(number), SingleModel.named(name, self.trust_remote_code))
+            for number, (role, name) in enumerate(zip(roles, self.names, strict=True))
+        ]
+        settings = {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+        between = (
+            EnsembleOfModels.between(self.names, weight, **settings)
+            for weight in sorted(set(weights))
+            if 0 < weight < 1
+        )
+        return parents + [(f"ensemble, weight {each.weight:g}", "merge", each.weight, each) for each in between]
+
+    def in_turn(self) -> ModelsInTurn:
+        """Return what loads the models, one after the other."""
+        return ModelsInTurn(self.dtype, self.device)
+
+    @property
+    def title(self) -> str:
+        """What is compared, for pictures."""
+        if not self.sweep:
+            return "models side by side"
+        return f"{Path(self.names[0]).name} to {Path(self.names[1]).name}, {self.sweep.method}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model to score, and what it is in the report."""
+
+    name: str
+    role: Role
+    weight: float | None
+    scoring: ChoiceScoring
+
+
+class Calibration:
+    """The scoring of questions with all models, and the report; each part can be run alone, and resumes."""
+
+    def __init__(self, models: ComparedModels, source: QuestionSource, root: str) -> None:
+        """`root` is where questions and scores are stored."""
+        self.models, self.source, self._root = models, source, root
+
+    @cached_property
+    def questions(self) -> Dataset:
+        """The stored questions."""
+        found = self.source.read()
+        for reason, count in found.dropped.items():
+            logger.warning("%s: %d left out: %s", one_line(self.source.name), count, reason)
+        dataset = questions_dataset(self._root, self.source.name, found.questions)
+        store_questions(dataset, found)
+        return dataset
+
+    @cached_property
+    def scored(self) -> list[Scored]:
+        """The models and points, in the order in which they are scored."""
+        models, encodings = self.models.listed(), dict[object, EncodedShards]()
+        return [
+            Scored(name, role, weight, ChoiceScoring(self.questions, model, self.models.dtype, encodings))
+            for name, role, weight, model in models
+        ]
+
+    def run(self) -> None:
+        """Score everything that is not scored yet."""
+        with self.models.in_turn() as models:
+            for scored in self.scored:
+                self.run_one(scored, models)
+
+    def run_one(self, scored: Scored, models: ModelsInTurn) -> None:
+        """Score the questions with one model, unless that is done."""
+        scored.scoring.run(lambda: models.scorer(scored.scoring.model))
+
+    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
+        """Return the report of what is scored. Raises UserError if something is not."""
+        found = ScoredQuestions(self.questions, [scored.scoring.scores for scored in self.scored])
+        points = [
+            Point(scored.name, scored.role, scored.weight, scores)
+            for scored, scores in zip(self.scored, found.scores, strict=True)
+        ]
+        left_out = {**self.questions.complete_manifest().dropped, **found.left_out}
+        return make_report(points, found.clusters, left_out, settings)
+
+    @property
+    def title(self) -> str:
+        """What the report is of, for pictures."""
+        return f"{self.questions.label}: {self.models.title}"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The texts whose next bytes are predicted."""
+
+    url: str
+    text: str = "text"
+    """a column, or a template of columns"""
+    examples: int = 200
+    places: int = 10
+    """drawn of each text"""
+
+
+class TextCalibration:
+    """The next bytes of texts by all models, and the report. Nothing is stored: a run that is killed begins anew."""
+
+    def __init__(self, models: ComparedModels, source: TextSource, seed: int = 0) -> None:
+        """`seed` is that of the places. Raises UserError as `Calibration` does."""
+        self.models, self._source, self._seed = models, source, seed
+
+    def run(self) -> None:
+        """Do nothing: the report predicts, since nothing of it is stored."""
+
+    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
+        """Predict with one model after the other, and return the report."""
+        listed = self.models.listed()
+        if ensembles := [name for name, *_, model in listed if isinstance(model, EnsembleOfModels)]:
+            raise UserError(f"{ensembles[0]}: ensembles have no next bytes: name single models, or use --questions")
+        tokenizers = [model.tokenizer for *_, model in listed if isinstance(model, SingleModel)]
+        source = self._source
+        places = draw_places(source.url, source.text, source.examples, source.places, tokenizers, self._seed)
+        with self.models.in_turn() as loaded:
+            found = [next_byte_scores(*loaded.model(model), places) for *_, model in listed]
+        for *_, model in listed:
+            model.check_unchanged()
+        readable = np.all([each for _, each in found], axis=0)
+        points = [
+            Point(name, role, weight, as_choices(logprobs[readable], places.bytes[readable]))
+            for (name, role, weight, _), (logprobs, _) in zip(listed, found, strict=True)
+        ]
+        unread = int((~readable).sum())
+        left_out = {"not_read_by_all": unread} if unread else {}
+        return make_report(points, places.clusters[readable], left_out, settings)
+
+    @property
+    def title(self) -> str:
+        """What the report is of, for pictures."""
+        return f"next bytes: {self.models.title}"
+
+
+def open_calibration(
+    models: ComparedModels, questions: QuestionSource | None, texts: TextSource | None, root: str, seed: int = 0
+) -> Calibration | TextCalibration:
+    """Return the calibration on questions or on the next bytes of texts. Raises UserError unless one is named."""
+    if questions and not texts:
+        return Calibration(models, questions, root)
+    if texts and not questions:
+        return TextCalibration(models, texts, seed)
+    raise UserError("name either questions, or a corpus whose next bytes are to be predicted")

@@ -1,0 +1,190 @@
+"""Multiple-choice questions from files, and the dataset that they are stored as.
+
+A question is an id, a prompt, the texts that may follow the prompt (each with what stands between the prompt and it),
+the index of the right one, and the cluster that it belongs to. Questions that say the same are one dataset, wherever
+they were read from: its name is the hash of their content.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from alm_pipeline.calibration.report.settings import QuestionColumns
+from alm_pipeline.config import FilesSource
+from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.sources import open_source
+from storage.dataset import Dataset, Manifest, open_dataset, read_aligned
+from storage.errors import UserError
+from storage.printed.secrets import masked
+from storage.schemas import SCHEMAS, Kind
+from storage.urls import join_url
+
+STAGE_VERSION = 1
+QUESTIONS_PER_SHARD = 1000
+_LEAST_CHOICES = 2
+_EQUAL_CHOICES = "equal_choices"
+
+
+class Question(NamedTuple):
+    """A multiple-choice question."""
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...]
+    """at least two, with what stands between the prompt and a choice"""
+    answer: int
+    """the index of the right choice"""
+    cluster: str
+
+
+class Questions(NamedTuple):
+    """The questions of a source, and how many were left out, by reason."""
+
+    questions: list[Question]
+    dropped: Mapping[str, int]
+
+
+def read_questions(url: str, columns: QuestionColumns | None = None) -> Questions:
+    """Read questions from Parquet, Arrow, JSON, CSV or TSV files.
+
+    Raises UserError naming the row and the field that is wrong, or if two rows have one id. Rows that can't be read at
+    all are counted by reason, as those of a corpus are, and questions with two equal choices as `equal_choices`.
+    """
+    columns = columns or QuestionColumns()
+    source = open_source(FilesSource(urls=(url,)))
+    wanted = Columns((columns.prompt, columns.choices, columns.answer), (columns.cluster, columns.id))
+    dropped: Counter[str] = Counter()
+    questions = [_question(name, row, columns) for name, row in source.rows(wanted, dropped)]
+    source.check(final=True)
+    return checked_questions(questions, dropped, masked(url))
+
+
+def checked_questions(questions: Sequence[Question], dropped: Mapping[str, int], source: str) -> Questions:
+    """Return the questions whose choices differ. Raises UserError if there are none, or if two have one id."""
+    counts = Counter(dropped)
+    distinct = [question for question in questions if len(set(question.choices)) == len(question.choices)]
+    counts[_EQUAL_CHOICES] += len(questions) - len(distinct)
+    ids = Counter(question.id for question in distinct)
+    if repeated := [id_ for id_, count in ids.items() if count > 1]:
+        raise UserError(f"{source}: {ids[repeated[0]]} questions have the id {repeated[0]!r}: give each its own id")
+    if not distinct:
+        raise UserError(f"{source}: contains no questions (left out: {dict(+counts) or 'none'})")
+    return Questions(distinct, dict(sorted((+counts).items())))
+
+
+def _question(name: str, row: SourceRow, columns: QuestionColumns) -> Question:
+    def wrong(field: str, what: str) -> UserError:
+        return UserError(f"{name}: {field} {what}")
+
+    prompt, choices = row.get(columns.prompt), _listed(row.get(columns.choices))
+    if not isinstance(prompt, str):
+        raise wrong(columns.prompt, f"is {_kind(prompt)}: write the text before the choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise wrong(columns.choices, f"is {_kind(choices)}: write a list of texts")
+    if len(choices) < _LEAST_CHOICES:
+        raise wrong(columns.choices, f"has {len(choices)} choices: a question has at least {_LEAST_CHOICES}")
+    if empty := [number for number, choice in enumerate(choices) if not choice.strip()]:
+        raise wrong(columns.choices, f"has an empty text at index {empty[0]}: write the choice")
+    answer = _answer_index(row.get(columns.answer), choices)
+    if answer is None:
+        raise wrong(
+            columns.answer,
+            f"is {row.get(columns.answer)!r}: write the index of the right choice, from 0 to {len(choices) - 1}, or "
+            "its text",
+        )
+    id_, cluster = row.get(columns.id), row.get(columns.cluster)
+    id_ = name if id_ is None else str(id_)
+    texts = tuple(columns.delimiter + choice for choice in choices)
+    return Question(id_, prompt, texts, answer, id_ if cluster is None else str(cluster))
+
+
+def _listed(value: Any) -> Any:
+    """Return a list, which CSV files hold as JSON."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list with {next((repr(item) for item in value if not isinstance(item, str)), 'texts')}"
+    return "missing" if value is None else f"{value!r:.80}"
+
+
+def _answer_index(value: Any, choices: Sequence[str]) -> int | None:
+    if isinstance(value, str):
+        if value in choices:
+            return choices.index(value)
+        value = int(value) if value.isascii() and value.isdigit() else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < len(choices) else None
+
+
+def questions_dataset(root: str, source: str, questions: Sequence[Question]) -> Dataset:
+    """Return the dataset of these questions, whether or not it is written yet; `source` is where they are from."""
+    content = json.dumps([list(question) for question in questions], ensure_ascii=False).encode(errors="surrogatepass")
+    identity = {
+        "stage_version": STAGE_VERSION,
+        "content": hashlib.sha256(content).hexdigest(),
+        "questions_per_shard": QUESTIONS_PER_SHARD,
+    }
+    provenance = {"configuration": {"questions": masked(source)}}
+    return Dataset(root, Kind.QUESTIONS, _label(source), identity, provenance=provenance)
+
+
+def _label(source: str) -> str:
+    name = PurePosixPath(masked(source)).name.split(".")[0]
+    label = "".join(character if character.isalnum() and character.isascii() else "-" for character in name)
+    return label.strip("-")[:40] or "questions"
+
+
+def store_questions(dataset: Dataset, questions: Questions) -> Manifest:
+    """Write every shard that is not written yet, and return the manifest."""
+    if manifest := dataset.manifest():
+        return manifest
+    shards = list(_shards(questions.questions))
+    with dataset.being_written():
+        for shard in dataset.missing(range(len(shards))):
+            columns = zip(*shards[shard], strict=True)
+            named = dict(zip(Question._fields, map(list, columns), strict=True))
+            dataset.write_shard(shard, named, counts={"choices": sum(map(len, named["choices"]))})
+        return dataset.finish(len(shards), questions.dropped)
+
+
+def _shards(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+    for start in range(0, len(questions), QUESTIONS_PER_SHARD):
+        yield questions[start : start + QUESTIONS_PER_SHARD]
+
+
+def question_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[dict[str, Any]]:
+    """Yield these rows of a shard of questions, for people to read."""
+    for row in dataset.read_shard(shard).take(chosen).to_pylist():
+        yield {**row, "choices": [{"choice": text} for text in row["choices"]]}
+
+
+def choice_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[dict[str, Any]]:
+    """Yield these rows of a shard of choice scores, each choice with its text, for people to read."""
+    questions = open_dataset(join_url(dataset.root, Kind.QUESTIONS, dataset.identity["questions"]))
+    wanted = {"questions": ["prompt", "choices", "answer"], "scores": SCHEMAS[Kind.CHOICE_SCORES].names[1:]}
+    tables = read_aligned({"questions": questions, "scores": dataset}, shard, wanted)
+    rows = zip(*(tables[name].take(chosen).to_pylist() for name in wanted), strict=True)
+    for question, scored in rows:
+        columns = zip(question["choices"], scored["logprobs"], scored["tokens"], scored["byte_lengths"], strict=False)
+        names = ("choice", "logprob", "tokens", "bytes")
+        choices = [dict(zip(names, values, strict=True)) for values in columns]
+        yield {**question, "weight": scored["weight"], "choices": choices}
+
+
+def stored_questions(dataset: Dataset, shard: int) -> list[Question]:
+    """Read a shard of stored questions."""
+    rows = dataset.read_shard(shard).to_pylist()
+    return [Question(**{**row, "choices": tuple(row["choices"])}) for row in rows]
