@@ -115,6 +115,8 @@ def _find_stage(
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
+    if entry.kind not in STAGES_OF_KIND:
+        raise UserError(f"{entry.url}: is of `alm edit`: `alm delete` it, and run the same command again")
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
         pipeline = Pipeline(candidate, catalog.root)

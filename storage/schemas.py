@@ -23,6 +23,10 @@ class Kind(StrEnum):
     TOKENS = "tokens"
     ALIGNMENTS = "alignments"
     TEACHER_SCORES = "teacher_scores"
+    DEMONSTRATIONS = "demonstrations"
+    NEUTRAL_ANSWERS = "neutral_answers"
+    ACTIVATIONS = "activations"
+    ACTIVATION_SUMS = "activation_sums"
 
 
 class ChunkKind(IntEnum):
@@ -119,6 +123,29 @@ SCHEMAS: dict[Kind, pa.Schema] = {
             _list("boundary_logprobs", pa.float32()),
         ]
     ),
+    Kind.DEMONSTRATIONS: pa.schema(
+        [
+            _ID,
+            _required("prompt", pa.string()),
+            _required("positive", pa.string()),
+            _required("negative", pa.string()),
+            pa.field("neutral", pa.string()),
+        ]
+    ),
+    Kind.NEUTRAL_ANSWERS: pa.schema([_ID, _required("answer", pa.string()), _list("token_ids", pa.int32())]),
+    Kind.ACTIVATIONS: pa.schema([_ID]),
+    Kind.ACTIVATION_SUMS: pa.schema(
+        [
+            _ID,
+            _required("rows", pa.int64()),
+            _list("neutral", pa.float64()),
+            _list("positive", pa.float64()),
+            _list("negative", pa.float64()),
+            _list("squares", pa.float64()),
+            _list("neutral_positive", pa.float64()),
+            _list("neutral_negative", pa.float64()),
+        ]
+    ),
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
@@ -126,6 +153,11 @@ OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
     Kind.TEACHER_SCORES: (
         _list("top_ids", pa.int32()),
         _list("top_logprobs", pa.float32()),
+    ),
+    Kind.ACTIVATIONS: (
+        _list("neutral", pa.float32()),
+        _list("positive", pa.float32()),
+        _list("negative", pa.float32()),
     ),
 }
 """Columns that a stage adds to its kind's own when configured to; the dataset's identity records whether it did."""

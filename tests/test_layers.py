@@ -62,6 +62,8 @@ ROOMS = (
     "alm_pipeline.ensemble",
     "alm_pipeline.inspection",
     "alm_pipeline.comparison",
+    "alm_pipeline.editing.directions",
+    "alm_pipeline.editing",
     "alm_pipeline.student_report",
     "alm_pipeline.tokenizer_report",
     "alm_pipeline.preflight",

@@ -113,7 +113,7 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
 def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
     """Return for each row why it was dropped; None if it was not, or is one of examples."""
     match dataset.kind:
-        case Kind.EXAMPLES:
+        case Kind.EXAMPLES | Kind.DEMONSTRATIONS | Kind.NEUTRAL_ANSWERS | Kind.ACTIVATIONS | Kind.ACTIVATION_SUMS:
             return [None] * dataset.complete_manifest().shards[shard].rows
         case Kind.TOKENS:
             return _dropped(dataset, shard)
@@ -199,6 +199,21 @@ def _scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row
         yield {"id": row["id"], "tokens": tokens_with_scores}
 
 
+def _plain(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
+    yield from dataset.read_shard(shard).take(chosen).to_pylist()
+
+
+def _sizes(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
+    """Yield of each vector, which has thousands of values, their number and their root mean square."""
+    for row in dataset.read_shard(shard).take(chosen).to_pylist():
+        yield {name: _size(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
+def _size(values: Sequence[float]) -> Row:
+    squares = sum(value * value for value in values)
+    return {"values": len(values), "root_mean_square": math.sqrt(squares / max(1, len(values)))}
+
+
 def _likeliest(scores: Row, tokens: int, texts: Callable[[int], str]) -> list[list[Row]]:
     """Return the likeliest tokens after each token; empty lists if the dataset has none."""
     ids: Sequence[int] = scores.get("top_ids") or []
@@ -226,5 +241,9 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
+    Kind.DEMONSTRATIONS: _plain,
+    Kind.NEUTRAL_ANSWERS: _plain,
+    Kind.ACTIVATIONS: _sizes,
+    Kind.ACTIVATION_SUMS: _sizes,
 }
 """For each kind, the function that yields these rows of a shard."""

@@ -56,6 +56,8 @@ PURPOSES = {
     "alm_pipeline.ensemble": "Several models as one.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
+    "alm_pipeline.editing.directions": "From demonstrations to the directions along which activations are edited.",
+    "alm_pipeline.editing": "Edited models: edits folded into weights, or in a file of code; what they do.",
     "alm_pipeline.tokenizer_report": "Tokenizers side by side: lengths, vocabularies, chunks, what a transfer costs.",
     "alm_pipeline.student_report": "Students as one HTML page: results, curves, samples, data flow, lineage.",
     "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",

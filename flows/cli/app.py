@@ -11,6 +11,7 @@ from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
+from flows.cli.models.editing import editing
 from flows.cli.models.making import making
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
@@ -76,6 +77,7 @@ app.add_typer(tokenizer_commands)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
+app.add_typer(editing)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

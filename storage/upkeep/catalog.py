@@ -35,6 +35,11 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     "pair_biases",
     Kind.TEACHER_SCORES,
     "students",
+    Kind.DEMONSTRATIONS,
+    Kind.NEUTRAL_ANSWERS,
+    Kind.ACTIVATIONS,
+    Kind.ACTIVATION_SUMS,
+    "projections",
 )
 """The folders under a root, each after those that it is made from."""
 
@@ -46,6 +51,11 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "alignments": Kind.ALIGNMENTS,
     "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
+    "demonstrations": Kind.DEMONSTRATIONS,
+    "neutral_answers": Kind.NEUTRAL_ANSWERS,
+    "activations": Kind.ACTIVATIONS,
+    "neutral_activations": Kind.ACTIVATIONS,
+    "activation_sums": Kind.ACTIVATION_SUMS,
 }
 
 

@@ -34,6 +34,7 @@ WRITING = {
     "byte-level",
     "evaluate",
     "merge",
+    "edit",
     "compare-methods",
     "make-task",
 }
