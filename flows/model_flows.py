@@ -267,9 +267,8 @@ def edit(
             edit or EditConfig(),
             trust_remote_code,
         )
-        record = editing.write(folder)
+        record, measures = editing.run(folder, evaluation)
         get_run_logger().info("%s: %s", folder, describe(record))
-        measures = editing.evaluate(folder, evaluation)
         _show_edit(folder, measures)
         return {"folder": folder, "record": record, "measures": measures}
 

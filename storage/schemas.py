@@ -9,6 +9,9 @@ from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
 
+from storage.kinds import edits
+from storage.kinds.fields import ID, list_of, required
+
 FORMAT_VERSION = 2
 PROMPT, COMPLETION = "prompt", "completion"
 """The roles in a prompt with a completion: context, and what is learned."""
@@ -72,93 +75,60 @@ class TokenKind(IntEnum):
     """Text of a chat template between two parts of an assistant's message: it ends the thoughts, or opens a call."""
 
 
-def _required(name: str, type_: pa.DataType) -> pa.Field:
-    return pa.field(name, type_, nullable=False)
-
-
-def _list(name: str, type_: pa.DataType) -> pa.Field:
-    return pa.field(name, pa.list_(pa.field("item", type_, nullable=False)), nullable=False)
-
-
-_ID = _required("id", pa.string())
-
 SCHEMAS: dict[Kind, pa.Schema] = {
     Kind.EXAMPLES: pa.schema(
         [
-            _ID,
-            _required("split", pa.string()),
-            _required("text", pa.string()),
+            ID,
+            required("split", pa.string()),
+            required("text", pa.string()),
             pa.field("messages", pa.string()),
         ]
     ),
     Kind.TOKENS: pa.schema(
         [
-            _ID,
-            _list("token_ids", pa.int32()),
-            _list("byte_lengths", pa.int32()),
-            _list("kinds", pa.uint8()),
-            _list("turns", pa.int16()),
-            _list("roles", pa.string()),
-            _list("turn_bytes", pa.int32()),
-            _list("uncovered_at", pa.int32()),
-            _list("uncovered_bytes", pa.int32()),
+            ID,
+            list_of("token_ids", pa.int32()),
+            list_of("byte_lengths", pa.int32()),
+            list_of("kinds", pa.uint8()),
+            list_of("turns", pa.int16()),
+            list_of("roles", pa.string()),
+            list_of("turn_bytes", pa.int32()),
+            list_of("uncovered_at", pa.int32()),
+            list_of("uncovered_bytes", pa.int32()),
             pa.field("dropped", pa.string()),
         ]
     ),
     Kind.ALIGNMENTS: pa.schema(
         [
-            _ID,
-            _list("teacher_tokens", pa.int32()),
-            _list("student_tokens", pa.int32()),
-            _list("byte_lengths", pa.int32()),
-            _list("kinds", pa.uint8()),
-            _list("ends", pa.uint8()),
-            _list("assistant", pa.bool_()),
+            ID,
+            list_of("teacher_tokens", pa.int32()),
+            list_of("student_tokens", pa.int32()),
+            list_of("byte_lengths", pa.int32()),
+            list_of("kinds", pa.uint8()),
+            list_of("ends", pa.uint8()),
+            list_of("assistant", pa.bool_()),
         ]
     ),
     Kind.TEACHER_SCORES: pa.schema(
         [
-            _ID,
-            _list("logprobs", pa.float32()),
-            _list("boundary_logprobs", pa.float32()),
+            ID,
+            list_of("logprobs", pa.float32()),
+            list_of("boundary_logprobs", pa.float32()),
         ]
     ),
-    Kind.DEMONSTRATIONS: pa.schema(
-        [
-            _ID,
-            _required("prompt", pa.string()),
-            _required("positive", pa.string()),
-            _required("negative", pa.string()),
-            pa.field("neutral", pa.string()),
-        ]
-    ),
-    Kind.NEUTRAL_ANSWERS: pa.schema([_ID, _required("answer", pa.string()), _list("token_ids", pa.int32())]),
-    Kind.ACTIVATIONS: pa.schema([_ID]),
-    Kind.ACTIVATION_SUMS: pa.schema(
-        [
-            _ID,
-            _required("rows", pa.int64()),
-            _list("neutral", pa.float64()),
-            _list("positive", pa.float64()),
-            _list("negative", pa.float64()),
-            _list("squares", pa.float64()),
-            _list("neutral_positive", pa.float64()),
-            _list("neutral_negative", pa.float64()),
-        ]
-    ),
+    Kind.DEMONSTRATIONS: edits.DEMONSTRATIONS,
+    Kind.NEUTRAL_ANSWERS: edits.NEUTRAL_ANSWERS,
+    Kind.ACTIVATIONS: edits.ACTIVATIONS,
+    Kind.ACTIVATION_SUMS: edits.ACTIVATION_SUMS,
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
-    Kind.EXAMPLES: (_required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
+    Kind.EXAMPLES: (required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
     Kind.TEACHER_SCORES: (
-        _list("top_ids", pa.int32()),
-        _list("top_logprobs", pa.float32()),
+        list_of("top_ids", pa.int32()),
+        list_of("top_logprobs", pa.float32()),
     ),
-    Kind.ACTIVATIONS: (
-        _list("neutral", pa.float32()),
-        _list("positive", pa.float32()),
-        _list("negative", pa.float32()),
-    ),
+    Kind.ACTIVATIONS: edits.SIDES,
 }
 """Columns that a stage adds to its kind's own when configured to; the dataset's identity records whether it did."""
 

@@ -23,6 +23,7 @@ EXCEPTIONS = {(f"alm_pipeline/inspection/{module}.py", "polars") for module in (
 ROOMS = (
     "storage.printed",
     "storage.local",
+    "storage.kinds",
     "storage",
     "storage.upkeep",
     "alm_pipeline.runtime",

@@ -3,7 +3,7 @@
 from alm_pipeline.editing.edit import Editing
 
 editing = Editing("demo:smollm2-135m-instruct", DemonstrationsConfig(url="pairs.jsonl"), "alm-data")
-print(editing.write("edited")["foldings"])
+print(editing.run("edited").measures)
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,6 +53,15 @@ _FEW = 25
 """demonstrations below which even the paper's smallest set is larger"""
 
 logger = logging.getLogger("alm_pipeline")
+
+
+class EditResult(NamedTuple):
+    """What an edit made."""
+
+    record: dict[str, Any]
+    """what `edit.json` holds: the settings, and how the edit is part of the model"""
+    measures: list[dict[str, Any]]
+    """each number before and after the edit, with the interval of the difference; the control first"""
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,21 @@ class Editing:
     def projections(self) -> StoredFolder:
         return projections_folder(self.sources, self.edit, self.layers)
 
+    def run(self, path: Path | str, evaluation: EditEvaluationConfig | None = None) -> EditResult:
+        """Run every stage that is not finished, down to the evaluated folder.
+
+        What can be known before the model is loaded is known then. Raises UserError if something can't be read, if the
+        model can't be edited so, or if the folder holds anything but this very edit.
+        """
+        evaluation = evaluation or EditEvaluationConfig()
+        measured = self._evaluation(evaluation)
+        measured.check()
+        record = self.write(path)
+        return EditResult(record, self._evaluate(path, measured))
+
     def project(self) -> Projections:
         """Run every stage up to the projections that is not finished."""
-        self.reference.refuse_adapter()
-        _ = self.layers  # refused before anything is computed
-        write_demonstrations(self.examples, self.demonstrations)
+        self._begin()
         if self.edit.method == "sea":
             write_neutral_answers(self.answers, self.examples, self.reference, self.activations)
         for source in self.sources:
@@ -133,6 +152,12 @@ class Editing:
                 write_activations(source, texts, self.reference, self.activations)
         write_projections(self.projections, self.sources, self.edit, self.places, self.width)
         return read_projections(self.projections)
+
+    def _begin(self) -> None:
+        """Refuse what can't be edited, and write the demonstrations."""
+        self.reference.refuse_adapter()
+        _ = self.layers
+        write_demonstrations(self.examples, self.demonstrations)
 
     def folder(self, path: Path | str) -> EditedFolder:
         """Return the edited model's folder, whether or not it is written. The demonstrations have to be."""
@@ -151,10 +176,11 @@ class Editing:
 
         A folder that holds this very edit is complete already. Raises UserError if it holds anything else.
         """
-        projections = self.project()
+        self._begin()
         folder = self.folder(path)
         if record := folder.record():
             return record
+        projections = self.project()
         warnings = self.warnings(projections)
         for warning in warnings:
             logger.warning("%s", warning)
@@ -187,25 +213,21 @@ class Editing:
         table = self.examples.read_shard(0, ["prompt", "positive"]).slice(0, _SCALE_TEXTS)
         return [encoder.ids(row["prompt"], row["positive"]) for row in table.to_pylist()]
 
-    def evaluate(self, path: Path | str, config: EditEvaluationConfig | None = None) -> list[dict[str, Any]]:
+    def _evaluation(self, config: EditEvaluationConfig) -> Evaluation:
+        score = ScoreConfig(dtype=self.activations.dtype, batch_tokens=self.activations.batch_tokens)
+        return Evaluation(self.reference, config, self.demonstrations, score, self.activations.chat)
+
+    def _evaluate(self, path: Path | str, evaluation: Evaluation) -> list[dict[str, Any]]:
         """Measure the edited folder beside the model, unless it was measured so, and write its card with the results.
 
         Warns if the control is much worse.
         """
-        config, folder = config or EditEvaluationConfig(), self.folder(path)
-        identity = {
-            **config.model_dump(mode="json"),
-            "columns": self.demonstrations.model_dump(mode="json", exclude={"url"}),
-        }
-        identity |= {"dtype": self.activations.dtype, "chat": self.activations.chat}
-        measures = folder.measures(identity)
+        folder = self.folder(path)
+        measures = folder.measures(evaluation.identity)
         if measures is None:
-            score = ScoreConfig(dtype=self.activations.dtype, batch_tokens=self.activations.batch_tokens)
-            evaluation = Evaluation(self.reference, config, self.demonstrations, score, self.activations.chat)
             edited = ModelReference(str(path), trust_remote_code=True)
-            found = evaluation.compare(edited, self.activations.device)
-            measures = [measure.document() for measure in found]
-            folder.write_measures(identity, measures)
+            measures = [measure.document() for measure in evaluation.compare(edited, self.activations.device)]
+            folder.write_measures(evaluation.identity, measures)
         if warning := damage(measures):
             logger.warning("%s: %s", path, warning)
         return measures

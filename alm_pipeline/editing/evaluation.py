@@ -18,7 +18,7 @@ from alm_pipeline.comparison.texts import texts_at
 from alm_pipeline.config import FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.files.rows import Columns
-from alm_pipeline.corpus.sources import open_source
+from alm_pipeline.corpus.sources import open_source, source_identity
 from alm_pipeline.editing.directions.demonstrations import row_answers
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig, EditEvaluationConfig
 from alm_pipeline.editing.directions.texts import TextEncoder
@@ -72,12 +72,31 @@ class Evaluation:
         chat: bool,
     ) -> None:
         """`columns` names the columns of contrasts as it does those of demonstrations."""
-        self.base, self.config, self.score = base, config, score
+        self.base, self.config, self.score, self.chat = base, config, score, chat
+        self._columns = columns
         self._encoder = TextEncoder(base, chat)
         self._control = control_texts(config, base.tokenizer)
         self._contrasts = (
             read_contrasts(columns.model_copy(update={"url": config.contrasts})) if config.contrasts else []
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the measures: settings, and the content of the files that are read."""
+        urls = {"control": self.config.control, "contrasts": self.config.contrasts}
+        contents = {name: source_identity(FilesSource(urls=(url,))) for name, url in urls.items() if url}
+        settings = self.config.model_dump(mode="json", exclude=set(urls))
+        columns = self._columns.model_dump(mode="json", include={"prompt", "positive", "negative", "choices"})
+        return {**settings, "contents": contents, "columns": columns, "dtype": self.score.dtype, "chat": self.chat}
+
+    def check(self) -> None:
+        """Raise UserError for tasks that do not exist, before anything is computed."""
+        if self.config.tasks:
+            lm_eval_harness().check_tasks(self.config.tasks, self._task_folder)
+
+    @property
+    def _task_folder(self) -> Path | None:
+        return Path(self.config.task_folder) if self.config.task_folder else None
 
     def compare(self, edited: ModelReference, device: str | None = None) -> list[Measure]:
         """Return every measure of the base and the edited model, the control first."""
@@ -97,20 +116,21 @@ class Evaluation:
         if not self.config.tasks:
             return []
         harness = lm_eval_harness()
-        results = list(
-            harness.evaluate(
-                [self.base.name, edited.name],
+        before, after = (
+            harness.sample_metrics(results)
+            for model in (self.base, edited)
+            for results in harness.evaluate(
+                [model.name],
                 list(self.config.tasks),
-                task_folder=Path(self.config.task_folder) if self.config.task_folder else None,
+                task_folder=self._task_folder,
                 limit=self.config.limit,
-                chat=self._encoder.chat,
+                chat=self.chat,
                 dtype=self.score.dtype,
                 device=device,
-                trust_remote_code=True,
-                samples=True,
+                trust_remote_code=model.trust_remote_code,
+                log_samples=True,
             )
         )
-        before, after = (harness.sample_metrics(each) for each in results)
         ones = {name: np.ones(len(values)) for name, values in before.items()}
         return [_measure(name, (before[name], ones[name]), (after[name], ones[name])) for name in before]
 

@@ -3,6 +3,7 @@
 Shapes: T tokens, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,7 +48,7 @@ def probe(model: PreTrainedModel, place: PlaceSpectrum, ids_T: Tensor) -> Probe:
         if isinstance(module, nn.Linear | Conv1D)
     }
     watched = {**linear, "place": model.get_submodule(place.module), "layer": layer}
-    _run(model, ids_T, {module: partial(_keep, outputs, name) for name, module in watched.items()})
+    _run(model, ids_T, [(module, partial(_keep, outputs, name)) for name, module in watched.items()])
     before = outputs["layer"]
     if place.part != "layer" and _same(outputs["place"], before):
         raise UserError(
@@ -55,13 +56,13 @@ def probe(model: PreTrainedModel, place: PlaceSpectrum, ids_T: Tensor) -> Probe:
             "where to residual"
         )
     write = next((name for name in reversed(linear) if _same(outputs.get(name), outputs["place"])), None)
-    _run(model, ids_T, {watched["place"]: _scaled, layer: partial(_keep, outputs, "layer")})
+    _run(model, ids_T, [(watched["place"], _scaled), (layer, partial(_keep, outputs, "layer"))])
     ignores_scale = place.part != "layer" and _same(outputs["layer"], before)
     return Probe(write, ignores_scale, type(layer).__name__)
 
 
-def _run(model: PreTrainedModel, ids_T: Tensor, hooks: dict[nn.Module, Any]) -> None:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+def _run(model: PreTrainedModel, ids_T: Tensor, hooks: Sequence[tuple[nn.Module, Any]]) -> None:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         model.base_model(input_ids=ids_T[None].to(input_device(model)), use_cache=False)
     finally:

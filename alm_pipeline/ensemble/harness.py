@@ -162,6 +162,11 @@ def evaluate(
         yield results
 
 
+def check_tasks(tasks: Sequence[str], task_folder: Path | None) -> None:
+    """Raise UserError, as `evaluate` does, if a task does not exist, or its data cannot be loaded."""
+    _manager(tasks, task_folder)
+
+
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
     """Return lm_eval's index of tasks after loading the data of these tasks.
 

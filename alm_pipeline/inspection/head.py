@@ -199,19 +199,10 @@ def _scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row
         yield {"id": row["id"], "tokens": tokens_with_scores}
 
 
-def _plain(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
-    yield from dataset.read_shard(shard).take(chosen).to_pylist()
-
-
-def _sizes(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
-    """Yield of each vector, which has thousands of values, their number and their root mean square."""
+def _vectors(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
+    """Yield rows with the root mean square of each vector, which has thousands of values."""
     for row in dataset.read_shard(shard).take(chosen).to_pylist():
-        yield {name: _size(value) if isinstance(value, list) else value for name, value in row.items()}
-
-
-def _size(values: Sequence[float]) -> Row:
-    squares = sum(value * value for value in values)
-    return {"values": len(values), "root_mean_square": math.sqrt(squares / max(1, len(values)))}
+        yield {key: math.hypot(*it) / len(it) ** 0.5 if isinstance(it, list) and it else it for key, it in row.items()}
 
 
 def _likeliest(scores: Row, tokens: int, texts: Callable[[int], str]) -> list[list[Row]]:
@@ -241,9 +232,7 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
-    Kind.DEMONSTRATIONS: _plain,
-    Kind.NEUTRAL_ANSWERS: _plain,
-    Kind.ACTIVATIONS: _sizes,
-    Kind.ACTIVATION_SUMS: _sizes,
+    **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS), _examples),
+    **dict.fromkeys((Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), _vectors),
 }
 """For each kind, the function that yields these rows of a shard."""

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PURPOSES = {
     "storage.printed": "What is shown or stored has no secrets, and foreign text in it is inert.",
     "storage.local": "This machine: files that are written whole or not at all, and the process that holds a lease.",
+    "storage.kinds": "Columns of datasets that are not of a distillation.",
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, threads, and files with what a machine need not derive again.",

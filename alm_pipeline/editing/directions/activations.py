@@ -31,14 +31,13 @@ from alm_pipeline.scoring.stage import round_mantissa
 from storage.columns import flatten_lists, join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.kinds.edits import SUMS
 from storage.schemas import Kind
 
 STAGE_VERSION = 1
 _MANTISSA_BITS = 10
 """as many as float16 has, in the range of float32: residual streams of some models leave that of float16"""
-SIDES = ("neutral", "positive", "negative")
 ANSWERS, OWN = ("positive", "negative"), ("neutral",)
-SUM_COLUMNS = ("neutral", "positive", "negative", "squares", "neutral_positive", "neutral_negative")
 
 
 def keeps_activations(rows: int, width: int) -> bool:
@@ -167,7 +166,7 @@ def _mapped(values: Floats, nonlinearity: str) -> npt.NDArray[np.float64]:
 
 def _sum_columns(places: Sequence[Place], sums: Sequence[PairSums]) -> dict[str, Any]:
     columns: dict[str, Any] = {"id": [place.name for place in places], "rows": [each.rows for each in sums]}
-    for name in SUM_COLUMNS:
+    for name in SUMS:
         columns[name] = join_rows([getattr(each, name).reshape(-1) for each in sums], pa.float64())
     return columns
 
@@ -177,11 +176,9 @@ def read_sums(sums: Dataset, chosen: Sequence[int], width: int) -> list[PairSums
     totals: list[PairSums] = []
     for shard in range(len(sums.complete_manifest().shards)):
         table = sums.read_shard(shard).take(pa.array(chosen, pa.int64()))
-        columns = {name: list_rows(table[name]) for name in SUM_COLUMNS}
+        columns = {name: list_rows(table[name]) for name in SUMS}
         counts = table["rows"].to_pylist()
-        parts = [
-            PairSums(rows, *(_shaped(columns[name][k], width) for name in SUM_COLUMNS)) for k, rows in enumerate(counts)
-        ]
+        parts = [PairSums(rows, *(_shaped(columns[name][k], width) for name in SUMS)) for k, rows in enumerate(counts)]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
     return totals
 

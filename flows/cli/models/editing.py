@@ -92,8 +92,7 @@ def edit(
         change, evaluation = _settings(EditConfig, given), _settings(EditEvaluationConfig, given)
         with progress_bars(err):
             job = Editing(model, rows, storage_root(storage), read, change, trust_remote_code)
-            record = job.write(folder)
-            measures = job.evaluate(folder, evaluation)
+            record, measures = job.run(folder, evaluation)
         if as_json:
             out.write_json({"folder": str(folder), "record": record, "measures": measures})
             return
