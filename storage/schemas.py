@@ -1,7 +1,8 @@
 """The columns of every dataset: one Arrow schema for each kind. `alm_pipeline.naming.columns` describes the columns.
 
 Columns hold only plain strings and lists of numbers, so that Polars, DuckDB, pandas and `datasets` read them without
-this project. Row k of shard s is the same example in every dataset that descends from the same examples.
+this project. Row k of shard s is the same example in every dataset that descends from the same examples, or the same
+demonstration; only activation sums have rows for places in a model.
 """
 
 from collections.abc import Collection

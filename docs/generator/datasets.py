@@ -12,9 +12,10 @@ from storage.schemas import OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
 
 _INTRODUCTION = """# Datasets
 
-Four kinds of datasets are stored as Parquet shards under the storage root:
-`KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers. Row k of shard s
-is the same example in every dataset that was made from the same examples.
+Four kinds of datasets of a distillation, and four of an [edit](../how-to/editing.md), are stored as Parquet shards under
+the storage root: `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers.
+Row k of shard s is the same example, or demonstration, in every dataset that was made from the same ones; only of
+activation sums it is a place in the model.
 [Read the caches with other programs](../how-to/reading-caches.md) has snippets; the Parquet files of a student are in
 [The student's folder](student-folder.md).
 
@@ -27,6 +28,10 @@ _TITLES = {
     Kind.TOKENS: "One dataset for each tokenizer: token ids, and the bytes of the text that each token covers.",
     Kind.ALIGNMENTS: "One dataset for each pair of tokens datasets: how many tokens of each side are in each chunk.",
     Kind.TEACHER_SCORES: "One dataset for each teacher: two numbers per token.",
+    Kind.DEMONSTRATIONS: "Prompts with two answers, to edit a model's activations by.",
+    Kind.NEUTRAL_ANSWERS: "One dataset for each model: its own answers to the prompts.",
+    Kind.ACTIVATIONS: "What a model computes at the last token of each text, in all layers.",
+    Kind.ACTIVATION_SUMS: "The same added up over each shard, where that is smaller.",
 }
 
 

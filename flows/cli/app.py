@@ -61,6 +61,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
 - `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
   publishes it.
+- `alm edit MODEL FOLDER --demonstrations URL` moves a model's activations by pairs of answers, without training.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
