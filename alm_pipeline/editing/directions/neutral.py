@@ -104,7 +104,7 @@ def greedy_answers(
         bos_token_id=own.bos_token_id,
     )
     answers: dict[int, list[int]] = {}
-    for batch in length_batches(prompts, max(1, batch_tokens - new_tokens)):
+    for batch in length_batches(prompts, batch_tokens, new_tokens):
         answers |= zip(batch, _answer_batch(model, [prompts[k] for k in batch], greedy, set(ends)), strict=True)
     return [answers[k] for k in range(len(prompts))]
 

@@ -35,6 +35,12 @@ def test_an_edit_from_the_command_line(llama_folder: str, pairs: str, tmp_path: 
     assert "30 demonstrations; left out: none" in result.stdout
     assert "control bits per byte" in result.stdout
     assert "log-odds of positive answers" in result.stdout
+    for kind in ("demonstrations", "activations"):
+        (dataset,) = (tmp_path / "store" / kind).iterdir()
+        shown_rows = CliRunner().invoke(app, ["head", str(dataset), "-n", "1"])
+        assert shown_rows.exit_code == 0, shown_rows.output
+        assert "row pairs.jsonl:0\n" in shown_rows.stdout
+        assert "positive:\n" in shown_rows.stdout
     again = CliRunner().invoke(app, arguments(llama_folder, tmp_path / "edited", pairs, *options, "--json"))
     document = json.loads(again.stdout)
     assert document["record"]["rows"] == 30
