@@ -44,7 +44,7 @@ from alm_pipeline.editing.directions.settings import (
 )
 from alm_pipeline.editing.directions.texts import TextEncoder
 from alm_pipeline.editing.edit import Editing
-from alm_pipeline.editing.evaluation import log_odds, read_contrasts
+from alm_pipeline.editing.measurements import log_odds, read_contrasts
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer

@@ -39,8 +39,9 @@ from alm_pipeline.editing.directions.settings import (
 )
 from alm_pipeline.editing.directions.stage import Projections, projections_folder, read_projections, write_projections
 from alm_pipeline.editing.directions.texts import TextEncoder
-from alm_pipeline.editing.evaluation import Evaluation, damage
+from alm_pipeline.editing.evaluation import compare, damage
 from alm_pipeline.editing.folder import STAGE_VERSION, EditedFolder, build_edited
+from alm_pipeline.editing.measurements import Measurements
 from alm_pipeline.models.configuration import empty_model, text_config
 from alm_pipeline.models.files import label
 from alm_pipeline.models.reference import ModelReference
@@ -133,11 +134,11 @@ class Editing:
         What can be known before the model is loaded is known then. Raises UserError if something can't be read, if the
         model can't be edited so, or if the folder holds anything but this very edit.
         """
-        evaluation = evaluation or EditEvaluationConfig()
-        measured = self._evaluation(evaluation)
-        measured.check()
+        score = ScoreConfig(dtype=self.activations.dtype, batch_tokens=self.activations.batch_tokens)
+        config, chat = evaluation or EditEvaluationConfig(), self.activations.chat
+        measurements = Measurements(self.reference, config, self.demonstrations, score, chat)
         record = self.write(path)
-        return EditResult(record, self._evaluate(path, measured))
+        return EditResult(record, self._measure(Path(path), measurements))
 
     def project(self) -> Projections:
         """Run every stage up to the projections that is not finished."""
@@ -213,21 +214,15 @@ class Editing:
         table = self.examples.read_shard(0, ["prompt", "positive"]).slice(0, _SCALE_TEXTS)
         return [encoder.ids(row["prompt"], row["positive"]) for row in table.to_pylist()]
 
-    def _evaluation(self, config: EditEvaluationConfig) -> Evaluation:
-        score = ScoreConfig(dtype=self.activations.dtype, batch_tokens=self.activations.batch_tokens)
-        return Evaluation(self.reference, config, self.demonstrations, score, self.activations.chat)
-
-    def _evaluate(self, path: Path | str, evaluation: Evaluation) -> list[dict[str, Any]]:
-        """Measure the edited folder beside the model, unless it was measured so, and write its card with the results.
+    def _measure(self, path: Path, measurements: Measurements) -> list[dict[str, Any]]:
+        """Measure the edited folder and the model, unless they are measured, and write the card with the results.
 
         Warns if the control is much worse.
         """
-        folder = self.folder(path)
-        measures = folder.measures(evaluation.identity)
-        if measures is None:
-            edited = ModelReference(str(path), trust_remote_code=True)
-            measures = [measure.document() for measure in evaluation.compare(edited, self.activations.device)]
-            folder.write_measures(evaluation.identity, measures)
+        edited, device = ModelReference(str(path), trust_remote_code=True), self.activations.device
+        before, after = (measurements.of(model, self.root, device) for model in (self.reference, edited))
+        measures = [measure.document() for measure in compare(before, after)]
+        self.folder(path).write_measures(measurements.identity, measures)
         if warning := damage(measures):
             logger.warning("%s: %s", path, warning)
         return measures

@@ -56,22 +56,12 @@ class EditedFolder:
             raise UserError(f"{self.path}: {what}: name a new folder")
         return found
 
-    def measures(self, identity: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """Return the measures of this evaluation, if the folder has them."""
-        file = self.path / EVALUATION
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        wanted = fingerprint({"edit": self.fingerprint, **identity})
-        measures: list[dict[str, Any]] = found.get("measures", [])
-        return measures if found.get("fingerprint") == wanted else None
-
     def write_measures(self, identity: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]) -> None:
-        """Write the measures into the folder, and the card with them."""
-        wanted = fingerprint({"edit": self.fingerprint, **identity})
-        content = {"fingerprint": wanted, "identity": dict(identity), "measures": list(measures)}
+        """Write the measures into the folder, and the card with them; `identity` is what they are measured on."""
         record = self.record()
         assert record
         self._write_card(self.path, record, measures)
-        _write_json(self.path / EVALUATION, content)
+        _write_json(self.path / EVALUATION, {"measured": dict(identity), "measures": list(measures)})
 
     def write(
         self,

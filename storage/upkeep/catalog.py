@@ -40,6 +40,7 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     Kind.ACTIVATIONS,
     Kind.ACTIVATION_SUMS,
     "projections",
+    "measurements",
 )
 """The folders under a root, each after those that it is made from."""
 

@@ -16,7 +16,7 @@ Shapes: D width, K rank.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class EditedForCausalLM(Architecture):
 
     config_class = EditedConfig
     # rounded to bfloat16, a projection would let through some of what it drops
-    _keep_in_fp32_modules_strict: ClassVar = {*(Architecture._keep_in_fp32_modules_strict or ()), "edits"}
+    _keep_in_fp32_modules_strict = set(Architecture._keep_in_fp32_modules_strict or ()) | {"edits"}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
