@@ -115,7 +115,7 @@ def _find_stage(
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
-    if entry.kind not in STAGES_OF_KIND:
+    if entry.kind in OF_EDITS:
         raise UserError(f"{entry.url}: is of `alm edit`: `alm delete` it, and run the same command again")
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
@@ -151,6 +151,8 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
 }
 """For each kind: what a pipeline writes of it, and the stage that writes it."""
+OF_EDITS = ("demonstrations", "neutral_answers", "activations", "activation_sums", "projections", "measurements")
+"""The kinds that no pipeline writes, but `alm edit`."""
 
 
 def stage_of(pipeline: Pipeline, key: str) -> tuple[Dataset | StoredFolder, Stage] | None:

@@ -8,6 +8,7 @@ They write into a folder that the worker reaches: on its own disk, or on one tha
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -257,6 +258,7 @@ def edit(
     """
     with inert_run():
         from alm_pipeline.editing.edit import Editing, describe
+        from alm_pipeline.provenance import provenance_of
 
         log_stages_at_info()
         editing = Editing(
@@ -267,6 +269,7 @@ def edit(
             edit or EditConfig(),
             trust_remote_code,
         )
+        editing = replace(editing, provenance=provenance_of(editing.configuration))
         record, measures = editing.run(folder, evaluation)
         get_run_logger().info("%s: %s", folder, describe(record))
         _show_edit(folder, measures)

@@ -8,7 +8,7 @@ print(editing.run("edited").measures)
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +76,14 @@ class Editing:
     activations: ActivationConfig = field(default_factory=ActivationConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     trust_remote_code: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """what manifests record besides (`alm_pipeline.provenance`)"""
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All settings as plain values, for the provenance."""
+        parts = {"demonstrations": self.demonstrations, "activations": self.activations, "edit": self.edit}
+        return {"model": self.model, **{name: part.model_dump(mode="json") for name, part in parts.items()}}
 
     @cached_property
     def reference(self) -> ModelReference:
@@ -84,12 +92,12 @@ class Editing:
     @cached_property
     def examples(self) -> Dataset:
         """The dataset of demonstrations."""
-        return demonstrations_dataset(self.demonstrations, self.root)
+        return self._described(demonstrations_dataset(self.demonstrations, self.root))
 
     @cached_property
     def answers(self) -> Dataset:
         """The dataset of the model's own answers."""
-        return neutral_answers_dataset(self.examples, self.reference, self.activations)
+        return self._described(neutral_answers_dataset(self.examples, self.reference, self.activations))
 
     @property
     def streams(self) -> bool:
@@ -104,9 +112,10 @@ class Editing:
         """What the projections are made of: activations, or their sums. The demonstrations have to be written."""
         if self.streams:
             nonlinearity = self.edit.nonlinearity
-            return [sums_dataset(self.examples, self.answers, self.reference, self.activations, nonlinearity)]
+            sums = sums_dataset(self.examples, self.answers, self.reference, self.activations, nonlinearity)
+            return [self._described(sums)]
         texts = [self.examples] if self.edit.method == "mean_shift" else [self.examples, self.answers]
-        return [activations_dataset(each, self.reference, self.activations) for each in texts]
+        return [self._described(activations_dataset(each, self.reference, self.activations)) for each in texts]
 
     @cached_property
     def places(self) -> list[Place]:
@@ -126,7 +135,11 @@ class Editing:
 
     @property
     def projections(self) -> StoredFolder:
-        return projections_folder(self.sources, self.edit, self.layers)
+        folder = projections_folder(self.sources, self.edit, self.layers)
+        return replace(folder, provenance=self.provenance)
+
+    def _described(self, dataset: Dataset) -> Dataset:
+        return replace(dataset, provenance=self.provenance)
 
     def run(self, path: Path | str, evaluation: EditEvaluationConfig | None = None) -> EditResult:
         """Run every stage that is not finished, down to the evaluated folder.
@@ -220,7 +233,9 @@ class Editing:
         Warns if the control is much worse.
         """
         edited, device = ModelReference(str(path), trust_remote_code=True), self.activations.device
-        before, after = (measurements.of(model, self.root, device) for model in (self.reference, edited))
+        before, after = (
+            measurements.of(model, self.root, device, self.provenance) for model in (self.reference, edited)
+        )
         measures = [measure.document() for measure in compare(before, after)]
         self.folder(path).write_measures(measurements.identity, measures)
         if warning := damage(measures):

@@ -6,7 +6,7 @@ model measure it once.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -113,7 +113,13 @@ class Measurements:
         score = {"dtype": self.score.dtype, "chat": self.chat}
         return {"settings": settings, "contents": contents | sample, "columns": columns, **score}
 
-    def of(self, model: ModelReference, root: str, device: str | None = None) -> dict[str, Items]:
+    def of(
+        self,
+        model: ModelReference,
+        root: str,
+        device: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> dict[str, Items]:
         """Return a model's measurements by name, the control first; they are stored, and measured once."""
         identity = {
             "stage_version": STAGE_VERSION,
@@ -121,7 +127,7 @@ class Measurements:
             "tokenizer": model.tokenizer.identity,
             **self.identity,
         }
-        folder = StoredFolder(root, "measurements", model.label, identity)
+        folder = StoredFolder(root, "measurements", model.label, identity, provenance=provenance or {})
 
         def make(target: StoredFolder, lease: Lease) -> FolderManifest:
             found = self._measure(model, device)

@@ -74,6 +74,18 @@ def _student_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"from: {config.get('student', {}).get('model')}", *settings]
 
 
+def _demonstration_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"from: {_values(config.get('demonstrations', {}))}"]
+
+
+def _activation_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"model: {config.get('model')}, {_values(config.get('activations', {}))}"]
+
+
+def _projection_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"edit: {_values(config.get('edit', {}))}"]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -87,6 +99,12 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "pair_biases": _no_lines,
     "teacher_scores": _scores_lines,
     "students": _student_lines,
+    "demonstrations": _demonstration_lines,
+    "neutral_answers": _activation_lines,
+    "activations": _activation_lines,
+    "activation_sums": _activation_lines,
+    "projections": _projection_lines,
+    "measurements": _no_lines,
 }
 """For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""
 

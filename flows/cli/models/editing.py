@@ -1,6 +1,7 @@
 """The command `alm edit`: a model whose activations are edited by demonstrations."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -86,12 +87,14 @@ def edit(
     given = {**locals(), "url": demonstrations, "tasks": _names(tasks)}
     with user_errors():
         from alm_pipeline.editing.edit import Editing, describe
+        from alm_pipeline.provenance import provenance_of
         from alm_pipeline.runtime.progress import progress_bars
 
         rows, read = _settings(DemonstrationsConfig, given), _settings(ActivationConfig, given)
         change, evaluation = _settings(EditConfig, given), _settings(EditEvaluationConfig, given)
         with progress_bars(err):
             job = Editing(model, rows, storage_root(storage), read, change, trust_remote_code)
+            job = replace(job, provenance=provenance_of(job.configuration))
             record, measures = job.run(folder, evaluation)
         if as_json:
             out.write_json({"folder": str(folder), "record": record, "measures": measures})
