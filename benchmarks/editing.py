@@ -239,23 +239,32 @@ def truth(folder: Path, options: argparse.Namespace) -> None:
         "truth": DemonstrationsConfig(url=str(folder / "halueval.jsonl"), max_rows=options.pairs),
         "bias": DemonstrationsConfig(url=str(folder / "bbq.jsonl"), choices="answers", max_rows=options.pairs),
     }
-    edits: dict[str, tuple[str, dict[str, Any]]] = {
-        "SEA centered": ("mlp", {}),
-        "SEA centered swapped": ("mlp", {"swap": True}),
-        "SEA uncentered": ("mlp", {"center": False}),
-        "mean shift 1": ("mlp", {"method": "mean_shift"}),
-        "mean shift -1": ("mlp", {"method": "mean_shift", "strength": -1.0}),
-        "SEA residual uncentered": ("residual", {"center": False}),
+    edits: dict[str, dict[str, Any]] = {
+        "SEA centered": {},
+        "SEA centered swapped": {"swap": True},
+        "mean shift 1": {"method": "mean_shift"},
+        "mean shift -1": {"method": "mean_shift", "strength": -1.0},
+        "SEA uncentered": {"center": False},
     }
-    for task, demonstrations in sources.items():
-        evaluation = EditEvaluationConfig(
-            tasks=(task,), task_folder=str(folder / "tasks"), limit=options.questions, control_examples=20
-        )
-        for name, (where, settings) in edits.items():
-            read = ActivationConfig.model_validate({"where": where, "chat": True, "neutral_tokens": 8})
-            edit = EditConfig(layers="last:10", **settings)
-            editing = Editing(MODEL, demonstrations, str(folder / "store"), read, edit)
-            show(f"{task}: {name}", editing, _target(folder, f"{task}-{name}"), evaluation)
+    for name, settings in edits.items():
+        for task, demonstrations in sources.items():
+            evaluation = EditEvaluationConfig(tasks=(task,), task_folder=str(folder / "tasks"), limit=options.questions)
+            _edit_in_chat(folder, f"{task}: {name}", demonstrations, "mlp", settings, evaluation)
+    _edit_in_chat(folder, "truth: residual", sources["truth"], "residual", {"center": False}, EditEvaluationConfig())
+
+
+def _edit_in_chat(
+    folder: Path,
+    name: str,
+    demonstrations: DemonstrationsConfig,
+    where: str,
+    settings: dict[str, Any],
+    evaluation: EditEvaluationConfig,
+) -> None:
+    read = ActivationConfig.model_validate({"where": where, "chat": True, "neutral_tokens": 8})
+    edit = EditConfig(layers="last:10", **settings)
+    editing = Editing(MODEL, demonstrations, str(folder / "store"), read, edit)
+    show(name, editing, _target(folder, name), evaluation)
 
 
 def distill(folder: Path, options: argparse.Namespace) -> None:

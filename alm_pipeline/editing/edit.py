@@ -233,9 +233,8 @@ class Editing:
         Warns if the control is much worse.
         """
         edited, device = ModelReference(str(path), trust_remote_code=True), self.activations.device
-        before, after = (
-            measurements.of(model, self.root, device, self.provenance) for model in (self.reference, edited)
-        )
+        models = (self.reference, edited)
+        before, after = (measurements.of(model, self.root, device, self.provenance) for model in models)
         measures = [measure.document() for measure in compare(before, after)]
         self.folder(path).write_measures(measurements.identity, measures)
         if warning := damage(measures):

@@ -53,14 +53,17 @@ def _draw_values(figure: "Figure", axes: "Axes", spectrum: Sequence[PlaceSpectru
     for number, row in enumerate(rows):
         table[number, : len(row)] = np.log10(np.maximum(row, 1e-300))
     top = float(np.nanmax(table))
-    image = axes.imshow(table, origin="lower", aspect="auto", cmap="viridis", vmin=top - _DECADES, vmax=top)
+    extent = (0.5, width + 0.5, -0.5, len(rows) - 0.5)
+    image = axes.imshow(
+        table, origin="lower", aspect="auto", cmap="viridis", vmin=top - _DECADES, vmax=top, extent=extent
+    )
     figure.colorbar(image, ax=axes, label="log₁₀ singular value", pad=0.01)
     ranks = [(number, getattr(place, f"{side}_rank")) for number, place in enumerate(spectrum) if place.edited]
     for number, rank in ranks:
         if rank <= width:
-            axes.plot([rank - 0.5] * 2, [number - 0.5, number + 0.5], color=_MARK, linewidth=2)
+            axes.plot([rank + 0.5] * 2, [number - 0.5, number + 0.5], color=_MARK, linewidth=2)
     sign, verb = ("⁺", "kept") if side == "positive" else ("⁻", "dropped")
-    axes.set_title(f"Ω{sign}: what is left of the marks is {verb}", loc="left", fontsize=9, color=_INK)
+    axes.set_title(f"Ω{sign}: left of the marks is {verb}", loc="left", fontsize=9, color=_INK)
     axes.set_xlabel("singular value", color=_INK, fontsize=9)
 
 
