@@ -261,8 +261,8 @@ class Editing:
             found.append(
                 f"{len(massive)} edited places have massive channels (in {first.place}: "
                 f"{', '.join(map(str, first.massive_channels[:8]))}, {first.massive_share:.0%} of the squares): the "
-                "leading directions are these channels, and an edit of them damages the model: set where to mlp, or leave "
-                "these layers out"
+                "leading directions are these channels, and an edit of them damages the model: set where to mlp, or "
+                "leave these layers out"
             )
         return found
 
