@@ -2,7 +2,7 @@
 
 python -m benchmarks.editing data FOLDER
 python -m benchmarks.editing sentiment FOLDER
-python -m benchmarks.editing truth FOLDER [--questions 110] [--pairs 100]
+python -m benchmarks.editing truth FOLDER [--tasks truth bias] [--questions 110] [--pairs 100]
 python -m benchmarks.editing control FOLDER --gsm8k FILE [--pairs 100]
 python -m benchmarks.editing distill FOLDER --teacher MODEL [--steps 60] [--tokenizer gpt2]
 
@@ -250,7 +250,8 @@ def truth(folder: Path, options: argparse.Namespace) -> None:
         "SEA uncentered": {"center": False},
     }
     for name, settings in edits.items():
-        for task, demonstrations in sources.items():
+        for task in options.tasks:
+            demonstrations = sources[task]
             evaluation = EditEvaluationConfig(tasks=(task,), task_folder=str(folder / "tasks"), limit=options.questions)
             _edit_in_chat(folder, f"{task}: {name}", demonstrations, "mlp", settings, evaluation)
 
@@ -324,6 +325,7 @@ def main() -> None:
     parser.add_argument("run", choices=RUNS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", type=int, default=110)
+    parser.add_argument("--tasks", nargs="+", choices=("truth", "bias"), default=["truth", "bias"])
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--gsm8k", type=Path, help="GSM8K's training split, as JSONL")
     parser.add_argument("--teacher", default=MODEL)
