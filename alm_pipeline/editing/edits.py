@@ -17,6 +17,7 @@ from alm_pipeline.editing.directions.capture import length_batches, padded
 from alm_pipeline.editing.directions.modeling_edited import Edit, edit_output
 from alm_pipeline.editing.directions.places import first_tensor
 from alm_pipeline.editing.directions.stage import PlaceSpectrum, Projections
+from alm_pipeline.models.output_head import hidden_states
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def measure_scales(
     lengths: list[int] = []
 
     def measure(each: PlacedEdit, module: nn.Module, inputs: Any, output: Any) -> Any:
-        states_BTD = first_tensor(output).float()
+        states = first_tensor(output)
+        states_BTD = states.reshape(len(lengths), -1, states.shape[-1]).float()
         ratios_BT = states_BTD.norm(dim=-1) / each.edit.projected(states_BTD).norm(dim=-1)
         real_BT = torch.arange(states_BTD.shape[1])[None] < torch.tensor(lengths)[:, None]
         found[each.place.place].append(ratios_BT.cpu()[real_BT])
@@ -93,7 +95,7 @@ def measure_scales(
     try:
         for batch in length_batches(rows, batch_tokens):
             lengths[:] = [len(rows[k]) for k in batch]
-            model.base_model(input_ids=padded(model, [rows[k] for k in batch]), use_cache=False)
+            hidden_states(model, padded(model, [rows[k] for k in batch]))
     finally:
         for hook in hooks:
             hook.remove()

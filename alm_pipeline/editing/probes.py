@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alm_pipeline.editing.directions.places import decoder_layers, first_tensor
 from alm_pipeline.editing.directions.stage import PlaceSpectrum
-from alm_pipeline.models.output_head import input_device
+from alm_pipeline.models.output_head import hidden_states, input_device
 from storage.errors import UserError
 
 _FACTOR = 2.0
@@ -64,7 +64,7 @@ def probe(model: PreTrainedModel, place: PlaceSpectrum, ids_T: Tensor) -> Probe:
 def _run(model: PreTrainedModel, ids_T: Tensor, hooks: Sequence[tuple[nn.Module, Any]]) -> None:
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
-        model.base_model(input_ids=ids_T[None].to(input_device(model)), use_cache=False)
+        hidden_states(model, ids_T[None].to(input_device(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -76,7 +76,7 @@ def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: Any,
 
 def _scaled(module: nn.Module, inputs: Any, output: Any) -> Any:
     scaled = first_tensor(output) * _FACTOR
-    return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+    return type(output)((scaled, *output[1:])) if isinstance(output, tuple | list) else scaled
 
 
 def _same(found: Tensor | None, expected: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alm_pipeline.editing.directions.places import Place, first_tensor
-from alm_pipeline.models.output_head import input_device
+from alm_pipeline.models.output_head import hidden_states, input_device
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.batching import BatchBudget
 from alm_pipeline.scoring.finite import why_not_finite
@@ -58,7 +58,7 @@ def last_token_activations(
     found: Floats | None = None
     with captured(model, places) as outputs:
         for batch in length_batches(rows, batch_tokens):
-            model.base_model(input_ids=padded(model, [rows[k] for k in batch]), use_cache=False)
+            hidden_states(model, padded(model, [rows[k] for k in batch]))
             picked_BPD = _last([outputs[place.name] for place in places], [len(rows[k]) for k in batch])
             if found is None:
                 found = np.empty((len(rows), *picked_BPD.shape[1:]), np.float32)
@@ -94,7 +94,8 @@ def padded(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _last(outputs: Sequence[Tensor], lengths: Sequence[int]) -> Floats:
-    """[B, P, D] of outputs [B, T, D] at places, those of the last real token."""
+    """[B, P, D] of outputs [B, T, D] at places, or [B · T, D] as some MLPs have them, those of the last real token."""
     last_B = torch.tensor(lengths) - 1
-    picked = [states[torch.arange(len(lengths)), last_B].float().cpu() for states in outputs]
+    rows = [states.reshape(len(lengths), -1, states.shape[-1]) for states in outputs]
+    picked = [states_BTD[torch.arange(len(lengths)), last_B].float().cpu() for states_BTD in rows]
     return torch.stack(picked, 1).numpy()

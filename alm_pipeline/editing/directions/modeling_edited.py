@@ -107,9 +107,9 @@ class Edit(nn.Module):
 
 
 def edit_output(edit: nn.Module, module: nn.Module, inputs: Any, output: Any) -> Any:
-    """The forward hook of an edited module, whose output is a tensor, or a tuple that begins with one."""
-    if isinstance(output, tuple):
-        return (edit(output[0]), *output[1:])
+    """The forward hook of an edited module, whose output is a tensor, or a tuple or list that begins with one."""
+    if isinstance(output, tuple | list):
+        return type(output)((edit(output[0]), *output[1:]))
     return edit(output)
 
 

@@ -12,11 +12,23 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.editing.directions.settings import Where
 from alm_pipeline.models.configuration import text_config
+from alm_pipeline.models.output_head import headless
 from storage.errors import UserError
 
 _NAMES = {
-    "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "feedforward", "ff", "fc2"),
-    "attention": ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer", "temporal_block"),
+    "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "feedforward", "ff", "mlp_block", "fc2"),
+    "attention": (
+        "self_attn",
+        "attn",
+        "attention",
+        "self_attention",
+        "self_att",
+        "linear_attn",
+        "mixer",
+        "mamba",
+        "conv",
+        "temporal_block",
+    ),
 }
 """the names of a layer's parts, in the classes of transformers"""
 PARTS: dict[Where, tuple[str, ...]] = {"mlp": ("mlp",), "writes": ("attention", "mlp"), "residual": ("layer",)}
@@ -42,7 +54,7 @@ class Place:
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the decoder's layers with their dotted name. Raises UserError if they can't be found."""
     count = getattr(text_config(model.config), "num_hidden_layers", None)
-    decoder = model.get_decoder()
+    decoder = headless(model)
     inside = {id(module) for module in decoder.modules()}
     lists = [
         (name, module)
@@ -84,4 +96,4 @@ def _parts(layer: nn.Module, parts: Sequence[str], number: int) -> Iterator[tupl
 
 def first_tensor(output: Any) -> Any:
     """Return a module's output, or the first of several."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output

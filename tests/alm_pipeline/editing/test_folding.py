@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from alm_pipeline.editing.directions.capture import last_token_activations
 from alm_pipeline.editing.directions.modeling_edited import Edit
 from alm_pipeline.editing.directions.places import find_places
 from alm_pipeline.editing.directions.settings import EditEvaluationConfig
@@ -24,6 +26,7 @@ from alm_pipeline.editing.folding import plan_folding
 from alm_pipeline.editing.probes import probe
 from storage.errors import UserError
 from tests import tiny
+from tests.alm_pipeline.models.small_models import small_model
 
 Make = Callable[..., Editing]
 WIDTH = 32
@@ -104,8 +107,8 @@ def shifted(states: Tensor, factors: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    return model(IDS).logits
+def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
+    return model(ids).logits
 
 
 def reloaded(model: PreTrainedModel, folder: Path, **settings: Any) -> PreTrainedModel:
@@ -352,3 +355,31 @@ def test_an_edit_of_zero_norm_stays_zero() -> None:
     edit = Edit(4, 0, 4).double()
     edit.drop.copy_(torch.eye(4, dtype=torch.float64))
     assert torch.equal(edit(torch.ones(1, 4, dtype=torch.float64)), torch.zeros(1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("where", ["mlp", "writes", "residual"])
+@pytest.mark.parametrize(
+    "kind", ["GPTNeoXConfig", "MixtralConfig", "Olmo2Config", "OPTConfig", "PhiConfig", "FalconConfig"]
+)
+def test_other_families_are_read_and_edited(tmp_path: Path, kind: str, where: str) -> None:
+    """Other names, parallel branches, experts, and MLPs whose outputs have the tokens of all rows in one dimension."""
+    model = small_model(getattr(transformers, kind), "AutoModelForCausalLM")
+    width = model.config.hidden_size
+    places = find_places(model, where)
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+    together = last_token_activations(model, places, rows, 1000)
+    assert together.shape == (3, len(places), width)
+    alone = np.concatenate([last_token_activations(model, places, [row], 1000) for row in rows])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+    random = np.random.default_rng(0)
+    shift = {f"{place.name}.shift": random.normal(size=width) for place in places}
+    spectrum = [PlaceSpectrum(p.name, p.layer, p.part, p.module, True, 0, None, None, [], [], [], 0) for p in places]
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        build_edited(model, Projections(shift, tuple(spectrum)), "none", "auto", ids.tolist(), 1000)
+        after = model(ids).logits
+    assert (after - before).abs().max() > 1e-4
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded, ids), after, rtol=1e-4, atol=1e-4)
