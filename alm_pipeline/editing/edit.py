@@ -204,25 +204,18 @@ class Editing:
         model = self.reference.load(self.reference.weights_dtype, device=self.activations.device)
         rows, batch_tokens = self._scale_rows(), self.activations.batch_tokens
         built = build_edited(model, projections, self.edit.nonlinearity, self.edit.fold, rows, batch_tokens)
-        settings = {**self.activations.model_dump(mode="json"), **self.edit.model_dump(mode="json")}
-        description = {
+        manifest = self.examples.complete_manifest()
+        described = {
             "model": label(self.model),
             "model_identity": self.reference.identity,
             "demonstrations": self.examples.label,
-            "rows": self.examples.complete_manifest().rows,
-            "dropped": self.examples.complete_manifest().dropped,
+            "rows": manifest.rows,
+            "dropped": manifest.dropped,
+            "settings": {**self.activations.model_dump(mode="json"), **self.edit.model_dump(mode="json")},
             "warnings": warnings,
+            **built.record(projections),
         }
-        return folder.write(
-            self.reference,
-            model,
-            projections,
-            self.projections.fetch(),
-            settings,
-            built.foldings,
-            built.not_folded,
-            description,
-        )
+        return folder.write(self.reference, model, self.projections.fetch(), described)
 
     def _scale_rows(self) -> list[list[int]]:
         """Return the ids of the first demonstrations with their positive answers."""

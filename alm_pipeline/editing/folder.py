@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from alm_pipeline.editing.card import PICTURE, edit_card
 from alm_pipeline.editing.carried import attach
 from alm_pipeline.editing.directions.settings import Fold
-from alm_pipeline.editing.directions.stage import FACTORS, Projections
+from alm_pipeline.editing.directions.stage import FACTORS, Projections, read_spectrum
 from alm_pipeline.editing.edits import PlacedEdit, make_edits, measure_scales
 from alm_pipeline.editing.folding import Folding, fold, plan_folding
 from alm_pipeline.editing.heat_map import draw_spectrum
@@ -64,41 +64,23 @@ class EditedFolder:
         _write_json(self.path / EVALUATION, {"measured": dict(identity), "measures": list(measures)})
 
     def write(
-        self,
-        reference: ModelReference,
-        model: PreTrainedModel,
-        projections: Projections,
-        factors: Path,
-        settings: Mapping[str, Any],
-        foldings: Sequence[Folding],
-        not_folded: str | None,
-        description: Mapping[str, Any],
+        self, reference: ModelReference, model: PreTrainedModel, projections: Path, described: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Write the edited model with its record; it is complete or not there. Returns the record."""
-        edited = [place for place in projections.spectrum if place.edited]
-        record = {
-            "fingerprint": self.fingerprint,
-            "identity": dict(self.identity),
-            "settings": dict(settings),
-            "layers": sorted({place.layer for place in edited}),
-            "places": [
-                {"place": place.place, "positive_rank": place.positive_rank, "negative_rank": place.negative_rank}
-                for place in edited
-            ],
-            "foldings": [asdict(folding) for folding in foldings],
-            "not_folded": not_folded,
-            **description,
-        }
+        """Write the edited model with its record; it is complete or not there. Returns the record.
+
+        `projections` is the folder with the directions, `described` what the record holds besides its identity.
+        """
+        record = {"fingerprint": self.fingerprint, "identity": dict(self.identity), **described}
         with new_folder(self.path) as written:
             with quiet_transformers():
                 model.save_pretrained(written)
                 if (reference.folder / GENERATION_CONFIG).is_file():
                     GenerationConfig.from_pretrained(reference.folder).save_pretrained(written)
                 reference.tokenizer.fast.save_pretrained(written)
-            shutil.copyfile(factors / FACTORS, written / FACTORS)
+            shutil.copyfile(projections / FACTORS, written / FACTORS)
             with contextlib.suppress(UserError):  # without matplotlib: the projections have the numbers
-                title = f"{settings['method']}: {self.path.name}"
-                (written / PICTURE).write_bytes(draw_spectrum(projections.spectrum, title))
+                title = f"{described['settings']['method']}: {self.path.name}"
+                (written / PICTURE).write_bytes(draw_spectrum(read_spectrum(projections), title))
             _write_json(written / RECORD, record)
             self._write_card(written, record, [])
             reference.check_unchanged()
@@ -122,6 +104,17 @@ class Built:
     """empty if the edits are in the file of code"""
     not_folded: str | None
     """why they are"""
+
+    def record(self, projections: Projections) -> dict[str, Any]:
+        """Return as plain values what was edited, and how it is part of the model."""
+        edited = [place for place in projections.spectrum if place.edited]
+        ranks = ("place", "positive_rank", "negative_rank")
+        return {
+            "layers": sorted({place.layer for place in edited}),
+            "places": [{name: getattr(place, name) for name in ranks} for place in edited],
+            "foldings": [asdict(folding) for folding in self.foldings],
+            "not_folded": self.not_folded,
+        }
 
 
 def build_edited(

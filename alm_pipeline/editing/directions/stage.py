@@ -149,8 +149,12 @@ def _write(folder: Path, factors: Mapping[str, Float64s], rows: Sequence[PlaceSp
 def read_projections(folder: StoredFolder) -> Projections:
     """Read the projections of a complete folder. Raises UserError if it is incomplete or damaged."""
     path = folder.fetch()
-    rows = pq.read_table(path / SPECTRUM).to_pylist()
-    return Projections(load_file(path / FACTORS), tuple(PlaceSpectrum(**row) for row in rows))
+    return Projections(load_file(path / FACTORS), read_spectrum(path))
+
+
+def read_spectrum(folder: Path) -> tuple[PlaceSpectrum, ...]:
+    """Return what is known of each place, from a local folder of projections."""
+    return tuple(PlaceSpectrum(**row) for row in pq.read_table(folder / SPECTRUM).to_pylist())
 
 
 def _rows_of(data: Rows | PairSums) -> int:
