@@ -161,7 +161,7 @@ class Measurements:
             dtype=self.score.dtype,
             device=device,
             trust_remote_code=model.trust_remote_code,
-            log_samples=True,
+            samples=True,
         )
         return {name: Items.of(values) for name, values in harness.sample_metrics(results).items()}
 

@@ -206,7 +206,7 @@ def plain_results(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample_metrics(results: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """Return each task's metrics by example, in the order of examples; `results` are those with `log_samples`."""
+    """Return each task's metrics by example, in the order of examples; `results` are those with `samples`."""
     found: dict[str, NDArray[np.float64]] = {}
     for task, samples in results["samples"].items():
         for kind in dict.fromkeys(sample["filter"] for sample in samples):
