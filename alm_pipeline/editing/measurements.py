@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.comparison.texts import texts_at
+from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.config import FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.files.rows import Columns

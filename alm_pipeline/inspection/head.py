@@ -199,12 +199,6 @@ def _scores(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row
         yield {"id": row["id"], "tokens": tokens_with_scores}
 
 
-def _vectors(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[Row]:
-    """Yield rows with the root mean square of each vector, which has thousands of values."""
-    for row in dataset.read_shard(shard).take(chosen).to_pylist():
-        yield {key: math.hypot(*it) / len(it) ** 0.5 if isinstance(it, list) and it else it for key, it in row.items()}
-
-
 def _likeliest(scores: Row, tokens: int, texts: Callable[[int], str]) -> list[list[Row]]:
     """Return the likeliest tokens after each token; empty lists if the dataset has none."""
     ids: Sequence[int] = scores.get("top_ids") or []
@@ -232,7 +226,6 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
-    **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS), _examples),
-    **dict.fromkeys((Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), _vectors),
+    **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), _examples),
 }
 """For each kind, the function that yields these rows of a shard."""

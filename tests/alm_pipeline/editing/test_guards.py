@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from alm_pipeline.comparison.texts import compare_models, texts_at
+from alm_pipeline.comparison.corpora import texts_at
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, ScoreConfig
 from alm_pipeline.editing.directions.settings import EditEvaluationConfig
 from alm_pipeline.editing.directions.stage import massive_channels
@@ -37,7 +38,8 @@ def test_the_control_is_measured_as_models_are_compared(editing: Make, tmp_path:
     settings = EditEvaluationConfig(control=corpus_url, control_examples=10)
     control = job.run(folder, settings).measures[0]
     models = [job.model, str(folder)]
-    expected = compare_models(models, texts_at(corpus_url, "text", 10), ScoreConfig(dtype="float32")).bits_per_byte
+    compared = compare_models(models, [texts_at(corpus_url, "text", 10)], ScoreConfig(dtype="float32")).total
+    expected = [each.value.value for each in compared.bits_per_byte]
     assert [control["before"], control["after"]] == pytest.approx(expected, rel=1e-6)
     assert control["before"] != control["after"]
     assert control["items"] == 10
