@@ -6,6 +6,7 @@ signatures in URLs are removed.
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ _ROOT = Path(__file__).parents[1]
 
 def provenance(config: AlmConfig) -> dict[str, Any]:
     """Return what a manifest records about a run: its configuration, the packages' versions and the commit."""
-    return {"configuration": without_secrets(config.model_dump(mode="json")), "versions": _versions(), **_commit()}
+    return provenance_of(config.model_dump(mode="json"))
+
+
+def provenance_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `provenance` does of a configuration as plain values, such as that of an edit."""
+    return {"configuration": without_secrets(configuration), "versions": _versions(), **_commit()}
 
 
 def stored_config(stored: dict[str, Any], origin: str) -> AlmConfig:

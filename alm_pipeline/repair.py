@@ -116,8 +116,8 @@ def _find_stage(
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
-    if not STAGES_OF_KIND[entry.kind]:
-        raise UserError(f"{entry.url}: `alm delete {entry.url}` and the same `alm calibrate` write it again")
+    if command := WRITTEN_BY.get(entry.kind):
+        raise UserError(f"{entry.url}: `alm delete {entry.url}` and the same `{command}` write it again")
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
         pipeline = Pipeline(candidate, catalog.root)
@@ -150,10 +150,14 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "pair_biases": [(lambda pipeline: pipeline.stored_pair_biases, Pipeline.pair_biases)],
     "teacher_scores": [(lambda pipeline: pipeline.scores, Pipeline.score)],
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
-    Kind.QUESTIONS: [],
-    Kind.CHOICE_SCORES: [],
 }
-"""For each kind: what a pipeline writes of it, and the stage that writes it; none for what no pipeline writes."""
+"""For each kind that a pipeline writes: what it writes of it, and the stage that writes it."""
+WRITTEN_BY: dict[str, str] = {
+    **dict.fromkeys((Kind.QUESTIONS, Kind.CHOICE_SCORES), "alm calibrate"),
+    **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), "alm edit"),
+    **dict.fromkeys(("projections", "measurements"), "alm edit"),
+}
+"""The kinds that no pipeline writes, and the command that does."""
 
 
 def stage_of(pipeline: Pipeline, key: str) -> tuple[Dataset | StoredFolder, Stage] | None:

@@ -1,11 +1,14 @@
-"""The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any, `audit` their targets.
-`tokenizers` compares tokenizers.
+"""The flows on finished models.
+
+`transfer`, `edit` and `ensemble` make one, `evaluate` measures any, `audit` their targets. `tokenizers` compares
+tokenizers.
 
 They write into a folder that the worker reaches: on its own disk, or on one that its machines share.
 """
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +17,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import SEEDS, Dtype, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.editing.directions.settings import (
+    ActivationConfig,
+    DemonstrationsConfig,
+    EditConfig,
+    EditEvaluationConfig,
+)
 from alm_pipeline.ensemble.config import (
     FILE,
     EnsembleConfig,
@@ -25,6 +34,7 @@ from alm_pipeline.ensemble.config import (
 )
 from flows.execution.inert_run import inert_flow, inert_run
 from flows.run_name import run_name
+from flows.storage_block import storage_root
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
 from storage.printed.inert import markdown, markdown_code, one_line
@@ -42,6 +52,7 @@ _transfer_name = run_name(
     "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
 )
 _tokenizers_name = run_name("tokenizers", lambda parameters: f"compare {', '.join(parameters['names'])}")
+_edit_name = run_name("edit", lambda parameters: f"edit {parameters['model']}: {parameters['folder']}")
 _audit_name = run_name("audit", lambda parameters: f"audit {parameters['url']}")
 _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
@@ -218,6 +229,69 @@ def transfer(
         measured = _bits_per_byte([model, folder], [corpus], text, examples, "float32", trust_remote_code)
         _show_results(measured)
         return {**result, "bits_per_byte": {name: bits["bits per byte"] for name, bits in measured.items()}}
+
+
+@inert_flow("edit", _edit_name)
+def edit(
+    model: str,
+    folder: str,
+    demonstrations: DemonstrationsConfig,
+    storage: str = "alm-data",
+    activations: ActivationConfig | None = None,
+    edit: EditConfig | None = None,
+    evaluation: EditEvaluationConfig | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Edit a model's activations by demonstrations, without training, and measure what that does.
+
+    Every stage is stored, so another edit of the same demonstrations computes its projections alone.
+
+    Args:
+        model: The model: a local folder, a name on the Hub, or demo:NAME.
+        folder: A new folder to write the edited model to.
+        demonstrations: Prompts, each with an answer to move to and one to move away from.
+        storage: The storage root, where answers, activations and projections are stored: a folder, URL or block:NAME.
+        activations: What is read of the model, and where.
+        edit: The method and its settings.
+        evaluation: What the model is measured on before and after the edit, besides control texts.
+        trust_remote_code: Whether to run code in the model's folder.
+    """
+    with inert_run():
+        from alm_pipeline.editing.edit import Editing, describe
+        from alm_pipeline.provenance import provenance_of
+
+        log_stages_at_info()
+        editing = Editing(
+            model,
+            demonstrations,
+            storage_root(storage),
+            activations or ActivationConfig(),
+            edit or EditConfig(),
+            trust_remote_code,
+        )
+        editing = replace(editing, provenance=provenance_of(editing.configuration))
+        record, measures = editing.run(folder, evaluation)
+        get_run_logger().info("%s: %s", folder, describe(record))
+        _show_edit(folder, measures)
+        return {"folder": folder, "record": record, "measures": measures}
+
+
+def _show_edit(folder: str, measures: Sequence[Mapping[str, Any]]) -> None:
+    from alm_pipeline.editing.card import difference_text
+
+    rows = [
+        {
+            "measure": one_line(measure["name"]),
+            "before": f"{measure['before']:.4f}",
+            "after": f"{measure['after']:.4f}",
+            "difference [95 %]": difference_text(measure["difference"]),
+            "items": f"{measure['items']:,}",
+        }
+        for measure in measures
+    ]
+    create_table_artifact(rows, key="alm-edit", description=markdown(f"{folder}: before and after the edit"))
+    for row in rows:
+        get_run_logger().info("%s", ", ".join(f"{name}: {value}" for name, value in row.items()))
 
 
 @inert_flow("ensemble", _ensemble_name)

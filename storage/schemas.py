@@ -1,13 +1,17 @@
 """The columns of every dataset: one Arrow schema for each kind. `alm_pipeline.naming.columns` describes the columns.
 
 Columns hold only plain strings and lists of numbers, so that Polars, DuckDB, pandas and `datasets` read them without
-this project. Row k of shard s is the same example in every dataset that descends from the same examples.
+this project. Row k of shard s is the same example in every dataset that descends from the same examples, or the same
+demonstration; only activation sums have rows for places in a model.
 """
 
 from collections.abc import Collection
 from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
+
+from storage.kinds import edits, questions
+from storage.kinds.fields import ID, list_of, required
 
 FORMAT_VERSION = 2
 PROMPT, COMPLETION = "prompt", "completion"
@@ -25,6 +29,10 @@ class Kind(StrEnum):
     TEACHER_SCORES = "teacher_scores"
     QUESTIONS = "questions"
     CHOICE_SCORES = "choice_scores"
+    DEMONSTRATIONS = "demonstrations"
+    NEUTRAL_ANSWERS = "neutral_answers"
+    ACTIVATIONS = "activations"
+    ACTIVATION_SUMS = "activation_sums"
 
 
 class ChunkKind(IntEnum):
@@ -70,65 +78,48 @@ class TokenKind(IntEnum):
     """Text of a chat template between two parts of an assistant's message: it ends the thoughts, or opens a call."""
 
 
-def _required(name: str, type_: pa.DataType) -> pa.Field:
-    return pa.field(name, type_, nullable=False)
-
-
-def _list(name: str, type_: pa.DataType) -> pa.Field:
-    return pa.field(name, pa.list_(pa.field("item", type_, nullable=False)), nullable=False)
-
-
-def _text(name: str) -> pa.Field:
-    return _required(name, pa.string())
-
-
-_ID = _text("id")
-
 SCHEMAS: dict[Kind, pa.Schema] = {
-    Kind.EXAMPLES: pa.schema([_ID, _text("split"), _text("text"), pa.field("messages", pa.string())]),
+    Kind.EXAMPLES: pa.schema(
+        [ID, required("split", pa.string()), required("text", pa.string()), pa.field("messages", pa.string())]
+    ),
     Kind.TOKENS: pa.schema(
         [
-            _ID,
-            _list("token_ids", pa.int32()),
-            _list("byte_lengths", pa.int32()),
-            _list("kinds", pa.uint8()),
-            _list("turns", pa.int16()),
-            _list("roles", pa.string()),
-            _list("turn_bytes", pa.int32()),
-            _list("uncovered_at", pa.int32()),
-            _list("uncovered_bytes", pa.int32()),
+            ID,
+            list_of("token_ids", pa.int32()),
+            list_of("byte_lengths", pa.int32()),
+            list_of("kinds", pa.uint8()),
+            list_of("turns", pa.int16()),
+            list_of("roles", pa.string()),
+            list_of("turn_bytes", pa.int32()),
+            list_of("uncovered_at", pa.int32()),
+            list_of("uncovered_bytes", pa.int32()),
             pa.field("dropped", pa.string()),
         ]
     ),
     Kind.ALIGNMENTS: pa.schema(
         [
-            _ID,
-            _list("teacher_tokens", pa.int32()),
-            _list("student_tokens", pa.int32()),
-            _list("byte_lengths", pa.int32()),
-            _list("kinds", pa.uint8()),
-            _list("ends", pa.uint8()),
-            _list("assistant", pa.bool_()),
+            ID,
+            list_of("teacher_tokens", pa.int32()),
+            list_of("student_tokens", pa.int32()),
+            list_of("byte_lengths", pa.int32()),
+            list_of("kinds", pa.uint8()),
+            list_of("ends", pa.uint8()),
+            list_of("assistant", pa.bool_()),
         ]
     ),
-    Kind.TEACHER_SCORES: pa.schema([_ID, _list("logprobs", pa.float32()), _list("boundary_logprobs", pa.float32())]),
-    Kind.QUESTIONS: pa.schema(
-        [_ID, _text("prompt"), _list("choices", pa.string()), _required("answer", pa.int32()), _text("cluster")]
-    ),
-    Kind.CHOICE_SCORES: pa.schema(
-        [
-            *(_ID, pa.field("weight", pa.float64()), _list("logprobs", pa.float64())),
-            *(_list("tokens", pa.int32()), _list("byte_lengths", pa.int32()), pa.field("dropped", pa.string())),
-        ]
-    ),
+    Kind.TEACHER_SCORES: pa.schema([ID, list_of("logprobs", pa.float32()), list_of("boundary_logprobs", pa.float32())]),
+    Kind.QUESTIONS: questions.QUESTIONS,
+    Kind.CHOICE_SCORES: questions.CHOICE_SCORES,
+    Kind.DEMONSTRATIONS: edits.DEMONSTRATIONS,
+    Kind.NEUTRAL_ANSWERS: edits.NEUTRAL_ANSWERS,
+    Kind.ACTIVATIONS: edits.ACTIVATIONS,
+    Kind.ACTIVATION_SUMS: edits.ACTIVATION_SUMS,
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
-    Kind.EXAMPLES: (_required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
-    Kind.TEACHER_SCORES: (
-        _list("top_ids", pa.int32()),
-        _list("top_logprobs", pa.float32()),
-    ),
+    Kind.EXAMPLES: (required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
+    Kind.TEACHER_SCORES: (list_of("top_ids", pa.int32()), list_of("top_logprobs", pa.float32())),
+    Kind.ACTIVATIONS: edits.SIDES,
 }
 """Columns that a stage adds to its kind's own when configured to; the dataset's identity records whether it did."""
 

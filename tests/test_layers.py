@@ -23,6 +23,7 @@ EXCEPTIONS = {(f"alm_pipeline/inspection/{module}.py", "polars") for module in (
 ROOMS = (
     "storage.printed",
     "storage.local",
+    "storage.kinds",
     "storage",
     "storage.upkeep",
     "alm_pipeline.runtime",
@@ -64,6 +65,8 @@ ROOMS = (
     "alm_pipeline.calibration",
     "alm_pipeline.inspection",
     "alm_pipeline.comparison",
+    "alm_pipeline.editing.directions",
+    "alm_pipeline.editing",
     "alm_pipeline.student_report",
     "alm_pipeline.tokenizer_report",
     "alm_pipeline.preflight",

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -161,6 +162,11 @@ def evaluate(
         yield results
 
 
+def check_tasks(tasks: Sequence[str], task_folder: Path | None) -> None:
+    """Raise UserError, as `evaluate` does, if a task does not exist, or its data cannot be loaded."""
+    _manager(tasks, task_folder)
+
+
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
     """Return lm_eval's index of tasks after loading the data of these tasks.
 
@@ -197,6 +203,20 @@ def plain_results(results: dict[str, Any]) -> dict[str, Any]:
     """Return the results by task as plain values, as `json_results` has them."""
     plain: dict[str, Any] = json.loads(json.dumps(_without_nan(results["results"]), default=str, allow_nan=False))
     return plain
+
+
+def sample_metrics(results: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """Return each task's metrics by example, in the order of examples; `results` are those with `samples`."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for task, samples in results["samples"].items():
+        for kind in dict.fromkeys(sample["filter"] for sample in samples):
+            of_filter = sorted((row for row in samples if row["filter"] == kind), key=lambda row: row["doc_id"])
+            for metric in of_filter[0]["metrics"]:
+                values = [row.get(metric) for row in of_filter]
+                if all(isinstance(value, int | float) for value in values):
+                    name = f"{task} {metric}" if kind == "none" else f"{task} {metric},{kind}"
+                    found[name] = np.array(values, np.float64)
+    return found
 
 
 def _without_nan(value: Any) -> Any:

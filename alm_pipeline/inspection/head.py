@@ -114,7 +114,9 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
 def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
     """Return for each row why it was dropped; None if it was not, or is one of examples."""
     match dataset.kind:
-        case Kind.EXAMPLES | Kind.QUESTIONS:
+        case Kind.EXAMPLES | Kind.QUESTIONS | Kind.DEMONSTRATIONS | Kind.NEUTRAL_ANSWERS:
+            return [None] * dataset.complete_manifest().shards[shard].rows
+        case Kind.ACTIVATIONS | Kind.ACTIVATION_SUMS:
             return [None] * dataset.complete_manifest().shards[shard].rows
         case Kind.TOKENS | Kind.CHOICE_SCORES:
             return _dropped(dataset, shard)
@@ -229,5 +231,6 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TEACHER_SCORES: _scores,
     Kind.QUESTIONS: question_rows,
     Kind.CHOICE_SCORES: choice_rows,
+    **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), _examples),
 }
 """For each kind, the function that yields these rows of a shard."""

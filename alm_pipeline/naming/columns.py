@@ -16,6 +16,7 @@ class ColumnDescription:
     """empty for what has none: texts, ids, categories"""
 
 
+_DEMONSTRATION_ID = ColumnDescription("The demonstration's id: the same in every dataset made from it.")
 _ID_COLUMN = ColumnDescription("The example's id: the same in every dataset made from these examples.")
 
 COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
@@ -162,6 +163,42 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "bytes (UTF-8)",
         ),
         "dropped": ColumnDescription("Why the question was not scored; null if it was."),
+    },
+    Kind.DEMONSTRATIONS: {
+        "id": ColumnDescription("The demonstration's id, made of the file's name and the row number."),
+        "prompt": ColumnDescription("The prompt."),
+        "positive": ColumnDescription("The answer that activations are moved to."),
+        "negative": ColumnDescription("The answer that activations are moved away from."),
+        "neutral": ColumnDescription("The model's own answer, if the file has it; otherwise null."),
+    },
+    Kind.NEUTRAL_ANSWERS: {
+        "id": _DEMONSTRATION_ID,
+        "answer": ColumnDescription("The model's own greedy answer to the prompt, or the one that the file has."),
+        "token_ids": ColumnDescription("The token ids of the prompt with this answer.", "[tokens]"),
+    },
+    Kind.ACTIVATIONS: {
+        "id": _DEMONSTRATION_ID,
+        "neutral": ColumnDescription(
+            "The activations at the last token of the prompt with the model's own answer: those of each place in order "
+            "of the layers, one after the other. Of neutral answers.",
+            "[places × width]",
+        ),
+        "positive": ColumnDescription(
+            "The same of the prompt with its positive answer. Of demonstrations.", "[places × width]"
+        ),
+        "negative": ColumnDescription(
+            "The same of the prompt with its negative answer. Of demonstrations.", "[places × width]"
+        ),
+    },
+    Kind.ACTIVATION_SUMS: {
+        "id": ColumnDescription("The place: the layer's number and `mlp`, `attention` or `layer`."),
+        "rows": ColumnDescription("The number of demonstrations in the shard.", unit="demonstrations"),
+        "neutral": ColumnDescription("Σ h over the shard's neutral activations h.", "[width]"),
+        "positive": ColumnDescription("Σ h⁺ over its positive activations.", "[width]"),
+        "negative": ColumnDescription("Σ h⁻ over its negative activations.", "[width]"),
+        "squares": ColumnDescription("Σ h² of each channel of neutral activations.", "[width]"),
+        "neutral_positive": ColumnDescription("Σ h h⁺ᵀ, row by row.", "[width × width]"),
+        "neutral_negative": ColumnDescription("Σ h h⁻ᵀ, row by row.", "[width × width]"),
     },
 }
 """What each column of each kind holds, the optional ones included."""

@@ -12,9 +12,11 @@ from storage.schemas import OPTIONAL, SCHEMAS, ChunkKind, Kind, TokenKind
 
 _INTRODUCTION = """# Datasets
 
-Six kinds of datasets are stored as Parquet shards under the storage root:
+Four kinds of datasets of a distillation, four of an [edit](../how-to/editing.md) and two of a
+[calibration](../how-to/calibration.md) are stored as Parquet shards under the storage root:
 `KIND/NAME-FINGERPRINT/shard-00000.parquet` and so on. Columns hold plain strings and lists of numbers. Row k of shard s
-is the same example in every dataset that was made from the same examples.
+is the same example (demonstration, question) in every dataset that was made from the same ones; only of activation sums
+it is a place in the model.
 [Read the caches with other programs](../how-to/reading-caches.md) has snippets; the Parquet files of a student are in
 [The student's folder](student-folder.md).
 
@@ -29,6 +31,10 @@ _TITLES = {
     Kind.TEACHER_SCORES: "One dataset for each teacher: two numbers per token.",
     Kind.QUESTIONS: "Multiple-choice questions, as `alm calibrate` reads them.",
     Kind.CHOICE_SCORES: "One dataset for each model, or point between two: the log-probability of every choice.",
+    Kind.DEMONSTRATIONS: "Prompts with two answers, to edit a model's activations by.",
+    Kind.NEUTRAL_ANSWERS: "One dataset for each model: its own answers to the prompts.",
+    Kind.ACTIVATIONS: "What a model computes at the last token of each text, in all layers.",
+    Kind.ACTIVATION_SUMS: "The same added up over each shard, where that is smaller.",
 }
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PURPOSES = {
     "storage.printed": "What is shown or stored has no secrets, and foreign text in it is inert.",
     "storage.local": "This machine: files that are written whole or not at all, and the process that holds a lease.",
+    "storage.kinds": "Columns of datasets that are not of a distillation.",
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
     "alm_pipeline.runtime": "Progress bars with rates, threads, and files with what a machine need not derive again.",
@@ -58,6 +59,8 @@ PURPOSES = {
     "alm_pipeline.calibration": "Multiple-choice questions, and what models and merges make of them.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",
     "alm_pipeline.comparison": "Models side by side on the same texts.",
+    "alm_pipeline.editing.directions": "From demonstrations to the directions along which activations are edited.",
+    "alm_pipeline.editing": "Edited models: edits folded into weights, or in a file of code; what they do.",
     "alm_pipeline.tokenizer_report": "Tokenizers side by side: lengths, vocabularies, chunks, what a transfer costs.",
     "alm_pipeline.student_report": "Students as one HTML page: results, curves, samples, data flow, lineage.",
     "alm_pipeline.preflight": "What is looked at before a run: its settings, first rows and models, and the findings.",

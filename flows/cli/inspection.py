@@ -139,6 +139,10 @@ def _print_row(row: Row, items: int) -> None:
     elif "chunks" in row:
         chunks = [{**chunk, "bytes": f"{chunk['start']}-{chunk['end']}"} for chunk in row["chunks"]]
         _print_items(CHUNKS, chunks, items, title, "chunks")
+    elif "tokens" not in row:  # of an edit
+        values = {name: value for name, value in row.items() if name not in ("id", "dropped") and value is not None}
+        lines = (f"{name}:\n{_indented(str(value))}" for name, value in values.items())
+        out.print_line("\n".join([one_line(f"row {row['id']}"), *lines]) + "\n")
     else:
         scores = any("probability" in token for token in row["tokens"])
         columns = SCORES if scores else TOKENS

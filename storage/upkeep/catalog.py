@@ -37,6 +37,12 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     "students",
     Kind.QUESTIONS,
     Kind.CHOICE_SCORES,
+    Kind.DEMONSTRATIONS,
+    Kind.NEUTRAL_ANSWERS,
+    Kind.ACTIVATIONS,
+    Kind.ACTIVATION_SUMS,
+    "projections",
+    "measurements",
 )
 """The folders under a root, each after those that it is made from."""
 
@@ -49,6 +55,11 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
     "questions": Kind.QUESTIONS,
+    "demonstrations": Kind.DEMONSTRATIONS,
+    "neutral_answers": Kind.NEUTRAL_ANSWERS,
+    "activations": Kind.ACTIVATIONS,
+    "neutral_activations": Kind.ACTIVATIONS,
+    "activation_sums": Kind.ACTIVATION_SUMS,
 }
 
 

@@ -82,6 +82,18 @@ def _choice_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"scored by: {config.get('model')}"]
 
 
+def _demonstration_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"from: {_values(config.get('demonstrations', {}))}"]
+
+
+def _activation_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"model: {config.get('model')}, {_values(config.get('activations', {}))}"]
+
+
+def _projection_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"edit: {_values(config.get('edit', {}))}"]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -97,6 +109,12 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "students": _student_lines,
     "questions": _question_lines,
     "choice_scores": _choice_lines,
+    "demonstrations": _demonstration_lines,
+    "neutral_answers": _activation_lines,
+    "activations": _activation_lines,
+    "activation_sums": _activation_lines,
+    "projections": _projection_lines,
+    "measurements": _no_lines,
 }
 """For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""
 

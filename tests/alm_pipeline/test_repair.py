@@ -11,7 +11,7 @@ import pytest
 from alm_pipeline import pipeline as pipeline_module
 from alm_pipeline.config import AlmConfig, FilesSource, StudentConfig, TrainedTokenizer
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.repair import STAGES_OF_KIND, Repair, repair
+from alm_pipeline.repair import STAGES_OF_KIND, WRITTEN_BY, Repair, repair
 from storage import dataset as dataset_module
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset
@@ -248,7 +248,7 @@ def test_a_lost_manifest_is_written_from_the_records(
 
 
 def test_every_kind_has_a_stage_that_writes_it() -> None:
-    assert sorted(STAGES_OF_KIND) == sorted(KINDS)
+    assert sorted([*STAGES_OF_KIND, *WRITTEN_BY]) == sorted(KINDS)
 
 
 def test_another_format_is_reported_and_not_touched(config: AlmConfig, root: str) -> None:

@@ -11,7 +11,7 @@ from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
-from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
+from flows.model_flows import audit, edit, ensemble, evaluate, tokenizers, transfer
 from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
@@ -22,6 +22,7 @@ FLOWS: list[Flow[..., Any]] = [
     alm,
     evaluate,
     transfer,
+    edit,
     ensemble,
     calibrate,
     audit,

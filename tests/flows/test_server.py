@@ -5,11 +5,12 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from prefect.states import Cancelling
 
 from alm_pipeline.config import AlmConfig, CorpusConfig
 from alm_pipeline.pipeline import Pipeline
-from tests.flows.loopback import Loopback, wait_for
+from tests.flows.loopback import ROOT, Loopback, wait_for
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
@@ -47,9 +48,8 @@ def parameters(config: AlmConfig, root: Path) -> dict[str, Any]:
 def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
     with loopback.client() as client:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
-    assert set(deployments) == {
-        *("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "calibrate", "audit", "verify")
-    }
+    listed = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert set(deployments) == {deployment["name"] for deployment in listed}
     assert all(
         deployment.description and deployment.tags and deployment.work_pool_name in ("alm", "gpu")
         for deployment in deployments.values()

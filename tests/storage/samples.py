@@ -87,6 +87,30 @@ def _choice_scores() -> Mapping[str, Any]:
     }
 
 
+def _demonstrations() -> Mapping[str, Any]:
+    return {
+        "prompt": ["a", "é😀", "b"],
+        "positive": ["1", "", "2"],
+        "negative": ["3", "4", ""],
+        "neutral": [None, "5", None],
+    }
+
+
+def _neutral_answers() -> Mapping[str, Any]:
+    return {"answer": ["a", "é😀", ""], "token_ids": _ints()}
+
+
+def _activations() -> Mapping[str, Any]:
+    rows = [np.array([1e6, -1.5]), np.array([0.25]), np.zeros(0)]
+    return {"positive": join_rows(rows, pa.float32()), "negative": join_rows(rows[::-1], pa.float32())}
+
+
+def _activation_sums() -> Mapping[str, Any]:
+    rows = [np.array([1e300, -1.5]), np.array([0.1]), np.zeros(0)]
+    names = ("neutral", "positive", "negative", "squares", "neutral_positive", "neutral_negative")
+    return {"rows": [3, 3, 0], **{name: join_rows(rows, pa.float64()) for name in names}}
+
+
 def _ints() -> pa.ListArray:
     return join_rows([np.array([5, 2**31 - 1]), np.array([0]), np.zeros(0, np.int64)], pa.int32())
 
@@ -98,4 +122,8 @@ _COLUMNS = {
     Kind.TEACHER_SCORES: _teacher_scores,
     Kind.QUESTIONS: _questions,
     Kind.CHOICE_SCORES: _choice_scores,
+    Kind.DEMONSTRATIONS: _demonstrations,
+    Kind.NEUTRAL_ANSWERS: _neutral_answers,
+    Kind.ACTIVATIONS: _activations,
+    Kind.ACTIVATION_SUMS: _activation_sums,
 }

@@ -107,6 +107,7 @@ _SHORTS = _INTS.replace("element;", "element (Int(bitWidth=16, isSigned=true));"
 _STRINGS = _INTS.replace("int32", "binary").replace("element;", "element (String);")
 _BOOLEANS = _INTS.replace("int32", "boolean")
 _FLOATS = _INTS.replace("int32", "float")
+_DOUBLES = _INTS.replace("int32", "double")
 _STRING = "required binary field_id=-1 {} (String);"
 _PERHAPS = "optional binary field_id=-1 {} (String);"
 PARQUET_SCHEMAS = {
@@ -147,6 +148,25 @@ PARQUET_SCHEMAS = {
         (_INTS, "tokens"),
         (_INTS, "byte_lengths"),
         (_PERHAPS, "dropped"),
+    ],
+    Kind.DEMONSTRATIONS: [
+        (_STRING, "id"),
+        (_STRING, "prompt"),
+        (_STRING, "positive"),
+        (_STRING, "negative"),
+        (_PERHAPS, "neutral"),
+    ],
+    Kind.NEUTRAL_ANSWERS: [(_STRING, "id"), (_STRING, "answer"), (_INTS, "token_ids")],
+    Kind.ACTIVATIONS: [(_STRING, "id"), (_FLOATS, "positive"), (_FLOATS, "negative")],
+    Kind.ACTIVATION_SUMS: [
+        (_STRING, "id"),
+        ("required int64 field_id=-1 {};", "rows"),
+        (_DOUBLES, "neutral"),
+        (_DOUBLES, "positive"),
+        (_DOUBLES, "negative"),
+        (_DOUBLES, "squares"),
+        (_DOUBLES, "neutral_positive"),
+        (_DOUBLES, "neutral_negative"),
     ],
 }
 
@@ -200,6 +220,25 @@ ENCODINGS = {
         "tokens": "split",
         "byte_lengths": "split",
         "dropped": "dictionary",
+    },
+    Kind.DEMONSTRATIONS: {
+        "id": "dictionary",
+        "prompt": "dictionary",
+        "positive": "dictionary",
+        "negative": "dictionary",
+        "neutral": "dictionary",
+    },
+    Kind.NEUTRAL_ANSWERS: {"id": "dictionary", "answer": "dictionary", "token_ids": "plain"},
+    Kind.ACTIVATIONS: {"id": "dictionary", "positive": "split", "negative": "split"},
+    Kind.ACTIVATION_SUMS: {
+        "id": "dictionary",
+        "rows": "dictionary",
+        "neutral": "split",
+        "positive": "split",
+        "negative": "split",
+        "squares": "split",
+        "neutral_positive": "split",
+        "neutral_negative": "split",
     },
 }
 

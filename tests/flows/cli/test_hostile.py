@@ -35,6 +35,7 @@ WRITING = {
     "evaluate",
     "merge",
     "calibrate",
+    "edit",
     "compare-methods",
     "make-task",
 }
