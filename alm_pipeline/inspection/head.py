@@ -13,7 +13,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import reasons_without_chunks
-from alm_pipeline.calibration.questions import choice_rows, question_rows
+from alm_pipeline.calibration.report.rows import choice_rows, question_rows
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
