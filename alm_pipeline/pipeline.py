@@ -408,16 +408,24 @@ class Pipeline:
             return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
 
     def train(self) -> FolderManifest:
-        """Train, evaluate and save the student, in several processes if the configuration asks for it."""
+        """Train, evaluate and save the student, in several processes if the configuration asks for it.
+
+        Its report is written beside it.
+        """
+        from alm_pipeline.student_report.page import write_run_report
         from alm_pipeline.training.parallel.launch import train_in_processes
         from alm_pipeline.training.parallel.processes import local_process_count, this_process
         from alm_pipeline.training.stage import train
 
-        if this_process().count == 1 and (self.student.is_to_be_replaced or not self.student.manifest()):
+        is_new = self.student.is_to_be_replaced or not self.student.manifest()
+        if this_process().count == 1 and is_new:
             count = local_process_count(self.config.train)
             if count > 1:
                 train_in_processes(self.config, self.root, count)
-        return train(self.distillation, self.student)
+        manifest = train(self.distillation, self.student)
+        if this_process().is_first:
+            write_run_report(self.student.url, is_new=is_new)
+        return manifest
 
     def publish(self) -> str | None:
         """Push the finished student to the hub, if the configuration asks for it; return its URL there."""

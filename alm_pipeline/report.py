@@ -81,10 +81,19 @@ class RunSummary(BaseModel):
     """what the logits of its new tokens lost before training, as the student's manifest records it"""
     places: dict[str, str]
     """the URL of each dataset, and of the student"""
+    report: str | None = None
+    """the URL of the page about the student; None if there is none"""
+
+    @property
+    def shown_places(self) -> dict[str, str]:
+        """The URLs of all that the run has made, the page included."""
+        return self.places | ({"report": self.report} if self.report else {})
 
 
 def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
     """Gather the summary of a finished run. Raises UserError if a stage is not complete."""
+    from alm_pipeline.student_report.page import stored_report
+
     manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
     examples = manifests["examples"]
     cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]
@@ -117,6 +126,7 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
         level=results.get("level", {}),
         places={name: dataset.url for name, dataset in pipeline.caches.items()}
         | ({"student": pipeline.student.url} if with_student else {}),
+        report=stored_report(pipeline.student.url) if with_student else None,
     )
 
 
@@ -206,6 +216,6 @@ def summary_table(summary: RunSummary, seconds: Mapping[str, float]) -> Table:
     for what, value in summary_rows(summary, seconds):
         table.add_row(Text(one_line(what)), Text(one_line(value)))
     table.add_section()
-    for what, url in summary.places.items():
+    for what, url in summary.shown_places.items():
         table.add_row(what.replace("_", " "), Text(one_line(url)))
     return table

@@ -28,7 +28,9 @@ _CHUNKS = 120
 def create_summary_artifacts(config: "AlmConfig", summary: "RunSummary", rows: Rows) -> None:
     """Create the artifacts `alm-summary`, a table, and `alm-report`, a page."""
     title = markdown(run_title(config))
-    table = [{"what": one_line(what), "value": one_line(value)} for what, value in [*rows, *summary.places.items()]]
+    table = [
+        {"what": one_line(what), "value": one_line(value)} for what, value in [*rows, *summary.shown_places.items()]
+    ]
     page = _page(title, summary, rows)
     _attempt("table", lambda: create_table_artifact(table, key="alm-summary", description=title))
     _attempt("report", lambda: create_markdown_artifact(page, key="alm-report", description=title))
@@ -45,7 +47,7 @@ def _page(title: str, summary: "RunSummary", rows: Rows) -> str:
         "\n".join(f"- {markdown(what)}: **{markdown(value)}**" for what, value in rows),
         *(f"## {name}\n\n![{name}]({_data_url(png)})" for name, png in pictures.items() if png is not None),
         "## Where the files are",
-        "\n".join(f"- {name.replace('_', ' ')}: {markdown_code(url)}" for name, url in summary.places.items()),
+        "\n".join(f"- {name.replace('_', ' ')}: {markdown_code(url)}" for name, url in summary.shown_places.items()),
     ]
     return "\n\n".join(parts)
 

@@ -1,4 +1,5 @@
 """The flows on finished models: `transfer` and `ensemble` make one, `evaluate` measures any, `audit` their targets.
+`tokenizers` compares tokenizers.
 
 They write into a folder that the worker reaches: on its own disk, or on one that its machines share.
 """
@@ -40,6 +41,7 @@ _evaluation_name = run_name("evaluate", lambda parameters: f"evaluate {', '.join
 _transfer_name = run_name(
     "transfer", lambda parameters: f"transfer {parameters['model']} to the tokenizer of {parameters['tokenizer']}"
 )
+_tokenizers_name = run_name("tokenizers", lambda parameters: f"compare {', '.join(parameters['names'])}")
 _audit_name = run_name("audit", lambda parameters: f"audit {parameters['url']}")
 _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters['folder']}")
 
@@ -47,9 +49,10 @@ _ensemble_name = run_name("ensemble", lambda parameters: f"ensemble {parameters[
 @inert_flow("evaluate", _evaluation_name)
 def evaluate(
     models: list[str],
-    corpus: str | None = None,
+    corpus: str | list[str] | None = None,
     text: str = "text",
     examples: Count = 200,
+    by: str | None = None,
     tasks: list[str] | None = None,
     task_folder: str | None = None,
     few_shot: Annotated[Whole, Field(ge=0)] | None = None,
@@ -65,9 +68,10 @@ def evaluate(
 
     Args:
         models: Local folders, URLs of stored students, names on the Hub, demo:NAME, or YAML files of ensembles.
-        corpus: URL of Parquet, Arrow, JSON, CSV or text files to measure bits per byte on.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files to measure bits per byte on, or NAME=URL of several.
         text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
-        examples: The number of texts to take from the corpus.
+        examples: The number of texts to take from each corpus.
+        by: Also measure by the values of this column of the corpus, or by `script`.
         tasks: Names of lm_eval tasks.
         task_folder: A folder with your own YAML tasks.
         few_shot: The number of examples in the prompt; by default the task's own.
@@ -85,8 +89,9 @@ def evaluate(
         log_stages_at_info()
         results: Results = {model: {} for model in models}
         if corpus:
-            for model, bits in _bits_per_byte(models, corpus, text, examples, dtype, trust_remote_code).items():
-                results[model]["bits per byte"] = bits
+            corpora = [corpus] if isinstance(corpus, str) else corpus
+            found = _bits_per_byte(models, corpora, text, examples, dtype, trust_remote_code, by)
+            results = {model: dict(bits) for model, bits in found.items()}
         if tasks:
             from alm_pipeline.ensemble.tasks import lm_eval_harness
             from alm_pipeline.tokenization.templates.choice import TemplateChoice
@@ -104,17 +109,39 @@ def evaluate(
 
 
 def _bits_per_byte(
-    models: Sequence[str], corpus: str, text: str, examples: int, dtype: Dtype, trust_remote_code: bool
-) -> dict[str, float]:
-    from alm_pipeline.comparison.texts import compare_models, texts_at
+    models: Sequence[str],
+    corpora: Sequence[str],
+    text: str,
+    examples: int,
+    dtype: Dtype,
+    trust_remote_code: bool,
+    by: str | None = None,
+) -> Results:
+    """Return each model's bits per byte of all texts, and by corpus and group; their intervals become an artifact."""
+    from alm_pipeline.comparison.corpora import named_corpora
+    from alm_pipeline.comparison.texts import compare_models
 
-    texts, score = texts_at(corpus, text, examples), ScoreConfig(dtype=dtype)
-    comparison = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
-    left_out = comparison.left_out or "none"
-    get_run_logger().info(
-        "%s: %d texts, %d bytes; left out: %s", corpus, comparison.texts, comparison.text_bytes, left_out
-    )
-    return dict(zip(models, comparison.bits_per_byte, strict=True))
+    texts, score = named_corpora(corpora, text, examples), ScoreConfig(dtype=dtype)
+    comparison = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)
+    left_out, total = comparison.left_out or "none", comparison.total
+    places = ", ".join(corpora)
+    get_run_logger().info("%s: %d texts, %d bytes; left out: %s", places, total.texts, total.text_bytes, left_out)
+    rows = comparison.rows(models)
+    table = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    description = "Bits per byte with 95 % intervals, and differences to the first model on the same resamples"
+    create_table_artifact(table, key="alm-bits-per-byte", description=description)
+    results: Results = {model: {} for model in models}
+    for row in rows:
+        name = ", ".join(filter(None, ("bits per byte", row["corpus"], row["group"])))
+        if row["bits_per_byte"] is not None:
+            results[row["model"]][name] = row["bits_per_byte"]
+    return results
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else one_line(value)
 
 
 def _show_results(results: Mapping[str, Mapping[str, float]]) -> None:
@@ -188,9 +215,9 @@ def transfer(
             get_run_logger().info("%s", found)
         if not corpus:
             return result
-        bits = _bits_per_byte([model, folder], corpus, text, examples, "float32", trust_remote_code)
-        _show_results({name: {"bits per byte": value} for name, value in bits.items()})
-        return {**result, "bits_per_byte": bits}
+        measured = _bits_per_byte([model, folder], [corpus], text, examples, "float32", trust_remote_code)
+        _show_results(measured)
+        return {**result, "bits_per_byte": {name: bits["bits per byte"] for name, bits in measured.items()}}
 
 
 @inert_flow("ensemble", _ensemble_name)
@@ -230,7 +257,7 @@ def ensemble(
         names = [str(file), *(member.model for member in members)]
         trust = any(member.trust_remote_code for member in members)
         results: Results = evaluate(
-            names, corpus, text, examples, tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
+            names, corpus, text, examples, tasks=tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust
         )
         return results
 
@@ -283,6 +310,47 @@ def audit(
         report = audit_targets(source, settings)
         _show_audit(report)
         return report.document()
+
+
+@inert_flow("tokenizers", _tokenizers_name)
+def tokenizers(
+    names: list[str],
+    corpus: str | list[str],
+    text: str = "text",
+    examples: Count = 1000,
+    by: str | None = None,
+    model: str | None = None,
+    folder: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Compare tokenizers on the same texts: lengths, vocabularies by bytes, aligned chunks, what a transfer costs.
+
+    Args:
+        names: Local folders, names on the Hub or demo:NAME; the others are compared with the first.
+        corpus: URL of Parquet, Arrow, JSON, CSV or text files, or NAME=URL of several.
+        text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
+        examples: The number of texts to take from each corpus.
+        by: Also count by the values of this column of the corpus, by `script` or by `file`.
+        model: A model, to show what moving it to each tokenizer would change; its own is the first.
+        folder: A new folder to write the tables to as Parquet files.
+        trust_remote_code: Whether to run code in the model's folder.
+    """
+    with inert_run():
+        from alm_pipeline.comparison.corpora import named_corpora
+        from alm_pipeline.tokenizer_report.files import write_tables
+        from alm_pipeline.tokenizer_report.report import report_tokenizers
+
+        log_stages_at_info()
+        corpora = named_corpora([corpus] if isinstance(corpus, str) else corpus, text, examples)
+        report = report_tokenizers(names, corpora, by, model=model, trust_remote_code=trust_remote_code)
+        if folder:
+            write_tables(report, Path(folder))
+        tables = report.document()
+        for name in ("lengths", "overlap", "chunks", "transfer", "left_out"):
+            if rows := [{key: _cell(value) for key, value in row.items()} for row in tables[name]]:
+                key = f"alm-tokenizers-{name.replace('_', '-')}"
+                create_table_artifact(rows, key=key, description=markdown(f"{', '.join(names)}: {name}"))
+        return tables
 
 
 def _show_audit(report: "AuditReport") -> None:

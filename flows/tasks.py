@@ -165,5 +165,5 @@ def report_finished(config: "AlmConfig", summary: "RunSummary") -> dict[str, Any
 
 def _show_summary(config: "AlmConfig", summary: "RunSummary", rows: Sequence[tuple[str, str]]) -> None:
     create_summary_artifacts(config, summary, rows)
-    for what, value in [*rows, *summary.places.items()]:
+    for what, value in [*rows, *summary.shown_places.items()]:
         get_run_logger().info("%s: %s", what, value)

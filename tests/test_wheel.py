@@ -42,6 +42,8 @@ def test_the_wheel_holds_what_an_installation_needs(installed: Installed) -> Non
     assert {"alm_pipeline/py.typed", "flows/py.typed", "storage/py.typed"} <= set(names)
     templates = {f"alm_pipeline/tokenization/templates/{name}.jinja" for name in known_templates()}
     assert {"alm_pipeline/tokenization/templates/chatml.jinja"} <= templates <= set(names)
+    assets = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("alm_pipeline/**/assets/**/*") if file.is_file()}
+    assert {"alm_pipeline/student_report/assets/page.html.jinja"} <= assets <= set(names)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

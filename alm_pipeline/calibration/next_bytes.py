@@ -21,7 +21,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from alm_pipeline.calibration.report.measures import ScoredChoices
-from alm_pipeline.comparison.texts import texts_at
+from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source

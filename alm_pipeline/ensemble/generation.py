@@ -87,10 +87,30 @@ def generate_text(
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
+    _generate(model, tokenizer, name, inputs, write, max_new_tokens=max_tokens, **sampling)
+
+
+def greedy_continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, prompt: str, max_tokens: int
+) -> str:
+    """Return how a loaded model continues a text, greedily. `name` is used in errors."""
+    parts: list[str] = []
+    inputs = _inputs(model, tokenizer, name, prompt, special=True)
+    _generate(model, tokenizer, name, inputs, parts.append, max_new_tokens=max_tokens, do_sample=False)
+    return "".join(parts)
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    inputs: dict[str, Tensor],
+    write: Callable[[str], Any],
+    **settings: Any,
+) -> None:
     model.generate(  # type: ignore[operator]
         **inputs,
-        **sampling,
-        max_new_tokens=max_tokens,
+        **settings,
         streamer=TextStream(tokenizer, write),
         logits_processor=[FiniteLogits(name, str(model.dtype).removeprefix("torch."))],
     )

@@ -38,24 +38,32 @@ def bits_per_byte(
     size = int(byte_lengths[counted].sum(dtype=np.int64))
     if not size:
         raise UserError(NO_PREDICTION)
-    if not math.isfinite(nats):
-        raise UserError(f"the texts have a token whose log-probability is {logprobs[counted].min()}: {_IMPOSSIBLE}")
+    _check_finite(logprobs[counted])
     return nats / math.log(2) / size
 
 
-def document_sums(
+def _check_finite(logprobs: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(logprobs).all():
+        raise UserError(f"the texts have a token whose log-probability is {logprobs.min()}: {_IMPOSSIBLE}")
+
+
+def bits_and_bytes(
     logprobs: npt.NDArray[np.float32],
     byte_lengths: npt.NDArray[np.int32],
     kinds: npt.NDArray[np.uint8],
-    documents: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    count: int = 0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the bits [D] and bytes [D] that `bits_per_byte` divides, by document; `documents` [tokens] numbers them.
+    """Return the bits and the bytes of each of `count` groups of tokens (0: up to the last): their sums' ratio is the
+    bits per byte.
 
-    A document without a counted token has 0 of both.
+    `groups` [tokens] is the number of each token's text or document; the rest is as in `bits_per_byte`. Raises
+    UserError if a log-probability is not finite.
     """
-    counted, count = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT), int(documents.max(initial=-1)) + 1
-    bits = np.bincount(documents[counted], -logprobs[counted].astype(np.float64) / math.log(2), count)
-    sizes = np.bincount(documents[counted], byte_lengths[counted].astype(np.float64), count)
+    counted = ~np.isnan(logprobs) & (kinds == TokenKind.CONTENT)
+    _check_finite(logprobs[counted])
+    bits = np.bincount(groups[counted], -logprobs[counted].astype(np.float64) / math.log(2), count)
+    sizes = np.bincount(groups[counted], byte_lengths[counted].astype(np.float64), count)
     return bits.astype(np.float64), sizes.astype(np.float64)
 
 
@@ -70,7 +78,7 @@ def standard_error(
     `documents` [tokens] is the number of each token's document: pieces of one document resemble each other, so they
     count as one observation.
     """
-    return ratio_error(*document_sums(logprobs, byte_lengths, kinds, documents))
+    return ratio_error(*bits_and_bytes(logprobs, byte_lengths, kinds, documents))
 
 
 def ratio_error(sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float | None:

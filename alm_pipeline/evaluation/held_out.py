@@ -14,8 +14,8 @@ from alm_pipeline.conversations.sections import REASONING, TOOL_CALLS
 from alm_pipeline.evaluation.bits_per_byte import (
     NO_PREDICTION,
     TextTokens,
+    bits_and_bytes,
     bits_per_byte,
-    document_sums,
     standard_error,
 )
 from alm_pipeline.evaluation.words import Distance, Words
@@ -133,7 +133,7 @@ class HeldOut:
     def student_sums(self, student: Scorer, title: str) -> DocumentSums:
         """Score all examples, and return what the student's measures are ratios of, by document."""
         scores = self.student.score(student, title)
-        sums = DocumentSums(*document_sums(*self._of_student(scores)))
+        sums = DocumentSums(*bits_and_bytes(*self._of_student(scores), len(self.document_names)))
         words = self.words.sums(scores, self.documents)
         return sums._replace(kl=words.kl, words=words.words) if words else sums
 
@@ -257,7 +257,7 @@ def _measure_teacher(tables: Tables, documents: npt.NDArray[np.int64]) -> tuple[
     rows = list_rows(tables["scores"]["logprobs"])
     tokens = np.repeat(documents, list(map(len, rows)))
     predictions = _Predictions(np.concatenate(rows), *_bytes_and_kinds(tables["teacher_tokens"]), tokens)
-    return _measure(predictions), DocumentSums(*document_sums(*predictions))
+    return _measure(predictions), DocumentSums(*bits_and_bytes(*predictions, int(documents.max()) + 1))
 
 
 def _measure(predictions: _Predictions) -> Measured:

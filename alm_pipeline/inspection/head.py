@@ -13,7 +13,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import reasons_without_chunks
-from alm_pipeline.calibration.report.rows import choice_rows, question_rows
+from alm_pipeline.calibration.report.rows import ROW_READERS
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
@@ -70,14 +70,14 @@ class Head:
             "rows_in_shard": self.rows_in_shard,
             "columns": columns(self.dataset.kind),
             "dropped": [
-                {"reason": reason, "meaning": _meaning(reason), "count": count}
+                {"reason": reason, "meaning": meaning_of(reason), "count": count}
                 for reason, count in self.dropped.items()
             ],
             "rows": self.rows,
         }
 
 
-def _meaning(reason: str) -> str | None:
+def meaning_of(reason: str) -> str | None:
     """Return what a reason means; of alignments, which name a side in front of it, what each side's means."""
     parts = [part.partition(": ")[2] or part for part in reason.split(", ")]
     return "; ".join(dict.fromkeys(REASONS[part] for part in parts if part in REASONS)) or None
@@ -227,7 +227,5 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
-    Kind.QUESTIONS: question_rows,
-    Kind.CHOICE_SCORES: choice_rows,
-}
+} | ROW_READERS
 """For each kind, the function that yields these rows of a shard."""

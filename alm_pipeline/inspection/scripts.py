@@ -19,7 +19,8 @@ _SCRIPTS = {
     "Kana": ("Hiragana", "Katakana"),
     "Hangul": ("Hangul",),
 }
-CLASSES = (*_SCRIPTS, "emoji", "digits", "punctuation and symbols", "whitespace", "other")
+LETTERS = tuple(_SCRIPTS)
+CLASSES = (*LETTERS, "emoji", "digits", "punctuation and symbols", "whitespace", "other")
 
 _EMOJI_SELECTOR = 0xFE0F
 _INHERITED = len(CLASSES)

@@ -69,7 +69,7 @@ def visibility(url: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=texts | dict.fromkeys(names[2:], pl.Int64), orient="row")
 
 
-def coverage(url: str) -> pl.DataFrame:
+def coverage(url: str, most_bytes: float = np.inf) -> pl.DataFrame:
     """Return how much of the text is in content chunks, which the objective compares, and statistics of these chunks.
 
     The first row is for `all` the text. Then there is one row per script (`by` = "script"), which counts the bytes of
@@ -78,9 +78,10 @@ def coverage(url: str) -> pl.DataFrame:
     Columns: `by`, `name`, `bytes` (of all examples, including the dropped ones), `aligned_bytes` (in content chunks),
     `share`, `chunks` (content chunks, each counted for the script of most of its bytes; in a tie, for the first in
     `CLASSES`), their `mean_bytes`, `median_bytes`, `{side}_tokens_per_chunk` and `bytes_per_{side}_token`.
-    A ratio is null if its denominator is zero. Raises UserError if the URL holds no alignments.
+    A ratio is null if its denominator is zero. Only the first examples are read, until they have `most_bytes`. Raises
+    UserError if the URL holds no alignments.
     """
-    return _collect(url, _CoverageCollector())[0]
+    return _collect(url, _CoverageCollector(), most_bytes=most_bytes)[0]
 
 
 def chunk_lengths(url: str) -> pl.DataFrame:
@@ -125,14 +126,19 @@ class _Collector(Protocol):
     def frame(self) -> pl.DataFrame: ...
 
 
-def _collect(url: str, *collectors: _Collector) -> list[pl.DataFrame]:
+def _collect(url: str, *collectors: _Collector, most_bytes: float = np.inf) -> list[pl.DataFrame]:
     datasets = related(url)
     for shard in range(len(datasets["alignments"].complete_manifest().shards)):
         tables = read_aligned(datasets, shard, _COLUMNS)
+        rows = np.searchsorted(Texts.of(tables["examples"]).offsets, most_bytes, side="right") - 1
+        tables = {name: table.slice(0, max(1, int(rows))) for name, table in tables.items()}
         texts = Texts.of(tables["examples"])
         view = _ShardView(shard, texts, Chunks.of(tables["alignments"], texts), tables)
         for collector in collectors:
             collector.add(view)
+        most_bytes -= texts.offsets[-1]
+        if most_bytes <= 0:
+            break
     return [collector.frame() for collector in collectors]
 
 

@@ -13,6 +13,7 @@ from flows.cli.inspection import inspection
 from flows.cli.listing import listing
 from flows.cli.models.calibrating import calibrating
 from flows.cli.models.making import making
+from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
 from flows.cli.planning import (
     Measure,
@@ -58,9 +59,11 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
-- `alm curves URL` draws a student's training, and `alm push URL USER/NAME` publishes the student.
+- `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
+  publishes it.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
+- `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
@@ -71,6 +74,7 @@ app.add_typer(inspection)
 app.add_typer(audit_commands)
 app.add_typer(store)
 app.add_typer(models)
+app.add_typer(tokenizer_commands)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)

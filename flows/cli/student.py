@@ -1,14 +1,44 @@
-"""The commands for finished students: curves, push."""
+"""The commands for finished students: report, curves, push."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.terminal.console import out, user_errors, write_picture
+from flows.terminal.console import err, out, user_errors, write_picture
 from storage.errors import UserError
 
 student_commands = typer.Typer()
+
+
+@student_commands.command()
+def report(
+    urls: Annotated[
+        list[str],
+        typer.Argument(metavar="URL", help="The folders of one or more finished students.", default_factory=list),
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .html file to write.")],
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Load the teacher as well, and let it continue the samples.")
+    ] = False,
+) -> None:
+    """Write one HTML page about students: results, curves, samples, what was left out and why, settings, lineage.
+
+    Several students are shown side by side. The page is a single file that fetches nothing. A run writes the same page
+    about its student into the student's folder: runs/report.html.
+    """
+    from alm_pipeline.runtime.progress import progress_bars
+
+    with user_errors(), progress_bars(err):
+        if file.suffix != ".html":
+            raise UserError(f"{file}: not an .html file: name it last, `alm report URL... FILE.html`")
+        if not urls:
+            raise UserError(f"{file}: no student is named: `alm report URL... {file}`")
+        from alm_pipeline.student_report.page import report_page
+        from alm_pipeline.student_report.teacher import loaded_teachers
+
+        write_picture(file, report_page(urls, teacher=loaded_teachers() if teacher else None).encode(), "FILE")
+        out.print_line(f"{file}: {len(urls)} {'student' if len(urls) == 1 else 'students'}")
 
 
 @student_commands.command()

@@ -57,12 +57,22 @@ def show_quoted(values: Sequence[Any]) -> str:
     return " ".join(map(repr, values))
 
 
+def show_corpus(name: str | None) -> str:
+    """Show the corpus of a cell: all of them for None."""
+    return "all" if name is None else name
+
+
 class Shown(NamedTuple):
     """How a table shows one of its rows' values: the value's key, the column's title, and its text."""
 
     key: str
     title: str
     text: Callable[[Any], str] = show_text
+
+
+def used_columns(columns: Sequence[Shown], rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
+    """Return the columns that have a value in some row."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 class InertConsole(Console):
@@ -169,12 +179,12 @@ def write_generated(text: str) -> None:
     out.write(generated(text))
 
 
-def write_picture(file: Path, content: bytes) -> None:
-    """Write the file of the option `--picture`. Raises UserError if that fails."""
+def write_picture(file: Path, content: bytes, option: str = "--picture") -> None:
+    """Write the file that an option or argument names. Raises UserError if that fails."""
     try:
         file.write_bytes(content)
     except (OSError, ValueError) as error:  # a null character in its name
-        raise UserError(f"--picture {file}: can't be written ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(f"{option} {file}: can't be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 @contextlib.contextmanager

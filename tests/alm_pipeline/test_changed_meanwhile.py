@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alm_pipeline.comparison.texts import compare_models, texts_at
+from alm_pipeline.comparison.corpora import texts_at
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.new_tokenizer import stage as tokenizer_stage
@@ -268,7 +269,7 @@ def test_a_model_that_changes_is_not_measured(
     change: Change, models: Models, corpus_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _then(monkeypatch, Scorer, "score", lambda: change(models.student))
-    _fails(lambda: compare_models([str(models.student)], texts_at(corpus_url, "text", 4)), "models/")
+    _fails(lambda: compare_models([str(models.student)], [texts_at(corpus_url, "text", 4)]), "models/")
 
 
 def test_generation_settings_and_saved_settings_only_rename_the_student(models: Models, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alm_pipeline.comparison.texts import compare_models, texts_at
+from alm_pipeline.comparison.corpora import texts_at
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, FilesSource
 from alm_pipeline.inspection.summary import summarize_alignments
 from alm_pipeline.inspection.tables import tables
@@ -50,4 +51,4 @@ def test_a_comparison_of_nothing_is_a_sentence(llama_folder: str, tmp_path: Path
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with pytest.raises(UserError, match=r"no bits per byte|no text to compare"):
-        compare_models([llama_folder], texts_at(str(file), "text", 10))
+        compare_models([llama_folder], [texts_at(str(file), "text", 10)])

@@ -14,7 +14,8 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from alm_pipeline.comparison.texts import compare_models, texts_at
+from alm_pipeline.comparison.corpora import texts_at
+from alm_pipeline.comparison.texts import compare_models
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig
 from alm_pipeline.ensemble.generation import generate_text
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of
@@ -168,8 +169,8 @@ def test_an_ensemble_shares_the_tokens_with_rows(vocabulary: Any, folder: str) -
 
 @pytest.mark.bad_input
 def test_models_are_compared_on_texts_that_all_can_read(folder: str, corpus_url: str) -> None:
-    comparison = compare_models([folder], texts_at(corpus_url, "text", 8))
-    assert comparison.texts == 8
+    comparison = compare_models([folder], [texts_at(corpus_url, "text", 8)])
+    assert comparison.total.texts == 8
     assert "token_without_embedding" not in comparison.left_out
 
 

@@ -17,7 +17,7 @@ from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
-from flows.model_flows import audit, ensemble, evaluate, transfer
+from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 def texts(tmp_path: Path) -> str:
     file = tmp_path / "texts.jsonl"
     rows = [{"question": f"How many are {k} and 2?", "answer": f"That makes {k + 2}."} for k in range(6)]
+    rows = [{**row, "topic": "odd" if k % 2 else "even"} for k, row in enumerate(rows)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
 
@@ -37,7 +38,7 @@ TEMPLATE = "{question} {answer}"
 def bits_of(models: list[str], texts: str) -> tuple[float, ...]:
     source = FilesSource(urls=(texts,))
     corpus = CorpusConfig(name="texts", source=source, text=TEMPLATE)
-    return compare_models(models, corpus, ScoreConfig(dtype="float32")).bits_per_byte
+    return compare_models(models, [corpus], ScoreConfig(dtype="float32")).bits_per_byte
 
 
 def test_models_are_measured_on_texts_and_tasks(
@@ -65,6 +66,20 @@ def test_models_are_measured_on_texts_and_tasks(
     rows = json.loads(shown("alm-evaluation")[0].data)
     assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
     assert rows[0]["bits per byte"] == f"{measured[0]:.4f}"
+
+    grouped = evaluate([llama_folder], [f"one={texts}", f"two={texts}"], TEMPLATE, by="topic")
+    assert list(grouped[llama_folder]) == [
+        "bits per byte",
+        "bits per byte, one",
+        "bits per byte, two",
+        "bits per byte, one, even",
+        "bits per byte, one, odd",
+        "bits per byte, two, even",
+        "bits per byte, two, odd",
+    ]
+    cells = json.loads(shown("alm-bits-per-byte")[0].data)
+    assert [cell["texts"] for cell in cells] == ["12", "6", "6", "3", "3", "3", "3"]
+    assert float(cells[0]["low"]) < float(cells[0]["bits_per_byte"]) < float(cells[0]["high"])
 
 
 def test_nothing_to_measure_and_nothing_to_combine_are_refused(llama_folder: str, tmp_path: Path) -> None:
@@ -112,6 +127,54 @@ def test_models_are_compared_from_the_command_line(llama_folder: str, gemma_fold
     assert "6 texts" in result.stdout
     for bits in bits_of([llama_folder, gemma_folder], texts):
         assert f"{bits:.4f}" in result.stdout
+
+
+def test_models_are_compared_by_group_from_the_command_line(llama_folder: str, gemma_folder: str, texts: str) -> None:
+    command = ["compare", llama_folder, gemma_folder, "--corpus", f"one={texts}", "--corpus", f"two={texts}"]
+    command += ["--text", TEMPLATE, "--by", "topic"]
+    document = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [(row["corpus"], row["group"], row["texts"]) for row in document["cells"][::2]] == [
+        ("one", None, 6),
+        ("two", None, 6),
+        ("one", "even", 3),
+        ("one", "odd", 3),
+        ("two", "even", 3),
+        ("two", "odd", 3),
+    ]
+    second = document["cells"][1]
+    assert second["difference"] == pytest.approx(second["bits_per_byte"] - document["cells"][0]["bits_per_byte"])
+    printed = CliRunner().invoke(app, command).stdout
+    for row in [*document["models"], *document["cells"]]:
+        assert f"{row['bits_per_byte']:.4f}" in printed
+
+
+def test_tokenizers_are_compared(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
+    settings: dict[str, Any] = {"text": TEMPLATE, "by": "topic", "model": llama_folder}
+    tables = tokenizers([gemma_folder], f"sums={texts}", folder=str(tmp_path / "tables"), **settings)
+    assert [(row["group"], row["tokenizer"]) for row in tables["lengths"]] == [
+        (group, name) for group in (None, "even", "odd") for name in (llama_folder, gemma_folder)
+    ]
+    assert (tmp_path / "tables" / "uses.parquet").is_file()
+    artifacts = {artifact.key: json.loads(artifact.data) for artifact in shown("alm-tokenizers")}
+    assert set(artifacts) == {f"alm-tokenizers-{name}" for name in ("lengths", "overlap", "chunks", "transfer")}
+    assert artifacts["alm-tokenizers-lengths"][0]["text_tokens"] == str(tables["lengths"][0]["text_tokens"])
+    assert int(artifacts["alm-tokenizers-transfer"][1]["rows"]) == len(load(gemma_folder)[1])
+
+
+def test_tokenizers_are_compared_from_the_command_line(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+) -> None:
+    command = ["tokenizers", llama_folder, gemma_folder, "--corpus", texts, "--text", TEMPLATE, "--by", "topic"]
+    files = ["--out", str(tmp_path / "tables"), "--picture", str(tmp_path / "lengths.png")]
+    document = json.loads(CliRunner().invoke(app, [*command, *files, "--json"]).stdout)
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "tables").iterdir())) == len(document) + 1
+    printed = CliRunner().invoke(app, command).stdout
+    for row in document["lengths"]:
+        assert f"{row['bytes_per_token']:.2f}" in printed
+    assert CliRunner().invoke(app, [*command, "--picture", "lengths.svg"]).exit_code == 1
 
 
 def test_the_targets_of_caches_are_audited(

@@ -11,14 +11,25 @@ from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
-from flows.model_flows import audit, ensemble, evaluate, transfer
+from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
 from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
 
-FLOWS: list[Flow[..., Any]] = [alm, evaluate, transfer, ensemble, calibrate, audit, compare, measure, verify]
+FLOWS: list[Flow[..., Any]] = [
+    alm,
+    evaluate,
+    transfer,
+    ensemble,
+    calibrate,
+    audit,
+    tokenizers,
+    compare,
+    measure,
+    verify,
+]
 
 
 @pytest.fixture(scope="module")

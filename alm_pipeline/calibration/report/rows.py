@@ -27,3 +27,7 @@ def choice_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator
         names = ("choice", "logprob", "tokens", "bytes")
         choices = [dict(zip(names, values, strict=True)) for values in columns]
         yield {**question, "weight": scored["weight"], "choices": choices}
+
+
+ROW_READERS = {Kind.QUESTIONS: question_rows, Kind.CHOICE_SCORES: choice_rows}
+"""For each kind, the function that yields these rows of a shard."""

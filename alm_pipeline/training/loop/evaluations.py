@@ -37,6 +37,10 @@ EVALUATIONS = pa.schema(
 `word_kl` is the divergence from the teacher per word, in nats; `alm`, `kl` and `bpm` are the metrics of
 `metrics.parquet`, over held-out chunks (null: there are none, or for `bpm`, the objective does not have it).
 """
+SAMPLES = pa.schema(
+    [("step", pa.int64()), ("sample", pa.int64()), ("prompt", pa.string()), ("continuation", pa.string())]
+)
+"""The columns of `samples.parquet`, one row per continuation of each evaluation; `sample` numbers the prompts."""
 OVER_ALL = ("bits_per_byte", "word_kl")
 """the metrics that are measured on all held-out examples before and after training"""
 _FILE = "evaluations.json"
@@ -166,10 +170,16 @@ class Evaluations:
         return earlier.best_step if self.config.student == "best" else None
 
     def write(self, folder: Path) -> None:
-        """Write `evaluations.parquet`, and `samples.txt` for people to read."""
+        """Write `evaluations.parquet`, `samples.parquet`, and `samples.txt` for people to read."""
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self.rows, EVALUATIONS), folder / "evaluations.parquet")
-        if any(row["samples"] for row in self.rows):
+        samples = [
+            {"step": row["step"], "sample": number, **sample}
+            for row in self.rows
+            for number, sample in enumerate(row["samples"])
+        ]
+        if samples:
+            pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
             (folder / "samples.txt").write_text("\n".join(map(_sample_text, self.rows)), encoding="utf-8")
 
 

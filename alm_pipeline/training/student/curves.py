@@ -141,7 +141,7 @@ def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError("curves need matplotlib: pip install 'alm-pipeline[pictures]'") from error
-    panels = [panel for panel in _PANELS if any(panel.has(run) for run in runs)]
+    panels = [panel for panel in PANELS if any(panel.has(run) for run in runs)]
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across)
     legend = 0.0 if len(runs) == 1 else 0.3 + 0.22 * len(runs)
@@ -184,7 +184,9 @@ def _color(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
+    """A quantity by step: where it is, and how it is drawn."""
+
     title: str
     unit: str
     part: str
@@ -213,7 +215,7 @@ class _Panel:
         return len(self.values(run)[0]) > 0 or (self.has_results and bool(run.bits_per_byte))
 
 
-def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[TrainingCurves]) -> None:
+def _draw_panel(axes: "Axes", panel: Panel, runs: Sequence[TrainingCurves]) -> None:
     curves = [panel.values(run) for run in runs]
     for number, (steps, values) in enumerate(curves):
         _draw_steps(axes, steps, values, _color(number), panel, 0.25 if len(runs) == 1 else 0.12)
@@ -229,7 +231,7 @@ def _draw_panel(axes: "Axes", panel: _Panel, runs: Sequence[TrainingCurves]) -> 
     _style_axes(axes, max(run.last_step for run in runs), panel.large)
 
 
-def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: _Panel, pale: float) -> None:
+def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: Panel, pale: float) -> None:
     noisy = not panel.exact and len(steps) >= _SMOOTHED_FROM
     if noisy:
         axes.plot(steps, values, color=color, alpha=pale, linewidth=0.8)
@@ -237,7 +239,7 @@ def _draw_steps(axes: "Axes", steps: Column, values: Column, color: str, panel: 
     axes.plot(steps, smooth(values) if noisy else values, color=color, linewidth=1.8, marker=marker, markersize=4)
 
 
-def _scale(axes: "Axes", values: Column, panel: _Panel) -> None:
+def _scale(axes: "Axes", values: Column, panel: Panel) -> None:
     """Set limits that single spikes do not stretch, and that a curve which hardly changes does not fill."""
     if not len(values):
         return
@@ -284,7 +286,7 @@ def _style_axes(axes: "Axes", last_step: float, large: bool) -> None:
     axes.tick_params(colors=_INK, labelsize=9)
 
 
-def _draw_bits(axes: "Axes", runs: Sequence[TrainingCurves], panel: _Panel) -> None:
+def _draw_bits(axes: "Axes", runs: Sequence[TrainingCurves], panel: Panel) -> None:
     """Draw the teacher and the student before training as lines, and the student after training as a point."""
     values = [value for run in runs for value in (*run.bits_per_byte.values(), *panel.values(run)[1])]
     if values:
@@ -317,12 +319,12 @@ def _annotate(axes: "Axes", step: float, value: float, text: str, side: str) -> 
     )
 
 
-_PANELS = (
-    _Panel("Loss", "weighted sum of its terms", "metrics", "loss", log=True),
-    _Panel("Divergence from the teacher", "KL per chunk, nats", "metrics", "kl", log=True),
-    _Panel("Held-out text", "bits per byte", "evaluations", "bits_per_byte", exact=True),
-    _Panel("Distance to the teacher, held out", "KL per word, nats", "evaluations", "word_kl", exact=True),
-    _Panel("Learning rate", "learning rate", "metrics", "learning_rate", exact=True, from_zero=True),
-    _Panel("Gradient", "norm before clipping", "metrics", "grad_norm", log=True),
-    _Panel("Speed", "student tokens per second", "speed", "tokens_per_second", from_zero=True, large=True),
+PANELS = (
+    Panel("Loss", "weighted sum of its terms", "metrics", "loss", log=True),
+    Panel("Divergence from the teacher", "KL per chunk, nats", "metrics", "kl", log=True),
+    Panel("Held-out text", "bits per byte", "evaluations", "bits_per_byte", exact=True),
+    Panel("Distance to the teacher, held out", "KL per word, nats", "evaluations", "word_kl", exact=True),
+    Panel("Learning rate", "learning rate", "metrics", "learning_rate", exact=True, from_zero=True),
+    Panel("Gradient", "norm before clipping", "metrics", "grad_norm", log=True),
+    Panel("Speed", "student tokens per second", "speed", "tokens_per_second", from_zero=True, large=True),
 )

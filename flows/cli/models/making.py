@@ -91,7 +91,7 @@ def transfer(
             out.print_line(f"{folder}: new embeddings: {embeddings}")
             if found:
                 out.print_line(f"{folder}: {found}")
-        compared = comparison([model, str(folder)], corpus, text, examples) if corpus else None
+        compared = comparison([model, str(folder)], [corpus], text, examples) if corpus else None
         if as_json:
             record = found.record() if found else None
             out.write_json(

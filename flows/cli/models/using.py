@@ -6,7 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS
-from flows.terminal.console import JsonOption, Shown, err, out, user_errors, write_generated
+from flows.terminal.console import (
+    JsonOption,
+    Shown,
+    err,
+    out,
+    show_corpus,
+    show_count,
+    show_text,
+    used_columns,
+    user_errors,
+    write_generated,
+)
 from flows.terminal.options import (
     Device,
     Examples,
@@ -93,55 +104,103 @@ def compare(
             "files or folders.",
         ),
     ],
-    corpus: Annotated[str, typer.Option(help="URL of Parquet, Arrow, JSON, CSV or text files.")],
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]URL",
+            help="URL of Parquet, Arrow, JSON, CSV or text files, with a name for tables. Can be repeated.",
+        ),
+    ],
     text: Text = "text",
     examples: Examples = 200,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Also by the values of this column of the corpus, or by `script`."),
+    ] = None,
     dtype: Precision = "float32",
     trust_remote_code: TrustRemoteCode = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers."""
+    """Print the bits per byte of models and ensembles on the same texts, whatever their tokenizers.
+
+    With several corpora or --by, also for each corpus and group. Intervals are where 95 % of resamples of the documents
+    are; the difference to the first model is taken on the same resamples.
+    """
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
-        compared = comparison(models, corpus, text, examples, dtype, trust_remote_code=trust_remote_code)
+        compared = comparison(models, corpus, text, examples, dtype, by=by, trust_remote_code=trust_remote_code)
     if as_json:
         out.write_json(compared)
     else:
         print_comparison(compared)
 
 
-COMPARED = (Shown("model", "model"), Shown("bits_per_byte", "bits per byte", "{:.4f}".format))
+def _bits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _end(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _difference(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
+
+
+COMPARED = (
+    Shown("corpus", "corpus", show_corpus),
+    Shown("group", "group", show_text),
+    Shown("texts", "texts", show_count),
+    Shown("text_bytes", "bytes", show_count),
+    Shown("model", "model"),
+    Shown("bits_per_byte", "bits per byte", _bits),
+    Shown("low", "95 % from", _end),
+    Shown("high", "to", _end),
+    Shown("difference", "difference to the first", _difference),
+    Shown("difference_low", "95 % from", _difference),
+    Shown("difference_high", "to", _difference),
+)
 
 
 def comparison(
     models: list[str],
-    corpus: str,
+    corpora: list[str],
     text: str,
     examples: int,
     dtype: str = "float32",
     *,
+    by: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Return the models' bits per byte, and the number of texts left out, by reason."""
-    from alm_pipeline.comparison.texts import compare_models, texts_at
+    """Return the models' bits per byte, of all texts and by corpus and group, and what was left out, by reason."""
+    from alm_pipeline.comparison.corpora import named_corpora
+    from alm_pipeline.comparison.texts import compare_models
     from alm_pipeline.config import ScoreConfig
 
-    score, texts = ScoreConfig.model_validate({"dtype": dtype}), texts_at(corpus, text, examples)
-    result = compare_models(models, texts, score, trust_remote_code=trust_remote_code)
+    score = ScoreConfig.model_validate({"dtype": dtype})
+    texts = named_corpora(corpora, text, examples)
+    result = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)
+    rows = result.rows(models)
     return {
-        "texts": result.texts,
-        "text_bytes": result.text_bytes,
+        "texts": result.total.texts,
+        "text_bytes": result.total.text_bytes,
         "left_out": dict(result.left_out),
-        "models": [
-            {"model": name, "bits_per_byte": bits} for name, bits in zip(models, result.bits_per_byte, strict=True)
-        ],
+        "models": [{name: value for name, value in row.items() if name not in _CELL} for row in rows[: len(models)]],
+        "cells": rows[len(models) :],
     }
+
+
+_CELL = ("corpus", "group", "texts", "text_bytes")
 
 
 def print_comparison(compared: dict[str, Any]) -> None:
     """Print a comparison as a table."""
-    out.print_rows(COMPARED, compared["models"], f"{compared['texts']:,} texts, {compared['text_bytes']:,} bytes")
+    total = {"texts": compared["texts"], "text_bytes": compared["text_bytes"]}
+    rows = [*({**total, **row} for row in compared["models"]), *compared["cells"]] if compared["cells"] else []
+    shown = rows or compared["models"]
+    title = f"{compared['texts']:,} texts, {compared['text_bytes']:,} bytes"
+    out.print_rows(used_columns(COMPARED, shown), shown, title)
     for reason, count in compared["left_out"].items():
         out.print_line(f"left out, {reason}: {count:,}")
 

@@ -93,9 +93,9 @@ def test_a_folder_with_files_is_left_alone_and_an_error_leaves_nothing(
 
 def test_models_are_compared_on_the_same_bytes(llama_folder: str, gemma_folder: str, corpus_url: str) -> None:
     corpus = CorpusConfig(name="texts", source=FilesSource(urls=(corpus_url,)), max_bytes=100, max_examples=12)
-    found = compare_models([gemma_folder, llama_folder, gemma_folder], corpus)
+    found = compare_models([gemma_folder, llama_folder, gemma_folder], [corpus])
     assert found.bits_per_byte[0] == found.bits_per_byte[2] != found.bits_per_byte[1]
-    assert found.texts + sum(found.left_out.values()) == 12
+    assert found.total.texts + sum(found.left_out.values()) == 12
     assert found.bits_per_byte[0] == pytest.approx(slow_bits(gemma_folder, corpus), rel=1e-3)
 
 

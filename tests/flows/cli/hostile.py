@@ -87,10 +87,17 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "inspect html": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.html")],
         "inspect png": ["inspect", pipeline.alignments.url, "--picture", str(folder / f"{NAME}.png")],
         "inspect missing": ["inspect", pipeline.alignments.url, "--example", NAME],
+        "report": ["report", student, student, str(folder / f"{NAME}.html")],
+        "report refused": ["report", pipeline.examples.url, str(folder / f"{NAME}.html")],
         "curves": ["curves", student, student, "--picture", str(folder / f"{NAME}.png")],
         "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
         "contamination": [
             *("contamination", str(folder / "mine.yaml"), "--questions", corpus, "--text", "{text}", "--words", "3"),
+        ],
+        "compare by": ["compare", student, "--corpus", corpus, "--examples", "9", "--by", "id"],
+        "tokenizers": [
+            *("tokenizers", student, "--corpus", corpus, "--by", "id", "--model", pipeline.config.teacher),
+            *("--picture", str(folder / f"{NAME}-tokenizers.png"), "--examples", "9"),
         ],
         "generate": ["generate", student, "The \x1b[31m", "--max-tokens", "4"],
         "check": ["check", str(folder / "mine.yaml"), "--storage", root, "--teacher", f"{folder}/{NAME}"],

@@ -93,6 +93,10 @@ def _lines(pipeline: Pipeline) -> dict[str, list[str]]:
             *("transfer", "--corpus", pipeline.config.corpus.source.urls[0], "--words", "3", "--text", "{text}"),  # type: ignore[union-attr]
             *("--questions", pipeline.config.corpus.source.urls[0]),  # type: ignore[union-attr]
         ],
+        "tokenizers": [
+            *(pipeline.config.teacher, pipeline.config.student.model),
+            *("--corpus", pipeline.config.corpus.source.urls[0], "--model", pipeline.config.student.model),  # type: ignore[union-attr]
+        ],
         "run": ["transfer"],
         **{f"head {kind}": [url] for kind, url in datasets.items()},
         "head student": [pipeline.student.url],

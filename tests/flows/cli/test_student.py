@@ -1,5 +1,6 @@
 """The commands for finished students."""
 
+import html
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from alm_pipeline.config import AlmConfig
+from alm_pipeline.ensemble.generation import generate_text
+from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
+from storage.printed.inert import visible
 
 
 def student(folder: Path, steps: int) -> str:
@@ -28,9 +33,28 @@ def test_curves_of_one_and_of_several_students(tmp_path: Path) -> None:
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 
 
+def test_a_report_of_students_with_their_teachers_samples(config: AlmConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, str(tmp_path / "store"))
+    pipeline.run()
+    url, file = pipeline.student.url, tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["report", url, str(file), "--teacher"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{file}: 1 student\n"
+    prompt = pl.read_parquet(f"{url}/samples.parquet")["prompt"][0]
+    parts: list[str] = []
+    generate_text(config.teacher, prompt, parts.append, max_tokens=config.evaluation.sample_tokens)
+    text = html.escape(visible("".join(parts)))
+    shown = file.read_text(encoding="utf-8").replace("&#39;", "&#x27;").replace("&#34;", "&quot;")
+    assert f'<bdi>teacher</bdi></h4>\n<pre dir="auto">{text}</pre>' in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["report", "nothing/here-0", "report.html"], "is not the folder of a finished student"),
+        (["report", "nothing/here-0", "report.pdf"], "name it last"),
+        (["report", "nothing/here-0"], "name it last"),
+        (["report", "report.html"], "no student is named"),
         (["curves", "nothing-here"], "has no metrics.parquet"),
         (["curves", "nothing-here", "--picture", "curves.svg"], "write FILE.png"),
         (["push", "nothing/here-0", "me/student"], "is not the folder of a finished student"),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from alm_pipeline.comparison.texts import texts_at
+from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.config import AlmConfig, Chunking, Method, Term, parse_config
 from alm_pipeline.config.fields.settings import Setting, annotation_at, settings_of
 from alm_pipeline.config.fields.spelling import nearest, unknown_setting

@@ -263,4 +263,4 @@ def test_what_cannot_be_read_is_left_to_the_stage_that_reads_all(tmp_path: Path)
 @pytest.mark.parametrize("layout", ["messages", "sharegpt", "alpaca"])
 def test_models_are_compared_on_texts_only(tmp_path: Path, layout: str) -> None:
     with pytest.raises(UserError, match=f"corpus.layout {layout}: models are compared on texts"):
-        compare_models([], corpus(write(tmp_path, GOOD[layout])))
+        compare_models([], [corpus(write(tmp_path, GOOD[layout]))])

@@ -100,7 +100,7 @@ USES: dict[str, Callable[[AlmConfig, str, Path], object]] = {
     ),
     "an ensemble": _ensemble,
     "generation": lambda config, bad, tmp_path: generate_text(bad, "The", print, max_tokens=2),
-    "comparison": lambda config, bad, tmp_path: compare_models([bad], _corpus(config, tmp_path)),
+    "comparison": lambda config, bad, tmp_path: compare_models([bad], [_corpus(config, tmp_path)]),
 }
 
 

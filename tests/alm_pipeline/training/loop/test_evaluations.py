@@ -4,11 +4,13 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training import stage
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.packing import plan_batches
-from alm_pipeline.training.loop.evaluations import EVALUATIONS, Evaluation, Evaluations
+from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES, Evaluation, Evaluations
 from alm_pipeline.training.loop.health import diagnose_step
 from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
@@ -103,6 +105,12 @@ def test_the_rows_match_the_saved_student(pipeline: Run) -> None:
     text = (run.student.path / "samples.txt").read_text()
     assert text.count("════ step") == 3
     assert all(f"{sample.prompt}▶{sample.continuation}" in text for sample in again.samples)
+    stored = pq.read_table(run.student.path / "samples.parquet")
+    assert stored.schema == SAMPLES
+    assert list(zip(stored["step"].to_pylist(), stored["sample"].to_pylist(), strict=True)) == [
+        (step, number) for step in (0, 4, 6) for number in range(2)
+    ]
+    assert stored.to_pylist()[-1] == {"step": 6, "sample": 1, **asdict(again.samples[1])}
     loaded, ids = AutoTokenizer.from_pretrained(run.student.path), list(evaluator.prompts(saved)[0])
     end = len(ids) + 6
     while len(ids) < end and ids[-1] != loaded.eos_token_id:

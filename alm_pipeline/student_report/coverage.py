@@ -1,0 +1,34 @@
+"""How much of the text is aligned, by script, from the first examples of the alignments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from alm_pipeline.student_report.stored import ReportedStudent
+from storage.errors import UserError
+
+MOST_BYTES = 2_000_000
+"""of text that are read for a report: a large dataset would take minutes (`alm inspect URL --summary` reads all)"""
+
+
+def coverages(students: Sequence[ReportedStudent]) -> dict[str, Any] | None:
+    """Return a table for each alignments dataset, with the students that were made from it."""
+    groups: dict[str, list[ReportedStudent]] = {}
+    for student in students:
+        if "alignments" in student.datasets:
+            groups.setdefault(student.datasets["alignments"].url, []).append(student)
+    tables = [table for url, group in groups.items() if (table := _table(url, group))]
+    return {"tables": tables} if tables else None
+
+
+def _table(url: str, group: Sequence[ReportedStudent]) -> dict[str, Any] | None:
+    from alm_pipeline.inspection.summary import coverage
+
+    try:
+        rows = [row for row in coverage(url, MOST_BYTES).to_dicts() if row["bytes"]]
+    except UserError as error:  # a dataset that it was made from is no longer stored
+        return {"students": [student.name for student in group], "rows": [], "problem": str(error)}
+    if not rows:
+        return None
+    examples = group[0].dataset("examples")
+    size, read = examples.counts.get("text_bytes", 0) if examples else 0, rows[0]["bytes"]
+    return {"students": [student.name for student in group], "rows": rows, "read": read, "size": size, "problem": None}
