@@ -1,6 +1,6 @@
 """The rows of stored questions and scores, for people to read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -29,5 +29,8 @@ def choice_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator
         yield {**question, "weight": scored["weight"], "choices": choices}
 
 
-ROW_READERS = {Kind.QUESTIONS: question_rows, Kind.CHOICE_SCORES: choice_rows}
+ROW_READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[dict[str, Any]]]] = {
+    Kind.QUESTIONS: question_rows,
+    Kind.CHOICE_SCORES: choice_rows,
+}
 """For each kind, the function that yields these rows of a shard."""
