@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
+from alm_pipeline.naming.scripts import CLASSES, byte_classes, is_code
 from storage.schemas import ChunkEnd
 
 Classes = npt.NDArray[np.uint8]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from alm_pipeline.calibration.report.measures import ScoredChoices
-from alm_pipeline.comparison.corpora import texts_at
+from alm_pipeline.config.overrides import corpus_at
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
@@ -61,7 +61,7 @@ def draw_places(
     `text` is a column or a template of columns. Texts are in a form that none of the tokenizers changes. Raises
     UserError if no text has two characters.
     """
-    corpus = texts_at(url, text, examples)
+    corpus = corpus_at(url, {"layout": "text", "text": text, "max_examples": examples})
     forms = common_forms(tokenizers)
     corpus = resolve_layout(corpus, open_source(corpus.source)).model_copy(
         update={"normalize": forms, "max_bytes": _MOST_BYTES}

@@ -17,7 +17,7 @@ from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import OpenSource, open_source
-from alm_pipeline.inspection.scripts import CLASSES, LETTERS, byte_classes
+from alm_pipeline.naming.scripts import CLASSES, LETTERS, byte_classes
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from alm_pipeline.alignment.counts import bytes_by_role
 from alm_pipeline.alignment.shards import reasons_without_chunks
-from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
 from alm_pipeline.inspection.shards import SIDES, Chunks, Ints, Texts, related
+from alm_pipeline.naming.scripts import CLASSES, byte_classes, is_code
 from storage.dataset import read_aligned
 from storage.schemas import ChunkKind
 

@@ -62,8 +62,8 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
   publishes it.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
-- `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
+- `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )

@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from alm_pipeline.inspection import summary
-from alm_pipeline.inspection.scripts import CLASSES, byte_classes, is_code
 from alm_pipeline.inspection.summary import (
     chunk_lengths,
     coverage,
@@ -18,6 +17,7 @@ from alm_pipeline.inspection.summary import (
     largest_chunks,
     summarize_alignments,
 )
+from alm_pipeline.naming.scripts import CLASSES, byte_classes, is_code
 from storage.schemas import ChunkKind
 from tests.alm_pipeline.inspection.datasets import Chunk, Row, Side, random_row, write
 
