@@ -12,17 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from alm_pipeline.calibration.report.settings import QuestionColumns
 from alm_pipeline.config import FilesSource
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.sources import open_source
-from storage.dataset import Dataset, Manifest, open_dataset, read_aligned
+from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.printed.secrets import masked
-from storage.schemas import SCHEMAS, Kind
-from storage.urls import join_url
+from storage.schemas import Kind
 
 STAGE_VERSION = 1
 QUESTIONS_PER_SHARD = 1000
@@ -163,25 +160,6 @@ def store_questions(dataset: Dataset, questions: Questions) -> Manifest:
 def _shards(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
     for start in range(0, len(questions), QUESTIONS_PER_SHARD):
         yield questions[start : start + QUESTIONS_PER_SHARD]
-
-
-def question_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[dict[str, Any]]:
-    """Yield these rows of a shard of questions, for people to read."""
-    for row in dataset.read_shard(shard).take(chosen).to_pylist():
-        yield {**row, "choices": [{"choice": text} for text in row["choices"]]}
-
-
-def choice_rows(dataset: Dataset, shard: int, chosen: pa.Int64Array) -> Iterator[dict[str, Any]]:
-    """Yield these rows of a shard of choice scores, each choice with its text, for people to read."""
-    questions = open_dataset(join_url(dataset.root, Kind.QUESTIONS, dataset.identity["questions"]))
-    wanted = {"questions": ["prompt", "choices", "answer"], "scores": SCHEMAS[Kind.CHOICE_SCORES].names[1:]}
-    tables = read_aligned({"questions": questions, "scores": dataset}, shard, wanted)
-    rows = zip(*(tables[name].take(chosen).to_pylist() for name in wanted), strict=True)
-    for question, scored in rows:
-        columns = zip(question["choices"], scored["logprobs"], scored["tokens"], scored["byte_lengths"], strict=False)
-        names = ("choice", "logprob", "tokens", "bytes")
-        choices = [dict(zip(names, values, strict=True)) for values in columns]
-        yield {**question, "weight": scored["weight"], "choices": choices}
 
 
 def stored_questions(dataset: Dataset, shard: int) -> list[Question]:

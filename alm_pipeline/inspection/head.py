@@ -13,7 +13,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from alm_pipeline.alignment.shards import reasons_without_chunks
-from alm_pipeline.calibration.questions import choice_rows, question_rows
+from alm_pipeline.calibration.report.rows import ROW_READERS
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.shards import SIDES, related
 from alm_pipeline.inspection.token_texts import TokenTexts
@@ -229,8 +229,7 @@ READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,
     Kind.TEACHER_SCORES: _scores,
-    Kind.QUESTIONS: question_rows,
-    Kind.CHOICE_SCORES: choice_rows,
     **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), _examples),
+    **ROW_READERS,
 }
 """For each kind, the function that yields these rows of a shard."""
