@@ -115,6 +115,10 @@ def _find_stage(
 
     Raises UserError if no configuration is known, or if the known ones now make other datasets.
     """
+    if not STAGES_OF_KIND[entry.kind]:
+        raise UserError(
+            f"{entry.url}: is made by `alm hypernet`: `alm delete {entry.url}`, and run that again with its configuration"
+        )
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
         pipeline = Pipeline(candidate, catalog.root)
@@ -146,9 +150,11 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "alignments": [(lambda pipeline: pipeline.alignments, Pipeline.align)],
     "pair_biases": [(lambda pipeline: pipeline.stored_pair_biases, Pipeline.pair_biases)],
     "teacher_scores": [(lambda pipeline: pipeline.scores, Pipeline.score)],
+    "substrings": [],
+    "hypernetworks": [],
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
 }
-"""For each kind: what a pipeline writes of it, and the stage that writes it."""
+"""For each kind: what a pipeline writes of it, and the stage that writes it; none for what `alm hypernet` writes."""
 
 
 def stage_of(pipeline: Pipeline, key: str) -> tuple[Dataset | StoredFolder, Stage] | None:

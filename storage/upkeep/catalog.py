@@ -34,6 +34,8 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     Kind.ALIGNMENTS,
     "pair_biases",
     Kind.TEACHER_SCORES,
+    "substrings",
+    "hypernetworks",
     "students",
 )
 """The folders under a root, each after those that it is made from."""
@@ -46,6 +48,7 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "alignments": Kind.ALIGNMENTS,
     "pair_biases": "pair_biases",
     "scores": Kind.TEACHER_SCORES,
+    "substrings": "substrings",
 }
 
 

@@ -74,6 +74,11 @@ def _student_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"from: {config.get('student', {}).get('model')}", *settings]
 
 
+def _hypernetwork_lines(_role: str, config: ConfigValues) -> list[str]:
+    settings = [f"{part}: {_values(config.get(part, {}))}" for part in ("objective", "sampler", "network", "train")]
+    return [f"for: {config.get('model')}", *settings]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -86,6 +91,8 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "alignments": _no_lines,
     "pair_biases": _no_lines,
     "teacher_scores": _scores_lines,
+    "substrings": _no_lines,
+    "hypernetworks": _hypernetwork_lines,
     "students": _student_lines,
 }
 """For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""

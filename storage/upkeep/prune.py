@@ -95,9 +95,13 @@ def blockers(catalog: Catalog, before: float, with_incomplete: bool = False) -> 
     return [key for key, entry in catalog.entries.items() if entry.state != EntryState.COMPLETE and not goes(entry)]
 
 
+_RESULTS = ("students", "hypernetworks")
+"""the kinds that are what a run is for: nothing need be made from them"""
+
+
 def _unused(catalog: Catalog, before: float) -> list[WasteItem]:
     complete = {key: entry for key, entry in catalog.entries.items() if entry.state == EntryState.COMPLETE}
-    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind != "students"}
+    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind not in _RESULTS}
     needed = catalog.origins(key for key in complete if key not in items or not items[key].is_older(before))
     return [item for key, item in items.items() if key not in needed]
 
