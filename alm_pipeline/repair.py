@@ -117,7 +117,8 @@ def _find_stage(
     """
     if not STAGES_OF_KIND[entry.kind]:
         raise UserError(
-            f"{entry.url}: is made by `alm hypernet`: `alm delete {entry.url}`, and run that again with its configuration"
+            f"{entry.url}: is made by `alm hypernet`: `alm delete {entry.url}`, and run that again with its "
+            "configuration"
         )
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:

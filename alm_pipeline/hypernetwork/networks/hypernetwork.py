@@ -103,7 +103,6 @@ class Hypernetwork:
             f"the {part} {given[:16]}: name that model, or train a hypernetwork for this one (alm hypernet)"
         )
 
-    @torch.no_grad()
     def rows(self, tables: Sequence[Tensor], pieces: Pieces, rows: int) -> list[Tensor]:
         """Return for each table, [S, W] or a bias [S], the rows of T tokens in float32: [T, W] each.
 
@@ -115,12 +114,7 @@ class Hypernetwork:
                 f"{self.name}: predicts tables of {_text(self.config.widths)} channels, and the model's have "
                 f"{_text(source.widths)}: it was trained for another head (tied, separate, or with a bias)"
             )
-        network = self.network.to(source.standard_SF.device)
-        parts = [
-            predict(network, source, pieces.slice(slice(first, min(first + _AT_ONCE, len(pieces)))))
-            for first in range(0, len(pieces), _AT_ONCE)
-        ]
-        return [torch.cat(of_table) for of_table in zip(*parts, strict=True)]
+        return predict_in_parts(self.network.to(source.standard_SF.device), source, pieces)
 
 
 _FINE_TUNES = "; a fine-tune of it gets another tokenizer by `alm apply-transfer --hypernetwork`"
@@ -130,6 +124,16 @@ def predict(network: nn.Module, source: SourceTables, pieces: Pieces) -> list[Te
     """Return for each table the rows [T, W] of tokens: the means of their pieces and what the network adds to them."""
     changes = network(source, pieces)
     return [pieces.means(table) + change for table, change in zip(source.tables, changes, strict=True)]
+
+
+@torch.no_grad()
+def predict_in_parts(network: nn.Module, source: SourceTables, pieces: Pieces) -> list[Tensor]:
+    """Return what `predict` does, without gradients, of few tokens at a time."""
+    parts = [
+        predict(network, source, pieces.slice(slice(first, min(first + _AT_ONCE, len(pieces)))))
+        for first in range(0, len(pieces), _AT_ONCE)
+    ]
+    return [torch.cat(of_table) for of_table in zip(*parts, strict=True)]
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

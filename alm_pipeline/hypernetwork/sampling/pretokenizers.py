@@ -7,7 +7,7 @@ as `(self` or `:\\n`, which Llama 3's and Qwen's tokenizers have by the hundred.
 from collections import Counter
 from collections.abc import Iterable
 
-import regex
+import regex  # type: ignore[import-untyped]
 from tokenizers import Regex, pre_tokenizers
 
 from alm_pipeline.hypernetwork.sampling.settings import Pretokenizer

@@ -220,9 +220,9 @@ def _largest(shares: Floats, count: int) -> Ints:
 def _logprobs(shares: Floats, all_shares: Floats) -> Floats:
     """Return the log-probabilities of the tokens; a byte without one has the least of all substrings'."""
     least = math.log(all_shares[all_shares > 0].min(initial=1.0))
-    logprobs = np.log(shares, out=np.full(len(shares), _IMPOSSIBLE), where=shares > 0)
+    logprobs: Floats = np.log(shares, out=np.full(len(shares), _IMPOSSIBLE), where=shares > 0)
     logprobs[:_BYTES] = np.where(shares[:_BYTES] > 0, logprobs[:_BYTES], least)
-    return np.round(logprobs, _DIGITS)
+    return logprobs.round(_DIGITS)
 
 
 def encode(sampled: SampledTokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:

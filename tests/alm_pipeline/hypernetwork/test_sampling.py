@@ -31,7 +31,10 @@ from tests import tiny
 from tests.corpora import conversations, text_examples
 
 NAMES = sorted(PATTERNS)
-TEXT = "    def load(self, path):\n        return self.load('a' * 12345)\n\nIt's The End, isn't it?  10% of 3,200\u00e9\u6771\u4eac\r\n"
+TEXT = (
+    "    def load(self, path):\n        return self.load('a' * 12345)\n\n"
+    "It's The End, isn't it?  10% of 3,200\u00e9\u6771\u4eac\r\n"
+)
 
 
 def loops(words: Mapping[bytes, int], longest: int) -> dict[bytes, int]:
