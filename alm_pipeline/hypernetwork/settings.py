@@ -23,7 +23,6 @@ from alm_pipeline.config.run import read_yaml
 from alm_pipeline.hypernetwork.networks.settings import NetworkConfig
 from alm_pipeline.hypernetwork.sampling.settings import SamplerConfig
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
-from alm_pipeline.objective.term_weights import uses_gradients
 from storage.errors import UserError
 
 TERMS: tuple[Term, ...] = ("alm", "sft")
@@ -132,7 +131,7 @@ class HypernetConfig(Frozen):
                 f"chunking {objective.chunking} needs a table for each pair of tokenizers, and each step draws one: "
                 "use boundary"
             )
-        if uses_gradients(objective.balance):
+        if objective.balance == "gradmag":
             raise ValueError(f"balance {objective.balance} balances a student's last layer: use fixed or temperature")
         if objective.assistant_only:
             raise ValueError("assistant_only: a hypernetwork is trained on plain texts: remove it")

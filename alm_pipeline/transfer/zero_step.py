@@ -68,7 +68,7 @@ def transfer(
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
         source = reference.tokenizer
         named = LoadedTokenizer(target_tokenizer)
-        target = _target(source, named, special_tokens, template)
+        target = exchanged_tokenizer(source, named, special_tokens, template)
         network = Hypernetwork.load(hypernetwork) if hypernetwork else None
         setting = Initialization(initialization, donor_model, omp_terms, hypernetwork=network)
         setting.require_source(reference)
@@ -94,8 +94,11 @@ def _require_hypernetwork(method: Method, hypernetwork: str | None) -> None:
         raise UserError(str(error)) from error
 
 
-def _target(
-    source: LoadedTokenizer, named: LoadedTokenizer, setting: SpecialTokens, template: TemplateChoice | None
+def exchanged_tokenizer(
+    source: LoadedTokenizer,
+    named: LoadedTokenizer,
+    setting: SpecialTokens = "auto",
+    template: TemplateChoice | None = None,
 ) -> PreTrainedTokenizerFast:
     """Return the target with its template, and with the source's special tokens if the setting asks for them."""
     lacks_template = template is None or template.template is None

@@ -9,6 +9,7 @@ from flows.cli.audit import audit_commands
 from flows.cli.compare_methods import compare_methods_commands
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
+from flows.cli.hypernet import hypernet_commands
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
 from flows.cli.models.making import making
@@ -60,6 +61,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
 - `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
   publishes it.
+- `alm hypernet my.yaml` trains a network that gives a model any tokenizer without training.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
@@ -76,6 +78,7 @@ app.add_typer(tokenizer_commands)
 app.add_typer(making)
 app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
+app.add_typer(hypernet_commands)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

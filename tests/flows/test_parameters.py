@@ -13,11 +13,12 @@ from flows.alm import alm
 from flows.execution.runners import Runner
 from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
 from flows.models.compare import compare, measure
+from flows.hypernet import hypernet
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
 
-FLOWS: list[Flow[..., Any]] = [alm, evaluate, transfer, ensemble, audit, tokenizers, compare, measure, verify]
+FLOWS: list[Flow[..., Any]] = [alm, evaluate, transfer, hypernet, ensemble, audit, tokenizers, compare, measure, verify]
 
 
 @pytest.fixture(scope="module")

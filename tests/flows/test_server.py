@@ -48,7 +48,7 @@ def test_everything_is_deployed_with_descriptions(loopback: Loopback) -> None:
     with loopback.client() as client:
         deployments = {deployment.name: deployment for deployment in client.read_deployments()}
     assert set(deployments) == {
-        *("distill", "cache", "score", "train", "transfer", "ensemble", "evaluate", "audit", "verify")
+        *("distill", "cache", "score", "train", "transfer", "hypernet", "ensemble", "evaluate", "audit", "verify")
     }
     assert all(
         deployment.description and deployment.tags and deployment.work_pool_name in ("alm", "gpu")
