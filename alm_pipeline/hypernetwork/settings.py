@@ -47,6 +47,13 @@ class HypernetTrainConfig(Frozen):
     max_grad_norm: float = Field(
         1.0, ge=0, description="Gradients with a larger norm are scaled down to this norm. 0 disables clipping."
     )
+    ema: float | None = Field(
+        0.98,
+        gt=0,
+        lt=1,
+        description="The network that is evaluated and kept is an exponential moving average of the trained one, which "
+        "keeps this share of itself at each step (after t steps at most (1 + t) / (10 + t)). `null`: the trained one.",
+    )
     negatives: int | None = Field(
         None,
         gt=0,

@@ -3,12 +3,14 @@
 Shapes: N positions of a batch.
 """
 
+import copy
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ _LAST_SHARE = 0.1
 """of the learning rate, at the last step"""
 _NEGATIVES_KEY = 1
 """keeps the draws of negatives apart from those of the step's tokenizer"""
-_NETWORK, _BEST, _OPTIMIZER, _STATE = "network.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"
+_NETWORK, _AVERAGE, _BEST = "network.safetensors", "average.safetensors", "best.safetensors"
+_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass
@@ -123,6 +126,7 @@ class HypernetTraining:
         ):
             for rows, batch in self._batches(state):
                 state.metrics.append(self._step(optimizer, batch, state.step))
+                self._update_average(state.step)
                 state.step, state.position = state.step + 1, rows.position
                 advance(1)
                 if state.step % self.config.evaluation.steps == 0 or state.step == steps:
@@ -191,6 +195,19 @@ class HypernetTraining:
         optimizer.step()
         return logged
 
+    @cached_property
+    def average(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return copy.deepcopy(self.network).eval() if self.config.train.ema else self.network
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        if self.config.train.ema is None:
+            return
+        kept = min(self.config.train.ema, (1 + step) / (10 + step))
+        for average, trained in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(trained, 1 - kept)
+
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW with the groups' full learning rates as `base_lr`."""
         train, factor = self.config.train, self.config.train.channel_factor
@@ -204,18 +221,18 @@ class HypernetTraining:
 
     def _evaluate(self, state: TrainingState, best: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add an evaluation to the state; return the weights of the best network so far."""
-        self.network.eval()
-        state.evaluations += self.evaluator.evaluate(self.network, state.step)
+        state.evaluations += self.evaluator.evaluate(self.average.eval(), state.step)
         self.network.train()
         found = means(state.evaluations)
         show_line(f"step {state.step}: held-out bits per byte {found[state.step]:.4f}, mean of all tokenizers")
-        return _copies(self.network) if state.best_step == state.step else best
+        return _copies(self.average) if state.best_step == state.step else best
 
     def _keep(self, state: TrainingState, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
         """Write a checkpoint, and remove the one before."""
         unfinished = self.checkpoints / UNFINISHED / checkpoint_name(state.step)
         unfinished.mkdir(parents=True, exist_ok=True)
         save_file(weights(self.network), unfinished / _NETWORK)
+        save_file(_copies(self.average), unfinished / _AVERAGE)
         save_file(best, unfinished / _BEST)
         save_file(_moments(self.network, optimizer), unfinished / _OPTIMIZER)
         (unfinished / _STATE).write_text(state.to_json(), encoding="utf-8")
@@ -229,6 +246,7 @@ class HypernetTraining:
         if checkpoint is None:
             return TrainingState(), _copies(self.network)
         self.network.load_state_dict(load_file(checkpoint / _NETWORK))
+        self.average.load_state_dict(load_file(checkpoint / _AVERAGE))
         _set_moments(self.network, optimizer, load_file(checkpoint / _OPTIMIZER))
         state = TrainingState.of_json((checkpoint / _STATE).read_text(encoding="utf-8"))
         return state, load_file(checkpoint / _BEST)
