@@ -14,7 +14,7 @@ from alm_pipeline.hypernetwork.settings import HypernetConfig
 from alm_pipeline.hypernetwork.training import METRICS, TrainingState
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.training.student.curves import can_draw
-from storage.printed.inert import markdown, one_line
+from storage.printed.inert import markdown, markdown_block, one_line
 from storage.printed.secrets import without_secrets
 
 CARD, METRICS_FILE, EVALUATIONS_FILE, PICTURE = "README.md", "metrics.parquet", "evaluations.parquet", "curves.png"
@@ -50,6 +50,8 @@ def _card(config: HypernetConfig, results: Mapping[str, Any], *, has_picture: bo
     settings = yaml.safe_dump(without_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     picture = f"\n![training]({PICTURE})\n" if has_picture else ""
     table = "\n".join(rows)
+    model = one_line(config.model)
+    command = f"alm transfer {model} TOKENIZER FOLDER --initialization hypernetwork --hypernetwork THIS_FOLDER"
     return f"""---
 tags:
 - hypernetwork
@@ -61,9 +63,7 @@ tags:
 It predicts the embeddings of any tokenizer's tokens for this model, and no other
 ([ZeTT](https://arxiv.org/abs/2405.07883)):
 
-```
-alm transfer {one_line(config.model)} TOKENIZER FOLDER --initialization hypernetwork --hypernetwork THIS_FOLDER
-```
+{markdown_block(command)}
 
 Bits per byte of held-out texts, without training of the model; no step of the training has drawn one of these
 tokenizers. Step {results["chosen_step"]} of {results["steps"]}, which has the lowest mean, is kept.
@@ -74,8 +74,7 @@ tokenizers. Step {results["chosen_step"]} of {results["steps"]}, which has the l
 {picture}
 ## Settings
 
-```yaml
-{settings}```
+{markdown_block(settings, "yaml")}
 """
 
 

@@ -44,7 +44,7 @@ class HypernetTrainConfig(Frozen):
     )
     warmup_steps: int = Field(10, ge=0, description="The steps in which the learning rate rises linearly from 0.")
     weight_decay: Real = Field(0.0, ge=0, description="The weight decay of AdamW. Default: none.")
-    max_grad_norm: float = Field(
+    max_grad_norm: Real = Field(
         1.0, ge=0, description="Gradients with a larger norm are scaled down to this norm. 0 disables clipping."
     )
     ema: float | None = Field(

@@ -11,9 +11,8 @@ from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
-from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
+from flows.model_flows import audit, ensemble, evaluate, hypernet, tokenizers, transfer
 from flows.models.compare import compare, measure
-from flows.hypernet import hypernet
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
