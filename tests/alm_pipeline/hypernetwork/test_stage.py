@@ -2,21 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fsspec.implementations.memory import MemoryFileSystem
 from typer.testing import CliRunner
 
 from alm_pipeline.config import AlmConfig, StudentConfig
 from alm_pipeline.hypernetwork.stage import HypernetPipeline
+from alm_pipeline.hypernetwork.training import HypernetTraining
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.repair import repair
+from alm_pipeline.transfer.zero_step import transfer
 from flows.cli.app import app
 from storage.upkeep.catalog import Catalog
 from storage.upkeep.lineage_notes import highlights
 from storage.upkeep.prune import _unused
-from storage.urls import overwrite
-from tests.alm_pipeline.hypernetwork.test_training import small
+from storage.urls import file_sizes, join_url, overwrite
+from tests.alm_pipeline.hypernetwork.test_training import Killed, small
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,37 @@ def test_a_wrong_file_is_refused_by_line_or_field(text: str, message: str, tmp_p
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert str(file) in result.stderr.replace("\n", "")
+
+
+def test_another_machine_goes_on_from_the_checkpoint_in_a_bucket(
+    config: AlmConfig,
+    gemma_folder: str,
+    memory: MemoryFileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, chosen = f"memory://{tmp_path.name}", small(config)
+    whole = HypernetPipeline(chosen, str(tmp_path / "whole"))
+    expected = whole.run()
+    steps, original = list[int](), HypernetTraining._step
+
+    def dies_late(self: HypernetTraining, *arguments: Any) -> dict[str, Any]:
+        steps.append(1)
+        if len(steps) == 4:  # after the checkpoint of step 2
+            raise Killed
+        return original(self, *arguments)
+
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "first machine"))
+    with monkeypatch.context() as patched:
+        patched.setattr(HypernetTraining, "_step", dies_late)
+        with pytest.raises(Killed):
+            HypernetPipeline(chosen, root).run()
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "second machine"))
+    resumed = HypernetPipeline(chosen, root)
+    assert not resumed.hypernetwork.path.exists()
+    assert resumed.run() == expected
+    assert len(file_sizes(join_url(resumed.hypernetwork.url, "checkpoints"))) == 0
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "third machine"))
+    setting = {"initialization": "hypernetwork", "hypernetwork": resumed.hypernetwork.url}
+    counts, _ = transfer(config.student.model, gemma_folder, tmp_path / "moved", **setting)  # type: ignore[arg-type]
+    assert counts["predicted"] > 20
