@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, Method, StudentConfig
-from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork, predict
+from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork, predict, predict_in_parts
 from alm_pipeline.hypernetwork.networks.pieces import Pieces, SourceTables
 from alm_pipeline.hypernetwork.networks.registry import NETWORKS, make_network
 from alm_pipeline.hypernetwork.networks.settings import NetworkConfig, NetworkKind
@@ -152,6 +152,17 @@ def test_a_row_does_not_depend_on_the_tokens_beside_it(kind: str) -> None:
     torch.testing.assert_close(together[1:], sliced)
     (order,) = predict(network, source, Pieces.of([(2, 1)]))
     assert not torch.allclose(order[0], together[0])
+
+
+def test_a_large_vocabulary_is_predicted_in_parts() -> None:
+    table = torch.randn(20, 8, generator=torch.Generator().manual_seed(2))
+    network = randomize(make_network(SMALL["low_rank"], (8,))).eval()
+    source = SourceTables.of([table], 20)
+    pieces = Pieces.of([(k % 20, k % 7, k % 3)[: 2 + k % 2] for k in range(9000)])
+    (found,) = predict_in_parts(network, source, pieces)
+    with torch.no_grad():
+        (expected,) = predict(network, source, pieces)
+    torch.testing.assert_close(found, expected)
 
 
 def test_pieces_beyond_the_most_count_only_in_their_mean() -> None:

@@ -31,6 +31,7 @@ from alm_pipeline.hypernetwork.settings import (
 )
 from alm_pipeline.hypernetwork.stage import HypernetPipeline
 from alm_pipeline.hypernetwork.training import HypernetTraining, schedule, step_terms
+from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.examples import read_examples
@@ -128,11 +129,18 @@ def test_gradients_are_the_slopes_of_the_loss(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def llama_with_bias(tokens: int) -> PreTrainedModel:
+    model = tiny.tiny_llama(tokens, tied=False)
+    model.lm_head.bias = nn.Parameter(torch.randn(tokens, generator=torch.Generator().manual_seed(4)))
+    return model
+
+
 MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
     "llama": tiny.tiny_llama,
     "untied": lambda tokens: tiny.tiny_llama(tokens, tied=False),
     "gemma": tiny.tiny_gemma,
     "gpt2": tiny.tiny_gpt2,
+    "bias": llama_with_bias,
 }
 
 
@@ -154,7 +162,9 @@ def test_a_step_computes_what_the_model_with_the_tokenizer_would(
     own.resize_token_embeddings(batch.drawn.size, mean_resizing=False)
     own.get_input_embeddings().padding_idx = None
     own.get_input_embeddings().weight.data = tables[0]
-    own.lm_head.weight.data = tables[-1]
+    own.lm_head.weight.data = tables[1 if name in ("untied", "bias") else 0]
+    if name == "bias":
+        own.lm_head.bias.data = tables[2].squeeze(-1)
     ids, predicted = batch.fields["token_ids_BS"], batch.fields["predicted_N"]
     with torch.no_grad():
         logprobs = own(input_ids=ids).logits.log_softmax(-1)
@@ -290,6 +300,16 @@ def test_the_model_stays_and_its_tokenizer_changes_with_the_network(
     folder = made.hypernetwork.url
     counts, _ = transfer(name, other, tmp_path / "moved", initialization="hypernetwork", hypernetwork=folder)
     assert counts["predicted"] > 20
+
+
+def test_another_model_may_teach(config: AlmConfig, tmp_path: Path) -> None:
+    """Distillation by embeddings alone: the teacher's tokens are another tokenizer's, with one before every text."""
+    chosen = small(config, teacher=config.teacher, objective={"terms": {"alm": 1}})
+    made = HypernetPipeline(chosen, str(tmp_path))
+    made.run()
+    metrics = pl.read_parquet(made.hypernetwork.path / "metrics.parquet")
+    assert metrics["chunks"].min() > 10
+    assert made.pipeline.scores.identity["teacher"] == ModelReference(config.teacher).identity
 
 
 def test_weights_and_gradients_of_the_model_stay(byte_level: PreTrainedTokenizerFast) -> None:
