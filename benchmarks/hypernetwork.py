@@ -1,4 +1,4 @@
-"""A hypernetwork of SmolLM2-135M: `python -m benchmarks.hypernetwork train|measure|students [--seed 0] [--steps 300]`.
+"""A hypernetwork of SmolLM2-135M: `python -m benchmarks.hypernetwork train|measure|students [--seed 0] [--steps 200]`.
 
 `train` trains it on GSM8K's questions (`--gsm8k` is its training part) and Python's standard library, and chooses the
 step on held-out texts, with a BPE tokenizer trained on them and Mistral NeMo's. `measure` prints bits per byte with
@@ -39,7 +39,7 @@ from alm_pipeline.transfer.swap import swap_tokenizer
 from benchmarks.level import MODEL, folder, gsm8k_rows, measured, trained_tokenizer
 
 TARGETS = ("gpt2", "qwen3", "llama3", "trained")
-MEASURED = 12
+MEASURED = 8
 """texts of a kind that are measured"""
 TEXT_BYTES = 700
 CORPUS_BYTES = 4_000_000
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("part", choices=["train", "measure", "students"])
     parser.add_argument("--root", default="alm-hypernetwork", help="keeps what is finished for the next run")
     parser.add_argument("--gsm8k", default="gsm8k-train.jsonl.gz")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--texts", type=int, default=2)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -212,17 +212,18 @@ def students(pipeline: HypernetPipeline, options: argparse.Namespace) -> None:
             student["hypernetwork"] = str(pipeline.hypernetwork.fetch())
         config = AlmConfig.model_validate(
             {
-                "corpus": pipeline.config.corpus.model_dump(mode="json"),
+                "corpus": {**pipeline.config.corpus.model_dump(mode="json"), "max_examples": 300, "held_out": 0.05},
                 "teacher": MODEL,
                 "student": student,
                 "objective": {"terms": {"alm": 1.0}, "balance": "temperature"},
                 "train": {
                     "steps": 48,
-                    "batch_tokens": 1024,
+                    "batch_tokens": 512,
                     "row_tokens": 512,
                     "learning_rate": 1e-4,
                     "warmup_steps": 5,
                     "dtype": "bfloat16",
+                    "checkpoint_steps": 24,
                     "seed": options.seed,
                 },
                 "evaluation": {"samples": 0, "max_examples": 16, "steps": 48},
