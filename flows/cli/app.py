@@ -9,9 +9,9 @@ from flows.cli.audit import audit_commands
 from flows.cli.compare_methods import compare_methods_commands
 from flows.cli.configuration import chosen_configuration, configuration, is_file
 from flows.cli.deploy import deploy_commands, version_option
-from flows.cli.hypernet import hypernet_commands
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
+from flows.cli.models.hypernet import hypernet_commands
 from flows.cli.models.making import making
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
