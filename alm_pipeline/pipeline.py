@@ -356,7 +356,7 @@ class Pipeline:
         from alm_pipeline.transfer.initialization import Initialization
 
         self.source.refuse_adapter()
-        Initialization.of(self.config.student)
+        Initialization.of(self.config.student).require_source(self.source)
         setting, source = self.config.student.tokenizer, self.source_tokenizer
         if setting is None:
             return None

@@ -81,10 +81,15 @@ def python_texts(count: int) -> list[list[str]]:
 
 
 def gsm8k_texts(file: str, count: int) -> list[list[str]]:
+    rows = gsm8k_rows(file)
+    random.Random(0).shuffle(rows)
+    return draws(rows, count)
+
+
+def gsm8k_rows(file: str) -> list[str]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    random.Random(0).shuffle(rows)
-    return draws([f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows], count)
+    return [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
 
 
 def draws(texts: Sequence[str], count: int) -> list[list[str]]:

@@ -176,6 +176,7 @@ def transfer(
     template: str | TemplateConfig | None = None,
     donor: str | None = None,
     omp_terms: Count = 8,
+    hypernetwork: str | None = None,
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = 0,
     corpus: str | None = None,
     text: str = "text",
@@ -194,6 +195,7 @@ def transfer(
         template: The chat template of the new model: a file, a known name, or a mapping with `arguments`.
         donor: With omp, the model that has the new tokenizer.
         omp_terms: With omp, the number of shared tokens that make up a new one.
+        hypernetwork: With hypernetwork, the folder or URL of one that alm/hypernet trained for the model.
         seed: The seed of random embeddings.
         corpus: URL of texts to compare both models on.
         text: The column of the corpus that holds the text, or a template of columns: '{question} {answer}'.
@@ -215,6 +217,7 @@ def transfer(
             template=TemplateChoice.of("template", template),
             donor=donor,
             omp_terms=omp_terms,
+            hypernetwork=hypernetwork,
             seed=seed,
             trust_remote_code=trust_remote_code,
         )

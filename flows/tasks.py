@@ -49,15 +49,15 @@ def log_stages_at_info() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _run_with_progress(storage: str, stage: Callable[[], object]) -> float:
-    """Run a stage as `_run_timed` does, with progress artifacts; for a stage that is one task in the flow's process."""
+def run_with_progress(storage: str, stage: Callable[[], object]) -> float:
+    """Run a stage as `run_timed` does, with progress artifacts; for a stage that is one task in the flow's process."""
     from alm_pipeline.runtime.progress import observed
 
     with observed(ProgressArtifacts().show):
-        return _run_timed(storage, stage)
+        return run_timed(storage, stage)
 
 
-def _run_timed(storage: str, stage: Callable[[], object]) -> float:
+def run_timed(storage: str, stage: Callable[[], object]) -> float:
     make_output_inert()
     log_stages_at_info()
     start = time.monotonic()
@@ -83,13 +83,13 @@ def gpu_slots() -> Iterator[None]:
 @stage_task("shard")
 def shard(pipeline: "Pipeline", storage: str) -> float:
     """Cut the corpus into shards of examples."""
-    return _run_timed(storage, pipeline.shard)
+    return run_timed(storage, pipeline.shard)
 
 
 @stage_task("student-tokenizer")
 def train_tokenizer(pipeline: "Pipeline", storage: str) -> float:
     """Make the student's new tokenizer, if the configuration asks for one; check that a student can be made."""
-    return _run_timed(storage, pipeline.train_tokenizer)
+    return run_timed(storage, pipeline.train_tokenizer)
 
 
 @stage_task("tokenize", shards_run_name)
@@ -97,45 +97,45 @@ def tokenize_shards(
     pipeline: "Pipeline", storage: str, side: Literal["teacher", "student"], shards: Sequence[int]
 ) -> float:
     """Tokenize some shards of examples with the teacher's or the student's tokenizer."""
-    return _run_timed(storage, lambda: pipeline.tokenize(side, shards))
+    return run_timed(storage, lambda: pipeline.tokenize(side, shards))
 
 
 @stage_task("align", shards_run_name)
 def align_shards(pipeline: "Pipeline", storage: str, shards: Sequence[int]) -> float:
     """Align some shards of both tokenizations by bytes."""
-    return _run_timed(storage, lambda: pipeline.align(shards))
+    return run_timed(storage, lambda: pipeline.align(shards))
 
 
 @stage_task("manifests")
 def publish_manifests(pipeline: "Pipeline", storage: str) -> float:
     """Write the manifests that mark both tokenizations and the alignments as complete."""
-    return _run_timed(storage, lambda: (pipeline.tokenize("teacher"), pipeline.tokenize("student"), pipeline.align()))
+    return run_timed(storage, lambda: (pipeline.tokenize("teacher"), pipeline.tokenize("student"), pipeline.align()))
 
 
 @stage_task("pair-biases")
 def pair_biases(pipeline: "Pipeline", storage: str) -> float:
     """Measure the tokenization bias of token pairs, for the chunking `pair_bias`."""
-    return _run_timed(storage, pipeline.pair_biases)
+    return run_timed(storage, pipeline.pair_biases)
 
 
 @stage_task("score")
 def score(pipeline: "Pipeline", storage: str, shards: Sequence[int] | None = None) -> float:
     """Let the teacher score its tokens, all of them or those of some shards."""
     with gpu_slots():
-        return _run_with_progress(storage, lambda: pipeline.score(shards))
+        return run_with_progress(storage, lambda: pipeline.score(shards))
 
 
 @stage_task("train")
 def train(pipeline: "Pipeline", storage: str) -> float:
     """Train, evaluate and save the student."""
     with gpu_slots():
-        return _run_with_progress(storage, pipeline.train)
+        return run_with_progress(storage, pipeline.train)
 
 
 @stage_task("publish")
 def publish(pipeline: "Pipeline", storage: str) -> float:
     """Push the student to the Hub."""
-    return _run_timed(storage, pipeline.publish)
+    return run_timed(storage, pipeline.publish)
 
 
 @task(name="report", cache_policy=NO_CACHE)

@@ -41,7 +41,9 @@ from storage.urls import (
     upload,
 )
 
-FolderKind = Literal["tokenizers", "pair_biases", "projections", "measurements", "students"]
+FolderKind = Literal[
+    "tokenizers", "pair_biases", "substrings", "hypernetworks", "projections", "measurements", "students"
+]
 FOLDER_KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
 CHECKPOINTS = "checkpoints"
 """the part of a student's folder that a training resumes from, removed when it is finished"""

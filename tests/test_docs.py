@@ -24,6 +24,7 @@ from alm_pipeline.config import (
     FilesSource,
     LearnedPart,
     LearnedTurns,
+    Method,
     OneSided,
     Term,
     Tracker,
@@ -31,6 +32,10 @@ from alm_pipeline.config import (
 from alm_pipeline.config.fields.settings import settings_of
 from alm_pipeline.config.overrides import FIELDS
 from alm_pipeline.ensemble.config import EnsembleConfig
+from alm_pipeline.hypernetwork.evaluation import EVALUATIONS as HYPERNET_EVALUATIONS
+from alm_pipeline.hypernetwork.networks.settings import NetworkKind
+from alm_pipeline.hypernetwork.settings import HypernetConfig, parse_hypernet_config
+from alm_pipeline.hypernetwork.training import METRICS as HYPERNET_METRICS
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
 from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES
 from alm_pipeline.training.student.save import METRICS, SPEED
@@ -47,6 +52,7 @@ PAGES = {
     for page in (ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(DOCS.rglob("*.md")))
 }
 """The written pages, by their path in the checkout."""
+HYPERNETWORKS = "docs/how-to/hypernetwork.md"
 pages = pytest.mark.parametrize("page", PAGES)
 
 
@@ -255,14 +261,15 @@ def test_commands_and_options_exist(page: str) -> None:
         assert unknown == [], f"{page}: alm {name}"
 
 
-def setting_values() -> dict[str, str]:
-    """What each setting takes, in words."""
-    return {setting.path: settings.values(setting) for setting in settings_of(AlmConfig)}
+def setting_values(page: str) -> dict[str, str]:
+    """What each setting takes, in words; on the page of hypernetworks, theirs are settings, too."""
+    configs = (AlmConfig, HypernetConfig) if page == HYPERNETWORKS else (AlmConfig,)
+    return {setting.path: settings.values(setting) for config in configs for setting in settings_of(config)}
 
 
-def is_setting(path: str) -> bool:
+def is_setting(path: str, page: str) -> bool:
     """Whether a dotted path is a setting, or in the mapping that a setting takes."""
-    values, parts = setting_values(), path.split(".")
+    values, parts = setting_values(page), path.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
     return path in values or any(values.get(prefix, "").startswith("mapping") for prefix in above)
 
@@ -277,7 +284,7 @@ def test_settings_exist(page: str) -> None:
         for name in re.findall(rf"(?<![\w./-])((?:{sections})(?:\.[a-z_]+)+)(?![\w/(]|\.[a-z])", code)
         if not is_module(name)
     }
-    assert [name for name in sorted(names) if not is_setting(name)] == []
+    assert [name for name in sorted(names) if not is_setting(name, page)] == []
 
 
 def is_module(name: str) -> bool:
@@ -290,9 +297,11 @@ def test_yaml_configurations_have_fields_that_exist(page: str) -> None:
     for block in code_blocks(page, "yaml"):
         content = yaml.safe_load(block)
         if set(content) <= set(AlmConfig.model_fields):
-            assert [path for path in leaves(content) if not is_setting(path)] == []
+            assert [path for path in leaves(content) if not is_setting(path, page)] == []
         elif "members" in content:
             assert set(content) <= set(EnsembleConfig.model_fields)
+        elif page == HYPERNETWORKS:
+            parse_hypernet_config(content)
 
 
 def leaves(content: Any, path: str = "") -> Iterator[str]:
@@ -312,7 +321,7 @@ def test_the_readme_is_short() -> None:
 
 def test_every_setting_has_a_description_and_is_on_its_page() -> None:
     page = settings.page()
-    for setting in settings_of(AlmConfig):
+    for setting in (*settings_of(AlmConfig), *settings_of(HypernetConfig)):
         is_described = setting.field.description or settings.values(setting).startswith("section")
         assert is_described or setting.path.endswith(".kind"), setting.path
         assert f"`{setting.path}`" in page
@@ -331,6 +340,8 @@ def test_every_override_is_on_the_page_of_settings() -> None:
         ("docs/how-to/alignments.md", OneSided),
         ("docs/reference/objective.md", LearnedTurns),
         ("docs/how-to/training.md", Tracker),
+        ("docs/how-to/transfer.md", Method),
+        (HYPERNETWORKS, NetworkKind),
     ],
 )
 def test_every_choice_is_on_the_page_that_explains_it(page: str, choices: Any) -> None:
@@ -376,6 +387,12 @@ def test_the_tables_of_a_student_have_all_their_columns(schema: pa.Schema) -> No
     floats = {"double": "float64", "float": "float32"}
     expected = {field.name: floats.get(str(field.type), str(field.type)) for field in schema}
     assert {name: types.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("schema", [HYPERNET_METRICS, HYPERNET_EVALUATIONS])
+def test_the_tables_of_a_hypernetwork_have_all_their_columns(schema: pa.Schema) -> None:
+    page = text_of(HYPERNETWORKS)
+    assert [name for name in schema.names if f"`{name}`" not in page] == []
 
 
 def test_every_deployment_is_explained() -> None:

@@ -19,12 +19,25 @@ class TrainedTokenizer(Frozen):
     )
 
 
-Method = Literal["fvt", "mean", "random", "focus", "omp"]
+Method = Literal["fvt", "mean", "random", "focus", "omp", "hypernetwork"]
 Level = Literal["measured", "none"] | Annotated[Real, Field(ge=-20, le=20)]
 """How the level of new tokens is chosen: by measurement, not at all, or as a number of nats."""
 SpecialTokens = Literal["auto", "source", "target"]
 BYTES = "bytes"
 """The name of the byte-level tokenizer that is made from the student's own."""
+
+
+def require_hypernetwork(method: Method, hypernetwork: str | None) -> None:
+    """Raise ValueError if the method needs a hypernetwork and there is none, or the other way round."""
+    if hypernetwork and method != "hypernetwork":
+        raise ValueError(
+            f"hypernetwork belongs to initialization hypernetwork, but initialization is {method}: change one of them"
+        )
+    if method == "hypernetwork" and not hypernetwork:
+        raise ValueError(
+            "initialization hypernetwork needs a trained one: name its folder as `hypernetwork` "
+            "(`alm hypernet` trains one), or use fvt or focus"
+        )
 
 
 class StudentConfig(Frozen):
@@ -49,7 +62,14 @@ class StudentConfig(Frozen):
         "`fvt`: the mean of the embeddings of the old tokens that spell the new one. `mean`: the mean of all "
         "embeddings. `random`: drawn from the distribution of all embeddings. `focus`: a mixture of tokens with "
         "similar spellings. `omp`: the combination of shared tokens that approximates the new token in the donor's "
-        "embeddings.",
+        "embeddings. `hypernetwork`: what a network that `alm hypernet` trained for this model predicts from the old "
+        "tokens that spell the new one.",
+    )
+    hypernetwork: str | None = Field(
+        None,
+        min_length=1,
+        description="With `hypernetwork`: the folder or URL of the hypernetwork, `…/hypernetworks/NAME`, which "
+        "`alm hypernet` writes. It must have been trained for `model`.",
     )
     level: Level = Field(
         "measured",
@@ -82,6 +102,7 @@ class StudentConfig(Frozen):
             raise ValueError(
                 f"donor belongs to initialization omp, but initialization is {self.initialization}: remove one of them"
             )
+        require_hypernetwork(self.initialization, self.hypernetwork)
         if isinstance(self.tokenizer, TrainedTokenizer) or self.is_byte_level:
             if self.special_tokens == "target":
                 raise ValueError("a tokenizer that is made here has the model's special tokens: remove special_tokens")

@@ -27,6 +27,11 @@ class MemberConfig(Frozen):
     tokenizer: str | None = Field(
         None, description="The folder or hub name of the member's tokenizer. Default: the model's own."
     )
+    hypernetwork: str | None = Field(
+        None,
+        description="With `tokenizer`: the folder or URL of a hypernetwork of the model, which gives it that tokenizer "
+        "on the fly (`./…` relative to the ensemble's file). Default: the tokenizer has the model's own ids.",
+    )
     template: str | TemplateConfig | None = Field(
         None,
         description="The chat template, which only the first member's prompts use: a file (`./…` relative to the "
@@ -39,6 +44,12 @@ class MemberConfig(Frozen):
         None, description="The device, such as `cpu` or `cuda:1`. Default: the GPU, or the CPU if there is none."
     )
     trust_remote_code: bool = Field(False, description="Run the code in the model's folder.")
+
+    @model_validator(mode="after")
+    def _has_a_tokenizer(self) -> Self:
+        if self.hypernetwork and not self.tokenizer:
+            raise ValueError("hypernetwork: name the tokenizer that it is to give the model as `tokenizer`")
+        return self
 
 
 class EnsembleConfig(Frozen):
@@ -91,7 +102,8 @@ def read_config(file: Path) -> EnsembleConfig:
 
 
 def _relative_to(member: MemberConfig, folder: Path) -> dict[str, Any]:
-    names = {"model": member.model, "tokenizer": member.tokenizer, "template": member.template}
+    texts = ("model", "tokenizer", "hypernetwork", "template")
+    names = {name: getattr(member, name) for name in texts}
     paths: dict[str, Any] = {
         key: str(folder / name) for key, name in names.items() if isinstance(name, str) and _is_relative(name)
     }

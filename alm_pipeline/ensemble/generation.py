@@ -73,16 +73,20 @@ def generate_text(
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
+    tokenizer_name: str | None = None,
+    hypernetwork: str | None = None,
 ) -> None:
     """Continue the prompt with a model or ensemble, greedily at temperature 0.
 
-    With `chat` the prompt is a user's message in the tokenizer's chat template, or in `template`. Raises UserError if
-    the model does not exist, has no chat template, or computes logits that are NaN.
+    With a `hypernetwork` of the model it uses the tokenizer of that name. With `chat` the prompt is a user's message in
+    the tokenizer's chat template, or in `template`. Raises UserError if the model does not exist, has no chat template,
+    or computes logits that are NaN.
     """
     if 0 < temperature < _COLDEST:
         raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
     chat = chat or template is not None
-    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, template=template)
+    others = {"template": template, "tokenizer_name": tokenizer_name, "hypernetwork": hypernetwork}
+    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, **others)  # type: ignore[arg-type]
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:

@@ -14,6 +14,7 @@ from alm_pipeline.ensemble.members import AlignedMember, EnsembleMember, Retoken
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenization import Retokenizer
 from alm_pipeline.ensemble.vocabulary import Longs, Respeller, counterparts, existing_ids, same_vocabulary
+from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.models.loading import embedding_rows
@@ -22,6 +23,9 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.baselines.mined_mapping import mined_mapping
 from alm_pipeline.tokenization.templates.choice import TemplateChoice
+from alm_pipeline.transfer.initialization import Initialization
+from alm_pipeline.transfer.swap import swap_tokenizer
+from alm_pipeline.transfer.zero_step import exchanged_tokenizer
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
 from alm_pipeline.vocabulary.framing import special_tokens_around
 from storage.errors import UserError
@@ -46,19 +50,34 @@ def load(
     *,
     trust_remote_code: bool = False,
     template: TemplateChoice | None = None,
+    tokenizer_name: str | None = None,
+    hypernetwork: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load a model or an ensemble by name, with the tokenizer to use; `template` replaces its chat template.
 
-    The other settings are for a model: an ensemble's file has its own. Raises UserError if the name does not exist.
+    With a `hypernetwork` of the model it has the tokenizer of that name. All settings but the template are for a model:
+    an ensemble's file has its own. Raises UserError if the name does not exist, or if the two do not belong together.
     """
     file = ensemble_file(name)
+    _require_both(tokenizer_name, hypernetwork, is_ensemble=file is not None)
     if file is None:
         settings = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        settings |= {"tokenizer": tokenizer_name, "hypernetwork": hypernetwork}
         model, tokenizer = _model(MemberConfig.model_validate({"model": name, **settings}))
     else:
         model = load_ensemble(file)
         tokenizer = model.tokenizer
     return model, LoadedTokenizer(name, tokenizer, template=template).fast
+
+
+def _require_both(tokenizer: str | None, hypernetwork: str | None, *, is_ensemble: bool) -> None:
+    if bool(tokenizer) != bool(hypernetwork):
+        raise UserError(
+            "--tokenizer and --hypernetwork belong together: the network (alm hypernet trains one) gives the model the "
+            "tokenizer of that name"
+        )
+    if tokenizer and is_ensemble:
+        raise UserError("--tokenizer: an ensemble's file names the tokenizer and the hypernetwork of each member")
 
 
 def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
@@ -81,7 +100,23 @@ def _model(member: MemberConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFa
     reference = ModelReference(local_name(member.model), member.trust_remote_code)
     model = reference.load(member.dtype, device=member.device)
     tokenizer = LoadedTokenizer(local_name(member.tokenizer)) if member.tokenizer else reference.tokenizer
+    if member.hypernetwork:
+        tokenizer = _exchanged(model, reference, tokenizer, member.hypernetwork)
     return model, tokenizer.with_template(TemplateChoice.of("template", member.template)).fast
+
+
+def _exchanged(
+    model: PreTrainedModel, reference: ModelReference, named: LoadedTokenizer, hypernetwork: str
+) -> LoadedTokenizer:
+    """Give the model this tokenizer, in place, and return it with the special tokens that it then has.
+
+    Raises UserError if the hypernetwork is another model's.
+    """
+    setting = Initialization("hypernetwork", hypernetwork=Hypernetwork.load(hypernetwork))
+    setting.require_source(reference)
+    target = LoadedTokenizer.of(exchanged_tokenizer(reference.tokenizer, named))
+    swap_tokenizer(model, reference.tokenizer, target, setting)
+    return target
 
 
 def local_name(name: str) -> str:

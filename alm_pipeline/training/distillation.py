@@ -103,7 +103,9 @@ class Distillation:
     @cached_property
     def _initialization(self) -> Initialization:
         # one object, so that the donor that is loaded is the one that the student is named by
-        return Initialization.of(self.config.student, trust_remote_code=self.source.trust_remote_code)
+        initialization = Initialization.of(self.config.student, trust_remote_code=self.source.trust_remote_code)
+        initialization.require_source(self.source)
+        return initialization
 
     @property
     def _keeps_tokenizer(self) -> bool:

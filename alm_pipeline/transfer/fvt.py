@@ -4,7 +4,7 @@ A special token gets the row of its counterpart. A token with the same bytes as 
 token is the mean of the pieces that the source tokenizer cuts its bytes into.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class VocabularyMap:
 def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer, rows: int | None = None) -> VocabularyMap:
     """Return the source pieces of every target id: tokens with a row, of the `rows` of the source model's embedding."""
     rows = source.view.size if rows is None else rows
-    cutter = _Cutter(source, rows)
+    cutter = PieceCutter(source, rows)
     pairs = special_counterparts(source.fast, target.fast)
     specials = {id_: source_id for id_, source_id in pairs.items() if source_id < rows}
     pieces = []
@@ -69,7 +69,7 @@ def map_vocabulary(source: LoadedTokenizer, target: LoadedTokenizer, rows: int |
     return VocabularyMap(tuple(pieces), source.view, target.view)
 
 
-class _Cutter:
+class PieceCutter:
     """Cuts bytes into source tokens as the source tokenizer does."""
 
     def __init__(self, source: LoadedTokenizer, rows: int) -> None:
@@ -91,6 +91,22 @@ class _Cutter:
             (ids,) = self.engine.encode([spelling.decode()], special_literals=reads_literals).lists()
         except UnicodeDecodeError:  # part of a character
             return self._longest_matches(spelling)
+        return self._checked(spelling, ids, reads_literals=reads_literals)
+
+    def cut_all(self, spellings: Sequence[bytes]) -> list[tuple[int, ...]]:
+        """Return what `cut` does for each of many texts, in a tenth of the time."""
+        texts = {spelling: text for spelling in spellings if spelling not in self.ids and (text := _decoded(spelling))}
+        encoded = self.engine.encode(list(texts.values()), special_literals=False).lists()
+        cuts = {
+            spelling: self._checked(spelling, ids, reads_literals=False)
+            for spelling, ids in zip(texts, encoded, strict=True)
+        }
+        return [
+            cuts[spelling] if spelling in cuts else self.cut(spelling, reads_literals=False) for spelling in spellings
+        ]
+
+    def _checked(self, spelling: bytes, ids: Sequence[int], *, reads_literals: bool) -> tuple[int, ...]:
+        """Return the tokens of a text's encoding, or others if they do not spell it or are not to be used."""
         if len(ids) == 1 and ids[0] in self.with_role:
             return self.cut(spelling, reads_literals=False) if reads_literals else self._longest_matches(spelling)
         spelled = b"".join(self.view.spelling[id_] for id_ in ids)
@@ -107,6 +123,13 @@ class _Cutter:
             ids.append(self.ids[spelling[start:end]])
             start = end
         return tuple(ids)
+
+
+def _decoded(spelling: bytes) -> str | None:
+    try:
+        return spelling.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def special_counterparts(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> dict[int, int]:

@@ -4,6 +4,9 @@ All methods copy the rows of tokens that both vocabularies have (special tokens 
 bytes), and differ in the rows of the others. A row that a method cannot compose is made by FVT: the mean of the token's
 pieces, or a draw.
 
+The method `hypernetwork` composes as FVT does, and a network then replaces the rows of tokens with several pieces
+(`predicted_rows`).
+
 A new method is a name in `config.student.Method`, and an entry in `METHODS`.
 """
 
@@ -16,6 +19,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from alm_pipeline.config import Level, Method, StudentConfig
+from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork
+from alm_pipeline.hypernetwork.networks.pieces import Pieces
 from alm_pipeline.models.files import tokenizer_files
 from alm_pipeline.models.loading import embedding_rows
 from alm_pipeline.models.reference import ModelReference
@@ -41,18 +46,31 @@ class Initialization:
     """the number of shared tokens per new one, for the method omp"""
     level: Level = "none"
     """of the new tokens; whoever makes the embeddings sets it afterward, on texts"""
+    hypernetwork: Hypernetwork | None = None
+    """for the method of that name"""
 
     @classmethod
     def of(cls, student: StudentConfig, *, trust_remote_code: bool = False) -> "Initialization":
-        """Return a student's initialization. Raises UserError if the method needs a donor and there is none."""
+        """Return a student's initialization.
+
+        Raises UserError if the method needs a donor and there is none, or if its hypernetwork can't be loaded.
+        """
         tokenizer = student.tokenizer if isinstance(student.tokenizer, str) else None
         donor = find_donor(student.initialization, student.donor, tokenizer)
         reference = ModelReference(donor, trust_remote_code) if donor else None
-        return cls(student.initialization, reference, student.omp_terms, student.level)
+        network = Hypernetwork.load(student.hypernetwork) if student.hypernetwork else None
+        return cls(student.initialization, reference, student.omp_terms, student.level, network)
+
+    def require_source(self, source: ModelReference) -> None:
+        """Raise UserError if the hypernetwork, if there is one, was trained for another model."""
+        if self.hypernetwork:
+            self.hypernetwork.require_source(source)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the embeddings, besides source, target and seed."""
         level = {} if self.level == "none" else {"level": self.level}
+        if self.hypernetwork:
+            return {"method": self.method, "hypernetwork": self.hypernetwork.identity, **level}
         if not METHODS[self.method].needs_donor or self.donor is None:
             return {"method": self.method, **level}
         donor = {"model": self.donor.identity, "tokenizer": self.donor.tokenizer.identity}
@@ -61,6 +79,28 @@ class Initialization:
     def compositions(self, mapping: VocabularyMap, tables: int) -> list[Composition]:
         """Compose each of the model's tables: the input embedding and, if it is not tied, the output embedding."""
         return METHODS[self.method].compose(self, mapping, tables)
+
+
+class PredictedRows(NamedTuple):
+    """The rows of the tokens that a hypernetwork predicts."""
+
+    ids: Ints
+    """[T] the target's tokens"""
+    tables: list[Tensor]
+    """for each table its rows: [T, W], or [T] of a bias; float32"""
+
+
+def predicted_rows(initialization: Initialization, mapping: VocabularyMap, tables: Sequence[Tensor]) -> PredictedRows:
+    """Return what the hypernetwork predicts for the model's tables: a row of each token with several pieces.
+
+    Raises UserError if it was trained for tables of other widths.
+    """
+    ids = np.flatnonzero([len(pieces) > 1 for pieces in mapping.pieces])
+    if initialization.hypernetwork is None or not len(ids):
+        return PredictedRows(np.zeros(0, np.int64), [])
+    pieces = Pieces.of([mapping.pieces[id_] for id_ in ids.tolist()], tables[0].device)
+    rows = initialization.hypernetwork.rows(tables, pieces, mapping.source.size)
+    return PredictedRows(ids, [row.reshape(-1, *table.shape[1:]) for row, table in zip(rows, tables, strict=True)])
 
 
 def find_donor(method: Method, donor: str | None, tokenizer: str | None) -> str | None:
@@ -189,4 +229,6 @@ METHODS: dict[Method, MethodRule] = {
     "random": MethodRule(lambda _, mapping, tables: [mapping.copies("draw")] * tables),
     "focus": MethodRule(lambda _, mapping, tables: [_by_spelling(mapping)] * tables),
     "omp": MethodRule(_omp, needs_donor=True),
+    # the rows that it does not predict; see `predicted_rows`
+    "hypernetwork": MethodRule(lambda _, mapping, tables: [mapping.means()] * tables),
 }

@@ -16,7 +16,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.carry_over import carry_over
 from alm_pipeline.transfer.composition import Composition, compose_rows
 from alm_pipeline.transfer.fvt import map_vocabulary
-from alm_pipeline.transfer.initialization import Initialization
+from alm_pipeline.transfer.initialization import Initialization, predicted_rows
 from alm_pipeline.vocabulary.byte_view import check_vocabulary
 from storage.errors import UserError
 
@@ -29,6 +29,8 @@ class TransferResult:
     """of the input embedding and, if it is not tied, of the output embedding"""
     ngrams: int = 0
     """embeddings of n-grams, of a model of bytes"""
+    predicted: int = 0
+    """rows that a hypernetwork predicted, of those that would be composed"""
 
     @property
     def new_V(self) -> npt.NDArray[np.bool_]:
@@ -36,8 +38,11 @@ class TransferResult:
         return ~self.compositions[0].copied
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of copied, composed and drawn rows of the input embedding; the output's are the same."""
-        return self.compositions[0].counts() | ({"n-grams": self.ngrams} if self.ngrams else {})
+        """Return the numbers of rows of the input embedding by how they were made; the output's are the same."""
+        counts = self.compositions[0].counts()
+        composed = counts.pop("composed", 0) - self.predicted
+        counts |= {how: count for how, count in (("composed", composed), ("predicted", self.predicted)) if count}
+        return counts | ({"n-grams": self.ngrams} if self.ngrams else {})
 
 
 def swap_tokenizer(
@@ -53,27 +58,46 @@ def swap_tokenizer(
     model has other tables by token, if the initialization cannot be used with the target, or if it makes rows that are
     NaN or infinite.
     """
+    rows, result = new_rows(model, source, target, initialization, seed)
+    _resize(model, len(rows[0]))
+    for table, value in zip(embedding_tables(model), rows, strict=True):
+        table.value.data[: len(value)] = value
+    carry_over(model, source.fast, target.fast)
+    return result
+
+
+def new_rows(
+    model: PreTrainedModel,
+    source: LoadedTokenizer,
+    target: LoadedTokenizer,
+    initialization: Initialization | None = None,
+    seed: int = 0,
+) -> tuple[list[torch.Tensor], TransferResult]:
+    """Return a row per token of the target for each of `embedding_tables`; the model stays. Raises UserError as above.
+
+    They have the dtype and the device of the tables.
+    """
     refuse_other_tables(model.config, source.name)
     check_vocabulary(source.view, embedding_rows(model), source.name)
     mapping = map_vocabulary(source, target, embedding_rows(model))
     tables = embedding_tables(model)
-    count = len({table.of_head for table in tables})
-    compositions = (initialization or Initialization()).compositions(mapping, count)
+    initialization = initialization or Initialization()
+    compositions = initialization.compositions(mapping, len({table.of_head for table in tables}))
     rows = [
         compose_rows(table.value, compositions[-1 if table.of_head else 0], mapping.source.size, seed)
         for table in tables
     ]
+    predicted = predicted_rows(initialization, mapping, [table.value for table in tables])
+    if len(predicted.ids):
+        for value, new in zip(rows, predicted.tables, strict=True):
+            value[torch.from_numpy(predicted.ids)] = new.to(value)
     for table, value in zip(tables, rows, strict=True):
         if not is_finite(value):
             raise UserError(
                 f"initialization: new rows of {table.name} are NaN or infinite: the donor's embeddings are damaged, or "
                 "the vocabulary has a single token: use the initialization fvt"
             )
-    _resize(model, len(mapping.pieces))
-    for table, value in zip(embedding_tables(model), rows, strict=True):
-        table.value.data[: len(value)] = value
-    carry_over(model, source.fast, target.fast)
-    return TransferResult(compositions)
+    return rows, TransferResult(compositions, predicted=len(predicted.ids))
 
 
 def _resize(model: PreTrainedModel, tokens: int) -> None:

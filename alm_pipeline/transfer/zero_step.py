@@ -12,6 +12,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Level, Method, SpecialTokens
+from alm_pipeline.config.student import require_hypernetwork
+from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork
 from alm_pipeline.models.health.library_log import quiet_transformers
 from alm_pipeline.models.new_folder import new_folder
 from alm_pipeline.models.reference import ModelReference
@@ -23,6 +25,7 @@ from alm_pipeline.transfer.initialization import Initialization, find_donor
 from alm_pipeline.transfer.level.level import FoundLevel, set_level
 from alm_pipeline.transfer.level.texts import sample_texts
 from alm_pipeline.transfer.swap import swap_tokenizer
+from storage.errors import UserError
 
 
 class Transferred(NamedTuple):
@@ -45,16 +48,19 @@ def transfer(
     template: TemplateChoice | None = None,
     donor: str | None = None,
     omp_terms: int = 8,
+    hypernetwork: str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Transferred:
     """Write the model with the new tokenizer into a new folder, in the model's own precision.
 
     Models and tokenizers are folders, hub names or `demo:NAME`. `template` replaces the chat template. The settings are
-    those of `student` in a configuration. The level of new tokens is measured on a sample of prose and code. Raises
-    UserError if the folder exists and is not empty, or if the model, the tokenizer or the donor cannot be loaded or do
-    not fit together.
+    those of `student` in a configuration. The level of new tokens is measured on a sample of prose and code.
+
+    Raises UserError if the folder exists and is not empty, or if the model, the tokenizer, the donor or the
+    hypernetwork cannot be loaded or do not fit together.
     """
+    _require_hypernetwork(initialization, hypernetwork)
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
         reference.refuse_adapter()
@@ -62,9 +68,11 @@ def transfer(
         donor_model = ModelReference(donor, trust_remote_code) if donor else None
         source = reference.tokenizer
         named = LoadedTokenizer(target_tokenizer)
-        target = _target(source, named, special_tokens, template)
+        target = exchanged_tokenizer(source, named, special_tokens, template)
+        network = Hypernetwork.load(hypernetwork) if hypernetwork else None
+        setting = Initialization(initialization, donor_model, omp_terms, hypernetwork=network)
+        setting.require_source(reference)
         model = reference.load(reference.weights_dtype, device="cpu")
-        setting = Initialization(initialization, donor_model, omp_terms)
         loaded = LoadedTokenizer.of(target)
         result = swap_tokenizer(model, source, loaded, setting, seed)
         found = set_level(model, result.new_V, partial(sample_texts, loaded), level)
@@ -79,8 +87,18 @@ def transfer(
     return Transferred(result.counts(), found)
 
 
-def _target(
-    source: LoadedTokenizer, named: LoadedTokenizer, setting: SpecialTokens, template: TemplateChoice | None
+def _require_hypernetwork(method: Method, hypernetwork: str | None) -> None:
+    try:
+        require_hypernetwork(method, hypernetwork)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def exchanged_tokenizer(
+    source: LoadedTokenizer,
+    named: LoadedTokenizer,
+    setting: SpecialTokens = "auto",
+    template: TemplateChoice | None = None,
 ) -> PreTrainedTokenizerFast:
     """Return the target with its template, and with the source's special tokens if the setting asks for them."""
     lacks_template = template is None or template.template is None

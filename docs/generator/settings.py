@@ -11,6 +11,7 @@ from alm_pipeline.config.fields.settings import Section, Setting, sections
 from alm_pipeline.config.fields.values import default_in_words, values_in_words
 from alm_pipeline.config.overrides import FIELDS, Overrides
 from alm_pipeline.ensemble.config import EnsembleConfig
+from alm_pipeline.hypernetwork.settings import HypernetConfig
 from docs.generator.markdown import anchor, code, escape, table
 
 _INTRODUCTION = """# Settings
@@ -32,13 +33,33 @@ _ENSEMBLE = """
 
 A file of its own, which `alm generate`, `alm evaluate` and `alm compare` read: see [ensembles](../how-to/ensembles.md).
 """
+_HYPERNET = """
+## A hypernetwork's file { #hypernetwork }
+
+A file of its own, which `alm hypernet` reads: see [hypernetworks](../how-to/hypernetwork.md). `corpus`, `score` and
+`objective` are those of a run.
+"""
 
 
 def page() -> str:
     """The page, in Markdown."""
     run = "\n".join(map(_section, sections(AlmConfig)))
     ensemble = "\n".join(_table(section) for section in sections(EnsembleConfig))
-    return f"{_INTRODUCTION}\n{_OVERRIDES}\n{_overrides()}\n{run}\n{_ENSEMBLE}\n{ensemble}"
+    hypernet = "\n".join(map(_hypernet_section, _own_sections()))
+    ensembles = f"{_ENSEMBLE}\n{ensemble}"
+    return f"{_INTRODUCTION}\n{_OVERRIDES}\n{_overrides()}\n{run}\n{ensembles}\n{_HYPERNET}\n{hypernet}"
+
+
+def _own_sections() -> list[Section]:
+    """The sections of a hypernetwork's configuration that are not those of a run."""
+    shared = ("corpus", "score", "objective")
+    return [section for section in sections(HypernetConfig) if not section.path.startswith(shared)]
+
+
+def _hypernet_section(section: Section) -> str:
+    title = f"hypernetwork: {section.path}" if section.path else "The whole hypernetwork"
+    purpose = escape(inspect.cleandoc(section.model.__doc__ or ""))
+    return f"### {title}\n\n{purpose}\n\n{_table(section, 'hypernet.')}"
 
 
 def _overrides() -> str:
@@ -58,10 +79,10 @@ def _section(section: Section) -> str:
     return f"{level} {title}\n\n{escape(inspect.cleandoc(section.model.__doc__ or ''))}\n\n{_table(section)}"
 
 
-def _table(section: Section) -> str:
+def _table(section: Section, prefix: str = "") -> str:
     rows = [
         (
-            anchor(setting.path) + code(setting.path),
+            anchor(prefix + setting.path) + code(setting.path),
             _default(setting),
             values(setting),
             escape(setting.field.description or ""),

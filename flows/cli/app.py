@@ -13,6 +13,7 @@ from flows.cli.inspection import inspection
 from flows.cli.listing import listing
 from flows.cli.models.calibrating import calibrating
 from flows.cli.models.editing import editing
+from flows.cli.models.hypernet import hypernet_commands
 from flows.cli.models.making import making
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
@@ -63,6 +64,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
   publishes it.
 - `alm edit MODEL FOLDER --demonstrations URL` moves a model's activations by pairs of answers, without training.
+- `alm hypernet my.yaml` trains a network that gives a model any tokenizer without training.
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
@@ -82,6 +84,7 @@ app.add_typer(compare_methods_commands)
 app.add_typer(questions_commands)
 app.add_typer(calibrating)
 app.add_typer(editing)
+app.add_typer(hypernet_commands)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

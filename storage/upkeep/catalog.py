@@ -34,6 +34,8 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     Kind.ALIGNMENTS,
     "pair_biases",
     Kind.TEACHER_SCORES,
+    "substrings",
+    "hypernetworks",
     "students",
     Kind.QUESTIONS,
     Kind.CHOICE_SCORES,
@@ -60,6 +62,7 @@ _ROLES: dict[str, Kind | FolderKind] = {
     "activations": Kind.ACTIVATIONS,
     "neutral_activations": Kind.ACTIVATIONS,
     "activation_sums": Kind.ACTIVATION_SUMS,
+    "substrings": "substrings",
 }
 
 

@@ -94,6 +94,11 @@ def _projection_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"edit: {_values(config.get('edit', {}))}"]
 
 
+def _hypernetwork_lines(_role: str, config: ConfigValues) -> list[str]:
+    settings = [f"{part}: {_values(config.get(part, {}))}" for part in ("objective", "sampler", "network", "train")]
+    return [f"for: {config.get('model')}", *settings]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -106,6 +111,8 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "alignments": _no_lines,
     "pair_biases": _no_lines,
     "teacher_scores": _scores_lines,
+    "substrings": _no_lines,
+    "hypernetworks": _hypernetwork_lines,
     "students": _student_lines,
     "questions": _question_lines,
     "choice_scores": _choice_lines,

@@ -32,7 +32,7 @@ from storage.urls import (
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
 _REPLACEMENT = f"{REPLACEMENT}/"
-_ENDS = ("students", Kind.CHOICE_SCORES)
+_ENDS = ("students", "hypernetworks", Kind.CHOICE_SCORES)
 """the kinds that are wanted for themselves: what they were made from is used"""
 
 

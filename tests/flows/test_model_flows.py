@@ -15,9 +15,11 @@ from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, ScoreConfi
 from alm_pipeline.ensemble.config import MemberConfig
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from alm_pipeline.ensemble.logprobs import text_bits_per_byte, text_logprobs
+from alm_pipeline.hypernetwork.settings import parse_hypernet_config
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
 from flows.model_flows import audit, ensemble, evaluate, tokenizers, transfer
+from flows.models.hypernet import hypernet
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -102,6 +104,33 @@ def test_a_model_is_transferred_and_compared(
     assert sum(transferred["new_embeddings"].values()) == len(load(gemma_folder)[1])
     counts = {row["new embeddings"]: row["tokens"] for row in json.loads(shown("alm-transfer")[0].data)}
     assert counts == {how: f"{count:,}" for how, count in transferred["new_embeddings"].items()}
+
+
+def test_a_hypernetwork_is_trained_and_gives_a_tokenizer(
+    config: AlmConfig, gemma_folder: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
+    chosen = parse_hypernet_config(
+        {
+            "corpus": config.corpus.model_dump(mode="json"),
+            "model": config.student.model,
+            "objective": {"terms": {"alm": 1, "sft": 1}},
+            "sampler": {"min_tokens": 300, "max_tokens": 400, "candidates": 400},
+            "network": {"rank": 2},
+            "train": {"steps": 2, "texts": 2},
+            "evaluation": {"trained": {"vocab_size": 420}, "max_examples": 2},
+        }
+    )
+    result = hypernet(chosen, str(tmp_path / "data"))
+    (bits,) = result["held_out_bits_per_byte_by_tokenizer"].values()
+    assert set(bits) == {"fvt", "focus", "hypernetwork"}
+    assert set(result["seconds"]) == {"examples", "scores", "substrings", "train"}
+    (row,) = json.loads(str(shown("alm-hypernet")[0].data))
+    assert row["hypernetwork"] == f"{bits['hypernetwork']:.4f}"
+    folder, setting = str(tmp_path / "moved"), {"hypernetwork": result["hypernetwork"]}
+    moved = transfer(config.student.model, gemma_folder, folder, initialization="hypernetwork", **setting)
+    assert moved["new_embeddings"]["predicted"] > 20
+    again = hypernet(chosen, str(tmp_path / "data"))
+    assert again["hypernetwork"] == result["hypernetwork"]
 
 
 def test_an_ensemble_is_written_and_measured_beside_its_members(

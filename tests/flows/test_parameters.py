@@ -14,6 +14,7 @@ from flows.execution.runners import Runner
 from flows.model_flows import audit, edit, ensemble, evaluate, tokenizers, transfer
 from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
+from flows.models.hypernet import hypernet
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
@@ -23,6 +24,7 @@ FLOWS: list[Flow[..., Any]] = [
     evaluate,
     transfer,
     edit,
+    hypernet,
     ensemble,
     calibrate,
     audit,

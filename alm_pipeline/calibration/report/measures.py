@@ -150,19 +150,20 @@ def _width_error(correct_Q: Floats, confidence_Q: Floats, weights_RQ: Floats, bi
 
 
 def _mass_error(correct_Q: Floats, confidence_Q: Floats, weights_RQ: Floats, bins: int) -> Floats:
-    """[R] the same over bins of equal mass, cut anew in each resample: bin ⌊M (i + ½)/n⌋ has the i-th confidence of n.
+    """[R] the same over bins of equal mass, cut anew in each resample: a confidence is in bin ⌊M m/n⌋ by its middle m.
 
-    Equal confidences are in the order of `correct`, so that the order of the questions does not matter. All copies of a
-    question are in the bin of their middle.
+    Questions of the same confidence, and all copies of a question, are in the bin of their middle (of a single one, its
+    place from 0 and a half): so the order of the questions does not matter.
     """
-    order = np.lexsort((correct_Q, confidence_Q))
-    weights_RQ = weights_RQ[:, order]
-    middles_RQ = weights_RQ.cumsum(1) - weights_RQ / 2
-    bins_RQ = np.minimum(middles_RQ * bins // weights_RQ.sum(1, keepdims=True), bins - 1).astype(np.int64)
+    order = np.argsort(confidence_Q, kind="stable")
+    starts = np.flatnonzero(np.diff(confidence_Q[order], prepend=-1.0))  # of each confidence, of which there are G
+    gaps_RQ = weights_RQ * (correct_Q - confidence_Q)
+    weights_RG, gaps_RG = (np.add.reduceat(of[:, order], starts, axis=1) for of in (weights_RQ, gaps_RQ))
+    middles_RG = weights_RG.cumsum(1) - weights_RG / 2
+    bins_RG = np.minimum(middles_RG * bins // weights_RG.sum(1, keepdims=True), bins - 1).astype(np.int64)
     resamples = len(weights_RQ)
-    places = bins_RQ + bins * np.arange(resamples)[:, None]
-    gaps_RQ = weights_RQ * (correct_Q - confidence_Q)[order]
-    sums = np.bincount(places.ravel(), gaps_RQ.ravel(), bins * resamples)
+    places = bins_RG + bins * np.arange(resamples)[:, None]
+    sums = np.bincount(places.ravel(), gaps_RG.ravel(), bins * resamples)
     errors_R: Floats = np.abs(sums.reshape(resamples, bins)).sum(1)
     return errors_R
 

@@ -54,7 +54,9 @@ def new_tokenizer(context: Context) -> None:
         refuse_other_tables(context.source_config, context.source.name)
     _ = context.student_tokenizer
     with context.noting("student.initialization"):
-        donor = Initialization.of(student, trust_remote_code=context.source.trust_remote_code).donor
+        initialization = Initialization.of(student, trust_remote_code=context.source.trust_remote_code)
+        initialization.require_source(context.source)
+    donor = initialization.donor
     if donor is None or isinstance(student.tokenizer, TrainedTokenizer):
         return
     field = "student.donor" if student.donor else "student.tokenizer"

@@ -59,6 +59,13 @@ def transfer(
     omp_terms: Annotated[
         int, typer.Option(min=1, help="With omp: the number of shared tokens that a new one is composed of.")
     ] = 8,
+    hypernetwork: Annotated[
+        str | None,
+        typer.Option(
+            help="With hypernetwork: the folder or URL of one that `alm hypernet` trained for the model, such as "
+            "alm-data/hypernetworks/NAME."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The seed of random embeddings.")] = 0,
     corpus: Annotated[str | None, typer.Option(help="URL of texts to compare both models on.")] = None,
     text: Text = "text",
@@ -84,6 +91,7 @@ def transfer(
             template=TemplateChoice.of("--template", template),
             donor=donor,
             omp_terms=omp_terms,
+            hypernetwork=hypernetwork,
             seed=seed,
         )
         if not as_json:
@@ -105,19 +113,34 @@ def transfer(
 def apply_transfer(
     base: Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {MODEL}.")],
     transferred: Annotated[
-        str, typer.Argument(metavar="TRANSFERRED", help="The base model after its transfer to the new tokenizer.")
+        str,
+        typer.Argument(
+            metavar="TRANSFERRED",
+            help="The base model after its transfer to the new tokenizer; with --hypernetwork, the tokenizer.",
+        ),
     ],
     fine_tune: Annotated[str, typer.Argument(metavar="FINE_TUNE", help="A fine-tune of the base model.")],
     folder: NewFolder,
     scale: Annotated[
         float, typer.Option(callback=finite, help="The weight (lambda) of what the transfer changed in the base.")
     ] = 1.0,
+    hypernetwork: Annotated[
+        str | None,
+        typer.Option(help="The folder or URL of a hypernetwork of the base, which makes the transfer on the way."),
+    ] = None,
 ) -> None:
-    """Give a fine-tune the tokenizer that its base model was transferred to, by task arithmetic."""
+    """Give a fine-tune the tokenizer that its base model was transferred to, by task arithmetic.
+
+    With --hypernetwork, the base needs no transfer of its own: TRANSFERRED is the name of a tokenizer.
+    """
+    from alm_pipeline.hypernetwork.fine_tunes import apply_hypernetwork
     from alm_pipeline.transfer.task_arithmetic import apply_transfer
 
     with user_errors():
-        apply_transfer(base, transferred, fine_tune, folder, scale=scale)
+        if hypernetwork:
+            apply_hypernetwork(base, transferred, fine_tune, folder, hypernetwork, scale=scale)
+        else:
+            apply_transfer(base, transferred, fine_tune, folder, scale=scale)
         out.print_line(f"{folder}: {fine_tune} with the tokenizer of {transferred}")
 
 

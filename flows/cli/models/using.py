@@ -64,6 +64,14 @@ def generate(
     ] = False,
     template: Template = None,
     template_arguments: TemplateArguments = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --hypernetwork: the tokenizer to use, a local folder, a name on the Hub or demo:NAME."),
+    ] = None,
+    hypernetwork: Annotated[
+        str | None,
+        typer.Option(help="The folder or URL of a hypernetwork of the model, which gives it the tokenizer on the fly."),
+    ] = None,
     dtype: Precision = "float32",
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -90,6 +98,8 @@ def generate(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            tokenizer_name=tokenizer,
+            hypernetwork=hypernetwork,
         )
         out.write("\n")
 

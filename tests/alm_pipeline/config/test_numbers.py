@@ -162,6 +162,7 @@ OUTSIDE_OF_TENSORS = {
     "ObjectiveConfig.gamma",
     "TrainConfig.max_grad_norm",
     "TrainConfig.ema",
+    "HypernetTrainConfig.ema",
     "TrainConfig.diverged_at",
     "LoraConfig.dropout",
     "MemberConfig.weight",

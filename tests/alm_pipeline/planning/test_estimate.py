@@ -15,6 +15,7 @@ from alm_pipeline.planning.duration import Rates, record_rates
 from alm_pipeline.planning.estimate import make_plan
 from alm_pipeline.planning.plan import STAGES, Plan, Stage, StagePlan
 from alm_pipeline.planning.probe import measure
+from alm_pipeline.repair import WRITTEN_BY
 from alm_pipeline.report import summarize
 from storage.schemas import Kind
 from storage.upkeep.catalog import KINDS as STORED_KINDS
@@ -207,5 +208,6 @@ def test_other_files_under_the_same_settings_are_named_as_that(
 
 def test_every_stage_has_the_folder_of_a_store() -> None:
     assert set(KINDS) == set(STAGES)
-    assert set(KINDS.values()) == {str(kind) for kind in STORED_KINDS} - {Kind.QUESTIONS, Kind.CHOICE_SCORES}
+    others = {str(kind) for kind in WRITTEN_BY}  # no stages of a distillation
+    assert set(KINDS.values()) == {str(kind) for kind in STORED_KINDS} - others
     assert KINDS["shard"] == Kind.EXAMPLES
