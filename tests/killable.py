@@ -15,6 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+
+def _train(pipeline: Any) -> object:
+    """Train without the page about the student, whose tables Polars makes: its threads are not in a forked process."""
+    from alm_pipeline.student_report import page
+
+    page.write_run_report = lambda *_, **__: None
+    return pipeline.train()
+
+
 STAGES: dict[str, Callable[[Any], object]] = {
     "shard": lambda pipeline: pipeline.shard(),
     "train tokenizer": lambda pipeline: pipeline.train_tokenizer(),
@@ -22,7 +31,7 @@ STAGES: dict[str, Callable[[Any], object]] = {
     "tokenize student": lambda pipeline: pipeline.tokenize("student"),
     "align": lambda pipeline: pipeline.align(),
     "score": lambda pipeline: pipeline.score(),
-    "train": lambda pipeline: pipeline.train(),
+    "train": _train,
 }
 _WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 

@@ -59,6 +59,9 @@ COMMAND = "it is a command's own, and not part of a run"
 LATE = {
     "alignment/stage.py _check_same_examples": STORED,
     "alignment/stage.py align_datasets": STORED,
+    "evaluation/bits_per_byte.py _check_finite": NUMBERS,
+    "evaluation/local_tasks.py _check": COMMAND,
+    "evaluation/local_tasks.py write_task": COMMAND,
     "scoring/finite.py check_stored_scores": STORED,
     "scoring/scorer.py Scorer._batches": NUMBERS,
     "scoring/scorer.py Scorer.score": NUMBERS,
