@@ -21,11 +21,11 @@ def coverages(students: Sequence[ReportedStudent]) -> dict[str, Any] | None:
 
 
 def _table(url: str, group: Sequence[ReportedStudent]) -> dict[str, Any] | None:
-    from alm_pipeline.inspection.summary import coverage
-
     try:
+        from alm_pipeline.inspection.summary import coverage
+
         rows = [row for row in coverage(url, MOST_BYTES).to_dicts() if row["bytes"]]
-    except UserError as error:  # a dataset that it was made from is no longer stored
+    except (UserError, ModuleNotFoundError) as error:  # a dataset is no longer stored, or a GPU worker has no Polars
         return {"students": [student.name for student in group], "rows": [], "problem": str(error)}
     if not rows:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -254,3 +255,13 @@ def test_a_report_that_fails_does_not_fail_the_run(
     monkeypatch.setattr(pages, "SECTIONS", (broken,))
     assert students[1].train()
     assert "the report can't be written" in caplog.text
+
+
+def test_without_polars_the_page_says_so(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine of a GPU pool, which needs none to train."""
+    monkeypatch.setitem(sys.modules, "polars", None)
+    for name in ("summary", "frame", "tables"):
+        monkeypatch.delitem(sys.modules, f"alm_pipeline.inspection.{name}", raising=False)
+    text = _Page(report_page(urls[:1])).text
+    assert "polars" in text
+    assert "Training" in text
