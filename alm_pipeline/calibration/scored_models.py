@@ -219,7 +219,7 @@ class ModelsInTurn:
     def model(self, scored: ScoredModel) -> tuple[PreTrainedModel, LoadedTokenizer]:
         """Return a model in memory, in the place of the model before, and the tokenizer to use.
 
-        Raises UserError as `scorer` does, and for an ensemble, which is no single model.
+        Raises UserError as `scorer` does, and for an ensemble: it has several models.
         """
         match scored:
             case SingleModel():

@@ -4,19 +4,17 @@ The model's object gets the class of that file, which extends the architecture's
 head, the cache and everything else that transformers does for the architecture keep working.
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from alm_pipeline.editing.directions import modeling_edited as file
 from alm_pipeline.editing.directions.modeling_edited import Edit
 from alm_pipeline.editing.edits import PlacedEdit
+from alm_pipeline.models.carried_code import carried_classes
 from storage.errors import UserError
 
 
@@ -31,7 +29,7 @@ def attach(model: PreTrainedModel, edits: Sequence[PlacedEdit]) -> None:
             f"{model.name_or_path}: comes with code of its own, which an edit can't extend: edit the model that it was "
             "made from, or an edit that can be folded (where: mlp)"
         )
-    config_class, model_class = _carried_classes(model)
+    config_class, model_class = carried_classes(model, file, "Edited")
     model.config.__class__, model.__class__ = config_class, model_class
     model.config.edits = [_setting(each) for each in edits]
     extended: Any = model
@@ -48,24 +46,3 @@ def _setting(placed: PlacedEdit) -> dict[str, Any]:
         return {"module": placed.place.module, "shift": True}
     ranks = {"keep": edit.keep.shape[1], "drop": edit.drop.shape[1]}
     return {"module": placed.place.module, **ranks, "nonlinearity": edit.nonlinearity}
-
-
-def _carried_classes(model: PreTrainedModel) -> tuple[Any, Any]:
-    """Return the classes of the configuration and the model in the file of code that goes into the model's folder."""
-    name = Path(file.__file__).stem
-    text = Path(file.__file__).read_text(encoding="utf-8")
-    text = text.replace("LlamaConfig", type(model.config).__name__)
-    text = text.replace("LlamaForCausalLM", type(model).__name__)
-    with tempfile.TemporaryDirectory() as scratch:
-        # transformers caches such files by the folder's name
-        folder = Path(scratch) / f"edited_{type(model).__name__}"
-        folder.mkdir()
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-        found: list[Any] = [
-            get_class_from_dynamic_module(f"{name}.{which}", folder) for which in ("EditedConfig", "EditedForCausalLM")
-        ]
-    config_class, model_class = found
-    # so that save_pretrained writes the file into the folder, and its classes into config.json
-    config_class.register_for_auto_class()
-    model_class.register_for_auto_class("AutoModelForCausalLM")
-    return config_class, model_class

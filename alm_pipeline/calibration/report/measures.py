@@ -40,9 +40,9 @@ class ScoredChoices:
     logprobs: Floats
     """[Q, C] Σ log p of the choice's tokens, nats; −∞ where a question has no further choice"""
     tokens: Ints
-    """[Q, C] the number of tokens of each choice; at least 1, also where there is no choice"""
+    """[Q, C] tokens per choice; at least 1, and 1 in padding"""
     bytes: Ints
-    """[Q, C] the number of bytes of each choice; at least 1, also where there is no choice"""
+    """[Q, C] bytes per choice; at least 1, and 1 in padding"""
     answers: Ints
     """[Q] the right choice of each question"""
 

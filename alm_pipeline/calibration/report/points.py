@@ -46,7 +46,7 @@ class Point:
     name: str
     role: Role
     weight: float | None
-    """λ; None for a model that is no point between two"""
+    """λ; None for a model that was not merged from two"""
     scores: ScoredChoices
 
 

@@ -32,7 +32,7 @@ def cluster_numbers(clusters: Sequence[str]) -> Ints:
 
 
 def bootstrap_weights(clusters_Q: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, Q] how often each resample has each question: clusters are drawn with replacement, as many as there are."""
+    """[R, Q] how often each resample has each question: K of the K clusters are drawn, with replacement."""
     count = int(clusters_Q.max()) + 1
     drawn_RK = np.random.default_rng(seed).integers(0, count, (resamples, count))
     places = drawn_RK + count * np.arange(resamples)[:, None]

@@ -36,7 +36,7 @@ from storage.schemas import Kind
 
 STAGE_VERSION = 1
 _MANTISSA_BITS = 10
-"""as many as float16 has, in the range of float32: residual streams of some models leave that of float16"""
+"""float16 has 10 too, but the residual streams of some models exceed its range: the exponent stays that of float32"""
 ANSWERS, OWN = ("positive", "negative"), ("neutral",)
 
 

@@ -62,7 +62,7 @@ def _label(url: str) -> str:
 def write_demonstrations(dataset: Dataset, config: DemonstrationsConfig) -> Manifest:
     """Read the files and write every shard that is not written yet.
 
-    Raises UserError if there is no demonstration, if a column is missing, or if the files change meanwhile.
+    Raises UserError if the files have no demonstrations, lack a column, or change while they are read.
     """
     if manifest := dataset.manifest():
         return manifest

@@ -38,7 +38,7 @@ class EditedConfig(ArchitectureConfig):
 
 
 def apply_function(name: str, values: Tensor) -> Tensor:
-    """Return Φ of each value. Raises ValueError if there is no such function."""
+    """Return Φ of each value. Raises ValueError for an unknown name of a function."""
     match name:
         case "none":
             return values

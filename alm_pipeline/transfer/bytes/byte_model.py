@@ -12,9 +12,7 @@ The head is not tied to the embedding any more: the input is a sum, the output a
 """
 
 import inspect
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from alm_pipeline.models.carried_code import carried_classes
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.transfer.bytes import modeling_ngram_bytes as carried
 from alm_pipeline.transfer.bytes.suffix_trie import suffix_trie
@@ -93,7 +91,7 @@ def check_architecture(model: PreTrainedModel) -> None:
 def _attach(model: PreTrainedModel, ngrams: NgramRows) -> None:
     spellings, rows_NH = ngrams
     trie = suffix_trie(spellings)
-    config_class, model_class = carried_classes(model)
+    config_class, model_class = carried_classes(model, carried, "NgramBytes")
     # the object gets another class, because a second copy of a large model might not fit into memory
     model.config.__class__, model.__class__ = config_class, model_class
     model.config.ngram_tokens, model.config.ngram_states = len(spellings), len(trie.bases)
@@ -103,23 +101,3 @@ def _attach(model: PreTrainedModel, ngrams: NgramRows) -> None:
         extended.ngrams.get_buffer(name).copy_(torch.from_numpy(values))
     extended.ngrams.embedding.weight[1:] = rows_NH
     extended.ngrams.to(model.device)
-
-
-def carried_classes(model: PreTrainedModel) -> tuple[Any, Any]:
-    """Return the classes of the configuration and the model in the file of code that goes into the model's folder."""
-    name = Path(carried.__file__).stem
-    text = Path(carried.__file__).read_text(encoding="utf-8")
-    text = text.replace("LlamaConfig", type(model.config).__name__)
-    text = text.replace("LlamaForCausalLM", type(model).__name__)
-    with tempfile.TemporaryDirectory() as scratch:
-        # transformers caches such files by the folder's name
-        folder = Path(scratch) / f"ngram_bytes_{type(model).__name__}"
-        folder.mkdir()
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-        names = (f"{name}.NgramBytesConfig", f"{name}.NgramBytesForCausalLM")
-        classes: list[Any] = [get_class_from_dynamic_module(which, folder) for which in names]
-    config_class, model_class = classes
-    # so that save_pretrained writes the file into the folder, and its classes into config.json
-    config_class.register_for_auto_class()
-    model_class.register_for_auto_class("AutoModelForCausalLM")
-    return config_class, model_class
