@@ -1,6 +1,6 @@
 """A file of code that goes into a model's folder, whose classes extend those of the model's architecture.
 
-The file is written for Llama, and needs only torch and transformers; its folder is loaded with `trust_remote_code=True`.
+The file is written for Llama, and needs only torch and transformers. The folder needs `trust_remote_code=True`.
 """
 
 import tempfile
