@@ -1,14 +1,14 @@
 """Multiple-choice questions from a task of lm_eval, with exactly the prompts and choices that lm_eval scores."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from alm_pipeline.calibration.questions import Question, Questions, checked_questions
 from alm_pipeline.ensemble.tasks import lm_eval_harness
-from storage.errors import UserError, cause, user_error
+from storage.errors import UserError, user_error
 
 _MULTIPLE_CHOICE = "multiple_choice"
 
@@ -22,7 +22,6 @@ def task_questions(
     task does not exist or cannot be loaded, or is not one of multiple choice. A question without one right choice is
     counted as `no_single_answer`, and one whose choices are in its prompt (as winogrande's) as `choices_in_the_prompt`.
     """
-    lm_eval_harness()  # raises if it is not installed
     task = _task(name, task_folder)
     if task.OUTPUT_TYPE != _MULTIPLE_CHOICE:
         raise UserError(f"--questions {name}: is a task of {task.OUTPUT_TYPE}: name one of {_MULTIPLE_CHOICE}")
@@ -60,20 +59,11 @@ def _question(name: str, task: Any, id_: int, instances: Sequence[Any], dropped:
 
 
 def _task(name: str, folder: Path | None) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    path = str(folder) if folder else None
-    with user_error(f"--task-folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
-        manager = TaskManager(include_path=path, include_defaults=False)
-        if name not in manager.all_subtasks:  # an index of lm_eval's own tasks takes up to a minute
-            manager = TaskManager(include_path=path)
+    harness = lm_eval_harness()
+    manager = harness.task_index([name], folder)
     if name not in manager.all_subtasks:
         raise UserError(
             f"--questions {name}: neither a file nor a task of lm_eval: write the URL of a .jsonl, .parquet or .csv "
             "file, or name a task; --task-folder is for tasks of your own"
         )
-    try:
-        tasks: Mapping[str, Any] = manager.load([name])["tasks"]
-    except Exception as error:  # `datasets` and the hub's client raise many kinds of errors
-        raise UserError(f"lm_eval cannot load {name}: {type(error).__name__}: {cause(error)}") from error
-    return tasks[name]
+    return harness.load_tasks(manager, [name])[name]

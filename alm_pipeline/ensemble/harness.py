@@ -5,7 +5,7 @@ Importing this module registers the model `alm` in lm_eval.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,25 +168,37 @@ def check_tasks(tasks: Sequence[str], task_folder: Path | None) -> None:
 
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
-    """Return lm_eval's index of tasks after loading the data of these tasks.
-
-    It takes up to a minute to build with lm_eval's own tasks, which are left out where the user's folder has all of
-    these.
-    """
-    folder = str(task_folder) if task_folder else None
-    with user_error(f"--task-folder {task_folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
-        manager = TaskManager(include_path=folder, include_defaults=False)
-        if not set(tasks) <= set(manager.all_subtasks):
-            manager = TaskManager(include_path=folder)
+    """Return lm_eval's index of tasks after loading the data of these tasks."""
+    manager = task_index(tasks, task_folder)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(
             f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder is for tasks of your own"
         )
+    load_tasks(manager, tasks)
+    return manager
+
+
+def task_index(tasks: Sequence[str], folder: Path | None) -> TaskManager:
+    """Return lm_eval's index of tasks, which may lack these.
+
+    It takes up to a minute to build with lm_eval's own tasks, which are left out where the user's folder has all of
+    these.
+    """
+    path = str(folder) if folder else None
+    with user_error(f"--task-folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
+        manager = TaskManager(include_path=path, include_defaults=False)
+        if not set(tasks) <= set(manager.all_subtasks):
+            manager = TaskManager(include_path=path)
+    return manager
+
+
+def load_tasks(manager: TaskManager, tasks: Sequence[str]) -> Mapping[str, Any]:
+    """Load the data of tasks, by name. Raises UserError with lm_eval's message if that fails."""
     try:
-        manager.load(list(tasks))
+        loaded: Mapping[str, Any] = manager.load(list(tasks))["tasks"]
     except Exception as error:  # `datasets` and the hub's client raise many kinds of errors
         raise UserError(f"lm_eval cannot load {', '.join(tasks)}: {type(error).__name__}: {cause(error)}") from error
-    return manager
+    return loaded
 
 
 def results_table(results: dict[str, Any]) -> str:

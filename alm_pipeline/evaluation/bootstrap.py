@@ -54,8 +54,13 @@ def _drawn_clusters(clusters: int, resamples: int, seed: int) -> npt.NDArray[np.
 
 def percentile_interval(value: float, resampled: npt.ArrayLike) -> Interval:
     """Return a value with the percentiles of the same statistic on resamples [resamples]."""
+    return Interval(value, *percentiles(resampled))
+
+
+def percentiles(resampled: npt.ArrayLike) -> tuple[float, float]:
+    """Return the ends of the interval of a statistic on resamples [resamples]."""
     low, high = np.percentile(np.asarray(resampled, np.float64), PERCENTILES)
-    return Interval(value, float(low), float(high))
+    return float(low), float(high)
 
 
 def paired_intervals(

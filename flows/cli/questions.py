@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alm_pipeline.evaluation.local_tasks import TaskKind, write_task
 from flows.cli.configuration import chosen_configuration
 from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors
 from flows.terminal.options import Recipe, Text, override_options
@@ -25,7 +26,7 @@ def make_task(
         Path, typer.Option(metavar="FILE", help="The questions: JSON lines, CSV or Parquet.", show_default=False)
     ],
     kind: Annotated[
-        str,
+        TaskKind,
         typer.Option(
             help="multiple_choice (columns question, choices, answer: the right one's number), cloze (text: its last "
             "word is predicted), or gsm8k (question, answer that ends in `#### NUMBER`: generated)."
@@ -36,14 +37,8 @@ def make_task(
     ] = None,
 ) -> None:
     """Write a task of lm_eval over a local file. `alm evaluate --task-folder FOLDER --tasks NAME` runs it."""
-    from alm_pipeline.evaluation.local_tasks import TASK_KINDS, write_task
-    from storage.errors import UserError
-
     with user_errors():
-        chosen = next((known for known in TASK_KINDS if known == kind), None)
-        if chosen is None:
-            raise UserError(f"--kind {kind}: there is no such kind: use {', '.join(TASK_KINDS)}")
-        file = write_task(folder, name, chosen, questions, few_shot)
+        file = write_task(folder, name, kind, questions, few_shot)
         out.print_line(f"{file}: written. Run it: alm evaluate MODEL --task-folder {folder} --tasks {name}")
 
 

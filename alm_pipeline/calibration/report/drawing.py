@@ -123,8 +123,8 @@ def _draw_plane(axes: "Axes", points: Sequence[PointMeasures], chosen: float | N
         axes.errorbar(
             x.value,
             y.value,
-            xerr=[[max(0.0, x.value - x.interval.low)], [max(0.0, x.interval.high - x.value)]],
-            yerr=[[max(0.0, y.value - y.interval.low)], [max(0.0, y.interval.high - y.value)]],
+            xerr=[[max(0.0, x.value - x.low)], [max(0.0, x.high - x.value)]],
+            yerr=[[max(0.0, y.value - y.low)], [max(0.0, y.high - y.value)]],
             fmt="none",
             ecolor=color,
             elinewidth=1.0,
@@ -182,7 +182,7 @@ def _draw_along(
     weights = [point.weight or 0.0 for point in line]
     estimates = [point.estimates[measure] for point in line]
     values = [estimate.value for estimate in estimates]
-    lows, highs = zip(*(estimate.interval for estimate in estimates), strict=True)
+    lows, highs = zip(*((estimate.low, estimate.high) for estimate in estimates), strict=True)
     axes.fill_between(weights, lows, highs, color=_BAND, alpha=0.16, linewidth=0, label="95 % interval")
     axes.plot(weights, values, "o-", color=_MERGE, markersize=4.5, label="merges")
     for point in line:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import pyarrow as pa
@@ -79,7 +80,7 @@ def table_rows(report: CalibrationReport, reading: Reading) -> list[dict[str, An
             "model": point_name(point),
             "weight": point.weight,
             "temperature": point.temperature,
-            **{name: [point.value(name), *point.estimates[name].interval] for name in SHOWN},
+            **{name: list(astuple(point.estimates[name])) for name in SHOWN},
             "on_front": point.on_front,
             "front_share": point.front_share,
         }

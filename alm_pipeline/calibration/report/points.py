@@ -19,16 +19,9 @@ from alm_pipeline.calibration.report.measures import (
     measures,
     reliability,
 )
-from alm_pipeline.calibration.report.resampling import (
-    Flags,
-    Interval,
-    bootstrap_weights,
-    dominates,
-    on_front,
-    percentile_interval,
-    validation_half,
-)
+from alm_pipeline.calibration.report.resampling import Flags, dominates, on_front, validation_half
 from alm_pipeline.calibration.report.settings import READINGS, Reading, ReportSettings
+from alm_pipeline.evaluation.bootstrap import percentiles, resample_counts
 from storage.errors import UserError
 
 Role = Literal["base", "tuned", "merge", "model"]
@@ -52,10 +45,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure on some questions, with its 95 % interval."""
+    """A measure on some questions, with its 95 % interval over resamples."""
 
     value: float
-    interval: Interval
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -127,8 +121,8 @@ class CalibrationReport:
                         "n": self.questions[half],
                         "measure": measure,
                         "value": estimate.value,
-                        "low": estimate.interval.low,
-                        "high": estimate.interval.high,
+                        "low": estimate.low,
+                        "high": estimate.high,
                         "on_front": point.on_front,
                         "front_share": point.front_share,
                     }
@@ -199,12 +193,11 @@ def _measured(
     half: Half,
 ) -> list[PointMeasures]:
     """Measure every point on some questions; on the test half also models with a temperature from the other half."""
-    numbers = np.unique(clusters[rows], return_inverse=True)[1]
-    weights_RQ = bootstrap_weights(numbers, settings.resamples, settings.seed)
+    weights_RQ = resample_counts(clusters[rows], settings.resamples, settings.seed).astype(np.float64)
 
     def measured(point: Point, predictions: Predictions, temperature: float | None) -> PointMeasures:
         values, resampled = (measures(predictions, settings.bins, weights) for weights in (None, weights_RQ))
-        estimates = {name: Estimate(float(values[name][0]), percentile_interval(resampled[name])) for name in values}
+        estimates = {name: Estimate(float(values[name][0]), *percentiles(resampled[name])) for name in values}
         return PointMeasures(point.name, point.role, point.weight, temperature, estimates, resampled, predictions)
 
     found = [measured(point, point.scores.rows(rows).predictions(reading), None) for point in points]
