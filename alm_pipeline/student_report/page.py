@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from alm_pipeline.runtime.versions import installed_version
+from alm_pipeline.student_report.calibration import calibrations
 from alm_pipeline.student_report.charts import charts
 from alm_pipeline.student_report.coverage import coverages
 from alm_pipeline.student_report.data_flow import data_flows
@@ -38,25 +39,37 @@ _ASSETS = Path(__file__).with_name("assets")
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a page is about."""
+
+    students: Sequence[ReportedStudent]
+    teacher: Continue | None = None
+    """continues the samples as well"""
+    calibration: Sequence[str] = ()
+    """folders that `alm calibrate` wrote"""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page: a template of `assets/sections`, filled with what `content` returns; left out for None."""
 
     title: str
     name: str
     """of its template, and of its place in the page"""
-    content: Callable[[Sequence[ReportedStudent]], Any]
+    content: Callable[[Subject], Any]
 
 
 SECTIONS = (
-    Section("Results", "results", results),
-    Section("Training", "charts", charts),
-    Section("Samples", "samples", samples),
-    Section("Data flow", "flow", data_flows),
-    Section("Coverage by script", "coverage", coverages),
-    Section("Settings", "settings", settings),
-    Section("Lineage", "lineage", lineages),
+    Section("Results", "results", lambda subject: results(subject.students)),
+    Section("Calibration", "calibration", lambda subject: calibrations(subject.calibration)),
+    Section("Training", "charts", lambda subject: charts(subject.students)),
+    Section("Samples", "samples", lambda subject: samples(subject.students, subject.teacher)),
+    Section("Data flow", "flow", lambda subject: data_flows(subject.students)),
+    Section("Coverage by script", "coverage", lambda subject: coverages(subject.students)),
+    Section("Settings", "settings", lambda subject: settings(subject.students)),
+    Section("Lineage", "lineage", lambda subject: lineages(subject.students)),
 )
-"""All parts, in the order of the page. A further one is a function of the students, and a template."""
+"""All parts, in the order of the page. A further one is a function of the page's subject, and a template."""
 
 
 def write_report(url: str) -> str:
@@ -86,16 +99,18 @@ def write_run_report(url: str, *, is_new: bool) -> None:
         )
 
 
-def report_page(urls: Sequence[str], *, teacher: Continue | None = None) -> str:
+def report_page(urls: Sequence[str], *, teacher: Continue | None = None, calibration: Sequence[str] = ()) -> str:
     """Return the page about finished students at these URLs.
 
-    `teacher` continues the samples as well. Raises UserError for a student that is not finished, or a teacher that is
-    asked for conversations, which are written in the student's template.
+    `teacher` continues the samples as well; `calibration` are folders that `alm calibrate` wrote. Raises UserError for
+    a student that is not finished, a folder that is another, or a teacher that is asked for conversations, which are
+    written in the student's template.
     """
     students = reported_students(urls)
     if teacher and (wrong := next(filter(has_conversations, students), None)):
         raise UserError(f"{wrong.url}: its samples are conversations in the student's template: leave --teacher out")
-    contents = [(section, _content(section, students, teacher)) for section in SECTIONS]
+    subject = Subject(students, teacher, calibration)
+    contents = [(section, section.content(subject)) for section in SECTIONS]
     shown = [(section, content) for section, content in contents if content is not None]
     drawn: Sequence[Any] = next((content["charts"] for section, content in shown if section.name == "charts"), [])
     return (
@@ -113,10 +128,6 @@ def report_page(urls: Sequence[str], *, teacher: Continue | None = None) -> str:
             version=installed_version("alm-pipeline") or "",
         )
     )
-
-
-def _content(section: Section, students: Sequence[ReportedStudent], teacher: Continue | None) -> Any:
-    return samples(students, teacher) if section.name == "samples" else section.content(students)
 
 
 def _title(students: Sequence[ReportedStudent]) -> str:

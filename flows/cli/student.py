@@ -21,6 +21,10 @@ def report(
     teacher: Annotated[
         bool, typer.Option("--teacher", help="Load the teacher as well, and let it continue the samples.")
     ] = False,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Also show what `alm calibrate` wrote there; may be repeated."),
+    ] = None,
 ) -> None:
     """Write one HTML page about students: results, curves, samples, what was left out and why, settings, lineage.
 
@@ -37,7 +41,8 @@ def report(
         from alm_pipeline.student_report.page import report_page
         from alm_pipeline.student_report.teacher import loaded_teachers
 
-        write_picture(file, report_page(urls, teacher=loaded_teachers() if teacher else None).encode(), "FILE")
+        page = report_page(urls, teacher=loaded_teachers() if teacher else None, calibration=calibration or ())
+        write_picture(file, page.encode(), "FILE")
         out.print_line(f"{file}: {len(urls)} {'student' if len(urls) == 1 else 'students'}")
 
 

@@ -55,7 +55,7 @@ def draw_reliability(report: CalibrationReport, reading: Reading, title: str) ->
 
     Raises UserError if matplotlib is missing.
     """
-    points = _shown(report, reading)
+    points = shown_points(report, reading)
     columns = 2 if len(points) == _SQUARE else min(len(points), _PANELS_PER_ROW)
     rows = -(-len(points) // columns)
     figure = _figure((4.6 * columns, 4.6 * rows + 0.6))
@@ -96,7 +96,7 @@ def _chosen(report: CalibrationReport, reading: Reading) -> float | None:
     return next((verdict.chosen for verdict in report.verdicts if verdict.reading == reading), None)
 
 
-def _shown(report: CalibrationReport, reading: Reading) -> list[PointMeasures]:
+def shown_points(report: CalibrationReport, reading: Reading) -> list[PointMeasures]:
     """Return what reliability is drawn of; of a sweep the parents, the chosen merge and the scaled child."""
     points = report.measures[reading, report.shown_half]
     if not report.is_sweep:

@@ -1,5 +1,6 @@
-"""What a calibration report is shown as: two Parquet tables, two pictures, and a page with a table."""
+"""What a calibration report is shown as: two Parquet tables, a JSON file, two pictures, and a page with a table."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -8,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alm_pipeline.calibration.report.drawing import draw_front, draw_reliability, point_name
-from alm_pipeline.calibration.report.measures import Measure
+from alm_pipeline.calibration.report.drawing import draw_front, draw_reliability, point_name, shown_points
+from alm_pipeline.calibration.report.measures import Measure, reliability
 from alm_pipeline.calibration.report.points import CalibrationReport, PointMeasures
 from alm_pipeline.calibration.report.settings import Reading
 from storage.errors import UserError
@@ -17,19 +18,21 @@ from storage.printed.inert import markdown
 from storage.urls import join_url, overwrite
 
 FRONTIER, RELIABILITY = "frontier.parquet", "reliability.parquet"
-FRONTIER_PICTURE, RELIABILITY_PICTURE, PAGE = "frontier.png", "reliability.png", "calibration.md"
+DOCUMENT, PAGE = "calibration.json", "calibration.md"
+FRONTIER_PICTURE, RELIABILITY_PICTURE = "frontier.png", "reliability.png"
 
 logger = logging.getLogger("alm_pipeline")
 
 
 def write_report(report: CalibrationReport, reading: Reading, title: str, folder: str) -> list[str]:
-    """Write the tables, the pictures and a page to a folder, in place of those of an earlier run.
+    """Write the tables, what is printed, the pictures and a page to a folder, in place of those of an earlier run.
 
     Returns the files' URLs. Without matplotlib, a warning takes the place of the pictures.
     """
     contents = {
         FRONTIER: _parquet(list(report.frontier())),
         RELIABILITY: _parquet(list(report.reliability())),
+        DOCUMENT: json.dumps(report_document(report, reading, title), indent=2, allow_nan=False).encode(),
         PAGE: report_page(report, reading, title).encode(),
     }
     try:
@@ -67,10 +70,21 @@ def report_document(report: CalibrationReport, reading: Reading, title: str) -> 
         "title": title,
         "questions": dict(report.questions),
         "left_out": dict(report.left_out),
+        "shown": report.shown_half,
         "reading": reading,
         "models": table_rows(report, reading),
+        "reliability": [
+            {"model": point_name(point), "bins": _bins(point, report.settings.bins)}
+            for point in shown_points(report, reading)
+        ],
         "verdicts": verdicts,
     }
+
+
+def _bins(point: PointMeasures, bins: int) -> list[dict[str, float]]:
+    """Return the bins of confidence that have a question."""
+    found = reliability(point.predictions.correct, point.predictions.confidence, bins)
+    return [vars(bin_) for bin_ in found if bin_.questions]
 
 
 def table_rows(report: CalibrationReport, reading: Reading) -> list[dict[str, Any]]:

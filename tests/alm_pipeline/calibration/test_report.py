@@ -94,7 +94,14 @@ def test_it_says_so_where_no_merge_helps(not_helped: Reported) -> None:
 def test_the_folder_has_tables_pictures_and_a_page(helped: Reported, tmp_path: Path) -> None:
     report, calibration = helped
     files = write_report(report, "sum", calibration.title, str(tmp_path / "out"))
-    names = ["calibration.md", "frontier.parquet", "frontier.png", "reliability.parquet", "reliability.png"]
+    names = [
+        "calibration.json",
+        "calibration.md",
+        "frontier.parquet",
+        "frontier.png",
+        "reliability.parquet",
+        "reliability.png",
+    ]
     assert sorted(Path(file).name for file in files) == names
     frontier = pl.read_parquet(tmp_path / "out" / "frontier.parquet")
     assert set(frontier["reading"]) == {"sum", "token", "bytes"}

@@ -3,13 +3,17 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from alm_pipeline.calibration.report.measures import ScoredChoices, reliability
+from alm_pipeline.calibration.report.output import SHOWN
+from alm_pipeline.calibration.report.output import write_report as write_calibration
+from alm_pipeline.calibration.report.points import CalibrationReport, Point, Role, make_report
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.inspection.summary import coverage
 from alm_pipeline.pipeline import Pipeline
@@ -22,7 +26,7 @@ from tests.corpora import write_chats
 from tests.flows.cli.hostile import NAME, write_store
 
 RAW = re.compile("[^\n\t -~\xa0-\U0010ffff]|[\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f]")
-VOID = {"meta", "br", "line", "circle", "rect", "link", "img", "input"}
+VOID = {"meta", "br", "line", "circle", "link", "img", "input"}
 FETCHING = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping"}
 
 
@@ -100,7 +104,8 @@ def test_the_page_says_what_the_store_holds(students: list[Pipeline], urls: list
         assert f"{dataset.kind}/{dataset.name}" in page.text
     assert manifest.name in page.text
     for section in SECTIONS:
-        assert any(attributes.get("id") == section.name for attributes in page.all("h2")), section.name
+        shown = any(attributes.get("id") == section.name for attributes in page.all("h2"))
+        assert shown == (section.name != "calibration"), section.name
 
 
 def test_what_was_dropped_is_counted_by_reason(tmp_path: Path, config: AlmConfig) -> None:
@@ -146,6 +151,62 @@ def test_samples_are_side_by_side_with_the_teacher(urls: list[str]) -> None:
         "after",
     ]
     assert f"TEACHER after {len(before['prompt'])} characters" in page.text
+
+
+def calibration_of(names: Sequence[str], folder: Path, role: Role = "model") -> CalibrationReport:
+    """Write what `alm calibrate` writes about models with random scores of 400 questions."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    ones = np.ones((400, 3), np.int64)
+    weights = np.linspace(0, 1, len(names)).tolist() if role == "merge" else [None] * len(names)
+    roles: list[Role] = ["base", *["merge"] * (len(names) - 2), "tuned"] if role == "merge" else [role] * len(names)  # type: ignore[list-item]
+    points = [
+        Point(name, each, weight, ScoredChoices(random.normal(0, 2, (400, 3)), ones, ones, random.integers(0, 3, 400)))
+        for name, each, weight in zip(names, roles, weights, strict=True)
+    ]
+    report = make_report(points, np.arange(400))
+    write_calibration(report, "sum", "questions: models", str(folder))
+    return report
+
+
+def test_calibration_is_shown_as_it_was_measured(urls: list[str], tmp_path: Path) -> None:
+    report = calibration_of(["teacher", f"student {NAME}"], tmp_path)
+    text = report_page(urls[:1], calibration=[str(tmp_path)])
+    page = _Page(text)
+    assert page.open == []
+    assert RAW.findall(text.replace("\u200d", "")) == []
+    for point in report.measures["sum", "all"]:
+        for measure in SHOWN:
+            found = point.estimates[measure]
+            assert f"{found.value:.3f} {found.low:.3f} to {found.high:.3f}" in page.text
+        for bin_ in reliability(point.predictions.correct, point.predictions.confidence):
+            sentence = f"confidence {bin_.confidence:.2f}: {bin_.accuracy:.0%} of {bin_.questions:,} right"
+            assert (sentence in page.text) == (bin_.questions > 0)
+    assert "400 questions, reading sum" in page.text
+
+
+def test_of_a_sweep_the_verdict_is_shown(urls: list[str], tmp_path: Path) -> None:
+    report = calibration_of(["base", "middle", "tuned"], tmp_path, "merge")
+    page = _Page(report_page(urls[:1], calibration=[str(tmp_path)]))
+    assert next(verdict.sentence for verdict in report.verdicts if verdict.reading == "sum") in page.text
+    assert "the test half, 200 questions" in page.text
+    assert "λ = 0.5" in page.text
+
+
+def test_other_folders_have_no_calibration(urls: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no calibration.json: name the folder of `alm calibrate"):
+        report_page(urls[:1], calibration=[str(tmp_path)])
+    calibration_of(["one"], tmp_path)
+    document = tmp_path / "calibration.json"
+    whole = json.loads(document.read_text())
+    for name in ("title", "models", "reliability"):
+        document.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        with pytest.raises(UserError, match=rf"calibration.json: is damaged \({name}: "):
+            report_page(urls[:1], calibration=[str(tmp_path)])
+    document.write_text(document.read_text()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        report_page(urls[:1], calibration=[str(tmp_path)])
 
 
 def test_a_teacher_is_not_asked_for_conversations(tmp_path: Path, config: AlmConfig) -> None:
