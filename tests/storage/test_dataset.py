@@ -1,7 +1,9 @@
 """The stored bytes of a dataset, the programs that read them, and the refusal of incomplete or damaged data."""
 
+import gc
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.columns import list_rows
-from storage.dataset import Dataset, open_dataset, read_aligned
+from storage.dataset import Dataset, ShardRecord, open_dataset, parse_stored, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
 from storage.urls import list_names, overwrite, read_bytes, remove
@@ -534,3 +536,18 @@ def test_kind_label_and_identity_name_a_dataset() -> None:
     # keys of an identity can't replace the kind or the format
     posing = Dataset("r", Kind.TOKENS, "sample", {"kind": "examples"})
     assert posing.name != Dataset("r", Kind.EXAMPLES, "sample", {}).name
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"rows": 1, "bytes": 2, "sha256": "", "counts": {}, "dropped": {}}', b"{", b"[]"]
+)
+@pytest.mark.parametrize("collects", [True, False])
+def test_parsing_leaves_the_garbage_collector_as_it_was(content: bytes, collects: bool) -> None:
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with suppress(UserError):
+            parse_stored(ShardRecord, "store/record.json", content)
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
