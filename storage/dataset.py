@@ -13,9 +13,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -391,9 +391,10 @@ def load_manifest(url: str) -> Manifest | None:
 
 def parse_stored(model: type[Stored], url: str, content: bytes) -> Stored:
     """Parse what was stored at `url`. Raises UserError if it is damaged, OtherFormatError if its format differs."""
+    collects = gc.isenabled()
+    gc.disable()  # it would look at all records of a manifest again and again while they are made
     try:
-        with _collecting_later():
-            values = parse_json(content)
+        values = parse_json(content)
         version = values.get("format_version", FORMAT_VERSION) if isinstance(values, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:  # checked before the model's fields, which may differ too
             raise OtherFormatError(
@@ -401,30 +402,20 @@ def parse_stored(model: type[Stored], url: str, content: bytes) -> Stored:
                 f"{FORMAT_VERSION}: use the version that wrote it, or run its stage again, which writes a new folder"
             )
         kept: Any = model
-        with _collecting_later():
-            validated: Stored = _validator(kept).validate_python(values)
+        validated: Stored = _validator(kept).validate_python(values)
         return validated
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
     except ValueError as error:
         problem = str(error)
+    finally:
+        if collects:
+            gc.enable()
     raise UserError(
         f"{url}: is damaged ({problem}): `alm repair {url.rsplit('/', 1)[0]}` fixes it; or delete it and the folder's "
         "manifest.json by hand and run the stage again"
     )
-
-
-@contextmanager
-def _collecting_later() -> Iterator[None]:
-    """Pause the garbage collector, which looks at all records of a manifest again and again while they are made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @cache
