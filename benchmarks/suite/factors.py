@@ -79,9 +79,21 @@ def _methods() -> tuple[Variant, ...]:
 
 def _initializations() -> tuple[Variant, ...]:
     base = objective(debias="both")
-    return tuple(
+    methods = [
         Variant(method, {**base, "student.initialization": method}) for method in ("fvt", "focus", "mean", "random")
-    )
+    ]
+    without_level = [
+        Variant(f"{method}, no level", {**base, "student.initialization": method, "student.level": "none"})
+        for method in ("fvt", "focus")
+    ]
+    return (*methods, *without_level)
+
+
+def _dense() -> tuple[Variant, ...]:
+    """The term `bpm`, which reads the stored top-k; all variants have the same scores, so that they compare."""
+    top = {"score.top_k": 16}
+    mixes = ("alm + sft", "alm + sft + bpm", "sft + bpm", "alm + bpm", "bpm", "sft")
+    return tuple(Variant(terms, {**objective(terms, debias="both"), **top}) for terms in mixes)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -104,6 +116,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "balance": Experiment(
         "How are ALM and SFT balanced?", _each("balance", ("temperature", "fixed", "gradmag"), debias="both")
     ),
+    "dense": Experiment("What does the stored top-k add?", _dense()),
     "methods": Experiment("Which method?", _methods()),
     "rates": Experiment("Which learning rate, and which of the embeddings?", _rates()),
     "initialization": Experiment("Which initial embeddings?", _initializations()),
