@@ -56,9 +56,11 @@ class Head:
     def logits(self, hidden_NH: Tensor, rows: Tensor | slice | None = None) -> Tensor:
         """[N, P] the logits of P rows (default: all tokens), in float32 or better."""
         rows = slice(self.vocabulary) if rows is None else rows
-        bias = None if self.bias_V is None else self.bias_V[rows]
-        logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
-        return _scaled_and_capped(logits_NP, self.scale, self.softcap)
+        return _scaled_and_capped(self.outputs(hidden_NH, rows), self.scale, self.softcap)
+
+    def outputs(self, hidden_NH: Tensor, rows: Tensor | slice) -> Tensor:
+        """[N, P] the layer's own outputs of P rows, neither scaled nor capped, in the head's dtype."""
+        return F.linear(hidden_NH, self.weight_VH[rows], None if self.bias_V is None else self.bias_V[rows])
 
     def token_logits(self, hidden_NH: Tensor, ids_N: Tensor) -> Tensor:
         """[N] the logit of one token at each position, in float32 or better."""
