@@ -1,7 +1,8 @@
 """The stage TOKENS → TEACHER SCORES: two numbers per token, whatever the size of the vocabulary.
 
 Each device has its own copy of the teacher and scores the next free shard. A shard is scored on one device, so the
-result does not depend on the number of devices.
+result does not depend on the number of devices. Two threads take turns on a GPU: while it scores for one of them, the
+other writes a shard and reads the next.
 """
 
 from collections import deque
@@ -25,6 +26,8 @@ from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
 
 STAGE_VERSION = 4
+_THREADS = {"cuda": 2}
+"""of a device, by type; a processor that scores has no time for a second one"""
 Floats = npt.NDArray[np.float32]
 
 
@@ -122,10 +125,11 @@ def _share(
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(max(1, len(scorers))) as pool:
-        running = [pool.submit(work_on, scorer) for scorer in scorers[1:]]
+    workers = [scorer for scorer in scorers for _ in range(_THREADS.get(scorer.device.type, 1))]
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        running = [pool.submit(work_on, scorer) for scorer in workers[1:]]
         try:
-            for scorer in scorers[:1]:  # in this thread, so that it reacts to an interrupt at once
+            for scorer in workers[:1]:  # in this thread, so that it reacts to an interrupt at once
                 work_on(scorer)
             for future in running:
                 future.result()
@@ -145,7 +149,8 @@ def _score_shard(
     table = tokens.read_shard(shard, ["id", "token_ids", "kinds"])
     examples = list_rows(table["token_ids"])
     begins = [len(kinds) > 0 and kinds[0] == TokenKind.BEGIN_OF_TEXT for kinds in list_rows(table["kinds"])]
-    shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
+    with scorer.turn:
+        shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
     columns = {"id": table["id"], **_columns(shard_scores, config)}
     teacher.check_unchanged()
     scores.write_shard(shard, columns, counts={"tokens": sum(map(len, examples))})
