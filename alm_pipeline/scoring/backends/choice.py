@@ -29,7 +29,7 @@ VARIABLE = "ALM_HEAD"
 
 PROCESSOR_ELEMENTS = 2**22
 """logits of a piece: small enough for a processor's cache, and for an allocator to reuse the same memory"""
-DEVICE_ELEMENTS = (2**24, 2**26, 2**28)
+DEVICE_ELEMENTS = (2**23, 2**25, 2**28)
 """sizes to choose from on a GPU: in its cache, between, and so large that the matrix product is at its best"""
 # of the memory that is free, and bytes of a logit with its copies in other dtypes
 _MEMORY_SHARE, _LOGIT_BYTES = 1 / 8, 16
