@@ -76,7 +76,7 @@ def fsdp() -> Lines:
             taken.append(seconds(partial(case.step, batch), 3))
             del case
         torch.distributed.destroy_process_group()
-    (plain_loss, norm), (sharded_loss, sharded_norm) = results
+    (plain_loss, plain_norm), (sharded_loss, sharded_norm) = results
     yield Line("sharded loss, error", abs(sharded_loss - plain_loss) / abs(plain_loss), "of the loss", 0.02)
-    yield Line("sharded gradient norm, error", abs(sharded_norm - norm) / norm, "of the norm", 0.05)
+    yield Line("sharded gradient norm, error", abs(sharded_norm - plain_norm) / plain_norm, "of the norm", 0.05)
     yield Line("sharded step / step", taken[1] / taken[0], "of the time")

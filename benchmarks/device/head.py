@@ -90,7 +90,7 @@ def head_correctness() -> Lines:
             if not call._problem(kind):
                 for quantity, line in compared_numbers(name, case, call, Way(kind, 4096)).items():
                     # NaN is not less than anything
-                    if not (quantity in largest and line.value < largest[quantity].value):
+                    if not (quantity in largest and float(line.value) < float(largest[quantity].value)):
                         largest[quantity] = line
         label = f"{kind}{' with entropy' if entropy else ''}, {str(dtype).removeprefix('torch.')}"
         yield from (line._replace(what=f"{label}: {line.what}") for line in largest.values())
@@ -136,7 +136,8 @@ def liger_loss(case: HeadCase) -> Tensor:
     module: Any = import_module("liger_kernel.ops.fused_linear_cross_entropy")
     function = module.LigerFusedLinearCrossEntropyFunction
     result = function.apply(case.hidden_NH, case.head.weight_VH, case.targets_N)
-    return result[0] if isinstance(result, tuple) else result
+    loss: Tensor = result[0] if isinstance(result, tuple) else result
+    return loss
 
 
 def liger_scaled_loss(case: HeadCase) -> Tensor:

@@ -1,7 +1,7 @@
 """Models with random weights, and texts of random tokens."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ def gemma() -> PreTrainedModel:
 def placed(make: Callable[[], PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:
     """A model whose weights are drawn on the device."""
     with device():
-        return make().to(dtype)
+        model: Any = make()
+        return cast(PreTrainedModel, model.to(dtype))
 
 
 def vocabulary_of(model: PreTrainedModel) -> HeadVocabulary:
@@ -67,7 +68,8 @@ def vocabulary_of(model: PreTrainedModel) -> HeadVocabulary:
 def random_texts(count: int, vocabulary: int) -> list[Any]:
     """Token ids; lengths are even on a logarithmic scale."""
     generator = np.random.default_rng(0)
-    lengths = np.exp(generator.uniform(*np.log(SIZES.lengths), count)).astype(int)
+    shortest, longest = np.log(SIZES.lengths).tolist()
+    lengths = np.exp(generator.uniform(shortest, longest, count)).astype(int)
     return [generator.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
 
 

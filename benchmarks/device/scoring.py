@@ -1,6 +1,7 @@
 """Scores against float64, and the speed of scoring against a bare forward pass."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from benchmarks.device.training import TrainingCase, batches
 
 
 def scoring_correctness() -> Lines:
-    for name, make in (("Llama", lambda: llama(2, 1000, 64)), ("Gemma", gemma)):
+    makers: dict[str, Callable[[], Any]] = {"Llama": partial(llama, 2, 1000, 64), "Gemma": gemma}
+    for name, make in makers.items():
         exact_model = make().double()
         texts = random_texts(6, int(exact_model.config.vocab_size))
         texts = [ids[:200] for ids in texts]

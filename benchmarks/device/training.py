@@ -53,7 +53,8 @@ def caches(root: Path, shards: int, texts_per_shard: int) -> dict[str, Dataset]:
 
 def random_shard(shard: int, texts: int) -> dict[str, dict[str, Any]]:
     generator = np.random.default_rng(shard)
-    chunks = np.exp(generator.uniform(*np.log([4, SIZES.lengths[1] / 3]), texts)).astype(int)
+    fewest, most = np.log([4, SIZES.lengths[1] / 3]).tolist()
+    chunks = np.exp(generator.uniform(fewest, most, texts)).astype(int)
     offsets = np.concatenate([[0], np.cumsum(chunks)])
     total = int(offsets[-1])
     ids = pa.array([f"{shard}-{row}" for row in range(texts)], pa.string())
@@ -177,7 +178,8 @@ def training_correctness() -> Lines:
     ids = batch["token_ids_BS"]
     results = []
     for place, dtype in ((torch.device("cpu"), torch.float64), (device(), torch.float32)):
-        model = llama(2, SIZES.vocabulary if SMALL else 8192, 64).to(place, dtype)
+        model: Any = llama(2, SIZES.vocabulary if SMALL else 8192, 64)
+        model.to(place, dtype)
         moved = {name: tensor.to(place) for name, tensor in batch.items()}
         moved["token_ids_BS"] = (ids % model.config.vocab_size).to(place)
         with matmul_precision("highest"):
