@@ -69,7 +69,7 @@ class DraftAcceptance:
         }
 
 
-class _Rounds(BaseStreamer):  # type: ignore[misc]
+class _Rounds(BaseStreamer):
     """Counts the rounds of an assisted generation, whose results transformers hands to a streamer one by one."""
 
     def __init__(self, end_ids: Sequence[int]) -> None:
