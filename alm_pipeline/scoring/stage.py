@@ -1,15 +1,15 @@
 """The stage TOKENS → TEACHER SCORES: two numbers per token, whatever the size of the vocabulary.
 
-Each device has its own copy of the teacher and scores the next free shard. A shard is scored on one device, so the
-result does not depend on the number of devices. Two threads take turns on a GPU: while it scores for one of them, the
-other writes a shard and reads the next.
+Each device has its own copy of the teacher and scores the next free shard; several GPUs have a process each. A shard is
+scored on one device, so the result does not depend on the number of devices. Two threads take turns on a GPU: while it
+scores for one of them, the other writes a shard and reads the next.
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.loading import all_devices
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
+from alm_pipeline.scoring.processes import score_in_processes, shared_out
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
@@ -61,8 +62,7 @@ def score(
     if missing := scores.missing(requested):
         records = tokens.known_records(requested)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
-        scorers = _scorers(teacher, config, len(missing))
-        _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
+        _score_missing(tokens, scores, teacher, config, sizes, missing)
     return scores.finish(len(requested)) if shards is None else None
 
 
@@ -70,7 +70,6 @@ def _score_missing(
     tokens: Dataset,
     scores: Dataset,
     teacher: ModelReference,
-    scorers: Sequence[Scorer],
     config: ScoreConfig,
     sizes: Mapping[int, int],
     missing: Sequence[int],
@@ -78,6 +77,13 @@ def _score_missing(
     """Score the missing shards. `sizes` is the number of tokens of every requested shard."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
+    devices = _devices(config)[: len(missing)]
+    if _need_processes(devices):
+        with track("score", total, "tokens", done) as advance:
+            parts = dict(zip(devices, shared_out(sizes, missing, len(devices)), strict=True))
+            score_in_processes(tokens, scores, teacher, config, parts, advance)
+        return
+    scorers = [Scorer.load(teacher, config, device) for device in devices]
     with track("score", total, "tokens", done) as advance:
 
         def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
@@ -89,10 +95,15 @@ def _score_missing(
         _share(scorers, missing, score_next, advance)
 
 
-def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> list[Scorer]:
-    """Load one scorer per device, but not more than there are shards."""
-    devices = [None] if config.device_map else list(config.devices or all_devices())
-    return [Scorer.load(teacher, config, device) for device in devices[:shards]]
+def _devices(config: ScoreConfig) -> list[str | None]:
+    """Return the devices that each get a copy of the teacher; None where accelerate spreads one."""
+    return [None] if config.device_map else list(config.devices or all_devices())
+
+
+def _need_processes(devices: Sequence[str | None]) -> TypeGuard[Sequence[str]]:
+    """Whether threads would wait for each other: those of several GPUs, while they launch work."""
+    kinds = {device and device.partition(":")[0] for device in devices}
+    return len(set(devices)) > 1 and kinds == {"cuda"}
 
 
 class _Stopped(Exception):
