@@ -65,7 +65,8 @@ class Head:
         Without gradients, a GPU's products of two bytes per number are returned in float32, as it sums them.
         """
         weight_PH, bias_P = self.weight_VH[rows], None if self.bias_V is None else self.bias_V[rows]
-        if torch.is_grad_enabled() or not _sums_are_returned(self.device, self.dtype):
+        is_plain = hidden_NH.dim() == 2 and hidden_NH.dtype == self.dtype
+        if torch.is_grad_enabled() or not (is_plain and _sums_are_returned(self.device, self.dtype)):
             return F.linear(hidden_NH, weight_PH, bias_P)
         outputs_NP = torch.mm(hidden_NH, weight_PH.T, out_dtype=torch.float32)
         return outputs_NP if bias_P is None else outputs_NP.add_(bias_P)

@@ -77,7 +77,7 @@ def named_kind() -> Kind | None:
 def piece_elements(device: torch.device, elements: int) -> int:
     """Return the logits of a piece: at most `elements`, on a GPU no more than its free memory allows.
 
-    A power of two below the processor's size at the least, so that a little more or less memory changes no sum.
+    There it is a power of two, so that a little more or less memory changes no sum, and no less than a processor's.
     """
     if device.type != "cuda":
         return elements
