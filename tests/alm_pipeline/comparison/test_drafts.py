@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.comparison.drafts import Proposals, compare_drafts, proposals
+from alm_pipeline.config.overrides import Overrides, configure
+from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
 from tests import tiny
 
@@ -98,3 +100,21 @@ def test_a_models_acceptance_by_itself_is_1(texts: str, llama_folder: str, tmp_p
 def test_a_draft_with_another_tokenizer_is_refused(texts: str, llama_folder: str, gemma_folder: str) -> None:
     with pytest.raises(UserError, match=r"has another tokenizer than .* `alm run draft --teacher"):
         compare_drafts(llama_folder, [gemma_folder], texts_at(texts, "text", 9))
+
+
+def test_the_recipe_makes_a_draft(texts: str, llama_folder: str, gemma_folder: str, tmp_path: Path) -> None:
+    """A model of another family, which then has the target's ids and can propose them."""
+    small = {"train.batch_tokens": 512, "train.row_tokens": 256, "train.dtype": "float32", "score.dtype": "float32"}
+    (tmp_path / "many.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{k}. {tiny.TEXTS[k % 4]}"}) for k in range(40))
+    )
+    given = {"corpus": str(tmp_path / "many.jsonl"), "teacher": gemma_folder, "student": llama_folder, "steps": 2}
+    config = configure("draft", Overrides.model_validate({**given, "settings": {**small, "corpus.held_out": 0.2}}))
+    trained = Pipeline(config, str(tmp_path / "store"))
+    trained.run()
+    corpus = texts_at(texts, "text", 9)
+    (draft,), _ = compare_drafts(gemma_folder, [trained.student.url], corpus, max_tokens=8, ahead=2)
+    assert draft.proposals.proposed > 0
+    assert 0 <= draft.rate.value.value < 1
+    with pytest.raises(UserError, match="has another tokenizer"):
+        compare_drafts(gemma_folder, [llama_folder], corpus)
