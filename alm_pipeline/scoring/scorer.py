@@ -94,8 +94,8 @@ class Scorer:
             config.top_k,
             BatchBudget(config.batch_tokens or DEFAULT_TOKENS),
         )
-        self.turn = threading.Lock()
-        """for threads that prepare and write shards in turn"""
+        self._turn = threading.Lock()
+        """held while examples are scored: a second thread reads and writes shards meanwhile"""
         self.windows = WindowPlan.of(context_length(model.config), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
         check_output_head(model, self.head, self._hidden_states)
@@ -137,6 +137,16 @@ class Scorer:
         `begins` is whether each example's first token is a begin-of-text token, which windows then repeat; `names` are
         for errors. Raises UserError if memory is too small for a single row, or if a score is not finite.
         """
+        with self._turn:
+            return self._score(examples, advance, begins, names)
+
+    def _score(
+        self,
+        examples: Sequence[Ids],
+        advance: Advance | None,
+        begins: Sequence[bool] | None,
+        names: Sequence[str] | None,
+    ) -> list[TokenScores]:
         if self._may_grow and sum(map(len, examples)) > self.budget.tokens:
             self.grow_batches()
         scores = [TokenScores.empty(len(example), self.top_k) for example in examples]

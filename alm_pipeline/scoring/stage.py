@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,11 @@ def score(
     if missing := scores.missing(requested):
         records = tokens.known_records(requested)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
-        _score_missing(tokens, scores, teacher, config, sizes, missing)
+        if devices := _process_devices(config, len(missing)):
+            _score_in_processes(tokens, scores, teacher, config, sizes, missing, devices)
+        else:
+            scorers = _scorers(teacher, config, len(missing))
+            _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
     return scores.finish(len(requested)) if shards is None else None
 
 
@@ -70,6 +74,7 @@ def _score_missing(
     tokens: Dataset,
     scores: Dataset,
     teacher: ModelReference,
+    scorers: Sequence[Scorer],
     config: ScoreConfig,
     sizes: Mapping[int, int],
     missing: Sequence[int],
@@ -77,13 +82,6 @@ def _score_missing(
     """Score the missing shards. `sizes` is the number of tokens of every requested shard."""
     total = sum(sizes.values())
     done = total - sum(sizes[shard] for shard in missing)
-    devices = _devices(config)[: len(missing)]
-    if _need_processes(devices):
-        with track("score", total, "tokens", done) as advance:
-            parts = dict(zip(devices, shared_out(sizes, missing, len(devices)), strict=True))
-            score_in_processes(tokens, scores, teacher, config, parts, advance)
-        return
-    scorers = [Scorer.load(teacher, config, device) for device in devices]
     with track("score", total, "tokens", done) as advance:
 
         def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
@@ -95,15 +93,41 @@ def _score_missing(
         _share(scorers, missing, score_next, advance)
 
 
+def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> list[Scorer]:
+    """Load one scorer per device, but not more than there are shards."""
+    return [Scorer.load(teacher, config, device) for device in _devices(config)[:shards]]
+
+
 def _devices(config: ScoreConfig) -> list[str | None]:
     """Return the devices that each get a copy of the teacher; None where accelerate spreads one."""
     return [None] if config.device_map else list(config.devices or all_devices())
 
 
-def _need_processes(devices: Sequence[str | None]) -> TypeGuard[Sequence[str]]:
-    """Whether threads would wait for each other: those of several GPUs, while they launch work."""
-    kinds = {device and device.partition(":")[0] for device in devices}
-    return len(set(devices)) > 1 and kinds == {"cuda"}
+def _process_devices(config: ScoreConfig, shards: int) -> list[str]:
+    """Return the devices whose threads would wait for each other: several GPUs, while work is launched on them."""
+    devices = [device for device in _devices(config)[:shards] if device]
+    return devices if _need_processes(devices) else []
+
+
+def _need_processes(devices: Sequence[str]) -> bool:
+    return len(set(devices)) > 1 and all(device.startswith("cuda") for device in devices)
+
+
+def _score_in_processes(
+    tokens: Dataset,
+    scores: Dataset,
+    teacher: ModelReference,
+    config: ScoreConfig,
+    sizes: Mapping[int, int],
+    missing: Sequence[int],
+    devices: Sequence[str],
+) -> None:
+    """Score the missing shards, in a process per device. `sizes` is the number of tokens of every requested shard."""
+    total = sum(sizes.values())
+    done = total - sum(sizes[shard] for shard in missing)
+    parts = dict(zip(devices, shared_out(sizes, missing, len(devices)), strict=True))
+    with track("score", total, "tokens", done) as advance:
+        score_in_processes(tokens, scores, teacher, config, parts, advance)
 
 
 class _Stopped(Exception):
@@ -160,8 +184,7 @@ def _score_shard(
     table = tokens.read_shard(shard, ["id", "token_ids", "kinds"])
     examples = list_rows(table["token_ids"])
     begins = [len(kinds) > 0 and kinds[0] == TokenKind.BEGIN_OF_TEXT for kinds in list_rows(table["kinds"])]
-    with scorer.turn:
-        shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
+    shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
     columns = {"id": table["id"], **_columns(shard_scores, config)}
     teacher.check_unchanged()
     scores.write_shard(shard, columns, counts={"tokens": sum(map(len, examples))})

@@ -75,17 +75,22 @@ def named_kind() -> Kind | None:
 
 
 def piece_elements(device: torch.device, elements: int) -> int:
-    """Return the logits of a piece: at most `elements`, on a GPU no more than its free memory allows.
-
-    There it is a power of two, so that a little more or less memory changes no sum, and no less than a processor's.
-    """
+    """Return the logits of a piece: at most `elements`, on a GPU no more than its free memory allows."""
     if device.type != "cuda":
         return elements
     free, _ = torch.cuda.mem_get_info(device)
     # what the allocator holds for the next piece is free too
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fitting = int(free * _MEMORY_SHARE / _LOGIT_BYTES)
-    return max(PROCESSOR_ELEMENTS, min(elements, 1 << max(0, fitting.bit_length() - 1)))
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(elements, fitting_elements(free + held))
+
+
+def fitting_elements(free_bytes: int) -> int:
+    """Return the logits of a piece for which this memory is plenty; no fewer than those on a processor.
+
+    It is a power of two, so that a little more or less memory changes no sum.
+    """
+    fitting = int(free_bytes * _MEMORY_SHARE / _LOGIT_BYTES)
+    return max(PROCESSOR_ELEMENTS, 1 << max(0, fitting.bit_length() - 1))
 
 
 def triton_problem(device: torch.device, dtype: torch.dtype) -> str:

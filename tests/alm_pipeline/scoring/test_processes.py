@@ -60,8 +60,12 @@ def test_every_shard_is_shared_out_once_and_evenly(sizes: list[int], count: int,
 
 
 def test_processes_are_for_several_gpus() -> None:
+    config = ScoreConfig(devices=("cuda:0", "cuda:1", "cuda:2"))
+    assert stage._process_devices(config, 2) == ["cuda:0", "cuda:1"]
+    assert stage._process_devices(config, 1) == []
+    assert stage._process_devices(ScoreConfig(device_map="auto"), 9) == []
     assert stage._need_processes(["cuda:0", "cuda:1"])
-    for devices in (["cuda:0"], [None], ["cpu", "cpu"], ["cpu"], ["cuda:0", "cpu"]):
+    for devices in (["cuda:0"], [], ["cpu", "cpu"], ["cpu"], ["cuda:0", "cpu"]):
         assert not stage._need_processes(devices)
 
 
@@ -74,6 +78,7 @@ def test_processes_write_the_same_bytes(
     assert contents(several) == contents(one)
 
 
+@pytest.mark.long
 def test_the_error_of_a_process_is_the_runs(
     tokens: Dataset, tmp_path: Path, gemma_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

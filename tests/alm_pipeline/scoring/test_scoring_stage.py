@@ -90,7 +90,7 @@ def test_groups_of_shards_are_written_as_all_at_once(
     with pytest.raises(UserError, match=r"shard-00003\.parquet: not complete"):
         score(unfinished, scores, ModelReference(gemma_folder), config, [3])
     score(tokens, scores, ModelReference(gemma_folder), config, [3, 4])
-    monkeypatch.setattr(stage, "_score_missing", None)  # nothing is missing: no teacher is loaded
+    monkeypatch.setattr(stage, "_scorers", None)  # nothing is missing: no teacher is loaded
     assert scores.manifest() is None
     assert score(tokens, scores, ModelReference(gemma_folder), config) == scores.manifest()
     assert contents(scores) == whole

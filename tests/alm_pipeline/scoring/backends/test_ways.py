@@ -276,3 +276,16 @@ for kernel in (triton_pieces._add_kernel, triton_pieces._gradient_kernel):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 2
+
+
+@given(st.integers(0, 2**38))
+def test_pieces_take_an_eighth_of_the_free_memory_at_most(free: int) -> None:
+    elements = choice.fitting_elements(free)
+    assert elements.bit_count() == 1
+    assert elements >= choice.PROCESSOR_ELEMENTS
+    if elements > choice.PROCESSOR_ELEMENTS:
+        assert free / 16 < 16 * elements <= free / 8
+
+
+def test_on_a_processor_pieces_are_as_asked() -> None:
+    assert choice.piece_elements(torch.device("cpu"), 12_345) == 12_345
