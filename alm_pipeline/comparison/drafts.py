@@ -99,8 +99,8 @@ def proposals(
 ) -> Proposals:
     """Return what comes of a draft's proposals while the target continues a prompt greedily.
 
-    The draft proposes `ahead` tokens in each round, and fewer before the end of `max_tokens`. The round in which a text
-    ends does not count.
+    The draft proposes `ahead` tokens in each round, and fewer before the end of `max_tokens`; its settings for
+    generation become these. The round in which a text ends does not count.
     """
     settings = draft.generation_config
     assert settings is not None
@@ -156,11 +156,10 @@ def compare_drafts(
         _check_same_tokens(target, tokenizers[0], name, tokenizer)
     left_out = Counter[str]()
     prompts = _prompts(corpus, tokenizers[0], prompt_tokens, left_out)
-    model, *others = (reference.load(dtype, device=device) for reference in references)
-    found = []
+    model, found = references[0].load(dtype, device=device), []
     with track("accept", len(prompts) * len(drafts), "prompts") as advance:
-        for draft in others:
-            results = []
+        for reference in references[1:]:
+            draft, results = reference.load(dtype, device=device), list[Proposals]()
             for prompt in prompts:
                 results.append(proposals(model, draft, prompt, ahead=ahead, max_tokens=max_tokens))
                 advance(1)
