@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -113,6 +114,8 @@ def run_apart(name: str, budget: float, method: str) -> dict[str, Any]:
 
 
 def run_section(name: str, sender: Connection) -> None:
+    # how the head and the batches were chosen
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
     try:
         for line in SECTIONS[name].run():
             value = line.value if isinstance(line.value, str) else float(line.value)

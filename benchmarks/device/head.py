@@ -180,6 +180,10 @@ def head_speed() -> Lines:
                 yield from timed_head(f"{label}: two numbers by {way}", case, partial(mean_of, call, way), products)
         chosen = partial(chosen_numbers, case)
         yield from timed_head(f"{label}: two numbers, as chosen", case, chosen, products)
+        vocabulary = f"{shape[1]:,} × {shape[2]:,}"
+        for key, way in choice._choices.items():
+            if vocabulary in key:
+                yield Line(f"{label}: chosen, {key.rpartition(', ')[2]}", str(way))
         with torch.no_grad():
             sorted_once = NextTokens(case.head, case.boundary_ids_K)
             run = partial(sorted_once, case.hidden_NH, case.targets_N)
