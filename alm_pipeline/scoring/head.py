@@ -99,7 +99,7 @@ def next_token(
     if isinstance(head, LayerHead):
         top = min(top, head.vocabulary)
         return _layer_numbers(hidden_NH, targets_N, head, boundary_ids_K, entropy, top, listed)
-    return _Call(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top, listed).numbers()
+    return HeadCall(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top, listed).numbers()
 
 
 class NextTokens:
@@ -130,14 +130,14 @@ class NextTokens:
         if isinstance(self.head, LayerHead):
             return next_token(hidden_NH, targets_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
         places_N, hidden_NH = self._places_V[targets_N], hidden_NH.to(self.head.dtype)
-        numbers = _Call(hidden_NH, places_N, self.head, self._order, entropy, top).numbers()
+        numbers = HeadCall(hidden_NH, places_N, self.head, self._order, entropy, top).numbers()
         if numbers.top_ids_NR is None:
             return numbers
         return numbers._replace(top_ids_NR=self._ids_V[numbers.top_ids_NR])
 
 
 @dataclass(frozen=True)
-class _Call:
+class HeadCall:
     """What is asked of a linear head."""
 
     hidden_NH: Tensor
@@ -148,6 +148,20 @@ class _Call:
     entropy: bool = False
     top: int = 0
     listed: ListedTokens | None = None
+
+    @classmethod
+    def of(
+        cls,
+        hidden_NH: Tensor,
+        targets_N: Tensor,
+        head: Head,
+        boundary_ids_K: Tensor,
+        *,
+        entropy: bool = False,
+        top: int = 0,
+    ) -> "HeadCall":
+        """Return what `next_token` asks."""
+        return cls(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top)
 
     def numbers(self) -> NextTokenNumbers:
         return self.numbers_by(self._way())
@@ -182,7 +196,7 @@ class _Call:
         is_device = self.head.device.type == "cuda"
         default = Way("pieces", choice.DEVICE_ELEMENTS[1] if is_device else _PIECE_ELEMENTS)
         if kind := choice.named_kind():
-            return default._replace(kind=kind) if not self._problem(kind) else default
+            return default._replace(kind=kind) if not self.problem(kind) else default
         if not is_device or self.top or self.listed or type(self.head.weight_VH) not in (Tensor, torch.nn.Parameter):
             return default
         key = self._key()
@@ -190,7 +204,7 @@ class _Call:
             return way
         return self._measured_way(key) if len(self.hidden_NH) >= choice.MEASURED_POSITIONS else default
 
-    def _problem(self, kind: choice.Kind) -> str:
+    def problem(self, kind: choice.Kind) -> str:
         """Return why a way can't compute this; "" if it can."""
         if kind == "pieces":
             return ""
@@ -220,7 +234,7 @@ class _Call:
 
     def _measured_way(self, key: str) -> Way:
         kinds: list[choice.Kind] = ["triton", "torch", "liger"]
-        unable: dict[str, str] = {kind: problem for kind in kinds if (problem := self._problem(kind))}
+        unable: dict[str, str] = {kind: problem for kind in kinds if (problem := self.problem(kind))}
         ways = [
             Way(kind, elements)
             for kind in ("pieces", *(kind for kind in kinds if kind not in unable))
@@ -230,7 +244,7 @@ class _Call:
         candidates = {way: partial(trial._timed, way) for way in ways}
         return choice.choose(key, candidates, unable, len(trial.hidden_NH), self.head.dtype)
 
-    def _trial(self, positions: int) -> "_Call":
+    def _trial(self, positions: int) -> "HeadCall":
         """Return the same for the first positions, with leaves of its own for gradients."""
         hidden, weight, bias = (
             None if tensor is None else tensor.detach().requires_grad_(needed)

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alm_pipeline.models.output_head import Head
-from alm_pipeline.scoring import head as head_module
 from alm_pipeline.scoring.backends import choice
 from alm_pipeline.scoring.backends.choice import Way
-from alm_pipeline.scoring.head import NextTokens, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import HeadCall, NextTokens, token_and_boundary_logprobs
 from benchmarks.device import SMALL
 from benchmarks.device.measuring import SIZES, Line, Lines, device, failed, peak_bytes, seconds
 from benchmarks.device.models import BOUNDARY_SHARE
@@ -45,9 +44,8 @@ class HeadCase(NamedTuple):
         head = Head(draw(vocabulary, width, scale=2 * width**-0.5), bias_V, **settings)
         return cls(draw(positions, width), targets_N, head, boundary_ids_K)
 
-    def call(self, *, entropy: bool = False) -> head_module._Call:
-        order = head_module._Order.of(self.head, self.boundary_ids_K)
-        return head_module._Call(self.hidden_NH, self.targets_N, self.head, order, entropy)
+    def call(self, *, entropy: bool = False) -> HeadCall:
+        return HeadCall.of(*self, entropy=entropy)
 
     def leaves(self) -> list[Tensor]:
         return [leaf for leaf in (self.hidden_NH, self.head.weight_VH, self.head.bias_V) if leaf is not None]
@@ -87,7 +85,7 @@ def head_correctness() -> Lines:
         for name, (shape, settings) in cases.items():
             case = HeadCase.random(*shape, dtype, **settings)
             call = case.call(entropy=entropy)
-            if not call._problem(kind):
+            if not call.problem(kind):
                 for quantity, line in compared_numbers(name, case, call, Way(kind, 4096)).items():
                     # NaN is not less than anything
                     if not (quantity in largest and float(line.value) < float(largest[quantity].value)):
@@ -96,7 +94,7 @@ def head_correctness() -> Lines:
         yield from (line._replace(what=f"{label}: {line.what}") for line in largest.values())
 
 
-def compared_numbers(name: str, case: HeadCase, call: head_module._Call, way: Way) -> dict[str, Line]:
+def compared_numbers(name: str, case: HeadCase, call: HeadCall, way: Way) -> dict[str, Line]:
     """The largest error of the numbers, and of their gradients."""
     is_exact, expected = case.head.dtype == torch.float32, exact_numbers(case, entropy=call.entropy)
     try:
@@ -172,7 +170,7 @@ def head_speed() -> Lines:
             yield from timed_head(f"{label}: {rival.name}", case, partial(rival.loss, case), products)
         call = case.call()
         for kind in KINDS:
-            if problem := call._problem(kind):
+            if problem := call.problem(kind):
                 yield Line(f"{label}: two numbers by {kind}", problem)
                 continue
             for elements in choice.DEVICE_ELEMENTS[: 1 if SMALL else None] if kind in ("pieces", "triton") else (0,):
@@ -181,7 +179,7 @@ def head_speed() -> Lines:
         chosen = partial(chosen_numbers, case)
         yield from timed_head(f"{label}: two numbers, as chosen", case, chosen, products)
         vocabulary = f"{shape[1]:,} × {shape[2]:,}"
-        for key, way in choice._choices.items():
+        for key, way in choice.choices().items():
             if vocabulary in key:
                 yield Line(f"{label}: chosen, {key.rpartition(', ')[2]}", str(way))
         with torch.no_grad():
@@ -191,7 +189,7 @@ def head_speed() -> Lines:
         del case, call, sorted_once, run, chosen
 
 
-def mean_of(call: head_module._Call, way: Way) -> Tensor:
+def mean_of(call: HeadCall, way: Way) -> Tensor:
     numbers = call.numbers_by(way)
     return numbers.target_logprobs_N.mean() + numbers.boundary_logprobs_N.mean()
 

@@ -102,6 +102,11 @@ def triton_problem(device: torch.device, dtype: torch.dtype) -> str:
     return "" if os.environ.get("TRITON_INTERPRET") == "1" else "it needs a GPU, or TRITON_INTERPRET=1"
 
 
+def choices() -> Mapping[str, Way]:
+    """Return what this process has chosen or read so far, by key."""
+    return _choices
+
+
 def remembered(key: str) -> Way | None:
     """Return the choice that this process, or an earlier one on this machine, made."""
     if key not in _choices and (content := read_derived(_file(key))):

@@ -23,7 +23,7 @@ from alm_pipeline.models.output_head import Head
 from alm_pipeline.scoring import head as head_module
 from alm_pipeline.scoring.backends import choice, halves
 from alm_pipeline.scoring.backends.choice import Way
-from alm_pipeline.scoring.head import NextTokens, next_token, token_and_boundary_logprobs
+from alm_pipeline.scoring.head import HeadCall, NextTokens, next_token, token_and_boundary_logprobs
 from storage.errors import UserError
 from tests.alm_pipeline.scoring.oracle import looped, random_case
 from tests.alm_pipeline.scoring.test_head import dense_logprobs, numbers_and_gradients
@@ -69,8 +69,8 @@ def test_every_number_and_gradient_is_that_of_loops(
         numbers = looped(hidden, targets, head, ids)
         return numbers if entropy else numbers._replace(entropy_N=None)
 
-    call = head_module._Call(hidden, targets, head, head_module._Order.of(head, ids), entropy)
-    assert call._problem(kind) == ""
+    call = HeadCall.of(hidden, targets, head, ids, entropy=entropy)
+    assert call.problem(kind) == ""
     expected = numbers_and_gradients(expected_numbers, leaves)
     got = numbers_and_gradients(partial(call.numbers_by, Way(kind, piece)), leaves)
     for expected_part, part in zip(expected, got, strict=True):
@@ -174,8 +174,8 @@ def test_what_a_way_cannot_compute_is_computed_in_pieces(
 ) -> None:
     asked = {name: settings_[name] for name in ("top", "entropy") if name in settings_}
     hidden, targets, head, ids = random_case(5, 9, **{k: v for k, v in settings_.items() if k not in asked})  # type: ignore[arg-type]
-    call = head_module._Call(hidden, targets, head, head_module._Order.of(head, ids), **asked)  # type: ignore[arg-type]
-    assert problem in call._problem(kind)
+    call = HeadCall.of(hidden, targets, head, ids, **asked)  # type: ignore[arg-type]
+    assert problem in call.problem(kind)
     with choice.using(kind):
         assert call._way().kind == "pieces"
         got = next_token(hidden, targets, head, ids, **asked)  # type: ignore[arg-type]
@@ -233,11 +233,11 @@ def test_a_measurement_runs_every_way_that_can_and_leaves_no_gradient(
     hidden, targets, head, ids = random_case(9, 40, bias=True)
     if not gradients:
         hidden, head = hidden.detach(), Head(head.weight_VH.detach(), head.bias_V.detach())
-    call = head_module._Call(hidden, targets, head, head_module._Order.of(head, ids))
+    call = HeadCall.of(hidden, targets, head, ids)
     way = call._measured_way("a key")
     assert way == choice.remembered("a key")
     (line,) = (record.message for record in caplog.records)
-    assert line.count(" ms") == (7 if call._problem("triton") == "" else 4)
+    assert line.count(" ms") == (7 if call.problem("triton") == "" else 4)
     assert "liger: its fused kernel is for Hopper GPUs" in line
     assert hidden.grad is None
     assert head.weight_VH.grad is None
@@ -245,7 +245,7 @@ def test_a_measurement_runs_every_way_that_can_and_leaves_no_gradient(
 
 def test_a_name_in_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, targets, head, ids = random_case(5, 9)
-    call = head_module._Call(hidden, targets, head, head_module._Order.of(head, ids))
+    call = HeadCall.of(hidden, targets, head, ids)
     assert call._way().kind == "pieces"
     monkeypatch.setenv("ALM_HEAD", "torch")
     assert call._way().kind == "torch"
