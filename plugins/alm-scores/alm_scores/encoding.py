@@ -1,0 +1,76 @@
+"""The plugin's arithmetic: from logits to numbers that an engine returns as the largest ones of each row.
+
+Shapes: N positions, V logits of a row, K boundary tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from alm_scores.file import PluginError, ServedVocabulary
+
+DTYPES = ("other", "float32", "bfloat16", "float16")
+QUANTIZATIONS = (
+    *("unknown", "none", "other", "awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "fbgemm_fp8"),
+    *("compressed-tensors", "bitsandbytes", "gguf", "modelopt", "modelopt_fp4", "mxfp4", "mxfp8", "torchao", "quark"),
+    *("experts_int8", "inc"),
+)
+"""what a code can say, by its number; a new one is added at the end"""
+UNIT = 2.0**-24
+LEAST = UNIT / 2
+"""what the third carrier holds: above every log-probability, below every code"""
+_ROWS = 256
+"""a piece of this many positions is computed at a time, so that copies of logits stay small"""
+
+
+def code(vocabulary: ServedVocabulary, dtype: str, quantization: str | None) -> float:
+    """Return what is served as a number in (0, 0.5] that float32 holds exactly: 16 bits of the hash, dtype, method."""
+    known_dtype = DTYPES.index(dtype) if dtype in DTYPES else 0
+    method = quantization or "none"
+    known_method = QUANTIZATIONS.index(method if method in QUANTIZATIONS else "other")
+    return ((int(vocabulary.hash[:4], 16) << 7 | known_dtype << 5 | known_method) + 1) * UNIT
+
+
+class Encoder:
+    """Replaces logits by log-probabilities, with what `ServedVocabulary` asks for in its three carriers."""
+
+    def __init__(self, vocabulary: ServedVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._ids: dict[torch.device, Tensor] = {}
+
+    def __call__(self, logits_NV: Tensor, dtype: str, quantization: str | None = None) -> Tensor:
+        """[N, V] float32: log p, at most 0, of each token, and −∞ for padding; then the carriers.
+
+        float32 logits are overwritten. The carriers hold 1 − log P(boundary), `code`, and `LEAST`. Raises PluginError
+        if the vocabulary is not that of the logits.
+        """
+        if logits_NV.shape[-1] != self.vocabulary.width:
+            raise PluginError(
+                f"alm-scores: the model has {logits_NV.shape[-1]} logits, and its file is of a model with "
+                f"{self.vocabulary.width}: write the file of this model with `alm serve MODEL --file FILE`"
+            )
+        result_NV = logits_NV.float()
+        number = code(self.vocabulary, dtype, quantization)
+        for piece_NV in result_NV.view(-1, self.vocabulary.width).split(_ROWS):
+            self._encode(piece_NV, number)
+        return result_NV
+
+    def _encode(self, logits_NV: Tensor, number: float) -> None:
+        tokens_NV, ids_K = logits_NV[:, : self.vocabulary.rows], self._boundary_ids(logits_NV.device)
+        sums_N1 = tokens_NV.logsumexp(-1, keepdim=True)
+        # a sum over a part can exceed the sum over all by rounding
+        boundary_N = (tokens_NV[:, ids_K].logsumexp(-1) - sums_N1[:, 0]).clamp_(max=0)
+        tokens_NV.sub_(sums_N1).clamp_(max=0)
+        logits_NV[:, self.vocabulary.rows :] = -torch.inf
+        first, second, third = self.vocabulary.carriers
+        logits_NV[:, first] = 1 - boundary_N
+        logits_NV[:, second] = number
+        logits_NV[:, third] = LEAST
+
+    def _boundary_ids(self, device: torch.device) -> Tensor:
+        if device not in self._ids:
+            self._ids[device] = torch.tensor(self.vocabulary.boundary_ids, device=device)
+        return self._ids[device]
+
+
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
