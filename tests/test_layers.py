@@ -44,6 +44,7 @@ ROOMS = (
     "alm_pipeline.tokenization.engines",
     "alm_pipeline.tokenization",
     "alm_pipeline.alignment",
+    "alm_pipeline.scoring.served",
     "alm_pipeline.scoring",
     "alm_pipeline.exactness",
     "alm_pipeline.objective.chunking",

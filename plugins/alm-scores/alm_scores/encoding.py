@@ -16,6 +16,7 @@ QUANTIZATIONS = (
 )
 """what a code can say, by its number; a new one is added at the end"""
 UNIT = 2.0**-24
+COARSE_UNIT = 2.0**-15
 LEAST = UNIT / 2
 """what the third carrier holds: above every log-probability, below every code"""
 _ROWS = 256
@@ -30,6 +31,11 @@ def code(vocabulary: ServedVocabulary, dtype: str, quantization: str | None) -> 
     return ((int(vocabulary.hash[:4], 16) << 7 | known_dtype << 5 | known_method) + 1) * UNIT
 
 
+def coarse_code(vocabulary: ServedVocabulary) -> float:
+    """Return 14 bits of the hash as a number in (0, 0.5], for an engine that subtracts up to some 100 in float32."""
+    return ((int(vocabulary.hash[:4], 16) >> 2) + 1) * COARSE_UNIT
+
+
 class Encoder:
     """Replaces logits by log-probabilities, with what `ServedVocabulary` asks for in its three carriers."""
 
@@ -37,10 +43,10 @@ class Encoder:
         self.vocabulary = vocabulary
         self._ids: dict[torch.device, Tensor] = {}
 
-    def __call__(self, logits_NV: Tensor, dtype: str, quantization: str | None = None) -> Tensor:
+    def __call__(self, logits_NV: Tensor, number: float) -> Tensor:
         """[N, V] float32: log p, at most 0, of each token, and −∞ for padding; then the carriers.
 
-        float32 logits are overwritten. The carriers hold 1 − log P(boundary), `code`, and `LEAST`. Raises PluginError
+        float32 logits are overwritten. The carriers hold 1 − log P(boundary), the code, and `LEAST`. Raises PluginError
         if the vocabulary is not that of the logits.
         """
         if logits_NV.shape[-1] != self.vocabulary.width:
@@ -49,7 +55,6 @@ class Encoder:
                 f"{self.vocabulary.width}: write the file of this model with `alm serve MODEL --file FILE`"
             )
         result_NV = logits_NV.float()
-        number = code(self.vocabulary, dtype, quantization)
         for piece_NV in result_NV.view(-1, self.vocabulary.width).split(_ROWS):
             self._encode(piece_NV, number)
         return result_NV

@@ -32,15 +32,14 @@ def register() -> None:
 
 
 def around(vocabulary: ServedVocabulary) -> Callable[..., Any]:
-    """Return the hook: it is given the method and its arguments."""
-    from alm_scores.encoding import Encoder, dtype_name  # imports torch
+    """Return the hook: it is given the method and its arguments. The dtype, the server says itself (/server_info)."""
+    from alm_scores.encoding import Encoder, coarse_code  # imports torch
 
-    encode = Encoder(vocabulary)
+    encode, number = Encoder(vocabulary), coarse_code(vocabulary)
 
     def hook(get_logits: Callable[..., Any], self: Any, hidden_states: Any, *args: Any, **settings: Any) -> Any:
         logits_NV = get_logits(self, hidden_states, *args, **settings)
-        # how the weights are quantized, the server says itself (/server_info)
-        return encode(logits_NV, dtype_name(hidden_states), "unknown")
+        return encode(logits_NV, number)
 
     mark(hook)
     return hook

@@ -35,7 +35,7 @@ def wrap(logits_processor: type, vocabulary: ServedVocabulary) -> None:
     if is_wrapped(forward):
         return
     check_parameters(forward, _PARAMETERS, "vLLM")
-    from alm_scores.encoding import Encoder, dtype_name  # imports torch
+    from alm_scores.encoding import Encoder, code, dtype_name  # imports torch
 
     encode = Encoder(vocabulary)
 
@@ -44,7 +44,8 @@ def wrap(logits_processor: type, vocabulary: ServedVocabulary) -> None:
         logits_NV = forward(self, lm_head, hidden_states, *args, **settings)
         if logits_NV is None:  # on the ranks of tensor parallelism that the logits are not gathered on
             return None
-        return encode(logits_NV, dtype_name(hidden_states), getattr(self, "_alm_quantization", "unknown"))
+        method = getattr(self, "_alm_quantization", "unknown")
+        return encode(logits_NV, code(vocabulary, dtype_name(hidden_states), method))
 
     mark(wrapped)
     _record_quantization(logits_processor)

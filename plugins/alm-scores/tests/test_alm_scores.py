@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from alm_scores import sglang_plugin, vllm_plugin
-from alm_scores.encoding import DTYPES, LEAST, QUANTIZATIONS, UNIT, Encoder, code
+from alm_scores.encoding import COARSE_UNIT, DTYPES, LEAST, QUANTIZATIONS, UNIT, Encoder, coarse_code, code
 from alm_scores.file import PluginError, ServedVocabulary, content_hash, read_file, served_vocabulary
 from alm_scores.wrapping import check_parameters
 from hypothesis import given, settings
@@ -50,13 +50,13 @@ def expected(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @settings(max_examples=40, deadline=None)
 def test_the_numbers_are_those_of_float64(seed: int, positions: int, scale: float) -> None:
     logits = np.random.default_rng(seed).normal(0, scale, (positions, WIDTH)).astype(np.float32)
-    found = Encoder(VOCABULARY)(torch.from_numpy(logits.copy()), "float32").numpy()
+    found = Encoder(VOCABULARY)(torch.from_numpy(logits.copy()), 0.25).numpy()
     logprobs, boundary = expected(logits)
     tokens = [id_ for id_ in range(ROWS) if id_ not in VOCABULARY.carriers]
     np.testing.assert_allclose(found[:, tokens], logprobs[:, tokens], rtol=3e-6, atol=3e-6)
     np.testing.assert_allclose(1 - found[:, 40], boundary, rtol=3e-6, atol=3e-6)
     assert (found[:, tokens] <= 0).all()
-    assert (found[:, 39] == code(VOCABULARY, "float32", None)).all()
+    assert (found[:, 39] == 0.25).all()
     assert (np.argsort(-found, -1, kind="stable")[:, :3] == [40, 39, 7]).all()
 
 
@@ -64,7 +64,7 @@ def test_a_certain_boundary_is_still_the_largest() -> None:
     logits = torch.full((2, WIDTH), -100.0)
     logits[0, 3] = 100.0  # certain, and a boundary
     logits[1, 4] = 100.0  # certain, and none: a boundary has e^-200
-    found = Encoder(VOCABULARY)(logits, "float32")
+    found = Encoder(VOCABULARY)(logits, 0.5)
     assert found[0, 3] == 0
     assert found[0, 40] == 1
     assert found[1, 40] == pytest.approx(201 - np.log(5), rel=1e-6)
@@ -74,7 +74,7 @@ def test_a_certain_boundary_is_still_the_largest() -> None:
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits = (torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0)) * 8).bfloat16()
     before = logits.clone()
-    found = Encoder(VOCABULARY)(logits, "bfloat16")
+    found = Encoder(VOCABULARY)(logits, 0.5)
     assert found.dtype == torch.float32
     assert torch.equal(logits, before)
     np.testing.assert_allclose(1 - found[:, 40].numpy(), expected(before.float().numpy())[1], rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ def test_vllm_s_method_is_wrapped_once_and_other_ranks_return_nothing() -> None:
     processor = Ours.__new__(Ours)
     torch.nn.Module.__init__(processor)
     found = Ours.forward(processor, head, states)
-    assert torch.equal(found, Encoder(VOCABULARY)(plain, "float32", "unknown"))
+    assert torch.equal(found, Encoder(VOCABULARY)(plain, code(VOCABULARY, "float32", "unknown")))
     vllm_plugin.wrap(OnAnotherRank, VOCABULARY)
     assert OnAnotherRank.forward(processor, head, states) is None
 
@@ -116,11 +116,12 @@ def test_sglang_s_hook_encodes_what_the_method_returns() -> None:
 
     states, head = torch.randn(5, 8), torch.randn(WIDTH, 8)
     found = sglang_plugin.around(VOCABULARY)(get_logits, None, states, head, logits_metadata=None)
-    assert torch.equal(found, Encoder(VOCABULARY)(states @ head.T, "float32", "unknown"))
+    assert torch.equal(found, Encoder(VOCABULARY)(states @ head.T, coarse_code(VOCABULARY)))
     # SGLang takes the log-softmax of it: the third carrier's distance gives the sum back
-    again = torch.log_softmax(found.double(), -1)
+    again = torch.log_softmax(found, -1)
     back = again - again[:, 7:8] + LEAST
     np.testing.assert_allclose(back[:, 40].numpy(), found[:, 40].numpy(), rtol=1e-6)
+    assert (torch.round(back[:, 39] / COARSE_UNIT) - 1 == 0xBEEF >> 2).all()
 
 
 def test_another_method_is_refused() -> None:
@@ -140,7 +141,7 @@ def test_another_method_is_refused() -> None:
 
 def test_a_model_with_another_vocabulary_is_refused() -> None:
     with pytest.raises(PluginError, match="the model has 50 logits, and its file is of a model with 41"):
-        Encoder(VOCABULARY)(torch.zeros(2, 50), "float32")
+        Encoder(VOCABULARY)(torch.zeros(2, 50), 0.5)
 
 
 def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
