@@ -171,6 +171,11 @@ class ScoreConfig(Frozen):
             raise ValueError("served.quantization: the engine transformers loads a teacher as its files say")
         return self
 
+    @property
+    def asks_other_machines(self) -> bool:
+        """Whether servers that are there already score, so that this machine's GPUs stay free."""
+        return bool(self.served.urls)
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the scores.
 

@@ -231,6 +231,26 @@ def _base(method: str) -> str:
     return method.removesuffix("_marlin")
 
 
+def check_servers(teacher: ModelReference, config: ScoreConfig, wait_s: float) -> None:
+    """Let servers that are there score a few tokens, without comparing them with anything.
+
+    Raises ServerAway if one does not answer within `wait_s`, and UserError if one does not serve the teacher.
+    """
+    served = config.served.model_copy(update={"wait": wait_s, "timeout": max(wait_s, 1.0)})
+    config, vocabulary = config.model_copy(update={"served": served}), ServedVocabulary.of(teacher)
+    with Client(served.urls, served) as client:
+        scorer = _http_scorer(client, teacher, config, vocabulary)
+        ids = [id_ for id_ in range(vocabulary.rows) if id_ not in vocabulary.carriers][:4]
+        scorer.score([np.array(ids, dtype=np.int32)] * len(served.urls), names=["a probe"] * len(served.urls))
+
+
+def _http_scorer(
+    client: Client, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
+) -> ServedScorer:
+    open_engine = HttpEngine.sglang if config.engine == "sglang" else HttpEngine.vllm
+    return ServedScorer(open_engine(client, vocabulary, config.top_k), teacher, config, vocabulary)
+
+
 @contextmanager
 def open_served_scorers(teacher: ModelReference, config: ScoreConfig, count: int) -> Iterator[list[ServedScorer]]:
     """Yield scorers of the configured engine after a probe, as many as work at a time on at most `count` shards.
@@ -240,14 +260,11 @@ def open_served_scorers(teacher: ModelReference, config: ScoreConfig, count: int
     vocabulary = ServedVocabulary.of(teacher)
     with ExitStack() as stack:
         if config.engine == "vllm":
-            engine: RowEngine = _vllm_engine(stack, teacher, config, vocabulary)
+            scorer = ServedScorer(_vllm_engine(stack, teacher, config, vocabulary), teacher, config, vocabulary)
         else:
             urls = config.served.urls or (stack.enter_context(started_server(teacher, config, vocabulary)),)
             config = config.model_copy(update={"served": config.served.model_copy(update={"urls": urls})})
-            client = stack.enter_context(Client(urls, config.served))
-            open_engine = HttpEngine.sglang if config.engine == "sglang" else HttpEngine.vllm
-            engine = open_engine(client, vocabulary, config.top_k)
-        scorer = ServedScorer(engine, teacher, config, vocabulary)
+            scorer = _http_scorer(stack.enter_context(Client(urls, config.served)), teacher, config, vocabulary)
         scorer.probe()
         # while the last rows of one shard are scored, the first of the next one keep the servers busy
         yield [scorer] * min(count, 1 if config.engine == "vllm" else 2)

@@ -5,6 +5,7 @@ answer now, delays a row and loses nothing; the row may go to another server mea
 """
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -42,6 +43,10 @@ class Answer(NamedTuple):
     url: str
     content: Any
     """the JSON"""
+
+
+class ServerAway(UserError):
+    """No server could be reached for as long as the configuration allows."""
 
 
 class _Temporary(Exception):
@@ -163,7 +168,8 @@ class Client:
             return await retrying(request, *arguments)
         except _Temporary as error:
             waited = f"{_FAULTS} times" if error.is_fault else f"for {self.config.wait:g} s (score.served.wait)"
-            raise UserError(
+            kind = UserError if error.is_fault else ServerAway
+            raise kind(
                 f"{error}: tried {waited}: look at the server's log; once it answers, run this again: what is "
                 "finished is kept"
             ) from error
@@ -192,11 +198,7 @@ class Client:
 
 def _json(url: str, path: str, response: httpx.Response) -> Any:
     """Return the JSON of a response. Raises _Temporary if it may be another one later, or UserError."""
-    try:
-        content = orjson.loads(response.content)
-    except ValueError:
-        content = None
-    status = response.status_code
+    content, status = _parsed(response.content), response.status_code
     if status in _UNAVAILABLE:
         raise _Temporary(url, f"{path} answers {status}")
     if status >= 500 or (status == 200 and content is None):
@@ -205,6 +207,18 @@ def _json(url: str, path: str, response: httpx.Response) -> Any:
     if status != 200:
         raise UserError(f"{url}: {path} answers {status}: {error_text(content)}: {_fix(status, error_text(content))}")
     return content
+
+
+def _parsed(content: bytes) -> Any:
+    """Return what JSON says; None if it is damaged."""
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        pass
+    try:
+        return json.loads(content)  # it may contain NaN, which Python's servers write; an error can then name the token
+    except ValueError:
+        return None
 
 
 def _fix(status: int, message: str) -> str:
