@@ -72,7 +72,9 @@ class ServedConfig(Frozen):
         description="The command of the server that the run starts, such as a path in another environment.",
     )
     arguments: tuple[str, ...] = Field(
-        (), description="Further arguments of that command, such as --gpu-memory-utilization=0.8."
+        (),
+        description="Further arguments of `vllm serve`, for the server that the run starts and for the engine `vllm`, "
+        "such as --gpu-memory-utilization=0.8.",
     )
     start_timeout: float = Field(1800.0, gt=0, description="The seconds that a server that the run starts may need.")
 

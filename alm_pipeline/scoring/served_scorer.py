@@ -23,7 +23,7 @@ from alm_pipeline.scoring.scorer import Scorer, TokenScores, put
 from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.engines import HttpEngine, RowEngine, ScoredRow, VllmEngine
 from alm_pipeline.scoring.served.replies import RowScores, Served
-from alm_pipeline.scoring.served.server import server_environment, started_server, window_size
+from alm_pipeline.scoring.served.server import server_arguments, server_environment, started_server, window_size
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
@@ -276,7 +276,5 @@ def _vllm_engine(
     file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alm-served-")), "alm-scores.json")
     vocabulary.write(file)
     os.environ.update(server_environment(file))  # vLLM's own processes inherit it
-    size = window_size(teacher, config)
-    settings = {"model": str(teacher.folder), "dtype": config.dtype, "trust_remote_code": teacher.trust_remote_code}
-    settings |= {"max_model_len": size + 1} if size else {}
-    return VllmEngine.start(settings, config.served, vocabulary, config.top_k)
+    arguments, longest = server_arguments(teacher, config), window_size(teacher, config)
+    return VllmEngine.start(arguments, longest, vocabulary, config.top_k)

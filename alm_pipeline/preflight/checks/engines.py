@@ -53,6 +53,6 @@ def _check_servers(context: Context) -> None:
     try:
         check_servers(context.teacher, context.config.score, _WAIT_S)
     except ServerAway as error:  # it may be there when the run needs it
-        context.add_error(error, "score.served.urls", severity="warning")
+        context.add_error(error, "score.served.urls", severity="warning", names_field=False)
     except UserError as error:
         context.add_error(error, "score.served.urls")

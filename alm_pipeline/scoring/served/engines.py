@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from alm_pipeline.config import ServedConfig
 from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.replies import Reader, RowScores, Served, WrongReply
 from alm_pipeline.scoring.served.vocabulary import CARRIERS, ServedVocabulary
@@ -156,31 +155,23 @@ class VllmEngine:
 
     @classmethod
     def start(
-        cls, settings: dict[str, Any], served: ServedConfig, vocabulary: ServedVocabulary, top_k: int
+        cls, arguments: Sequence[str], longest: int | None, vocabulary: ServedVocabulary, top_k: int
     ) -> "VllmEngine":
-        """Load the teacher; ALM_SCORES_FILE names the vocabulary's file. Raises UserError if vLLM is not installed."""
+        """Load the teacher with the arguments of `vllm serve`; ALM_SCORES_FILE names the vocabulary's file.
+
+        Raises UserError if vLLM is not installed.
+        """
         try:
-            from vllm import LLM, __version__
+            from vllm import LLM, EngineArgs, __version__
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
         except ImportError as error:
             raise UserError(
                 f"score.engine vllm: vLLM is not installed in this environment ({error}): install it together with "
                 "plugins/alm-scores, or set score.engine to http and let a server in another environment score"
             ) from error
-        llm = LLM(
-            **settings,
-            quantization=served.quantization,
-            tensor_parallel_size=served.tensor_parallel,
-            pipeline_parallel_size=served.pipeline_parallel,
-            **({"max_num_batched_tokens": served.batched_tokens} if served.batched_tokens else {}),
-            max_logprobs=top_k + CARRIERS,
-            logprobs_mode="raw_logits",
-            enable_prefix_caching=False,
-            skip_tokenizer_init=True,
-        )
-        longest = settings.get("max_model_len")
-        facts = EngineFacts(
-            f"vllm {__version__}", str(settings["model"]), longest and longest - 1, "unknown", "unknown"
-        )
+        parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", *arguments])
+        llm = LLM.from_engine_args(EngineArgs.from_cli_args(parsed))
+        facts = EngineFacts(f"vllm {__version__}", arguments[0], longest, "unknown", "unknown")
         return cls(llm, Reader(vocabulary, top_k), [facts])
 
     def rows(self, rows: Sequence[Sequence[int]], name: Callable[[int], str]) -> Iterator[ScoredRow]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alm_scores import encoding, file
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
+from alm_pipeline.scoring.served import replies
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorers
 from alm_pipeline.scoring.stage import score, scores_dataset
@@ -411,3 +413,17 @@ def test_a_quantization_on_loading_is_another_dataset(tokens: Dataset, teacher: 
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         ScoreConfig.model_validate(settings)
+
+
+def test_the_plugin_and_the_client_know_the_same_codes() -> None:
+    assert replies.QUANTIZATIONS == encoding.QUANTIZATIONS
+    vocabulary = file.ServedVocabulary(10, 10, (1,), (7, 8, 9), "beef" * 16)
+    for dtype in ("float32", "bfloat16", "float16"):
+        for method in encoding.QUANTIZATIONS:
+            found = replies.decode_code(encoding.code(vocabulary, dtype, method))
+            assert found == replies.Served(0xBEEF, dtype, method)
+    assert replies.decode_coarse_code(encoding.coarse_code(vocabulary)) == replies.Served(
+        0xBEEF >> 2, "unknown", "unknown"
+    )
+    for value in (0.0, -1.0, 1.0, 0.25 + 2.0**-26, NAN):
+        assert replies.decode_code(value) is None
