@@ -47,17 +47,18 @@ class ServedScorer:
     def __init__(
         self, engine: RowEngine, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
     ) -> None:
-        """Raises UserError if the engine takes shorter rows than the teacher's windows."""
         self.engine, self.teacher, self.config, self.vocabulary = engine, teacher, config, vocabulary
         self.windows = WindowPlan.of(teacher.context_length, config.window, config.context)
+        self.longest = min((facts.longest for facts in engine.facts if facts.longest), default=None)
+        """the tokens of the longest row that the engine takes; None: no limit"""
         self._served: Served | None = None
-        for source, facts in zip(config.served.urls or ("the engine",), engine.facts, strict=True):
-            if self.windows.size and facts.longest and facts.longest < self.windows.size:
-                raise UserError(
-                    f"{source}: takes at most {facts.longest} tokens, and the teacher's windows have "
-                    f"{self.windows.size}: start it with a context of {self.windows.size + 1} tokens (`alm serve` "
-                    f"prints how), or set score.window to {facts.longest}"
-                )
+        if self.longest and self.longest < (self.windows.size or 0):
+            _log.warning(
+                "%s takes at most %d tokens, and the teacher's windows have %d: a longer text ends the run",
+                self.description,
+                self.longest,
+                self.windows.size,
+            )
 
     @property
     def description(self) -> str:
@@ -76,7 +77,8 @@ class ServedScorer:
     ) -> list[TokenScores]:
         """Return the scores of each example, as `Scorer.score` does.
 
-        Raises UserError if a text uses one of the plugin's ids, or if an answer is wrong or does not come.
+        Raises UserError if a text is too long for the engine or uses one of the plugin's ids, or if an answer is wrong
+        or does not come.
         """
         scores = [TokenScores.empty(len(example), self.config.top_k) for example in examples]
         rows = [row for k, ids in enumerate(examples) for row in self.windows.rows(k, ids, bool(begins and begins[k]))]
@@ -87,8 +89,9 @@ class ServedScorer:
             example = rows[number].example
             return f"example {names[example]}" if names else f"text {example} (counted from 0)"
 
-        self._check_ids(rows, name)
-        for scored in self.engine.rows([row.ids.tolist() for row in rows], name):
+        self._check_rows(rows, name)
+        while_waiting = (lambda: advance(0)) if advance else (lambda: None)
+        for scored in self.engine.rows([row.ids.tolist() for row in rows], name, while_waiting):
             self._check_served(scored)
             row = rows[scored.number]
             put(scores, [row], _by_position(scored.scores, max(0, row.skipped - 1)))
@@ -96,8 +99,15 @@ class ServedScorer:
                 advance(row.scored)
         return scores
 
-    def _check_ids(self, rows: Sequence[WindowRow], name: Callable[[int], str]) -> None:
+    def _check_rows(self, rows: Sequence[WindowRow], name: Callable[[int], str]) -> None:
+        """Raise UserError if a row is too long for the engine, or uses one of the plugin's ids."""
         for number, row in enumerate(rows):
+            if self.longest and len(row.ids) > self.longest:
+                raise UserError(
+                    f"{name(number)}: has {len(row.ids)} tokens, and {self.description} takes at most {self.longest}: "
+                    f"start it with a context of {(self.windows.size or len(row.ids)) + 1} tokens (`alm serve` prints "
+                    f"how), or set score.window to {self.longest}"
+                )
             if (used := np.isin(row.ids, self.vocabulary.carriers)).any():
                 id_ = int(row.ids[np.argmax(used)])
                 raise UserError(

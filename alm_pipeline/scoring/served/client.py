@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +32,7 @@ _FAULTS = 5
 """the number of times that an answer may be a server's error (500) or no JSON before the row is given up"""
 Got = TypeVar("Got")
 _CONNECT_S = 10.0
+_IDLE_S = 1.0
 _REST_S = 1.0
 """after a failed connection, a server gets no further request for this long"""
 _LONGEST_PAUSE_S = 10.0
@@ -119,16 +120,19 @@ class Client:
         future = asyncio.run_coroutine_threadsafe(self._patiently(self._get, url, path), self._loop)
         return future.result()
 
-    def answers(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Answer]]:
+    def answers(
+        self, path: str, bodies: Sequence[Mapping[str, Any]], while_waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Answer]]:
         """Yield the answer to each request as it comes, with the request's number.
 
-        Raises UserError if a server refuses a request, or no server answers it in time.
+        `while_waiting` is called every second without an answer; what it raises ends the requests. Raises UserError if
+        a server refuses a request, or no server answers it in time.
         """
         outcomes: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
         asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, bodies, outcomes), self._loop)
         try:
             for _ in bodies:
-                number, outcome = outcomes.get()
+                number, outcome = _next(outcomes, while_waiting)
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield number, outcome
@@ -194,6 +198,16 @@ class Client:
             return Answer(url, _json(url, path, response))
         finally:
             self._loop.call_later(rest_s, self._slots.put_nowait, url)
+
+
+def _next(
+    outcomes: "SimpleQueue[tuple[int, Answer | BaseException]]", while_waiting: Callable[[], None]
+) -> tuple[int, Answer | BaseException]:
+    while True:
+        try:
+            return outcomes.get(timeout=_IDLE_S)
+        except Empty:
+            while_waiting()
 
 
 def _json(url: str, path: str, response: httpx.Response) -> Any:

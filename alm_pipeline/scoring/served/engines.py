@@ -46,10 +46,13 @@ class RowEngine(Protocol):
         """What each server says; all serve the same teacher."""
         ...
 
-    def rows(self, rows: Sequence[Sequence[int]], name: Callable[[int], str]) -> Iterator[ScoredRow]:
+    def rows(
+        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+    ) -> Iterator[ScoredRow]:
         """Yield the scores of each row as they come; `name` names a row by its number in errors.
 
-        Raises UserError if an answer can't be true, or none comes.
+        `while_waiting` is called now and then; it may raise. Raises UserError if an answer can't be true, or none
+        comes.
         """
         ...
 
@@ -81,9 +84,11 @@ class HttpEngine:
         api = SglangApi(vocabulary.carriers, top_k)
         return cls(client, api, Reader(vocabulary, top_k, is_normalized=True), facts)
 
-    def rows(self, rows: Sequence[Sequence[int]], name: Callable[[int], str]) -> Iterator[ScoredRow]:
+    def rows(
+        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+    ) -> Iterator[ScoredRow]:
         bodies = [self.api.body(row) for row in rows]
-        for number, answer in self.client.answers(self.api.path, bodies):
+        for number, answer in self.client.answers(self.api.path, bodies, while_waiting):
             try:
                 scores, served = self.reader.read(rows[number], self.api.values(answer.content, rows[number]))
             except WrongReply as error:
@@ -174,7 +179,9 @@ class VllmEngine:
         facts = EngineFacts(f"vllm {__version__}", arguments[0], longest, "unknown", "unknown")
         return cls(llm, Reader(vocabulary, top_k), [facts])
 
-    def rows(self, rows: Sequence[Sequence[int]], name: Callable[[int], str]) -> Iterator[ScoredRow]:
+    def rows(
+        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+    ) -> Iterator[ScoredRow]:
         from vllm import SamplingParams
 
         of_prompt = self.reader.top_k + CARRIERS if self.reader.top_k else 1

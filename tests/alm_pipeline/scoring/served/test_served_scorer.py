@@ -235,7 +235,6 @@ REFUSED: list[tuple[str, Callable[[SmallServer], None], dict[str, Any], str]] = 
         {"quantization": "fp8"},
         "with quantization none, and score.served.quantization is fp8",
     ),
-    ("short", lambda server: setattr(server, "longest", 100), {}, "takes at most 99 tokens.*windows have 512"),
     ("name", lambda server: None, {"model": "other"}, "serves teacher: set score.served.model"),
     ("key", lambda server: setattr(server, "key", "secret"), {}, "answers 401.*ALM_SERVER_KEY"),
     (
@@ -335,6 +334,33 @@ def test_a_text_that_uses_the_plugin_s_ids_is_refused(address: str, teacher: Mod
         ),
     ):
         served.score([np.array([5, carrier, 6], np.int32)], names=["mine"])
+
+
+@pytest.mark.bad_input
+def test_a_text_that_is_too_long_for_the_server_is_refused(
+    small_server: SmallServer, address: str, teacher: ModelReference, caplog: pytest.LogCaptureFixture
+) -> None:
+    small_server.longest = 101
+    with scorer(teacher, served_config(address)) as served:
+        assert "takes at most 100 tokens, and the teacher's windows have 512" in caplog.text
+        served.score([np.arange(10, 110, dtype=np.int32)])
+        with pytest.raises(UserError, match=r"example mine: has 101 tokens.*a context of 513.*score\.window to 100"):
+            served.score([np.arange(10, 111, dtype=np.int32)], names=["mine"])
+    with scorer(teacher, served_config(address, window=100)) as served:
+        served.score([np.arange(10, 111, dtype=np.int32)])
+
+
+def test_who_stops_the_progress_stops_waiting(
+    small_server: SmallServer, address: str, teacher: ModelReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(units: float, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alm_pipeline.scoring.served.client._IDLE_S", 0.05)
+    with scorer(teacher, served_config(address)) as served:
+        small_server.always = lambda _, answer: (time.sleep(0.3), answer)[1]
+        with pytest.raises(KeyboardInterrupt):
+            served.score([np.arange(10, 16, dtype=np.int32)], stop)
 
 
 @pytest.fixture
