@@ -34,8 +34,8 @@ def main() -> None:
     teacher, config = ModelReference(options.model), configured(options)
     rows = drawn_rows(teacher, options.rows, options.tokens)
     vocabulary, total = ServedVocabulary.of(teacher), sum(map(len, rows))
-    with started_server(teacher, config, vocabulary) as url, Client([url], config.served) as client:
-        config = config.model_copy(update={"served": config.served.model_copy(update={"urls": (url,)})})
+    with started_server(teacher, config, vocabulary) as server, Client([server.url], config.served) as client:
+        config = config.model_copy(update={"served": config.served.model_copy(update={"urls": (server.url,)})})
         engine = HttpEngine.vllm(client, vocabulary, config.top_k)
         scorer = ServedScorer(engine, teacher, config, vocabulary)
         print(f"{options.model}, {options.dtype}: {len(rows)} rows, {total:,} tokens, {engine.facts[0].engine}")

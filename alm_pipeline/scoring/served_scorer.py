@@ -272,12 +272,23 @@ def open_served_scorers(teacher: ModelReference, config: ScoreConfig, count: int
         if config.engine == "vllm":
             scorer = ServedScorer(_vllm_engine(stack, teacher, config, vocabulary), teacher, config, vocabulary)
         else:
-            urls = config.served.urls or (stack.enter_context(started_server(teacher, config, vocabulary)),)
-            config = config.model_copy(update={"served": config.served.model_copy(update={"urls": urls})})
-            scorer = _http_scorer(stack.enter_context(Client(urls, config.served)), teacher, config, vocabulary)
+            client, config = _client(stack, teacher, config, vocabulary)
+            scorer = _http_scorer(client, teacher, config, vocabulary)
         scorer.probe()
         # while the last rows of one shard are scored, the first of the next one keep the servers busy
         yield [scorer] * min(count, 1 if config.engine == "vllm" else 2)
+
+
+def _client(
+    stack: ExitStack, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
+) -> tuple[Client, ScoreConfig]:
+    """Return a client for the configured servers, or for one that is started, and the configuration with addresses."""
+    if config.served.urls:
+        return stack.enter_context(Client(config.served.urls, config.served)), config
+    server = stack.enter_context(started_server(teacher, config, vocabulary))
+    served = config.served.model_copy(update={"urls": (server.url,)})
+    client = stack.enter_context(Client(served.urls, served, lambda: server.why_gone))
+    return client, config.model_copy(update={"served": served})
 
 
 def _vllm_engine(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
@@ -47,8 +49,8 @@ def server(
     with pytest.MonkeyPatch.context() as monkeypatch:
         set_variables(monkeypatch)
         settings = config(arguments=arguments, top_k=5)
-        with started_server(teacher, settings, vocabulary or ServedVocabulary.of(teacher)) as url:
-            yield url
+        with started_server(teacher, settings, vocabulary or ServedVocabulary.of(teacher)) as started:
+            yield started.url
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return made
 
 
+def guards() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if GUARD in child.cmdline()}
+
+
 def contents(dataset: Dataset) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(Path(dataset.url).iterdir())}
 
@@ -137,7 +143,7 @@ def test_a_server_that_is_killed_in_a_shard_and_started_again_changes_no_byte(
     named = scores_dataset(tokens, teacher, settings)
     unbroken, broken = (replace(named, root=str(tmp_path / name)) for name in ("unbroken", "broken"))
     score(tokens, unbroken, teacher, settings)
-    killed = threading.Event()
+    killed, others = threading.Event(), guards()
     score_shard = stage._score_shard
 
     def killing(*arguments: Any) -> None:
@@ -146,7 +152,7 @@ def test_a_server_that_is_killed_in_a_shard_and_started_again_changes_no_byte(
         def advance_and_kill(units: float, note: str = "") -> None:
             if not killed.is_set():
                 killed.set()
-                (guard,) = (child for child in psutil.Process().children() if GUARD in child.cmdline())
+                (guard,) = guards() - others
                 os.killpg(guard.pid, signal.SIGKILL)
             advance(units, note)
 
@@ -177,14 +183,27 @@ def test_what_batches_do_to_floats(smollm: tuple[ModelReference, str]) -> None:
     assert difference < CLOSE
 
 
+def small_llama(folder: Path, seed: int, texts: list[str] = tiny.TEXTS) -> ModelReference:
+    """A Llama of a shape that vLLM has a kernel for on processors."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128}
+    shape |= {"num_hidden_layers": 2, "max_position_embeddings": 512, "vocab_size": 400, "initializer_range": 0.2}
+    tokenizer = tiny.byte_level_tokenizer(texts=texts)
+    return ModelReference(tiny.save(folder / "small-llama", LlamaForCausalLM(LlamaConfig(**shape)), tokenizer))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ModelReference:
+    return small_llama(tmp_path_factory.mktemp("small"), 0)
+
+
 @pytest.fixture(scope="module")
 def stranger(
-    llama_folder: str, tmp_path_factory: pytest.TempPathFactory
+    small: ModelReference, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ModelReference, ModelReference, str]]:
     """A teacher, and a server that serves another model with the teacher's vocabulary."""
-    folder, tokenizer = tmp_path_factory.mktemp("stranger") / "tiny-llama", tiny.byte_level_tokenizer()
-    other = ModelReference(tiny.save(folder, tiny.tiny_llama(len(tokenizer), tied=False), tokenizer))
-    teacher = ModelReference(llama_folder)
+    other = small_llama(tmp_path_factory.mktemp("stranger"), 1)
+    teacher = small
     with server(other, ServedVocabulary.of(teacher)) as url:
         yield teacher, other, url
 
@@ -202,19 +221,17 @@ def test_a_wrong_model_is_refused(stranger: tuple[ModelReference, ModelReference
 
 @pytest.mark.bad_input
 def test_a_wrong_tokenizer_is_refused(stranger: tuple[ModelReference, ModelReference, str], tmp_path: Path) -> None:
-    teacher, _, url = stranger
-    tokenizer = tiny.byte_level_tokenizer(texts=["another text, with other words in it"] * 3)
-    rows = teacher.vocabulary_rows
-    wrong = ModelReference(tiny.save(tmp_path / "tiny-llama", tiny.tiny_llama(rows), tokenizer))
+    _, _, url = stranger
+    wrong = small_llama(tmp_path, 0, [f"other words {chr(97 + k % 26)}{chr(97 + k // 26)}" * 3 for k in range(400)])
     with pytest.raises(UserError, match=r"serves another vocabulary or other boundary tokens|no P\(boundary\)"):
         open_served_scorers(wrong, config(url), 1).__enter__()
 
 
 @pytest.mark.bad_input
 def test_a_server_without_the_plugin_or_with_prefix_caching_is_refused(
-    llama_folder: str, monkeypatch: pytest.MonkeyPatch
+    small: ModelReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = ModelReference(llama_folder)
+    teacher = small
     monkeypatch.setenv("VLLM_PLUGINS", "")  # none of the installed ones
     with server(teacher) as url, pytest.raises(UserError, match="the plugin alm-scores is not installed"):
         open_served_scorers(teacher, config(url), 1).__enter__()
@@ -227,11 +244,10 @@ def test_a_server_without_the_plugin_or_with_prefix_caching_is_refused(
 
 
 @pytest.mark.bad_input
-def test_a_server_does_not_start_with_the_file_of_another_model(llama_folder: str) -> None:
-    teacher = ModelReference(llama_folder)
-    wider = replace(ServedVocabulary.of(teacher), width=5000)
+def test_a_server_does_not_start_with_the_file_of_another_model(small: ModelReference) -> None:
+    wider = replace(ServedVocabulary.of(small), width=5000)
     with pytest.raises(UserError, match=r"ended while it started: alm-scores: the model has \d+ logits"):
-        server(teacher, wider).__enter__()
+        server(small, wider).__enter__()
 
 
 def test_the_plugin_s_own_tests_pass_beside_vllm() -> None:

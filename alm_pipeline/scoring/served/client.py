@@ -60,10 +60,13 @@ class _Temporary(Exception):
 
 
 class _Patience:
-    """How long one request is tried: `wait` seconds from its first failure, and `_FAULTS` answers that are faults."""
+    """How long one request is tried: `wait` seconds from its first failure, and `_FAULTS` answers that are faults.
 
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s, self.faults = wait_s, 0
+    Not once no server will come back.
+    """
+
+    def __init__(self, wait_s: float, why_gone: Callable[[], str]) -> None:
+        self.wait_s, self.why_gone, self.faults = wait_s, why_gone, 0
         self.first_failure: float | None = None
 
     def is_over(self, state: RetryCallState) -> bool:
@@ -71,14 +74,15 @@ class _Patience:
         now = time.monotonic()
         self.first_failure = self.first_failure or now
         self.faults += isinstance(error, _Temporary) and error.is_fault
-        return self.faults >= _FAULTS or now - self.first_failure >= self.wait_s
+        return self.faults >= _FAULTS or now - self.first_failure >= self.wait_s or bool(self.why_gone())
 
 
 class Client:
     """Sends requests to servers that all serve the same; to be used in a `with` statement."""
 
-    def __init__(self, urls: Sequence[str], config: ServedConfig) -> None:
-        self.urls, self.config = tuple(urls), config
+    def __init__(self, urls: Sequence[str], config: ServedConfig, why_gone: Callable[[], str] = lambda: "") -> None:
+        """`why_gone` returns why no server will come back; "" while one may."""
+        self.urls, self.config, self._why_gone = tuple(urls), config, why_gone
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="requests to servers", daemon=True)
 
@@ -161,7 +165,7 @@ class Client:
 
     async def _patiently(self, request: Callable[..., Awaitable[Got]], *arguments: Any) -> Got:
         """Return what the request returns. Raises UserError if it stays in vain."""
-        patience = _Patience(self.config.wait)
+        patience = _Patience(self.config.wait, self._why_gone)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Temporary),
             wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
@@ -171,6 +175,8 @@ class Client:
         try:
             return await retrying(request, *arguments)
         except _Temporary as error:
+            if why := self._why_gone():
+                raise UserError(f"{error}: {why}") from error
             waited = f"{_FAULTS} times" if error.is_fault else f"for {self.config.wait:g} s (score.served.wait)"
             kind = UserError if error.is_fault else ServerAway
             raise kind(

@@ -1,11 +1,12 @@
 """Runs a command, and ends it with all that it has started once the process that asked for it has ended.
 
-python -m alm_pipeline.scoring.served.guard PARENT COMMAND…
+python -m alm_pipeline.scoring.served.guard PARENT FOLDER COMMAND…
 
 It leads a session of its own: the command and its children are in its process group.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import psutil
 _GRACE_S = 3.0
 
 
-def main(parent: int, command: list[str]) -> int:
-    """Return the command's exit status; end it at SIGTERM, or when the parent has ended."""
+def main(parent: int, folder: str, command: list[str]) -> int:
+    """Return the command's exit status; end it at SIGTERM, or when the parent has ended, and remove its folder then."""
     signal.signal(signal.SIGTERM, lambda *_: _stop())
     # this project's packages are for this process alone
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -29,6 +30,7 @@ def main(parent: int, command: list[str]) -> int:
         return 127
     while child.poll() is None:
         if os.getppid() != parent:
+            shutil.rmtree(folder, ignore_errors=True)
             _stop()
         time.sleep(0.2)
     return child.returncode
@@ -47,4 +49,4 @@ def _stop() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -74,27 +74,32 @@ def shell_command(command: tuple[str, ...], environment: Mapping[str, str]) -> s
 
 
 @contextmanager
-def started_server(teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary) -> Iterator[str]:
-    """Yield the address of a server that is ready. It has ended when the context ends.
+def started_server(
+    teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
+) -> "Iterator[StartedServer]":
+    """Yield a server that is ready. It has ended when the context ends.
 
     Raises UserError with the server's last lines if it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="alm-served-") as folder:
+    with tempfile.TemporaryDirectory(prefix="alm-served-", ignore_cleanup_errors=True) as folder:
         vocabulary.write(Path(folder, "alm-scores.json"))
-        server = _Server(teacher, config, Path(folder))
+        server = StartedServer(teacher, config, Path(folder))
         try:
             server.wait_until_ready()
-            yield server.url
+            yield server
         finally:
             server.stop()
 
 
-class _Server:
+class StartedServer:
     """The server's process, its guard, and a thread that starts it again."""
+
+    why_gone = ""
+    """why it will not be started again; "" while it runs or will"""
 
     def __init__(self, teacher: ModelReference, config: ScoreConfig, folder: Path) -> None:
         port = _free_port()
-        self.url, self._log_file = f"http://{_LOCAL}:{port}", folder / "server.log"
+        self.url, self._folder, self._log_file = f"http://{_LOCAL}:{port}", folder, folder / "server.log"
         self._timeout_s, self._stopping = config.served.start_timeout, threading.Event()
         address = ("--host", _LOCAL, "--port", str(port))
         self._command = (*config.served.command, *server_arguments(teacher, config), *address)
@@ -105,7 +110,7 @@ class _Server:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         _log.info("starting a server: %s", shlex.join(self._command))
-        guard = (sys.executable, "-P", "-m", "alm_pipeline.scoring.served.guard", str(os.getpid()))
+        guard = (sys.executable, "-P", "-m", "alm_pipeline.scoring.served.guard", str(os.getpid()), str(self._folder))
         with self._log_file.open("ab") as log:
             return subprocess.Popen(
                 [*guard, *self._command],
@@ -134,9 +139,12 @@ class _Server:
 
     def _watch(self) -> None:
         """Start the server again when it has died: requests go on once it answers."""
-        for _ in range(_STARTS - 1):
+        for start in range(1, _STARTS + 1):
             self._process.wait()
             if self._stopping.is_set():
+                return
+            if start == _STARTS:
+                self.why_gone = f"the server has died {_STARTS} times: {self._last_lines()}"
                 return
             _log.warning("the server has died, and is started again: %s", self._last_lines())
             self._process = self._start()

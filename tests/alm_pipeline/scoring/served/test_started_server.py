@@ -13,7 +13,9 @@ import pytest
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.scoring.served.server import server_arguments
+from alm_pipeline.scoring.served.client import Client
+from alm_pipeline.scoring.served.server import server_arguments, started_server
+from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 from alm_pipeline.scoring.served_scorer import open_served_scorers
 from storage.errors import UserError
 from tests import tiny
@@ -26,10 +28,15 @@ def config(*arguments: str, command: tuple[str, ...] = (sys.executable, SERVE), 
     return ScoreConfig.model_validate({"engine": "http", "dtype": "float32", "served": served})
 
 
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
 def servers_of(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if SERVE in child.cmdline()]
 
 
+@pytest.mark.long
 def test_a_server_is_started_again_if_it_dies_and_ends_with_the_run(llama_folder: str) -> None:
     teacher = ModelReference(llama_folder)
     texts = [np.array(teacher.tokenizer.fast(text)["input_ids"], np.int32) for text in tiny.TEXTS]
@@ -46,33 +53,55 @@ def test_a_server_is_started_again_if_it_dies_and_ends_with_the_run(llama_folder
     assert servers_of(psutil.Process()) == []
 
 
+BARE = python(
+    "import os, sys, http.server as h\n"
+    "class Handler(h.BaseHTTPRequestHandler):\n"
+    "    def do_GET(self):\n"
+    "        self.send_response(200); self.send_header('Content-Length', '0'); self.end_headers()\n"
+    "    def do_POST(self):\n"
+    "        print('out of memory', file=sys.stderr, flush=True); os._exit(1)\n"
+    "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
+    "h.ThreadingHTTPServer(('127.0.0.1', port), Handler).serve_forever()\n"
+)
+"""the command of a server that is ready at once, and dies of its first request"""
+
+
+@pytest.mark.bad_input
+def test_a_server_that_keeps_dying_ends_the_run_at_once(llama_folder: str) -> None:
+    teacher, chosen = ModelReference(llama_folder), config(command=BARE, wait=300)
+    with started_server(teacher, chosen, ServedVocabulary.of(teacher)) as server:  # noqa: SIM117
+        with Client([server.url], chosen.served, lambda: server.why_gone) as client:
+            with pytest.raises(UserError, match=r"the server has died 4 times: its last lines:\n(.*\n)*out of memory"):
+                list(client.answers("/v1/completions", [{}] * 3))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_leaves_no_server(llama_folder: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_server(
+    llama_folder: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = (
         "import sys, time\n"
         "from alm_pipeline.config import ScoreConfig\n"
         "from alm_pipeline.models.reference import ModelReference\n"
-        "from alm_pipeline.scoring.served_scorer import open_served_scorers\n"
-        "config = ScoreConfig.model_validate_json(sys.argv[2])\n"
-        "with open_served_scorers(ModelReference(sys.argv[1]), config, 1):\n"
+        "from alm_pipeline.scoring.served.server import started_server\n"
+        "from alm_pipeline.scoring.served.vocabulary import ServedVocabulary\n"
+        "teacher, config = ModelReference(sys.argv[1]), ScoreConfig.model_validate_json(sys.argv[2])\n"
+        "with started_server(teacher, config, ServedVocabulary.of(teacher)):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, llama_folder, config().model_dump_json()], stdout=subprocess.PIPE, text=True
-    )
-    assert run.stdout
-    assert run.stdout.readline() == "ready\n"
-    family = psutil.Process(run.pid).children(recursive=True)
-    assert any(SERVE in member.cmdline() for member in family)
-    os.kill(run.pid, number)
-    run.wait(20)
-    run.stdout.close()
+    arguments = [llama_folder, config(command=BARE).model_dump_json()]
+    with subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        assert run.stdout.readline() == "ready\n"
+        family = psutil.Process(run.pid).children(recursive=True)
+        assert len(family) == 2  # the guard and the server
+        assert list(tmp_path.glob("alm-served-*"))
+        os.kill(run.pid, number)
+        run.wait(20)
     assert psutil.wait_procs(family, timeout=20)[1] == []
-
-
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", code)
+    assert list(tmp_path.glob("alm-served-*")) == []
 
 
 @pytest.mark.parametrize(
