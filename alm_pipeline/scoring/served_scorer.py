@@ -91,7 +91,7 @@ class ServedScorer:
 
         self._check_rows(rows, name)
         while_waiting = (lambda: advance(0)) if advance else (lambda: None)
-        for scored in self.engine.rows([row.ids.tolist() for row in rows], name, while_waiting):
+        for scored in self.engine.rows([row.ids for row in rows], name, while_waiting):
             self._check_served(scored)
             row = rows[scored.number]
             put(scores, [row], _by_position(scored.scores, max(0, row.skipped - 1)))

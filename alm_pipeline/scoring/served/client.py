@@ -125,17 +125,22 @@ class Client:
         return future.result()
 
     def answers(
-        self, path: str, bodies: Sequence[Mapping[str, Any]], while_waiting: Callable[[], None] = lambda: None
+        self,
+        path: str,
+        count: int,
+        body: Callable[[int], Mapping[str, Any]],
+        while_waiting: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield the answer to each request as it comes, with the request's number.
+        """Yield the answer to each of `count` requests as it comes, with the request's number.
 
+        `body` returns the JSON of a request by its number, once it is the request's turn.
         `while_waiting` is called every second without an answer; what it raises ends the requests. Raises UserError if
         a server refuses a request, or no server answers it in time.
         """
         outcomes: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, bodies, outcomes), self._loop)
+        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, count, body, outcomes), self._loop)
         try:
-            for _ in bodies:
+            for _ in range(count):
                 number, outcome = _next(outcomes, while_waiting)
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -146,12 +151,13 @@ class Client:
     async def _ask_all(
         self,
         path: str,
-        bodies: Sequence[Mapping[str, Any]],
+        count: int,
+        body: Callable[[int], Mapping[str, Any]],
         outcomes: "SimpleQueue[tuple[int, Answer | BaseException]]",
     ) -> None:
-        async def ask(number: int, body: Mapping[str, Any]) -> None:
+        async def ask(number: int) -> None:
             try:
-                content = orjson.dumps(body)
+                content = orjson.dumps(body(number))
                 outcomes.put((number, await self._patiently(self._post, path, content)))
             except Exception as error:
                 outcomes.put((number, error))
@@ -159,9 +165,9 @@ class Client:
                 self._limit.release()
 
         async with asyncio.TaskGroup() as group:
-            for number, body in enumerate(bodies):
+            for number in range(count):
                 await self._limit.acquire()
-                group.create_task(ask(number, body))
+                group.create_task(ask(number))
 
     async def _patiently(self, request: Callable[..., Awaitable[Got]], *arguments: Any) -> Got:
         """Return what the request returns. Raises UserError if it stays in vain."""

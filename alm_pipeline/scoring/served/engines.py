@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.replies import Reader, RowScores, Served, WrongReply
 from alm_pipeline.scoring.served.vocabulary import CARRIERS, ServedVocabulary
 from alm_pipeline.scoring.served.wire import Api, SglangApi, VllmApi
 from storage.errors import UserError
 
+Ids = npt.NDArray[np.int32]
 _PREFIX_CACHING = re.compile(r'^vllm:cache_config_info\{[^}]*enable_prefix_caching="True"', re.MULTILINE)
 
 
@@ -47,7 +51,7 @@ class RowEngine(Protocol):
         ...
 
     def rows(
-        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
     ) -> Iterator[ScoredRow]:
         """Yield the scores of each row as they come; `name` names a row by its number in errors.
 
@@ -85,12 +89,15 @@ class HttpEngine:
         return cls(client, api, Reader(vocabulary, top_k, is_normalized=True), facts)
 
     def rows(
-        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
     ) -> Iterator[ScoredRow]:
-        bodies = [self.api.body(row) for row in rows]
-        for number, answer in self.client.answers(self.api.path, bodies, while_waiting):
+        def body(number: int) -> dict[str, Any]:
+            return self.api.body(rows[number].tolist())
+
+        for number, answer in self.client.answers(self.api.path, len(rows), body, while_waiting):
+            ids = rows[number].tolist()
             try:
-                scores, served = self.reader.read(rows[number], self.api.values(answer.content, rows[number]))
+                scores, served = self.reader.read(ids, self.api.values(answer.content, ids))
             except WrongReply as error:
                 raise UserError(f"{answer.url}: its answer for {name(number)} {error}") from error
             yield ScoredRow(number, answer.url, scores, served)
@@ -180,7 +187,7 @@ class VllmEngine:
         return cls(llm, Reader(vocabulary, top_k), [facts])
 
     def rows(
-        self, rows: Sequence[Sequence[int]], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
     ) -> Iterator[ScoredRow]:
         from vllm import SamplingParams
 
@@ -188,12 +195,12 @@ class VllmEngine:
         sampling = SamplingParams(
             max_tokens=1, temperature=0, prompt_logprobs=of_prompt, logprobs=max(2, of_prompt), detokenize=False
         )
-        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
         for number, output in enumerate(self.llm.generate(prompts, sampling, use_tqdm=False)):
             positions = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
             after = [{id_: number.logprob for id_, number in position.items()} for position in positions]
             try:
-                scores, served = self.reader.read(rows[number], after)
+                scores, served = self.reader.read(rows[number].tolist(), after)
             except WrongReply as error:
                 raise UserError(f"score.engine vllm: its answer for {name(number)} {error}") from error
             yield ScoredRow(number, self.facts[0].engine, scores, served)

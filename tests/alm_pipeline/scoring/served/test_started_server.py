@@ -72,7 +72,7 @@ def test_a_server_that_keeps_dying_ends_the_run_at_once(llama_folder: str) -> No
     with started_server(teacher, chosen, ServedVocabulary.of(teacher)) as server:  # noqa: SIM117
         with Client([server.url], chosen.served, lambda: server.why_gone) as client:
             with pytest.raises(UserError, match=r"the server has died 4 times: its last lines:\n(.*\n)*out of memory"):
-                list(client.answers("/v1/completions", [{}] * 3))
+                list(client.answers("/v1/completions", 3, lambda _: {}))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
