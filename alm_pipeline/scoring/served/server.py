@@ -31,6 +31,8 @@ _LOCAL = "127.0.0.1"
 _STARTS = 4
 _ENDS_WITHIN_S = 10.0
 _LAST_LINES = 15
+_OWN = "alm-scores: "
+"""what the plugin and the guard begin their errors with"""
 _log = logging.getLogger("alm_pipeline")
 
 
@@ -161,7 +163,7 @@ class StartedServer:
 
     def _last_lines(self) -> str:
         lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        own = [line for line in lines if line.startswith("alm-scores: ")]
+        own = [line[line.index(_OWN) :] for line in lines if _OWN in line]  # vLLM writes the process before it
         return own[-1] if own else "its last lines:\n" + "\n".join(lines[-_LAST_LINES:])
 
 

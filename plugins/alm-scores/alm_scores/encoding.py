@@ -36,6 +36,15 @@ def coarse_code(vocabulary: ServedVocabulary) -> float:
     return ((int(vocabulary.hash[:4], 16) >> 2) + 1) * COARSE_UNIT
 
 
+def check_width(width: int, vocabulary: ServedVocabulary) -> None:
+    """Raise PluginError if the model has another number of logits than the file's."""
+    if width != vocabulary.width:
+        raise PluginError(
+            f"alm-scores: the model has {width} logits, and its file is of a model with {vocabulary.width}: write the "
+            "file of this model with `alm serve MODEL --file FILE`"
+        )
+
+
 class Encoder:
     """Replaces logits by log-probabilities, with what `ServedVocabulary` asks for in its three carriers."""
 
@@ -49,11 +58,7 @@ class Encoder:
         float32 logits are overwritten. The carriers hold 1 − log P(boundary), the code, and `LEAST`. Raises PluginError
         if the vocabulary is not that of the logits.
         """
-        if logits_NV.shape[-1] != self.vocabulary.width:
-            raise PluginError(
-                f"alm-scores: the model has {logits_NV.shape[-1]} logits, and its file is of a model with "
-                f"{self.vocabulary.width}: write the file of this model with `alm serve MODEL --file FILE`"
-            )
+        check_width(logits_NV.shape[-1], self.vocabulary)
         result_NV = logits_NV.float()
         for piece_NV in result_NV.view(-1, self.vocabulary.width).split(_ROWS):
             self._encode(piece_NV, number)
@@ -61,7 +66,9 @@ class Encoder:
 
     def _encode(self, logits_NV: Tensor, number: float) -> None:
         tokens_NV, ids_K = logits_NV[:, : self.vocabulary.rows], self._boundary_ids(logits_NV.device)
-        sums_N1 = tokens_NV.logsumexp(-1, keepdim=True)
+        # relative to the largest first: float32 rounds a sum that is a logit of 40 by 4e-6
+        tokens_NV.sub_(tokens_NV.amax(-1, keepdim=True))
+        sums_N1 = tokens_NV.exp().sum(-1, keepdim=True).log_()
         # a sum over a part can exceed the sum over all by rounding
         boundary_N = (tokens_NV[:, ids_K].logsumexp(-1) - sums_N1[:, 0]).clamp_(max=0)
         tokens_NV.sub_(sums_N1).clamp_(max=0)

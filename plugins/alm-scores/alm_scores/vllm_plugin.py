@@ -48,19 +48,25 @@ def wrap(logits_processor: type, vocabulary: ServedVocabulary) -> None:
         return encode(logits_NV, code(vocabulary, dtype_name(hidden_states), method))
 
     mark(wrapped)
-    _record_quantization(logits_processor)
+    _check_instances(logits_processor, vocabulary)
     logits_processor.forward = wrapped  # type: ignore[attr-defined]
 
 
-def _record_quantization(logits_processor: type) -> None:
-    """Let each instance record how its model is quantized: vLLM's configuration is at hand only while it is built."""
+def _check_instances(logits_processor: type, vocabulary: ServedVocabulary) -> None:
+    """Let each new instance check its vocabulary, and record how its model is quantized.
+
+    vLLM's configuration is at hand only while the model is built.
+    """
     initialize = logits_processor.__init__  # type: ignore[misc]
 
     @functools.wraps(initialize)
     def wrapped(self: Any, *args: Any, **settings: Any) -> None:
         from vllm.config import get_current_vllm_config
 
+        from alm_scores.encoding import check_width
+
         initialize(self, *args, **settings)
+        check_width(self.org_vocab_size, vocabulary)
         config = get_current_vllm_config().model_config
         self._alm_quantization = None if config is None else config.quantization
 
