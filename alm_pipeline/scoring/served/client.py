@@ -193,7 +193,7 @@ class Client:
     async def _get(self, url: str, path: str) -> httpx.Response:
         try:
             response = await self._http.get(url + path)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Temporary(url, _cause(error)) from error
         if response.status_code in _UNAVAILABLE:
             raise _Temporary(url, f"{path} answers {response.status_code}")
@@ -203,7 +203,7 @@ class Client:
         url, rest_s = await self._slots.get(), 0.0
         try:
             response = await self._http.post(url + path, content=content, headers={"Content-Type": "application/json"})
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             rest_s = _REST_S
             raise _Temporary(url, _cause(error)) from error
         else:
@@ -257,7 +257,7 @@ def _fix(status: int, message: str) -> str:
     return "correct score.served, or start the server as docs/how-to/served-teachers.md says"
 
 
-def _cause(error: httpx.TransportError) -> str:
+def _cause(error: httpx.RequestError) -> str:
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return "no answer within score.served.timeout"
     return f"can't be reached ({type(error).__name__}{f': {error}' if str(error) else ''})"

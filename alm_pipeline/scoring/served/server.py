@@ -102,7 +102,11 @@ class StartedServer:
     def __init__(self, teacher: ModelReference, config: ScoreConfig, folder: Path) -> None:
         port = _free_port()
         self.url, self._folder, self._log_file = f"http://{_LOCAL}:{port}", folder, folder / "server.log"
-        self._timeout_s, self._stopping = config.served.start_timeout, threading.Event()
+        self._timeout_s, self._stopping, self._starting = (
+            config.served.start_timeout,
+            threading.Event(),
+            threading.Lock(),
+        )
         address = ("--host", _LOCAL, "--port", str(port))
         self._command = (*config.served.command, *server_arguments(teacher, config), *address)
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -148,13 +152,17 @@ class StartedServer:
             if start == _STARTS:
                 self.why_gone = f"the server has died {_STARTS} times: {self._last_lines()}"
                 return
-            _log.warning("the server has died, and is started again: %s", self._last_lines())
-            self._process = self._start()
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                _log.warning("the server has died, and is started again: %s", self._last_lines())
+                self._process = self._start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        with suppress(ProcessLookupError):
-            self._process.terminate()
+        with self._starting:
+            self._stopping.set()
+            with suppress(ProcessLookupError):
+                self._process.terminate()
         try:
             self._process.wait(_ENDS_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -176,6 +176,7 @@ def test_a_server_that_stays_away_is_named(teacher: ModelReference, tmp_path: Pa
 WRONG: list[tuple[Fault, str]] = [
     (puts(NAN), "log-probability of token 2 is NaN or infinite"),
     (puts(INFINITE), "log-probability of token 2 is NaN or infinite"),
+    (puts(-9999.0), "log-probability of token 2 is NaN or infinite"),
     (puts(0.5), "the log-probability of token 2 is above 0"),
     (changes_ids, "repeats other ids than those that it was asked to score"),
     (forgets_a_token, "answers for 5 tokens, and was asked for 6"),
