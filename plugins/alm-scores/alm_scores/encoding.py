@@ -19,8 +19,9 @@ UNIT = 2.0**-24
 COARSE_UNIT = 2.0**-15
 LEAST = UNIT / 2
 """what the third carrier holds: above every log-probability, below every code"""
-_ROWS = 256
-"""a piece of this many positions is computed at a time, so that copies of logits stay small"""
+_PIECE_ELEMENTS = 2**25
+_PROCESSOR_PIECE_ELEMENTS = 2**21
+"""logits that are computed at a time, so that copies stay small; on a processor, so that they stay in its cache"""
 
 
 def code(vocabulary: ServedVocabulary, dtype: str, quantization: str | None) -> float:
@@ -60,18 +61,16 @@ class Encoder:
         """
         check_width(logits_NV.shape[-1], self.vocabulary)
         result_NV = logits_NV.float()
-        for piece_NV in result_NV.view(-1, self.vocabulary.width).split(_ROWS):
+        elements = _PROCESSOR_PIECE_ELEMENTS if result_NV.device.type == "cpu" else _PIECE_ELEMENTS
+        for piece_NV in result_NV.view(-1, self.vocabulary.width).split(max(1, elements // self.vocabulary.width)):
             self._encode(piece_NV, number)
         return result_NV
 
     def _encode(self, logits_NV: Tensor, number: float) -> None:
-        tokens_NV, ids_K = logits_NV[:, : self.vocabulary.rows], self._boundary_ids(logits_NV.device)
-        # relative to the largest first: float32 rounds a sum that is a logit of 40 by 4e-6
-        tokens_NV.sub_(tokens_NV.amax(-1, keepdim=True))
-        sums_N1 = tokens_NV.exp().sum(-1, keepdim=True).log_()
-        # a sum over a part can exceed the sum over all by rounding
-        boundary_N = (tokens_NV[:, ids_K].logsumexp(-1) - sums_N1[:, 0]).clamp_(max=0)
-        tokens_NV.sub_(sums_N1).clamp_(max=0)
+        logprobs_NV = logits_NV[:, : self.vocabulary.rows].log_softmax(-1)  # never above 0
+        # a sum of rounded parts can be
+        boundary_N = logprobs_NV.index_select(1, self._boundary_ids(logits_NV.device)).logsumexp(-1).clamp_(max=0)
+        logits_NV[:, : self.vocabulary.rows] = logprobs_NV
         logits_NV[:, self.vocabulary.rows :] = -torch.inf
         first, second, third = self.vocabulary.carriers
         logits_NV[:, first] = 1 - boundary_N
