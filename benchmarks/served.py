@@ -1,10 +1,10 @@
 """Scoring over HTTP against the server's own speed: `python -m benchmarks.served --command .vllm-env/bin/vllm …`.
 
-One vLLM server with the plugin, and the same rows of tokens in turn: processed as bare prompts, without any
-log-probability (the head is computed for a row's last token only); with the prompt's log-probabilities as vLLM gives
-them to anyone, whose replies are thrown away; and scored by this project, replies parsed, checked and put together. All
-with the same client and as many requests at a time. Then, from one reply: the time that JSON takes with the fast parser
-and with Python's own, and the rest of reading a reply.
+Two vLLM servers, one with the plugin and one without, and the same rows of tokens in turn: processed as bare prompts,
+without any log-probability (the head is computed for a row's last token only); with the prompt's log-probabilities as
+vLLM without the plugin gives them to anyone, whose replies are thrown away; and scored by this project, replies parsed,
+checked and put together. All with the same client and as many requests at a time. Then, from one reply: the time that
+JSON takes with the fast parser and with Python's own, and the rest of reading a reply.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -30,30 +31,43 @@ from alm_pipeline.scoring.windows import Ids
 
 def main() -> None:
     options = arguments()
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     teacher, config = ModelReference(options.model), configured(options)
     rows = drawn_rows(teacher, options.rows, options.tokens)
     vocabulary, total = ServedVocabulary.of(teacher), sum(map(len, rows))
-    with started_server(teacher, config, vocabulary) as server, Client([server.url], config.served) as client:
-        config = config.model_copy(update={"served": config.served.model_copy(update={"urls": (server.url,)})})
-        engine = HttpEngine.vllm(client, vocabulary, config.top_k)
-        scorer = ServedScorer(engine, teacher, config, vocabulary)
-        print(f"{options.model}, {options.dtype}: {len(rows)} rows, {total:,} tokens, {engine.facts[0].engine}")
+    with ExitStack() as stack:
+        clients = [opened_client(stack, teacher, config, vocabulary, plugin) for plugin in (True, False)]
+        engines = [HttpEngine.vllm(client, vocabulary, config.top_k) for client in clients]
+        scorer = ServedScorer(engines[0], teacher, config, vocabulary)
+        print(f"{options.model}, {options.dtype}: {len(rows)} rows, {total:,} tokens, {engines[0].facts[0].engine}")
+        bodies = [engines[1].api.body(row.tolist()) for row in rows]
         runs: dict[str, Callable[[], object]] = {
-            "bare prompts": lambda: ask(client, bare_bodies(engine, rows)),
-            "the prompts' log-probabilities": lambda: ask(client, [engine.api.body(row.tolist()) for row in rows]),
+            "bare prompts": lambda: ask(clients[1], [bare(body) for body in bodies]),
+            "the prompts' log-probabilities": lambda: ask(clients[1], bodies),
             "scoring": lambda: scorer.score(rows),
         }
         for run in runs.values():
             run()  # allocates, and chooses kernels
         seconds = measured(runs, options.rounds)
-        answer = ask(client, [engine.api.body(rows[0].tolist())])[0]
+        answer = ask(clients[0], bodies[:1])[0]
     for name, values in seconds.items():
         print(f"{name}: {total / median(values):,.0f} tokens/s")
     for name in list(runs)[:2]:
-        ratios = [bare / ours for bare, ours in zip(seconds[name], seconds["scoring"], strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["scoring"], strict=True)]
         print(f"scoring, of the speed of {name}: median {median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-    print_reading(answer, engine, rows[0].tolist(), median(seconds["scoring"]) / total)
+    print_reading(answer, engines[0], rows[0].tolist(), median(seconds["scoring"]) / total)
+
+
+def opened_client(
+    stack: ExitStack, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary, plugin: bool
+) -> Client:
+    """A client of a new server, with the plugin or as vLLM is without it."""
+    if not plugin:
+        os.environ["VLLM_PLUGINS"] = ""  # none of the installed ones
+        arguments = (*config.served.arguments, "--logprobs-mode", "raw_logprobs")
+        config = config.model_copy(update={"served": config.served.model_copy(update={"arguments": arguments})})
+    server = stack.enter_context(started_server(teacher, config, vocabulary))
+    return stack.enter_context(Client([server.url], config.served))
 
 
 def arguments() -> argparse.Namespace:
@@ -82,9 +96,8 @@ def drawn_rows(teacher: ModelReference, count: int, tokens: int) -> list[Ids]:
     return [generator.integers(highest // 2, highest, length).astype(np.int32) for length in lengths]
 
 
-def bare_bodies(engine: HttpEngine, rows: Sequence[Ids]) -> list[dict[str, Any]]:
-    asked = ("model", "prompt", "max_tokens", "temperature")
-    return [{name: value for name, value in engine.api.body(row.tolist()).items() if name in asked} for row in rows]
+def bare(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name in ("model", "prompt", "max_tokens", "temperature")}
 
 
 def ask(client: Client, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
