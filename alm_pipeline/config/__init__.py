@@ -31,7 +31,7 @@ from alm_pipeline.config.objective import (
     Term,
 )
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
-from alm_pipeline.config.scoring import Dtype, ScoreConfig
+from alm_pipeline.config.scoring import Dtype, Engine, ScoreConfig, ServedConfig
 from alm_pipeline.config.student import BYTES, Level, Method, SpecialTokens, StudentConfig, TrainedTokenizer
 from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import ComputationDtype, LoraConfig, Schedule, Sharding, TrainConfig
@@ -51,6 +51,7 @@ __all__ = [
     "Debias",
     "Divergence",
     "Dtype",
+    "Engine",
     "EvaluationConfig",
     "FileFormat",
     "FilesSource",
@@ -72,6 +73,7 @@ __all__ = [
     "Ramp",
     "Schedule",
     "ScoreConfig",
+    "ServedConfig",
     "Sharding",
     "Source",
     "SpecialTokens",

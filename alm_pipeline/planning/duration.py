@@ -132,6 +132,8 @@ def work_of(pipeline: Pipeline, stage: Stage) -> Work:
             return Work(stage="tokenize", model=_student_tokenizer_identity(pipeline))
         case "score":
             settings = config.score.model_dump(mode="json", include={"dtype", "window", "top_k", "device_map"})
+            if config.score.engine != "transformers":
+                settings |= {"engine": config.score.engine}
             return _model_work(stage, pipeline.teacher, settings)
         case "train":
             computation = {"steps", "seed", "learning_rate", "learning_rates", "warmup_steps", "schedule"}

@@ -22,9 +22,13 @@ _LEAST_S = 3.0
 def measure(pipeline: Pipeline) -> dict[Stage, float]:
     """Return the teacher tokens scored, and the student tokens trained on, per second; record both for later plans.
 
+    Scoring is measured with transformers only.
+
     Loads both models one after the other, and takes as much memory as a run. Raises UserError as loading them does.
     """
-    measured: dict[Stage, float] = {"score": _scored_per_second(pipeline), "train": _trained_per_second(pipeline)}
+    measured: dict[Stage, float] = {"train": _trained_per_second(pipeline)}
+    if pipeline.config.score.engine == "transformers":  # another machine may score, and is not loaded for a plan
+        measured = {"score": _scored_per_second(pipeline), **measured}
     for stage, rate in measured.items():
         record_rate(work_of(pipeline, stage), rate * _LEAST_S, _LEAST_S + startup_seconds(stage))
     return measured

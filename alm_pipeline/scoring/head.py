@@ -14,8 +14,6 @@ Nothing waits for the device within a piece, so a GPU is never idle between piec
 measured, and so is whether a Triton kernel reads them or a library computes both halves of the vocabulary (`backends`).
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,16 +26,21 @@ from torch.utils.checkpoint import checkpoint
 from alm_pipeline.models.output_head import Head, LayerHead, at_least_float32
 from alm_pipeline.scoring.backends import choice, halves
 from alm_pipeline.scoring.backends.choice import Way
+from alm_pipeline.scoring.backends.sums import (
+    SelectedLogits,
+    SelectedPlaces,
+    Sums,
+    VocabularyOrder,
+    piece_weights,
+    within,
+)
 
 _PIECE_ELEMENTS = choice.PROCESSOR_ELEMENTS
-# larger pieces have a multiple of this many rows: products of other widths take a tenth longer on a processor
-_PIECE_MULTIPLE = 128
 # larger, because every piece of positions computes a gradient of the whole layer
 _LAYER_PIECE_ELEMENTS = 2**25
 
 # e^-80 is just above the smallest float32
 _LEAST_LOG_REST = -80.0
-_LOG2_E = 1 / math.log(2)
 
 
 class ListedTokens(NamedTuple):
@@ -99,7 +102,9 @@ def next_token(
     if isinstance(head, LayerHead):
         top = min(top, head.vocabulary)
         return _layer_numbers(hidden_NH, targets_N, head, boundary_ids_K, entropy, top, listed)
-    return HeadCall(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top, listed).numbers()
+    return HeadCall(
+        hidden_NH, targets_N, head, VocabularyOrder.of(head, boundary_ids_K), entropy, top, listed
+    ).numbers()
 
 
 class NextTokens:
@@ -114,7 +119,7 @@ class NextTokens:
             self._sort(head)
 
     def _sort(self, head: Head) -> None:
-        order = _Order.of(head, self.boundary_ids_K)
+        order = VocabularyOrder.of(head, self.boundary_ids_K)
         padding = torch.arange(head.vocabulary, len(head.weight_VH), device=head.device)
         self._ids_V = torch.cat([order.ids_V, padding])
         self._places_V = self._ids_V.argsort()
@@ -122,7 +127,7 @@ class NextTokens:
         bias_V = None if head.bias_V is None else head.bias_V[self._ids_V]
         self.head = replace(head, weight_VH=head.weight_VH[self._ids_V], bias_V=bias_V)
         # kept, since to make it waits for the device
-        self._order = _Order.of(self.head, self.boundary_ids_K)
+        self._order = VocabularyOrder.of(self.head, self.boundary_ids_K)
 
     def __call__(
         self, hidden_NH: Tensor, targets_N: Tensor, *, entropy: bool = False, top: int = 0
@@ -144,7 +149,7 @@ class HeadCall:
     """in the head's dtype"""
     targets_N: Tensor
     head: Head
-    order: "_Order"
+    order: "VocabularyOrder"
     entropy: bool = False
     top: int = 0
     listed: ListedTokens | None = None
@@ -161,7 +166,7 @@ class HeadCall:
         top: int = 0,
     ) -> "HeadCall":
         """Return what `next_token` asks."""
-        return cls(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top)
+        return cls(hidden_NH, targets_N, head, VocabularyOrder.of(head, boundary_ids_K), entropy, top)
 
     def numbers(self) -> NextTokenNumbers:
         return self.numbers_by(self._way())
@@ -277,15 +282,15 @@ class _LinearNumbers(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         head: Head,
-        order: "_Order",
+        order: "VocabularyOrder",
         way: Way,
         entropy: bool,
         top: int,
         listed: ListedTokens | None,
     ) -> tuple[Tensor | None, ...]:
         places_NL = None if listed is None else order.places_V[listed.ids_NL.clamp(min=0)].where(listed.ids_NL >= 0, -1)
-        boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
-        selected = _SelectedLogits(hidden_NH, order.places_V[targets_N], places_NL, top)
+        boundary, others = (Sums.none(hidden_NH, entropy) for _ in range(2))
+        selected = SelectedLogits(hidden_NH, order.places_V[targets_N], places_NL, top)
         for rows in order.pieces(len(hidden_NH), way.elements):
             group = boundary if rows.start < order.boundary else others
             if way.kind == "triton":
@@ -333,8 +338,8 @@ class _LinearNumbers(torch.autograd.Function):
         return grad_hidden, grad_weight_VH, grad_bias_V, *(None for _ in range(7))
 
 
-def _add_by_triton(head: Head, outputs_NP: Tensor, group: "_Sums", selected: "_SelectedLogits", first: int) -> None:
-    """As `_SelectedLogits.update` and `_Sums.add`, reading the piece once."""
+def _add_by_triton(head: Head, outputs_NP: Tensor, group: "Sums", selected: "SelectedLogits", first: int) -> None:
+    """As `SelectedLogits.update` and `Sums.add`, reading the piece once."""
     from alm_pipeline.scoring.backends.triton_pieces import add_piece  # only where Triton is installed
 
     sums = (group.highest_N, group.total_N, group.spread_N)
@@ -353,145 +358,8 @@ def _gradient_by_triton(
     return outputs_NP
 
 
-@dataclass(frozen=True)
-class _Order:
-    """The vocabulary with the boundary tokens first, so that a piece of it contains only boundary tokens or none."""
-
-    ids_V: Tensor
-    """the tokens that exist, in this order"""
-    places_V: Tensor
-    """the place of each row of the head in this order; −1: padding"""
-    boundary: int
-    """the number of boundary tokens"""
-    is_heads_own: bool
-    """the head's rows are already in this order, so that a piece is not a copy"""
-
-    @classmethod
-    def of(cls, head: Head, boundary_ids_K: Tensor) -> "_Order":
-        places_V = torch.full(head.weight_VH.shape[:1], -1, device=head.device)
-        is_boundary_V = places_V.index_fill(0, boundary_ids_K, 1)[: head.vocabulary]
-        ids_V = is_boundary_V.argsort(descending=True, stable=True)
-        places_V[ids_V] = torch.arange(len(ids_V), device=head.device)
-        is_leading_V = is_boundary_V.cummin(0).values
-        boundary, leading = torch.stack([(marks_V > 0).sum() for marks_V in (is_boundary_V, is_leading_V)]).tolist()
-        return cls(ids_V, places_V, boundary, boundary == leading)
-
-    def rows(self, piece: slice) -> Tensor | slice:
-        """Return the rows of the head at a range of places."""
-        return piece if self.is_heads_own else self.ids_V[piece]
-
-    def pieces(self, positions: int, elements: int) -> Iterator[slice]:
-        """Yield ranges of places whose logits of all positions are at most `elements`, or a single place."""
-        length = max(1, elements // max(1, positions))
-        length = length // _PIECE_MULTIPLE * _PIECE_MULTIPLE or length
-        for first, end in ((0, self.boundary), (self.boundary, len(self.ids_V))):
-            for start in range(first, end, length):
-                yield slice(start, min(start + length, end))
-
-
-@dataclass
-class _Sums:
-    """Maximum and sums over the pieces of one group so far; a token's weight is exp(logit − highest)."""
-
-    highest_N: Tensor
-    total_N: Tensor
-    """sum of the weights"""
-    spread_N: Tensor | None
-    """sum of weight · log(weight), for entropies"""
-    unlisted_N: Tensor
-    """sum of the weights of unlisted tokens, if some are listed"""
-
-    @classmethod
-    def none(cls, hidden_NH: Tensor, entropy: bool) -> "_Sums":
-        zeros_N = at_least_float32(hidden_NH.new_zeros(len(hidden_NH)))
-        # not −∞, because ∞ − ∞ is NaN
-        lowest_N = torch.full_like(zeros_N, torch.finfo(zeros_N.dtype).min)
-        # copies, because a kernel adds in place
-        return cls(lowest_N, zeros_N, zeros_N.clone() if entropy else None, zeros_N.clone())
-
-    def add(self, logits_NP: Tensor, listed: "_ListedPlaces | None" = None) -> None:
-        """Add a piece. Overwrites the logits."""
-        rise_N = self.highest_N - (highest_N := torch.maximum(self.highest_N, logits_NP.amax(-1)))
-        weights_NP, shrink_N = _weights(logits_NP, highest_N), rise_N.exp()
-        if self.spread_N is not None:
-            moved_N = (self.spread_N + rise_N * self.total_N) * shrink_N
-            self.spread_N = moved_N + torch.xlogy(weights_NP, weights_NP).sum(-1)
-        self.highest_N, self.total_N = highest_N, self.total_N * shrink_N + weights_NP.sum(-1)
-        if listed is not None:
-            # a weight minus itself is 0: no other sum loses what is small
-            weights_NP.scatter_add_(-1, listed.within_NL, -listed.values(weights_NP))
-            self.unlisted_N = self.unlisted_N * shrink_N + weights_NP.sum(-1)
-
-    def entropy(self) -> Tensor:
-        """[N] the entropy within the group; 0 if the group is empty."""
-        assert self.spread_N is not None
-        return (self.total_N.log() - self.spread_N / self.total_N).where(self.total_N > 0, 0)
-
-
-def _weights(logits_NP: Tensor, highest_N: Tensor) -> Tensor:
-    """exp(logit − highest), in place."""
-    difference_NP = logits_NP.sub_(highest_N[:, None])
-    if difference_NP.device.type == "cpu":
-        # on some processors PyTorch's `exp_` takes four times as long as `exp2_`
-        return difference_NP.mul_(_LOG2_E).exp2_()
-    return difference_NP.exp_()
-
-
-class _ListedPlaces(NamedTuple):
-    """Where the listed tokens are in a piece."""
-
-    inside_NL: Tensor
-    within_NL: Tensor
-    """any place of the piece for a token outside"""
-
-    def values(self, numbers_NP: Tensor) -> Tensor:
-        """[N, L] the piece's numbers of the listed tokens, 0 for those outside."""
-        return numbers_NP.gather(-1, self.within_NL).mul_(self.inside_NL)
-
-
-class _SelectedPlaces(NamedTuple):
-    """The places of single tokens in the order of the vocabulary; −1: padding, or none."""
-
-    target_N: Tensor
-    listed_NL: Tensor | None
-
-    def listed_in(self, rows: slice) -> _ListedPlaces | None:
-        return None if self.listed_NL is None else _ListedPlaces(*_within(self.listed_NL, rows))
-
-
-class _SelectedLogits:
-    """The logits of the targets and of the listed tokens, and the highest logits, from the pieces so far."""
-
-    def __init__(self, hidden_NH: Tensor, places_N: Tensor, places_NL: Tensor | None, top: int) -> None:
-        self.places, self.top = _SelectedPlaces(places_N, places_NL), top
-        empty_N = at_least_float32(hidden_NH.new_empty(len(hidden_NH)))
-        self.target_N = torch.full_like(empty_N, -torch.inf)
-        self.listed_NL = None if places_NL is None else empty_N.new_full(places_NL.shape, -torch.inf)
-        self.listed_places: _ListedPlaces | None = None
-        self.top_NR, self.top_places_NR = empty_N.new_empty(len(empty_N), 0), places_N.new_empty(len(empty_N), 0)
-
-    def update(self, logits_NP: Tensor, rows: slice) -> None:
-        inside_N, within_N = _within(self.places.target_N, rows)
-        self.target_N = torch.where(inside_N, logits_NP.gather(-1, within_N[:, None]).squeeze(-1), self.target_N)
-        self.listed_places = listed = self.places.listed_in(rows)
-        if listed is not None and self.listed_NL is not None:
-            self.listed_NL = torch.where(listed.inside_NL, logits_NP.gather(-1, listed.within_NL), self.listed_NL)
-        if self.top:
-            piece_NR, places_NR = logits_NP.topk(min(self.top, logits_NP.shape[-1]), -1)
-            merged_NR = torch.cat([self.top_NR, piece_NR], -1)
-            merged_places_NR = torch.cat([self.top_places_NR, places_NR + rows.start], -1)
-            self.top_NR, order_NR = merged_NR.topk(min(self.top, merged_NR.shape[-1]), -1)
-            self.top_places_NR = merged_places_NR.gather(-1, order_NR)
-
-
-def _within(places_N: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Return whether each place is in the piece, and its index there (any index for places outside)."""
-    inside_N = (places_N >= rows.start) & (places_N < rows.stop)
-    return inside_N, (places_N - rows.start).clamp(0, rows.stop - rows.start - 1)
-
-
 def _numbers(
-    boundary: _Sums, others: _Sums, selected: _SelectedLogits, order: _Order, with_rest: tuple[_Sums, ...]
+    boundary: Sums, others: Sums, selected: SelectedLogits, order: VocabularyOrder, with_rest: tuple[Sums, ...]
 ) -> NextTokenNumbers:
     # differences of maxima first: two large logarithms would lose the difference to rounding
     lead_N = (others.highest_N - boundary.highest_N) + (others.total_N.log() - boundary.total_N.log())
@@ -514,7 +382,7 @@ def _numbers(
     return numbers._replace(top_logprobs_NR=ranked_NR, top_ids_NR=order.ids_V[selected.top_places_NR])
 
 
-def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
+def _entropy(boundary: Sums, others: Sums, boundary_N: Tensor) -> Tensor:
     """[N] the entropy of the choice of group, plus the expected entropy within the group."""
     chances = boundary_N.exp(), -torch.expm1(boundary_N)
     parts = [
@@ -527,7 +395,7 @@ def _entropy(boundary: _Sums, others: _Sums, boundary_N: Tensor) -> Tensor:
 class _SelectedGrads(NamedTuple):
     """The gradients of the log-probabilities of single tokens, and where these are."""
 
-    places: _SelectedPlaces
+    places: SelectedPlaces
     target_N: Tensor
     listed_NL: Tensor | None
 
@@ -545,7 +413,7 @@ class _Slope:
     def gradient(self, logits_NP: Tensor, head: Head, rows: slice, grads: _SelectedGrads) -> Tensor:
         """[N, P] the gradient of the layer's own outputs. Overwrites the logits."""
         cap_NP = None if head.softcap is None else 1 - (logits_NP / head.softcap) ** 2
-        grad_NP = _weights(logits_NP, self.highest_N)
+        grad_NP = piece_weights(logits_NP, self.highest_N)
         spread_NP = None if self.spread_N is None else torch.xlogy(grad_NP, grad_NP).mul_(self.spread_N[:, None])
         listed = grads.places.listed_in(rows)
         if listed is not None:
@@ -555,7 +423,7 @@ class _Slope:
         grad_NP.mul_(self.level_N[:, None])
         if spread_NP is not None:
             grad_NP.add_(spread_NP)
-        inside_N, within_N = _within(grads.places.target_N, rows)
+        inside_N, within_N = within(grads.places.target_N, rows)
         grad_NP.scatter_add_(-1, within_N[:, None], (grads.target_N * inside_N)[:, None])
         if listed is not None and grads.listed_NL is not None and self.listed_level_N is not None:
             grad_NL = listed_NL * self.listed_level_N[:, None] + grads.listed_NL * listed.inside_NL
@@ -565,8 +433,8 @@ class _Slope:
 
 
 def _slopes(
-    boundary: _Sums,
-    others: _Sums,
+    boundary: Sums,
+    others: Sums,
     boundary_N: Tensor,
     entropy_N: Tensor | None,
     grad_target_N: Tensor,
@@ -588,7 +456,7 @@ def _slopes(
     return first, second
 
 
-def _slope(sums: _Sums, chance_N: Tensor, level_N: Tensor, entropy_N: Tensor | None, grad_entropy_N: Tensor) -> _Slope:
+def _slope(sums: Sums, chance_N: Tensor, level_N: Tensor, entropy_N: Tensor | None, grad_entropy_N: Tensor) -> _Slope:
     spread_N = None
     if entropy_N is not None:
         levels_N = torch.xlogy(chance_N, chance_N) + chance_N * (entropy_N - sums.total_N.log())
@@ -656,7 +524,7 @@ def _dense_numbers(
     listed: ListedTokens | None,
 ) -> NextTokenNumbers:
     logprobs_NV = head.logits(hidden_NH).log_softmax(-1)
-    inside_N, places_N = _within(targets_N, slice(0, head.vocabulary))
+    inside_N, places_N = within(targets_N, slice(0, head.vocabulary))
     at_place_N = logprobs_NV.gather(-1, places_N[:, None]).squeeze(-1)
     target_N = torch.where(inside_N, at_place_N, -torch.inf)
     boundary_N = logprobs_NV.index_select(-1, boundary_ids_K).logsumexp(-1).clamp(max=0)
@@ -668,7 +536,7 @@ def _dense_numbers(
 
 def _dense_listed(logprobs_NV: Tensor, listed: ListedTokens, boundary_ids_K: Tensor) -> dict[str, Tensor]:
     """Return the last two numbers of `NextTokenNumbers`."""
-    inside_NL, within_NL = _within(listed.ids_NL, slice(0, logprobs_NV.shape[-1]))
+    inside_NL, within_NL = within(listed.ids_NL, slice(0, logprobs_NV.shape[-1]))
     listed_NL = logprobs_NV.gather(-1, within_NL).where(inside_NL, -torch.inf)
     counts_NV = torch.zeros_like(logprobs_NV, dtype=torch.int32).scatter_add_(-1, within_NL, inside_NL.int())
     is_rest_NV = counts_NV == 0

@@ -153,7 +153,7 @@ class Scorer:
         for group in weighted_groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
             rows = [row for k in group for row in self.windows.rows(k, examples[k], bool(begins and begins[k]))]
             for batch, parts in self._batches(sorted(rows, key=lambda row: -len(row.ids)), names):
-                _put(scores, batch, parts)
+                put(scores, batch, parts)
                 if advance:
                     advance(sum(row.scored for row in batch))
             if fault := _first_fault([scores[k] for k in group]):
@@ -189,7 +189,7 @@ class Scorer:
             middle = (right + wrong) // 2
             scores = TokenScores.empty(middle, self.top_k)
             for row in self.windows.rows(0, ids[:middle], begins):
-                _put([scores], [row], self._score_batch([row]))
+                put([scores], [row], self._score_batch([row]))
             right, wrong = (right, middle) if _first_fault([scores]) else (middle, wrong)
         name = (self._tokenizer and self._tokenizer.name) or self.model.name_or_path or self.model.config.model_type
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -336,8 +336,11 @@ def _too_long(row: WindowRow, names: Sequence[str] | None) -> str:
     )
 
 
-def _put(scores: list[TokenScores], batch: Sequence[WindowRow], parts: TokenScores) -> None:
-    """Write a batch's scores, position after position, to the scores of their examples."""
+def put(scores: list[TokenScores], batch: Sequence[WindowRow], parts: TokenScores) -> None:
+    """Write a batch's scores, position after position, to the scores of their examples.
+
+    A row has a position for each token that it scores, and before them one for the last token of its context, if any.
+    """
     at = 0
     for row in batch:
         # the last context token of a window is one of its positions: it predicts the first scored token

@@ -2,12 +2,15 @@
 
 Each device has its own copy of the teacher and scores the next free shard; several GPUs have a process each. A shard is
 scored on one device, so the result does not depend on the number of devices. Two threads take turns on a GPU: while it
-scores for one of them, the other writes a shard and reads the next.
+scores for one of them, the other writes a shard and reads the next. Another engine than transformers decides itself how
+it batches rows, so its numbers differ by rounding from run to run; the first to publish a shard wins.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event, Lock
 from typing import Any
 
@@ -22,6 +25,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.scoring.processes import score_in_processes, shared_out
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
+from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorers
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
@@ -29,6 +33,9 @@ from storage.schemas import Kind, TokenKind
 STAGE_VERSION = 4
 _THREADS = {"cuda": 2}
 """of a device, by type; a processor that scores has no time for a second one"""
+_SCORED_BY = "tokens by "
+"""in a record, before the engine besides transformers that scored the shard"""
+AnyScorer = Scorer | ServedScorer
 Floats = npt.NDArray[np.float32]
 
 
@@ -65,16 +72,26 @@ def score(
         if devices := _process_devices(config, len(missing)):
             _score_in_processes(tokens, scores, teacher, config, sizes, missing, devices)
         else:
-            scorers = _scorers(teacher, config, len(missing))
-            _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
-    return scores.finish(len(requested)) if shards is None else None
+            with _scorers(teacher, config, len(missing)) as scorers:
+                _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
+    return _finish(scores, len(requested)) if shards is None else None
+
+
+def _finish(scores: Dataset, shards: int) -> Manifest:
+    """Publish the manifest. Its provenance lists the engines besides transformers, which the records name."""
+    records = scores.required_records(range(shards))
+    counted = sorted({name for record in records for name in record.counts if name.startswith(_SCORED_BY)})
+    if counted:
+        engines = [name.removeprefix(_SCORED_BY) for name in counted]
+        scores = replace(scores, provenance={**scores.provenance, "engines": engines})
+    return scores.publish_manifest(records)
 
 
 def _score_missing(
     tokens: Dataset,
     scores: Dataset,
     teacher: ModelReference,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[AnyScorer],
     config: ScoreConfig,
     sizes: Mapping[int, int],
     missing: Sequence[int],
@@ -84,7 +101,7 @@ def _score_missing(
     done = total - sum(sizes[shard] for shard in missing)
     with track("score", total, "tokens", done) as advance:
 
-        def score_next(scorer: Scorer, shard: int, advance: Advance) -> None:
+        def score_next(scorer: AnyScorer, shard: int, advance: Advance) -> None:
             if scores.record(shard):  # another run scored it meanwhile
                 advance(sizes[shard])
             else:
@@ -93,9 +110,14 @@ def _score_missing(
         _share(scorers, missing, score_next, advance)
 
 
-def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> list[Scorer]:
-    """Load one scorer per device, but not more than there are shards."""
-    return [Scorer.load(teacher, config, device) for device in _devices(config)[:shards]]
+@contextmanager
+def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> Iterator[Sequence[AnyScorer]]:
+    """Load one scorer per device, or open those of another engine, but not more than there are shards."""
+    if config.engine != "transformers":
+        with open_served_scorers(teacher, config, shards) as served:
+            yield served
+        return
+    yield [Scorer.load(teacher, config, device) for device in _devices(config)[:shards]]
 
 
 def _devices(config: ScoreConfig) -> list[str | None]:
@@ -105,6 +127,8 @@ def _devices(config: ScoreConfig) -> list[str | None]:
 
 def _process_devices(config: ScoreConfig, shards: int) -> list[str]:
     """Return the devices whose threads would wait for each other: several GPUs, while work is launched on them."""
+    if config.engine != "transformers":
+        return []
     devices = [device for device in _devices(config)[:shards] if device]
     return devices if _need_processes(devices) else []
 
@@ -135,7 +159,10 @@ class _Stopped(Exception):
 
 
 def _share(
-    scorers: Sequence[Scorer], shards: Sequence[int], work: Callable[[Scorer, int, Advance], None], advance: Advance
+    scorers: Sequence[AnyScorer],
+    shards: Sequence[int],
+    work: Callable[[AnyScorer, int, Advance], None],
+    advance: Advance,
 ) -> None:
     """Let each scorer take the next shard whenever it is free. If one fails, the others stop after their batch."""
     waiting, lock, stopped = deque(shards), Lock(), Event()
@@ -150,7 +177,7 @@ def _share(
         with lock:
             return waiting.popleft() if waiting and not stopped.is_set() else None
 
-    def work_on(scorer: Scorer) -> None:
+    def work_on(scorer: AnyScorer) -> None:
         try:
             while (shard := next_shard()) is not None:
                 work(scorer, shard, report)
@@ -160,7 +187,7 @@ def _share(
             stopped.set()
             raise
 
-    workers = [scorer for scorer in scorers for _ in range(_THREADS.get(scorer.device.type, 1))]
+    workers = [scorer for scorer in scorers for _ in range(_threads(scorer))]
     with ThreadPoolExecutor(max(1, len(workers))) as pool:
         running = [pool.submit(work_on, scorer) for scorer in workers[1:]]
         try:
@@ -172,12 +199,17 @@ def _share(
             stopped.set()
 
 
+def _threads(scorer: AnyScorer) -> int:
+    """Return how many threads take turns with a scorer: an engine outside of this process has a device of its own."""
+    return _THREADS.get(scorer.device.type, 1) if isinstance(scorer, Scorer) else 1
+
+
 def _score_shard(
     tokens: Dataset,
     scores: Dataset,
     shard: int,
     teacher: ModelReference,
-    scorer: Scorer,
+    scorer: AnyScorer,
     config: ScoreConfig,
     advance: Advance,
 ) -> None:
@@ -187,7 +219,9 @@ def _score_shard(
     shard_scores = scorer.score(examples, advance, begins=begins, names=table["id"].to_pylist())
     columns = {"id": table["id"], **_columns(shard_scores, config)}
     teacher.check_unchanged()
-    scores.write_shard(shard, columns, counts={"tokens": sum(map(len, examples))})
+    tokens_scored = sum(map(len, examples))
+    by_engine = {_SCORED_BY + scorer.description: tokens_scored} if isinstance(scorer, ServedScorer) else {}
+    scores.write_shard(shard, columns, counts={"tokens": tokens_scored, **by_engine})
 
 
 def _columns(scores: Sequence[TokenScores], config: ScoreConfig) -> dict[str, Any]:

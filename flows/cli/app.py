@@ -15,6 +15,7 @@ from flows.cli.models.calibrating import calibrating
 from flows.cli.models.editing import editing
 from flows.cli.models.hypernet import hypernet_commands
 from flows.cli.models.making import making
+from flows.cli.models.serving import serving
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
 from flows.cli.planning import (
@@ -68,6 +69,7 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm generate MODEL PROMPT` and `alm evaluate MODEL --tasks gsm8k` use a model, or an ensemble of several.
 - `alm tokenizers A B --corpus URL` compares tokenizers, `alm compare A B --corpus URL` models, on the same texts.
 - `alm calibrate BASE TUNED --questions URL --weights 0:1:0.1` measures accuracy and calibration between two models.
+- `alm serve TEACHER` starts a vLLM server that scores, for runs with `score.engine: http`.
 - `alm verify`, `alm repair`, `alm lineage` and `alm prune` maintain a store.
 """,
 )
@@ -85,6 +87,7 @@ app.add_typer(questions_commands)
 app.add_typer(calibrating)
 app.add_typer(editing)
 app.add_typer(hypernet_commands)
+app.add_typer(serving)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 

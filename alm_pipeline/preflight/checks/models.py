@@ -110,7 +110,9 @@ def _are_small(files: Sequence[Path]) -> bool:
 
 
 def teacher_can_score(context: Context) -> None:
-    """A small model of the teacher's class: its head is the layer that its logits come from."""
+    """A small model of the teacher's class: its head is the layer that its logits come from, where that scores."""
+    if context.config.score.engine != "transformers":
+        return
     model = small_model(context.teacher_config, context.teacher.name)
     if model is not None:
         with context.noting("teacher"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from alm_pipeline.preflight.checks import (
     conversations,
     corpus,
+    engines,
     models,
     output,
     scores,
@@ -68,6 +69,7 @@ CHECKS: tuple[Check, ...] = (
     Check(settings.top_k, "score.top_k", _SCORE),
     Check(settings.likeliest_tokens, "objective.terms", _TRAIN),
     Check(settings.devices, "score.devices", _SCORE, of_machine=True),
+    Check(engines.engine, "score.engine", _SCORE, of_machine=True),
     Check(settings.bfloat16, "score.dtype", ("score", "train"), of_machine=True),
     Check(models.student_can_be_trained, "student.model", _TRAIN),
     Check(corpus.held_out, "corpus.held_out", _TRAIN),

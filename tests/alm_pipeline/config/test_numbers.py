@@ -166,6 +166,10 @@ OUTSIDE_OF_TENSORS = {
     "TrainConfig.diverged_at",
     "LoraConfig.dropout",
     "MemberConfig.weight",
+    "ServedConfig.timeout",
+    "ServedConfig.wait",
+    "ServedConfig.tolerance",
+    "ServedConfig.start_timeout",
 }
 """Numbers that are compared or computed with in float64."""
 

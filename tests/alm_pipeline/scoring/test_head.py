@@ -13,6 +13,7 @@ from torch import Tensor
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.models.output_head import Head, LayerHead
 from alm_pipeline.scoring import head as head_module
+from alm_pipeline.scoring.backends.sums import VocabularyOrder
 from alm_pipeline.scoring.head import (
     ListedTokens,
     NextTokenNumbers,
@@ -142,7 +143,7 @@ def test_a_head_for_many_calls_gives_the_same_numbers(
     for expected_part, part in zip(expected, got, strict=True):
         torch.testing.assert_close(part, expected_part)
     if isinstance(next_tokens.head, Head):
-        order = head_module._Order.of(next_tokens.head, next_tokens.boundary_ids_K)
+        order = VocabularyOrder.of(next_tokens.head, next_tokens.boundary_ids_K)
         assert order.rows(slice(0, 1)) == slice(0, 1)  # it gathers nothing
 
 

@@ -15,7 +15,17 @@ from transformers import BertConfig, BloomConfig, BloomForCausalLM, T5Config
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
-from alm_pipeline.preflight.checks import conversations, corpus, models, output, scores, settings, student, templates
+from alm_pipeline.preflight.checks import (
+    conversations,
+    corpus,
+    engines,
+    models,
+    output,
+    scores,
+    settings,
+    student,
+    templates,
+)
 from alm_pipeline.preflight.checks.registry import CHECKS
 from alm_pipeline.preflight.findings import Finding
 from storage.errors import UserError
@@ -427,7 +437,7 @@ def test_what_is_finished_is_not_stopped(config: AlmConfig, tmp_path: Path) -> N
 
 
 def test_every_check_is_in_the_registry() -> None:
-    modules = (conversations, corpus, models, output, scores, settings, student, templates)
+    modules = (conversations, corpus, engines, models, output, scores, settings, student, templates)
     public = {
         value
         for module in modules

@@ -23,6 +23,7 @@ from alm_pipeline.models.output_head import Head
 from alm_pipeline.scoring import head as head_module
 from alm_pipeline.scoring.backends import choice, halves
 from alm_pipeline.scoring.backends.choice import Way
+from alm_pipeline.scoring.backends.sums import VocabularyOrder
 from alm_pipeline.scoring.head import HeadCall, NextTokens, next_token, token_and_boundary_logprobs
 from storage.errors import UserError
 from tests.alm_pipeline.scoring.oracle import looped, random_case
@@ -146,7 +147,7 @@ def test_ligers_loss_gives_both_numbers() -> None:
     hidden, targets, head, ids = random_case(11, 13, scale=0.5)
     leaves = [hidden.detach().float().requires_grad_(), head.weight_VH.detach().float().requires_grad_()]
     single = Head(leaves[1], None, 0.5)
-    order = head_module._Order.of(single, ids)
+    order = VocabularyOrder.of(single, ids)
     got = halves.token_and_boundary(
         halves.LIBRARIES["liger"].loss, leaves[0], single, order.ids_V, order.boundary, order.places_V[targets]
     )
