@@ -38,7 +38,7 @@ PURPOSES = {
     "alm_pipeline.tokenization.engines": "The tokenizer engines, and the proof that a fast one gives the same ids.",
     "alm_pipeline.tokenization": "Token ids, and the bytes of the text that each token covers, verified.",
     "alm_pipeline.alignment": "Aligned chunks of both tokenizations, by a compiled loop.",
-    "alm_pipeline.scoring.backends": "The output head by pieces of the vocabulary; other ways on a GPU, and the choice.",
+    "alm_pipeline.scoring.backends": "The output head by pieces of the vocabulary, or on a GPU by the way chosen there.",
     "alm_pipeline.scoring.served": "Servers and engines that score: what they are asked, answer, and how they start.",
     "alm_pipeline.scoring": "The teacher's two log-probabilities per token, without a dense log-softmax.",
     "alm_pipeline.exactness": "Byte-prefix sums: what a text's bytes are worth, whatever tokens spell them.",
