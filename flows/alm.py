@@ -82,7 +82,7 @@ def alm(
     """Distill a teacher into a student, whatever their tokenizers.
 
     Args:
-        recipe: The name of a recipe (distill, transfer, published, maths, bytes), used where `config` is not set.
+        recipe: The name of a recipe (distill, draft, transfer, published, maths, bytes), where `config` is not set.
         config: A complete configuration.
         storage: Where datasets and students are stored: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME,
             the Prefect block RemoteFileSystem that holds the credentials.

@@ -45,6 +45,7 @@ ROOMS = (
     "alm_pipeline.tokenization",
     "alm_pipeline.alignment",
     "alm_pipeline.scoring.served",
+    "alm_pipeline.scoring.backends",
     "alm_pipeline.scoring",
     "alm_pipeline.exactness",
     "alm_pipeline.objective.chunking",

@@ -15,7 +15,7 @@ from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.settings import annotation_at
 from alm_pipeline.config.fields.spelling import unknown_setting
 from alm_pipeline.config.frozen import Frozen
-from alm_pipeline.config.recipes import recipe_content, require_complete
+from alm_pipeline.config.recipes import FOLLOWING, recipe_content, require_complete
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 
@@ -99,6 +99,10 @@ def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
         content["corpus"] = corpus_at(overrides.corpus).model_dump(mode="json")
     own = dict(content["train"])
     _put_all(content, overrides)
+    for field, followed in FOLLOWING.get(name, {}).items():
+        is_given = any(field == path or field.startswith(f"{path}.") for path in given_fields(overrides))
+        if content[followed] is not None and not is_given:
+            _put(content, field.split("."), content[followed])
     corpus = content["corpus"]
     if isinstance(corpus, dict) and corpus.get("name", "") is None:
         corpus["name"] = _source_name(corpus.get("source"))

@@ -77,6 +77,17 @@ def own_run(goal: Goal, corpus: CorpusConfig, teacher: str, student: str, tokeni
             assert_never(goal)
 
 
+def draft(corpus: CorpusConfig, teacher: str, student: str) -> AlmConfig:
+    """Speculative decoding: a small model gets a large one's tokenizer, and learns to propose what that one would say.
+
+    The student's tokenizer is the teacher's with its special tokens, so that every id means the same to both. The
+    training is that of `distill`.
+    """
+    config = distill(corpus, teacher, student)
+    moved = config.student.model_copy(update={"tokenizer": teacher, "special_tokens": "target"})
+    return config.model_copy(update={"student": moved})
+
+
 def transfer() -> AlmConfig:
     """Tokenizer transfer: SmolLM2-135M gets a tokenizer trained on Python's standard library and is its own teacher."""
     return AlmConfig(
@@ -164,6 +175,7 @@ def demo_training(steps: int) -> TrainConfig:
 
 RECIPES: dict[str, Callable[..., AlmConfig]] = {
     "distill": distill,
+    "draft": draft,
     "transfer": transfer,
     "published": published,
     "maths": maths,
@@ -175,6 +187,8 @@ _OPEN: Mapping[str, tuple[str, ...]] = {
     "student": ("student.model",),
 }
 """The fields of each parameter of a recipe."""
+FOLLOWING: Mapping[str, Mapping[str, str]] = {"draft": {"student.tokenizer": "teacher"}}
+"""By recipe: fields that have the value of another field, unless they are given."""
 
 
 def recipe(name: str, **values: Any) -> AlmConfig:
@@ -196,7 +210,9 @@ def required_by(name: str) -> tuple[str, ...]:
 def recipe_content(name: str) -> dict[str, Any]:
     """Return a recipe as plain values, with null for each field that has to be given."""
     stand_ins = {"corpus": CorpusConfig(name="open", source=FilesSource(urls=("open",)))}
-    content = recipe(name, **{parameter: stand_ins.get(parameter, "open") for parameter in required_by(name)})
+    content = recipe(
+        name, **{parameter: stand_ins.get(parameter, parameter.upper()) for parameter in required_by(name)}
+    )
     plain = content.model_dump(mode="json")
     for path in (path for parameter in required_by(name) for path in _OPEN[parameter]):
         *parents, last = path.split(".")

@@ -137,10 +137,16 @@ class ScoreConfig(Frozen):
         description="The number of likeliest next tokens, with their log-probabilities, to store for each token "
         "besides the scores. Default: none.",
     )
-    batch_tokens: int = Field(
-        4096,
+    batch_tokens: int | None = Field(
+        None,
         gt=0,
-        description="Tokens per forward pass, including padding. Halved automatically when memory runs out.",
+        description="Tokens per forward pass, including padding. Halved automatically when memory runs out. Default: "
+        "4096 on a processor; on a GPU, 4096 doubled as long as its memory allows, up to 65536.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the teacher's layers with torch.compile: takes a minute at the start, and changes scores "
+        "only by rounding.",
     )
     devices: tuple[str, ...] | None = Field(
         None,
@@ -181,10 +187,10 @@ class ScoreConfig(Frozen):
     def identity(self) -> dict[str, Any]:
         """Return what decides the scores.
 
-        Where they are computed, by which engine, and how many tokens at once, changes them only by rounding (sums in
-        another order): if runs differ in this, the first to publish a shard wins. A quantization that the engine
-        applies while it loads the teacher changes more than that.
+        Where and how they are computed, by which engine, and how many tokens at once, changes them only by rounding
+        (sums in another order): if runs differ in this, the first to publish a shard wins. A quantization that the
+        engine applies while it loads the teacher changes more than that.
         """
-        undecisive = {"batch_tokens", "devices", "device_map", "engine", "served"}
+        undecisive = {"batch_tokens", "compile", "devices", "device_map", "engine", "served"}
         content = self.model_dump(mode="json", exclude=undecisive if self.top_k else {*undecisive, "top_k"})
         return content | ({"quantization": self.served.quantization} if self.served.quantization else {})

@@ -9,6 +9,7 @@ names of these settings, and `check_output_head` refuses a model whose own logit
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,9 +57,19 @@ class Head:
     def logits(self, hidden_NH: Tensor, rows: Tensor | slice | None = None) -> Tensor:
         """[N, P] the logits of P rows (default: all tokens), in float32 or better."""
         rows = slice(self.vocabulary) if rows is None else rows
-        bias = None if self.bias_V is None else self.bias_V[rows]
-        logits_NP = F.linear(hidden_NH, self.weight_VH[rows], bias)
-        return _scaled_and_capped(logits_NP, self.scale, self.softcap)
+        return _scaled_and_capped(self.outputs(hidden_NH, rows), self.scale, self.softcap)
+
+    def outputs(self, hidden_NH: Tensor, rows: Tensor | slice) -> Tensor:
+        """[N, P] the layer's own outputs of P rows, neither scaled nor capped, in the head's dtype.
+
+        Without gradients, a GPU's products of two bytes per number are returned in float32, as it sums them.
+        """
+        weight_PH, bias_P = self.weight_VH[rows], None if self.bias_V is None else self.bias_V[rows]
+        is_plain = hidden_NH.dim() == 2 and hidden_NH.dtype == self.dtype
+        if torch.is_grad_enabled() or not (is_plain and _sums_are_returned(self.device, self.dtype)):
+            return F.linear(hidden_NH, weight_PH, bias_P)
+        outputs_NP = torch.mm(hidden_NH, weight_PH.T, out_dtype=torch.float32)
+        return outputs_NP if bias_P is None else outputs_NP.add_(bias_P)
 
     def token_logits(self, hidden_NH: Tensor, ids_N: Tensor) -> Tensor:
         """[N] the logit of one token at each position, in float32 or better."""
@@ -92,6 +103,18 @@ class LayerHead:
         """[N, vocabulary] the logits, in float32 or better."""
         logits_NV: Tensor = torch.func.functional_call(self.layer, self.parameters, (hidden_NH,))
         return _scaled_and_capped(logits_NV[:, : self.vocabulary], self.scale, self.softcap)
+
+
+@cache
+def _sums_are_returned(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device returns products of factors in bfloat16 or float16 in float32."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return False
+    factor = torch.ones(16, 16, dtype=dtype, device=device)
+    try:
+        return torch.mm(factor, factor, out_dtype=torch.float32).dtype == torch.float32
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _scaled_and_capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:

@@ -11,6 +11,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.duration import work_of
 from alm_pipeline.planning.plan import Stage
 from alm_pipeline.planning.speed.rates import record_rate, startup_seconds
+from alm_pipeline.scoring.batching import DEFAULT_TOKENS
 from alm_pipeline.scoring.scorer import Scorer
 
 _EXAMPLE_TOKENS = 256
@@ -37,7 +38,7 @@ def _scored_per_second(pipeline: Pipeline) -> float:
     config = pipeline.config.score
     devices = [None] if config.device_map else list(config.devices or all_devices())
     scorer = Scorer.load(pipeline.teacher, config, devices[0])
-    count = max(1, config.batch_tokens // _EXAMPLE_TOKENS)
+    count = max(1, (config.batch_tokens or DEFAULT_TOKENS) // _EXAMPLE_TOKENS)
     length = min(_EXAMPLE_TOKENS, pipeline.teacher.context_length or _EXAMPLE_TOKENS)
     generator = np.random.default_rng(0)
     ids = generator.integers(0, pipeline.teacher.tokenizer.highest_id, (count, length)).astype(np.int32)

@@ -1,11 +1,11 @@
-"""Batches of rows within a budget of tokens, which is halved when memory runs out.
+"""Batches of rows within a budget of tokens, which grows while memory allows, and is halved when it runs out.
 
 Rows are padded on the right to the longest of their batch, where causal attention never looks. The longest rows come
 first, so that the rows of a batch have similar lengths and little padding, and a lack of memory shows at once.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,10 @@ from alm_pipeline.scoring.windows import WindowRow
 Item = TypeVar("Item")
 
 logger = logging.getLogger("alm_pipeline")
+
+DEFAULT_TOKENS = 4096
+_LARGEST_TOKENS = 65_536
+"""a GPU gains nothing from larger batches"""
 
 
 def weighted_groups(items: Iterable[tuple[Item, int]], max_weight: int) -> Iterator[list[Item]]:
@@ -40,6 +44,15 @@ class BatchBudget:
     def rows(self, longest: int) -> int:
         """Return the number of rows that fit if the longest has `longest` tokens; at least one."""
         return max(1, self.tokens // longest)
+
+    def grow(self, fits: Callable[[int], bool]) -> None:
+        """Double the budget as long as memory suffices for a batch of that many tokens.
+
+        Before the first batch and by powers of two, so that a run that is resumed makes the batches of an unbroken one.
+        """
+        while self.tokens < _LARGEST_TOKENS and fits(2 * self.tokens):
+            self.tokens *= 2
+        logger.info("scoring %d tokens at once, as memory allows (score.batch_tokens sets another number)", self.tokens)
 
     def halve(self, failed: Sequence[WindowRow]) -> None:
         """Halve the budget after a batch of several rows was too large."""

@@ -10,12 +10,14 @@ vocabulary. A piece contains either only boundary tokens or none. The sums of bo
 small one is not lost beside a large one. A layer that is not linear computes all rows at once, so it works on pieces of
 the positions.
 
-Nothing waits for the device within a piece, so a GPU is never idle between pieces.
+Nothing waits for the device within a piece, so a GPU is never idle between pieces. There, the size of the pieces is
+measured, and so is whether a Triton kernel reads them or a library computes both halves of the vocabulary (`backends`).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +26,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from alm_pipeline.models.output_head import Head, LayerHead, at_least_float32
+from alm_pipeline.scoring.backends import choice, halves
+from alm_pipeline.scoring.backends.choice import Way
 
-# small enough for a processor's cache, and for an allocator to reuse the same memory
-_PIECE_ELEMENTS = 2**22
+_PIECE_ELEMENTS = choice.PROCESSOR_ELEMENTS
 # larger pieces have a multiple of this many rows: products of other widths take a tenth longer on a processor
 _PIECE_MULTIPLE = 128
 # larger, because every piece of positions computes a gradient of the whole layer
@@ -93,13 +96,10 @@ def next_token(
     magnitude 8 are off by up to 0.03); all sums over the vocabulary are in float32.
     """
     hidden_NH = hidden_NH.to(head.dtype)
-    top = min(top, head.vocabulary)
     if isinstance(head, LayerHead):
+        top = min(top, head.vocabulary)
         return _layer_numbers(hidden_NH, targets_N, head, boundary_ids_K, entropy, top, listed)
-    numbers: tuple[Tensor, ...] = _LinearNumbers.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight_VH, head.bias_V, targets_N, head, boundary_ids_K, entropy, top, listed
-    )
-    return NextTokenNumbers(*numbers)
+    return HeadCall(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top, listed).numbers()
 
 
 class NextTokens:
@@ -110,7 +110,6 @@ class NextTokens:
 
     def __init__(self, head: Head | LayerHead, boundary_ids_K: Tensor) -> None:
         self.head, self.boundary_ids_K = head, boundary_ids_K
-        self._ids_V: Tensor | None = None
         if isinstance(head, Head):
             self._sort(head)
 
@@ -122,17 +121,151 @@ class NextTokens:
         self.boundary_ids_K = torch.arange(order.boundary, device=head.device)
         bias_V = None if head.bias_V is None else head.bias_V[self._ids_V]
         self.head = replace(head, weight_VH=head.weight_VH[self._ids_V], bias_V=bias_V)
+        # kept, since to make it waits for the device
+        self._order = _Order.of(self.head, self.boundary_ids_K)
 
     def __call__(
         self, hidden_NH: Tensor, targets_N: Tensor, *, entropy: bool = False, top: int = 0
     ) -> NextTokenNumbers:
-        if self._ids_V is None:
+        if isinstance(self.head, LayerHead):
             return next_token(hidden_NH, targets_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
-        places_N = self._places_V[targets_N]
-        numbers = next_token(hidden_NH, places_N, self.head, self.boundary_ids_K, entropy=entropy, top=top)
+        places_N, hidden_NH = self._places_V[targets_N], hidden_NH.to(self.head.dtype)
+        numbers = HeadCall(hidden_NH, places_N, self.head, self._order, entropy, top).numbers()
         if numbers.top_ids_NR is None:
             return numbers
         return numbers._replace(top_ids_NR=self._ids_V[numbers.top_ids_NR])
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """What is asked of a linear head."""
+
+    hidden_NH: Tensor
+    """in the head's dtype"""
+    targets_N: Tensor
+    head: Head
+    order: "_Order"
+    entropy: bool = False
+    top: int = 0
+    listed: ListedTokens | None = None
+
+    @classmethod
+    def of(
+        cls,
+        hidden_NH: Tensor,
+        targets_N: Tensor,
+        head: Head,
+        boundary_ids_K: Tensor,
+        *,
+        entropy: bool = False,
+        top: int = 0,
+    ) -> "HeadCall":
+        """Return what `next_token` asks."""
+        return cls(hidden_NH, targets_N, head, _Order.of(head, boundary_ids_K), entropy, top)
+
+    def numbers(self) -> NextTokenNumbers:
+        return self.numbers_by(self._way())
+
+    def numbers_by(self, way: Way) -> NextTokenNumbers:
+        if way.kind in halves.LIBRARIES:
+            return NextTokenNumbers(*self._by_library(way), None, None, None)
+        elements = choice.piece_elements(self.head.device, way.elements)
+        numbers: tuple[Tensor, ...] = _LinearNumbers.apply(  # type: ignore[no-untyped-call]
+            self.hidden_NH,
+            self.head.weight_VH,
+            self.head.bias_V,
+            self.targets_N,
+            self.head,
+            self.order,
+            way._replace(elements=elements),
+            self.entropy,
+            min(self.top, self.head.vocabulary),
+            self.listed,
+        )
+        return NextTokenNumbers(*numbers)
+
+    def _by_library(self, way: Way) -> tuple[Tensor, Tensor]:
+        order, loss = self.order, halves.LIBRARIES[way.kind].loss
+        sorted_ids_V = None if order.is_heads_own else order.ids_V
+        return halves.token_and_boundary(
+            loss, self.hidden_NH, self.head, sorted_ids_V, order.boundary, order.places_V[self.targets_N]
+        )
+
+    def _way(self) -> Way:
+        """Return how the numbers are computed here. Only on a GPU something is measured."""
+        is_device = self.head.device.type == "cuda"
+        default = Way("pieces", choice.DEVICE_ELEMENTS[1] if is_device else _PIECE_ELEMENTS)
+        if kind := choice.named_kind():
+            return default._replace(kind=kind) if not self.problem(kind) else default
+        if not is_device or self.top or self.listed or type(self.head.weight_VH) not in (Tensor, torch.nn.Parameter):
+            return default
+        key = self._key()
+        if way := choice.remembered(key):
+            return way
+        return self._measured_way(key) if len(self.hidden_NH) >= choice.MEASURED_POSITIONS else default
+
+    def problem(self, kind: choice.Kind) -> str:
+        """Return why a way can't compute this; "" if it can."""
+        if kind == "pieces":
+            return ""
+        if self.top or self.listed or not len(self.hidden_NH):
+            return "it gives no likeliest and no listed tokens"
+        if kind == "triton":
+            return choice.triton_problem(self.head.device, self.head.dtype)
+        return "it gives no entropy" if self.entropy else halves.LIBRARIES[kind].problem(self.head)
+
+    def _needed_gradients(self) -> list[bool]:
+        tensors = self.hidden_NH, self.head.weight_VH, self.head.bias_V
+        return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+    def _key(self) -> str:
+        """What decides how long each way takes, and which ways there are."""
+        head, needed = self.head, self._needed_gradients()
+        settings = {"bias": head.bias_V is not None, "cap": head.softcap, "scale": head.scale, "entropy": self.entropy}
+        parts = [
+            torch.cuda.get_device_name(head.device),
+            f"torch {torch.__version__}",
+            str(head.dtype).removeprefix("torch."),
+            f"{head.vocabulary:,} × {head.weight_VH.shape[1]:,} of which {self.order.boundary:,} boundary tokens",
+            *(f"{name} {value}" for name, value in settings.items() if value not in (False, None, 1.0)),
+            "forward and backward" if any(needed) else "forward",
+        ]
+        return ", ".join(parts)
+
+    def _measured_way(self, key: str) -> Way:
+        kinds: list[choice.Kind] = ["triton", "torch", "liger"]
+        unable: dict[str, str] = {kind: problem for kind in kinds if (problem := self.problem(kind))}
+        ways = [
+            Way(kind, elements)
+            for kind in ("pieces", *(kind for kind in kinds if kind not in unable))
+            for elements in (choice.DEVICE_ELEMENTS if kind in ("pieces", "triton") else (0,))
+        ]
+        trial = self._trial(4 * choice.MEASURED_POSITIONS)
+        candidates = {way: partial(trial._timed, way) for way in ways}
+        return choice.choose(key, candidates, unable, len(trial.hidden_NH), self.head.dtype)
+
+    def _trial(self, positions: int) -> "HeadCall":
+        """Return the same for the first positions, with leaves of its own for gradients."""
+        hidden, weight, bias = (
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(
+                (self.hidden_NH[:positions], self.head.weight_VH, self.head.bias_V),
+                self._needed_gradients(),
+                strict=True,
+            )
+        )
+        assert hidden is not None
+        assert weight is not None
+        head = replace(self.head, weight_VH=weight, bias_V=bias)
+        return replace(self, hidden_NH=hidden, targets_N=self.targets_N[:positions], head=head)
+
+    def _timed(self, way: Way) -> tuple[Tensor, Tensor]:
+        """Compute both numbers, and the gradients of their sum if any are needed."""
+        numbers = self.numbers_by(way)
+        tensors = self.hidden_NH, self.head.weight_VH, self.head.bias_V
+        if leaves := [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]:
+            torch.autograd.grad((numbers.target_logprobs_N + numbers.boundary_logprobs_N).sum(), leaves)
+        return numbers.target_logprobs_N.detach(), numbers.boundary_logprobs_N.detach()
 
 
 class _LinearNumbers(torch.autograd.Function):
@@ -144,26 +277,30 @@ class _LinearNumbers(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         head: Head,
-        boundary_ids_K: Tensor,
+        order: "_Order",
+        way: Way,
         entropy: bool,
         top: int,
         listed: ListedTokens | None,
     ) -> tuple[Tensor | None, ...]:
-        order = _Order.of(head, boundary_ids_K)
         places_NL = None if listed is None else order.places_V[listed.ids_NL.clamp(min=0)].where(listed.ids_NL >= 0, -1)
         boundary, others = (_Sums.none(hidden_NH, entropy) for _ in range(2))
         selected = _SelectedLogits(hidden_NH, order.places_V[targets_N], places_NL, top)
-        for rows in order.pieces(len(hidden_NH)):
+        for rows in order.pieces(len(hidden_NH), way.elements):
+            group = boundary if rows.start < order.boundary else others
+            if way.kind == "triton":
+                _add_by_triton(head, head.outputs(hidden_NH, order.rows(rows)), group, selected, rows.start)
+                continue
             logits_NP = head.logits(hidden_NH, order.rows(rows))
             selected.update(logits_NP, rows)
-            (boundary if rows.start < order.boundary else others).add(logits_NP, selected.listed_places)
+            group.add(logits_NP, selected.listed_places)
         with_rest = (boundary,) if listed and listed.given_boundary else (boundary, others)
         numbers = _numbers(boundary, others, selected, order, with_rest)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
         # copies, because an output that its own backward pass holds is never freed
         copies = [None if number is None else number.clone() for number in (*numbers[1:3], numbers[6])]
         ctx.head, ctx.order, ctx.selected, ctx.state = head, order, selected.places, (boundary, others, *copies)
-        ctx.rest_of_boundary = len(with_rest) == 1
+        ctx.rest_of_boundary, ctx.way = len(with_rest) == 1, way
         ctx.mark_non_differentiable(*(tensor for tensor in numbers[3:5] if tensor is not None))
         return tuple(numbers)
 
@@ -179,19 +316,41 @@ class _LinearNumbers(torch.autograd.Function):
         if ctx.state[4] is not None:
             slopes = _with_listed(slopes, ctx.state, grads[5], grads[6], boundary_only=ctx.rest_of_boundary)
         selected_grads = _SelectedGrads(ctx.selected, grads[0], grads[5])
-        for rows in ctx.order.pieces(len(hidden_NH)):
-            ids_P = ctx.order.rows(rows)
-            logits_NP = ctx.head.logits(hidden_NH, ids_P)
-            grad_NP = slopes[rows.start >= ctx.order.boundary].gradient(logits_NP, ctx.head, rows, selected_grads)
+        for rows in ctx.order.pieces(len(hidden_NH), ctx.way.elements):
+            ids_P, slope = ctx.order.rows(rows), slopes[rows.start >= ctx.order.boundary]
+            if ctx.way.kind == "triton":
+                grad_NP = _gradient_by_triton(ctx.head, ctx.head.outputs(hidden_NH, ids_P), slope, selected_grads, rows)
+            else:
+                grad_NP = slope.gradient(ctx.head.logits(hidden_NH, ids_P), ctx.head, rows, selected_grads)
             if grad_bias_V is not None:
-                grad_bias_V[ids_P] = grad_NP.sum(0).to(bias_V.dtype)
+                grad_bias_V[ids_P] = at_least_float32(grad_NP).sum(0).to(bias_V.dtype)
             grad_NP = grad_NP.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
                 grad_hidden_NH += grad_NP @ weight_VH[ids_P]
             if grad_weight_VH is not None:
                 grad_weight_VH[ids_P] = grad_NP.T @ hidden_NH
         grad_hidden = None if grad_hidden_NH is None else grad_hidden_NH.to(hidden_NH.dtype)
-        return grad_hidden, grad_weight_VH, grad_bias_V, None, None, None, None, None, None
+        return grad_hidden, grad_weight_VH, grad_bias_V, *(None for _ in range(7))
+
+
+def _add_by_triton(head: Head, outputs_NP: Tensor, group: "_Sums", selected: "_SelectedLogits", first: int) -> None:
+    """As `_SelectedLogits.update` and `_Sums.add`, reading the piece once."""
+    from alm_pipeline.scoring.backends.triton_pieces import add_piece  # only where Triton is installed
+
+    sums = (group.highest_N, group.total_N, group.spread_N)
+    add_piece(outputs_NP, head.scale, head.softcap, sums, selected.target_N, selected.places.target_N, first)
+
+
+def _gradient_by_triton(
+    head: Head, outputs_NP: Tensor, slope: "_Slope", grads: "_SelectedGrads", rows: slice
+) -> Tensor:
+    """As `_Slope.gradient`, in place of the layer's outputs, reading and writing them once."""
+    from alm_pipeline.scoring.backends.triton_pieces import logits_to_gradient
+
+    factors = (slope.highest_N, slope.level_N, slope.spread_N)
+    target_grad_N = grads.target_N.contiguous()
+    logits_to_gradient(outputs_NP, head.scale, head.softcap, factors, target_grad_N, grads.places.target_N, rows.start)
+    return outputs_NP
 
 
 @dataclass(frozen=True)
@@ -221,9 +380,9 @@ class _Order:
         """Return the rows of the head at a range of places."""
         return piece if self.is_heads_own else self.ids_V[piece]
 
-    def pieces(self, positions: int) -> Iterator[slice]:
-        """Yield ranges of places that are small enough for the logits of all positions."""
-        length = max(1, _PIECE_ELEMENTS // max(1, positions))
+    def pieces(self, positions: int, elements: int) -> Iterator[slice]:
+        """Yield ranges of places whose logits of all positions are at most `elements`, or a single place."""
+        length = max(1, elements // max(1, positions))
         length = length // _PIECE_MULTIPLE * _PIECE_MULTIPLE or length
         for first, end in ((0, self.boundary), (self.boundary, len(self.ids_V))):
             for start in range(first, end, length):
@@ -247,7 +406,8 @@ class _Sums:
         zeros_N = at_least_float32(hidden_NH.new_zeros(len(hidden_NH)))
         # not −∞, because ∞ − ∞ is NaN
         lowest_N = torch.full_like(zeros_N, torch.finfo(zeros_N.dtype).min)
-        return cls(lowest_N, zeros_N, zeros_N if entropy else None, zeros_N)
+        # copies, because a kernel adds in place
+        return cls(lowest_N, zeros_N, zeros_N.clone() if entropy else None, zeros_N.clone())
 
     def add(self, logits_NP: Tensor, listed: "_ListedPlaces | None" = None) -> None:
         """Add a piece. Overwrites the logits."""

@@ -6,6 +6,7 @@ tokens. Only positions that are scored reach the head: no padding, and of a wind
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, 
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import Advance
-from alm_pipeline.scoring.batching import BatchBudget, is_out_of_memory, weighted_groups
+from alm_pipeline.scoring.backends.compiled import compile_layers
+from alm_pipeline.scoring.batching import DEFAULT_TOKENS, BatchBudget, is_out_of_memory, weighted_groups
 from alm_pipeline.scoring.finite import ScoreFault, first_fault_of_rows, why_not_finite
 from alm_pipeline.scoring.head import NextTokens
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
@@ -34,6 +36,10 @@ from storage.errors import UserError
 Floats = npt.NDArray[np.float32]
 _GROUP_BATCHES = 64
 """the number of batches whose examples are sorted by length together"""
+_PROBE_LENGTH = 2048
+"""the longest row with which the size of batches is found"""
+_MEMORY_SHARE = 0.9
+"""of a GPU's memory that batches may take: the rest is for what fragments it"""
 # the precision of matrix products on a processor is a setting of the whole process, so replicas take turns
 _processor = threading.Lock()
 
@@ -56,6 +62,21 @@ class TokenScores(NamedTuple):
         return cls(*floats, np.empty((tokens, top_k), np.int32), np.empty((tokens, top_k), np.float32))
 
 
+class _Running(NamedTuple):
+    """A batch whose numbers are on their way to the processor's memory."""
+
+    numbers: tuple[Tensor, ...]
+    """the fields of `TokenScores`, without the likeliest tokens if none are asked for"""
+    copied: torch.cuda.Event | None
+
+    def scores(self) -> TokenScores:
+        """Return the numbers once they are there."""
+        if self.copied:
+            self.copied.synchronize()
+        arrays = [number.numpy() for number in self.numbers]
+        return TokenScores(*arrays, *TokenScores.empty(len(arrays[0]), 0)[len(arrays) :])
+
+
 class Scorer:
     """Scores tokens with a model: the log-probability of each token, and of a boundary token after it."""
 
@@ -68,12 +89,23 @@ class Scorer:
     ) -> None:
         """`tokenizer` spells a token in errors, and its name is the model's."""
         config, self._tokenizer = config or ScoreConfig(), tokenizer
-        self.model, self.top_k, self.budget = model.eval(), config.top_k, BatchBudget(config.batch_tokens)
+        self.model, self.top_k, self.budget = (
+            model.eval(),
+            config.top_k,
+            BatchBudget(config.batch_tokens or DEFAULT_TOKENS),
+        )
+        self._turn = threading.Lock()
+        """held while examples are scored: a second thread reads and writes shards meanwhile"""
         self.windows = WindowPlan.of(context_length(model.config), config.window, config.context)
         self.head = _head(model, vocabulary.rows)
         check_output_head(model, self.head, self._hidden_states)
         self.next_tokens = NextTokens(self.head, vocabulary.boundary_ids_K.to(self.device))
         self.head = self.next_tokens.head
+        self._batches_ahead = 1 if self.device.type == "cuda" else 0
+        """the batches that are given to the device before the results of an earlier one are read"""
+        self._may_grow = config.batch_tokens is None and self.device.type == "cuda"
+        if config.compile:
+            compile_layers(model)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +137,18 @@ class Scorer:
         `begins` is whether each example's first token is a begin-of-text token, which windows then repeat; `names` are
         for errors. Raises UserError if memory is too small for a single row, or if a score is not finite.
         """
+        with self._turn:
+            return self._score(examples, advance, begins, names)
+
+    def _score(
+        self,
+        examples: Sequence[Ids],
+        advance: Advance | None,
+        begins: Sequence[bool] | None,
+        names: Sequence[str] | None,
+    ) -> list[TokenScores]:
+        if self._may_grow and sum(map(len, examples)) > self.budget.tokens:
+            self.grow_batches()
         scores = [TokenScores.empty(len(example), self.top_k) for example in examples]
         for group in weighted_groups(enumerate(map(len, examples)), _GROUP_BATCHES * self.budget.tokens):
             rows = [row for k in group for row in self.windows.rows(k, examples[k], bool(begins and begins[k]))]
@@ -161,22 +205,39 @@ class Scorer:
         self, rows: list[WindowRow], names: Sequence[str] | None
     ) -> Iterator[tuple[list[WindowRow], TokenScores]]:
         """Yield batches of rows, longest first, each with the scores of its tokens, one row after another."""
-        done = 0
-        while done < len(rows):
-            batch = rows[done : done + self.budget.rows(len(rows[done].ids))]
-            parts = self._score_if_memory_suffices(batch)
-            if parts is not None:
-                yield batch, parts
+        done, running = 0, deque[tuple[list[WindowRow], _Running]]()
+        while done < len(rows) or running:
+            batch = rows[done : done + self.budget.rows(len(rows[done].ids))] if done < len(rows) else []
+            started = self._start_if_memory_suffices(batch) if batch else None
+            if started is not None:
+                running.append((batch, started))
                 done += len(batch)
-            elif len(batch) > 1:
+            if running and (started is None or len(running) > self._batches_ahead):
+                first, scores = running.popleft()
+                yield first, scores.scores()
+            elif started is None and len(batch) > 1:
                 self.budget.halve(batch)
-            else:
+            elif started is None:
                 raise UserError(_too_long(batch[0], names))
 
-    def _score_if_memory_suffices(self, batch: Sequence[WindowRow]) -> TokenScores | None:
-        """Return the scores of a batch, or None if memory is too small."""
+    def grow_batches(self) -> None:
+        """Find the largest batches that the device's memory allows, by trying."""
+        self._may_grow = False
+        _memory_share(self.device)  # counts from here on
+        length = min(self.windows.size or _PROBE_LENGTH, _PROBE_LENGTH)
+        ids = np.zeros(length, np.int32)
+
+        def fits(tokens: int) -> bool:
+            rows = [WindowRow(0, ids, 0, 0)] * max(1, tokens // length)
+            running = self._start_if_memory_suffices(rows)
+            return running is not None and bool(running.scores()) and _memory_share(self.device) <= _MEMORY_SHARE
+
+        self.budget.grow(fits)
+
+    def _start_if_memory_suffices(self, batch: Sequence[WindowRow]) -> _Running | None:
+        """Start to score a batch; None if memory is too small."""
         try:
-            return self._score_batch(batch)
+            return self._start(batch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -186,6 +247,10 @@ class Scorer:
         return None
 
     def _score_batch(self, batch: Sequence[WindowRow]) -> TokenScores:
+        return self._start(batch).scores()
+
+    def _start(self, batch: Sequence[WindowRow]) -> _Running:
+        """Give a batch to the device, without waiting for it where it is a GPU."""
         ids_BT = torch.zeros(len(batch), len(batch[0].ids), dtype=torch.int64)
         scored_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for k, row in enumerate(batch):
@@ -193,15 +258,16 @@ class Scorer:
             scored_BT[k, max(0, row.skipped - 1) : len(row.ids)] = True
         next_N = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))[scored_BT]
         # as indices, because the processor would have to wait for a mask on the GPU
-        scored_N = scored_BT.flatten().nonzero().squeeze(-1).to(self.device)
+        scored_N = scored_BT.flatten().nonzero().squeeze(-1)
         with self._on_device():
-            hidden_NH = self._hidden_states(ids_BT).flatten(0, 1)[scored_N]
+            hidden_NH = self._hidden_states(ids_BT).flatten(0, 1)[_sent(scored_N, self.device)]
             with self._head_precision():
-                return self._head_scores(hidden_NH, next_N.to(self.device))
+                return self._head_scores(hidden_NH, _sent(next_N, self.device))
 
     def _hidden_states(self, ids_BT: Tensor) -> Tensor:
         """[B, T, H] in the head's dtype, on its device. Rows padded on the right need no mask or positions."""
-        return hidden_states(self.model, ids_BT.to(input_device(self.model))).to(self.device, self.head.dtype)
+        ids_BT = _sent(ids_BT, input_device(self.model))
+        return hidden_states(self.model, ids_BT).to(self.device, self.head.dtype)
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:
         """Return what a forward pass and the head run within."""
@@ -211,7 +277,7 @@ class Scorer:
         """[N] the log-probability of each next token, from hidden states of the model."""
         with self._head_precision():
             hidden_NH = hidden_NH.to(self.device, self.head.dtype)
-            return self._head_scores(hidden_NH, next_N.to(self.device)).logprobs
+            return self._head_scores(hidden_NH, next_N.to(self.device)).scores().logprobs
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":
@@ -223,17 +289,39 @@ class Scorer:
             return contextlib.nullcontext()
         return matmul_precision("medium" if self.model.dtype == torch.bfloat16 else "highest")
 
-    def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> TokenScores:
+    def _head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> _Running:
         next_tokens = self.next_tokens(hidden_NH, next_N, top=self.top_k)
-        token, boundary = (logprobs_N.float().cpu().numpy() for logprobs_N in next_tokens[:2])
-        if next_tokens.top_ids_NR is None or next_tokens.top_logprobs_NR is None:
-            return TokenScores(token, boundary, *TokenScores.empty(len(token), 0)[2:])
-        return TokenScores(
-            token,
-            boundary,
-            next_tokens.top_ids_NR.int().cpu().numpy(),
-            next_tokens.top_logprobs_NR.float().cpu().numpy(),
-        )
+        numbers = [logprobs_N.float() for logprobs_N in next_tokens[:2]]
+        if next_tokens.top_ids_NR is not None and next_tokens.top_logprobs_NR is not None:
+            numbers += [next_tokens.top_ids_NR.int(), next_tokens.top_logprobs_NR.float()]
+        return _fetched(numbers)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device, without waiting for the copy where it is a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _fetched(numbers: Sequence[Tensor]) -> _Running:
+    """Return the numbers in the processor's memory, or on their way there from a GPU."""
+    device = numbers[0].device
+    if device.type != "cuda":
+        return _Running(tuple(number.cpu() for number in numbers), None)
+    copies = tuple(torch.empty(number.shape, dtype=number.dtype, pin_memory=True) for number in numbers)
+    for copy, number in zip(copies, numbers, strict=True):
+        copy.copy_(number, non_blocking=True)
+    return _Running(copies, torch.cuda.current_stream(device).record_event())
+
+
+def _memory_share(device: torch.device) -> float:
+    """Return the share of a GPU's memory that was in use at the most since the last call; 0 on a processor."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return (others + peak) / total
 
 
 def _first_fault(scores: Sequence[TokenScores]) -> ScoreFault | None:

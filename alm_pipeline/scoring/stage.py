@@ -1,8 +1,10 @@
 """The stage TOKENS → TEACHER SCORES: two numbers per token, whatever the size of the vocabulary.
 
-Each device has its own copy of the teacher and scores the next free shard. A shard is scored on one device, so the
-result does not depend on the number of devices. Another engine than transformers decides itself how it batches rows, so
-its numbers differ by rounding from run to run; the first to publish a shard wins.
+Each device has its own copy of the teacher and scores the next free shard; several GPUs have a process each. A shard is
+scored on one device, so the result does not depend on the number of devices. Two threads take turns on a GPU: while it
+scores for one of them, the other writes a shard and reads the next.
+Another engine than transformers decides itself how it batches rows, so its numbers differ by rounding from run to run;
+the first to publish a shard wins.
 """
 
 from collections import deque
@@ -22,8 +24,9 @@ from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.loading import all_devices
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
+from alm_pipeline.scoring.processes import score_in_processes, shared_out
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
-from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorers
+from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorer
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
@@ -32,6 +35,8 @@ STAGE_VERSION = 4
 _SCORED_BY = "tokens by "
 """in a record, before the engine besides transformers that scored the shard"""
 AnyScorer = Scorer | ServedScorer
+_THREADS = {"cuda": 2}
+"""of a device, by type; a processor that scores has no time for a second one"""
 Floats = npt.NDArray[np.float32]
 
 
@@ -65,8 +70,11 @@ def score(
     if missing := scores.missing(requested):
         records = tokens.known_records(requested)
         sizes = {shard: record.counts["tokens"] for shard, record in zip(requested, records, strict=True)}
-        with _scorers(teacher, config, len(missing)) as scorers:
-            _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
+        if devices := _process_devices(config, len(missing)):
+            _score_in_processes(tokens, scores, teacher, config, sizes, missing, devices)
+        else:
+            with _scorers(teacher, config, len(missing)) as scorers:
+                _score_missing(tokens, scores, teacher, scorers, config, sizes, missing)
     return _finish(scores, len(requested)) if shards is None else None
 
 
@@ -105,13 +113,46 @@ def _score_missing(
 
 @contextmanager
 def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> Iterator[Sequence[AnyScorer]]:
-    """Load one scorer per device, or open those of another engine, but not more than there are shards."""
+    """Load one scorer per device, but not more than there are shards; or open that of another engine."""
     if config.engine != "transformers":
-        with open_served_scorers(teacher, config, shards) as served:
-            yield served
+        with open_served_scorer(teacher, config) as served:
+            yield [served]
         return
-    devices = [None] if config.device_map else list(config.devices or all_devices())
-    yield [Scorer.load(teacher, config, device) for device in devices[:shards]]
+    yield [Scorer.load(teacher, config, device) for device in _devices(config)[:shards]]
+
+
+def _devices(config: ScoreConfig) -> list[str | None]:
+    """Return the devices that each get a copy of the teacher; None where accelerate spreads one."""
+    return [None] if config.device_map else list(config.devices or all_devices())
+
+
+def _process_devices(config: ScoreConfig, shards: int) -> list[str]:
+    """Return the devices whose threads would wait for each other: several GPUs, while work is launched on them."""
+    if config.engine != "transformers":
+        return []
+    devices = [device for device in _devices(config)[:shards] if device]
+    return devices if _need_processes(devices) else []
+
+
+def _need_processes(devices: Sequence[str]) -> bool:
+    return len(set(devices)) > 1 and all(device.startswith("cuda") for device in devices)
+
+
+def _score_in_processes(
+    tokens: Dataset,
+    scores: Dataset,
+    teacher: ModelReference,
+    config: ScoreConfig,
+    sizes: Mapping[int, int],
+    missing: Sequence[int],
+    devices: Sequence[str],
+) -> None:
+    """Score the missing shards, in a process per device. `sizes` is the number of tokens of every requested shard."""
+    total = sum(sizes.values())
+    done = total - sum(sizes[shard] for shard in missing)
+    parts = dict(zip(devices, shared_out(sizes, missing, len(devices)), strict=True))
+    with track("score", total, "tokens", done) as advance:
+        score_in_processes(tokens, scores, teacher, config, parts, advance)
 
 
 class _Stopped(Exception):
@@ -147,15 +188,21 @@ def _share(
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(max(1, len(scorers))) as pool:
-        running = [pool.submit(work_on, scorer) for scorer in scorers[1:]]
+    workers = [scorer for scorer in scorers for _ in range(_threads(scorer))]
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        running = [pool.submit(work_on, scorer) for scorer in workers[1:]]
         try:
-            for scorer in scorers[:1]:  # in this thread, so that it reacts to an interrupt at once
+            for scorer in workers[:1]:  # in this thread, so that it reacts to an interrupt at once
                 work_on(scorer)
             for future in running:
                 future.result()
         finally:
             stopped.set()
+
+
+def _threads(scorer: AnyScorer) -> int:
+    """Return the number of threads that take turns on a scorer."""
+    return scorer.threads if isinstance(scorer, ServedScorer) else _THREADS.get(scorer.device.type, 1)
 
 
 def _score_shard(

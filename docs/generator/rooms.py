@@ -39,6 +39,7 @@ PURPOSES = {
     "alm_pipeline.tokenization": "Token ids, and the bytes of the text that each token covers, verified.",
     "alm_pipeline.alignment": "Aligned chunks of both tokenizations, by a compiled loop.",
     "alm_pipeline.scoring.served": "Servers and engines that score: what they are asked, answer, and how they start.",
+    "alm_pipeline.scoring.backends": "Ways to compute the output head on a GPU, and the choice by measurement.",
     "alm_pipeline.scoring": "The teacher's two log-probabilities per token, without a dense log-softmax.",
     "alm_pipeline.exactness": "Byte-prefix sums: what a text's bytes are worth, whatever tokens spell them.",
     "alm_pipeline.evaluation": "Bits per byte on held-out text; intervals; tasks over local files.",

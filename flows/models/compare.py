@@ -105,7 +105,7 @@ def compare(
     Args:
         methods: Built-in methods (alm, alm+sft, sft, uld, mined, dskd, untrained, …) or those of `definitions`. The
             first one is what the others are compared with.
-        recipe: The name of a recipe (distill, transfer, published, maths, bytes), used where `config` is not set.
+        recipe: The name of a recipe (distill, draft, transfer, published, maths, bytes), where `config` is not set.
         config: A complete configuration. A method replaces its objective.
         storage: Where datasets and students are stored: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
         seeds: The number of students per method.

@@ -12,6 +12,7 @@ from alm_pipeline.config.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
 from flows.model_flows import audit, edit, ensemble, evaluate, tokenizers, transfer
+from flows.models.acceptance import acceptance
 from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
 from flows.models.hypernet import hypernet
@@ -26,6 +27,7 @@ FLOWS: list[Flow[..., Any]] = [
     edit,
     hypernet,
     ensemble,
+    acceptance,
     calibrate,
     audit,
     tokenizers,

@@ -5,6 +5,7 @@ right answers in each bin of confidence beside the diagonal of a calibrated mode
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ _COLORS = {"base": _BASE, "tuned": _TUNED, "merge": _MERGE, "model": _MERGE}
 _OTHERS = ("#2a6fb0", "#e07b39", "#1b7f5a", "#8e5ea2", "#c44e52", "#5f5f5f", "#b8860b", "#17a2b8")
 _PANELS_PER_ROW, _SQUARE = 3, 4
 _MOST_PANELS = 9
+_TITLE_POINTS, _LETTER_INCHES = 13, 0.115
 
 
 def draw_front(report: CalibrationReport, reading: Reading, title: str) -> bytes:
@@ -40,13 +42,9 @@ def draw_front(report: CalibrationReport, reading: Reading, title: str) -> bytes
     if report.is_sweep:
         _draw_along(axes[1], points, "nll", "NLL (nats)", _chosen(report, reading))
         _draw_along(axes[2], points, "ece", "ECE", _chosen(report, reading))
-    figure.suptitle(
-        f"{one_line(title)}: {report.questions[report.shown_half]:,} questions"
-        f"{' (test half)' if report.is_sweep else ''}, {_READINGS[reading]}",
-        fontsize=13,
-        color=_INK,
-        parse_math=False,
-    )
+    half = " (test half)" if report.is_sweep else ""
+    questions = f"{report.questions[report.shown_half]:,} questions{half}"
+    _set_title(figure, f"{one_line(title)}: {questions}, {_READINGS[reading]}")
     return _png(figure)
 
 
@@ -64,7 +62,7 @@ def draw_reliability(report: CalibrationReport, reading: Reading, title: str) ->
         _draw_bins(panel, point, report.settings.bins, _chosen(report, reading))
     for panel in axes[len(points) :]:
         panel.set_visible(False)
-    figure.suptitle(f"{one_line(title)}: reliability, {_READINGS[reading]}", fontsize=13, color=_INK, parse_math=False)
+    _set_title(figure, f"{one_line(title)}: reliability, {_READINGS[reading]}")
     return _png(figure)
 
 
@@ -73,6 +71,12 @@ _READINGS = {
     "token": "log-probabilities per token",
     "bytes": "log-probabilities per byte",
 }
+
+
+def _set_title(figure: "Figure", title: str) -> None:
+    """Write a title above all panels, in as many lines as it needs: folders of models have long names."""
+    lines = textwrap.fill(title, int(figure.get_figwidth() / _LETTER_INCHES))
+    figure.suptitle(lines, fontsize=_TITLE_POINTS, color=_INK, parse_math=False)
 
 
 def _figure(size: tuple[float, float]) -> "Figure":

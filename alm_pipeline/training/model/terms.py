@@ -271,17 +271,30 @@ def micro_batch_losses(
     they cost nothing.
     """
     hidden_BSH = hidden_states(model, batch["token_ids_BS"], batch["position_ids_BS"])
+    dtype = _head_dtype(hidden_BSH.device)
     with torch.autocast(hidden_BSH.device.type, enabled=False):
         hidden_NH = hidden_BSH.flatten(0, 1).to(model.dtype)
         head, next_ids_N = output_head(model, rows=vocabulary.rows), batch["token_ids_BS"].flatten().roll(-1)
         boundary_ids_K = vocabulary.boundary_ids_K.to(hidden_NH.device)
         listed = ListedTokens(batch["target_ids_NL"], objective.given_boundary) if objective.needs_top else None
-        numbers = next_token(hidden_NH, next_ids_N, head, boundary_ids_K, listed=listed)
+        scoring_head = head if dtype is None else output_head(model, dtype, vocabulary.rows)
+        numbers = next_token(hidden_NH, next_ids_N, scoring_head, boundary_ids_K, listed=listed)
         scored = ScoredBatch.of(*numbers[:2], batch, objective, counts)
         live_side = LiveSide(teacher, teacher.hidden(batch)) if teacher else None
         micro_batch = MicroBatch(batch, scored, numbers, model, head, hidden_NH, live_side)
         losses = {term: rule.loss(micro_batch) for term, rule in TERMS.items() if _is_computed(term, rule, objective)}
         return BatchLosses(losses, scored.watched())
+
+
+def _head_dtype(device: torch.device) -> torch.dtype | None:
+    """Return what a head in float32 is rounded to under autocast; None: not at all.
+
+    A GPU has units for products of bfloat16, and returns their sums in float32. A processor is told by the precision of
+    its float32 products (`matmul_precision`).
+    """
+    if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return None
+    return torch.get_autocast_dtype("cuda")
 
 
 def _is_computed(term: Term, rule: TermRule, objective: ObjectiveConfig) -> bool:

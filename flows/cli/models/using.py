@@ -215,6 +215,86 @@ def print_comparison(compared: dict[str, Any]) -> None:
         out.print_line(f"left out, {reason}: {count:,}")
 
 
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _share_difference(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+ACCEPTED = (
+    Shown("draft", "draft"),
+    Shown("proposed", "proposed", show_count),
+    Shown("acceptance", "accepted", _share),
+    Shown("low", "95 % from", _share),
+    Shown("high", "to", _share),
+    Shown("tokens_per_pass", "tokens per pass", lambda value: f"{value:.2f}"),
+    Shown("difference", "difference to the first, in points", _share_difference),
+    Shown("difference_low", "95 % from", _share_difference),
+    Shown("difference_high", "to", _share_difference),
+)
+
+
+@models.command()
+def acceptance(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="The large model: a local folder, a name on the Hub or demo:NAME."),
+    ],
+    drafts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DRAFT",
+            help="Small models with the same tokenizer: local folders, names on the Hub, demo:NAME, or URLs of stored "
+            "students.",
+        ),
+    ],
+    corpus: Annotated[
+        str, typer.Option(metavar="URL", help="URL of Parquet, Arrow, JSON, CSV or text files, whose beginnings go on.")
+    ],
+    text: Text = "text",
+    examples: Examples = 50,
+    ahead: Annotated[int, typer.Option(min=1, help="The number of tokens that a draft proposes at once.")] = 5,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="The number of a text's tokens that are continued.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=2, help="The maximum number of new tokens per text.")] = 64,
+    dtype: Precision = "float32",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print how many of a draft's tokens a large model accepts in speculative decoding, greedily.
+
+    In each round a draft proposes tokens, and the large model accepts those that it would have generated itself, up to
+    the first other one. *Tokens per pass* is what the large model gets from one of its passes: 1 without a draft. Give
+    a draft before and after its training to compare them. `alm run draft` makes one.
+    """
+    from alm_pipeline.runtime.progress import progress_bars
+
+    with user_errors(), progress_bars(err):
+        from alm_pipeline.comparison.corpora import texts_at
+        from alm_pipeline.comparison.drafts import compare_drafts
+
+        found, left_out = compare_drafts(
+            target,
+            drafts,
+            texts_at(corpus, text, examples),
+            ahead=ahead,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    rows = [result.row() for result in found]
+    if as_json:
+        out.write_json({"target": target, "ahead": ahead, "left_out": left_out, "drafts": rows})
+        return
+    out.print_rows(used_columns(ACCEPTED, rows), rows, f"{target} with drafts of {ahead} tokens")
+    for reason, count in left_out.items():
+        out.print_line(f"left out, {reason}: {count:,}")
+
+
 @models.command()
 def evaluate(
     model: Model,

@@ -32,6 +32,20 @@ def test_distill_keeps_both_tokenizers() -> None:
     assert recipe("distill", corpus=config.corpus, teacher="TEACHER", student="STUDENT") == config
 
 
+def test_a_draft_has_its_teachers_tokenizer_whoever_the_teacher_is() -> None:
+    config = configure("draft", Overrides.model_validate(OWN))
+    assert recipe("draft", corpus=config.corpus, teacher="TEACHER", student="STUDENT") == config
+    assert (config.student.model, config.student.tokenizer, config.student.special_tokens) == (
+        "STUDENT",
+        "TEACHER",
+        "target",
+    )
+    by_setting = Overrides.model_validate({**OWN, "teacher": None, "settings": {"teacher": "OTHER"}})
+    assert configure("draft", by_setting).student.tokenizer == "OTHER"
+    for given in ({"tokenizer": "third"}, {"settings": {"student.tokenizer": "third"}}):
+        assert configure("draft", Overrides.model_validate({**OWN, **given})).student.tokenizer == "third"
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("given", [(), ("corpus",), ("teacher", "student"), ("corpus", "teacher")])
 def test_what_distill_lacks_is_asked_for_in_one_sentence(given: tuple[str, ...]) -> None:
@@ -157,7 +171,7 @@ def leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_everything_that_a_recipe_sets_is_listed(name: str) -> None:
     """Each field that differs from a configuration with nothing but what is required, and that nobody gave."""
-    values = Overrides.model_validate(OWN if name == "distill" else {})
+    values = Overrides.model_validate(OWN if required_by(name) else {})
     config = configure(name, values)
     required = {"corpus": {"name": "x", "source": {"kind": "files", "urls": ["x"]}}, "teacher": "x"}
     plain = parse_config({**required, "student": {"model": "x"}}).model_dump(mode="json")
@@ -167,7 +181,7 @@ def test_everything_that_a_recipe_sets_is_listed(name: str) -> None:
         for path, value in leaves(content, plain[section], section).items()
     }
     shown = " ".join(" ".join(recipe_choices(name, config, values)).split())
-    given = {"corpus.name", "corpus.source", "teacher", "student.model"} if name == "distill" else set()
+    given = {"corpus.name", "corpus.source", "teacher", "student.model"} if required_by(name) else set()
     assert {path for path in found if path not in given} == {
         path for path in found if path.split(".")[-1] in shown.replace(",", " ").replace(":", " ").split()
     } - given

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,54 @@ def test_out_of_memory_halves_the_batch_and_drops_nothing(
     ]
     assert "continuing with 120" in warnings[1]
     assert scorer.budget.tokens == 120
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+@pytest.mark.parametrize("room", [130, 100_000])
+def test_batches_given_ahead_change_no_bit(
+    ahead: int, room: int, out_of_memory: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which has its next batch before the last one's scores are read; also if memory runs out."""
+    found = []
+    for batches in (0, ahead):
+        scorer = make_scorer(tiny.tiny_llama(VOCABULARY), batch_tokens=200, top_k=2)
+        scorer._batches_ahead = batches
+        monkeypatch.setattr(scorer, "_hidden_states", Room(scorer, room, out_of_memory))
+        found.append(scorer.score(ragged_examples()))
+    for one, other in zip(*found, strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("room", "tokens"), [(40, 32), (600, 512), (5000, 4096), (10**9, 65_536)])
+def test_batches_grow_by_doubling_as_memory_allows(
+    room: int, tokens: int, out_of_memory: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = make_scorer(tiny.tiny_llama(VOCABULARY), batch_tokens=32, window=32)
+    tried = Room(scorer, room, out_of_memory)
+    tried.hidden_states = lambda ids_BT: torch.zeros(*ids_BT.shape, 32)
+    monkeypatch.setattr(scorer, "_hidden_states", tried)
+    scorer._may_grow = True  # as on a GPU without batch_tokens
+    scorer.score(random_examples(30))
+    assert scorer.budget.tokens == 32  # a single batch needs no larger ones
+    tried.tried.clear()
+    scorer.score(random_examples(30, 30))
+    assert scorer.budget.tokens == tokens
+    sizes = [2**k for k in range(6, 17) if 2 ** (k - 1) <= tokens]
+    assert tried.tried[: len(sizes)] == sizes
+    assert max(tried.tried[len(sizes) :]) <= 60  # the two rows of 30
+
+
+def test_compiled_layers_give_the_same_scores(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_scorer(model).score(ragged_examples())
+    compiled: list[object] = []
+    # without a compiler; the graphs are captured, as on a GPU
+    compile_ = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *args, **named: compiled.append(args) or compile_(*args, **named))
+    scorer = make_scorer(model, compile=True)
+    assert len(compiled) == 2  # layers
+    for row, other in zip(scorer.score(ragged_examples()), expected, strict=True):
+        assert_scores(row, other, 1e-5)
 
 
 def test_an_example_that_does_not_fit_alone_is_named(out_of_memory: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

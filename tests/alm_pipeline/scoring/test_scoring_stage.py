@@ -66,6 +66,15 @@ def test_several_devices_write_the_same_bytes(tokens: Dataset, tmp_path: Path, g
         assert contents(several) == contents(one)
 
 
+def test_threads_that_take_turns_on_a_device_write_the_same_bytes(
+    tokens: Dataset, tmp_path: Path, gemma_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = contents(run(tokens, tmp_path / "one", gemma_folder))
+    monkeypatch.setattr(stage, "_THREADS", {"cpu": 2})
+    for count in (1, 2):
+        assert contents(run(tokens, tmp_path / str(count), gemma_folder, devices=["cpu"] * count)) == one
+
+
 def test_groups_of_shards_are_written_as_all_at_once(
     tokens: Dataset, tmp_path: Path, gemma_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

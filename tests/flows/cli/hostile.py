@@ -91,6 +91,7 @@ def read_only_commands(pipeline: Pipeline, folder: Path) -> dict[str, list[str]]
         "report refused": ["report", pipeline.examples.url, str(folder / f"{NAME}.html")],
         "curves": ["curves", student, student, "--picture", str(folder / f"{NAME}.png")],
         "compare": ["compare", student, "--corpus", corpus, "--examples", "3"],
+        "acceptance": ["acceptance", student, student, "--corpus", corpus, "--examples", "2", "--max-tokens", "4"],
         "contamination": [
             *("contamination", str(folder / "mine.yaml"), "--questions", corpus, "--text", "{text}", "--words", "3"),
         ],

@@ -45,7 +45,10 @@ def test_a_configuration_file_is_checked_field_by_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nonsense"], "not a recipe, and not the name of a YAML or JSON file; there are distill, transfer"),
+        (
+            ["show", "nonsense"],
+            "not a recipe, and not the name of a YAML or JSON file; there are distill, draft, transfer",
+        ),
         (["show", "missing.yaml"], "missing.yaml: can't be read"),
         (["list", "nothing-here"], "contains no datasets"),
         (["describe", "nothing-here"], "`alm list ROOT` lists what is stored"),

@@ -46,7 +46,7 @@ def error_of(*arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_shown_recipe_is_the_recipe(name: str) -> None:
-    arguments = OWN if name == "distill" else []
+    arguments = OWN if name in ("distill", "draft") else []
     shown = yaml.safe_load(command("show", name, *arguments).stdout)
     expected = configure(name, Overrides(**dict(zip(("corpus", "teacher", "student"), OWN[1::2], strict=True))))
     assert AlmConfig.model_validate(shown) == (expected if arguments else complete_recipes()[name])

@@ -89,6 +89,10 @@ def _lines(pipeline: Pipeline) -> dict[str, list[str]]:
         "audit": [pipeline.student.url, "--examples", "1", "--tokens", "12", "--budget", "5", "--largest", "2"],
         "inspect summary": [alignments, "--summary"],
         "compare": [pipeline.config.teacher, "--corpus", pipeline.config.corpus.source.urls[0], "--examples", "3"],  # type: ignore[union-attr]
+        "acceptance": [
+            *(pipeline.config.teacher, pipeline.config.teacher),
+            *("--corpus", pipeline.config.corpus.source.urls[0], "--examples", "3", "--max-tokens", "4"),  # type: ignore[union-attr]
+        ],
         "contamination": [
             *("transfer", "--corpus", pipeline.config.corpus.source.urls[0], "--words", "3", "--text", "{text}"),  # type: ignore[union-attr]
             *("--questions", pipeline.config.corpus.source.urls[0]),  # type: ignore[union-attr]

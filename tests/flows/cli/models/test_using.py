@@ -14,6 +14,7 @@ from alm_pipeline.ensemble.generation import TextStream
 from alm_pipeline.ensemble.loading import load, load_ensemble
 from flows.cli.app import app
 from storage.errors import UserError
+from tests import tiny
 
 
 def command(*arguments: str) -> Result:
@@ -117,3 +118,24 @@ def test_evaluate_prints_the_harness_table(llama_folder: str, tmp_path: Path, mo
 
     assert json.loads(harness.json_results({"results": written})) == harness.plain_results({"results": written})
     assert "no such task" in command("evaluate", llama_folder, "--tasks", "nonsense-task").stderr
+
+
+def test_acceptance_of_drafts_is_a_table(llama_folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in (*tiny.TEXTS, "x")))
+    tokenizer = tiny.byte_level_tokenizer()
+    other = tiny.save(tmp_path / "other", tiny.tiny_qwen(len(tokenizer)), tokenizer)
+    target = tiny.save(tmp_path / "target", tiny.tiny_llama(len(tokenizer)), tokenizer)
+    result = command("acceptance", target, target, other, "--corpus", str(file), "--max-tokens", "8", "--ahead", "3")
+    assert result.exit_code == 0, result.output
+    assert "100.0%" in result.stdout
+    assert "left out, too_short: 1" in result.stdout
+    asked = ("acceptance", target, target, other, "--corpus", str(file), "--max-tokens", "8", "--json")
+    found = json.loads(command(*asked).stdout)
+    assert (found["target"], found["ahead"], found["left_out"]) == (target, 5, {"too_short": 1})
+    itself, draft = found["drafts"]
+    assert (itself["acceptance"], itself["difference"]) == (1.0, None)
+    assert draft["difference"] == draft["acceptance"] - 1
+    refused = command("acceptance", target, llama_folder + "-missing", "--corpus", str(file))
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 1
