@@ -187,7 +187,7 @@ class ScoreConfig(Frozen):
     def identity(self) -> dict[str, Any]:
         """Return what decides the scores.
 
-        Where, how and by which engine they are computed, and how many tokens at once, changes them only by rounding
+        Where and how they are computed, by which engine, and how many tokens at once, changes them only by rounding
         (sums in another order): if runs differ in this, the first to publish a shard wins. A quantization that the
         engine applies while it loads the teacher changes more than that.
         """

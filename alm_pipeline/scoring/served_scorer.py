@@ -5,25 +5,23 @@ the engine's own in other batches and shorter windows.
 """
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.config.scoring import DTYPE_BYTES
-from alm_pipeline.models.files import is_on_hub, label
+from alm_pipeline.models.files import is_on_hub
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance
 from alm_pipeline.scoring.scorer import Scorer, TokenScores, put
+from alm_pipeline.scoring.served.checking import ServedCheck
 from alm_pipeline.scoring.served.client import Client
-from alm_pipeline.scoring.served.engines import HttpEngine, RowEngine, ScoredRow, VllmEngine
-from alm_pipeline.scoring.served.replies import RowScores, Served
-from alm_pipeline.scoring.served.server import server_arguments, server_environment, started_server, window_size
+from alm_pipeline.scoring.served.engines import RowEngine
+from alm_pipeline.scoring.served.opening import http_engine, opened_engine
+from alm_pipeline.scoring.served.replies import RowScores
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 from alm_pipeline.scoring.windows import Ids, WindowPlan, WindowRow
 from storage.errors import UserError
@@ -51,7 +49,7 @@ class ServedScorer:
         self.windows = WindowPlan.of(teacher.context_length, config.window, config.context)
         self.longest = min((facts.longest for facts in engine.facts if facts.longest), default=None)
         """the tokens of the longest row that the engine takes; None: no limit"""
-        self._served: Served | None = None
+        self._check = ServedCheck(teacher, config, engine.facts[0])
         if self.longest and self.longest < (self.windows.size or 0):
             _log.warning(
                 "%s takes at most %d tokens, and the teacher's windows have %d: a longer text ends the run",
@@ -61,10 +59,19 @@ class ServedScorer:
             )
 
     @property
+    def threads(self) -> int:
+        """How many shards are scored at a time.
+
+        While the last rows of one shard are scored, the first of the next one keep the servers busy. vLLM in this
+        process takes one call at a time.
+        """
+        return 1 if self.config.engine == "vllm" else 2
+
+    @property
     def description(self) -> str:
         """What computed the scores: the engine, the dtype and the quantization, for records."""
         engines = " and ".join(sorted({facts.engine for facts in self.engine.facts}))
-        served = self._served
+        served = self._check.served
         return f"{engines}, {served.dtype}, quantization {served.quantization}" if served else engines
 
     def score(
@@ -92,7 +99,7 @@ class ServedScorer:
         self._check_rows(rows, name)
         while_waiting = (lambda: advance(0)) if advance else (lambda: None)
         for scored in self.engine.rows([row.ids for row in rows], name, while_waiting):
-            self._check_served(scored)
+            self._check.check(scored)
             row = rows[scored.number]
             put(scores, [row], _by_position(scored.scores, max(0, row.skipped - 1)))
             if advance:
@@ -115,41 +122,6 @@ class ServedScorer:
                     "numbers: set score.engine to transformers, or leave the example out"
                 )
 
-    def _check_served(self, row: ScoredRow) -> None:
-        """Raise UserError if a server serves something else than the first answer's, or than is configured."""
-        served, config = row.served, self.config
-        if self._served is None:
-            facts = self.engine.facts[0]
-            dtype = facts.dtype if served.dtype == "unknown" else served.dtype
-            method = facts.quantization if served.quantization == "unknown" else served.quantization
-            if dtype not in (config.dtype, "unknown"):
-                raise UserError(
-                    f"{row.source}: serves the teacher in {dtype}, and score.dtype is {config.dtype}: set score.dtype "
-                    f"to {dtype}, or start the server with --dtype {config.dtype}"
-                )
-            self._check_quantization(row.source, method)
-            self._served = Served(served.vocabulary, dtype, method)
-            self._first = served
-        elif served != self._first:
-            raise UserError(
-                f"{row.source}: serves the teacher in {served.dtype} with quantization {served.quantization}, unlike "
-                f"the first answer ({self._first.dtype}, {self._first.quantization}): start all servers alike"
-            )
-
-    def _check_quantization(self, source: str, method: str) -> None:
-        asked = self.config.served.quantization
-        own = getattr(self.teacher.load_config(), "quantization_config", None)
-        if asked and _base(method) not in (_base(asked), "unknown", "other"):
-            raise UserError(
-                f"{source}: serves the teacher with quantization {method}, and score.served.quantization is {asked}: "
-                "start the server with it, or correct the setting"
-            )
-        if not asked and own is None and method not in ("none", "unknown"):
-            raise UserError(
-                f"{source}: quantizes the teacher ({method}), and its files do not: these are other scores, so set "
-                f"score.served.quantization to {method}, or start the server without --quantization"
-            )
-
     def probe(self) -> None:
         """Compare the engine's scores of a few texts. Raises UserError if they differ by more than the tolerance."""
         fast, longest = self.teacher.tokenizer.fast, self.windows.size
@@ -161,7 +133,7 @@ class ServedScorer:
             scorer = Scorer.load(self.teacher, self.config.model_copy(update={"engine": "transformers"}), "cpu")
             self._compare(found, scorer.score(texts), "this project's own scores of the same teacher", _OTHER_MODEL)
             return
-        self._check_name()
+        self._check.check_names(self.engine.facts)
         halves = [ids[: (len(ids) + 1) // 2] for ids in texts]
         for text, half, whole in zip(texts, halves, found, strict=True):
             for ids in (text, half):
@@ -198,18 +170,6 @@ class ServedScorer:
         loaded = stored * DTYPE_BYTES[self.config.dtype] / DTYPE_BYTES.get(self.teacher.weights_dtype, 4)
         return bool(loaded < psutil.virtual_memory().available / 2)
 
-    def _check_name(self) -> None:
-        """Raise UserError if a server names another model, and nothing says that it is the teacher."""
-        names = {self.teacher.label, *([] if is_on_hub(self.teacher.name) else [self.teacher.folder.name])}
-        for facts in self.engine.facts:
-            served = Path(facts.model).name
-            if facts.model and not {served, label(served)} & names and not self.config.served.model:
-                raise UserError(
-                    f"{', '.join(self.config.served.urls)}: serves {facts.model}, and the teacher is "
-                    f"{self.teacher.name}: if it is the same model, set score.served.model to the name that it is "
-                    "served under"
-                )
-
 
 _OTHER_MODEL = (
     "it serves another model, or computes it in another way: check the model, --dtype and --quantization of the "
@@ -236,11 +196,6 @@ def _part(scores: RowScores, tokens: slice) -> TokenScores:
     )
 
 
-def _base(method: str) -> str:
-    """Return a method's name without the kernel that computes it."""
-    return method.removesuffix("_marlin")
-
-
 def check_servers(teacher: ModelReference, config: ScoreConfig, wait_s: float) -> None:
     """Let servers that are there score a few tokens, without comparing them with anything.
 
@@ -249,53 +204,19 @@ def check_servers(teacher: ModelReference, config: ScoreConfig, wait_s: float) -
     served = config.served.model_copy(update={"wait": wait_s, "timeout": max(wait_s, 1.0)})
     config, vocabulary = config.model_copy(update={"served": served}), ServedVocabulary.of(teacher)
     with Client(served.urls, served) as client:
-        scorer = _http_scorer(client, teacher, config, vocabulary)
+        scorer = ServedScorer(http_engine(client, config, vocabulary), teacher, config, vocabulary)
         ids = [id_ for id_ in range(vocabulary.rows) if id_ not in vocabulary.carriers][:4]
         scorer.score([np.array(ids, dtype=np.int32)] * len(served.urls), names=["a probe"] * len(served.urls))
 
 
-def _http_scorer(
-    client: Client, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
-) -> ServedScorer:
-    open_engine = HttpEngine.sglang if config.engine == "sglang" else HttpEngine.vllm
-    return ServedScorer(open_engine(client, vocabulary, config.top_k), teacher, config, vocabulary)
-
-
 @contextmanager
-def open_served_scorers(teacher: ModelReference, config: ScoreConfig, count: int) -> Iterator[list[ServedScorer]]:
-    """Yield scorers of the configured engine after a probe, as many as work at a time on at most `count` shards.
+def open_served_scorer(teacher: ModelReference, config: ScoreConfig) -> Iterator[ServedScorer]:
+    """Yield a scorer of the configured engine after a probe.
 
     Raises UserError if the engine is not there or the probe fails.
     """
     vocabulary = ServedVocabulary.of(teacher)
-    with ExitStack() as stack:
-        if config.engine == "vllm":
-            scorer = ServedScorer(_vllm_engine(stack, teacher, config, vocabulary), teacher, config, vocabulary)
-        else:
-            client, config = _client(stack, teacher, config, vocabulary)
-            scorer = _http_scorer(client, teacher, config, vocabulary)
+    with opened_engine(teacher, config, vocabulary) as (engine, config):
+        scorer = ServedScorer(engine, teacher, config, vocabulary)
         scorer.probe()
-        # while the last rows of one shard are scored, the first of the next one keep the servers busy
-        yield [scorer] * min(count, 1 if config.engine == "vllm" else 2)
-
-
-def _client(
-    stack: ExitStack, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
-) -> tuple[Client, ScoreConfig]:
-    """Return a client for the configured servers, or for one that is started, and the configuration with addresses."""
-    if config.served.urls:
-        return stack.enter_context(Client(config.served.urls, config.served)), config
-    server = stack.enter_context(started_server(teacher, config, vocabulary))
-    served = config.served.model_copy(update={"urls": (server.url,)})
-    client = stack.enter_context(Client(served.urls, served, lambda: server.why_gone))
-    return client, config.model_copy(update={"served": served})
-
-
-def _vllm_engine(
-    stack: ExitStack, teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
-) -> VllmEngine:
-    file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alm-served-")), "alm-scores.json")
-    vocabulary.write(file)
-    os.environ.update(server_environment(file))  # vLLM's own processes inherit it
-    arguments, longest = server_arguments(teacher, config), window_size(teacher, config)
-    return VllmEngine.start(arguments, longest, vocabulary, config.top_k)
+        yield scorer

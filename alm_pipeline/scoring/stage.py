@@ -25,17 +25,17 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import Advance, track
 from alm_pipeline.scoring.processes import score_in_processes, shared_out
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
-from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorers
+from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorer
 from storage.columns import join_rows, list_rows
 from storage.dataset import Dataset, Manifest
 from storage.schemas import Kind, TokenKind
 
 STAGE_VERSION = 4
-_THREADS = {"cuda": 2}
-"""of a device, by type; a processor that scores has no time for a second one"""
 _SCORED_BY = "tokens by "
 """in a record, before the engine besides transformers that scored the shard"""
 AnyScorer = Scorer | ServedScorer
+_THREADS = {"cuda": 2}
+"""of a device, by type; a processor that scores has no time for a second one"""
 Floats = npt.NDArray[np.float32]
 
 
@@ -112,10 +112,10 @@ def _score_missing(
 
 @contextmanager
 def _scorers(teacher: ModelReference, config: ScoreConfig, shards: int) -> Iterator[Sequence[AnyScorer]]:
-    """Load one scorer per device, or open those of another engine, but not more than there are shards."""
+    """Load one scorer per device, but not more than there are shards; or open that of another engine."""
     if config.engine != "transformers":
-        with open_served_scorers(teacher, config, shards) as served:
-            yield served
+        with open_served_scorer(teacher, config) as served:
+            yield [served]
         return
     yield [Scorer.load(teacher, config, device) for device in _devices(config)[:shards]]
 
@@ -200,8 +200,8 @@ def _share(
 
 
 def _threads(scorer: AnyScorer) -> int:
-    """Return how many threads take turns with a scorer: an engine outside of this process has a device of its own."""
-    return _THREADS.get(scorer.device.type, 1) if isinstance(scorer, Scorer) else 1
+    """Return the number of threads that take turns on a scorer."""
+    return scorer.threads if isinstance(scorer, ServedScorer) else _THREADS.get(scorer.device.type, 1)
 
 
 def _score_shard(

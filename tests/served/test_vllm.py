@@ -22,7 +22,7 @@ from alm_pipeline.scoring import stage
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from alm_pipeline.scoring.served.server import started_server
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
-from alm_pipeline.scoring.served_scorer import PROBES, open_served_scorers
+from alm_pipeline.scoring.served_scorer import PROBES, open_served_scorer
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
@@ -79,7 +79,7 @@ def test_scores_are_those_of_transformers(smollm: tuple[ModelReference, str], wi
     teacher, url = smollm
     settings = {"top_k": 5, "window": window}
     texts = encoded(teacher, [*PROBES, *tiny.TEXTS])
-    with open_served_scorers(teacher, config(url, **settings), 1) as (served,):
+    with open_served_scorer(teacher, config(url, **settings)) as served:
         found = served.score(texts)
     expected = Scorer.load(teacher, ScoreConfig(dtype="float32", **settings), "cpu").score(texts)
     difference = largest_difference(found, expected)
@@ -94,19 +94,19 @@ def test_scores_are_those_of_transformers(smollm: tuple[ModelReference, str], wi
 def test_vllm_in_this_process_gives_the_same(smollm: tuple[ModelReference, str], tmp_path: Path) -> None:
     teacher, url = smollm
     texts = encoded(teacher, list(PROBES))
-    with open_served_scorers(teacher, config(url, top_k=5), 1) as (served,):
+    with open_served_scorer(teacher, config(url, top_k=5)) as served:
         expected = served.score(texts)
     script = tmp_path / "score.py"
     script.write_text(
         "import sys, numpy as np\n"
         "from alm_pipeline.config import ScoreConfig\n"
         "from alm_pipeline.models.reference import ModelReference\n"
-        "from alm_pipeline.scoring.served_scorer import open_served_scorers\n"
+        "from alm_pipeline.scoring.served_scorer import open_served_scorer\n"
         "if __name__ == '__main__':\n"
         "    texts = [np.array(ids, np.int32) for ids in eval(sys.argv[2])]\n"
         "    served = {'arguments': ['--enforce-eager']}\n"
         "    config = ScoreConfig(engine='vllm', dtype='float32', top_k=5, window=512, served=served)\n"
-        "    with open_served_scorers(ModelReference(sys.argv[1]), config, 2) as (scorer,):\n"
+        "    with open_served_scorer(ModelReference(sys.argv[1]), config) as scorer:\n"
         "        scores = scorer.score(texts)\n"
         "    print('SCORES', [[part.tolist() for part in row] for row in scores])\n"
     )
@@ -169,8 +169,8 @@ def test_what_batches_do_to_floats(smollm: tuple[ModelReference, str]) -> None:
     teacher, url = smollm
     texts = encoded(teacher, [*PROBES, *tiny.TEXTS] * 3)
     with ExitStack() as stack:
-        (one,) = stack.enter_context(open_served_scorers(teacher, config(url, served={"in_flight": 1}), 1))
-        (many,) = stack.enter_context(open_served_scorers(teacher, config(url, served={"in_flight": 64}), 1))
+        one = stack.enter_context(open_served_scorer(teacher, config(url, served={"in_flight": 1})))
+        many = stack.enter_context(open_served_scorer(teacher, config(url, served={"in_flight": 64})))
         alone, together = one.score(texts), many.score(texts)
     difference = largest_difference(together, alone)
     rounded = [
@@ -212,8 +212,8 @@ def stranger(
 def test_a_wrong_model_is_refused(stranger: tuple[ModelReference, ModelReference, str]) -> None:
     teacher, other, url = stranger
     with pytest.raises(UserError, match=r"differ from this project's own scores.*serves another model"):
-        open_served_scorers(teacher, config(url), 1).__enter__()
-    with open_served_scorers(other, config(url), 1) as (served,):  # it is the right one for itself
+        open_served_scorer(teacher, config(url)).__enter__()
+    with open_served_scorer(other, config(url)) as served:  # it is the right one for itself
         texts = encoded(other, tiny.TEXTS)
         expected = Scorer.load(other, ScoreConfig(dtype="float32"), "cpu").score(texts)
         assert largest_difference(served.score(texts), expected) < CLOSE
@@ -224,7 +224,7 @@ def test_a_wrong_tokenizer_is_refused(stranger: tuple[ModelReference, ModelRefer
     _, _, url = stranger
     wrong = small_llama(tmp_path, 0, [f"other words {chr(97 + k % 26)}{chr(97 + k // 26)}" * 3 for k in range(400)])
     with pytest.raises(UserError, match=r"serves another vocabulary or other boundary tokens|no P\(boundary\)"):
-        open_served_scorers(wrong, config(url), 1).__enter__()
+        open_served_scorer(wrong, config(url)).__enter__()
 
 
 @pytest.mark.bad_input
@@ -234,13 +234,13 @@ def test_a_server_without_the_plugin_or_with_prefix_caching_is_refused(
     teacher = small
     monkeypatch.setenv("VLLM_PLUGINS", "")  # none of the installed ones
     with server(teacher) as url, pytest.raises(UserError, match="the plugin alm-scores is not installed"):
-        open_served_scorers(teacher, config(url), 1).__enter__()
+        open_served_scorer(teacher, config(url)).__enter__()
     monkeypatch.delenv("VLLM_PLUGINS")
     with (
         server(teacher, arguments=("--enable-prefix-caching",)) as url,
         pytest.raises(UserError, match=r"caches prefixes.*--no-enable-prefix-caching"),
     ):
-        open_served_scorers(teacher, config(url), 1).__enter__()
+        open_served_scorer(teacher, config(url)).__enter__()
 
 
 @pytest.mark.bad_input

@@ -20,7 +20,7 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
 from alm_pipeline.scoring.served import replies
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
-from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorers
+from alm_pipeline.scoring.served_scorer import ServedScorer, open_served_scorer
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
@@ -74,7 +74,7 @@ def encoded(teacher: ModelReference) -> list[np.ndarray]:
 
 @contextmanager
 def scorer(teacher: ModelReference, config: ScoreConfig) -> Iterator[ServedScorer]:
-    with open_served_scorers(teacher, config, 1) as (only,):
+    with open_served_scorer(teacher, config) as only:
         yield only
 
 

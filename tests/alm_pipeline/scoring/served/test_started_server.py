@@ -16,7 +16,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.server import server_arguments, started_server
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
-from alm_pipeline.scoring.served_scorer import open_served_scorers
+from alm_pipeline.scoring.served_scorer import open_served_scorer
 from storage.errors import UserError
 from tests import tiny
 
@@ -40,7 +40,7 @@ def servers_of(process: psutil.Process) -> list[psutil.Process]:
 def test_a_server_is_started_again_if_it_dies_and_ends_with_the_run(llama_folder: str) -> None:
     teacher = ModelReference(llama_folder)
     texts = [np.array(teacher.tokenizer.fast(text)["input_ids"], np.int32) for text in tiny.TEXTS]
-    with open_served_scorers(teacher, config("--die-after", "11"), 1) as (scorer,):
+    with open_served_scorer(teacher, config("--die-after", "11")) as scorer:
         first = servers_of(psutil.Process())
         assert first
         found = scorer.score(texts)
@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_no_server(
 def test_a_server_that_does_not_start_is_reported_with_its_last_lines(
     llama_folder: str, command: tuple[str, ...], timeout: float, problem: str
 ) -> None:
-    opened = open_served_scorers(ModelReference(llama_folder), config(command=command, start_timeout=timeout), 1)
+    opened = open_served_scorer(ModelReference(llama_folder), config(command=command, start_timeout=timeout))
     with pytest.raises(UserError, match=problem):
         opened.__enter__()
 
