@@ -5,6 +5,7 @@ fast it runs (roots, threads, devices, the teacher's batch size) is outside ever
 """
 
 from alm_pipeline.config.corpus import (
+    Corpus,
     CorpusConfig,
     FileFormat,
     FilesSource,
@@ -13,6 +14,7 @@ from alm_pipeline.config.corpus import (
     Layout,
     OneSided,
     Source,
+    SourceConfig,
 )
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
@@ -47,6 +49,7 @@ __all__ = [
     "ChosenStep",
     "Chunking",
     "ComputationDtype",
+    "Corpus",
     "CorpusConfig",
     "Debias",
     "Divergence",
@@ -74,6 +77,7 @@ __all__ = [
     "ScoreConfig",
     "Sharding",
     "Source",
+    "SourceConfig",
     "SpecialTokens",
     "StudentConfig",
     "TemplateConfig",

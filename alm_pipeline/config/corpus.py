@@ -3,9 +3,10 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
+from alm_pipeline.config.template import TemplateConfig
 
 _ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
 _ESCAPE = re.compile(r"\\([nrt])")
@@ -199,3 +200,53 @@ class CorpusConfig(Frozen):
     def byte_limit(self) -> int:
         """The maximum length of a text in bytes, unless the student's context limits it."""
         return self.max_bytes or DEFAULT_MAX_BYTES
+
+    @property
+    def plain(self) -> "CorpusConfig":
+        """The corpus alone, without what it is in a mixture."""
+        return self
+
+
+class SourceConfig(CorpusConfig):
+    """One of several sources of texts, with its share of the training."""
+
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="How many examples of this source are trained on, relative to the other sources' weights: weights "
+        "1 and 3 are a quarter and three quarters of the examples. At most 6 decimals. It changes the student alone.",
+    )
+    teacher: str | None = Field(
+        None,
+        description="The teacher of this source: a local folder, a name on the Hub, or `demo:NAME`. Default: the "
+        "configuration's `teacher`.",
+    )
+    teacher_template: str | TemplateConfig | None = Field(
+        None,
+        description="The chat template of this source's teacher. Default: the configuration's `teacher_template`, or, "
+        "for a teacher of its own, that teacher's.",
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _has_few_decimals(cls, weight: float) -> float:
+        """Shares are exact, and so computed with whole numbers."""
+        if round(weight, 6) != weight:
+            raise ValueError(f"{weight} has more than 6 decimals; round it")
+        return weight
+
+    @property
+    def plain(self) -> CorpusConfig:
+        return CorpusConfig.model_construct(**{name: getattr(self, name) for name in CorpusConfig.model_fields})
+
+
+def _form(value: object) -> str:
+    return "tuple" if isinstance(value, list | tuple) else "CorpusConfig"
+
+
+Corpus = Annotated[
+    Annotated[CorpusConfig, Tag("CorpusConfig")] | Annotated[tuple[SourceConfig, ...], Tag("tuple")],
+    Discriminator(_form),
+]
+"""One corpus, or a mixture of several sources"""

@@ -63,10 +63,10 @@ def _as_they_are(corpus: CorpusConfig) -> CorpusConfig:
     return corpus.model_copy(update={"normalize": ("nfc",)}) if corpus.normalize == "auto" else corpus
 
 
-def find_contamination(corpus: CorpusConfig, questions: Mapping[str, str], n: int = 13) -> Contamination:
-    """Look for questions (texts by id) in a corpus, which is read once.
+def find_contamination(corpora: Sequence[CorpusConfig], questions: Mapping[str, str], n: int = 13) -> Contamination:
+    """Look for questions (texts by id) in a corpus or the sources of a mixture, each of which is read once.
 
-    Raises UserError as `iter_examples` does.
+    Examples of a mixture are called by their source's name, too. Raises UserError as `iter_examples` does.
     """
     of_question = {id_: set(ngrams(text, n)) for id_, text in questions.items()}
     owners: defaultdict[Ngram, list[str]] = defaultdict(list)
@@ -75,16 +75,23 @@ def find_contamination(corpus: CorpusConfig, questions: Mapping[str, str], n: in
             owners[gram].append(id_)
     lengths, found, where = sorted({len(gram) for gram in owners}), defaultdict[str, set[Ngram]](set), dict[str, str]()
     dropped, examples = Counter[str](), 0
-    with track("look for questions", corpus.max_examples or 0, "examples") as advance:
-        for example in iter_examples(_as_they_are(corpus), dropped):
+    total = sum(corpus.max_examples or 0 for corpus in corpora)
+    with track("look for questions", total, "examples") as advance:
+        for corpus, example in _examples(corpora, dropped):
             examples += 1
             for gram in _in_question(_text(example), lengths, owners):
                 for id_ in owners[gram]:
                     found[id_].add(gram)
-                    where.setdefault(id_, example.id)
+                    where.setdefault(id_, f"{corpus.name}: {example.id}" if len(corpora) > 1 else example.id)
             advance(1)
     shares = {id_: len(found[id_]) / len(of_question[id_]) for id_ in of_question if id_ in found}
     return Contamination(len(questions), shares, where, examples, dict(dropped))
+
+
+def _examples(corpora: Sequence[CorpusConfig], dropped: Counter[str]) -> Iterator[tuple[CorpusConfig, Example]]:
+    for corpus in corpora:
+        for example in iter_examples(_as_they_are(corpus), dropped):
+            yield corpus, example
 
 
 def _text(example: Example) -> str:

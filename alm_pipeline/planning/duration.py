@@ -118,7 +118,7 @@ class Durations:
 
 def read_share(pipeline: Pipeline) -> float:
     """Return the share of the texts that are read which become examples."""
-    corpus = pipeline.config.corpus
+    corpus = pipeline.config.texts
     return corpus.sample if corpus.max_examples is None else 1.0
 
 

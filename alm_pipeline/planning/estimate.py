@@ -182,7 +182,7 @@ class _Planner:
         if manifest := self._there["shard"].manifest:
             return Amount.known(len(manifest.shards))
         size = self._text_bytes
-        return size and Amount(value=max(1, math.ceil(size.value / self.pipeline.config.corpus.shard_bytes)))
+        return size and Amount(value=max(1, math.ceil(size.value / self.pipeline.config.texts.shard_bytes)))
 
     def _tokens(self, side: Side) -> Amount | None:
         stage: Stage = "tokenize teacher" if side == "teacher" else "tokenize student"

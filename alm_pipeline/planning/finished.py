@@ -109,7 +109,7 @@ def _packages() -> list[str]:
 def _inputs(config: AlmConfig) -> dict[str, str]:
     """Return a hash of everything that the configuration names, by its name."""
     named = {f"model {name}": _model_content(name) for name in sorted(_models(config))}
-    return {"corpus": source_identity(config.corpus.source), **named, **_templates(config)}
+    return {"corpus": source_identity(config.texts.source), **named, **_templates(config)}
 
 
 def _templates(config: AlmConfig) -> dict[str, str]:

@@ -5,6 +5,7 @@ state of every worker's stream. Training needs no workers: reading and merging u
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -43,6 +44,7 @@ from storage.dataset import Dataset
 from storage.errors import UserError
 
 StreamState = dict[str, Any]
+_log = logging.getLogger("alm_pipeline")
 _SHARDS_AHEAD = (2, 8)
 """the fewest and the most"""
 
@@ -104,6 +106,8 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         with closing(self._blocks(reader, start)) as blocks:
             for window, plan, state in self._plans(blocks, reader, start["alone"]):
                 batch = window.batch(plan, len(self.sources) if self.is_mixture else 0)
+                if self.is_mixture:
+                    _log_repeats(self._state or start, state)
                 self._state = state
                 yield batch
 
@@ -191,6 +195,13 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
     ) -> StreamState:
         place = position.state(self.names) if isinstance(position, MixedPosition) else position.state()
         return {"reader": asdict(reader), **place, "alone": packing.alone}
+
+
+def _log_repeats(before: StreamState, after: StreamState) -> None:
+    """Log the sources of a mixture that have ended and begun again."""
+    for old, new in zip(before["sources"], after["sources"], strict=True):
+        if new["epoch"] > old["epoch"]:
+            _log.info("source %s: all was read, so it begins again: epoch %d", new["name"], new["epoch"] + 1)
 
 
 def _shards_ahead(buffer: int, shards: int, examples: int) -> int:
