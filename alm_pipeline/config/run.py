@@ -50,8 +50,8 @@ class AlmConfig(Frozen):
     """Everything that decides what a run writes."""
 
     corpus: Corpus = Field(
-        description="The texts, and how they are cut into examples; or a list of such sources, each with a `weight` "
-        "and, if it has one of its own, a `teacher`.",
+        description="The texts, and how they are cut into examples. A list of these is a mixture: each source has a "
+        "`weight` and, if need be, a `teacher` of its own.",
     )
     teacher: str = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
     teacher_template: str | TemplateConfig | None = Field(

@@ -166,6 +166,9 @@ OUTSIDE_OF_TENSORS = {
     "TrainConfig.diverged_at",
     "LoraConfig.dropout",
     "MemberConfig.weight",
+    "SourceConfig.sample",
+    "SourceConfig.held_out",
+    "SourceConfig.weight",
 }
 """Numbers that are compared or computed with in float64."""
 
