@@ -89,7 +89,7 @@ def alm(
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of files to use as the corpus, in place of its source and name. Several (NAME=URL each) are a mixture.
+        corpus: URL of files to use as the corpus, in place of its source and name. Several (as NAME=URL) are a mixture.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.

@@ -27,7 +27,7 @@ class Overrides(Frozen):
     corpus: str | list[str] | None = Field(
         None,
         description="URL of files to use as the corpus, in place of its source and "
-        "name. Several (NAME=URL each) are a mixture.",
+        "name. Several (as NAME=URL) are a mixture.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")

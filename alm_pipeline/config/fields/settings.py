@@ -96,12 +96,14 @@ def annotation_at(model: type[BaseModel], path: Sequence[str]) -> list[Any]:
 
 
 def _inside(annotation: Any, part: str) -> list[Any]:
-    """Return the annotations of a field, or of a key of a mapping, in an annotation."""
+    """Return the annotations of a field, of a key of a mapping, or of a place in a list, in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
     arguments = get_args(annotation)
     if get_origin(annotation) is dict:
         return [arguments[1]]
+    if get_origin(annotation) in (tuple, list) and part.isdecimal():
+        return [arguments[0]]
     if get_origin(annotation) is Annotated:
         arguments = arguments[:1]
     return [inner for argument in arguments for inner in _inside(argument, part)] if arguments else []
