@@ -124,7 +124,20 @@ class Pipeline:
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
-        return provenance((self.mixture or self).config)
+        """What is recorded of the run: of a source's datasets, the configuration of that source alone makes them.
+
+        Unless the student's tokenizer is trained, which all sources decide: their list is recorded, too.
+        """
+        recorded = provenance(self.config)
+        if self.mixture is None or not isinstance(self.config.student.tokenizer, TrainedTokenizer):
+            return recorded
+        return recorded | {"mixture": provenance(self.mixture.config)["configuration"]}
+
+    def repairing(self, dataset: Dataset) -> "Pipeline":
+        """Return the same pipeline, which writes shards of one of its datasets again."""
+        if self.mixture:
+            return Pipeline(self.mixture.config, self.root, dataset).part(self.name)
+        return Pipeline(self.config, self.root, dataset)
 
     def _with_provenance(self, stored: Stored) -> Stored:
         """Give the dataset or folder the provenance that its manifest will record."""

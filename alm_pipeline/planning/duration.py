@@ -170,8 +170,11 @@ def parameter_count(model: ModelReference) -> int | None:
 
 
 def record_rates(pipeline: Pipeline, left: dict[Stage, float], seconds: dict[str, float]) -> None:
-    """Record how long the stages of a run took. `left` is what each had to do, `seconds` what it took."""
-    for stage in STAGES:
+    """Record how long the stages of a run took. `left` is what each had to do, `seconds` what it took.
+
+    Of a mixture, whose sources have teachers and columns of their own, only the training is recorded.
+    """
+    for stage in ("train",) if pipeline.config.is_mixture else STAGES:
         amount, took = left.get(stage, 0.0), seconds.get(stage, 0.0)
         if amount and took:
             work = amount / read_share(pipeline) if stage == "shard" else amount

@@ -1,7 +1,7 @@
 """Makes a plan: what the store has is counted in its manifests, and the rest is estimated from a sample."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.pipeline import Pipeline, Side
 from alm_pipeline.planning.changes import EarlierRuns
 from alm_pipeline.planning.duration import Durations, Rates
+from alm_pipeline.planning.mixture import add_plans
 from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, total
 from alm_pipeline.planning.sample import CorpusEstimate, estimate_corpus
 from alm_pipeline.planning.stored import StoredStage, stored_stages
@@ -45,7 +46,50 @@ def make_plan(pipeline: Pipeline, rates: Rates | None = None, *, with_student: b
 
     Raises UserError as the stages do, for a corpus or model that can't be read.
     """
-    return _Planner(pipeline, rates or Rates(), with_student).plan()
+    rates = rates or Rates()
+    if not pipeline.config.is_mixture:
+        return _Planner(pipeline, rates, with_student).plan()
+    plans = [_Planner(part, rates, with_student=False).plan() for part in pipeline.parts]
+    training = _plan_training(pipeline, rates, plans) if with_student else None
+    whole = add_plans(plans, [part.name for part in pipeline.parts], training)
+    return whole.model_copy(update={"title": pipeline.config.title})
+
+
+def _plan_training(pipeline: Pipeline, rates: Rates, sources: Sequence[Plan]) -> Plan:
+    """Return the plan of a mixture's training alone."""
+    is_open = any(stage.state != "complete" for plan in sources for stage in plan.stages)
+    train, durations = pipeline.config.train, Durations(pipeline, rates, None, None)
+    try:
+        student = pipeline.student
+    except UserError:  # it is named by a tokenizer that the run makes first
+        student = None
+    there = StoredStage(student)
+    amount = Amount.known(train.steps * train.batch_tokens * train.accumulation)
+    left = _left(amount, there, 0, None)
+    seconds = Amount.known(0) if there.is_complete else durations.seconds("train", left)
+    size = Amount.known(there.bytes) if there.is_complete and there.bytes is not None else durations.student_bytes
+    stage = StagePlan(
+        stage="train",
+        state="complete" if there.is_complete else "partly" if there.is_begun else "missing",
+        unit="tokens",
+        amount=amount,
+        left=left,
+        stored_bytes=size,
+        seconds=seconds,
+        cost=rates.cost(seconds),
+        reasons=() if there.is_complete or not is_open else ("follows from the sources",),
+    )
+    blank = dict.fromkeys(("examples", "held_out_examples", "text_bytes", "teacher_tokens", "student_tokens"))
+    return Plan(
+        title=pipeline.config.title,
+        storage=masked(pipeline.root),
+        **blank,
+        cache_bytes_per_teacher_token=None,
+        stages=(stage,),
+        seconds=seconds,
+        new_bytes=Amount.known(0) if there.is_complete else size,
+        cost=rates.cost(seconds),
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Mixtures: sources share no dataset, each is as it would be alone, and only the student knows their weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from alm_pipeline.audit.sources import AuditSource
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, SourceConfig, TrainedTokenizer, parse_config
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.planning.estimate import make_plan
+from alm_pipeline.planning.finished import find_finished, record_finished
+from alm_pipeline.planning.plan import Amount
+from alm_pipeline.repair import repair
 from alm_pipeline.report import summarize, summary_rows
+from alm_pipeline.student_report.page import stored_report
 from storage.errors import UserError
+from storage.upkeep.catalog import Catalog
+from storage.urls import read_bytes
 from tests.alm_pipeline.training.loop.test_checkpoints import files_of
 
 Sources = tuple[SourceConfig, ...]
@@ -205,3 +214,90 @@ def test_the_preflight_names_the_source(config: AlmConfig, sources: Sources, tmp
     findings = Pipeline(mixture(config, (sources[0], wrong)), str(tmp_path)).preflight()
     errors = [found for found in findings if found.severity == "error"]
     assert {found.field for found in errors} == {"corpus.code.text"}
+
+
+def test_a_plan_adds_up_its_sources_and_then_knows_what_is_there(
+    config: AlmConfig, sources: Sources, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(mixture(config, sources), str(tmp_path))
+    before = make_plan(pipeline)
+    assert [stage.state for stage in before.stages] == ["missing"] * 6
+    for part in pipeline.parts[:2]:
+        part.cache()
+    partly = {stage.stage: stage.state for stage in make_plan(Pipeline(pipeline.config, str(tmp_path))).stages}
+    assert partly == {**dict.fromkeys(partly, "partly"), "train": "missing"}
+    pipeline.run()
+    after = make_plan(Pipeline(pipeline.config, str(tmp_path)))
+    assert {stage.state for stage in after.stages} == {"complete"}
+    summary = summarize(pipeline)
+    assert (after.examples, after.teacher_tokens) == (
+        Amount.known(summary.examples),
+        Amount.known(summary.teacher_tokens),
+    )
+    assert before.teacher_tokens
+    assert before.teacher_tokens.value == pytest.approx(summary.teacher_tokens, rel=0.2)
+
+
+def test_a_source_is_repaired_and_the_student_too(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    """Also where the sources have trained the student's tokenizer together: then the mixture is recorded."""
+    student = config.student.model_copy(update={"tokenizer": TrainedTokenizer(vocab_size=300)})
+    pipeline = Pipeline(mixture(config, sources, student=student), str(tmp_path))
+    pipeline.run()
+    part, kept = pipeline.parts[1], files_of(pipeline.student.path)
+    damaged = [f"{part.tokens('student').url}/shard-00000.parquet", f"{part.scores.url}/shard-00000.parquet"]
+    contents = [Path(file).read_bytes() for file in damaged]
+    for file in (*damaged, f"{pipeline.student.url}/model.safetensors"):
+        Path(file).write_bytes(b"damaged")
+    catalog = Catalog.open(str(tmp_path))
+    repairs = list(repair(catalog, list(catalog.entries)))
+    assert [(each.refused, each.remaining) for each in repairs] == [("", ())] * 3
+    assert [Path(file).read_bytes() for file in damaged] == contents
+    again = files_of(pipeline.student.path)
+    assert {name for name in kept if kept[name] != again[name]} <= {"manifest.json"}
+
+
+def test_a_students_origins_are_those_of_all_sources(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    """So that `alm prune` keeps them, and `alm lineage` shows them."""
+    pipeline = Pipeline(mixture(config, sources), str(tmp_path))
+    pipeline.run()
+    reached = Catalog.open(str(tmp_path)).origins([f"students/{pipeline.student.name}"])
+    expected = {f"{each.kind}/{each.name}" for part in pipeline.parts for each in part.caches.values()}
+    assert reached >= expected
+
+
+def test_a_mixtures_student_is_audited_by_source(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    pipeline = Pipeline(mixture(config, sources), str(tmp_path))
+    pipeline.run()
+    with pytest.raises(UserError, match="was trained on a mixture, whose sources may have teachers of their own"):
+        AuditSource.open(pipeline.student.url)
+    own = AuditSource.open(pipeline.parts[1].scores.url)
+    assert own.teacher.identity == pipeline.parts[1].teacher.identity
+    assert own.teacher.name != config.teacher
+
+
+def test_a_finished_mixture_is_known_until_a_source_changes(
+    config: AlmConfig, sources: Sources, tmp_path: Path
+) -> None:
+    chosen = mixture(config, sources)
+    pipeline = Pipeline(chosen, str(tmp_path / "store"))
+    pipeline.run()
+    record_finished(pipeline, summarize(pipeline), "student")
+    found = find_finished(chosen, str(tmp_path / "store"), "student")
+    assert found
+    assert [each.name for each in found.sources] == ["maths", "code", "prose"]
+    file = tmp_path / "prose.jsonl"
+    file.write_text(file.read_text() + '\n{"text": "one more"}')
+    assert find_finished(chosen, str(tmp_path / "store"), "student") is None
+
+
+def test_the_report_shows_each_source(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    pipeline = Pipeline(mixture(config, sources), str(tmp_path))
+    pipeline.run()
+    page = read_bytes(stored_report(pipeline.student.url) or "")
+    assert page
+    text = page.decode()
+    words = " ".join(re.sub("<[^>]*>", " ", text).split())
+    for name, share in (("maths", "66.7%"), ("code", "22.2%"), ("prose", "11.1%")):
+        assert f"source {name}" in words
+        assert f"{share} of the training" in words
+    assert "of tiny-llama" in words
