@@ -25,9 +25,8 @@ def test_the_whole_flow_of_a_mixture(
     config: AlmConfig, llama_folder: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
 ) -> None:
     chosen = mixture(config, llama_folder)
-    first = (
-        alm(config=chosen, storage=str(tmp_path), only="score", source="fifth") if prepared(chosen, tmp_path) else {}
-    )
+    Pipeline(chosen, str(tmp_path))._prepare()
+    first = alm(config=chosen, storage=str(tmp_path), only="score", source="fifth")
     assert set(first["seconds"]) == {"score"}
     assert [bool(part.scores.manifest()) for part in Pipeline(chosen, str(tmp_path)).parts] == [False, True]
     result = alm(config=chosen, storage=str(tmp_path))
