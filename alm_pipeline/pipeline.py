@@ -18,7 +18,7 @@ student's tokenizer and the training are of all of them.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.ends import SideEdges
@@ -26,11 +26,14 @@ from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
+from alm_pipeline.corpus.examples import DocumentFilter
 from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, learns_marked, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.filtering.decisions import decisions_dataset, kept_documents, write_decisions
+from alm_pipeline.filtering.signatures import signatures_dataset, write_signatures
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.reference import ModelReference
@@ -126,10 +129,11 @@ class Pipeline:
     def _provenance(self) -> dict[str, Any]:
         """What is recorded of the run: of a source's datasets, the configuration of that source alone makes them.
 
-        Unless the student's tokenizer is trained, which all sources decide: their list is recorded, too.
+        Unless other sources decide something of it, as they do of a trained tokenizer: their list is recorded, too.
         """
         recorded = provenance(self.config)
-        if self.mixture is None or not isinstance(self.config.student.tokenizer, TrainedTokenizer):
+        is_shared = isinstance(self.config.student.tokenizer, TrainedTokenizer) or self._compared_before()
+        if self.mixture is None or not is_shared:
             return recorded
         return recorded | {"mixture": provenance(self.mixture.config)["configuration"]}
 
@@ -180,7 +184,30 @@ class Pipeline:
         limit = None
         if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
-        return self._with_provenance(examples_dataset(self.corpus, self.root, limit))
+        return self._with_provenance(examples_dataset(self.corpus, self.root, limit, self.decisions))
+
+    @cached_property
+    def signatures(self) -> Dataset | None:
+        """What of each document is compared with others; None if none is left out for what it contains."""
+        if not self.config.texts.is_filtered:
+            return None
+        return self._with_provenance(signatures_dataset(self.corpus, self.root))
+
+    @cached_property
+    def decisions(self) -> Dataset | None:
+        """Which documents are left out, and why; None if that is not asked for."""
+        if self.signatures is None:
+            return None
+        earlier = {part.name: signatures for part in self._compared_before() if (signatures := part.signatures)}
+        return self._with_provenance(decisions_dataset(self.signatures, self.config.texts.deduplicate, earlier))
+
+    def _compared_before(self) -> list["Pipeline"]:
+        """Return the earlier sources of a mixture that this one is compared with."""
+        if not (self.mixture and _is_compared(self)):
+            return []
+        parts = self.mixture.parts
+        number = next(number for number, part in enumerate(parts) if part.name == self.name)
+        return [part for part in parts[:number] if _is_compared(part)]
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
@@ -419,8 +446,34 @@ class Pipeline:
         """
         if manifest := self.examples.manifest():
             return manifest
+        filtered = self._filter() if self.decisions else None
         with self.examples.being_written(), single_threaded_calls():
-            return write_examples(self.examples, self.corpus, self._token_limit())
+            return write_examples(self.examples, self.corpus, self._token_limit(), filtered)
+
+    def compare(self) -> Manifest | None:
+        """Write the signatures of the corpus's documents, if some are left out for what they contain."""
+        if not self.signatures:
+            return None
+        with self.signatures.being_written():
+            return write_signatures(self.signatures, self.corpus)
+
+    def decide(self) -> Manifest | None:
+        """Decide which documents are left out; what they are compared with is written first."""
+        if not (self.signatures and self.decisions):
+            return None
+        if manifest := self.decisions.manifest():
+            return manifest
+        before = self._compared_before()
+        for part in (*before, self):
+            part.compare()
+        earlier = {part.name: part.signatures for part in before if part.signatures}
+        with self.decisions.being_written():
+            return write_decisions(self.decisions, self.signatures, earlier)
+
+    def _filter(self) -> DocumentFilter:
+        self.decide()
+        assert self.decisions
+        return partial(kept_documents, self.decisions)
 
     def _token_limit(self) -> TokenLimit | None:
         length, tokenizer = self.source.context_length, self.student_tokenizer if self.cuts_by_tokens else None
@@ -544,3 +597,8 @@ class Pipeline:
         manifest = self.train()
         self.publish()
         return manifest
+
+
+def _is_compared(part: Pipeline) -> bool:
+    """Whether a source is compared with the others of its mixture."""
+    return bool((deduplicate := part.config.texts.deduplicate) and deduplicate.across)

@@ -145,6 +145,8 @@ def _provenances(catalog: Catalog, entry: CatalogEntry) -> Iterator[dict[str, ob
 
 
 STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder | None], Stage]]] = {
+    "signatures": [(lambda pipeline: pipeline.signatures, Pipeline.compare)],
+    "decisions": [(lambda pipeline: pipeline.decisions, Pipeline.decide)],
     "examples": [(lambda pipeline: pipeline.examples, Pipeline.shard)],
     "tokenizers": [(lambda pipeline: pipeline.made_tokenizer, Pipeline.train_tokenizer)],
     "tokens": [
@@ -157,7 +159,7 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
 }
 """For each kind that a pipeline writes: what it writes of it, and the stage that writes it."""
-_OF_SOURCES = ("examples", "tokens", "alignments", "pair_biases", "teacher_scores")
+_OF_SOURCES = ("signatures", "decisions", "examples", "tokens", "alignments", "pair_biases", "teacher_scores")
 """the kinds that each source of a mixture has for itself"""
 WRITTEN_BY: dict[str, str] = {
     **dict.fromkeys((Kind.QUESTIONS, Kind.CHOICE_SCORES), "alm calibrate"),

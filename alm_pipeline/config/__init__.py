@@ -17,6 +17,7 @@ from alm_pipeline.config.corpus import (
     SourceConfig,
 )
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
+from alm_pipeline.config.filtering import DecontaminationConfig, DeduplicationConfig
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
 from alm_pipeline.config.objective import (
     LEARNED_PARTS,
@@ -52,6 +53,8 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "Debias",
+    "DecontaminationConfig",
+    "DeduplicationConfig",
     "Divergence",
     "Dtype",
     "EvaluationConfig",

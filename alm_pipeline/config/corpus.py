@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from alm_pipeline.config.filtering import DecontaminationConfig, DeduplicationConfig
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 from alm_pipeline.config.template import TemplateConfig
 
@@ -165,6 +166,14 @@ class CorpusConfig(Frozen):
         description="The share of documents that are held out for evaluation and never trained on, chosen by a hash of "
         "their ids.",
     )
+    deduplicate: DeduplicationConfig | None = Field(
+        None,
+        description="Leaves out documents that repeat an earlier one. `{}` takes the defaults. Default: all are kept.",
+    )
+    decontaminate: DecontaminationConfig | None = Field(
+        None,
+        description="Leaves out documents that contain questions of evaluation sets. Default: all are kept.",
+    )
     shard_bytes: int = Field(
         32 * 2**20,
         ge=1024,
@@ -195,6 +204,19 @@ class CorpusConfig(Frozen):
         if self.layout not in ("auto", "text") and self.text != "text":
             raise ValueError(f"layout: {self.layout} does not read text; leave out text, or set layout to text")
         return self
+
+    @model_validator(mode="after")
+    def _is_compared_as_a_whole(self) -> Self:
+        if self.is_filtered and self.max_examples is not None:
+            raise ValueError(
+                "deduplicate and decontaminate read the corpus to its end, whatever max_examples is; use sample instead"
+            )
+        return self
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether documents are left out for what they contain."""
+        return self.deduplicate is not None or self.decontaminate is not None
 
     @property
     def byte_limit(self) -> int:

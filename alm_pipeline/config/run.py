@@ -105,6 +105,18 @@ class AlmConfig(Frozen):
         return corpus
 
     @model_validator(mode="after")
+    def _sources_are_compared_alike(self) -> Self:
+        compared = [source for source in self.sources if source.deduplicate and source.deduplicate.across]
+        measures = {(each.near, each.similarity, each.words) for each in (s.deduplicate for s in compared) if each}
+        if len(measures) > 1:
+            names = ", ".join(source.name for source in compared)
+            raise ValueError(
+                f"corpus: the sources {names} are compared with each other, and have different near, similarity or "
+                "words in deduplicate; give them the same, or set across to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_fits_in_memory(self) -> Self:
         """Several teachers are scored one after another, and never in memory together."""
         if len(self.teachers) > 1 and self.objective.is_live:

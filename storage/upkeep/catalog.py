@@ -29,6 +29,8 @@ from storage.urls import (
 
 KINDS: tuple[Kind | FolderKind, ...] = (
     "tokenizers",
+    Kind.SIGNATURES,
+    Kind.DECISIONS,
     Kind.EXAMPLES,
     Kind.TOKENS,
     Kind.ALIGNMENTS,
@@ -49,6 +51,8 @@ KINDS: tuple[Kind | FolderKind, ...] = (
 """The folders under a root, each after those that it is made from."""
 
 _ROLES: dict[str, Kind | FolderKind] = {
+    "signatures": Kind.SIGNATURES,
+    "decisions": Kind.DECISIONS,
     "examples": Kind.EXAMPLES,
     "tokens": Kind.TOKENS,
     "teacher_tokens": Kind.TOKENS,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from alm_pipeline.config import GeneratedSource
 from alm_pipeline.corpus.examples import Example
 from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.filtering.minhash import algorithm
+from alm_pipeline.filtering.signatures import require_questions
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
 from alm_pipeline.preflight.corpus_sample import CorpusSample
@@ -71,6 +73,19 @@ def corpus_has_examples(context: Context) -> None:
     fix = "check corpus.source, corpus.text, corpus.messages and corpus.sample"
     field = "corpus.messages" if context.config.texts.messages else "corpus.text"
     context.add(field, problem, fix, severity="error" if sample.is_whole else "warning")
+
+
+def what_is_left_out(context: Context) -> None:
+    """The evaluation sets that documents are compared with can be read, and the library for it is there."""
+    corpus = context.config.texts
+    if corpus.deduplicate and corpus.deduplicate.near:
+        with context.noting("corpus.deduplicate"):
+            algorithm()
+    if corpus.decontaminate:
+        try:
+            require_questions(corpus.decontaminate)
+        except UserError as error:  # which may name the fields of a corpus, such as its source
+            context.add_error(error, "corpus.decontaminate.questions", names_field=False)
 
 
 def held_out(context: Context) -> None:
