@@ -7,6 +7,8 @@ fast it runs (roots, threads, devices, the teacher's batch size) is outside ever
 from alm_pipeline.config.corpus import (
     Corpus,
     CorpusConfig,
+    DecontaminationConfig,
+    DeduplicationConfig,
     FileFormat,
     FilesSource,
     GeneratedSource,
@@ -17,7 +19,6 @@ from alm_pipeline.config.corpus import (
     SourceConfig,
 )
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
-from alm_pipeline.config.filtering import DecontaminationConfig, DeduplicationConfig
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
 from alm_pipeline.config.objective import (
     LEARNED_PARTS,

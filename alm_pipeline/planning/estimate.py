@@ -10,8 +10,7 @@ from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.pipeline import Pipeline, Side
 from alm_pipeline.planning.changes import EarlierRuns
 from alm_pipeline.planning.duration import Durations, Rates
-from alm_pipeline.planning.mixture import add_plans
-from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, total
+from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, add_plans, total
 from alm_pipeline.planning.sample import CorpusEstimate, estimate_corpus
 from alm_pipeline.planning.stored import StoredStage, stored_stages
 from alm_pipeline.planning.trial import Trial, stored_examples, student_tokenizer, try_stages

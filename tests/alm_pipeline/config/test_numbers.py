@@ -166,6 +166,7 @@ OUTSIDE_OF_TENSORS = {
     "TrainConfig.diverged_at",
     "LoraConfig.dropout",
     "MemberConfig.weight",
+    "DeduplicationConfig.similarity",
     "SourceConfig.sample",
     "SourceConfig.held_out",
     "SourceConfig.weight",

@@ -73,6 +73,11 @@ FULL = {
     "publish": {"repo": "a/b"},
     "objective": {"terms": {"alm": {"start": 0, "end": 1, "steps": 3}}},
 }
+FILTERS = {
+    "deduplicate": {"exact": True, "near": True, "similarity": 0.8, "words": 5, "across": True},
+    "decontaminate": {"questions": ["x"], "text": "x", "words": 13},
+}
+FULL["corpus"] = {**FULL["corpus"], **FILTERS}
 FULL["train"] = {**FULL["train"], "lora": {"rank": 3}}
 TEMPLATE = {"template": "chatml", "arguments": {}}
 FULL |= {"teacher_template": TEMPLATE, "student": {**FULL["student"], "template": TEMPLATE}}
