@@ -30,7 +30,7 @@ from alm_pipeline.config import (
     Tracker,
 )
 from alm_pipeline.config.fields.settings import settings_of
-from alm_pipeline.config.overrides import FIELDS
+from alm_pipeline.config.overrides import FIELDS, setting_annotations
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.hypernetwork.evaluation import EVALUATIONS as HYPERNET_EVALUATIONS
 from alm_pipeline.hypernetwork.networks.settings import NetworkKind
@@ -53,6 +53,7 @@ PAGES = {
 }
 """The written pages, by their path in the checkout."""
 HYPERNETWORKS = "docs/how-to/hypernetwork.md"
+MIXTURES = "docs/how-to/mixtures.md"
 pages = pytest.mark.parametrize("page", PAGES)
 
 
@@ -268,10 +269,11 @@ def setting_values(page: str) -> dict[str, str]:
 
 
 def is_setting(path: str, page: str) -> bool:
-    """Whether a dotted path is a setting, or in the mapping that a setting takes."""
+    """Whether a dotted path is a setting, in the mapping that a setting takes, or of a source by name."""
     values, parts = setting_values(page), path.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return path in values or any(values.get(prefix, "").startswith("mapping") for prefix in above)
+    is_of_source = page == MIXTURES and bool(setting_annotations(path))
+    return path in values or is_of_source or any(values.get(prefix, "").startswith("mapping") for prefix in above)
 
 
 @pages

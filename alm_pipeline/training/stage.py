@@ -153,6 +153,7 @@ def _train(
             evaluations,
             run_log,
             on_checkpoint,
+            stream.names if stream.is_mixture else (),
         )
     )
     distillation.check_unchanged()
