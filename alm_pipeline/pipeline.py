@@ -86,6 +86,8 @@ class Pipeline:
         `corpus` is a `datasets.Dataset` or `IterableDataset`, which replaces the configuration's source and name.
         `mixture` is the pipeline of all sources, if this one is of a part of it.
         """
+        if corpus is not None and config.is_mixture:
+            raise UserError("corpus: an object replaces a single corpus, and the configuration has a list of sources")
         if corpus is not None:
             config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.texts)})
         self.config, self.root, self._repaired, self.mixture = config, root, repaired, mixture

@@ -139,8 +139,9 @@ class AlmConfig(Frozen):
 
     @property
     def texts(self) -> CorpusConfig:
-        """The corpus of a run that has a single one, such as a part of a mixture."""
-        assert isinstance(self.corpus, CorpusConfig), "a mixture has several: see `parts`"
+        """The corpus of a run that has a single one, such as a part of a mixture. Raises ValueError for a mixture."""
+        if not isinstance(self.corpus, CorpusConfig):
+            raise ValueError("the corpus is a list of sources: use each of `parts`, which has a single one")
         return self.corpus
 
     @property

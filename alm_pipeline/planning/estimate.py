@@ -33,6 +33,7 @@ TOKENIZER_BYTES = 80.0
 _STAND_IN = (
     "the student's tokenizer has yet to be trained: its tokens are estimated with the tokenizer that the model has now"
 )
+_UNFILTERED = "documents that deduplicate or decontaminate will leave out are counted in"
 _SCORES_READ = 20
 """datasets of scores in the store that are looked at for how large scores are"""
 _DOES: Mapping[str, str] = {"score": "scores", "train": "trains"}
@@ -124,6 +125,8 @@ class _Planner:
     def _notes(self, left: list[StagePlan]) -> tuple[str, ...]:
         notes = [_STAND_IN] if self._trial and self._trial.has_stand_in else []
         notes += self._trial.one_sided if self._trial else ()
+        if self._sample and self.pipeline.config.texts.is_filtered:
+            notes.append(_UNFILTERED)
         if self._sample and self._sample.count is None:
             notes.append("nothing says how large the corpus is, and a sample did not reach its end")
         guessed = [stage.stage for stage in left if self._durations.is_probed(stage.stage)]

@@ -34,7 +34,15 @@ def _section(model: type[BaseModel], content: Mapping[str, Any], width: int) -> 
             yield ""
         yield from _comment(field.description or "", width)
         yield from _comment(_remark(field), width)
-        yield from _field(name, field, content.get(name), width)
+        yield from _field(name, field, content[name] if name in content else _default(field), width)
+
+
+def _default(field: FieldInfo) -> Any:
+    """Return the default of a field that a section lacks as a plain value; None if it is required."""
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _field(name: str, field: FieldInfo, value: Any, width: int) -> Iterator[str]:
