@@ -38,7 +38,7 @@ from alm_pipeline.hypernetwork.settings import HypernetConfig, parse_hypernet_co
 from alm_pipeline.hypernetwork.training import METRICS as HYPERNET_METRICS
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
 from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES
-from alm_pipeline.training.student.save import METRICS, SPEED
+from alm_pipeline.training.student.save import METRICS, METRICS_BY_SOURCE, SPEED
 from docs.generator import commands, datasets, examples, rooms, settings
 from docs.generator.pages import PAGES as GENERATED_PAGES
 from flows.cli.configuration import parse_settings
@@ -381,7 +381,7 @@ def test_every_room_has_a_purpose() -> None:
     assert set(ROOMS) - set(rooms.PURPOSES) == set()
 
 
-@pytest.mark.parametrize("schema", [METRICS, EVALUATIONS, SAMPLES, SPEED, PAIR_BIASES])
+@pytest.mark.parametrize("schema", [METRICS, METRICS_BY_SOURCE, EVALUATIONS, SAMPLES, SPEED, PAIR_BIASES])
 def test_the_tables_of_a_student_have_all_their_columns(schema: pa.Schema) -> None:
     page = text_of("docs/reference/student-folder.md")
     rows = re.findall(r"^\| (`[^|]*`) \| (\w+) \|", page, re.MULTILINE)

@@ -18,6 +18,8 @@ from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import TrainConfig
 from storage.errors import UserError, user_error
 
+_LONGEST_NAME = 60
+"""of a mixture in names of folders"""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
@@ -161,8 +163,12 @@ class AlmConfig(Frozen):
 
     @property
     def corpus_name(self) -> str:
-        """The corpus's name; of a mixture, those of its sources."""
-        return "+".join(source.name for source in self.sources) or self.texts.name
+        """The corpus's name; of a mixture, those of its sources, or the first one's and the number of the others."""
+        if not self.is_mixture:
+            return self.texts.name
+        names = "+".join(source.name for source in self.sources)
+        first, others = self.sources[0].name, len(self.sources) - 1
+        return names if len(names) <= _LONGEST_NAME else f"{first}+{others}-others"
 
     @property
     def title(self) -> str:

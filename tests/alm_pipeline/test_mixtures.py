@@ -1,8 +1,10 @@
 """Mixtures: sources share no dataset, each is as it would be alone, and only the student knows their weights."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from alm_pipeline.planning.finished import find_finished, record_finished
 from alm_pipeline.planning.plan import Amount
 from alm_pipeline.repair import repair
 from alm_pipeline.report import summarize, summary_rows
+from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.student_report.page import stored_report
 from storage.errors import UserError
 from storage.upkeep.catalog import Catalog
@@ -83,6 +86,12 @@ def test_only_the_ratios_of_weights_are_in_the_students_name(
     doubled = tuple(each.model_copy(update={"weight": 2 * each.weight}) for each in sources)
     one, other = (Pipeline(mixture(config, each), str(tmp_path)).student.name for each in (sources, doubled))
     assert one == other
+
+
+def test_a_mixture_of_many_sources_has_a_short_name(config: AlmConfig, tmp_path: Path) -> None:
+    many = tuple(source(config, f"source-of-texts-{number}", tmp_path) for number in range(40))
+    assert mixture(config, many).corpus_name == "source-of-texts-0+39-others"
+    assert mixture(config, many[:2]).corpus_name == "source-of-texts-0+source-of-texts-1"
 
 
 def test_a_list_of_one_source_has_the_datasets_of_the_corpus(config: AlmConfig, tmp_path: Path) -> None:
@@ -301,3 +310,20 @@ def test_the_report_shows_each_source(config: AlmConfig, sources: Sources, tmp_p
         assert f"source {name}" in words
         assert f"{share} of the training" in words
     assert "of tiny-llama" in words
+
+
+def test_a_teacher_is_gone_before_the_next_one_is_loaded(
+    config: AlmConfig, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded, alive = Scorer.load, list[weakref.ref[Scorer]](), list[int]()
+
+    def watched(*arguments: Any, **options: Any) -> Scorer:
+        gc.collect()
+        alive.append(sum(each() is not None for each in loaded))
+        scorer = load(*arguments, **options)
+        loaded.append(weakref.ref(scorer))
+        return scorer
+
+    monkeypatch.setattr(Scorer, "load", watched)
+    Pipeline(mixture(config, sources), str(tmp_path)).cache()
+    assert alive == [0, 0, 0]
