@@ -17,7 +17,7 @@ _LONGEST = 200
 def first_lines(config: AlmConfig, recipe: str | None, overrides: Overrides) -> list[str]:
     """Return the lines; `recipe` is the name of the recipe that the configuration was made from, if any."""
     choices = recipe_choices(recipe, config, overrides) if recipe else []
-    return [*choices, *template_lines(config.corpus)]
+    return [*choices, *(line for part in config.parts for line in template_lines(part.texts))]
 
 
 def first_document(corpus: CorpusConfig) -> Document:

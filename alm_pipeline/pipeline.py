@@ -9,12 +9,16 @@ Every stage skips what exists and writes what is missing, so it can be called at
 `tokenize`, `align` and `score` also take `shards`, so that several processes can share the work: each shard needs only
 the same shard of the stage before, and a last call without `shards` writes the manifest. Only the stages that compute
 with torch import it, so that processes that tokenize and align start without it.
+
+Where the corpus is a list of sources, `parts` has a pipeline for each of them, up to its teacher's scores: a source's
+datasets are those of a run with this source alone, so that adding one makes none of the others again. Only the
+student's tokenizer and the training are of all of them.
 """
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alm_pipeline.alignment.ends import SideEdges
@@ -22,11 +26,14 @@ from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
+from alm_pipeline.corpus.examples import DocumentFilter
 from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, learns_marked, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.filtering.decisions import decisions_dataset, kept_documents, write_decisions
+from alm_pipeline.filtering.signatures import signatures_dataset, write_signatures
 from alm_pipeline.models.configuration import refuse_other_tables
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.reference import ModelReference
@@ -52,7 +59,7 @@ from storage.urls import join_url, list_folders
 if TYPE_CHECKING:
     from alm_pipeline.preflight.context import RunInputs
     from alm_pipeline.preflight.findings import Finding
-    from alm_pipeline.training.distillation import Distillation
+    from alm_pipeline.training.distillation import Distillation, DistilledPart
 
 _SPECIAL_TOKENS = 8
 """of a context, left free around texts that are cut by bytes; most tokenizers add one or two"""
@@ -66,19 +73,30 @@ Stored = TypeVar("Stored", Dataset, StoredFolder)
 class Pipeline:
     """One configuration's datasets under one storage root (any fsspec URL)."""
 
-    def __init__(self, config: AlmConfig, root: str, repaired: Dataset | None = None, corpus: object = None) -> None:
+    def __init__(
+        self,
+        config: AlmConfig,
+        root: str,
+        repaired: Dataset | None = None,
+        corpus: object = None,
+        mixture: "Pipeline | None" = None,
+    ) -> None:
         """`repaired` is one of the datasets, which this pipeline is to write shards of again.
 
         `corpus` is a `datasets.Dataset` or `IterableDataset`, which replaces the configuration's source and name.
+        `mixture` is the pipeline of all sources, if this one is of a part of it.
         """
+        if corpus is not None and config.is_mixture:
+            raise UserError("corpus: an object replaces a single corpus, and the configuration has a list of sources")
         if corpus is not None:
-            config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.corpus)})
-        self.config, self.root, self._repaired = config, root, repaired
+            config = config.model_copy(update={"corpus": corpus_of_dataset(corpus, config.texts)})
+        self.config, self.root, self._repaired, self.mixture = config, root, repaired, mixture
         teacher_template = TemplateChoice.of("teacher_template", config.teacher_template)
         self.teacher = ModelReference(config.teacher, config.trust_remote_code, teacher_template)
         """the teacher by name"""
         # never the teacher's own reference: each side encodes with a tokenizer of its own, possibly at the same time
-        self.source = ModelReference(config.student.model, config.trust_remote_code)
+        own = ModelReference(config.student.model, config.trust_remote_code)
+        self.source: ModelReference = mixture.source if mixture else own
         """the student's model before it gets its tokenizer and its template"""
         self.student_template = TemplateChoice.of("student.template", config.student.template)
         """what replaces the chat template of the student's tokenizer"""
@@ -86,8 +104,46 @@ class Pipeline:
         self._ready: set[Phase] = set()
 
     @cached_property
+    def parts(self) -> tuple["Pipeline", ...]:
+        """The pipelines of the sources, up to the teacher's scores; this one alone, if there is a single corpus."""
+        if not self.config.is_mixture:
+            return (self,)
+        parts = tuple(Pipeline(part, self.root, self._repaired, mixture=self) for part in self.config.parts)
+        first: dict[tuple[str, str], Pipeline] = {}
+        for part in parts:  # a teacher of several sources is opened and hashed once
+            key = (part.config.teacher, str(part.config.teacher_template))
+            part.teacher = first.setdefault(key, part).teacher
+        return parts
+
+    @property
+    def name(self) -> str:
+        """The name of the corpus, which is that of the source in a mixture."""
+        return self.config.corpus_name
+
+    def part(self, name: str) -> "Pipeline":
+        """Return the pipeline of a source. Raises UserError if there is none of this name."""
+        found = next((part for part in self.parts if part.name == name), None)
+        if found is None:
+            raise UserError(f"source: {name} is not one of the corpus's: {', '.join(part.name for part in self.parts)}")
+        return found
+
+    @cached_property
     def _provenance(self) -> dict[str, Any]:
-        return provenance(self.config)
+        """What is recorded of the run: of a source's datasets, the configuration of that source alone makes them.
+
+        Unless other sources decide something of it, as they do of a trained tokenizer: their list is recorded, too.
+        """
+        recorded = provenance(self.config)
+        is_shared = isinstance(self.config.student.tokenizer, TrainedTokenizer) or self._compared_before()
+        if self.mixture is None or not is_shared:
+            return recorded
+        return recorded | {"mixture": provenance(self.mixture.config)["configuration"]}
+
+    def repairing(self, dataset: Dataset) -> "Pipeline":
+        """Return the same pipeline, which writes shards of one of its datasets again."""
+        if self.mixture:
+            return Pipeline(self.mixture.config, self.root, dataset).part(self.name)
+        return Pipeline(self.config, self.root, dataset)
 
     def _with_provenance(self, stored: Stored) -> Stored:
         """Give the dataset or folder the provenance that its manifest will record."""
@@ -99,7 +155,7 @@ class Pipeline:
     def corpus(self) -> CorpusConfig:
         """The configuration's corpus, as it is read, normalized and cut for these models."""
         length = self.source.context_length
-        corpus = resolve_layout(self.config.corpus, open_source(self.config.corpus.source))
+        corpus = resolve_layout(self.config.texts, open_source(self.config.texts.source))
         most = corpus.max_bytes
         if not self.cuts_by_tokens:
             most = min(corpus.byte_limit, length - _SPECIAL_TOKENS) if length else corpus.byte_limit
@@ -112,12 +168,12 @@ class Pipeline:
         If all fit, the examples do not depend on the student's tokenizer, and students with other tokenizers share the
         teacher's scores. The teacher scores longer examples in windows.
         """
-        length, most = self.source.context_length, self.config.corpus.byte_limit
+        length, most = self.source.context_length, self.config.texts.byte_limit
         return length is not None and length - _SPECIAL_TOKENS < max(MIN_PIECE_BYTES, most - _SPECIAL_TOKENS)
 
     def _forms(self) -> tuple[str, ...]:
         """The forms that texts are converted to: NFC always, so that students with and without it share the caches."""
-        setting = self.config.corpus.normalize
+        setting = self.config.texts.normalize
         if setting != "auto":
             return setting
         # a tokenizer made by the run takes texts as they are
@@ -130,14 +186,39 @@ class Pipeline:
         limit = None
         if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
-        return self._with_provenance(examples_dataset(self.corpus, self.root, limit))
+        return self._with_provenance(examples_dataset(self.corpus, self.root, limit, self.decisions))
+
+    @cached_property
+    def signatures(self) -> Dataset | None:
+        """What of each document is compared with others; None if none is left out for what it contains."""
+        if not self.config.texts.is_filtered:
+            return None
+        return self._with_provenance(signatures_dataset(self.corpus, self.root))
+
+    @cached_property
+    def decisions(self) -> Dataset | None:
+        """Which documents are left out, and why; None if that is not asked for."""
+        if self.signatures is None:
+            return None
+        earlier = {part.name: signatures for part in self._compared_before() if (signatures := part.signatures)}
+        return self._with_provenance(decisions_dataset(self.signatures, self.config.texts.deduplicate, earlier))
+
+    def _compared_before(self) -> list["Pipeline"]:
+        """Return the earlier sources of a mixture that this one is compared with."""
+        if not (self.mixture and _is_compared(self)):
+            return []
+        parts = self.mixture.parts
+        number = next(number for number, part in enumerate(parts) if part.name == self.name)
+        return [part for part in parts[:number] if _is_compared(part)]
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:
         """The tokenizer that the run makes (trained, of bytes, or with the model's special tokens), or None."""
+        if self.mixture:
+            return self.mixture.made_tokenizer
         setting, source = self.config.student.tokenizer, self.source_tokenizer
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return self._with_provenance(tokenizer_folder(self.corpus, setting, source, self.root))
+            return self._with_provenance(tokenizer_folder(self._corpora, setting, source, self.root))
         named = self.named_tokenizer
         if setting is None or named is None:
             return None
@@ -146,6 +227,11 @@ class Pipeline:
             source.fast, named.fast, student.special_tokens, lacks_template=not student.template_name
         )
         return self._with_provenance(exchanged_folder(named, source, self.root)) if exchanges else None
+
+    @property
+    def _corpora(self) -> list[CorpusConfig]:
+        """What a tokenizer is trained on: each source has an equal share of its text."""
+        return [part.corpus for part in self.parts]
 
     @property
     def tokenizer_stage(self) -> str | None:
@@ -157,11 +243,15 @@ class Pipeline:
     @cached_property
     def source_tokenizer(self) -> LoadedTokenizer:
         """The tokenizer of the student's model, with the student's template: what a tokenizer is made of."""
+        if self.mixture:
+            return self.mixture.source_tokenizer
         return self.source.tokenizer.with_template(self.student_template)
 
     @cached_property
     def named_tokenizer(self) -> LoadedTokenizer | None:
         """The tokenizer that the configuration names for the student, with its own template; None if it is made."""
+        if self.mixture:
+            return self.mixture.named_tokenizer
         setting = self.config.student.tokenizer
         if setting is None or setting == self.source.name:
             return self.source.tokenizer
@@ -170,6 +260,8 @@ class Pipeline:
     @cached_property
     def student_tokenizer(self) -> LoadedTokenizer:
         """The student's tokenizer, which may have to be made first."""
+        if self.mixture:
+            return self.mixture.student_tokenizer
         if self.made_tokenizer:
             return LoadedTokenizer(str(self.made_tokenizer.fetch()))
         assert self.named_tokenizer
@@ -202,7 +294,7 @@ class Pipeline:
     def alignments(self) -> Dataset:
         """The aligned chunks of both tokenizations."""
         sides, settings = (self.tokens("teacher"), self.tokens("student")), AlignmentSettings.of(self.config)
-        return self._with_provenance(alignments_dataset(*sides, self.config.corpus.name, settings))
+        return self._with_provenance(alignments_dataset(*sides, self.config.texts.name, settings))
 
     @cached_property
     def stored_pair_biases(self) -> StoredFolder | None:
@@ -237,7 +329,12 @@ class Pipeline:
 
     @cached_property
     def _learned_config(self) -> AlmConfig:
-        """The configuration of the training: of completions and of marked messages only answers are learned."""
+        """The configuration of the training: of completions and of marked messages only answers are learned.
+
+        Of a mixture, each source has its own way, which is known by its examples' name.
+        """
+        if self.config.is_mixture:
+            return self.config
         if not (learns_completions(self.examples) or learns_marked(self.examples)):
             return self.config
         objective = self.config.objective.model_copy(update={"assistant_only": True})
@@ -248,14 +345,19 @@ class Pipeline:
         """What the student is made from."""
         from alm_pipeline.training.distillation import Distillation
 
+        weights = [source.weight for source in self.config.sources] or [1.0]
         return Distillation(
             self._learned_config,
-            self.caches,
-            self.teacher,
+            tuple(part._distilled_part(weight) for part, weight in zip(self.parts, weights, strict=True)),
             self.source,
             self.student_tokenizer,
-            self.stored_pair_biases,
         )
+
+    def _distilled_part(self, weight: float) -> "DistilledPart":
+        from alm_pipeline.training.distillation import DistilledPart
+
+        objective = self._learned_config.objective
+        return DistilledPart(self.name, self.caches, self.teacher, objective, weight, self.stored_pair_biases)
 
     def preflight(
         self, phases: Collection[Phase] = ALL_PHASES, here: Collection[Phase] | None = None
@@ -265,8 +367,16 @@ class Pipeline:
         `here` is what of it this machine does (None: all of it). What is opened for this is used by the stages.
         """
         from alm_pipeline.preflight.checks.registry import preflight
+        from alm_pipeline.preflight.findings import of_source
 
-        return preflight(self._inputs(), phases, here)
+        if not self.config.is_mixture:
+            return preflight(self._inputs(), phases, here)
+        found = [
+            of_source(finding, source)
+            for part, source in zip(self.parts, self.config.sources, strict=True)
+            for finding in preflight(part._inputs(), phases, here)
+        ]
+        return list(dict.fromkeys(found))  # what is wrong with the student is found for each source
 
     def require_ready(self, phases: Collection[Phase] = ALL_PHASES, here: Collection[Phase] | None = None) -> None:
         """Make the preflight once: raise one UserError with all of its errors, and log its warnings.
@@ -294,8 +404,9 @@ class Pipeline:
         """
         from alm_pipeline.preflight.stored_examples import require_examples
 
-        if not self.scores.manifest():
-            require_examples(self.caches, assistant_only=self._learned_config.objective.assistant_only)
+        for part in self.parts:
+            if not part.scores.manifest():
+                require_examples(part.caches, assistant_only=part._learned_config.objective.assistant_only)
 
     def _inputs(self) -> "RunInputs":
         from alm_pipeline.preflight.context import RunInputs
@@ -324,7 +435,7 @@ class Pipeline:
             if not list_folders(join_url(self.root, kind)):
                 return False
             if "train" not in phases:
-                return self.scores.manifest() is not None
+                return all(part.scores.manifest() is not None for part in self.parts)
             return self.student.manifest() is not None and not self.student.is_to_be_replaced
         except UserError:
             return False
@@ -337,8 +448,34 @@ class Pipeline:
         """
         if manifest := self.examples.manifest():
             return manifest
+        filtered = self._filter() if self.decisions else None
         with self.examples.being_written(), single_threaded_calls():
-            return write_examples(self.examples, self.corpus, self._token_limit())
+            return write_examples(self.examples, self.corpus, self._token_limit(), filtered)
+
+    def compare(self) -> Manifest | None:
+        """Write the signatures of the corpus's documents, if some are left out for what they contain."""
+        if not self.signatures:
+            return None
+        with self.signatures.being_written():
+            return write_signatures(self.signatures, self.corpus)
+
+    def decide(self) -> Manifest | None:
+        """Decide which documents are left out; what they are compared with is written first."""
+        if not (self.signatures and self.decisions):
+            return None
+        if manifest := self.decisions.manifest():
+            return manifest
+        before = self._compared_before()
+        for part in (*before, self):
+            part.compare()
+        earlier = {part.name: part.signatures for part in before if part.signatures}
+        with self.decisions.being_written():
+            return write_decisions(self.decisions, self.signatures, earlier)
+
+    def _filter(self) -> DocumentFilter:
+        self.decide()
+        assert self.decisions
+        return partial(kept_documents, self.decisions)
 
     def _token_limit(self) -> TokenLimit | None:
         length, tokenizer = self.source.context_length, self.student_tokenizer if self.cuts_by_tokens else None
@@ -364,7 +501,7 @@ class Pipeline:
         if not self.made_tokenizer:
             return None
         if isinstance(setting, TrainedTokenizer) or setting == BYTES:
-            return write_tokenizer(self.made_tokenizer, self.corpus, setting, source)
+            return write_tokenizer(self.made_tokenizer, self._corpora, setting, source)
         assert self.named_tokenizer
         return write_exchanged(self.made_tokenizer, self.named_tokenizer, source)
 
@@ -438,22 +575,32 @@ class Pipeline:
         """Run every stage up to the teacher's scores. Raises UserError as `require_ready` does."""
         self.require_ready(("prepare", "score"))
         self._prepare()
-        self.score()
+        self._score_parts()
 
     def _prepare(self) -> None:
         self.train_tokenizer()
-        self.shard()
-        self.tokenize("teacher")
-        self.tokenize("student")
-        self.align()
-        self.pair_biases()
+        for part in self.parts:
+            part.shard()
+            part.tokenize("teacher")
+            part.tokenize("student")
+            part.align()
+            part.pair_biases()
+
+    def _score_parts(self) -> None:
+        for part in self.parts:  # one after another: two teachers are never in memory together
+            part.score()
 
     def run(self) -> FolderManifest:
         """Run every stage. Raises UserError as `require_ready` does."""
         self.require_ready()
         self._prepare()
         self.require_examples()
-        self.score()
+        self._score_parts()
         manifest = self.train()
         self.publish()
         return manifest
+
+
+def _is_compared(part: Pipeline) -> bool:
+    """Whether a source is compared with the others of its mixture."""
+    return bool((deduplicate := part.config.texts.deduplicate) and deduplicate.across)

@@ -87,7 +87,7 @@ def _write_again(pipeline: Pipeline, dataset: Dataset, stage: Stage) -> None:
     kept = {shard_file(shard, ending) for shard in dataset.rewritten for ending in ("parquet", "json")}
     for name in set(list_names(replacement_url(dataset.url))) - kept:
         remove(join_url(replacement_url(dataset.url), name))  # of a repair that was interrupted, of other shards
-    stage(Pipeline(pipeline.config, pipeline.root, repaired=dataset))
+    stage(pipeline.repairing(dataset))
     with hold(join_url(dataset.url, LEASE)):
         take_place(dataset.url)
 
@@ -120,9 +120,10 @@ def _find_stage(
         raise UserError(f"{entry.url}: `alm delete {entry.url}` and the same `{command}` write it again")
     configs = [config] if config else [stored_config(stored, entry.url) for stored in _provenances(catalog, entry)]
     for candidate in configs or [stored_config({}, entry.url)]:
-        pipeline = Pipeline(candidate, catalog.root)
-        if found := stage_of(pipeline, entry.key):
-            return pipeline, *found
+        whole = Pipeline(candidate, catalog.root)
+        for pipeline in whole.parts if entry.kind in _OF_SOURCES else (whole,):
+            if found := stage_of(pipeline, entry.key):
+                return pipeline, *found
     raise UserError(
         f"{entry.url}: its configuration now makes another dataset: the corpus, a tokenizer, a model or this program "
         "has changed since. Restore what it was made from, or `alm delete` it and run again"
@@ -130,16 +131,22 @@ def _find_stage(
 
 
 def _provenances(catalog: Catalog, entry: CatalogEntry) -> Iterator[dict[str, object]]:
-    """Yield the provenance in its manifest, or, if that is lost, those of everything that was made from it."""
-    if entry.provenance:
-        yield dict(entry.provenance)
-        return
-    for other in catalog.entries.values():
-        if other.provenance and entry.key in catalog.origins([other.key]):
-            yield dict(other.provenance)
+    """Yield the provenance in its manifest, or, if that is lost, those of everything that was made from it.
+
+    Where a mixture is recorded besides, it counts: its sources have decided the student's tokenizer together.
+    """
+    made_from_it = (
+        other.provenance
+        for other in catalog.entries.values()
+        if other.provenance and entry.key in catalog.origins([other.key])
+    )
+    for stored in [entry.provenance] if entry.provenance else made_from_it:
+        yield {**stored, "configuration": stored.get("mixture", stored.get("configuration"))}
 
 
 STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder | None], Stage]]] = {
+    "signatures": [(lambda pipeline: pipeline.signatures, Pipeline.compare)],
+    "decisions": [(lambda pipeline: pipeline.decisions, Pipeline.decide)],
     "examples": [(lambda pipeline: pipeline.examples, Pipeline.shard)],
     "tokenizers": [(lambda pipeline: pipeline.made_tokenizer, Pipeline.train_tokenizer)],
     "tokens": [
@@ -152,6 +159,8 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
     "students": [(lambda pipeline: pipeline.student, Pipeline.train)],
 }
 """For each kind that a pipeline writes: what it writes of it, and the stage that writes it."""
+_OF_SOURCES = ("signatures", "decisions", "examples", "tokens", "alignments", "pair_biases", "teacher_scores")
+"""the kinds that each source of a mixture has for itself"""
 WRITTEN_BY: dict[str, str] = {
     **dict.fromkeys((Kind.QUESTIONS, Kind.CHOICE_SCORES), "alm calibrate"),
     **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), "alm edit"),

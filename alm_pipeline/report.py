@@ -1,6 +1,6 @@
 """The summary of a run as a short table, read from the manifests alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,6 +42,48 @@ class ContextUse(BaseModel):
         return f"{share}; corpus.max_bytes, {self.max_bytes:,}, is reached first" if self.max_bytes else share
 
 
+class SourceSummary(BaseModel):
+    """The numbers of one source of a mixture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    share: float
+    """of the examples that are trained on"""
+    teacher: str
+    examples: int
+    held_out_examples: int
+    text_bytes: int
+    teacher_tokens: int
+    student_tokens: int
+    context_use: ContextUse | None = None
+    trained_examples: int | None = None
+    """None before the training"""
+    epochs: int | None = None
+    """how often it was begun: one that ends is read again, in another order"""
+    bits_per_byte: dict[str, float] = Field(default_factory=dict)
+    """as in `RunSummary`"""
+    word_kl: dict[str, float] = Field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return the numbers in one line."""
+        parts = [
+            f"{percent(self.share, 1)} of the training, teacher {self.teacher}",
+            f"{self.examples:,} examples ({self.held_out_examples:,} held out)",
+            f"teacher {self.teacher_tokens:,} tokens, student {self.student_tokens:,}",
+        ]
+        if self.trained_examples is not None:
+            parts.append(f"trained on {self.trained_examples:,} in {self.epochs} epoch{'s'[: self.epochs != 1]}")
+        if bits := self.bits_per_byte:
+            parts.append(
+                f"bits per byte: teacher {bits['teacher']:.4f}, student {bits['student_before']:.4f} → "
+                f"{bits['student_after']:.4f}"
+            )
+        if kl := self.word_kl:
+            parts.append(f"KL per word {kl['student_before']:.4f} → {kl['student_after']:.4f}")
+        return "; ".join(parts)
+
+
 class RunSummary(BaseModel):
     """The numbers of a run. After a run that stopped at the teacher's scores, the student's are None or empty."""
 
@@ -53,7 +95,7 @@ class RunSummary(BaseModel):
     held_out_examples: int
     text_bytes: int
     dropped: dict[str, int]
-    """number of examples by dataset and reason"""
+    """number of examples by dataset and reason, in a mixture by source, too"""
     teacher_tokens: int
     student_tokens: int
     context_use: ContextUse | None = None
@@ -81,6 +123,8 @@ class RunSummary(BaseModel):
     """what the logits of its new tokens lost before training, as the student's manifest records it"""
     places: dict[str, str]
     """the URL of each dataset, and of the student"""
+    sources: tuple[SourceSummary, ...] = ()
+    """of a mixture; the other numbers are sums over them, and means by their shares of what is measured"""
     report: str | None = None
     """the URL of the page about the student; None if there is none"""
 
@@ -94,40 +138,99 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
     """Gather the summary of a finished run. Raises UserError if a stage is not complete."""
     from alm_pipeline.student_report.page import stored_report
 
-    manifests = {name: dataset.complete_manifest() for name, dataset in pipeline.caches.items()}
-    examples = manifests["examples"]
-    cached = [manifests[name] for name in ("teacher_tokens", "student_tokens", "alignments", "scores")]
-    teacher_tokens = manifests["teacher_tokens"].counts["tokens"]
+    parts = {
+        part.name: {role: dataset.complete_manifest() for role, dataset in part.caches.items()}
+        for part in pipeline.parts
+    }
     student = pipeline.student.manifest() if with_student else None
     results: Mapping[str, Any] = student.results if student else {}
     recorded = student.provenance.get("configuration") if student else None
+    is_mixture = pipeline.config.is_mixture
+
+    def total(role: str, count: str) -> int:
+        return sum(manifests[role].counts[count] for manifests in parts.values())
+
+    cached = [
+        manifests[role] for manifests in parts.values() for role in ("teacher_tokens", "student_tokens", *_ALIGNED)
+    ]
+    by_role = {
+        f"{name}: {role}" if is_mixture else role: manifest
+        for name, manifests in parts.items()
+        for role, manifest in manifests.items()
+    }
+    places = {
+        f"{part.name}: {role}" if is_mixture else role: dataset.url
+        for part in pipeline.parts
+        for role, dataset in part.caches.items()
+    }
+    held_out, teacher_tokens = total("examples", "held_out_examples"), total("teacher_tokens", "tokens")
     return RunSummary(
         name=recorded_name(recorded) if isinstance(recorded, Mapping) else run_name(pipeline.config),
-        examples=examples.rows,
-        held_out_examples=examples.counts["held_out_examples"],
-        text_bytes=examples.counts["text_bytes"],
+        examples=sum(manifests["examples"].rows for manifests in parts.values()),
+        held_out_examples=held_out,
+        text_bytes=total("examples", "text_bytes"),
         dropped={
-            f"{name}: {reason}": n for name, manifest in manifests.items() for reason, n in manifest.dropped.items()
+            f"{name}: {reason}": n for name, manifest in by_role.items() for reason, n in manifest.dropped.items()
         },
         teacher_tokens=teacher_tokens,
-        student_tokens=manifests["student_tokens"].counts["tokens"],
-        context_use=_context_use(pipeline, manifests),
-        chunks=manifests["alignments"].counts["chunks"],
-        aligned_share=_share(manifests["alignments"].counts["aligned_bytes"], examples.counts["text_bytes"]),
-        byte_counts=_byte_counts(manifests["alignments"]),
-        unread_arguments={side: _unread(manifests[f"{side}_tokens"]) for side in ("teacher", "student")},
+        student_tokens=total("student_tokens", "tokens"),
+        context_use=None if is_mixture else _context_use(pipeline, by_role),
+        chunks=total("alignments", "chunks"),
+        aligned_share=_share(total("alignments", "aligned_bytes"), total("examples", "text_bytes")),
+        byte_counts=_summed([_byte_counts(manifests["alignments"]) for manifests in parts.values()]),
+        unread_arguments={
+            side: _summed([_unread(manifests[f"{side}_tokens"]) for manifests in parts.values()])
+            for side in ("teacher", "student")
+        },
         cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
         bits_per_byte=results.get("held_out_bits_per_byte"),
         word_kl=results.get("held_out_word_kl", {}),
         standard_errors=results.get("held_out_standard_errors", {}),
         # students of earlier versions record no documents; there are at most as many as examples
-        held_out_documents=results.get("held_out_documents", examples.counts["held_out_examples"]),
+        held_out_documents=results.get("held_out_documents", held_out),
         initialization=results.get("initialization", {}),
         level=results.get("level", {}),
-        places={name: dataset.url for name, dataset in pipeline.caches.items()}
-        | ({"student": pipeline.student.url} if with_student else {}),
+        places=places | ({"student": pipeline.student.url} if with_student else {}),
+        sources=_sources(pipeline, parts, results) if is_mixture else (),
         report=stored_report(pipeline.student.url) if with_student else None,
     )
+
+
+_ALIGNED = ("alignments", "scores")
+
+
+def _sources(
+    pipeline: "Pipeline", parts: Mapping[str, Mapping[str, Manifest]], results: Mapping[str, Any]
+) -> tuple[SourceSummary, ...]:
+    sources, total = pipeline.config.sources, sum(source.weight for source in pipeline.config.sources)
+    found = []
+    for part, source in zip(pipeline.parts, sources, strict=True):
+        manifests, own = parts[part.name], results.get("sources", {}).get(part.name, {})
+        examples = manifests["examples"]
+        found.append(
+            SourceSummary(
+                name=part.name,
+                share=source.weight / total,
+                teacher=part.teacher.label,
+                examples=examples.rows,
+                held_out_examples=examples.counts["held_out_examples"],
+                text_bytes=examples.counts["text_bytes"],
+                teacher_tokens=manifests["teacher_tokens"].counts["tokens"],
+                student_tokens=manifests["student_tokens"].counts["tokens"],
+                context_use=_context_use(part, manifests),
+                trained_examples=own.get("examples"),
+                epochs=own.get("epochs"),
+                bits_per_byte=own.get("bits_per_byte", {}),
+                word_kl=own.get("word_kl", {}),
+            )
+        )
+    return tuple(found)
+
+
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by name."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
 def _context_use(pipeline: "Pipeline", manifests: Mapping[str, Manifest]) -> ContextUse | None:
@@ -139,7 +242,7 @@ def _context_use(pipeline: "Pipeline", manifests: Mapping[str, Manifest]) -> Con
         tokens = counts["cut_tokens"] / counts["cut_examples"]
     else:
         tokens = mean_bytes * manifests["student_tokens"].counts["tokens"] / counts["text_bytes"]
-    most = pipeline.config.corpus.max_bytes if pipeline.cuts_by_tokens else pipeline.config.corpus.byte_limit
+    most = pipeline.config.texts.max_bytes if pipeline.cuts_by_tokens else pipeline.config.texts.byte_limit
     by_bytes = most is not None and mean_bytes / most > tokens / context
     return ContextUse(context=context, tokens=tokens, max_bytes=most if by_bytes else None)
 
@@ -169,6 +272,7 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         *visibility_rows(summary.byte_counts, summary.text_bytes),
         *_unread_rows(summary),
         ("cache", f"{summary.cache_bytes_per_teacher_token:.2f} bytes per teacher token"),
+        *((f"source {source.name}", source.describe()) for source in summary.sources),
     ]
     if summary.initialization:
         rows.append(("new embeddings", ", ".join(f"{count:,} {how}" for how, count in summary.initialization.items())))

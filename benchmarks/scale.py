@@ -35,6 +35,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.estimate import make_plan
 from alm_pipeline.scoring.finite import find_damages
 from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.data.examples import read_examples
 from flows.alm_run import AlmRun
 from flows.cli.listing import _stored_rows
 from flows.stages import PHASES
@@ -79,7 +80,7 @@ def open_stream(pipeline: Pipeline, epoch_share: float = 0.0) -> object:
     stream = BatchStream(pipeline.caches, pipeline.config.objective, pipeline.config.train)
     manifest = pipeline.scores.complete_manifest()
     if units := int(epoch_share * len(manifest.shards)):
-        rows = stream.rows(stream.reader()).load(0).num_rows
+        rows = read_examples(pipeline.caches, 0, "train", pipeline.config.objective).num_rows
         stream.load_state_dict({**stream.state_dict(), "unit_rows": [rows] * units})
     with closing(iter(stream)) as batches:  # type: ignore[type-var]
         return next(batches)

@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
 
 def prepared(root: str) -> tuple[AlmConfig, Pipeline]:
     config = recipe("maths")
-    corpus = config.corpus.model_copy(update={"max_examples": 64})
+    corpus = config.texts.model_copy(update={"max_examples": 64})
     config = config.model_copy(update={"corpus": corpus})
     pipeline = Pipeline(config, root)
     pipeline.cache()

@@ -61,7 +61,7 @@ def alm(
     storage: str = "alm-data",
     until: Until = "student",
     only: Only | None = None,
-    corpus: str | None = None,
+    corpus: str | list[str] | None = None,
     teacher: str | None = None,
     student: str | None = None,
     tokenizer: str | None = None,
@@ -78,6 +78,7 @@ def alm(
     gpu_pool: str | None = None,
     gpu_runs: Count = 1,
     shards: list[Whole] | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Distill a teacher into a student, whatever their tokenizers.
 
@@ -88,7 +89,7 @@ def alm(
             the Prefect block RemoteFileSystem that holds the credentials.
         until: `scores` stops once the caches are complete; `student` goes on to the finished student.
         only: Run this stage alone, on what the earlier stages have written.
-        corpus: URL of files to use as the corpus: in place of a file's source and name, or of a recipe's whole corpus.
+        corpus: URL of files to use as the corpus, in place of its source and name. Several (as NAME=URL) are a mixture.
         teacher: The teacher: a local folder, a name on the Hub, or demo:NAME.
         student: The student: a local folder, a name on the Hub, or demo:NAME.
         tokenizer: The student's new tokenizer: a local folder, a name on the Hub, or bytes.
@@ -105,11 +106,13 @@ def alm(
         gpu_pool: The work pool that runs alm/score and alm/train; by default this run scores and trains itself.
         gpu_runs: The number of scoring runs on the GPU pool at a time.
         shards: With `only: score`, the shards to score; by default all.
+        source: With `only: score`, the source of a mixture whose shards to score; by default all sources.
     """
     parameters = locals()
     with inert_run():
         chosen = _resolve(parameters)
         _check_only(only, until, shards, gpu_pool)
+        _check_source(chosen, source, only, shards)
         tasks.log_stages_at_info()
         if not only:
             _log_first_lines(chosen, parameters)
@@ -120,7 +123,8 @@ def alm(
         phases: Sequence[Phase] = (only,) if only else PHASES[until]
         if only == "score":
             run.pipeline.require_ready(phases)
-            return {"seconds": {"score": tasks.score(run.pipeline, storage, shards)}}
+            parts = run.pipeline.parts if source is None else [run.pipeline.part(source)]
+            return {"seconds": {"score": sum(tasks.score(part, storage, shards) for part in parts)}}
         pool = GpuPool(gpu_pool, gpu_runs) if gpu_pool else None
         if pool:
             require_no_secrets(run.parameters, f"gpu_pool {gpu_pool}")
@@ -155,6 +159,16 @@ def _check_only(only: Only | None, until: Until, shards: list[int] | None, gpu_p
             f"gpu_pool: a run with `only: {only}` does its work itself; leave `gpu_pool` out, or run the deployment "
             f"{POOL_DEPLOYMENTS[only]} on that pool"
         )
+
+
+def _check_source(config: AlmConfig, source: str | None, only: Only | None, shards: list[int] | None) -> None:
+    names = [each.name for each in config.sources]
+    if source is not None and only != "score":
+        raise UserError("source: needs `only: score`; set it, or leave `source` out")
+    if source is not None and source not in names:
+        raise UserError(f"source: {source} is not a source of the corpus ({', '.join(names) or 'which is not a list'})")
+    if shards is not None and names and source is None:
+        raise UserError(f"shards: needs `source`, one of {', '.join(names)}: each source has shards of its own")
 
 
 def _run_phases(

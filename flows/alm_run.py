@@ -50,6 +50,20 @@ class AlmRun:
         # first, since the examples may be cut by its tokens; without a tokenizer to make, it only checks that the
         # student's model can be trained
         self._run_stage(self.pipeline.tokenizer_stage, tasks.train_tokenizer)
+        for part in self._parts():
+            part.prepare_source(workers, pool)
+
+    def _parts(self) -> "list[AlmRun]":
+        """Return the runs of the sources of a mixture, which count their seconds together; otherwise this one."""
+        if not self.pipeline.config.is_mixture:
+            return [self]
+        return [
+            AlmRun(part, self.storage, {**self.parameters, "source": part.name}, self.seconds)
+            for part in self.pipeline.parts
+        ]
+
+    def prepare_source(self, workers: Workers, pool: GpuPool | None) -> None:
+        """Run every stage of a single corpus up to the alignments, once the student's tokenizer is there."""
         self._run_stage("shard", tasks.shard)
         if jobs := self._missing_jobs(workers.group_bytes, pool):
             self._run_jobs(jobs, workers, pool)
@@ -58,8 +72,9 @@ class AlmRun:
             self._run_stage("pair biases", tasks.pair_biases)
 
     def score(self) -> None:
-        """Score what the pool has not scored."""
-        self._run_stage("score", tasks.score)
+        """Score what the pool has not scored; of a mixture, one source and so one teacher after another."""
+        for part in self._parts():
+            part._run_stage("score", tasks.score)
 
     def train(self, pool: GpuPool | None) -> None:
         """Train the student, here or on the pool; the machine that trains also publishes it if configured."""
@@ -88,7 +103,7 @@ class AlmRun:
         }
         if pool:
             datasets["score"] = pipeline.scores
-        self.seconds |= dict.fromkeys(datasets, 0.0)
+        self.seconds |= {stage: self.seconds.get(stage, 0.0) for stage in datasets}
         missing = {
             stage: [] if dataset.manifest() else dataset.missing(range(len(sizes)))
             for stage, dataset in datasets.items()

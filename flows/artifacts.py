@@ -38,7 +38,8 @@ def create_summary_artifacts(config: "AlmConfig", summary: "RunSummary", rows: R
 
 def _page(title: str, summary: "RunSummary", rows: Rows) -> str:
     places = summary.places
-    pictures = {"Aligned chunks of an example": _attempt("alignment", lambda: _draw_alignment(places["alignments"]))}
+    alignments = [url for place, url in places.items() if place.rpartition(": ")[2] == "alignments"]
+    pictures = {"Aligned chunks of an example": _attempt("alignment", lambda: _draw_alignment(alignments[0]))}
     if "student" in places:
         pictures["Training curves of the student"] = _attempt("curves", lambda: _read_curves(places["student"]))
     # lists, since Prefect's tables cut long cells off

@@ -10,7 +10,7 @@ from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
 
-from storage.kinds import edits, questions
+from storage.kinds import edits, filtering, questions
 from storage.kinds.fields import ID, list_of, required
 
 FORMAT_VERSION = 2
@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 class Kind(StrEnum):
     """The kinds of datasets: folders under a storage root."""
 
+    SIGNATURES = "signatures"
+    DECISIONS = "decisions"
     EXAMPLES = "examples"
     TOKENS = "tokens"
     ALIGNMENTS = "alignments"
@@ -79,6 +81,8 @@ class TokenKind(IntEnum):
 
 
 SCHEMAS: dict[Kind, pa.Schema] = {
+    Kind.SIGNATURES: filtering.SIGNATURES,
+    Kind.DECISIONS: filtering.DECISIONS,
     Kind.EXAMPLES: pa.schema(
         [ID, required("split", pa.string()), required("text", pa.string()), pa.field("messages", pa.string())]
     ),

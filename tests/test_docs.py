@@ -30,7 +30,7 @@ from alm_pipeline.config import (
     Tracker,
 )
 from alm_pipeline.config.fields.settings import settings_of
-from alm_pipeline.config.overrides import FIELDS
+from alm_pipeline.config.overrides import FIELDS, setting_annotations
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.hypernetwork.evaluation import EVALUATIONS as HYPERNET_EVALUATIONS
 from alm_pipeline.hypernetwork.networks.settings import NetworkKind
@@ -38,7 +38,7 @@ from alm_pipeline.hypernetwork.settings import HypernetConfig, parse_hypernet_co
 from alm_pipeline.hypernetwork.training import METRICS as HYPERNET_METRICS
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
 from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES
-from alm_pipeline.training.student.save import METRICS, SPEED
+from alm_pipeline.training.student.save import METRICS, METRICS_BY_SOURCE, SPEED
 from docs.generator import commands, datasets, examples, rooms, settings
 from docs.generator.pages import PAGES as GENERATED_PAGES
 from flows.cli.configuration import parse_settings
@@ -53,6 +53,7 @@ PAGES = {
 }
 """The written pages, by their path in the checkout."""
 HYPERNETWORKS = "docs/how-to/hypernetwork.md"
+MIXTURES = "docs/how-to/mixtures.md"
 pages = pytest.mark.parametrize("page", PAGES)
 
 
@@ -268,10 +269,11 @@ def setting_values(page: str) -> dict[str, str]:
 
 
 def is_setting(path: str, page: str) -> bool:
-    """Whether a dotted path is a setting, or in the mapping that a setting takes."""
+    """Whether a dotted path is a setting, in the mapping that a setting takes, or of a source by name."""
     values, parts = setting_values(page), path.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return path in values or any(values.get(prefix, "").startswith("mapping") for prefix in above)
+    is_of_source = page == MIXTURES and bool(setting_annotations(path))
+    return path in values or is_of_source or any(values.get(prefix, "").startswith("mapping") for prefix in above)
 
 
 @pages
@@ -379,7 +381,7 @@ def test_every_room_has_a_purpose() -> None:
     assert set(ROOMS) - set(rooms.PURPOSES) == set()
 
 
-@pytest.mark.parametrize("schema", [METRICS, EVALUATIONS, SAMPLES, SPEED, PAIR_BIASES])
+@pytest.mark.parametrize("schema", [METRICS, METRICS_BY_SOURCE, EVALUATIONS, SAMPLES, SPEED, PAIR_BIASES])
 def test_the_tables_of_a_student_have_all_their_columns(schema: pa.Schema) -> None:
     page = text_of("docs/reference/student-folder.md")
     rows = re.findall(r"^\| (`[^|]*`) \| (\w+) \|", page, re.MULTILINE)

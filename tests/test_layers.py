@@ -35,6 +35,7 @@ ROOMS = (
     "alm_pipeline.corpus.files",
     "alm_pipeline.corpus.formats",
     "alm_pipeline.corpus",
+    "alm_pipeline.filtering",
     "alm_pipeline.tokenization.templates",
     "alm_pipeline.tokenization.chat",
     "alm_pipeline.models.health",

@@ -22,7 +22,7 @@ class AlignmentSettings:
     def of(cls, config: AlmConfig) -> Self:
         """Return a configuration's settings."""
         objective = config.objective
-        return cls(config.corpus.one_sided, objective.learn, objective.learned_turns)
+        return cls(config.texts.one_sided, objective.learn, objective.learned_turns)
 
     @classmethod
     def of_identity(cls, identity: Mapping[str, Any]) -> Self:

@@ -113,6 +113,12 @@ def _of_student(url: str, root: str, name: str) -> tuple[StoredFolder, Mapping[s
     if manifest is None:
         raise UserError(f"{url}: not a finished student (it has no manifest.json); `alm list ROOT` lists the students")
     inputs = manifest.identity["inputs"]
+    if "shares" in manifest.identity:
+        scores = [join_url(root, Kind.TEACHER_SCORES, inputs[role]) for role in inputs if role.endswith(": scores")]
+        raise UserError(
+            f"{url}: was trained on a mixture, whose sources may have teachers of their own: audit the scores of one: "
+            f"{', '.join(scores)}"
+        )
     kinds = {"examples": Kind.EXAMPLES, "alignments": Kind.ALIGNMENTS, "scores": Kind.TEACHER_SCORES}
     kinds |= dict.fromkeys(("teacher_tokens", "student_tokens"), Kind.TOKENS)
     datasets = {role: open_dataset(join_url(root, kind, inputs[role])) for role, kind in kinds.items()}

@@ -5,7 +5,10 @@ fast it runs (roots, threads, devices, the teacher's batch size) is outside ever
 """
 
 from alm_pipeline.config.corpus import (
+    Corpus,
     CorpusConfig,
+    DecontaminationConfig,
+    DeduplicationConfig,
     FileFormat,
     FilesSource,
     GeneratedSource,
@@ -13,6 +16,7 @@ from alm_pipeline.config.corpus import (
     Layout,
     OneSided,
     Source,
+    SourceConfig,
 )
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
@@ -47,8 +51,11 @@ __all__ = [
     "ChosenStep",
     "Chunking",
     "ComputationDtype",
+    "Corpus",
     "CorpusConfig",
     "Debias",
+    "DecontaminationConfig",
+    "DeduplicationConfig",
     "Divergence",
     "Dtype",
     "Engine",
@@ -76,6 +83,7 @@ __all__ = [
     "ServedConfig",
     "Sharding",
     "Source",
+    "SourceConfig",
     "SpecialTokens",
     "StudentConfig",
     "TemplateConfig",

@@ -3,9 +3,10 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
+from alm_pipeline.config.template import TemplateConfig
 
 _ESCAPED = {"n": "the end of a line", "r": "a carriage return", "t": "a tab"}
 _ESCAPE = re.compile(r"\\([nrt])")
@@ -74,6 +75,61 @@ class GeneratedSource(Frozen):
 
 
 Source = Annotated[FilesSource | HubSource | GeneratedSource, Field(discriminator="kind")]
+
+
+class DeduplicationConfig(Frozen):
+    """Documents that repeat an earlier one are left out, and counted."""
+
+    exact: bool = Field(
+        True,
+        description="Whether to leave out documents with the same text as an earlier one, apart from white space at "
+        "both ends.",
+    )
+    near: bool = Field(
+        True,
+        description="Whether to leave out documents that are nearly the same as an earlier one, found by MinHash. "
+        "Needs `pip install 'alm-pipeline[dedup]'`.",
+    )
+    similarity: float = Field(
+        0.8,
+        ge=0.5,
+        le=0.95,
+        description="How similar documents are that count as nearly the same: the share of their runs of `words` words "
+        "that both have (Jaccard). Of documents with just this similarity, about half are found; below it, few are "
+        "taken for the same.",
+    )
+    words: int = Field(5, ge=1, le=20, description="How many words in a row are compared.")
+    across: bool = Field(
+        True,
+        description="In a mixture, whether documents also count as repeated that an earlier source of the list has. "
+        "New sources are then added at the end, so that none of the others changes.",
+    )
+
+    @model_validator(mode="after")
+    def _finds_something(self) -> Self:
+        if not (self.exact or self.near):
+            raise ValueError("exact and near are both false, so nothing is left out; leave deduplicate out instead")
+        return self
+
+
+class DecontaminationConfig(Frozen):
+    """Documents that contain a question of an evaluation set are left out, and counted."""
+
+    questions: tuple[str, ...] = Field(
+        min_length=1,
+        description="Local paths or fsspec URLs of the evaluation sets: Parquet, Arrow, JSON, CSV or text files.",
+    )
+    text: str = Field(
+        "{question} {answer}",
+        description="The column of the evaluation sets that holds a question, or a template of columns.",
+    )
+    words: int = Field(
+        13,
+        ge=3,
+        le=50,
+        description="How many words in a row a document has to share with a question, whatever their case and "
+        "punctuation. A shorter question has to be there as a whole.",
+    )
 
 
 class CorpusConfig(Frozen):
@@ -164,6 +220,14 @@ class CorpusConfig(Frozen):
         description="The share of documents that are held out for evaluation and never trained on, chosen by a hash of "
         "their ids.",
     )
+    deduplicate: DeduplicationConfig | None = Field(
+        None,
+        description="Leaves out documents that repeat an earlier one. `{}` takes the defaults. Default: all are kept.",
+    )
+    decontaminate: DecontaminationConfig | None = Field(
+        None,
+        description="Leaves out documents that contain questions of evaluation sets. Default: all are kept.",
+    )
     shard_bytes: int = Field(
         32 * 2**20,
         ge=1024,
@@ -195,7 +259,70 @@ class CorpusConfig(Frozen):
             raise ValueError(f"layout: {self.layout} does not read text; leave out text, or set layout to text")
         return self
 
+    @model_validator(mode="after")
+    def _is_compared_as_a_whole(self) -> Self:
+        if self.is_filtered and self.max_examples is not None:
+            raise ValueError(
+                "deduplicate and decontaminate read the corpus to its end, whatever max_examples is; use sample instead"
+            )
+        return self
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether documents are left out for what they contain."""
+        return self.deduplicate is not None or self.decontaminate is not None
+
     @property
     def byte_limit(self) -> int:
         """The maximum length of a text in bytes, unless the student's context limits it."""
         return self.max_bytes or DEFAULT_MAX_BYTES
+
+    @property
+    def plain(self) -> "CorpusConfig":
+        """The corpus alone, without what it is in a mixture."""
+        return self
+
+
+class SourceConfig(CorpusConfig):
+    """One of several sources of texts, with its share of the training."""
+
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="How many examples of this source are trained on, relative to the other sources' weights: weights "
+        "1 and 3 are a quarter and three quarters of the examples. At most 6 decimals. It changes the student alone.",
+    )
+    teacher: str | None = Field(
+        None,
+        description="The teacher of this source: a local folder, a name on the Hub, or `demo:NAME`. Default: the "
+        "configuration's `teacher`.",
+    )
+    teacher_template: str | TemplateConfig | None = Field(
+        None,
+        description="The chat template of this source's teacher. Default: the configuration's `teacher_template`, or, "
+        "for a teacher of its own, that teacher's.",
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _has_few_decimals(cls, weight: float) -> float:
+        """Shares are exact, and so computed with whole numbers."""
+        if round(weight, 6) != weight:
+            raise ValueError(f"{weight} has more than 6 decimals; round it")
+        return weight
+
+    @property
+    def plain(self) -> CorpusConfig:
+        return CorpusConfig.model_construct(**{name: getattr(self, name) for name in CorpusConfig.model_fields})
+
+
+def _form(value: object) -> str:
+    return "tuple" if isinstance(value, list | tuple) else "CorpusConfig"
+
+
+Corpus = Annotated[
+    Annotated[CorpusConfig, Tag("CorpusConfig")] | Annotated[tuple[SourceConfig, ...], Tag("tuple")],
+    Discriminator(_form),
+]
+"""One corpus, or a mixture of several sources"""

@@ -4,13 +4,14 @@
 the flow `alm` with it.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, parse_config
+from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, SourceConfig, parse_config
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.settings import annotation_at
 from alm_pipeline.config.fields.spelling import unknown_setting
@@ -23,10 +24,10 @@ from storage.printed.secrets import naming_path
 class Overrides(Frozen):
     """Values that replace those of a configuration; None keeps the configuration's own."""
 
-    corpus: str | None = Field(
+    corpus: str | list[str] | None = Field(
         None,
-        description="URL of files to use as the corpus: in place of a file's source and name, or of a recipe's whole "
-        "corpus.",
+        description="URL of files to use as the corpus, in place of its source and "
+        "name. Several (as NAME=URL) are a mixture.",
     )
     teacher: str | None = Field(None, description="The teacher: a local folder, a name on the Hub, or demo:NAME.")
     student: str | None = Field(None, description="The student: a local folder, a name on the Hub, or demo:NAME.")
@@ -70,12 +71,13 @@ FIELDS = {
 def override(config: AlmConfig, overrides: Overrides) -> AlmConfig:
     """Return a configuration with the given values replaced. Only `settings` can set a field to None.
 
-    `corpus` replaces the source and the name of the configuration's corpus, and nothing else of it.
-    Raises UserError naming a field that does not exist or does not accept the value.
+    `corpus` replaces the source and the name of the configuration's corpus, and nothing else of it. Of a mixture, it
+    replaces the sources of these names. Raises UserError naming a field that does not exist or does not accept the
+    value.
     """
     content = config.model_dump(mode="json")
     if overrides.corpus is not None:
-        content["corpus"] |= _files(overrides.corpus)
+        content["corpus"] = _with_files(content["corpus"], overrides.corpus)
     _put_all(content, overrides)
     return parse_config(content)
 
@@ -96,7 +98,9 @@ def configured_content(name: str, overrides: Overrides) -> dict[str, Any]:
     """Return the same as plain values, with null for each field that has to be given and was not."""
     content = recipe_content(name)
     if overrides.corpus is not None:
-        content["corpus"] = corpus_at(overrides.corpus).model_dump(mode="json")
+        urls = _urls(overrides.corpus)
+        corpora = [corpus_at(url, {"name": name}).model_dump(mode="json") for name, url in urls.items()]
+        content["corpus"] = corpora[0] if len(corpora) == 1 else corpora
     own = dict(content["train"])
     _put_all(content, overrides)
     for field, followed in FOLLOWING.get(name, {}).items():
@@ -139,14 +143,44 @@ def _put_all(content: dict[str, Any], overrides: Overrides) -> None:
     for field, value in sorted(
         {**values, **settings}.items(), key=lambda item: (not item[0].endswith(".kind"), item[0].count("."))
     ):
-        _put(content, field.split("."), value)
+        if field == "corpus" or not field.startswith("corpus.") or not isinstance(content["corpus"], list):
+            _put(content, field.split("."), value)
+        else:
+            _put(*_in_source(content["corpus"], field), value)
+
+
+def _in_source(sources: list[Any], field: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the source of a mixture that a setting `corpus.NAME.FIELD` is about, and the path within it."""
+    names = {str(source.get("name")): source for source in sources if isinstance(source, dict)}
+    rest = field.removeprefix("corpus.")
+    for name in sorted(names, key=len, reverse=True):
+        if rest.startswith(f"{name}."):
+            return names[name], rest.removeprefix(f"{name}.").split(".")
+    number, _, path = rest.partition(".")
+    if number.isdecimal() and int(number) < len(sources) and path:
+        return sources[int(number)], path.split(".")
+    raise UserError(
+        f"{field}: corpus is a list of the sources {', '.join(names)}: write corpus.NAME.FIELD, as in "
+        f"corpus.{next(iter(names), 'NAME')}.{rest.rpartition('.')[2]}"
+    )
 
 
 def _require_known(settings: Mapping[str, Any]) -> None:
     """Raise UserError with the nearest fields to each one that does not exist."""
-    unknown = [field.split(".") for field in settings if not annotation_at(AlmConfig, field.split("."))]
+    unknown = [field.split(".") for field in settings if not setting_annotations(field)]
     if unknown:
         raise UserError("\n".join(unknown_setting(AlmConfig, path, settings[".".join(path)]) for path in unknown))
+
+
+def setting_annotations(field: str) -> list[Any]:
+    """Return the annotations of a field by its dotted name, also of a source's: corpus.NAME.weight, corpus.0.weight."""
+    path = field.split(".")
+    found = annotation_at(AlmConfig, path)
+    if found or path[0] != "corpus":
+        return found
+    # a source's name may have periods itself
+    ends = range(2, len(path))
+    return next((inner for end in ends if (inner := annotation_at(SourceConfig, path[end:]))), [])
 
 
 def corpus_at(url: str, settings: Mapping[str, Any] | None = None) -> CorpusConfig:
@@ -157,9 +191,43 @@ def corpus_at(url: str, settings: Mapping[str, Any] | None = None) -> CorpusConf
         raise UserError(f"the corpus is wrong:\n{wrong_fields(error, CorpusConfig)}") from error
 
 
-def _files(url: str) -> dict[str, Any]:
+def _files(url: str, name: str | None = None) -> dict[str, Any]:
     """Return what a URL of files replaces in a corpus."""
-    return {"name": _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
+    return {"name": name or _name(url), "source": FilesSource(urls=(url,)).model_dump(mode="json")}
+
+
+def _urls(given: str | list[str]) -> dict[str, str]:
+    """Return the URLs by name; each of several is NAME=URL, or is called as its file."""
+    if isinstance(given, str) or len(given) == 1:
+        url = given if isinstance(given, str) else given[0]
+        return {_name(url): url}
+    pairs = [(match[1], match[2]) if (match := _NAMED.fullmatch(url)) else (_name(url), url) for url in given]
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"corpus: two sources are called {twice!r}: name each, as NAME=URL")
+    if not pairs:
+        raise UserError("corpus: is a list without a source: name at least one URL")
+    return dict(pairs)
+
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+
+
+def _with_files(corpus: Any, given: str | list[str]) -> Any:
+    """Return a configuration's corpus as plain values, with the files at the URLs."""
+    if isinstance(corpus, dict):
+        sources = [corpus | _files(url, name) for name, url in _urls(given).items()]
+        return sources[0] if len(sources) == 1 else sources
+    listed = [given] if isinstance(given, str) else given
+    pairs = [(match[1], match[2]) if (match := _NAMED.fullmatch(url)) else ("", url) for url in listed]
+    known = {source["name"]: source for source in corpus}
+    if wrong := next((f"{name}={url}" if name else url for name, url in pairs if name not in known), None):
+        raise UserError(
+            f"corpus: {wrong}: the file has the sources {', '.join(known)}: write NAME=URL with one of these names, or "
+            "add the source to the file"
+        )
+    urls = dict(pairs)
+    return [source | _files(urls[name], name) if name in urls else source for name, source in known.items()]
 
 
 _TEMPLATES = ("teacher_template", "template")

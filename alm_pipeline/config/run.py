@@ -2,22 +2,24 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from alm_pipeline.config.corpus import CorpusConfig
+from alm_pipeline.config.corpus import Corpus, CorpusConfig, SourceConfig
 from alm_pipeline.config.evaluation import EvaluationConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.frozen import STORED, Frozen
-from alm_pipeline.config.objective import ObjectiveConfig
+from alm_pipeline.config.objective import LIVE_TERMS, ObjectiveConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
 from alm_pipeline.config.template import TemplateConfig
 from alm_pipeline.config.training import TrainConfig
 from storage.errors import UserError, user_error
 
+_LONGEST_NAME = 60
+"""of a mixture in names of folders"""
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
@@ -49,7 +51,10 @@ class PublishConfig(Frozen):
 class AlmConfig(Frozen):
     """Everything that decides what a run writes."""
 
-    corpus: CorpusConfig = Field(description="The texts, and how they are cut into examples.")
+    corpus: Corpus = Field(
+        description="The texts, and how they are cut into examples. A list of these is a mixture: each source has a "
+        "`weight` and, if need be, a `teacher` of its own.",
+    )
     teacher: str = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
     teacher_template: str | TemplateConfig | None = Field(
         None,
@@ -89,10 +94,86 @@ class AlmConfig(Frozen):
             raise ValueError("a name is one line of visible characters")
         return name and name.strip()
 
+    @field_validator("corpus")
+    @classmethod
+    def _has_sources(cls, corpus: Corpus) -> Corpus:
+        if isinstance(corpus, CorpusConfig):
+            return corpus
+        if not corpus:
+            raise ValueError("is a list without a source; name at least one")
+        names = [source.name for source in corpus]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two sources are called {twice}; give each a name of its own")
+        return corpus
+
+    @model_validator(mode="after")
+    def _sources_are_compared_alike(self) -> Self:
+        compared = [source for source in self.sources if source.deduplicate and source.deduplicate.across]
+        measures = {(each.near, each.similarity, each.words) for each in (s.deduplicate for s in compared) if each}
+        if len(measures) > 1:
+            names = ", ".join(source.name for source in compared)
+            raise ValueError(
+                f"corpus: the sources {names} are compared with each other, and have different near, similarity or "
+                "words in deduplicate; give them the same, or set across to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits_in_memory(self) -> Self:
+        """Several teachers are scored one after another, and never in memory together."""
+        if len(self.teachers) > 1 and self.objective.is_live:
+            live = ", ".join(term for term in self.objective.terms if term in LIVE_TERMS)
+            raise ValueError(
+                f"objective.terms: {live} needs the teacher in memory during training, and corpus names several: "
+                f"{', '.join(self.teachers)}; leave the term out, or use one teacher"
+            )
+        return self
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the corpus is a list of sources."""
+        return not isinstance(self.corpus, CorpusConfig)
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The sources of a mixture; none if there is a single corpus."""
+        return () if isinstance(self.corpus, CorpusConfig) else self.corpus
+
+    @property
+    def texts(self) -> CorpusConfig:
+        """The corpus of a run that has a single one, such as a part of a mixture. Raises ValueError for a mixture."""
+        if not isinstance(self.corpus, CorpusConfig):
+            raise ValueError("the corpus is a list of sources: use each of `parts`, which has a single one")
+        return self.corpus
+
+    @property
+    def parts(self) -> "tuple[AlmConfig, ...]":
+        """The configuration of each source alone, up to its teacher's scores; of a single corpus, this one."""
+        return tuple(map(self._part, self.sources)) if self.is_mixture else (self,)
+
+    def _part(self, source: SourceConfig) -> "AlmConfig":
+        template = self.teacher_template if source.teacher is None else None
+        own = {"corpus": source.plain, "teacher": source.teacher or self.teacher}
+        return self.model_copy(update={**own, "teacher_template": source.teacher_template or template})
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of all teachers, each once."""
+        return tuple(dict.fromkeys(source.teacher or self.teacher for source in self.sources)) or (self.teacher,)
+
+    @property
+    def corpus_name(self) -> str:
+        """The corpus's name; of a mixture, those of its sources, or the first one's and the number of the others."""
+        if not self.is_mixture:
+            return self.texts.name
+        names = "+".join(source.name for source in self.sources)
+        first, others = self.sources[0].name, len(self.sources) - 1
+        return names if len(names) <= _LONGEST_NAME else f"{first}+{others}-others"
+
     @property
     def title(self) -> str:
         """A readable name of the run."""
-        return f"{self.corpus.name}: {self.teacher} to {self.student.model}"
+        return f"{self.corpus_name}: {' and '.join(self.teachers)} to {self.student.model}"
 
 
 def load_config(file: Path) -> AlmConfig:

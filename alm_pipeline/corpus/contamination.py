@@ -6,7 +6,7 @@ A question is contaminated if the corpus has one of its n-grams: n words in a ro
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alm_pipeline.config import CorpusConfig
@@ -63,35 +63,60 @@ def _as_they_are(corpus: CorpusConfig) -> CorpusConfig:
     return corpus.model_copy(update={"normalize": ("nfc",)}) if corpus.normalize == "auto" else corpus
 
 
-def find_contamination(corpus: CorpusConfig, questions: Mapping[str, str], n: int = 13) -> Contamination:
-    """Look for questions (texts by id) in a corpus, which is read once.
+class QuestionIndex:
+    """The n-grams of questions, to be found in other texts."""
 
-    Raises UserError as `iter_examples` does.
+    def __init__(self, questions: Mapping[str, str], n: int) -> None:
+        """`questions` are texts by id."""
+        self.grams = {id_: set(ngrams(text, n)) for id_, text in questions.items()}
+        self.owners: defaultdict[Ngram, list[str]] = defaultdict(list)
+        for id_, grams in self.grams.items():
+            for gram in grams:
+                self.owners[gram].append(id_)
+        self._lengths = sorted({len(gram) for gram in self.owners})
+
+    def found_in(self, text: str) -> Iterator[Ngram]:
+        """Yield the n-grams of questions that a text has, the shorter ones first."""
+        return _in_question(text, self._lengths, self.owners)
+
+    def first_in(self, text: str) -> str | None:
+        """Return the id of a question of which the text has an n-gram, the same one every time; None if it has none."""
+        gram = next(self.found_in(text), None)
+        return None if gram is None else self.owners[gram][0]
+
+
+def find_contamination(corpora: Sequence[CorpusConfig], questions: Mapping[str, str], n: int = 13) -> Contamination:
+    """Look for questions (texts by id) in a corpus or the sources of a mixture, each of which is read once.
+
+    Examples of a mixture are called by their source's name, too. Raises UserError as `iter_examples` does.
     """
-    of_question = {id_: set(ngrams(text, n)) for id_, text in questions.items()}
-    owners: defaultdict[Ngram, list[str]] = defaultdict(list)
-    for id_, grams in of_question.items():
-        for gram in grams:
-            owners[gram].append(id_)
-    lengths, found, where = sorted({len(gram) for gram in owners}), defaultdict[str, set[Ngram]](set), dict[str, str]()
+    index = QuestionIndex(questions, n)
+    of_question, found, where = index.grams, defaultdict[str, set[Ngram]](set), dict[str, str]()
     dropped, examples = Counter[str](), 0
-    with track("look for questions", corpus.max_examples or 0, "examples") as advance:
-        for example in iter_examples(_as_they_are(corpus), dropped):
+    total = sum(corpus.max_examples or 0 for corpus in corpora)
+    with track("look for questions", total, "examples") as advance:
+        for corpus, example in _examples(corpora, dropped):
             examples += 1
-            for gram in _in_question(_text(example), lengths, owners):
-                for id_ in owners[gram]:
+            for gram in index.found_in(_text(example)):
+                for id_ in index.owners[gram]:
                     found[id_].add(gram)
-                    where.setdefault(id_, example.id)
+                    where.setdefault(id_, f"{corpus.name}: {example.id}" if len(corpora) > 1 else example.id)
             advance(1)
     shares = {id_: len(found[id_]) / len(of_question[id_]) for id_ in of_question if id_ in found}
     return Contamination(len(questions), shares, where, examples, dict(dropped))
+
+
+def _examples(corpora: Sequence[CorpusConfig], dropped: Counter[str]) -> Iterator[tuple[CorpusConfig, Example]]:
+    for corpus in corpora:
+        for example in iter_examples(_as_they_are(corpus), dropped):
+            yield corpus, example
 
 
 def _text(example: Example) -> str:
     return example.text if example.text is not None else joined_text(example.messages or [])
 
 
-def _in_question(text: str, lengths: Sequence[int], owners: Mapping[Ngram, list[str]]) -> Iterable[Ngram]:
+def _in_question(text: str, lengths: Sequence[int], owners: Mapping[Ngram, list[str]]) -> Iterator[Ngram]:
     found = words(text)
     grams = (tuple(found[k : k + n]) for n in lengths for k in range(len(found) - n + 1))
     return (gram for gram in grams if gram in owners)

@@ -53,18 +53,19 @@ def iter_examples(
     dropped: Counter[str],
     source: OpenSource | None = None,
     limit: TokenLimit | None = None,
+    filtered: "DocumentFilter | None" = None,
 ) -> Iterator[Example]:
     """Yield the corpus's examples, in an order that never changes; counts losses in `dropped`.
 
     `source` is the corpus's, if it is open already: a stage opens it to compare its identity, and checks it again.
-    With `limit`, examples also fit the student's context; several threads encode then.
+    With `limit`, examples also fit the student's context; several threads encode then. `filtered` leaves documents out.
 
     The pieces of a document are all in one split. Which examples `sample` keeps and which documents are held out
     depends only on ids, so more data or a larger sample moves none. Examples excluded by `sample` and `max_examples`
     are not counted, since that was configured. Raises UserError if two examples have the same id, or `normalize` names
     an unknown form.
     """
-    sampled = _sampled(_unique(_all_examples(config, dropped, source, limit)), config.sample)
+    sampled = _sampled(_unique(_all_examples(config, dropped, source, limit, filtered)), config.sample)
     return islice(sampled, config.max_examples)
 
 
@@ -84,13 +85,24 @@ class _CutDocument:
     dropped: Counter[str]
 
 
+DocumentFilter = Callable[[Iterable[Document], Counter[str]], Iterable[Document]]
+"""takes a corpus's documents, in order, and returns those to keep; counts the others by reason"""
+
+
 def _all_examples(
-    config: CorpusConfig, dropped: Counter[str], source: OpenSource | None, limit: TokenLimit | None
+    config: CorpusConfig,
+    dropped: Counter[str],
+    source: OpenSource | None,
+    limit: TokenLimit | None,
+    filtered: DocumentFilter | None,
 ) -> Iterator[Example]:
     lost = Counter[str]()
 
     def documents() -> Iterator[_ReadDocument]:
-        for document, normalized in _normalized(read_documents(config, lost, source), config.normalize, lost):
+        found: Iterable[Document] = read_documents(config, lost, source)
+        if filtered:
+            found = filtered(found, lost)
+        for document, normalized in _normalized(found, config.normalize, lost):
             before = lost.copy()
             lost.clear()
             yield _ReadDocument(document, normalized, before)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.corpus import OF_CONVERSATIONS
 from alm_pipeline.conversations.sections import joined_text
-from alm_pipeline.corpus.examples import Example, iter_examples
+from alm_pipeline.corpus.examples import DocumentFilter, Example, iter_examples
 from alm_pipeline.corpus.files.listing import CorpusFile
 from alm_pipeline.corpus.formats.layouts import layout_line, resolve_layout
 from alm_pipeline.corpus.formats.tools import Arguments
@@ -27,13 +27,21 @@ from storage.urls import open_filesystem
 STAGE_VERSION = 3
 
 
-def examples_dataset(corpus: CorpusConfig, root: str, limit_identity: Mapping[str, object] | None = None) -> Dataset:
+def examples_dataset(
+    corpus: CorpusConfig,
+    root: str,
+    limit_identity: Mapping[str, object] | None = None,
+    decisions: Dataset | None = None,
+) -> Dataset:
     """Return the examples dataset of a corpus, whether or not it is written yet.
 
     A source is identified by its content: the same files in another place are the same examples. `limit_identity` is
-    what decides the `TokenLimit` that the examples are written with, if there is one.
+    what decides the `TokenLimit` that the examples are written with, if there is one. `decisions` are those on the
+    corpus's documents, if some are left out.
     """
     identity = {"stage_version": STAGE_VERSION, **corpus_identity(corpus, root), **(limit_identity or {})}
+    if decisions:
+        identity["decisions"] = decisions.name
     return Dataset(root, Kind.EXAMPLES, corpus.name, identity)
 
 
@@ -47,6 +55,10 @@ def corpus_identity(corpus: CorpusConfig, root: str) -> dict[str, object]:
     return {"source": source.identity, "config": _settings(resolve_layout(corpus, source))}
 
 
+_FILTERS = ("deduplicate", "decontaminate")
+"""what is known by the name of the decisions that it leads to"""
+
+
 def _settings(corpus: CorpusConfig) -> dict[str, object]:
     """Return what else decides the examples. Plain texts and messages are known by the columns alone.
 
@@ -55,7 +67,7 @@ def _settings(corpus: CorpusConfig) -> dict[str, object]:
     known = {"layout"} if corpus.layout in ("text", "messages") else {"text"}
     # what comes with conversations is part of the identity where there is some: datasets without keep their names
     absent = {name for name in OF_CONVERSATIONS if getattr(corpus, name) is None}
-    return corpus.model_dump(mode="json", exclude={"source", "name", "one_sided", *known, *absent})
+    return corpus.model_dump(mode="json", exclude={"source", "name", "one_sided", *_FILTERS, *known, *absent})
 
 
 def _as_identified(corpus: CorpusConfig, examples: Dataset) -> CorpusConfig:
@@ -93,8 +105,12 @@ def _refuse_stored_files(files: Iterable[CorpusFile], root: str) -> None:
         )
 
 
-def write_examples(examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | None = None) -> Manifest:
+def write_examples(
+    examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | None = None, filtered: DocumentFilter | None = None
+) -> Manifest:
     """Read the corpus and write every shard that is not written yet. With `limit`, it is cut by the student's tokens.
+
+    `filtered` leaves documents out.
 
     Raises UserError if the corpus has no examples, or its source changes before all is written: no shard is written
     under the name of other content.
@@ -108,7 +124,7 @@ def write_examples(examples: Dataset, corpus: CorpusConfig, limit: TokenLimit | 
     dropped: Counter[str] = Counter()
     shards = 0
     with in_background(partial(write_shard, examples)) as write, track("shard", None, "B") as advance:
-        found = _shards(iter_examples(corpus, dropped, source, limit), corpus.shard_bytes)
+        found = _shards(iter_examples(corpus, dropped, source, limit, filtered), corpus.shard_bytes)
         for shards, shard in enumerate(found, start=1):
             source.check()
             if not examples.record(shards - 1):

@@ -76,7 +76,7 @@ class HypernetPipeline:
         if self._trained_tokenizer:
             setting = self.config.evaluation.trained
             assert setting
-            write_tokenizer(self._trained_tokenizer, self.pipeline.corpus, setting, self.source.tokenizer)
+            write_tokenizer(self._trained_tokenizer, [self.pipeline.corpus], setting, self.source.tokenizer)
 
     def score(self) -> None:
         """Tokenize the examples and let the teacher score them, if the objective compares likelihoods."""
@@ -119,7 +119,7 @@ class HypernetPipeline:
         setting = self.config.evaluation.trained
         if setting is None:
             return None
-        folder = tokenizer_folder(self.pipeline.corpus, setting, self.source.tokenizer, self.root)
+        folder = tokenizer_folder([self.pipeline.corpus], setting, self.source.tokenizer, self.root)
         return replace(folder, provenance=provenance(self.pipeline.config))
 
     @cached_property

@@ -27,6 +27,9 @@ Row = dict[str, Any]
 
 REASONS = {
     "blank_piece": "a piece of a cut text is white space alone",
+    "contaminated": "the document contains a question of an evaluation set (corpus.decontaminate)",
+    "exact_duplicate": "an earlier document has the same text (corpus.deduplicate)",
+    "near_duplicate": "an earlier document is nearly the same (corpus.deduplicate)",
     "changed_by_nfc": "the tokenizer's own normalization changes the text",
     "empty": "the text is empty",
     "holds_the_space_stand_in": "the text has U+2581, which the tokenizer reads as a space",
@@ -120,6 +123,11 @@ def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
             return [None] * dataset.complete_manifest().shards[shard].rows
         case Kind.TOKENS | Kind.CHOICE_SCORES:
             return _dropped(dataset, shard)
+        case Kind.SIGNATURES:
+            return [None] * dataset.complete_manifest().shards[shard].rows
+        case Kind.DECISIONS:
+            decided: list[str | None] = dataset.read_shard(shard, ["reason"])["reason"].to_pylist()
+            return decided
         case Kind.TEACHER_SCORES:
             return _dropped(_tokens_of(dataset, "tokens"), shard)
         case Kind.ALIGNMENTS:
@@ -224,7 +232,16 @@ def _probability(logprob: float) -> float | None:
     return None if math.isnan(logprob) else math.exp(logprob)
 
 
+def _documents(dataset: Dataset, shard: int, rows: pa.Int64Array) -> Iterator[Row]:
+    """Yield what is known of documents; their bands are counted."""
+    for row in dataset.read_shard(shard).take(rows).to_pylist():
+        row.pop("reason", None)  # shown as what the row was dropped for
+        yield row | ({"bands": len(row["bands"])} if "bands" in row else {})
+
+
 READERS: dict[Kind, Callable[[Dataset, int, pa.Int64Array], Iterator[Row]]] = {
+    Kind.SIGNATURES: _documents,
+    Kind.DECISIONS: _documents,
     Kind.EXAMPLES: _examples,
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,

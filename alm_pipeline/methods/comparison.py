@@ -49,15 +49,20 @@ class MethodComparison:
     """a URL; by default the corpus's name, in the folder `comparisons` of the store"""
 
     def __post_init__(self) -> None:
-        """Raises UserError as `method_runs` does, and if two domains have one name."""
-        names = [self.config.corpus.name, *(texts.domain for texts in self.domains)]
+        """Raises UserError as `method_runs` does, if two domains have one name, and for a mixture."""
+        if self.config.is_mixture:
+            raise UserError(
+                "corpus: is a list of sources, and methods are compared on one corpus: keep one of them, and name the "
+                "others as domains (--domain NAME=URL)"
+            )
+        names = [self.config.corpus_name, *(texts.domain for texts in self.domains)]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise UserError(f"domains: {repeated[0]} is the name of two corpora: name one of them otherwise")
         assert self.runs
 
     @property
     def url(self) -> str:
-        return self.folder or join_url(self.root, FOLDER, self.config.corpus.name)
+        return self.folder or join_url(self.root, FOLDER, self.config.corpus_name)
 
     @cached_property
     def runs(self) -> list[MethodRun]:
@@ -96,7 +101,7 @@ class MethodComparison:
         for run in self.runs:
             tables[run.method].append(self.measure(run.config))
         trainings = [Training.of(run, Pipeline(run.config, self.root).student.url) for run in self.runs]
-        return ComparisonReport.of({**tables, **self._unmade()}, trainings, self.methods[0], self.config.corpus.name)
+        return ComparisonReport.of({**tables, **self._unmade()}, trainings, self.methods[0], self.config.corpus_name)
 
     def _unmade(self) -> Mapping[str, list[pa.Table]]:
         """Return the measures of the teacher, and of the student's model as it is: one of them, if they are one."""
@@ -110,7 +115,7 @@ class MethodComparison:
 
     @cached_property
     def _texts(self) -> Sequence[ComparedTexts]:
-        corpus = self.runs[0].config.corpus
+        corpus = self.config.texts
         return (ComparedTexts(corpus.name, corpus, is_trained_on=True), *self.domains)
 
     @property

@@ -20,6 +20,25 @@ _DEMONSTRATION_ID = ColumnDescription("The demonstration's id: the same in every
 _ID_COLUMN = ColumnDescription("The example's id: the same in every dataset made from these examples.")
 
 COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
+    Kind.SIGNATURES: {
+        "id": ColumnDescription("The document's id."),
+        "text_hash": ColumnDescription("A hash of the text, in NFC and without white space at both ends."),
+        "bands": ColumnDescription(
+            "The hash of each band of MinHashes: documents that share one may be nearly the same.",
+            "[bands], or empty for a text without words",
+        ),
+        "question": ColumnDescription("The id of a question of an evaluation set that it contains; null for none."),
+    },
+    Kind.DECISIONS: {
+        "id": ColumnDescription("The document's id."),
+        "reason": ColumnDescription(
+            "Why it is left out: `exact_duplicate`, `near_duplicate` or `contaminated`; null if it is kept."
+        ),
+        "repeats": ColumnDescription(
+            "The id of the earlier document that it repeats, in a mixture after its source's name, or of the question "
+            "that it contains; null if it is kept."
+        ),
+    },
     Kind.EXAMPLES: {
         "id": ColumnDescription(
             "The document's id, followed by `#` and the piece's number if the document was cut into several examples."

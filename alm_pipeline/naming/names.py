@@ -33,7 +33,7 @@ def run_title(config: AlmConfig) -> str:
 def student_title(config: AlmConfig) -> str:
     """Return a student's name with its models, in short, for a picture or a card."""
     student, teacher = value_text(config.student.model), value_text(config.teacher)
-    return f"{student} from {teacher} on {config.corpus.name}: {run_name(config)}"
+    return f"{student} from {teacher} on {config.corpus_name}: {run_name(config)}"
 
 
 def changes(recorded: Settings) -> str:

@@ -1,7 +1,8 @@
 """The stage that makes the student's tokenizer: trained, of bytes, or with the source's special tokens."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from alm_pipeline.config import CorpusConfig, TrainedTokenizer
@@ -24,9 +25,9 @@ STAGE_VERSION = 1
 
 
 def tokenizer_folder(
-    corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer, root: str
+    corpora: Sequence[CorpusConfig], setting: TrainedTokenizer | str, source: LoadedTokenizer, root: str
 ) -> StoredFolder:
-    """Return the folder of the tokenizer trained on this corpus, or of bytes. It need not be written yet."""
+    """Return the folder of the tokenizer trained on these corpora, or of bytes. It need not be written yet."""
     identity = {
         "stage_version": STAGE_VERSION,
         "source_tokenizer": source.identity,
@@ -34,8 +35,10 @@ def tokenizer_folder(
     }
     if isinstance(setting, str):
         return StoredFolder(root, "tokenizers", f"{source.label}-{setting}", {**identity, "setting": setting})
-    trained = {"corpus": corpus_identity(_whole(corpus), root), "setting": setting.model_dump(mode="json")}
-    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity | trained)
+    identities = [corpus_identity(_whole(corpus), root) for corpus in corpora]
+    trained = {"corpus": identities[0]} if len(identities) == 1 else {"corpora": identities}
+    identity |= {**trained, "setting": setting.model_dump(mode="json")}
+    return StoredFolder(root, "tokenizers", f"bpe-{setting.vocab_size}", identity)
 
 
 def exchanged_folder(tokenizer: LoadedTokenizer, source: LoadedTokenizer, root: str) -> StoredFolder:
@@ -66,22 +69,27 @@ def _whole(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def write_tokenizer(
-    folder: StoredFolder, corpus: CorpusConfig, setting: TrainedTokenizer | str, source: LoadedTokenizer
+    folder: StoredFolder, corpora: Sequence[CorpusConfig], setting: TrainedTokenizer | str, source: LoadedTokenizer
 ) -> FolderManifest:
     """Train the tokenizer on the training split, or make it of bytes, unless it is written.
 
-    Raises UserError if the corpus's source changes meanwhile.
+    Of several corpora, each has an equal share of `train_bytes`. Raises UserError if a corpus's source changes
+    meanwhile.
     """
 
     def make(target: StoredFolder, lease: Lease) -> FolderManifest:
         if isinstance(setting, str):
             tokenizer = byte_level_tokenizer(source.fast)
         else:
-            read = open_source(corpus.source)
-            read.require_identity(folder.identity["corpus"]["source"])
-            texts = _training_texts(corpus, setting.train_bytes, read)
-            tokenizer = train_tokenizer(texts, setting.vocab_size, source.fast)
-            read.check(final=True)
+            named = folder.identity.get("corpora") or [folder.identity["corpus"]]
+            opened = [open_source(corpus.source) for corpus in corpora]
+            for read, identity in zip(opened, named, strict=True):
+                read.require_identity(identity["source"])
+            share = setting.train_bytes // len(corpora)
+            texts = (_training_texts(corpus, share, read) for corpus, read in zip(corpora, opened, strict=True))
+            tokenizer = train_tokenizer(chain.from_iterable(texts), setting.vocab_size, source.fast)
+            for read in opened:
+                read.check(final=True)
         return _finish(target, lease, tokenizer, source)
 
     return make_folder(folder, make)

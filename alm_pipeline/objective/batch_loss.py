@@ -71,6 +71,10 @@ class ScoredBatch:
     teacher_logprobs_C: Tensor
     objective: ObjectiveConfig
     counts: LossCounts
+    source_C: Tensor | None = None
+    """the number of each chunk's source, in a batch of a mixture"""
+    sources: int = 0
+    """of the mixture"""
 
     @classmethod
     def of(
@@ -90,6 +94,8 @@ class ScoredBatch:
             batch["teacher_logprobs_C"],
             objective,
             counts,
+            batch.get("source_C"),
+            len(batch["source_examples_K"]) if "source_examples_K" in batch else 0,
         )
 
     @cached_property
@@ -110,7 +116,10 @@ class ScoredBatch:
 
     @torch.no_grad()
     def watched(self) -> dict[str, Tensor]:
-        """Return what is logged of a batch, by column of `metrics.parquet`."""
+        """Return what is logged of a batch, by column of `metrics.parquet`.
+
+        Of a mixture, also the sum of each source's divergences, as `source_kl(k)`.
+        """
         teacher_C, student_C = self.teacher_logprobs_C, self.student_logprobs_C
         values = {
             "kl": binary_kl(teacher_C, student_C, self.objective.temperature),
@@ -119,4 +128,15 @@ class ScoredBatch:
             "boundary_probability": self.boundary_logprobs_N[self.places.last_token_C].exp(),
         }
         means = {name: values_C.sum() / self.counts.chunks.clamp(min=1) for name, values_C in values.items()}
-        return means | {"tokens_in_chunks": self.places.covered_N.sum()}
+        return means | {"tokens_in_chunks": self.places.covered_N.sum()} | self._kl_by_source(values["kl"])
+
+    def _kl_by_source(self, kl_C: Tensor) -> dict[str, Tensor]:
+        if self.source_C is None:
+            return {}
+        sums_K = kl_C.new_zeros(self.sources).index_add_(0, self.source_C, kl_C)
+        return {source_kl(number): sums_K[number] for number in range(self.sources)}
+
+
+def source_kl(number: int) -> str:
+    """Return the name of the sum of a source's divergences among what is watched."""
+    return f"source {number} kl"

@@ -118,7 +118,7 @@ class Durations:
 
 def read_share(pipeline: Pipeline) -> float:
     """Return the share of the texts that are read which become examples."""
-    corpus = pipeline.config.corpus
+    corpus = pipeline.config.texts
     return corpus.sample if corpus.max_examples is None else 1.0
 
 
@@ -172,8 +172,11 @@ def parameter_count(model: ModelReference) -> int | None:
 
 
 def record_rates(pipeline: Pipeline, left: dict[Stage, float], seconds: dict[str, float]) -> None:
-    """Record how long the stages of a run took. `left` is what each had to do, `seconds` what it took."""
-    for stage in STAGES:
+    """Record how long the stages of a run took. `left` is what each had to do, `seconds` what it took.
+
+    Of a mixture, whose sources have teachers and columns of their own, only the training is recorded.
+    """
+    for stage in ("train",) if pipeline.config.is_mixture else STAGES:
         amount, took = left.get(stage, 0.0), seconds.get(stage, 0.0)
         if amount and took:
             work = amount / read_share(pipeline) if stage == "shard" else amount

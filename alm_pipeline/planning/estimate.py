@@ -1,7 +1,7 @@
 """Makes a plan: what the store has is counted in its manifests, and the rest is estimated from a sample."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.pipeline import Pipeline, Side
 from alm_pipeline.planning.changes import EarlierRuns
 from alm_pipeline.planning.duration import Durations, Rates
-from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, total
+from alm_pipeline.planning.plan import Amount, Plan, Stage, StagePlan, add_plans, total
 from alm_pipeline.planning.sample import CorpusEstimate, estimate_corpus
 from alm_pipeline.planning.stored import StoredStage, stored_stages
 from alm_pipeline.planning.trial import Trial, stored_examples, student_tokenizer, try_stages
@@ -33,6 +33,7 @@ TOKENIZER_BYTES = 80.0
 _STAND_IN = (
     "the student's tokenizer has yet to be trained: its tokens are estimated with the tokenizer that the model has now"
 )
+_UNFILTERED = "documents that deduplicate or decontaminate will leave out are counted in"
 _SCORES_READ = 20
 """datasets of scores in the store that are looked at for how large scores are"""
 _DOES: Mapping[str, str] = {"score": "scores", "train": "trains"}
@@ -45,7 +46,50 @@ def make_plan(pipeline: Pipeline, rates: Rates | None = None, *, with_student: b
 
     Raises UserError as the stages do, for a corpus or model that can't be read.
     """
-    return _Planner(pipeline, rates or Rates(), with_student).plan()
+    rates = rates or Rates()
+    if not pipeline.config.is_mixture:
+        return _Planner(pipeline, rates, with_student).plan()
+    plans = [_Planner(part, rates, with_student=False).plan() for part in pipeline.parts]
+    training = _plan_training(pipeline, rates, plans) if with_student else None
+    whole = add_plans(plans, [part.name for part in pipeline.parts], training)
+    return whole.model_copy(update={"title": pipeline.config.title})
+
+
+def _plan_training(pipeline: Pipeline, rates: Rates, sources: Sequence[Plan]) -> Plan:
+    """Return the plan of a mixture's training alone."""
+    is_open = any(stage.state != "complete" for plan in sources for stage in plan.stages)
+    train, durations = pipeline.config.train, Durations(pipeline, rates, None, None)
+    try:
+        student = pipeline.student
+    except UserError:  # it is named by a tokenizer that the run makes first
+        student = None
+    there = StoredStage(student)
+    amount = Amount.known(train.steps * train.batch_tokens * train.accumulation)
+    left = _left(amount, there, 0, None)
+    seconds = Amount.known(0) if there.is_complete else durations.seconds("train", left)
+    size = Amount.known(there.bytes) if there.is_complete and there.bytes is not None else durations.student_bytes
+    stage = StagePlan(
+        stage="train",
+        state="complete" if there.is_complete else "partly" if there.is_begun else "missing",
+        unit="tokens",
+        amount=amount,
+        left=left,
+        stored_bytes=size,
+        seconds=seconds,
+        cost=rates.cost(seconds),
+        reasons=() if there.is_complete or not is_open else ("follows from the sources",),
+    )
+    blank = dict.fromkeys(("examples", "held_out_examples", "text_bytes", "teacher_tokens", "student_tokens"))
+    return Plan(
+        title=pipeline.config.title,
+        storage=masked(pipeline.root),
+        **blank,
+        cache_bytes_per_teacher_token=None,
+        stages=(stage,),
+        seconds=seconds,
+        new_bytes=Amount.known(0) if there.is_complete else size,
+        cost=rates.cost(seconds),
+    )
 
 
 @dataclass
@@ -81,6 +125,8 @@ class _Planner:
     def _notes(self, left: list[StagePlan]) -> tuple[str, ...]:
         notes = [_STAND_IN] if self._trial and self._trial.has_stand_in else []
         notes += self._trial.one_sided if self._trial else ()
+        if self._sample and self.pipeline.config.texts.is_filtered:
+            notes.append(_UNFILTERED)
         if self._sample and self._sample.count is None:
             notes.append("nothing says how large the corpus is, and a sample did not reach its end")
         guessed = [stage.stage for stage in left if self._durations.is_probed(stage.stage)]
@@ -182,7 +228,7 @@ class _Planner:
         if manifest := self._there["shard"].manifest:
             return Amount.known(len(manifest.shards))
         size = self._text_bytes
-        return size and Amount(value=max(1, math.ceil(size.value / self.pipeline.config.corpus.shard_bytes)))
+        return size and Amount(value=max(1, math.ceil(size.value / self.pipeline.config.texts.shard_bytes)))
 
     def _tokens(self, side: Side) -> Amount | None:
         stage: Stage = "tokenize teacher" if side == "teacher" else "tokenize student"

@@ -76,7 +76,8 @@ def record_finished(pipeline: "Pipeline", summary: RunSummary, until: str) -> No
         _check_unchanged(pipeline, with_student="student" in summary.places)
     except (UserError, OSError):
         return
-    if finished.inputs["corpus"] == pipeline.examples.identity["source"]:
+    used = {_corpus_name(part.config, pipeline.config): part.examples.identity["source"] for part in pipeline.parts}
+    if all(finished.inputs[name] == source for name, source in used.items()):
         _findings().record(_QUESTION, _subject(config, root, until), finished)
 
 
@@ -109,12 +110,18 @@ def _packages() -> list[str]:
 def _inputs(config: AlmConfig) -> dict[str, str]:
     """Return a hash of everything that the configuration names, by its name."""
     named = {f"model {name}": _model_content(name) for name in sorted(_models(config))}
-    return {"corpus": source_identity(config.corpus.source), **named, **_templates(config)}
+    sources = {_corpus_name(part, config): source_identity(part.texts.source) for part in config.parts}
+    return {**sources, **named, **_templates(config)}
+
+
+def _corpus_name(part: AlmConfig, config: AlmConfig) -> str:
+    return f"corpus {part.corpus_name}" if config.is_mixture else "corpus"
 
 
 def _templates(config: AlmConfig) -> dict[str, str]:
     """Return the hashes of files that are named as templates; other names are those of a model, or of this package."""
     settings = {"teacher_template": config.teacher_template, "student.template": config.student.template}
+    settings |= {f"corpus.{source.name}.teacher_template": source.teacher_template for source in config.sources}
     if not any(settings.values()):
         return {}
     from alm_pipeline.tokenization.templates.choice import TemplateChoice  # imports jinja2
@@ -128,7 +135,7 @@ def _models(config: AlmConfig) -> set[str]:
     student = config.student
     tokenizer = student.tokenizer if isinstance(student.tokenizer, str) and not student.is_byte_level else None
     assert tokenizer != BYTES
-    return {name for name in (config.teacher, student.model, tokenizer, student.donor) if name}
+    return {name for name in (*config.teachers, student.model, tokenizer, student.donor) if name}
 
 
 def _model_content(name: str) -> str:
@@ -163,7 +170,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _folders(pipeline: "Pipeline", summary: RunSummary) -> list[str]:
-    made = (pipeline.made_tokenizer, pipeline.stored_pair_biases)
+    made = (pipeline.made_tokenizer, *(part.stored_pair_biases for part in pipeline.parts))
     return [*summary.places.values(), *(folder.url for folder in made if folder)]
 
 
@@ -192,7 +199,7 @@ def _has_same_manifests(finished: FinishedRun) -> bool:
 
 def _check_unchanged(pipeline: "Pipeline", *, with_student: bool) -> None:
     """Raise UserError if a file of a model was changed since the run named its datasets by it."""
-    models = (pipeline.teacher, pipeline.source)
+    models = (*(part.teacher for part in pipeline.parts), pipeline.source)
     tokenizers = (*(model.tokenizer for model in models), pipeline.named_tokenizer, pipeline.student_tokenizer)
     for model in models:
         model.check_unchanged()

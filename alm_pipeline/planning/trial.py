@@ -113,8 +113,8 @@ def student_tokenizer(pipeline: Pipeline) -> tuple[bool, LoadedTokenizer]:
 def _on_sample(pipeline: Pipeline, examples: Dataset, tokenizer: LoadedTokenizer) -> Pipeline:
     """Return a pipeline of the same models and tokenizers on other examples."""
     config = pipeline.config
-    if config.corpus.one_sided == "refuse":  # a plan reports what there is; the check and the run refuse it
-        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"one_sided": "keep"})})
+    if config.texts.one_sided == "refuse":  # a plan reports what there is; the check and the run refuse it
+        config = config.model_copy(update={"corpus": config.texts.model_copy(update={"one_sided": "keep"})})
     sample = Pipeline(config, examples.root)
     sample.teacher, sample.source = pipeline.teacher, pipeline.source
     vars(sample).update(examples=examples, student_tokenizer=tokenizer, made_tokenizer=None)

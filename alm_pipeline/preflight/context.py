@@ -219,7 +219,7 @@ class Context:
         """The corpus as the run cuts it; where the models can't be read, without what they decide."""
         if not self._unavailable:
             return self.inputs.corpus()
-        return self.config.corpus.model_copy(update={"max_bytes": self.config.corpus.byte_limit})
+        return self.config.texts.model_copy(update={"max_bytes": self.config.texts.byte_limit})
 
     @property
     def sample(self) -> CorpusSample:

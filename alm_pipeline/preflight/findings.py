@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, SourceConfig
 from storage.errors import UserError
 from storage.printed.inert import visible
 
@@ -62,6 +62,23 @@ def finding_of(
 
 def _finding(field: str, value: str, problem: str, fix: str, sentence: str, severity: Severity) -> Finding:
     return Finding(field, visible(value), visible(problem), visible(fix), visible(sentence), severity)
+
+
+def of_source(found: Finding, source: SourceConfig) -> Finding:
+    """Return a finding about a part of a mixture under the field of its source: `corpus.NAME.text`."""
+    field = found.field
+    if field == "corpus" or field.startswith("corpus."):
+        field = f"corpus.{source.name}{field.removeprefix('corpus')}"
+    elif (field == "teacher" and source.teacher) or (field == "teacher_template" and source.teacher_template):
+        field = f"corpus.{source.name}.{field}"
+    if field == found.field:
+        return found
+    sentence = _OF_CORPUS.sub(f"corpus.{source.name}.", found.sentence)
+    fix = _OF_CORPUS.sub(f"corpus.{source.name}.", found.fix)
+    return replace(found, field=field, sentence=sentence, fix=fix)
+
+
+_OF_CORPUS = re.compile(r"\bcorpus\.(?=[a-z_])")
 
 
 def named_field(sentence: str, config: AlmConfig) -> str | None:

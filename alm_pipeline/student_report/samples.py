@@ -55,7 +55,7 @@ def _continuations(student: ReportedStudent) -> Mapping[str, Mapping[str, str]]:
 
 def has_conversations(student: ReportedStudent) -> bool:
     """Return whether beginnings are conversations in the student's template, which the teacher may not know."""
-    if student.dataset("examples") is None:  # no longer stored
-        return False
-    first = open_dataset(student.datasets["examples"].url).read_shard(0, ["messages"])["messages"]
-    return bool(len(first) > first.null_count)
+    roles = [f"{prefix}examples" for prefix in student.sources]
+    stored = [open_dataset(student.datasets[role].url) for role in roles if student.dataset(role)]
+    firsts = [dataset.read_shard(0, ["messages"])["messages"] for dataset in stored]
+    return any(len(first) > first.null_count for first in firsts)

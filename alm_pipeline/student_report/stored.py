@@ -47,14 +47,28 @@ class ReportedStudent:
     def models(self) -> str:
         """The teacher and the student's model, in short."""
         student = mapping(self.configuration.get("student")).get("model")
-        return f"{value_text(self.configuration.get('teacher'))} → {value_text(student)}"
+        teachers = dict.fromkeys(value_text(self.teacher_of(source)) for source in self.sources.values())
+        return f"{' and '.join(teachers)} → {value_text(student)}"
+
+    def teacher_of(self, source: Mapping[str, Any]) -> Any:
+        """Return the recorded name of a source's teacher."""
+        return source.get("teacher") or self.configuration.get("teacher")
 
     @cached_property
     def datasets(self) -> Mapping[str, CatalogEntry]:
-        """The datasets by role, without those that are no longer stored."""
+        """The datasets by role, without those that are no longer stored; those of a mixture are `SOURCE: role`."""
         keys = self.origins.inputs(self.key)
-        found = {role: self.origins.entries.get(keys[role]) for role in ROLES if role in keys}
+        roles = [f"{prefix}{role}" for prefix in self.sources for role in ROLES]
+        found = {role: self.origins.entries.get(keys[role]) for role in roles if role in keys}
         return {role: entry for role, entry in found.items() if entry}
+
+    @property
+    def sources(self) -> dict[str, Mapping[str, Any]]:
+        """The recorded corpus of each source, by what its roles begin with: nothing, if there is a single corpus."""
+        corpus = self.configuration.get("corpus")
+        if not isinstance(corpus, list):
+            return {"": mapping(corpus)}
+        return {f"{mapping(source).get('name')}: ": mapping(source) for source in corpus}
 
     def dataset(self, role: str) -> Manifest | None:
         """Return the manifest of a dataset; None if it is no longer stored."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alm_pipeline.config import TOP_TERMS, AlmConfig
+from alm_pipeline.config import TOP_TERMS, AlmConfig, ObjectiveConfig
 from alm_pipeline.evaluation.held_out import HeldOut
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
@@ -21,6 +21,7 @@ from alm_pipeline.objective.chunking.pair_bias_stage import read_pair_biases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends
 from alm_pipeline.objective.prefix_arrays import PrefixTable
 from alm_pipeline.objective.prefix_table import prefix_table
+from alm_pipeline.training.data.mixture import TrainingSource, whole_shares
 from alm_pipeline.training.model.live_teacher import LiveTeacher, TokenMapping
 from alm_pipeline.training.model.terms import needed_mappings
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process
@@ -63,27 +64,77 @@ def require_top(config: AlmConfig) -> None:
 
 
 @dataclass(frozen=True)
+class DistilledPart:
+    """A source of texts with its teacher: the corpus, or one of several in a mixture."""
+
+    name: str
+    """the corpus's"""
+    caches: Mapping[str, Dataset]
+    """the datasets by role, as `Pipeline.caches`"""
+    teacher: ModelReference
+    objective: ObjectiveConfig
+    """as it applies to these texts: of completions and marked messages, only answers are learned"""
+    weight: float = 1.0
+    """relative to the other sources'"""
+    stored_pair_biases: StoredFolder | None = None
+    """of the chunking that uses them"""
+
+    def inputs(self) -> dict[str, str]:
+        """Return the names of what is read, by role."""
+        biases = {"pair_biases": self.stored_pair_biases.name} if self.stored_pair_biases else {}
+        return {role: dataset.name for role, dataset in self.caches.items()} | biases
+
+    def chunk_ends(self) -> ChunkEnds | None:
+        """Return where chunks may end, for a chunking that looks at tokens."""
+        if not CHUNKINGS[self.objective.chunking].looks_at_tokens:
+            return None
+        return chunk_ends(self.objective, self._read_pair_biases)
+
+    def _read_pair_biases(self) -> PairBiases:
+        assert self.stored_pair_biases
+        return read_pair_biases(self.stored_pair_biases)
+
+
+@dataclass(frozen=True)
 class Distillation:
     """A configuration with the caches, models and tokenizers that it names."""
 
     config: AlmConfig
-    caches: Mapping[str, Dataset]
-    """the datasets by role, as `Pipeline.caches`"""
-    teacher: ModelReference
+    parts: tuple[DistilledPart, ...]
+    """the sources of a mixture; otherwise a single one"""
     source: ModelReference
     """the student's model before it gets its tokenizer"""
     tokenizer: LoadedTokenizer
     """the student's"""
-    stored_pair_biases: StoredFolder | None = None
-    """of the chunking that uses them"""
+
+    @property
+    def teacher(self) -> ModelReference:
+        """The only teacher, or the first source's."""
+        return self.parts[0].teacher
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """All datasets by role; those of a mixture begin with their source's name."""
+        if not self.config.is_mixture:
+            return dict(self.parts[0].caches)
+        return {f"{part.name}: {role}": dataset for part in self.parts for role, dataset in part.caches.items()}
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return what the identity says of the data. Weights, and the order of sources, are the student's alone."""
+        if not self.config.is_mixture:
+            return {"inputs": self.parts[0].inputs()}
+        shares = whole_shares([part.weight for part in self.parts]).tolist()
+        return {
+            "inputs": {f"{part.name}: {role}": name for part in self.parts for role, name in part.inputs().items()},
+            "shares": [[part.name, share] for part, share in zip(self.parts, shares, strict=True)],
+        }
 
     def student_folder(self) -> StoredFolder:
         """Return the student that this makes, whether or not it exists yet."""
         config, student = self.config, self.config.student
-        biases = {"pair_biases": self.stored_pair_biases.name} if self.stored_pair_biases else {}
         identity = {
             "stage_version": STAGE_VERSION,
-            "inputs": {role: dataset.name for role, dataset in self.caches.items()} | biases,
+            **self._inputs(),
             "model": self.source.identity,
             "generation_config": self._generation_config,
             "source_tokenizer": self.source.tokenizer.identity,
@@ -97,8 +148,9 @@ class Distillation:
         }
         if evaluation := config.evaluation.identity():
             identity["evaluation"] = evaluation
-        name = f"{self.source.label}-from-{self.teacher.label}-on-{config.corpus.name}"
-        return StoredFolder(self.caches["scores"].root, "students", name, identity)
+        teachers = "+".join(dict.fromkeys(part.teacher.label for part in self.parts))
+        name = f"{self.source.label}-from-{teachers}-on-{config.corpus_name}"
+        return StoredFolder(self.parts[0].caches["scores"].root, "students", name, identity)
 
     @cached_property
     def _initialization(self) -> Initialization:
@@ -133,34 +185,57 @@ class Distillation:
             )
 
     @cached_property
+    def held_out_parts(self) -> dict[str, HeldOut]:
+        """Each source's held-out examples, by its name. Raises UserError when one has none."""
+        most, top = self.config.evaluation.max_examples, self.config.objective.needs_top
+        share = most and -(-most // len(self.parts))
+        return {part.name: HeldOut.read(part.caches, share, top=top) for part in self.parts}
+
+    @property
     def held_out(self) -> HeldOut:
-        """The held-out examples. Raises UserError when there are none."""
-        return HeldOut.read(self.caches, self.config.evaluation.max_examples, top=self.config.objective.needs_top)
+        """The held-out examples of a single corpus, or of the first source."""
+        return self.held_out_parts[self.parts[0].name]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each source's share of the examples that are trained on."""
+        total = sum(part.weight for part in self.parts)
+        return {part.name: part.weight / total for part in self.parts}
 
     @cached_property
+    def training_sources(self) -> tuple[TrainingSource, ...]:
+        """What the training reads of each source."""
+        return tuple(
+            TrainingSource(part.name, part.caches, part.weight, part.chunk_ends(), self._prefixes(part.teacher))
+            for part in self.parts
+        )
+
+    @property
     def chunk_ends(self) -> ChunkEnds | None:
-        """Where chunks may end, for a chunking that looks at tokens."""
-        if not CHUNKINGS[self.config.objective.chunking].looks_at_tokens:
-            return None
-        return chunk_ends(self.config.objective, self._read_pair_biases)
+        """Where chunks may end in a single corpus, for a chunking that looks at tokens."""
+        return self.training_sources[0].ends
 
-    @cached_property
+    @property
     def prefixes(self) -> PrefixTable | None:
-        """The prefixes of both vocabularies, for terms that compare next tokens; takes a second if they are large.
+        """The prefixes of both vocabularies of a single corpus, for terms that compare next tokens."""
+        return self.training_sources[0].prefixes
 
-        Raises UserError if the scores are without the likeliest tokens, or the tokens of a side without white space.
+    def _prefixes(self, teacher: ModelReference) -> PrefixTable | None:
+        """Return the prefixes of both vocabularies, for terms that compare next tokens.
+
+        Takes a second if they are large; teachers with the same tokenizer share them. Raises UserError if the scores
+        are without the likeliest tokens, or the tokens of a side without white space.
         """
         if not self.config.objective.needs_top:
             return None
         require_top(self.config)
-        teacher, student = self.teacher.tokenizer, self.tokenizer
-        specials = special_counterparts(student.fast, teacher.fast)
-        rows = self.source.vocabulary_rows if self._keeps_tokenizer else None
-        return prefix_table(teacher.view, student.view, specials, rows)
-
-    def _read_pair_biases(self) -> PairBiases:
-        assert self.stored_pair_biases
-        return read_pair_biases(self.stored_pair_biases)
+        tables: dict[str, PrefixTable] = self.__dict__.setdefault("_prefix_tables", {})
+        identity = teacher.tokenizer.identity
+        if identity not in tables:
+            specials = special_counterparts(self.tokenizer.fast, teacher.tokenizer.fast)
+            rows = self.source.vocabulary_rows if self._keeps_tokenizer else None
+            tables[identity] = prefix_table(teacher.tokenizer.view, self.tokenizer.view, specials, rows)
+        return tables[identity]
 
     def initial_student(self) -> InitialStudent:
         """Load the student before training. Of several processes that train together, all call this."""
@@ -175,7 +250,7 @@ class Distillation:
     def _set_level(self, model: PreTrainedModel, transferred: TransferResult) -> FoundLevel | None:
         """Lower the new tokens; the first process finds by how much, and the others follow it."""
         if this_process().is_first:
-            level, texts = self.config.student.level, partial(training_texts, self.caches)
+            level, texts = self.config.student.level, partial(training_texts, [part.caches for part in self.parts])
             return broadcast_from_first(set_level(model, transferred.new_V, texts, level))
         found: FoundLevel | None = broadcast_from_first(None)
         if found:

@@ -23,8 +23,9 @@ from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process, wait_for_all
 from alm_pipeline.training.student.curves import PICTURE, can_draw, draw_curves, read_curves
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
+from alm_pipeline.training.student.mixed_evaluator import MixedEvaluator, mean_measured
 from alm_pipeline.training.student.model_card import DistilledStudent, write_card
-from alm_pipeline.training.student.save import round_weights, save_speed, save_student
+from alm_pipeline.training.student.save import round_weights, save_source_metrics, save_speed, save_student
 from storage.errors import UserError
 from storage.folders import CHECKPOINTS, FolderManifest, StoredFolder
 from storage.lease import Lease
@@ -76,7 +77,8 @@ def _help(distillation: Distillation, student: StoredFolder) -> FolderManifest:
         model = distillation.initial_student().model
         _share_checkpoints(student)
         vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
-        _train(distillation, student, model, vocabulary, Evaluations(None, distillation.config.evaluation))
+        evaluations = Evaluations(None, distillation.config.evaluation)
+        _train(distillation, student, model, vocabulary, _stream(distillation), evaluations)
     manifest: FolderManifest | None = broadcast_from_first(None)
     assert manifest
     return manifest
@@ -105,34 +107,21 @@ def _train_and_save(distillation: Distillation, student: StoredFolder, lease: Le
     if initial.level:
         show_line(str(initial.level))
     vocabulary = HeadVocabulary.of(model, distillation.tokenizer)
-    held_out = distillation.held_out
-    tokenizer, examples = distillation.tokenizer, distillation.caches["examples"]
-    found = distillation.chunk_ends, distillation.prefixes
-    evaluator = HeldOutEvaluator(held_out, config, vocabulary, tokenizer, *found, examples)
-    evaluations = Evaluations(evaluator, config.evaluation)
+    evaluations = Evaluations(_evaluator(distillation, vocabulary), config.evaluation)
     _share_checkpoints(student)
+    stream = _stream(distillation)
     with _keeper(student, lease, distillation, evaluations) as keeper:
-        log = _train(distillation, student, model, vocabulary, evaluations, keeper.keep, run_log)
+        log = _train(distillation, student, model, vocabulary, stream, evaluations, keeper.keep, run_log)
         after = _save(distillation, student, model, log, vocabulary)
         evaluations.write(student.path)
-    bits = {
-        "teacher": held_out.teacher.bits_per_byte,
-        "student_before": evaluations.before["bits_per_byte"],
-        "student_after": after.bits_per_byte,
-    }
     results = {
         **initial.results(),
-        "held_out_bits_per_byte": bits,
-        "held_out_word_kl": _word_kl(evaluations.before, after),
-        "held_out_standard_errors": {
-            "teacher": held_out.teacher.standard_error,
-            "student_after": after.standard_error,
-            "student_word_kl": after.distance and after.distance.standard_error,
-        },
-        "held_out_documents": held_out.document_count,
+        **_held_out_results(distillation, evaluations, after),
         "chosen_step": evaluations.chosen_step(int(log[-1]["step"]) if log else 0),
     }
-    _describe(DistilledStudent(config, distillation.caches, student, results))
+    if config.is_mixture:
+        results["sources"] = _source_results(distillation, evaluations, after, stream)
+    _describe(DistilledStudent(config, distillation.datasets, student, results))
     lease.check()
     student.upload(RUNS)
     distillation.check_unchanged()
@@ -146,6 +135,7 @@ def _train(
     student: StoredFolder,
     model: PreTrainedModel,
     vocabulary: HeadVocabulary,
+    stream: BatchStream,
     evaluations: Evaluations,
     on_checkpoint: Callable[[], None] = lambda: None,
     run_log: RunLog | None = None,
@@ -154,7 +144,7 @@ def _train(
     log = train_student(
         TrainingRun(
             model,
-            _stream(distillation),
+            stream,
             vocabulary,
             config.objective,
             config.train,
@@ -163,6 +153,7 @@ def _train(
             evaluations,
             run_log,
             on_checkpoint,
+            stream.names if stream.is_mixture else (),
         )
     )
     distillation.check_unchanged()
@@ -170,8 +161,32 @@ def _train(
 
 
 def _stream(distillation: Distillation) -> BatchStream:
-    config, ends, prefixes = distillation.config, distillation.chunk_ends, distillation.prefixes
-    return BatchStream(distillation.caches, config.objective, config.train, ends=ends, prefixes=prefixes)
+    config, sources = distillation.config, distillation.training_sources
+    if config.is_mixture:
+        return BatchStream(sources, config.objective, config.train)
+    (only,) = sources
+    return BatchStream(only.datasets, config.objective, config.train, ends=only.ends, prefixes=only.prefixes)
+
+
+def _evaluator(distillation: Distillation, vocabulary: HeadVocabulary) -> HeldOutEvaluator | MixedEvaluator:
+    """Return what evaluates the student; the samples of a mixture are divided between its sources."""
+    config, count, evaluators = distillation.config, len(distillation.parts), {}
+    settings = config.evaluation.model_copy(update={"samples": -(-config.evaluation.samples // count)})
+    for part, source in zip(distillation.parts, distillation.training_sources, strict=True):
+        own = config.model_copy(update={"objective": part.objective, "evaluation": settings})
+        evaluators[part.name] = HeldOutEvaluator(
+            distillation.held_out_parts[part.name],
+            own,
+            vocabulary,
+            distillation.tokenizer,
+            source.ends,
+            source.prefixes,
+            part.caches["examples"],
+        )
+    if config.is_mixture:
+        return MixedEvaluator(evaluators, distillation.weights)
+    (only,) = evaluators.values()
+    return only
 
 
 def _save(
@@ -180,15 +195,77 @@ def _save(
     model: PreTrainedModel,
     log: list[dict[str, float]],
     vocabulary: HeadVocabulary,
-) -> Measured:
-    """Write the trained student's files; return its bits per byte as it is saved."""
+) -> dict[str, Measured]:
+    """Write the trained student's files; return its measures by source, as it is saved."""
     setting = distillation.config.train.save_dtype
     dtype = distillation.source.weights_dtype if setting == "source" else setting
     round_weights(model, dtype)
-    measured = distillation.held_out.measure_student(Scorer(model, vocabulary), "evaluate after")
+    scorer, is_mixture = Scorer(model, vocabulary), distillation.config.is_mixture
+    measured = {
+        name: held_out.measure_student(scorer, f"evaluate after {name}" if is_mixture else "evaluate after")
+        for name, held_out in distillation.held_out_parts.items()
+    }
     save_student(model, distillation.tokenizer.fast, log, student.path, dtype)
+    if is_mixture:
+        save_source_metrics(log, [part.name for part in distillation.parts], student.path)
     save_speed(log, student.path / RUNS)
     return measured
+
+
+def _held_out_results(
+    distillation: Distillation, evaluations: Evaluations, after: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """Return the results on held-out examples; of a mixture, means over its sources by their weights."""
+    held_out, weights = distillation.held_out_parts, distillation.weights
+    if distillation.config.is_mixture:
+        teacher = mean_measured({name: each.teacher for name, each in held_out.items()}, weights)
+        student = mean_measured(after, weights)
+    else:
+        teacher, student = distillation.held_out.teacher, after[distillation.parts[0].name]
+    return {
+        "held_out_bits_per_byte": _bits(teacher, evaluations.before, student),
+        "held_out_word_kl": _word_kl(evaluations.before, student),
+        "held_out_standard_errors": {
+            "teacher": teacher.standard_error,
+            "student_after": student.standard_error,
+            "student_word_kl": student.distance and student.distance.standard_error,
+        },
+        "held_out_documents": sum(each.document_count for each in held_out.values()),
+    }
+
+
+def _source_results(
+    distillation: Distillation, evaluations: Evaluations, after: Mapping[str, Measured], stream: BatchStream
+) -> dict[str, Any]:
+    """Return what a mixture's manifest says of each source: its share, what was read of it, and its results.
+
+    `epochs` counts the times that it was begun: one that ends is read again, in another order.
+    """
+    read = {source["name"]: source for source in stream.state_dict()["sources"]}
+    return {
+        part.name: {
+            "share": distillation.weights[part.name],
+            "teacher": part.teacher.label,
+            "examples": read[part.name]["rows"],
+            "epochs": read[part.name]["epoch"] + 1,
+            "bits_per_byte": _bits(
+                distillation.held_out_parts[part.name].teacher,
+                evaluations.before_by_source[part.name],
+                after[part.name],
+            ),
+            "word_kl": _word_kl(evaluations.before_by_source[part.name], after[part.name]),
+            "held_out_documents": distillation.held_out_parts[part.name].document_count,
+        }
+        for part in distillation.parts
+    }
+
+
+def _bits(teacher: Measured, before: Mapping[str, float], after: Measured) -> dict[str, float]:
+    return {
+        "teacher": teacher.bits_per_byte,
+        "student_before": before["bits_per_byte"],
+        "student_after": after.bits_per_byte,
+    }
 
 
 def _word_kl(before: Mapping[str, float], after: Measured) -> dict[str, float]:

@@ -25,6 +25,9 @@ A list's *shape* is its length in one row. Types are Arrow's, and no column but 
 This page is generated from `storage.schemas`.
 """
 _TITLES = {
+    Kind.SIGNATURES: "What of each document of a corpus is compared with others, if `corpus.deduplicate` or "
+    "`corpus.decontaminate` is set.",
+    Kind.DECISIONS: "Which documents are left out before anything is cut, and why.",
     Kind.EXAMPLES: "Texts or conversations, cut to size and split.",
     Kind.TOKENS: "One dataset for each tokenizer: token ids, and the bytes of the text that each token covers.",
     Kind.ALIGNMENTS: "One dataset for each pair of tokens datasets: how many tokens of each side are in each chunk.",

@@ -29,6 +29,7 @@ PURPOSES = {
     "alm_pipeline.corpus.files": "A corpus's files: which are read, what each is, whether it has changed.",
     "alm_pipeline.corpus.formats": "What a corpus's rows are: conversations, prompts with completions, and others.",
     "alm_pipeline.corpus": "From a source to examples: reading, cutting, ids, the held-out split.",
+    "alm_pipeline.filtering": "What documents repeat others or contain evaluations: signatures, and one pass.",
     "alm_pipeline.models.health": "What is wrong with a model's or tokenizer's files and weights, in one sentence.",
     "alm_pipeline.models.demo": "Small real models from package registries, for machines without a model hub.",
     "alm_pipeline.models": "Models and tokenizers by name: their files, loading, the output head.",

@@ -55,16 +55,15 @@ def chosen_overrides(options: Mapping[str, Any]) -> "Overrides":
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """Return the values of `--set FIELD=VALUE` by field. A value is YAML, of the kind that its field takes."""
-    from alm_pipeline.config import AlmConfig
-    from alm_pipeline.config.fields.settings import annotation_at
     from alm_pipeline.config.fields.values import parse_value
+    from alm_pipeline.config.overrides import setting_annotations
 
     values = {}
     for setting in settings or []:
         field, separator, value = setting.partition("=")
         if not separator:
             raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
-        values[field] = parse_value(value, annotation_at(AlmConfig, field.split(".")))
+        values[field] = parse_value(value, setting_annotations(field))
     return values
 
 

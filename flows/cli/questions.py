@@ -69,9 +69,9 @@ def contamination(
         if not questions:
             raise UserError("--questions: name the file of the evaluation set, as in --questions gsm8k-test.jsonl")
         config, _ = chosen_configuration(recipe, overrides)
-        corpus = resolve_layout(config.corpus, open_source(config.corpus.source))
+        corpora = [resolve_layout(part.texts, open_source(part.texts.source)) for part in config.parts]
         texts = question_texts(corpus_at(questions, {"layout": "text", "text": text}))
-        found = find_contamination(corpus, texts, n)
+        found = find_contamination(corpora, texts, n)
     rows = [{"question": id_, "share": share, "example": found.where[id_]} for id_, share in found.shares.items()]
     if as_json:
         out.write_json(

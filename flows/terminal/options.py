@@ -104,6 +104,8 @@ def _option(name: str) -> Any:
     if name == "settings":
         return _SETTINGS
     field = Overrides.model_fields[name]
+    if name == "corpus":  # an option that can be repeated
+        return Annotated[list[str] | None, typer.Option(help=field.description, metavar="URL")]
     callback = finite if float in get_args(field.annotation) else None
     return Annotated[field.annotation, typer.Option(help=field.description, callback=callback)]
 

@@ -29,6 +29,8 @@ from storage.urls import (
 
 KINDS: tuple[Kind | FolderKind, ...] = (
     "tokenizers",
+    Kind.SIGNATURES,
+    Kind.DECISIONS,
     Kind.EXAMPLES,
     Kind.TOKENS,
     Kind.ALIGNMENTS,
@@ -49,6 +51,8 @@ KINDS: tuple[Kind | FolderKind, ...] = (
 """The folders under a root, each after those that it is made from."""
 
 _ROLES: dict[str, Kind | FolderKind] = {
+    "signatures": Kind.SIGNATURES,
+    "decisions": Kind.DECISIONS,
     "examples": Kind.EXAMPLES,
     "tokens": Kind.TOKENS,
     "teacher_tokens": Kind.TOKENS,
@@ -228,9 +232,11 @@ class Catalog:
 
 
 def named_inputs(identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return the datasets that an identity names, by role: `kind/name`."""
+    """Return the datasets that an identity names, by role: `kind/name`. Those of a mixture are `SOURCE: role`."""
     named = {**identity, **identity.get("inputs", {})}
-    return {role: f"{kind}/{named[role]}" for role, kind in _ROLES.items() if role in named}
+    found = {role: f"{kind}/{named[role]}" for role, kind in _ROLES.items() if role in named}
+    sources = {role: role.rpartition(": ")[2] for role in named if ": " in role}
+    return found | {role: f"{_ROLES[own]}/{named[role]}" for role, own in sources.items() if own in _ROLES}
 
 
 @dataclass(frozen=True)

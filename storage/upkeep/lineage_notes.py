@@ -19,7 +19,7 @@ def highlights(node: LineageNode) -> list[str]:
     try:
         with _reading_notes(node.entry):
             config = node.entry.provenance.get("configuration") or {}
-            lines = SETTINGS_OF_KIND[node.entry.kind](node.role, config) if config else []
+            lines = SETTINGS_OF_KIND[node.entry.kind](node.role.rpartition(": ")[2], config) if config else []
             return [*lines, *_results(node.entry)]
     except UserError as error:
         return [str(error)]
@@ -54,6 +54,12 @@ def _corpus_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"corpus: {_values(config.get('corpus', {}).get('source', {}))}"]
 
 
+def _filter_lines(_role: str, config: ConfigValues) -> list[str]:
+    corpus = config.get("corpus", {})
+    parts = {name: corpus.get(name) for name in ("deduplicate", "decontaminate")}
+    return [*_corpus_lines(_role, config), *(f"{name}: {_values(part)}" for name, part in parts.items() if part)]
+
+
 def _tokens_lines(role: str, config: ConfigValues) -> list[str]:
     return [f"tokenizer: {name}"] if (name := _tokenizer(role, config)) else []
 
@@ -71,7 +77,12 @@ def _scores_lines(_role: str, config: ConfigValues) -> list[str]:
 
 def _student_lines(_role: str, config: ConfigValues) -> list[str]:
     settings = [f"{part}: {_values(config.get(part, {}))}" for part in ("objective", "train")]
-    return [f"from: {config.get('student', {}).get('model')}", *settings]
+    sources = config.get("corpus")
+    weights = (
+        [f"{source.get('name')} {source.get('weight')}" for source in sources] if isinstance(sources, list) else []
+    )
+    mixture = [f"mixture, by weight: {', '.join(weights)}"] if weights else []
+    return [f"from: {config.get('student', {}).get('model')}", *mixture, *settings]
 
 
 def _question_lines(_role: str, config: ConfigValues) -> list[str]:
@@ -105,6 +116,8 @@ def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
 
 # the configuration may come from an older version: what it lacks is left out
 SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
+    "signatures": _filter_lines,
+    "decisions": _filter_lines,
     "examples": _corpus_lines,
     "tokens": _tokens_lines,
     "tokenizers": _tokenizer_lines,

@@ -68,6 +68,17 @@ def _teacher_scores() -> Mapping[str, Any]:
     return {"logprobs": join_rows(rows, pa.float32()), "boundary_logprobs": join_rows(rows[::-1], pa.float32())}
 
 
+def _signatures() -> Mapping[str, Any]:
+    bands = join_rows(
+        [np.array([2**64 - 1, 3], np.uint64), np.array([0], np.uint64), np.zeros(0, np.uint64)], pa.uint64()
+    )
+    return {"text_hash": pa.array([1, 2**64 - 1, 0], pa.uint64()), "bands": bands, "question": [None, "q:1", None]}
+
+
+def _decisions() -> Mapping[str, Any]:
+    return {"reason": [None, "contaminated", "near_duplicate"], "repeats": [None, "q:1", "maths: doc:0:0"]}
+
+
 def _questions() -> Mapping[str, Any]:
     return {
         "prompt": ["1 + 1 =", "é", ""],
@@ -116,6 +127,8 @@ def _ints() -> pa.ListArray:
 
 
 _COLUMNS = {
+    Kind.SIGNATURES: _signatures,
+    Kind.DECISIONS: _decisions,
     Kind.EXAMPLES: _examples,
     Kind.TOKENS: _tokens,
     Kind.ALIGNMENTS: _alignments,

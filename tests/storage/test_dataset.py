@@ -112,7 +112,11 @@ _FLOATS = _INTS.replace("int32", "float")
 _DOUBLES = _INTS.replace("int32", "double")
 _STRING = "required binary field_id=-1 {} (String);"
 _PERHAPS = "optional binary field_id=-1 {} (String);"
+_HASH = "required int64 field_id=-1 {} (Int(bitWidth=64, isSigned=false));"
+_HASHES = _INTS.replace("int32", "int64").replace("element;", "element (Int(bitWidth=64, isSigned=false));")
 PARQUET_SCHEMAS = {
+    Kind.SIGNATURES: [(_STRING, "id"), (_HASH, "text_hash"), (_HASHES, "bands"), (_PERHAPS, "question")],
+    Kind.DECISIONS: [(_STRING, "id"), (_PERHAPS, "reason"), (_PERHAPS, "repeats")],
     Kind.EXAMPLES: [(_STRING, "id"), (_STRING, "split"), (_STRING, "text"), (_PERHAPS, "messages")],
     Kind.TOKENS: [
         (_STRING, "id"),

@@ -34,12 +34,26 @@ def _section(model: type[BaseModel], content: Mapping[str, Any], width: int) -> 
             yield ""
         yield from _comment(field.description or "", width)
         yield from _comment(_remark(field), width)
-        yield from _field(name, field, content.get(name), width)
+        yield from _field(name, field, content[name] if name in content else _default(field), width)
+
+
+def _default(field: FieldInfo) -> Any:
+    """Return the default of a field that a section lacks as a plain value; None if it is required."""
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _field(name: str, field: FieldInfo, value: Any, width: int) -> Iterator[str]:
     models = models_in(field.annotation)
     chosen = next((model for suffix, model in models if suffix == "" and _is_of(model, value)), None)
+    listed = next((model for suffix, model in models if suffix == "[]" and _is_list(value)), None)
+    if listed:
+        yield f"{name}:"
+        for item in value:
+            yield from _item(_section(listed, item, width - len(_INDENT)))
+        return
     if chosen:
         yield f"{name}:"
         yield from _indented(_section(chosen, value, width - len(_INDENT)))
@@ -48,6 +62,8 @@ def _field(name: str, field: FieldInfo, value: Any, width: int) -> Iterator[str]
     for suffix, model in models:
         if suffix == ".KEY":
             yield from _indented(_alternative("KEY", model, width - len(_INDENT)))
+        elif suffix == "[]":
+            yield from _list_alternative(name, model, [other for _, other in models if other is not model], width)
         elif model is not chosen:
             yield from _alternative(name, model, width)
 
@@ -77,6 +93,37 @@ def _alternative(name: str, model: type[BaseModel], width: int) -> Iterator[str]
 
 def _is_open(line: str, model: type[BaseModel]) -> bool:
     return model.model_fields[line.strip().partition(":")[0]].is_required()
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _item(lines: Iterable[str]) -> Iterator[str]:
+    """Put the mark of a list's item before the first line that is a field."""
+    is_marked = False
+    for line in _indented(lines):
+        if is_marked or not line or line.lstrip().startswith("#"):
+            yield line
+        else:
+            yield f"- {line.removeprefix(_INDENT)}"
+            is_marked = True
+
+
+def _list_alternative(
+    name: str, model: type[BaseModel], others: Iterable[type[BaseModel]], width: int
+) -> Iterator[str]:
+    """Yield an item of a list, commented out: what it has beside the fields that are shown above, with the defaults."""
+    known = {field for other in others for field in other.model_fields}
+    yield ""
+    yield from _comment(f"Or a list: {inspect.cleandoc(model.__doc__ or '')} Each has the fields above, and:", width)
+    yield f"# {name}:"
+    yield "# -"
+    for field_name, field in model.model_fields.items():
+        if field_name not in known:
+            value = field.get_default(call_default_factory=True)
+            lines = [*_comment(field.description or "", width - 4), *_comment(_remark(field), width - 4)]
+            yield from (f"#   {line}" for line in (*lines, *_value(field_name, value, width)))
 
 
 def _remark(field: FieldInfo) -> str:

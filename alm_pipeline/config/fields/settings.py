@@ -48,20 +48,28 @@ class Section:
 
     path: str
     model: type[BaseModel]
+    same: type[BaseModel] | None = None
+    """another model of the same setting, whose fields this one has, too: they are not listed twice"""
 
     @property
     def settings(self) -> list[Setting]:
-        prefix = f"{self.path}." if self.path else ""
-        return [Setting(prefix + name, field, self.model) for name, field in self.model.model_fields.items()]
+        prefix, listed = f"{self.path}." if self.path else "", self.same.model_fields if self.same else {}
+        fields = self.model.model_fields.items()
+        return [Setting(prefix + name, field, self.model) for name, field in fields if name not in listed]
 
 
-def sections(model: type[BaseModel], path: str = "") -> Iterator[Section]:
-    """Yield the sections of a configuration, each before those that its settings hold."""
-    section = Section(path, model)
+def sections(model: type[BaseModel], path: str = "", same: type[BaseModel] | None = None) -> Iterator[Section]:
+    """Yield the sections of a configuration, each before those that its settings hold.
+
+    `same` is another model of the same setting, whose fields the model has, too.
+    """
+    section = Section(path, model, same)
     yield section
     for setting in section.settings:
-        for suffix, nested in models_in(setting.field.annotation):
-            yield from sections(nested, setting.path + suffix)
+        models = models_in(setting.field.annotation)
+        for suffix, nested in models:
+            base = next((other for _, other in models if other is not nested and issubclass(nested, other)), None)
+            yield from sections(nested, setting.path + suffix, base)
 
 
 @lru_cache
@@ -88,12 +96,14 @@ def annotation_at(model: type[BaseModel], path: Sequence[str]) -> list[Any]:
 
 
 def _inside(annotation: Any, part: str) -> list[Any]:
-    """Return the annotations of a field, or of a key of a mapping, in an annotation."""
+    """Return the annotations of a field, of a key of a mapping, or of a place in a list, in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
     arguments = get_args(annotation)
     if get_origin(annotation) is dict:
         return [arguments[1]]
+    if get_origin(annotation) in (tuple, list) and part.isdecimal():
+        return [arguments[0]]
     if get_origin(annotation) is Annotated:
         arguments = arguments[:1]
     return [inner for argument in arguments for inner in _inside(argument, part)] if arguments else []

@@ -100,7 +100,8 @@ def _settings_by_path(model: type[BaseModel], parents: Sequence[str]) -> list[Se
         parts = setting.path.replace("[]", ".[]").split(".")
         if len(parts) == len(parents) + 1:
             parts = [
-                given if part in ("KEY", "[]") else part for part, given in zip(parts, [*parents, ""], strict=True)
+                given if part == "KEY" or (part == "[]" and given.isdecimal()) else part
+                for part, given in zip(parts, [*parents, ""], strict=True)
             ]
         path = ".".join(parts).replace(".[]", "[]")
         found.setdefault(path, replace(setting, path=path))

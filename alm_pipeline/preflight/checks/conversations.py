@@ -102,7 +102,7 @@ def sides_show_the_same(context: Context) -> None:
         return
     counts = visibility_counts(encoded.visibility)
     total = sum(counts[f"{kind.name.lower()}_bytes"] for kind in Visibility)
-    refuses = context.config.corpus.one_sided == "refuse"
+    refuses = context.config.texts.one_sided == "refuse"
     by_role = bytes_by_role(counts)
     for kind, (seeing, blind, setting) in _SIDES.items():
         # edges that a template trims are not worth a warning

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from alm_pipeline.config import GeneratedSource
 from alm_pipeline.corpus.examples import Example
 from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.filtering.minhash import algorithm
+from alm_pipeline.filtering.signatures import require_questions
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.preflight.context import Context
 from alm_pipeline.preflight.corpus_sample import CorpusSample
@@ -45,7 +47,7 @@ def corpus_is_readable(context: Context) -> None:
 
 def _field_of(error: UserError, context: Context) -> str:
     """Return the field that names a column that a file does not have; for any other error, the source."""
-    corpus, sentence = context.config.corpus, str(error)
+    corpus, sentence = context.config.texts, str(error)
     missing = sentence.partition(" has no column ")[2].partition(";")[0]
     if not missing:
         return "corpus.source"
@@ -69,13 +71,26 @@ def corpus_has_examples(context: Context) -> None:
     else:
         problem = f"none of the first {sample.rows:,} rows becomes an example ({reasons})"
     fix = "check corpus.source, corpus.text, corpus.messages and corpus.sample"
-    field = "corpus.messages" if context.config.corpus.messages else "corpus.text"
+    field = "corpus.messages" if context.config.texts.messages else "corpus.text"
     context.add(field, problem, fix, severity="error" if sample.is_whole else "warning")
+
+
+def what_is_left_out(context: Context) -> None:
+    """The evaluation sets that documents are compared with can be read, and the library for it is there."""
+    corpus = context.config.texts
+    if corpus.deduplicate and corpus.deduplicate.near:
+        with context.noting("corpus.deduplicate"):
+            algorithm()
+    if corpus.decontaminate:
+        try:
+            require_questions(corpus.decontaminate)
+        except UserError as error:  # which may name the fields of a corpus, such as its source
+            context.add_error(error, "corpus.decontaminate.questions", names_field=False)
 
 
 def held_out(context: Context) -> None:
     """Something is held out, and enough of it to measure a student with."""
-    share = context.config.corpus.held_out
+    share = context.config.texts.held_out
     if not share:
         context.add(
             "corpus.held_out",
@@ -126,7 +141,7 @@ def _check_whole(context: Context, sample: CorpusSample) -> None:
 
 def _expected_examples(context: Context, sample: CorpusSample) -> float:
     """Return how many examples the corpus will have: those of the sample, times what was not read; a high guess."""
-    corpus = context.config.corpus
+    corpus = context.config.texts
     most = float("inf") if corpus.max_examples is None else corpus.max_examples
     if isinstance(corpus.source, GeneratedSource):
         most = min(most, corpus.source.size)

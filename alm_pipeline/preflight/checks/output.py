@@ -68,7 +68,7 @@ def _cache_bytes(context: Context) -> float:
         sample = context.sample
     except Unavailable:
         return 0.0
-    corpus, text = context.config.corpus, float(sum(example.text_bytes for example in sample.examples))
+    corpus, text = context.config.texts, float(sum(example.text_bytes for example in sample.examples))
     if not sample.is_whole and sample.examples:
         mean = text / len(sample.examples)
         # compressed files have more text than bytes, and others less

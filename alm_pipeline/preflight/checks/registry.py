@@ -56,6 +56,7 @@ CHECKS: tuple[Check, ...] = (
     Check(corpus.student_context, "student.model", _PREPARE),
     Check(corpus.corpus_is_readable, "corpus.source", _PREPARE),
     Check(corpus.corpus_has_examples, "corpus", _PREPARE),
+    Check(corpus.what_is_left_out, "corpus.deduplicate", _PREPARE),
     Check(corpus.texts_have_predictions, "corpus.text", _PREPARE),
     Check(corpus.templates_show_conversations, "corpus.messages", _PREPARE),
     Check(templates.arguments_are_read, "student.template", _PREPARE),

@@ -27,12 +27,12 @@ def gamma_without_scores(context: Context) -> None:
     student = context.student_tokenizer or context.source_tokenizer
     begins = bool(context.teacher_tokenizer.frame[0] and student.frame[0])
     # a chunk that begins with a token without a prediction does not count
-    effect = "each example is one chunk" if begins or config.corpus.messages else "no chunk counts"
+    effect = "each example is one chunk" if begins or config.texts.messages else "no chunk counts"
     context.add(
         "objective.gamma",
         f"a chunk ends where a probability exceeds gamma, and none exceeds {objective.gamma:g}, so {effect}",
         "use a smaller one, such as 0.1",
-        severity="warning" if begins or config.corpus.messages else "error",
+        severity="warning" if begins or config.texts.messages else "error",
     )
 
 

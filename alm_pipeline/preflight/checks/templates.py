@@ -117,7 +117,7 @@ def turns_are_tokens(context: Context) -> None:
 
 def rows_have_what_is_named(context: Context) -> None:
     """Conversations have the tools and arguments that the corpus's settings name: a column that rows may lack."""
-    corpus, examples = context.config.corpus, context.sample.examples
+    corpus, examples = context.config.texts, context.sample.examples
     found = {
         "tools": any("tools" in (example.arguments or {}) for example in examples),
         "template_arguments": any(set(example.arguments or {}) - {"tools"} for example in examples),

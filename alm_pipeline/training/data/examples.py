@@ -45,12 +45,17 @@ def read_examples(
     completions, only the completions are learned, and where messages are marked, only answers. Raises ValueError if
     `ends` do not fit the chunking, or `prefixes` the terms, and UserError if a score is not finite.
     """
-    if learns_completions(datasets["examples"]) or learns_marked(datasets["examples"]):
+    if learns_only_answers(datasets["examples"], objective):
         objective = objective.model_copy(update={"assistant_only": True})
     tables = read_aligned(datasets, shard, _needed_columns(objective, ends))
     check_stored_scores(tables, datasets["scores"], shard)
     is_in_split = pc.equal(tables["examples"]["split"], split).to_numpy()
     return aligned_examples(tables, objective, ends, is_in_split, prefixes, with_ids=with_ids)
+
+
+def learns_only_answers(examples: Dataset, objective: ObjectiveConfig) -> bool:
+    """Whether not all of the examples is learned: completions or marked messages alone, or as the objective says."""
+    return objective.assistant_only or learns_completions(examples) or learns_marked(examples)
 
 
 def aligned_examples(

@@ -66,3 +66,24 @@ def fill_batch(examples: ExampleArrays, plan: BatchPlan, width: int, batch: Batc
             batch.teacher_logprobs[written] = chunks.logprobs[chunk]
             written += 1
         start += length
+
+
+@njit(cache=True, nogil=True)
+def interleave(shares: Ints, lags: Ints, order: Ints) -> None:
+    """Write the source of each row into `order`, by the rule of `mixture`.
+
+    `shares` ([sources]) are whole numbers; `lags` ([sources]), which is overwritten, has share · n − total · count for
+    n rows before, so that a source lags behind by lag / total rows.
+    """
+    total = shares.sum()
+    for row in range(len(order)):
+        chosen, least = 0, np.int64(-1)
+        for source in range(len(shares)):
+            lags[source] += shares[source]
+            if lags[source] > 0:
+                # rows until it lags behind by a whole one
+                left = (total - lags[source] + shares[source] - 1) // shares[source]
+                if least < 0 or left < least:
+                    chosen, least = source, left
+        lags[chosen] -= total
+        order[row] = chosen

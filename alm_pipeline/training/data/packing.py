@@ -92,6 +92,17 @@ class TargetBatch:
     """0 in unused entries"""
 
 
+@dataclass(frozen=True)
+class SourceBatch:
+    """Which source of a mixture each part of the same examples is from. Shapes: K sources."""
+
+    source_C: Tensor
+    """the number of each chunk's source"""
+    source_examples_K: Tensor
+    source_tokens_K: Tensor
+    """the student's predicted tokens"""
+
+
 def plan_next_batch(
     lengths: Ints, position: PackingPosition, batch_tokens: int, row_tokens: int
 ) -> tuple[BatchPlan, PackingPosition] | None:
@@ -195,6 +206,24 @@ def make_target_batch(examples: ExampleArrays, targets: PrefixTargets, plan: Bat
     ids, probabilities = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
     ids[places], probabilities[places] = targets.ids[entries], targets.probabilities[entries]
     return TargetBatch(torch.from_numpy(ids), torch.from_numpy(probabilities))
+
+
+def make_source_batch(examples: ExampleArrays, sources: Ints, plan: BatchPlan, count: int) -> SourceBatch:
+    """Return the sources of the batch that `make_batch` makes of the same plan; `sources` has each example's."""
+    chosen = sources[plan.examples].astype(np.int64)
+    chunks = np.diff(examples.chunks.offsets)[plan.examples]
+    if len(examples.learned):
+        learned = np.concatenate([[0], np.cumsum(examples.learned)])
+        firsts = examples.token_offsets[plan.examples] + 1  # which are not predicted
+        tokens = learned[examples.token_offsets[plan.examples + 1]] - learned[firsts]
+    else:
+        tokens = np.diff(examples.token_offsets)[plan.examples] - 1
+    arrays = (
+        np.repeat(chosen, chunks),
+        np.bincount(chosen, minlength=count),
+        np.bincount(chosen, tokens, minlength=count).astype(np.int64),
+    )
+    return SourceBatch(*map(torch.from_numpy, arrays))
 
 
 def _teacher_rows(

@@ -17,13 +17,13 @@ however large the dataset is. A dataset that fits in the buffer is held in memor
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,16 @@ class StreamPosition:
     row: int = 0
     """The row within the block."""
 
+    def state(self) -> dict[str, Any]:
+        """Return the position as plain JSON."""
+        # not with `asdict`, which goes through `unit_rows` number by number: late in an epoch, it is as long as the
+        # dataset
+        return {"epoch": self.epoch, "unit_rows": [*self.unit_rows], "row": self.row}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "StreamPosition":
+        return cls(state["epoch"], tuple(state["unit_rows"]), state["row"])
+
 
 @dataclass(frozen=True)
 class RowBlock:
@@ -70,6 +80,10 @@ class RowBlock:
 
     def position_at(self, row: int) -> StreamPosition:
         return replace(self.position, row=self.position.row + row)
+
+    def after(self, row: int) -> "RowBlock":
+        """Return the block without its first rows."""
+        return RowBlock(self.rows.slice(row), self.position_at(row))
 
 
 class _Unit(NamedTuple):
@@ -131,8 +145,8 @@ class RowStream:
         if not self.shards:
             raise UserError(self.nothing)
         # the reading threads end first, since the shuffling thread may be waiting for them
-        with _threads(1) as shuffling, _threads(self.ahead) as reading:
-            for block in _one_ahead(self._blocks(start or StreamPosition(), reading), shuffling):
+        with threads(1) as shuffling, threads(self.ahead) as reading:
+            for block in one_ahead(self._blocks(start or StreamPosition(), reading), shuffling):
                 for row in range(0, block.rows.num_rows, _ROWS_AT_ONCE):
                     yield RowBlock(block.rows.slice(row, _ROWS_AT_ONCE), block.position_at(row))
 
@@ -285,7 +299,7 @@ def parts_per_shard(shards: int, readers: int) -> int:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+def threads(number: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a thread pool that is shut down at the end; work that has not begun is canceled."""
     pool = ThreadPoolExecutor(number, "row-stream")
     try:
@@ -294,7 +308,7 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_ahead(items: Iterator[Item], thread: ThreadPoolExecutor) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item], thread: ThreadPoolExecutor) -> Iterator[Item]:
     """Yield endless items; the thread prepares each one while the one before is in use."""
     following = thread.submit(next, items)
     while True:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
@@ -37,6 +37,9 @@ EVALUATIONS = pa.schema(
 `word_kl` is the divergence from the teacher per word, in nats; `alm`, `kl` and `bpm` are the metrics of
 `metrics.parquet`, over held-out chunks (null: there are none, or for `bpm`, the objective does not have it).
 """
+EVALUATIONS_BY_SOURCE = EVALUATIONS.insert(1, pa.field("source", pa.string()))
+"""The columns of `evaluations_by_source.parquet`, one row per evaluation and source of a mixture."""
+BY_SOURCE = "by_source"
 SAMPLES = pa.schema(
     [("step", pa.int64()), ("sample", pa.int64()), ("prompt", pa.string()), ("continuation", pa.string())]
 )
@@ -60,8 +63,10 @@ class Evaluation:
     """The result of one evaluation."""
 
     metrics: dict[str, float]
-    """by column of `evaluations.parquet`"""
+    """by column of `evaluations.parquet`; of a mixture, means over its sources"""
     samples: list[Sample]
+    by_source: dict[str, dict[str, float]] = field(default_factory=dict)
+    """the same metrics of each source of a mixture"""
 
 
 class StudentEvaluator(Protocol):
@@ -71,8 +76,8 @@ class StudentEvaluator(Protocol):
         """Evaluate the student. Progress is shown under `title`, or not at all without one."""
         ...
 
-    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> dict[str, float]:
-        """Return OVER_ALL over all held-out examples. `metrics` are the model's over the drawn ones."""
+    def over_all(self, model: PreTrainedModel, drawn: Evaluation, title: str) -> Evaluation:
+        """Return OVER_ALL over all held-out examples. `drawn` is the model's evaluation on the drawn ones."""
         ...
 
 
@@ -85,34 +90,45 @@ class Evaluations:
         self.rows: list[dict[str, Any]] = []
         self.before: dict[str, float] = {}
         """OVER_ALL over all held-out examples, of the student before training"""
+        self.before_by_source: dict[str, dict[str, float]] = {}
+        """the same of each source of a mixture"""
 
     def begin(self, model: PreTrainedModel) -> None:
         """Evaluate the student before training. Raises UserError if the metric that chooses the best is missing."""
-        metrics = self.run(model, 0, "evaluate before")
-        if self.config.identity() and self.config.metric not in metrics:
+        evaluation = self._evaluate(model, 0, "evaluate before")
+        if self.config.identity() and self.config.metric not in evaluation.metrics:
             raise UserError(
                 f"evaluation.metric: {self.config.metric} needs held-out examples with chunks, and there are none: "
                 "raise corpus.held_out, or use bits_per_byte"
             )
         if self.evaluator:
-            self.before = self.evaluator.over_all(model, metrics, "evaluate before")
+            before = self.evaluator.over_all(model, evaluation, "evaluate before")
+            self.before, self.before_by_source = before.metrics, before.by_source
 
     def run(self, model: PreTrainedModel, step: int, title: str | None = None) -> dict[str, float]:
         """Evaluate the student of a step, record the result, and return its metrics.
 
         Raises UserError if a metric is NaN or infinite: it would be neither better nor worse than another.
         """
+        return self._evaluate(model, step, title).metrics
+
+    def _evaluate(self, model: PreTrainedModel, step: int, title: str | None) -> Evaluation:
         result = self.evaluator(model, title) if self.evaluator else None
-        evaluation = broadcast_from_first(result)
+        evaluation: Evaluation | None = broadcast_from_first(result)
         assert evaluation
         metrics = evaluation.metrics
         _check(metrics, step)
-        self.rows.append({"step": step, **metrics, "samples": [asdict(sample) for sample in evaluation.samples]})
+        samples = {"samples": [asdict(sample) for sample in evaluation.samples]}
+        by_source = {BY_SOURCE: evaluation.by_source} if evaluation.by_source else {}
+        self.rows.append({"step": step, **metrics, **samples, **by_source})
         distances = [f"{name} {metrics[name]:.4g}" for name in ("word_kl", "alm", "kl", "bpm") if name in metrics]
         _log.info(
             "step %d, held out: %s", step, ", ".join([f"{metrics['bits_per_byte']:.4f} bits per byte", *distances])
         )
-        return metrics
+        for name, of_source in evaluation.by_source.items():
+            kl = f", word_kl {of_source['word_kl']:.4g}" if "word_kl" in of_source else ""
+            _log.info("step %d, held out, %s: %.4f bits per byte%s", step, name, of_source["bits_per_byte"], kl)
+        return evaluation
 
     def is_due(self, step: int, last: int) -> bool:
         return step % self.config.steps == 0 or step == last
@@ -154,14 +170,16 @@ class Evaluations:
                 assert_never(self.config.student)
 
     def save(self, checkpoint: Path) -> None:
-        content = json.dumps({"before": self.before, "rows": self.rows}, ensure_ascii=False)
+        before = {"before": self.before, "before_by_source": self.before_by_source}
+        content = json.dumps({**before, "rows": self.rows}, ensure_ascii=False)
         (checkpoint / _FILE).write_text(content, encoding="utf-8")
 
     def load(self, checkpoint: Path) -> None:
         content = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
         self.before, self.rows = content["before"], content["rows"]
+        self.before_by_source = content.get("before_by_source", {})
         for row in self.rows:
-            _check({name: value for name, value in row.items() if name != "samples"}, row["step"])
+            _check({name: value for name, value in row.items() if name not in ("samples", BY_SOURCE)}, row["step"])
 
     def step_needed_by(self, checkpoint: Path) -> int | None:
         """Return the best step as of a checkpoint, if the best student is to be saved; else None."""
@@ -170,9 +188,20 @@ class Evaluations:
         return earlier.best_step if self.config.student == "best" else None
 
     def write(self, folder: Path) -> None:
-        """Write `evaluations.parquet`, `samples.parquet`, and `samples.txt` for people to read."""
+        """Write `evaluations.parquet`, `samples.parquet`, and `samples.txt` for people to read.
+
+        Of a mixture, also `evaluations_by_source.parquet`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self.rows, EVALUATIONS), folder / "evaluations.parquet")
+        by_source = [
+            {"step": row["step"], "source": name, **metrics}
+            for row in self.rows
+            for name, metrics in row.get(BY_SOURCE, {}).items()
+        ]
+        if by_source:
+            table = pa.Table.from_pylist(by_source, EVALUATIONS_BY_SOURCE)
+            pq.write_table(table, folder / "evaluations_by_source.parquet")
         samples = [
             {"step": row["step"], "sample": number, **sample}
             for row in self.rows

@@ -2,23 +2,26 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from alm_pipeline.objective.batch_loss import BatchLosses
+from alm_pipeline.objective.batch_loss import BatchLosses, source_kl
 
 _INTEGERS = ("chunks", "tokens")
+SOURCE_COUNTS = ("examples", "tokens", "chunks")
+"""what is counted of each source of a mixture, under `NAME/examples` and so on; its divergence is `NAME/kl`"""
 
 
 class StepMetrics:
     """Sums up the metrics of a step. Nothing is read from a device before `collect`."""
 
-    def __init__(self, accelerator: Any) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Any, sources: Sequence[str] = ()) -> None:
+        """`sources` are the names of a mixture's."""
+        self._accelerator, self._sources = accelerator, sources
         self._micro_batches: list[dict[str, Tensor]] = []
 
     def add(self, losses: BatchLosses, weights: Mapping[Any, Tensor | float], batch: Mapping[str, Tensor]) -> None:
@@ -29,6 +32,7 @@ class StepMetrics:
             | {"tokens": batch["predicted_N"].sum(), "aligned": batch["aligned"], "used": batch["used"]}
             | {"chunks": torch.tensor(len(batch["last_token_C"]))}
             | {f"{term}_weight": torch.as_tensor(weight) for term, weight in weights.items()}
+            | (_source_counts(batch) if self._sources else {})
         )
 
     def collect(self) -> dict[str, float]:
@@ -37,7 +41,35 @@ class StepMetrics:
         rows = [torch.stack([values[name].float().to(device) for name in names]) for values in self._micro_batches]
         sums: Tensor = self._accelerator.reduce(torch.stack(rows).sum(0), "sum")
         self._micro_batches = []
-        return metric_columns(dict(zip(names, sums.tolist(), strict=True)), len(rows) * self._accelerator.num_processes)
+        sums_by_name = dict(zip(names, sums.tolist(), strict=True))
+        by_source = _by_source(sums_by_name, self._sources)
+        rest = {name: value for name, value in sums_by_name.items() if not name.startswith(_SOURCE)}
+        return metric_columns(rest, len(rows) * self._accelerator.num_processes) | by_source
+
+
+_SOURCE = "source "
+
+
+def _source_counts(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    examples_K, tokens_K = batch["source_examples_K"], batch["source_tokens_K"]
+    chunks_K = torch.bincount(batch["source_C"], minlength=len(examples_K))
+    counts = {"examples": examples_K, "tokens": tokens_K, "chunks": chunks_K}
+    return {
+        f"{_SOURCE}{number} {name}": count
+        for name, counts_K in counts.items()
+        for number, count in enumerate(counts_K.unbind())
+    }
+
+
+def _by_source(sums: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return each source's counts and its mean divergence per chunk, if it has chunks in the step."""
+    found: dict[str, float] = {}
+    for number, name in enumerate(names):
+        counts = {of: int(sums[f"{_SOURCE}{number} {of}"]) for of in SOURCE_COUNTS}
+        found |= {f"{name}/{of}": count for of, count in counts.items()}
+        if counts["chunks"]:
+            found[f"{name}/kl"] = sums[source_kl(number)] / counts["chunks"]
+    return found
 
 
 class StepTimer:

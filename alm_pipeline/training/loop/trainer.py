@@ -87,7 +87,7 @@ class AlmTrainer(Trainer):
         self.stream: BatchStream = run.stream
         self.step_metrics: dict[str, float] = {}
         self._state_before_step: StreamState = {}
-        self._metrics = StepMetrics(self.accelerator)
+        self._metrics = StepMetrics(self.accelerator, run.sources)
         self._timer = StepTimer(self.accelerator.device)
         self.remove_callback(PrinterCallback)
 

@@ -36,3 +36,5 @@ class TrainingRun:
     """the trackers that the metrics are reported to, in the first process"""
     on_checkpoint: Callable[[], None] = lambda: None
     """called in the first process after each checkpoint"""
+    sources: tuple[str, ...] = ()
+    """the names of a mixture's sources, in the order of its stream; their metrics are logged one by one"""

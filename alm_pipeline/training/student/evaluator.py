@@ -5,7 +5,7 @@ float32, whatever dtype the training uses, so the results are those of the saved
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -87,13 +87,14 @@ class HeldOutEvaluator:
             self._prompts = self._read_prompts(context_length(model.config))
         return self._prompts
 
-    def over_all(self, model: PreTrainedModel, metrics: Mapping[str, float], title: str) -> dict[str, float]:
-        """Return OVER_ALL over all held-out examples. `metrics` are the model's over the drawn ones."""
+    def over_all(self, model: PreTrainedModel, drawn: Evaluation, title: str) -> Evaluation:
+        """Return OVER_ALL over all held-out examples. `drawn` is the model's evaluation on the drawn ones."""
         if self.held_out.is_all:
-            return {name: metrics[name] for name in OVER_ALL if name in metrics}
+            return Evaluation({name: drawn.metrics[name] for name in OVER_ALL if name in drawn.metrics}, [])
         with _isolated_evaluation(model):
             scores = self.held_out.student.score(Scorer(model, self.vocabulary), title)
-        return {"bits_per_byte": self.held_out.student.bits_per_byte(scores), **_word_kl(self.held_out.words, scores)}
+        bits = {"bits_per_byte": self.held_out.student.bits_per_byte(scores)}
+        return Evaluation({**bits, **_word_kl(self.held_out.words, scores)}, [])
 
     def _distance(self, model: PreTrainedModel) -> dict[str, float]:
         """Return the losses and the divergence, as means over all chunks or targets; {} if there are no chunks."""

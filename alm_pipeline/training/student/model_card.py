@@ -15,7 +15,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.alignment.table import visibility_rows
-from alm_pipeline.config import AlmConfig, HubSource, TrainedTokenizer
+from alm_pipeline.config import AlmConfig, CorpusConfig, HubSource, TrainedTokenizer
 from alm_pipeline.models.configuration import ModelConfiguration
 from alm_pipeline.models.files import label, model_folder
 from alm_pipeline.models.health.library_log import quiet_transformers
@@ -67,8 +67,8 @@ def card_for(folder: Path, repo: str) -> str:
 
 
 def _metadata(config: AlmConfig) -> ModelCardData:
-    source = config.corpus.source
-    datasets = [source.name] if isinstance(source, HubSource) and _on_hub(source.name) else None
+    named = [part.texts.source for part in config.parts]
+    datasets = [source.name for source in named if isinstance(source, HubSource) and _on_hub(source.name)] or None
     transfer_tags = ["tokenizer-transfer"] if config.student.tokenizer else []
     return ModelCardData(
         base_model=config.student.model if _on_hub(config.student.model) else None,
@@ -102,10 +102,11 @@ def _public(name: str) -> str:
 
 def _title(distilled: DistilledStudent) -> str:
     config = distilled.config
-    student, teacher = (markdown_code(_public(name)) for name in (config.student.model, config.teacher))
+    student = markdown_code(_public(config.student.model))
+    teachers = " and ".join(markdown_code(_public(name)) for name in config.teachers)
     return (
         f"# {markdown(student_title(config))}\n\n"
-        f"{student}{_tokenizer(config)}, distilled from the teacher {teacher} "
+        f"{student}{_tokenizer(config)}, distilled from the teacher{'s'[: len(config.teachers) > 1]} {teachers} "
         f"with alm-pipeline by {_method(config)}."
     )
 
@@ -153,11 +154,31 @@ def _results(distilled: DistilledStudent) -> str:
     numbers = {who: (value, errors.get(who), kl.get(who)) for who, value in bits.items()}
     rows = [[who.replace("_", " "), *map(_number, values)] for who, values in numbers.items()]
     curves = f"\n\n![Training curves]({PICTURE})" if (distilled.student.path / PICTURE).is_file() else ""
+    sources = distilled.results.get("sources", {})
+    by_source = f"\n\n{_sources_table(sources)}" if sources else ""
     return (
         "## Held-out text\n\nBits per byte on held-out documents of the corpus, and the divergence from the teacher in "
         "nats per word: how far the student's probability of a word is from the teacher's. Lower is better.\n\n"
-        f"{_table(['model', 'bits per byte', 'standard error', 'KL per word'], rows)}{curves}"
+        f"{_table(['model', 'bits per byte', 'standard error', 'KL per word'], rows)}{by_source}{curves}"
     )
+
+
+def _sources_table(sources: Mapping[str, Any]) -> str:
+    """Return the results by source; the numbers above are their means by the shares."""
+    header = ["source", "teacher", "share", "examples", "epochs", "bits per byte: teacher", "before", "after"]
+    rows = [
+        [
+            markdown(name),
+            markdown_code(source["teacher"]),
+            f"{source['share']:.1%}",
+            f"{source['examples']:,}",
+            f"{source['epochs']:,}",
+            *map(_number, source["bits_per_byte"].values()),
+            *(_number(source["word_kl"].get(f"student_{when}")) for when in ("before", "after")),
+        ]
+        for name, source in sources.items()
+    ]
+    return _table([*header, "KL per word: before", "after"], rows)
 
 
 def _number(value: float | None) -> str:
@@ -165,10 +186,31 @@ def _number(value: float | None) -> str:
 
 
 def _data(distilled: DistilledStudent) -> str:
-    manifests = {role: dataset.complete_manifest() for role, dataset in distilled.datasets.items()}
-    corpus, examples, tokens = distilled.config.corpus, manifests["examples"], ("teacher_tokens", "student_tokens")
+    tables = [_table(["item", "amount"], _source_rows(distilled, part.texts)) for part in distilled.config.parts]
+    rows = []
+    if initialization := distilled.results.get("initialization"):
+        counts = ", ".join(f"{count:,} {how}" for how, count in initialization.items())
+        rows.append(["rows of the new embedding", markdown(counts)])
+    if level := distilled.results.get("level"):
+        rows.append(["level of new tokens", markdown(level_text(level))])
+    if rows and distilled.config.is_mixture:
+        tables.append(_table(["item", "amount"], rows))
+    elif rows:
+        tables[0] = _table(["item", "amount"], [*_source_rows(distilled, distilled.config.texts), *rows])
+    return "## Data\n\n" + "\n\n".join(tables)
+
+
+def _source_rows(distilled: DistilledStudent, corpus: CorpusConfig) -> list[list[str]]:
+    """Return what there is of a corpus, or of a source of a mixture."""
+    prefix = f"{corpus.name}: " if distilled.config.is_mixture else ""
+    manifests = {
+        role.removeprefix(prefix): dataset.complete_manifest()
+        for role, dataset in distilled.datasets.items()
+        if role.startswith(prefix)
+    }
+    examples, tokens = manifests["examples"], ("teacher_tokens", "student_tokens")
     held_out = f"{examples.counts['held_out_examples']:,} of them held out"
-    rows = [
+    return [
         ["corpus", corpus.name],
         ["source", markdown_code(_inline(_plain(corpus.source.model_dump(mode="json", exclude_defaults=True))))],
         ["examples", f"{examples.rows:,}, {held_out}"],
@@ -185,12 +227,6 @@ def _data(distilled: DistilledStudent) -> str:
             for why, n in part.dropped.items()
         ),
     ]
-    if initialization := distilled.results.get("initialization"):
-        counts = ", ".join(f"{count:,} {how}" for how, count in initialization.items())
-        rows.append(["rows of the new embedding", markdown(counts)])
-    if level := distilled.results.get("level"):
-        rows.append(["level of new tokens", markdown(level_text(level))])
-    return f"## Data\n\n{_table(['item', 'amount'], rows)}"
 
 
 def _settings(distilled: DistilledStudent) -> str:

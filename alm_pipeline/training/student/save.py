@@ -1,5 +1,6 @@
 """Writes the results of training: a Hugging Face model folder, and the metrics of every step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -42,6 +43,21 @@ chunks, zero if the student gives every chunk the teacher's likelihood. `chunks`
 `aligned_chunk_tokens` and `chunk_tokens` are student tokens per chunk, before and after merging. `used_share` is the
 share of aligned chunks that are in a chunk that counts. The probabilities are means over chunks; the last one is the
 student's probability of a boundary token after the chunk.
+"""
+
+METRICS_BY_SOURCE = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("source", pa.string()),
+        ("examples", pa.int64()),
+        ("tokens", pa.int64()),
+        ("chunks", pa.int64()),
+        ("kl", pa.float64()),
+    ]
+)
+"""The columns of `metrics_by_source.parquet`, one row per step and source of a mixture.
+
+`examples`, `tokens` and `chunks` are counts; `kl` is the mean divergence of the source's chunks (null: it has none).
 """
 
 SPEED = pa.schema(
@@ -96,6 +112,17 @@ def save_student(
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     pq.write_table(pa.Table.from_pylist(log, METRICS), folder / "metrics.parquet")
+
+
+def save_source_metrics(log: list[dict[str, float]], sources: Sequence[str], folder: Path) -> None:
+    """Write `metrics_by_source.parquet`, one row per step and source of a mixture."""
+    names = METRICS_BY_SOURCE.names[2:]
+    rows = [
+        {"step": entry["step"], "source": source, **{name: entry.get(f"{source}/{name}") for name in names}}
+        for entry in log
+        for source in sources
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, METRICS_BY_SOURCE), folder / "metrics_by_source.parquet")
 
 
 def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

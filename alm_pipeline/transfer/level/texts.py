@@ -30,13 +30,17 @@ Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8]]
 """ids, byte lengths and kinds [tokens] of a text"""
 
 
-def training_texts(caches: Mapping[str, Dataset]) -> TextTokens:
+def training_texts(sources: Sequence[Mapping[str, Dataset]]) -> TextTokens:
     """Return beginnings of training examples in the student's tokens, about `TOKENS` of them, evenly spread.
 
-    `caches` are the datasets by role, as `Pipeline.caches`. At most `_SHARDS` shards are read.
+    Each source has its datasets by role, as `Pipeline.caches`. At most `_SHARDS` shards of each are read.
     """
-    count = len(caches["student_tokens"].complete_manifest().shards)
-    rows = [row for shard in _evenly(range(count), _SHARDS) for row in _training_rows(caches, shard)]
+    rows = [
+        row
+        for caches in sources
+        for shard in _evenly(range(len(caches["student_tokens"].complete_manifest().shards)), _SHARDS)
+        for row in _training_rows(caches, shard)
+    ]
     mean = sum(min(LONGEST, len(row[0])) for row in rows) / max(1, len(rows))
     return _beginnings(_evenly(rows, math.ceil(TOKENS / max(1.0, mean))))
 

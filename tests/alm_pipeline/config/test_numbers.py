@@ -170,6 +170,10 @@ OUTSIDE_OF_TENSORS = {
     "ServedConfig.wait",
     "ServedConfig.tolerance",
     "ServedConfig.start_timeout",
+    "DeduplicationConfig.similarity",
+    "SourceConfig.sample",
+    "SourceConfig.held_out",
+    "SourceConfig.weight",
 }
 """Numbers that are compared or computed with in float64."""
 

@@ -1,9 +1,11 @@
 """Single values put into a configuration."""
 
+from typing import Any
+
 import pytest
 
-from alm_pipeline.config import AlmConfig, FilesSource, TemplateConfig
-from alm_pipeline.config.overrides import FIELDS, Overrides, override
+from alm_pipeline.config import AlmConfig, FilesSource, TemplateConfig, parse_config
+from alm_pipeline.config.overrides import FIELDS, Overrides, configure, override
 from alm_pipeline.config.recipes import transfer
 from storage.errors import UserError
 
@@ -80,3 +82,60 @@ def test_a_template_by_name_is_a_section_when_arguments_are_set(config: AlmConfi
         assert changed.student.template == TemplateConfig(template="chatml", arguments=arguments)
     alone = {"teacher_template.arguments.enable_thinking": False}
     assert override(config, Overrides(settings=alone)).teacher_template == TemplateConfig(arguments=arguments)
+
+
+def listed() -> AlmConfig:
+    content = transfer().model_dump(mode="json")
+    names = ("maths", "c4.en")
+    return parse_config({**content, "corpus": [{**content["corpus"], "name": name} for name in names]})
+
+
+@pytest.mark.parametrize("place", ["maths", "0"])
+def test_a_source_is_named_or_numbered(place: str) -> None:
+    changed = override(
+        listed(), Overrides(settings={f"corpus.{place}.weight": 3, f"corpus.{place}.source.exclude": []})
+    )
+    assert [source.weight for source in changed.sources] == [3, 1]
+    assert changed.sources[1] == listed().sources[1]
+
+
+def test_a_sources_name_may_have_periods() -> None:
+    changed = override(listed(), Overrides(settings={"corpus.c4.en.teacher": "other"}))
+    assert [source.teacher for source in changed.sources] == [None, "other"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"corpus.sample": 0.5}, r"corpus is a list of the sources maths, c4\.en: write corpus\.NAME\.FIELD, as in "),
+        ({"corpus.prose.weight": 1}, r"corpus\.prose\.weight: corpus is a list of the sources maths"),
+        ({"corpus.2.weight": 1}, r"corpus\.2\.weight: corpus is a list"),
+        ({"corpus.maths.wieght": 1}, r"corpus\.maths\.wieght: no such setting"),
+    ],
+)
+def test_what_is_no_setting_of_a_source_is_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        override(listed(), Overrides(settings=settings))
+
+
+def test_several_urls_are_a_mixture() -> None:
+    given = ["maths=s3://bucket/maths/*.jsonl", "https://host/code.parquet"]
+    changed = configure("transfer", Overrides(corpus=given, settings={"corpus.maths.weight": 2}))
+    assert [(source.name, source.weight, source.source.urls) for source in changed.sources] == [
+        ("maths", 2, ("s3://bucket/maths/*.jsonl",)),
+        ("code", 1, ("https://host/code.parquet",)),
+    ]
+    assert configure("transfer", Overrides(corpus=["a.jsonl"])) == configure("transfer", Overrides(corpus="a.jsonl"))
+
+
+def test_urls_replace_the_sources_of_their_names() -> None:
+    changed = override(listed(), Overrides(corpus=["c4.en=other.jsonl"]))
+    assert changed.sources[0] == listed().sources[0]
+    assert changed.sources[1].source.urls == ("other.jsonl",)
+    with pytest.raises(UserError, match=r"other\.jsonl: the file has the sources maths, c4\.en: write NAME=URL"):
+        override(listed(), Overrides(corpus="other.jsonl"))
+
+
+def test_two_urls_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="two sources are called 'texts': name each, as NAME=URL"):
+        configure("transfer", Overrides(corpus=["a/texts.jsonl", "b/texts.jsonl"]))

@@ -36,7 +36,7 @@ def test_what_is_found_is_what_a_search_finds(
     file.write_text("\n".join(json.dumps({"id": f"t{k}", "text": f"{text} ."}) for k, text in enumerate(texts)))
     corpus = corpus_at(str(file), {"text": "text", "id": "id", "layout": "text"})
     questions = {f"q{k}": text for k, text in enumerate(asked)}
-    found = find_contamination(corpus, questions, n)
+    found = find_contamination([corpus], questions, n)
     for id_, text in questions.items():
         letters = text.split()
         grams = {tuple(letters[k : k + n]) for k in range(len(letters) - n + 1)} or ({tuple(letters)} - {()})

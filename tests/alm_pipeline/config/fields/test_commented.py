@@ -8,6 +8,7 @@ import yaml
 from alm_pipeline.config import AlmConfig, Ramp
 from alm_pipeline.config.fields.commented import commented_yaml
 from alm_pipeline.config.fields.settings import settings_of
+from alm_pipeline.config.overrides import Overrides, configure, configured_content
 from alm_pipeline.config.recipes import RECIPES, recipe_content, transfer
 from tests.alm_pipeline.config.recipes import complete_recipes
 
@@ -32,6 +33,16 @@ def test_every_field_of_every_model_is_there_with_its_meaning_and_default() -> N
         assert re.search(rf"(?m)^{setting.name}:", text), setting.path
     assert "[whole number (≥ 0); default 1000] steps: 48" in words
     assert "[text; required] teacher: demo:" in words
+
+
+def test_a_list_of_sources_reads_as_the_configuration() -> None:
+    """Also where a section has only some of its fields: the others are shown with their defaults."""
+    settings = {"corpus.maths.weight": 2, "corpus.maths.deduplicate": {}, "corpus.code.teacher": "other"}
+    given = Overrides(corpus=["maths=a.jsonl", "code=b.jsonl"], settings={**settings, "train.lora": {"rank": 3}})
+    shown_text = commented_yaml(AlmConfig, configured_content("transfer", given), "A mixture.")
+    assert AlmConfig.model_validate(yaml.safe_load(shown_text)) == configure("transfer", given)
+    assert "- name: maths" in shown_text
+    assert "null" not in re.findall(r"(?m)^  similarity: (.*)$", shown_text)
 
 
 def test_no_line_is_long() -> None:

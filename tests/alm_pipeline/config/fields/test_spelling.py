@@ -64,7 +64,7 @@ def is_same_path(setting: Setting, message: str) -> bool:
 
 def section_of(content: dict[str, Any], path: list[str]) -> dict[str, Any]:
     for part in path:
-        content = content[part]
+        content = content[int(part)] if isinstance(content, list) else content[part]
     return content
 
 
@@ -73,6 +73,11 @@ FULL = {
     "publish": {"repo": "a/b"},
     "objective": {"terms": {"alm": {"start": 0, "end": 1, "steps": 3}}},
 }
+FILTERS = {
+    "deduplicate": {"exact": True, "near": True, "similarity": 0.8, "words": 5, "across": True},
+    "decontaminate": {"questions": ["x"], "text": "x", "words": 13},
+}
+FULL["corpus"] = {**FULL["corpus"], **FILTERS}
 FULL["train"] = {**FULL["train"], "lora": {"rank": 3}}
 TEMPLATE = {"template": "chatml", "arguments": {}}
 FULL |= {"teacher_template": TEMPLATE, "student": {**FULL["student"], "template": TEMPLATE}}
@@ -89,7 +94,9 @@ def test_a_misspelt_field_of_a_file_is_answered_with_the_right_one(setting: Sett
     content = copy.deepcopy(FULL)
     if setting.kind:
         content["corpus"]["source"] = dict(SOURCES[setting.kind])
-    *parents, name = setting.path.replace("KEY", "alm").split(".")
+    *parents, name = setting.path.replace("KEY", "alm").replace("[]", ".0").split(".")
+    if setting.path.startswith("corpus[]"):
+        content["corpus"] = [{**content["corpus"], "weight": 2.0, "teacher_template": dict(TEMPLATE)}]
     section = section_of(content, parents)
     wrong = next(wrong for wrong in misspelt(name) if wrong not in section)
     section[wrong] = section.pop(name, None)

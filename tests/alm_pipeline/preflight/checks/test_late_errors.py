@@ -89,6 +89,8 @@ LATE = {
     "tokenization/stage.py tokenize": STORED,
     "tokenization/templates/choice.py TemplateChoice.of_option": COMMAND,
     "training/data/batch_stream.py BatchStream._check_reader": RESUMING,
+    "training/data/mixture.py MixedPosition.of_state": RESUMING,
+    "training/data/mixture.py whole_shares": "the configuration refuses such weights",
     "training/data/row_stream.py RowStream._require_rows": "`require_examples` brings it forward, before the scores",
     "training/data/row_stream.py RowStream._restored.read": RESUMING,
     "training/data/row_stream.py RowStream.blocks": "`require_examples` brings it forward, before the scores",

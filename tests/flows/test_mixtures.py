@@ -1,0 +1,52 @@
+"""The flow on a mixture: every source's stages, and one source's scores alone, as a machine of a pool makes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import Artifact
+
+from alm_pipeline.config import AlmConfig, SourceConfig
+from alm_pipeline.pipeline import Pipeline
+from flows.alm import alm
+from storage.errors import UserError
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
+
+
+def mixture(config: AlmConfig, llama_folder: str) -> AlmConfig:
+    content = config.texts.model_dump()
+    fifth = {"name": "fifth", "sample": 0.5, "weight": 3, "teacher": llama_folder}
+    sources = (SourceConfig.model_validate(content), SourceConfig.model_validate({**content, **fifth}))
+    return config.model_copy(update={"corpus": sources})
+
+
+def test_the_whole_flow_of_a_mixture(
+    config: AlmConfig, llama_folder: str, tmp_path: Path, shown: Callable[[str], list[Artifact]]
+) -> None:
+    chosen = mixture(config, llama_folder)
+    Pipeline(chosen, str(tmp_path))._prepare()
+    first = alm(config=chosen, storage=str(tmp_path), only="score", source="fifth")
+    assert set(first["seconds"]) == {"score"}
+    assert [bool(part.scores.manifest()) for part in Pipeline(chosen, str(tmp_path)).parts] == [False, True]
+    result = alm(config=chosen, storage=str(tmp_path))
+    assert set(result["seconds"]) >= {"shard", "tokenize teacher", "tokenize student", "align", "score", "train"}
+    assert [source["name"] for source in result["sources"]] == ["tiny", "fifth"]
+    assert result["places"]["fifth: scores"].startswith(f"{tmp_path}/teacher_scores/fifth-tiny-llama")
+    (table,) = shown("alm-summary")
+    assert "source fifth" in table.data
+    (plan,) = shown("alm-plan")
+    assert '"tokenize teacher"' in plan.data
+    (page,) = shown("alm-report")
+    assert "Aligned chunks of an example" in page.data
+
+
+def test_a_source_is_named_for_its_shards_alone(config: AlmConfig, llama_folder: str, tmp_path: Path) -> None:
+    chosen = mixture(config, llama_folder)
+    for parameters, problem in (
+        ({"source": "fifth"}, "source: needs `only: score`"),
+        ({"only": "score", "source": "prose"}, r"source: prose is not a source of the corpus \(tiny, fifth\)"),
+        ({"only": "score", "shards": [0]}, "shards: needs `source`, one of tiny, fifth"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            alm(config=chosen, storage=str(tmp_path), **parameters)  # type: ignore[arg-type]
