@@ -10,7 +10,7 @@ from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
 
-from storage.kinds import edits, filtering, questions
+from storage.kinds import edits, filtering, questions, rollouts
 from storage.kinds.fields import ID, list_of, required
 
 FORMAT_VERSION = 2
@@ -121,7 +121,11 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
-    Kind.EXAMPLES: (required("completion_at", pa.int32()), pa.field("template_arguments", pa.string())),
+    Kind.EXAMPLES: (
+        required("completion_at", pa.int32()),
+        pa.field("template_arguments", pa.string()),
+        *rollouts.WRITTEN,
+    ),
     Kind.TEACHER_SCORES: (list_of("top_ids", pa.int32()), list_of("top_logprobs", pa.float32())),
     Kind.ACTIVATIONS: edits.SIDES,
 }

@@ -66,6 +66,7 @@ ROOMS = (
     "alm_pipeline.training.student",
     "alm_pipeline.training",
     "alm_pipeline.ensemble",
+    "alm_pipeline.rollouts",
     "alm_pipeline.calibration.report",
     "alm_pipeline.calibration",
     "alm_pipeline.inspection",

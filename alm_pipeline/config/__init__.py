@@ -34,6 +34,7 @@ from alm_pipeline.config.objective import (
     Ramp,
     Term,
 )
+from alm_pipeline.config.rounds import PromptsConfig, RoundsConfig, SamplingConfig
 from alm_pipeline.config.run import AlmConfig, LogConfig, PublishConfig, Tracker, load_config, parse_config
 from alm_pipeline.config.scoring import Dtype, Engine, ScoreConfig, ServedConfig
 from alm_pipeline.config.student import BYTES, Level, Method, SpecialTokens, StudentConfig, TrainedTokenizer
@@ -76,8 +77,11 @@ __all__ = [
     "Number",
     "ObjectiveConfig",
     "OneSided",
+    "PromptsConfig",
     "PublishConfig",
     "Ramp",
+    "RoundsConfig",
+    "SamplingConfig",
     "Schedule",
     "ScoreConfig",
     "ServedConfig",

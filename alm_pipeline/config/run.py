@@ -12,6 +12,7 @@ from alm_pipeline.config.evaluation import EvaluationConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, ObjectiveConfig
+from alm_pipeline.config.rounds import RoundsConfig
 from alm_pipeline.config.scoring import ScoreConfig
 from alm_pipeline.config.student import StudentConfig
 from alm_pipeline.config.template import TemplateConfig
@@ -68,6 +69,11 @@ class AlmConfig(Frozen):
     train: TrainConfig = Field(TrainConfig(), description="How the student is trained.")
     evaluation: EvaluationConfig = Field(
         EvaluationConfig(), description="How the student is evaluated on held-out examples."
+    )
+    rounds: RoundsConfig | None = Field(
+        None,
+        description="On-policy rounds after this training: `alm on-policy` runs them, and `alm run` ends before them. "
+        "Default: none.",
     )
     name: str | None = Field(
         None,

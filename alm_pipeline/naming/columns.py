@@ -59,6 +59,15 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
             "What the chat templates get beside the conversation, as a JSON mapping: `tools`, and any other arguments "
             "of the row; null if there are none. Only of corpora whose rows have some."
         ),
+        "finish_reason": ColumnDescription(
+            "Why a text that a model wrote ends: `stop`, the model ended it, or `length`, it had as many tokens as "
+            "were allowed. Only of rollouts."
+        ),
+        "written_ids": ColumnDescription(
+            "The writer's own token ids of the whole example: those of the prompt, and those that it wrote, with the "
+            "token that ends the text if it wrote one. Only of rollouts by a model in this process.",
+            "[tokens]",
+        ),
     },
     Kind.TOKENS: {
         "id": _ID_COLUMN,

@@ -40,6 +40,18 @@ def cover(rendering: RenderedConversation, spans: Spans, section_ends: Ints) -> 
     )
 
 
+def up_to(rendering: RenderedConversation, size: int) -> RenderedConversation:
+    """Return the rendering up to this number of bytes, which must not be within a character."""
+    count = int(np.searchsorted(rendering.ends, size, side="left")) + 1
+    return RenderedConversation(
+        rendering.text.encode()[:size].decode(errors="ignore"),
+        rendering.ends[:count].clip(max=size),
+        rendering.kinds[:count],
+        rendering.turns[:count],
+        rendering.content_starts[:count],
+    )
+
+
 def _first_and_last(rendering: RenderedConversation, spans: Spans) -> tuple[Ints, Ints]:
     """Return the first and the last span [tokens] of the rendering that each token covers."""
     first = np.searchsorted(rendering.ends, spans.starts, side="right").clip(max=len(rendering.ends) - 1)

@@ -13,7 +13,7 @@ from alm_pipeline.conversations.sections import ASSISTANT, Conversation, section
 from alm_pipeline.corpus.formats.marks import learned_role
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.chat.template import RenderedConversation, TemplateRefused
-from alm_pipeline.tokenization.covering import cover
+from alm_pipeline.tokenization.covering import cover, up_to
 from alm_pipeline.tokenization.engines.flat_ids import FlatIds
 from alm_pipeline.tokenization.engines.proof import DifferentIds, difference
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
@@ -104,6 +104,18 @@ class ByteEncoder:
         ]
         return surround(replace(batch, dropped=dropped), self._before, self._after)
 
+    def texts_of_ids(self, texts: Sequence[str], ids: Sequence[Ids]) -> EncodedBatch:
+        """Return plain texts with these tokens instead of those that the tokenizer gives, if they spell the texts.
+
+        The special tokens before every text may be among them; there are none after it.
+        """
+        frame = self._before
+        bodies = [row[len(frame) :] if row[: len(frame)].tolist() == frame else row for row in ids]
+        offsets = np.cumsum([0, *map(len, bodies)], dtype=np.int64)
+        standard = self.with_engine(self.standard)  # no engine made these tokens, so none is to be refuted
+        batch = standard._verified(texts, np.concatenate([np.zeros(0, np.int32), *bodies]), offsets)
+        return surround(batch, frame, [])
+
     def token_ends(self, text: str) -> npt.NDArray[np.int64]:
         """Return where each token of a text ends, in bytes, without the special tokens around it.
 
@@ -119,6 +131,10 @@ class ByteEncoder:
     def conversation_tokens(self, conversation: Conversation, arguments: Mapping[str, Any] | None = None) -> int:
         """Return the number of tokens of the conversation in the chat template; 0 if it can't be encoded."""
         return len(self.encode_conversations([conversation], [arguments]).token_ids)
+
+    def encode_rendered(self, text: str) -> Ids:
+        """Return the tokens of what a chat template wrote, in which literals of special tokens are those tokens."""
+        return self._bodies([text], special_literals=True).ids
 
     def _bodies(self, texts: Sequence[str], *, special_literals: bool) -> FlatIds:
         # some faults of a tokenizer.json show with some texts only, as a panic of the library
@@ -237,6 +253,26 @@ class ByteEncoder:
             kept = self.view.special[ids] & ~typed
             ids, in_place = encode_around(self.standard, text, ids, spans, kept)
             spans = token_spans(self.view, ids, in_place | self._cut_out(ids), text)
+        return self._covered(conversation, rendering, ids, spans)
+
+    def conversation_of_ids(
+        self, conversation: Conversation, arguments: Mapping[str, Any] | None, ids: Ids
+    ) -> EncodedExample | str:
+        """Return a conversation with these tokens, which are not the tokenizer's own, or why it is dropped.
+
+        They have to spell what the template writes up to the end of the last turn, or to the place where it was cut.
+        """
+        rendering = self._render(conversation, arguments)
+        if not isinstance(rendering, RenderedConversation):
+            return rendering
+        shown = up_to(rendering, len(self.view.spell(ids)))
+        spans = token_spans(self.view, ids, self._added[ids], shown.text.encode())
+        return self._covered(conversation, shown, ids, spans)
+
+    def _covered(
+        self, conversation: Conversation, rendering: RenderedConversation, ids: Ids, spans: Spans | None
+    ) -> EncodedExample | str:
+        """Return a conversation whose tokens cover these spans of its rendering, or why it is dropped."""
         unknown = self._has_unknown(ids)
         if spans is None or unknown:
             return self._reason(rendering.text, unknown=unknown)

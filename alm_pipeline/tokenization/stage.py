@@ -29,6 +29,7 @@ from alm_pipeline.tokenization.prepared_encoders import Encoders
 from alm_pipeline.tokenization.rows import UNREAD_ARGUMENT, EncodedBatch
 from alm_pipeline.tokenization.templates.choice import rendered_template
 from alm_pipeline.tokenization.templates.syntax import names_read
+from alm_pipeline.tokenization.written import WrittenEnds, encode_written
 from storage.dataset import Dataset, Manifest, ShardRecord
 from storage.errors import UserError
 from storage.printed.inert import one_line
@@ -199,7 +200,8 @@ def _first_texts(examples: Dataset, shard: int) -> list[str]:
 
 def _encodes_as_written(encoder: ByteEncoder, examples: Dataset, tokens: Dataset, shard: int) -> bool:
     """Return whether the encoder gives the ids that are written for a shard."""
-    batch = EncodedBatch.join([batch for _, batch in _encoded(_slices(examples, [shard]), encoder)])
+    slices = _slices(examples, [shard], own_ids=is_written_in(examples, encoder.tokenizer))
+    batch = EncodedBatch.join([batch for _, batch in _encoded(slices, encoder)])
     written = tokens.read_shard(shard, ["token_ids"])["token_ids"].combine_chunks()
     return bool(written.equals(batch.columns()["token_ids"]))
 
@@ -220,7 +222,8 @@ def _tokenize_shards(
 ) -> None:
     with in_background(partial(_write_shard, tokens)) as write:
         encoded: list[tuple[_ExampleSlice, EncodedBatch]] = []
-        for part, batch in _encoded(_slices(examples, shards), encoder, samples=True):
+        slices = _slices(examples, shards, own_ids=is_written_in(examples, encoder.tokenizer))
+        for part, batch in _encoded(slices, encoder, samples=True):
             encoded.append((part, batch))
             if part.last:
                 _require_shown(encoded, examples, encoder.tokenizer.name)
@@ -246,6 +249,8 @@ class _ExampleSlice:
     """where completions begin, of prompts with completions"""
     arguments: list[Arguments | None] | None
     """what each conversation's template gets beside the messages; None if that is nothing"""
+    written: WrittenEnds | None
+    """how texts end that a model wrote; None for any others"""
     sample: range
     """the examples that are compared with the standard engine's ids"""
 
@@ -253,10 +258,12 @@ class _ExampleSlice:
         """Return the slice of the sample alone."""
         lists = {name: getattr(self, name) for name in ("texts", "conversations", "completions", "arguments")}
         sample = slice(self.sample.start, self.sample.stop, self.sample.step)
-        return replace(self, **{name: values and values[sample] for name, values in lists.items()})
+        written = self.written and self.written.at(sample)
+        return replace(self, written=written, **{name: values and values[sample] for name, values in lists.items()})
 
 
-def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]:
+def _slices(examples: Dataset, shards: Iterable[int], *, own_ids: bool = False) -> Iterator[_ExampleSlice]:
+    """Yield the examples of these shards; with `own_ids`, those that a model wrote have its tokens."""
     has_completions = learns_completions(examples)
     for shard in shards:
         table = examples.read_shard(shard)
@@ -267,7 +274,8 @@ def _slices(examples: Dataset, shards: Iterable[int]) -> Iterator[_ExampleSlice]
             texts, conversations = part["text"].to_pylist(), _conversations(part["messages"])
             completions = part["completion_at"].to_pylist() if has_completions else None
             sample = _sample(shard, table.num_rows, start, part.num_rows)
-            yield _ExampleSlice(shard, last, table["id"], texts, conversations, completions, _arguments(part), sample)
+            beside = completions, _arguments(part), _written_ends(part, with_ids=own_ids)
+            yield _ExampleSlice(shard, last, table["id"], texts, conversations, *beside, sample)
 
 
 def _sample(shard: int, rows: int, start: int, size: int) -> range:
@@ -281,6 +289,20 @@ def _conversations(messages: pa.ChunkedArray) -> list[Conversation] | None:
     if not len(messages) or not messages[0].is_valid:
         return None
     return [json.loads(conversation) for conversation in messages.to_pylist()]
+
+
+def _written_ends(examples: pa.Table, *, with_ids: bool) -> WrittenEnds | None:
+    """Return how examples end that a model wrote; None for others."""
+    if "finish_reason" not in examples.column_names:
+        return None
+    ids = examples["written_ids"].to_pylist() if with_ids else None
+    return WrittenEnds(examples["finish_reason"].to_pylist(), ids)
+
+
+def is_written_in(examples: Dataset, tokenizer: LoadedTokenizer) -> bool:
+    """Return whether a model with this tokenizer wrote the examples, so that they have its own tokens."""
+    writer = examples.identity.get("writer")
+    return isinstance(writer, dict) and writer.get("tokenizer") == tokenizer.identity
 
 
 def _arguments(examples: pa.Table) -> list[Arguments | None] | None:
@@ -311,6 +333,9 @@ def _encoded(
 
 
 def _encoded_slice(part: _ExampleSlice, encoder: ByteEncoder) -> EncodedBatch:
+    if part.written is not None:
+        completions = part.completions or []
+        return encode_written(encoder, part.written, completions, part.texts, part.conversations, part.arguments)
     if part.conversations is not None:
         batch = encoder.encode_conversations(part.conversations, part.arguments)
         if part.completions is None:

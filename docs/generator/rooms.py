@@ -60,6 +60,7 @@ PURPOSES = {
     "alm_pipeline.training.student": "What training writes: the student's folder, its card, its curves.",
     "alm_pipeline.training": "The stage that makes the student.",
     "alm_pipeline.ensemble": "Several models as one.",
+    "alm_pipeline.rollouts": "What a model, here or behind an endpoint, writes on prompts: examples like any others.",
     "alm_pipeline.calibration.report": "Calibration from scores alone: measures, intervals, the front, pictures.",
     "alm_pipeline.calibration": "Multiple-choice questions, and what models and merges make of them.",
     "alm_pipeline.inspection": "Alignments to look at: frames, summaries, pictures.",

@@ -82,7 +82,7 @@ def _alternative(name: str, model: type[BaseModel], width: int) -> Iterator[str]
         for name, field in model.model_fields.items()
         if not field.is_required()
     }
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    plain = {key: _plain(value) for key, value in defaults.items()}
     yield ""
     yield from _comment(f"Or: {inspect.cleandoc(model.__doc__ or '')}", width)
     yield f"# {name}:"
@@ -91,8 +91,15 @@ def _alternative(name: str, model: type[BaseModel], width: int) -> Iterator[str]
             yield f"# {line.removesuffix(' null') if line.endswith(': null') and _is_open(line, model) else line}"
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _is_open(line: str, model: type[BaseModel]) -> bool:
-    return model.model_fields[line.strip().partition(":")[0]].is_required()
+    field = model.model_fields.get(line.strip().partition(":")[0])  # None for a line of a section in it
+    return field is not None and field.is_required()
 
 
 def _is_list(value: Any) -> bool:

@@ -15,8 +15,8 @@ from alm_pipeline.config import (
     parse_config,
 )
 from alm_pipeline.config.overrides import Overrides, configure, override
-from alm_pipeline.config.recipe_choices import recipe_choices
 from alm_pipeline.config.recipes import RECIPES, Goal, own_run, recipe, required_by, transfer
+from alm_pipeline.naming.recipe_choices import recipe_choices
 from storage.errors import UserError
 from tests.alm_pipeline.config.recipes import CORPUS
 

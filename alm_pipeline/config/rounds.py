@@ -1,0 +1,111 @@
+"""On-policy rounds: what the student writes, and how it is trained on it."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from alm_pipeline.config.frozen import SEEDS, Frozen, Real
+from alm_pipeline.config.objective import ObjectiveConfig
+from alm_pipeline.config.scoring import Dtype
+
+Start = Literal["student", "model"]
+_COLDEST = 1e-4
+"""the smallest temperature by which any logit of float16 can be divided in float32"""
+
+
+class SamplingConfig(Frozen):
+    """How a model writes."""
+
+    max_tokens: int = Field(
+        256, ge=1, description="The most tokens that the model writes after a prompt. A text that is cut here is kept."
+    )
+    temperature: Real = Field(
+        1.0, ge=0, description="The number that logits are divided by. 0 always takes the likeliest token."
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw from the fewest likeliest tokens whose probabilities sum to this. Default: from all.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Draw from this number of likeliest tokens. Default: from all.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=SEEDS,
+        description="The seed. Every text has random numbers of its own, made of this seed, the round and the "
+        "prompt's id, so that neither the batch nor an interruption changes a text.",
+    )
+    dtype: Dtype = Field("float32", description="The dtype that a model in this process writes in.")
+    batch_size: int = Field(
+        16,
+        ge=1,
+        description="Texts that are written at a time; for an endpoint, requests in flight. It decides no text, except "
+        "by rounding.",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the texts."""
+        return self.model_dump(mode="json", exclude={"batch_size"})
+
+    @model_validator(mode="after")
+    def _is_not_too_cold(self) -> Self:
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature {self.temperature} is too small to divide by: use 0, or at least {_COLDEST}")
+        return self
+
+
+class PromptsConfig(Frozen):
+    """What a model continues: a view of the examples of the run's corpus.
+
+    Of a conversation, the messages before the assistant's last turn; of a prompt with a completion, the prompt; of a
+    plain text, its beginning.
+    """
+
+    text_bytes: int = Field(
+        64,
+        ge=1,
+        description="Of plain texts: the bytes of the beginning that is the prompt, cut before white space; at most "
+        "half of a text.",
+    )
+    per_shard: int = Field(
+        128, ge=1, description="Prompts per shard: the most that is written again after an interruption."
+    )
+
+
+class RoundsConfig(Frozen):
+    """On-policy rounds: in each, the student writes, the teacher scores what it wrote, and the student is trained."""
+
+    count: int = Field(3, ge=1, description="The number of rounds.")
+    start: Start = Field(
+        "student",
+        description="What the first round goes on from. `student`: the student that this configuration makes without "
+        "rounds. `model`: the model `student.model` as it is, if it keeps its tokenizer.",
+    )
+    prompts: PromptsConfig = Field(PromptsConfig(), description="What the student continues.")
+    per_round: int = Field(
+        1000,
+        ge=1,
+        description="Prompts per round, drawn anew for each from the examples that are trained on; all, if there are "
+        "no more.",
+    )
+    held_out: int = Field(
+        100,
+        ge=1,
+        description="Held-out prompts that every student writes on, the same in all rounds: the KL on these texts, "
+        "their lengths and the like are measured, and nothing is trained on them.",
+    )
+    mix: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="The share λ of a round's examples that the student wrote; the others come from the corpus. "
+        "Default: all.",
+    )
+    sampling: SamplingConfig = Field(SamplingConfig(), description="How the student writes.")
+    objective: ObjectiveConfig | None = Field(
+        None,
+        description="What the student is trained to match in a round, such as `{divergence: reverse_binary_kl}`. "
+        "Default: the run's own objective.",
+    )
+    steps: int | None = Field(None, ge=1, description="Training steps per round. Default: `train.steps`.")
