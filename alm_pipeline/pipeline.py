@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.settings import AlignmentSettings
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
-from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer
+from alm_pipeline.config import BYTES, AlmConfig, CorpusConfig, TrainedTokenizer, WrittenSource
 from alm_pipeline.corpus.cutting import MIN_PIECE_BYTES
 from alm_pipeline.corpus.examples import DocumentFilter
 from alm_pipeline.corpus.formats.dataset_objects import corpus_of_dataset
@@ -32,6 +32,7 @@ from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.corpus.stage import examples_dataset, learns_completions, learns_marked, write_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
+from alm_pipeline.corpus.written import written_examples
 from alm_pipeline.filtering.decisions import decisions_dataset, kept_documents, write_decisions
 from alm_pipeline.filtering.signatures import signatures_dataset, write_signatures
 from alm_pipeline.models.configuration import refuse_other_tables
@@ -54,7 +55,7 @@ from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FolderManifest, StoredFolder
 from storage.schemas import Kind
-from storage.urls import join_url, list_folders
+from storage.urls import absolute_url, join_url, list_folders
 
 if TYPE_CHECKING:
     from alm_pipeline.preflight.context import RunInputs
@@ -182,7 +183,12 @@ class Pipeline:
 
     @cached_property
     def examples(self) -> Dataset:
-        """The examples: the corpus, cut to fit the student. Its tokenizer may have to be made first."""
+        """The examples: the corpus, cut to fit the student. Its tokenizer may have to be made first.
+
+        Those that a model wrote are there already. Raises UserError if they are in another storage.
+        """
+        if isinstance(self.config.corpus.source, WrittenSource):
+            return self._written_examples(self.config.corpus.source)
         limit = None
         if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}
@@ -210,6 +216,15 @@ class Pipeline:
         parts = self.mixture.parts
         number = next(number for number, part in enumerate(parts) if part.name == self.name)
         return [part for part in parts[:number] if _is_compared(part)]
+
+    def _written_examples(self, source: WrittenSource) -> Dataset:
+        examples = written_examples(source)
+        if examples.root != absolute_url(self.root):
+            raise UserError(
+                f"corpus.source.url: {examples.url} is in another storage than this run ({self.root}): what is made of "
+                "examples is stored beside them; run with that storage, or have them written in this one"
+            )
+        return replace(examples, root=self.root)
 
     @cached_property
     def made_tokenizer(self) -> StoredFolder | None:

@@ -17,6 +17,7 @@ from alm_pipeline.config.corpus import (
     OneSided,
     Source,
     SourceConfig,
+    WrittenSource,
 )
 from alm_pipeline.config.evaluation import ChosenStep, EvaluationConfig, HeldOutMetric
 from alm_pipeline.config.frozen import SEEDS, Frozen, Number, Whole
@@ -96,6 +97,7 @@ __all__ = [
     "TrainConfig",
     "TrainedTokenizer",
     "Whole",
+    "WrittenSource",
     "load_config",
     "parse_config",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, assert_never
 
-from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source
+from alm_pipeline.config import FilesSource, GeneratedSource, HubSource, Source, WrittenSource
 from alm_pipeline.corpus.files.arrow_rows import without_filled_nulls
 from alm_pipeline.corpus.files.errors import require_columns
 from alm_pipeline.corpus.files.listing import list_files
@@ -20,6 +20,7 @@ from alm_pipeline.corpus.files.readers import read_files
 from alm_pipeline.corpus.files.rows import Columns, SourceRow, without_nulls
 from alm_pipeline.corpus.files.versions import HashedFiles
 from alm_pipeline.corpus.source_identity import hub_commit, local_files, reasoning_gym_version, saved_folder
+from alm_pipeline.corpus.written import read_written, written_examples
 from storage.errors import UserError, user_error
 
 # the last line of a worked solution in gsm_symbolic, as in GSM8K
@@ -89,7 +90,8 @@ def open_source(source: Source) -> OpenSource:
 
     The identity covers, for files, their names (see `files`), formats and contents (for remote files the store's
     checksum, if it has one); for a Hub dataset, the commit, which is then read; for a local folder that `datasets`
-    reads, its files; for generated problems, their settings and the generator's version.
+    reads, its files; for generated problems, their settings and the generator's version; for what a model wrote, the
+    name of the stored examples.
     """
     match source:
         case FilesSource():
@@ -99,6 +101,9 @@ def open_source(source: Source) -> OpenSource:
         case GeneratedSource():
             content = [source.task, source.size, source.seed, reasoning_gym_version()]
             return OpenSource(source.kind, lambda: content, partial(_read_generated, source), HashedFiles(()))
+        case WrittenSource():
+            name = written_examples(source).name
+            return OpenSource(source.kind, lambda: [name], partial(read_written, source), HashedFiles(()))
         case _:
             assert_never(source)
 
