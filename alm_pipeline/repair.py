@@ -166,6 +166,7 @@ WRITTEN_BY: dict[str, str] = {
     **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), "alm edit"),
     **dict.fromkeys(("projections", "measurements"), "alm edit"),
     **dict.fromkeys(("substrings", "hypernetworks"), "alm hypernet"),
+    "rounds": "alm on-policy",
 }
 """The kinds that no pipeline writes, and the command that does."""
 

@@ -42,7 +42,7 @@ from storage.urls import (
 )
 
 FolderKind = Literal[
-    "tokenizers", "pair_biases", "substrings", "hypernetworks", "projections", "measurements", "students"
+    "tokenizers", "pair_biases", "substrings", "hypernetworks", "projections", "measurements", "students", "rounds"
 ]
 FOLDER_KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
 CHECKPOINTS = "checkpoints"

@@ -79,6 +79,7 @@ ROOMS = (
     "alm_pipeline.preflight.checks",
     "alm_pipeline",
     "alm_pipeline.methods",
+    "alm_pipeline.rounds",
     "alm_pipeline.audit",
     "alm_pipeline.hypernetwork",
     "alm_pipeline.planning.speed",

@@ -108,4 +108,17 @@ class RoundsConfig(Frozen):
         description="What the student is trained to match in a round, such as `{divergence: reverse_binary_kl}`. "
         "Default: the run's own objective.",
     )
-    steps: int | None = Field(None, ge=1, description="Training steps per round. Default: `train.steps`.")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Training steps per round, of which at most a tenth warms up. Default: `train.steps`.",
+    )
+    learning_rate: Real | None = Field(
+        None, gt=0, description="The peak learning rate in a round. Default: `train.learning_rate`."
+    )
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="Tasks of lm-evaluation-harness that every student is measured on, such as `gsm8k`. Default: none.",
+    )
+    task_folder: str | None = Field(None, description="A folder with YAML files of your own tasks. Default: none.")
+    task_limit: int | None = Field(None, ge=1, description="Questions per task, from the first. Default: all.")

@@ -176,6 +176,15 @@ class AlmConfig(Frozen):
         first, others = self.sources[0].name, len(self.sources) - 1
         return names if len(names) <= _LONGEST_NAME else f"{first}+{others}-others"
 
+    @model_validator(mode="after")
+    def _rounds_have_a_start(self) -> Self:
+        if self.rounds and self.rounds.start == "model" and self.student.tokenizer not in (None, self.student.model):
+            raise ValueError(
+                "rounds.start: with `model` the first round goes on from student.model as it is, and student.tokenizer "
+                "gives it another tokenizer: use `student`, or leave the tokenizer out"
+            )
+        return self
+
     @property
     def title(self) -> str:
         """A readable name of the run."""

@@ -13,12 +13,6 @@ Piece = tuple[str | None, Messages | None]
 """A text or a conversation."""
 
 
-def split_text(text: str, completion_at: int) -> tuple[str, str]:
-    """Split a text at a byte between two characters."""
-    data = text.encode()
-    return data[:completion_at].decode(), data[completion_at:].decode()
-
-
 def completions_of(document: Document, pieces: Sequence[Piece]) -> list[int | None]:
     """Return where the completion begins in each piece of a document: a byte or a message; None if all is learned.
 

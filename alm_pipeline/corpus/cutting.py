@@ -106,3 +106,9 @@ def _join_blank(pieces: list[str], max_bytes: int) -> list[str]:
         else:
             joined.append(piece)
     return joined
+
+
+def split_text(text: str, at: int) -> tuple[str, str]:
+    """Split a text at a byte between two characters."""
+    data = text.encode()
+    return data[:at].decode(), data[at:].decode()

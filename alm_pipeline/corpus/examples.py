@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.conversations.sections import Messages, joined_text, text_bytes, with_texts
-from alm_pipeline.corpus.completions import completions_of, split_text
-from alm_pipeline.corpus.cutting import cut_text
+from alm_pipeline.corpus.completions import completions_of
+from alm_pipeline.corpus.cutting import cut_text, split_text
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.formats.tools import Arguments
 from alm_pipeline.corpus.sources import OpenSource

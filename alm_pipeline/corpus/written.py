@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alm_pipeline.config import WrittenSource
-from alm_pipeline.corpus.completions import split_text
+from alm_pipeline.corpus.cutting import split_text
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.formats.layouts import ARGUMENTS_COLUMN, TOOLS_COLUMN
 from storage.dataset import Dataset, open_dataset

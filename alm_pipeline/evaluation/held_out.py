@@ -65,6 +65,8 @@ class DocumentSums(NamedTuple):
     """[D] nats, over the document's words; None without words or boundary tokens, and of the teacher"""
     words: npt.NDArray[np.float64] | None = None
     """[D]"""
+    log_ratios: npt.NDArray[np.float64] | None = None
+    """[D] nats, as `WordSums`; None as `kl`"""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class HeldOut:
         scores = self.student.score(student, title)
         sums = DocumentSums(*bits_and_bytes(*self._of_student(scores), len(self.document_names)))
         words = self.words.sums(scores, self.documents)
-        return sums._replace(kl=words.kl, words=words.words) if words else sums
+        return sums._replace(kl=words.kl, words=words.words, log_ratios=words.log_ratios) if words else sums
 
     def _of_student(self, scores: Sequence[TokenScores]) -> "_Predictions":
         documents = np.repeat(self.documents, list(map(len, self.student.ids)))

@@ -40,6 +40,8 @@ class WordSums(NamedTuple):
     """[D] nats"""
     words: Float64s
     """[D] how many"""
+    log_ratios: Float64s
+    """[D] nats: log q - log p, where q is the student's and p the teacher's likelihood of a word"""
     mean: float
     """over all words"""
 
@@ -61,6 +63,15 @@ class Words:
 
     def kl(self, student: Sequence[TokenScores]) -> Float64s:
         """[words] the divergence of each word, by a student's scores [E] of the examples."""
+        return self._kl(self._likelihoods(student))
+
+    def _kl(self, likelihoods: Float64s) -> Float64s:
+        teacher = torch.from_numpy(self.chunks.logprobs.astype(np.float64))
+        kl: Float64s = binary_kl(teacher, torch.from_numpy(likelihoods), 1.0).numpy()
+        return kl
+
+    def _likelihoods(self, student: Sequence[TokenScores]) -> Float64s:
+        """[words] the log-likelihood that the student gives each word, at most 0."""
         sizes = np.diff(self.chunks.offsets)
         tokens = np.cumsum([0, *(len(row.logprobs) for row in student)])
         firsts, ends = (
@@ -74,9 +85,8 @@ class Words:
         likelihoods = totals[ends] - totals[firsts]
         likelihoods += np.where(self.chunks.ends_debiased, boundary[ends - 1], 0)
         likelihoods -= np.where(self.chunks.starts_debiased, boundary[firsts - 1], 0)
-        teacher = torch.from_numpy(self.chunks.logprobs.astype(np.float64))
-        kl: Float64s = binary_kl(teacher, torch.from_numpy(likelihoods).clamp(max=0), 1.0).numpy()
-        return kl
+        at_most_0: Float64s = np.minimum(likelihoods, 0)
+        return at_most_0
 
     def sums(self, student: Sequence[TokenScores], documents: Longs) -> "WordSums | None":
         """Return the divergences of each document's words, added up; `documents` [E] numbers the examples' documents.
@@ -86,10 +96,11 @@ class Words:
         has_boundary = any(np.isfinite(row.boundary_logprobs).any() for row in student)
         if not len(self.chunks.logprobs) or not has_boundary:
             return None
-        kl, of_word = self.kl(student), np.repeat(documents, np.diff(self.chunks.offsets))
-        count = int(documents.max()) + 1
-        sums, words = (np.bincount(of_word, values, count).astype(np.float64) for values in (kl, np.ones_like(kl)))
-        return WordSums(sums, words, float(kl.mean()))
+        likelihoods, of_word = self._likelihoods(student), np.repeat(documents, np.diff(self.chunks.offsets))
+        kl, count = self._kl(likelihoods), int(documents.max()) + 1
+        columns = (kl, np.ones_like(kl), likelihoods - self.chunks.logprobs)
+        sums, words, log_ratios = (np.bincount(of_word, values, count).astype(np.float64) for values in columns)
+        return WordSums(sums, words, log_ratios, float(kl.mean()))
 
     def distance(self, student: Sequence[TokenScores], documents: Longs) -> Distance | None:
         """Return the mean over all words; None as `sums`."""

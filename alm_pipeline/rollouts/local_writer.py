@@ -45,7 +45,8 @@ class LocalWriter:
 
     @property
     def label(self) -> str:
-        return self.model.label
+        """A short readable name; of a student, that of the model that it was made of."""
+        return self.model.label.partition("-from-")[0]
 
     def identity(self) -> dict[str, Any]:
         """Return what decides what it writes, beside the sampling."""

@@ -50,17 +50,21 @@ def rollouts_dataset(
     examples: Dataset, writer: Writer, prompts: PromptsConfig, sampling: SamplingConfig, choice: PromptChoice
 ) -> Dataset:
     """Return the dataset of what a model writes on prompts of these examples, which need not be written yet."""
+    own = writer.identity()
     identity = {
         "stage_version": STAGE_VERSION,
         "examples": examples.name,
+        # apart, so that lineage finds the student that it is
+        **({"model": own["model"]} if "model" in own else {}),
         "prompts": prompts.model_dump(mode="json"),
         "choice": choice.identity(),
-        "writer": writer.identity(),
+        "writer": own,
         "sampling": sampling.identity(),
         # as the configuration of a corpus has it: later stages learn the completions alone
         "config": {"layout": "prompt_completion", "messages": None},
     }
-    return Dataset(examples.root, Kind.EXAMPLES, f"{examples.label}-by-{writer.label}", identity)
+    round_ = f"-round-{choice.round}" if choice.round else ""
+    return Dataset(examples.root, Kind.EXAMPLES, f"{examples.label}{round_}-by-{writer.label}", identity)
 
 
 def write_rollouts(

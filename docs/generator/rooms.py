@@ -73,6 +73,7 @@ PURPOSES = {
     "alm_pipeline.preflight.checks": "The checks that find within seconds what would stop a run.",
     "alm_pipeline": "The stages in order, without Prefect; repair and reports.",
     "alm_pipeline.methods": "Students of several methods on the same caches, side by side.",
+    "alm_pipeline.rounds": "On-policy rounds: from student to student, and what each is worth on what it writes.",
     "alm_pipeline.audit": "How exact the targets of chunks are: a student or caches against byte-prefix sums.",
     "alm_pipeline.hypernetwork": "Trains a hypernetwork; a model that changes its tokenizer on the fly.",
     "alm_pipeline.planning.speed": "How fast this machine is: what earlier runs recorded, and a short trial.",

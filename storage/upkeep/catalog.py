@@ -47,6 +47,7 @@ KINDS: tuple[Kind | FolderKind, ...] = (
     Kind.ACTIVATION_SUMS,
     "projections",
     "measurements",
+    "rounds",
 )
 """The folders under a root, each after those that it is made from."""
 

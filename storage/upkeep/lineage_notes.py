@@ -110,6 +110,10 @@ def _hypernetwork_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"for: {config.get('model')}", *settings]
 
 
+def _rounds_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"rounds: {_values(config.get('rounds', {}))}"]
+
+
 def _no_lines(_role: str, _config: ConfigValues) -> list[str]:
     return []
 
@@ -135,6 +139,7 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "activation_sums": _activation_lines,
     "projections": _projection_lines,
     "measurements": _no_lines,
+    "rounds": _rounds_lines,
 }
 """For each kind, the function that returns lines about a dataset's settings, from its role and its configuration."""
 

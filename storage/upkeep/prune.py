@@ -32,7 +32,7 @@ from storage.urls import (
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
 _REPLACEMENT = f"{REPLACEMENT}/"
-_ENDS = ("students", "hypernetworks", Kind.CHOICE_SCORES)
+_ENDS = ("students", "rounds", "hypernetworks", Kind.CHOICE_SCORES)
 """the kinds that are wanted for themselves: what they were made from is used"""
 
 
@@ -99,9 +99,15 @@ def blockers(catalog: Catalog, before: float, with_incomplete: bool = False) -> 
 
 def _unused(catalog: Catalog, before: float) -> list[WasteItem]:
     complete = {key: entry for key, entry in catalog.entries.items() if entry.state == EntryState.COMPLETE}
-    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if entry.kind not in _ENDS}
+    items = {key: _of_entry(entry, WasteReason.UNUSED) for key, entry in complete.items() if not _is_end(entry)}
     needed = catalog.origins(key for key in complete if key not in items or not items[key].is_older(before))
     return [item for key, item in items.items() if key not in needed]
+
+
+def _is_end(entry: CatalogEntry) -> bool:
+    """Whether it is wanted for itself; so is what a served model wrote, since each of its tokens was paid for."""
+    writer = entry.manifest.identity.get("writer") if entry.manifest else None
+    return entry.kind in _ENDS or (isinstance(writer, dict) and "served_model" in writer)
 
 
 def discard(item: WasteItem) -> None:

@@ -1,0 +1,210 @@
+"""On-policy rounds: the student writes, the teacher scores what it wrote, the student is trained on it, and so on.
+
+    rounds = OnPolicy(config, "alm-data")
+    rounds.run()
+
+A round is made of the stages of any run. What the student wrote is a dataset of examples, and the rest of the round is
+the pipeline of a configuration whose corpus is that dataset (and the run's own corpus, as `rounds.mix` says) and whose
+student's model is the student of the round before. So every part has a name, is kept and can be looked into, and what
+was interrupted goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from alm_pipeline.config import AlmConfig, CorpusConfig, RoundsConfig, StudentConfig, TrainConfig, WrittenSource
+from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.provenance import provenance
+from alm_pipeline.rollouts.local_writer import LocalWriter
+from alm_pipeline.rollouts.prompts import PromptChoice
+from alm_pipeline.rollouts.stage import rollouts_dataset, write_rollouts
+from alm_pipeline.rounds.measures import measure_student
+from alm_pipeline.rounds.report import RoundsReport, write_report_files
+from alm_pipeline.student_report.page import write_run_report
+from storage.dataset import Dataset, Manifest
+from storage.errors import UserError
+from storage.folders import FolderManifest, StoredFolder, make_folder
+from storage.lease import Lease
+
+STAGE_VERSION = 1
+
+
+class OnPolicy:
+    """The rounds of a configuration, under one storage root (any fsspec URL).
+
+    Students are numbered: student 0 is the one before the first round, and round r makes student r of student r - 1.
+    """
+
+    def __init__(self, config: AlmConfig, root: str) -> None:
+        """Raises UserError if the configuration has no rounds."""
+        if config.rounds is None:
+            raise UserError(
+                "rounds: is not set, and says how many on-policy rounds there are: add a section `rounds`, such as "
+                "rounds: {count: 3}"
+            )
+        self.config, self.root, self.rounds = config, root, config.rounds
+        self.start = Pipeline(config.model_copy(update={"rounds": None}), root)
+        """the run that makes the examples, and student 0 unless that is `student.model`"""
+        self._pipelines: dict[int, Pipeline] = {}
+
+    @property
+    def count(self) -> int:
+        return self.rounds.count
+
+    def run(self) -> FolderManifest:
+        """Run every round, and measure every student. Raises UserError as `Pipeline.run` does."""
+        if manifest := self.finished():
+            return manifest
+        self.prepare()
+        for round_ in range(1, self.count + 1):
+            self.write(round_)
+            self.train(round_)
+        self.write(self.count + 1)
+        return self.report()
+
+    def finished(self) -> FolderManifest | None:
+        """Return the manifest of the results, if all is there; None while the start's tokenizer has yet to be made."""
+        made = self.start.made_tokenizer
+        return None if made and not made.manifest() else self.folder.manifest()
+
+    def prepare(self) -> None:
+        """Make what the first round begins with: examples and student 0."""
+        if self.rounds.start == "student":
+            self.start.run()
+        else:
+            self.start.require_ready()
+            self.start.train_tokenizer()
+            self.start.shard()
+
+    def model(self, student: int) -> ModelReference:
+        """Return a finished student's model."""
+        trust = self.config.trust_remote_code
+        if student:
+            return ModelReference(str(self.pipeline(student).student.fetch()), trust)
+        if self.rounds.start == "model":
+            return self.start.source
+        return ModelReference(str(self.start.student.fetch()), trust)
+
+    def rollouts(self, round_: int) -> Dataset:
+        """Return what student `round_` - 1 writes; after the last round, on held-out prompts alone."""
+        writer, choice = self._writer(round_), self._choice(round_)
+        rollouts = rollouts_dataset(self.start.examples, writer, self.rounds.prompts, writer.sampling, choice)
+        return replace(rollouts, provenance=provenance(self.config))
+
+    def write(self, round_: int) -> Manifest:
+        """Let student `round_` - 1 write."""
+        rollouts, choice = self.rollouts(round_), self._choice(round_)
+        title = f"write, round {round_}" if round_ <= self.count else "write, at the end"
+        return write_rollouts(rollouts, self.start.examples, self._writer(round_), self.rounds.prompts, choice, title)
+
+    def _writer(self, round_: int) -> LocalWriter:
+        return LocalWriter(self.model(round_ - 1), self.rounds.sampling)
+
+    def _choice(self, round_: int) -> PromptChoice:
+        train = self.rounds.per_round if round_ <= self.count else 0
+        return PromptChoice(train, self.rounds.held_out, self.rounds.sampling.seed, round_)
+
+    def train(self, round_: int) -> FolderManifest:
+        """Make student `round_` from what was written: tokens, alignments, scores, and the training."""
+        return self.pipeline(round_).run()
+
+    def pipeline(self, round_: int) -> Pipeline:
+        """Return the stages of a round after the writing, which has to be complete."""
+        if round_ not in self._pipelines:
+            self._pipelines[round_] = Pipeline(self.round_config(round_), self.root)
+        return self._pipelines[round_]
+
+    def round_config(self, round_: int) -> AlmConfig:
+        """Return the configuration of a round after the writing, as that of any other run."""
+        rounds, train = self.rounds, self.config.train
+        steps = rounds.steps or train.steps
+        changes = {
+            "steps": steps,
+            "warmup_steps": min(train.warmup_steps, steps // 10),
+            "decay_steps": train.decay_steps and min(train.decay_steps, steps - steps // 10),
+            "learning_rate": rounds.learning_rate or train.learning_rate,
+        }
+        is_last = round_ == self.count
+        return self._config_on(round_).model_copy(
+            update={
+                "corpus": self._corpus(round_),
+                "objective": rounds.objective or self.config.objective,
+                "train": TrainConfig.model_validate({**train.model_dump(), **changes}),
+                "publish": self.config.publish if is_last else None,
+            }
+        )
+
+    def _config_on(self, round_: int) -> AlmConfig:
+        """Return the configuration whose corpus is what was written for a round, with the student that wrote it."""
+        name = f"{self.config.name}, " if self.config.name else ""
+        update = {
+            "corpus": self._written_corpus(round_),
+            "student": StudentConfig(model=self.model(round_ - 1).name),
+            "name": f"{name}round {round_}",
+            "rounds": None,
+        }
+        return self.config.model_copy(update=update)
+
+    def _written_corpus(self, round_: int) -> CorpusConfig:
+        corpus = self.config.corpus
+        source = WrittenSource(url=self.rollouts(round_).url)
+        return CorpusConfig(
+            name=f"{corpus.name}-round-{round_}", source=source, held_out=corpus.held_out, one_sided=corpus.one_sided
+        )
+
+    def _corpus(self, round_: int) -> CorpusConfig:
+        return self._written_corpus(round_)
+
+    @cached_property
+    def folder(self) -> StoredFolder:
+        """The folder of the results: the measures of all students, as tables and as a picture."""
+        start = self.start.student.name if self.rounds.start == "student" else self.start.source.identity
+        identity = {
+            "stage_version": STAGE_VERSION,
+            "start": start,
+            "examples": self.start.examples.name,
+            "teacher": self.start.teacher.identity,
+            "teacher_tokenizer": self.start.teacher.tokenizer.identity,
+            "rounds": _deciding(self.rounds),
+            "train": self.config.train.identity(),
+            "objective": self.config.objective.model_dump(mode="json"),
+            "score": self.config.score.identity(),
+        }
+        label = f"{self.start.source.label}-from-{self.start.teacher.label}-on-{self.config.corpus.name}"
+        return StoredFolder(self.root, "rounds", label, identity, provenance=provenance(self.config))
+
+    def report(self) -> FolderManifest:
+        """Measure every student on what it writes, and write the results."""
+
+        def make(folder: StoredFolder, lease: Lease) -> FolderManifest:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            report = RoundsReport.of([self.measure(student, folder) for student in range(self.count + 1)])
+            write_report_files(report, folder.path, self.config)
+            return folder.finish({**report.document(), **self._places()}, lease)
+
+        manifest = make_folder(self.folder, make)
+        for url in self._students():  # their pages show the rounds, too
+            write_run_report(url, is_new=True)
+        return manifest
+
+    def _places(self) -> Mapping[str, Any]:
+        names = [self.rollouts(round_).name for round_ in range(1, self.count + 2)]
+        return {"students": [url.rsplit("/", 1)[-1] for url in self._students()], "rollouts": names}
+
+    def _students(self) -> Sequence[str]:
+        first = [self.start.student.url] if self.rounds.start == "student" else []
+        return [*first, *(self.pipeline(round_).student.url for round_ in range(1, self.count + 1))]
+
+    def measure(self, student: int, folder: StoredFolder) -> Any:
+        """Return the measures of a student, by held-out prompt."""
+        run = Pipeline(self._config_on(student + 1), self.root)
+        run.cache()
+        return measure_student(run, self.model(student), self.rounds, folder.url)
+
+
+def _deciding(rounds: RoundsConfig) -> dict[str, Any]:
+    """Return what decides the results."""
+    return rounds.model_dump(mode="json", exclude={"sampling"}) | {"sampling": rounds.sampling.identity()}
