@@ -187,8 +187,8 @@ class Pipeline:
 
         Those that a model wrote are there already. Raises UserError if they are in another storage.
         """
-        if isinstance(self.config.corpus.source, WrittenSource):
-            return self._written_examples(self.config.corpus.source)
+        if isinstance(self.config.texts.source, WrittenSource):
+            return self._written_examples(self.config.texts.source)
         limit = None
         if self.cuts_by_tokens:
             limit = {"tokenizer": self.student_tokenizer.identity, "max_tokens": self.source.context_length}

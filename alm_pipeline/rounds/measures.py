@@ -13,6 +13,7 @@ All measures are ratios of sums over prompts, as `methods.units` keeps them:
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from storage.schemas import TokenKind
 REVERSE_KL, TEACHER_BITS = "reverse KL per word", "teacher's bits per byte"
 TOKENS, BYTES, FINISHED_SHARE, REPETITION = "tokens per text", "bytes per text", "finished", "repetition"
 WRITTEN = "written"
-"""the domain of measures of what the student wrote; others are tasks"""
+"""the domain of measures of what the student wrote, with the source of the prompts in a mixture; others are tasks"""
 _RUN = 4
 """words"""
 _LONG_WORD = 16
@@ -52,9 +53,12 @@ def measure_student(run: Pipeline, model: ModelReference, rounds: RoundsConfig, 
     What was measured before is kept under `url`.
     """
     store = UnitStore(url)
-    caches = {role: dataset.name for role, dataset in run.caches.items()}
-    identity = {"kind": "rounds", "model": model.identity, "caches": caches}
-    tables = [store.of(identity, lambda: _measure_written(run, model))]
+    tables = []
+    for part in run.parts:
+        domain = f"{WRITTEN}, {part.name.rpartition('-round-')[0]}" if run.config.is_mixture else WRITTEN
+        caches = {role: dataset.name for role, dataset in part.caches.items()}
+        identity = {"kind": "rounds", "domain": domain, "model": model.identity, "caches": caches}
+        tables.append(store.of(identity, partial(_measure_written, part, model, domain)))
     if rounds.tasks:
         folder = Path(rounds.task_folder) if rounds.task_folder else None
         tasks = ComparedTasks(rounds.tasks, folder, limit=rounds.task_limit)
@@ -62,7 +66,7 @@ def measure_student(run: Pipeline, model: ModelReference, rounds: RoundsConfig, 
     return pa.concat_tables(tables)
 
 
-def _measure_written(run: Pipeline, model: ModelReference) -> pa.Table:
+def _measure_written(run: Pipeline, model: ModelReference, domain: str) -> pa.Table:
     held_out = HeldOut.read(run.caches)
     settings = ScoreConfig(dtype="float32", batch_tokens=run.config.score.batch_tokens)
     sums = held_out.student_sums(Scorer.load(model, settings), "measure what was written")
@@ -74,7 +78,7 @@ def _measure_written(run: Pipeline, model: ModelReference) -> pa.Table:
     names = held_out.document_names
     units = {measure: _by_name(names, *pair) for measure, pair in columns.items()}
     units |= text_measures(run.examples, run.tokens("student"))
-    return pa.concat_tables(unit_table(WRITTEN, measure, of_measure) for measure, of_measure in units.items())
+    return pa.concat_tables(unit_table(domain, measure, of_measure) for measure, of_measure in units.items())
 
 
 def _by_name(names: Sequence[str], sums: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> Units:

@@ -14,7 +14,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from alm_pipeline.config import AlmConfig, CorpusConfig, RoundsConfig, StudentConfig, TrainConfig, WrittenSource
+from alm_pipeline.config import (
+    AlmConfig,
+    Corpus,
+    CorpusConfig,
+    RoundsConfig,
+    SourceConfig,
+    StudentConfig,
+    TrainConfig,
+    WrittenSource,
+)
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
@@ -49,6 +58,7 @@ class OnPolicy:
         self.start = Pipeline(config.model_copy(update={"rounds": None}), root)
         """the run that makes the examples, and student 0 unless that is `student.model`"""
         self._pipelines: dict[int, Pipeline] = {}
+        self._writers: dict[int, LocalWriter] = {}
 
     @property
     def count(self) -> int:
@@ -77,7 +87,8 @@ class OnPolicy:
         else:
             self.start.require_ready()
             self.start.train_tokenizer()
-            self.start.shard()
+            for part in self.start.parts:
+                part.shard()
 
     def model(self, student: int) -> ModelReference:
         """Return a finished student's model."""
@@ -88,24 +99,44 @@ class OnPolicy:
             return self.start.source
         return ModelReference(str(self.start.student.fetch()), trust)
 
-    def rollouts(self, round_: int) -> Dataset:
-        """Return what student `round_` - 1 writes; after the last round, on held-out prompts alone."""
-        writer, choice = self._writer(round_), self._choice(round_)
-        rollouts = rollouts_dataset(self.start.examples, writer, self.rounds.prompts, writer.sampling, choice)
+    def rollouts(self, round_: int) -> list[Dataset]:
+        """Return what student `round_` - 1 writes on the prompts of each source; at the end, on held-out ones alone."""
+        return [self._rollouts(round_, part) for part in range(len(self.start.parts))]
+
+    def _rollouts(self, round_: int, part: int) -> Dataset:
+        writer, examples = self._writer(round_), self.start.parts[part].examples
+        choice = self._choice(round_, part)
+        rollouts = rollouts_dataset(examples, writer, self.rounds.prompts, writer.sampling, choice)
         return replace(rollouts, provenance=provenance(self.config))
 
-    def write(self, round_: int) -> Manifest:
+    def write(self, round_: int) -> list[Manifest]:
         """Let student `round_` - 1 write."""
-        rollouts, choice = self.rollouts(round_), self._choice(round_)
+        writer, prompts = self._writer(round_), self.rounds.prompts
         title = f"write, round {round_}" if round_ <= self.count else "write, at the end"
-        return write_rollouts(rollouts, self.start.examples, self._writer(round_), self.rounds.prompts, choice, title)
+        return [
+            write_rollouts(rollouts, part.examples, writer, prompts, self._choice(round_, number), title)
+            for number, (rollouts, part) in enumerate(zip(self.rollouts(round_), self.start.parts, strict=True))
+        ]
 
     def _writer(self, round_: int) -> LocalWriter:
-        return LocalWriter(self.model(round_ - 1), self.rounds.sampling)
+        if round_ not in self._writers:
+            self._writers.clear()  # of the rounds before, no model stays in memory
+            self._writers[round_] = LocalWriter(self.model(round_ - 1), self.rounds.sampling)
+        return self._writers[round_]
 
-    def _choice(self, round_: int) -> PromptChoice:
-        train = self.rounds.per_round if round_ <= self.count else 0
-        return PromptChoice(train, self.rounds.held_out, self.rounds.sampling.seed, round_)
+    def _choice(self, round_: int, part: int) -> PromptChoice:
+        train = self._share(self.rounds.per_round, part) if round_ <= self.count else 0
+        return PromptChoice(train, self._share(self.rounds.held_out, part), self.rounds.sampling.seed, round_)
+
+    def _share(self, count: int, part: int) -> int:
+        """Return how many of so many prompts come from a source, by its weight."""
+        return max(1, round(count * self._shares[part]))
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        """The share of each source in the corpus."""
+        weights = [source.weight for source in self.config.sources] or [1.0]
+        return [weight / sum(weights) for weight in weights]
 
     def train(self, round_: int) -> FolderManifest:
         """Make student `round_` from what was written: tokens, alignments, scores, and the training."""
@@ -148,32 +179,54 @@ class OnPolicy:
         }
         return self.config.model_copy(update=update)
 
-    def _written_corpus(self, round_: int) -> CorpusConfig:
-        corpus = self.config.corpus
-        source = WrittenSource(url=self.rollouts(round_).url)
-        return CorpusConfig(
-            name=f"{corpus.name}-round-{round_}", source=source, held_out=corpus.held_out, one_sided=corpus.one_sided
-        )
+    def _written_corpus(self, round_: int) -> Corpus:
+        if self.config.is_mixture:
+            return self._written_sources(round_, 1.0)
+        return self._written(round_, 0)
 
-    def _corpus(self, round_: int) -> CorpusConfig:
-        return self._written_corpus(round_)
+    def _written(self, round_: int, part: int) -> CorpusConfig:
+        corpus = self.start.parts[part].config.texts
+        source = WrittenSource(url=self._rollouts(round_, part).url)
+        name = f"{corpus.name}-round-{round_}"
+        return CorpusConfig(name=name, source=source, held_out=corpus.held_out, one_sided=corpus.one_sided)
+
+    def _written_sources(self, round_: int, share: float) -> tuple[SourceConfig, ...]:
+        """Return what was written as sources of a mixture that have this share of it together."""
+        parts = range(len(self._shares))
+        return tuple(self._source(self._written(round_, part), part, share * self._shares[part]) for part in parts)
+
+    def _source(self, corpus: CorpusConfig, part: int, weight: float) -> SourceConfig:
+        own = self.config.sources[part] if self.config.is_mixture else None
+        teacher = {"teacher": own.teacher, "teacher_template": own.teacher_template} if own else {}
+        fields = {name: getattr(corpus, name) for name in CorpusConfig.model_fields}
+        return SourceConfig.model_validate({**fields, **teacher, "weight": max(1e-6, round(weight, 6))})
+
+    def _corpus(self, round_: int) -> Corpus:
+        """Return what is trained on in a round: what was written, and the run's own corpus beside it."""
+        mix = self.rounds.mix
+        if mix == 1:
+            return self._written_corpus(round_)
+        corpora = [part.config.texts for part in self.start.parts]
+        others = (self._source(corpus, part, (1 - mix) * self._shares[part]) for part, corpus in enumerate(corpora))
+        return (*self._written_sources(round_, mix), *others)
 
     @cached_property
     def folder(self) -> StoredFolder:
         """The folder of the results: the measures of all students, as tables and as a picture."""
         start = self.start.student.name if self.rounds.start == "student" else self.start.source.identity
+        shares = [round(share, 6) for share in self._shares]
         identity = {
             "stage_version": STAGE_VERSION,
             "start": start,
-            "examples": self.start.examples.name,
-            "teacher": self.start.teacher.identity,
-            "teacher_tokenizer": self.start.teacher.tokenizer.identity,
+            "sources": [
+                [share, *self._source_identity(part)] for share, part in zip(shares, self.start.parts, strict=True)
+            ],
             "rounds": _deciding(self.rounds),
             "train": self.config.train.identity(),
             "objective": self.config.objective.model_dump(mode="json"),
             "score": self.config.score.identity(),
         }
-        label = f"{self.start.source.label}-from-{self.start.teacher.label}-on-{self.config.corpus.name}"
+        label = f"{self.start.source.label}-from-{self.start.teacher.label}-on-{self.config.corpus_name}"
         return StoredFolder(self.root, "rounds", label, identity, provenance=provenance(self.config))
 
     def report(self) -> FolderManifest:
@@ -191,8 +244,8 @@ class OnPolicy:
         return manifest
 
     def _places(self) -> Mapping[str, Any]:
-        names = [self.rollouts(round_).name for round_ in range(1, self.count + 2)]
-        return {"students": [url.rsplit("/", 1)[-1] for url in self._students()], "rollouts": names}
+        written = [[dataset.name for dataset in self.rollouts(round_)] for round_ in range(1, self.count + 2)]
+        return {"students": [url.rsplit("/", 1)[-1] for url in self._students()], "rollouts": written}
 
     def _students(self) -> Sequence[str]:
         first = [self.start.student.url] if self.rounds.start == "student" else []
@@ -203,6 +256,10 @@ class OnPolicy:
         run = Pipeline(self._config_on(student + 1), self.root)
         run.cache()
         return measure_student(run, self.model(student), self.rounds, folder.url)
+
+
+def _contents(part: Pipeline) -> list[str]:
+    return [part.examples.name, part.teacher.identity, part.teacher.tokenizer.identity]
 
 
 def _deciding(rounds: RoundsConfig) -> dict[str, Any]:

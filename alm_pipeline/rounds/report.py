@@ -111,7 +111,7 @@ def _names(tables: Sequence[pa.Table]) -> list[tuple[str, str]]:
         dict.fromkeys(zip(table["domain"].to_pylist(), table["measure"].to_pylist(), strict=True)) for table in tables
     ]
     common = [name for name in found[0] if all(name in other for other in found)]
-    return sorted(common, key=lambda name: _ORDER.index(name[1]) if name[0] == WRITTEN else len(_ORDER))
+    return sorted(common, key=lambda name: _ORDER.index(name[1]) if name[1] in _ORDER else len(_ORDER))
 
 
 def _measured(tables: Sequence[pa.Table], domain: str, measure: str) -> list[StudentMeasure]:

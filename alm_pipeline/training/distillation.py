@@ -149,8 +149,14 @@ class Distillation:
         if evaluation := config.evaluation.identity():
             identity["evaluation"] = evaluation
         teachers = "+".join(dict.fromkeys(part.teacher.label for part in self.parts))
-        name = f"{self.source.label}-from-{teachers}-on-{config.corpus_name}"
+        name = f"{self._source_label}-from-{teachers}-on-{config.corpus_name}"
         return StoredFolder(self.parts[0].caches["scores"].root, "students", name, identity)
+
+    @property
+    def _source_label(self) -> str:
+        """The label of the student's model; in rounds that of the first, since names would grow with each."""
+        label = self.source.label
+        return label.partition("-from-")[0] if "-round-" in self.config.corpus_name else label
 
     @cached_property
     def _initialization(self) -> Initialization:
