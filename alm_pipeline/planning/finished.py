@@ -76,8 +76,9 @@ def record_finished(pipeline: "Pipeline", summary: RunSummary, until: str) -> No
         _check_unchanged(pipeline, with_student="student" in summary.places)
     except (UserError, OSError):
         return
-    used = {_corpus_name(part.config, pipeline.config): part.examples.identity["source"] for part in pipeline.parts}
-    if all(finished.inputs[name] == source for name, source in used.items()):
+    used = {_corpus_name(part.config, pipeline.config): part.examples.identity.get("source") for part in pipeline.parts}
+    # what a model wrote has none: its name is that of what was read
+    if all(source in (None, finished.inputs[name]) for name, source in used.items()):
         _findings().record(_QUESTION, _subject(config, root, until), finished)
 
 

@@ -38,17 +38,17 @@ class Prompt:
 
 
 class PromptChoice(NamedTuple):
-    """How many prompts of each split are drawn, and with which random numbers."""
+    """How many prompts of each split are drawn (None: all), and with which random numbers."""
 
-    train: int
-    held_out: int
+    train: int | None
+    held_out: int | None
     seed: int
     round: int
 
-    def identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, int | None]:
         """Return what decides which examples are chosen. Without prompts to train on, all rounds have the same."""
         fields = self._asdict()
-        return fields if self.train else {**fields, "round": 0}
+        return fields if self.train != 0 else {**fields, "round": 0}
 
 
 class Place(NamedTuple):
@@ -68,9 +68,9 @@ def choose(examples: Dataset, choice: PromptChoice) -> list[Place]:
     for shard in range(len(examples.complete_manifest().shards)):
         table = examples.read_shard(shard, ["id", "split"])
         for row, (id_, split) in enumerate(zip(*(table[name].to_pylist() for name in ("id", "split")), strict=True)):
-            if counts[split]:
+            if counts[split] != 0:
                 found[split].append((_rank(id_, choice, split), Place(shard, row)))
-    if lacking := [split for split, count in counts.items() if count and not found[split]]:
+    if lacking := [split for split, count in counts.items() if count != 0 and not found[split]]:
         raise UserError(
             f"{examples.url}: has no example of the split {lacking[0]} to make prompts of: use a larger corpus, or "
             "another corpus.held_out"

@@ -127,7 +127,7 @@ def _require_written(rollouts: Dataset, records: Sequence[Any], choice: PromptCh
 
     held_out = total(lambda record: record.counts["held_out_examples"])
     written = {"train": total(lambda record: record.rows) - held_out, "held_out": held_out}
-    lacking = [split for split, count in written.items() if not count and getattr(choice, split)]
+    lacking = [split for split, count in written.items() if not count and getattr(choice, split) != 0]
     if lacking:
         counts = sum((Counter(record.dropped) for record in records), Counter[str]())
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "no prompt"

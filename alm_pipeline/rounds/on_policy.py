@@ -218,9 +218,7 @@ class OnPolicy:
         identity = {
             "stage_version": STAGE_VERSION,
             "start": start,
-            "sources": [
-                [share, *self._source_identity(part)] for share, part in zip(shares, self.start.parts, strict=True)
-            ],
+            "sources": [[share, *_contents(part)] for share, part in zip(shares, self.start.parts, strict=True)],
             "rounds": _deciding(self.rounds),
             "train": self.config.train.identity(),
             "objective": self.config.objective.model_dump(mode="json"),

@@ -18,6 +18,7 @@ from flows.cli.models.making import making
 from flows.cli.models.serving import serving
 from flows.cli.models.tokenizers import tokenizer_commands
 from flows.cli.models.using import models
+from flows.cli.models.writing import writing_commands
 from flows.cli.planning import (
     Measure,
     PricePerHour,
@@ -62,6 +63,8 @@ every stage stay under the storage root, so an interrupted run can simply be run
 - `alm head URL` shows the first rows of anything stored, `alm inspect URL` aligned chunks side by side.
 - `alm audit URL` shows how exact the targets of chunks are, for a teacher and its student.
 - `alm compare-methods my.yaml --methods alm+sft,alm,sft` trains students by several methods and compares them.
+- `alm on-policy my.yaml` trains on what the student itself writes, `alm write my.yaml --by teacher` on what a teacher
+  writes.
 - `alm report URL FILE` writes a page about a student, `alm curves URL` draws its training, `alm push URL USER/NAME`
   publishes it.
 - `alm edit MODEL FOLDER --demonstrations URL` moves a model's activations by pairs of answers, without training.
@@ -88,6 +91,7 @@ app.add_typer(calibrating)
 app.add_typer(editing)
 app.add_typer(hypernet_commands)
 app.add_typer(serving)
+app.add_typer(writing_commands)
 app.add_typer(deploy_commands)
 app.callback()(version_option)
 
