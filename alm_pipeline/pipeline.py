@@ -221,8 +221,8 @@ class Pipeline:
         examples = written_examples(source)
         if examples.root != absolute_url(self.root):
             raise UserError(
-                f"corpus.source.url: {examples.url} is in another storage than this run ({self.root}): what is made of "
-                "examples is stored beside them; run with that storage, or have them written in this one"
+                f"corpus.source.examples: {examples.url} is in another storage than this run ({self.root}): what is "
+                "made of examples is stored beside them; run with that storage, or have them written in this one"
             )
         return replace(examples, root=self.root)
 

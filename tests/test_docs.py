@@ -41,7 +41,7 @@ from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES
 from alm_pipeline.training.student.save import METRICS, METRICS_BY_SOURCE, SPEED
 from docs.generator import commands, datasets, examples, rooms, settings
 from docs.generator.pages import PAGES as GENERATED_PAGES
-from flows.cli.configuration import parse_settings
+from flows.terminal.configurations import parse_settings
 from storage.schemas import OPTIONAL, SCHEMAS
 from tests.test_layers import ROOMS
 
@@ -400,6 +400,6 @@ def test_the_tables_of_a_hypernetwork_have_all_their_columns(schema: pa.Schema) 
 def test_every_deployment_is_explained() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     flows = [re.split(r"[.:]", item["entrypoint"])[-1] for item in deployments]
-    names = [f"{flow}/{item['name']}" for flow, item in zip(flows, deployments, strict=True)]
+    names = [f"{flow.replace('_', '-')}/{item['name']}" for flow, item in zip(flows, deployments, strict=True)]
     page = text_of("docs/how-to/prefect.md")
     assert [name for name in names if f"| `{name}` |" not in page] == []

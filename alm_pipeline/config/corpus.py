@@ -78,7 +78,7 @@ class WrittenSource(Frozen):
     """Texts and answers that a model wrote on prompts: what `alm write` and `alm on-policy` store."""
 
     kind: Literal["written"] = Field("written", description="Selects this source.")
-    url: str = Field(
+    examples: str = Field(
         min_length=1,
         description="The folder of the examples in the storage of the run, `…/examples/NAME`, as `alm write` prints "
         "it. They are taken as they are: settings of the corpus that cut, sample or split texts change nothing.",

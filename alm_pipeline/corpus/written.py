@@ -23,11 +23,11 @@ def written_examples(source: WrittenSource) -> Dataset:
 
     Raises UserError if they are not complete, or are not examples that a model wrote.
     """
-    dataset = open_dataset(source.url)
+    dataset = open_dataset(source.examples)
     if dataset.kind != Kind.EXAMPLES or "writer" not in dataset.identity:
         raise UserError(
-            f"{masked(source.url)}: holds no examples that a model wrote: name the folder that `alm write` printed, "
-            "…/examples/NAME"
+            f"{masked(source.examples)}: holds no examples that a model wrote: name the folder that `alm write` "
+            "printed, …/examples/NAME"
         )
     return dataset
 

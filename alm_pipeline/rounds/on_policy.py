@@ -186,7 +186,7 @@ class OnPolicy:
 
     def _written(self, round_: int, part: int) -> CorpusConfig:
         corpus = self.start.parts[part].config.texts
-        source = WrittenSource(url=self._rollouts(round_, part).url)
+        source = WrittenSource(examples=self._rollouts(round_, part).url)
         name = f"{corpus.name}-round-{round_}"
         return CorpusConfig(name=name, source=source, held_out=corpus.held_out, one_sided=corpus.one_sided)
 

@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.audit import audit_commands
 from flows.cli.compare_methods import compare_methods_commands
-from flows.cli.configuration import chosen_configuration, configuration, is_file
+from flows.cli.configuration import configuration
 from flows.cli.deploy import deploy_commands, version_option
 from flows.cli.inspection import inspection
 from flows.cli.listing import listing
@@ -34,6 +34,7 @@ from flows.cli.student import student_commands
 from flows.execution import embedded
 from flows.stages import Until
 from flows.storage_block import storage_root
+from flows.terminal.configurations import chosen_configuration, is_file
 from flows.terminal.console import InertGroup, JsonOption, err, log_to_stderr, user_errors
 from flows.terminal.options import (
     Recipe,

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.configuration import chosen_configuration
 from flows.execution import embedded
+from flows.terminal.configurations import chosen_configuration
 from flows.terminal.console import JsonOption, err, log_to_stderr, out, user_errors
 from flows.terminal.options import Recipe, Storage, override_options
 from storage.errors import UserError

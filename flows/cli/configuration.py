@@ -1,4 +1,4 @@
-"""The configuration that a command's argument and options mean, and the commands that write one."""
+"""The commands that print and write configurations."""
 
 import inspect
 import json
@@ -13,6 +13,7 @@ from alm_pipeline.config import BYTES
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.fields.values import parse_text
 from alm_pipeline.config.recipes import Goal
+from flows.terminal.configurations import chosen_overrides, is_file
 from flows.terminal.console import err, out, user_errors
 from flows.terminal.options import MODEL, Recipe, override_options
 from storage.errors import UserError
@@ -21,50 +22,8 @@ from storage.printed.secrets import has_secrets
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig, CorpusConfig
-    from alm_pipeline.config.overrides import Overrides
 
 configuration = typer.Typer()
-
-_FILES = (".yaml", ".yml", ".json")
-
-
-def is_file(name: str) -> bool:
-    """Return whether the argument RECIPE names a file, and not a recipe."""
-    return Path(name).suffix in _FILES
-
-
-def chosen_configuration(name: str, options: Mapping[str, Any]) -> "tuple[AlmConfig, Overrides]":
-    """Return the configuration of a recipe or a file with the values of a command's override options.
-
-    `options` are those that `override_options` makes. Raises UserError naming what is wrong or missing.
-    """
-    from alm_pipeline.config import load_config
-    from alm_pipeline.config.overrides import configure, override
-
-    overrides = chosen_overrides(options)
-    config = override(load_config(Path(name)), overrides) if is_file(name) else configure(name, overrides)
-    return config, overrides
-
-
-def chosen_overrides(options: Mapping[str, Any]) -> "Overrides":
-    """Return the values of a command's override options. Raises UserError naming each wrong one."""
-    from alm_pipeline.config.overrides import parse_overrides
-
-    return parse_overrides({**options, "settings": parse_settings(options.get("settings"))})
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """Return the values of `--set FIELD=VALUE` by field. A value is YAML, of the kind that its field takes."""
-    from alm_pipeline.config.fields.values import parse_value
-    from alm_pipeline.config.overrides import setting_annotations
-
-    values = {}
-    for setting in settings or []:
-        field, separator, value = setting.partition("=")
-        if not separator:
-            raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
-        values[field] = parse_value(value, setting_annotations(field))
-    return values
 
 
 @configuration.command()

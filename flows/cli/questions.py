@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.evaluation.local_tasks import TaskKind, write_task
-from flows.cli.configuration import chosen_configuration
+from flows.terminal.configurations import chosen_configuration
 from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors
 from flows.terminal.options import Recipe, Text, override_options
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.configuration import chosen_configuration
 from flows.execution import embedded
 from flows.storage_block import is_block, storage_root
+from flows.terminal.configurations import chosen_configuration
 from flows.terminal.console import JsonOption, err, log_to_stderr, out, user_errors
 from flows.terminal.options import Recipe, Storage, override_options
 
@@ -144,4 +144,4 @@ def _print_written(examples: Sequence[Mapping[str, Any]]) -> None:
         out.print_line(f"{written['url']}: {written['texts']:,} texts, {written['written_tokens']:,} tokens written")
         for reason, count in written["left_out"].items():
             out.print_line(f"  left out, {reason}: {count:,}")
-        out.print_line(f"train on it with corpus.source: {{kind: written, url: {written['url']}}}")
+        out.print_line(f"train on it with corpus.source: {{kind: written, examples: {written['url']}}}")

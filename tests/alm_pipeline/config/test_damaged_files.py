@@ -12,7 +12,7 @@ from alm_pipeline.config.overrides import Overrides, configure, override
 from alm_pipeline.config.recipes import recipe
 from alm_pipeline.ensemble.config import read_config
 from alm_pipeline.naming.recipe_choices import recipe_choices
-from flows.cli.configuration import parse_settings
+from flows.terminal.configurations import parse_settings
 from storage.errors import UserError
 from tests.alm_pipeline.config.recipes import complete_recipes
 from tests.documents import replaced

@@ -24,8 +24,8 @@ from flows.alm import _resolve as resolve
 from flows.cli import app as app_module
 from flows.cli import check
 from flows.cli.app import app
-from flows.cli.configuration import chosen_configuration
 from flows.execution import embedded
+from flows.terminal.configurations import chosen_configuration
 from storage.errors import UserError
 from tests.alm_pipeline.config.recipes import complete_recipes
 

@@ -40,6 +40,8 @@ WRITING = {
     "make-task",
     "hypernet",
     "serve",
+    "on-policy",
+    "write",
 }
 """commands that print only names and counts, or need more than a store"""
 RAW = re.compile("[^\n\t -~\xa0-\U0010ffff]|[\u200b-\u200f\u2028-\u202e\u2060-\u206f]")
