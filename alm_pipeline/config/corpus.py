@@ -151,7 +151,7 @@ class CorpusConfig(Frozen):
         description="A readable name for the corpus; names of stored folders begin with it.",
     )
     source: Source = Field(
-        description="Where texts come from; `kind` selects `files`, `datasets` or `reasoning_gym`.",
+        description="Where texts come from; `kind` selects `files`, `datasets`, `reasoning_gym` or `written`.",
     )
     text: str = Field(
         "text",

@@ -37,7 +37,7 @@ class SamplingConfig(Frozen):
         "prompt's id, so that neither the batch nor an interruption changes a text.",
     )
     dtype: Dtype = Field("float32", description="The dtype that a model in this process writes in.")
-    batch_size: int = Field(
+    at_once: int = Field(
         16,
         ge=1,
         description="Texts that are written at a time; for an endpoint, requests in flight. It decides no text, except "
@@ -46,7 +46,7 @@ class SamplingConfig(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the texts."""
-        return self.model_dump(mode="json", exclude={"batch_size"})
+        return self.model_dump(mode="json", exclude={"at_once"})
 
     @model_validator(mode="after")
     def _is_not_too_cold(self) -> Self:

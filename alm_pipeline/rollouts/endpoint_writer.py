@@ -55,7 +55,7 @@ class EndpointWriter:
 
     def write(self, prompts: Sequence[Prompt], rounds: Sequence[int], kept: str) -> list[Written | LeftOut]:
         """Write on each prompt, as `Writer.write` does."""
-        with ThreadPoolExecutor(self.sampling.batch_size) as pool:
+        with ThreadPoolExecutor(self.sampling.at_once) as pool:
             waiting = [pool.submit(self._write, *row, kept) for row in zip(prompts, rounds, strict=True)]
             try:
                 return [future.result() for future in waiting]

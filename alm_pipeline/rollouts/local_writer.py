@@ -69,8 +69,8 @@ class LocalWriter:
                 encoded[row] = found
         # prompts of about the same length together, for little padding
         order = sorted(encoded, key=lambda row: (len(encoded[row].ids), row))
-        for start in range(0, len(order), self.sampling.batch_size):
-            rows = order[start : start + self.sampling.batch_size]
+        for start in range(0, len(order), self.sampling.at_once):
+            rows = order[start : start + self.sampling.at_once]
             written = self._generate([encoded[row] for row in rows], [rounds[row] for row in rows])
             for row, ids in zip(rows, written, strict=True):
                 results[row] = self._read(encoded[row], ids)

@@ -174,6 +174,8 @@ OUTSIDE_OF_TENSORS = {
     "SourceConfig.sample",
     "SourceConfig.held_out",
     "SourceConfig.weight",
+    "RoundsConfig.mix",
+    "SamplingConfig.top_p",
 }
 """Numbers that are compared or computed with in float64."""
 

@@ -18,7 +18,7 @@ from storage.dataset import Dataset, Manifest
 from tests.alm_pipeline.rollouts.conftest import WritingPair
 
 PROMPTS = PromptsConfig(text_bytes=12, per_shard=16)
-MOST = {"texts": 8, "talks": 3}
+MOST = {"texts": 8, "talks": 4}
 """so few tokens that some texts are cut"""
 CHOICE = PromptChoice(train=40, held_out=8, seed=0, round=1)
 
@@ -52,7 +52,7 @@ def continued(model: str, prompt: Sequence[int], numbers: np.ndarray, ends: Sequ
 def test_texts_are_those_of_a_loop(request: pytest.FixtureRequest, pair: WritingPair, side: str, kind: str) -> None:
     examples, model = request.getfixturevalue(kind), getattr(pair, side)
     most = MOST[kind]
-    sampling = SamplingConfig(max_tokens=most, temperature=0.8, seed=5, batch_size=7)
+    sampling = SamplingConfig(max_tokens=most, temperature=0.8, seed=5, at_once=7)
     rows, manifest, _ = write(examples, model, sampling)
     tokenizer = ModelReference(model).tokenizer.fast
     ends = [tokenizer.eos_token_id, *([tokenizer.convert_tokens_to_ids("<end_of_turn>")] if side == "teacher" else [])]
@@ -81,10 +81,10 @@ def test_texts_are_those_of_a_loop(request: pytest.FixtureRequest, pair: Writing
 def test_the_batch_decides_nothing(request: pytest.FixtureRequest, pair: WritingPair, kind: str) -> None:
     """In float64 rounding can't choose another token; in float32 it may, once in thousands of texts."""
     examples = request.getfixturevalue(kind)
-    first, _, dataset = write(examples, pair.student, SamplingConfig(max_tokens=12, batch_size=1))
+    first, _, dataset = write(examples, pair.student, SamplingConfig(max_tokens=12, at_once=1))
     assert (dataset.url, first) == (dataset.url, write(examples, pair.student, SamplingConfig(max_tokens=12))[0])
     for size in (3, 64):
-        writer = LocalWriter(ModelReference(pair.student), SamplingConfig(max_tokens=12, batch_size=size))
+        writer = LocalWriter(ModelReference(pair.student), SamplingConfig(max_tokens=12, at_once=size))
         again = rollouts_dataset(examples, writer, PROMPTS, writer.sampling, CHOICE)
         assert again.name == dataset.name
         elsewhere = Dataset(f"{dataset.root}/{size}", again.kind, again.label, again.identity)
@@ -125,4 +125,4 @@ def test_every_setting_that_decides_a_text_is_in_the_name(pair: WritingPair, tex
     names = [name(base), *(name(base.model_copy(update=update)) for update in changed)]
     names += [name(base, PROMPTS.model_copy(update={"text_bytes": 20})), name(base, model=pair.teacher)]
     assert len(set(names)) == len(names)
-    assert name(base.model_copy(update={"batch_size": 3})) == names[0]
+    assert name(base.model_copy(update={"at_once": 3})) == names[0]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from alm_pipeline.comparison.corpora import texts_at
-from alm_pipeline.config import AlmConfig, Chunking, Method, Term, parse_config
+from alm_pipeline.config import AlmConfig, Chunking, Method, RoundsConfig, Term, parse_config
 from alm_pipeline.config.fields.settings import Setting, annotation_at, settings_of
 from alm_pipeline.config.fields.spelling import nearest, unknown_setting
 from alm_pipeline.config.fields.synonyms import SYNONYMS
@@ -58,8 +58,14 @@ def test_a_misspelt_or_misplaced_setting_is_answered_with_the_right_one(setting:
 
 
 def is_same_path(setting: Setting, message: str) -> bool:
-    """Of the fields of several kinds of sources that have one name, the first is described."""
-    return setting.name == "kind" and f"{setting.path} (" in message
+    """Of the fields of several kinds of sources that have one name, the first is described.
+
+    The objective of rounds has the fields of the run's own, which is likelier to be meant.
+    """
+    own = setting.path.removeprefix("rounds.")
+    return (setting.name == "kind" and f"{setting.path} (" in message) or (
+        own.startswith("objective.") and f"{own} (" in message
+    )
 
 
 def section_of(content: dict[str, Any], path: list[str]) -> dict[str, Any]:
@@ -78,6 +84,7 @@ FILTERS = {
     "decontaminate": {"questions": ["x"], "text": "x", "words": 13},
 }
 FULL["corpus"] = {**FULL["corpus"], **FILTERS}
+FULL["rounds"] = {**RoundsConfig().model_dump(mode="json"), "objective": FULL["objective"]}
 FULL["train"] = {**FULL["train"], "lora": {"rank": 3}}
 TEMPLATE = {"template": "chatml", "arguments": {}}
 FULL |= {"teacher_template": TEMPLATE, "student": {**FULL["student"], "template": TEMPLATE}}
@@ -85,6 +92,7 @@ SOURCES = {
     "files": {"kind": "files", "urls": ["x"], "exclude": [], "format": "auto"},
     "datasets": {"kind": "datasets", "name": "x", "subset": "x", "split": "x", "revision": "x", "streaming": True},
     "reasoning_gym": {"kind": "reasoning_gym", "task": "x", "size": 1, "seed": 1},
+    "written": {"kind": "written", "examples": "x"},
 }
 
 
@@ -142,7 +150,7 @@ def test_a_whole_section_is_answered_with_the_section() -> None:
     ]
 
 
-_OTHERS = ("objective.terms", "corpus.source")
+_OTHERS = ("objective.terms", "rounds.objective.terms", "corpus.source")
 NAMED = [setting for setting in SETTINGS if len(choices(setting.field.annotation)) > 1 and setting.path not in _OTHERS]
 
 
