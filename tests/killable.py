@@ -33,16 +33,35 @@ STAGES: dict[str, Callable[[Any], object]] = {
     "score": lambda pipeline: pipeline.score(),
     "train": _train,
 }
+
+
+def _rounds(pipeline: Any) -> Any:
+    """Return the rounds of a configuration, without the pages about students, as in `_train`."""
+    from alm_pipeline.rounds import on_policy
+    from alm_pipeline.student_report import page
+
+    page.write_run_report = lambda *_, **__: None
+    vars(on_policy)["write_run_report"] = page.write_run_report
+    return on_policy.OnPolicy(pipeline.config, pipeline.root)
+
+
+ROUND_STAGES: dict[str, Callable[[Any], object]] = {
+    "prepare": lambda pipeline: _rounds(pipeline).prepare(),
+    "write": lambda pipeline: _rounds(pipeline).write(1),
+    "rounds": lambda pipeline: _rounds(pipeline).run(),
+}
+SETS = {"stages": STAGES, "rounds": ROUND_STAGES}
 _WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
 class KillableRunner:
     """The test's side: `run` runs one stage in a fork and returns when the fork has ended or was killed."""
 
-    def __init__(self, config: str, folder: Path) -> None:
+    def __init__(self, config: str, folder: Path, stages: str = "stages") -> None:
+        """`stages` is one of `SETS`."""
         with (folder / "killable.log").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.killable", config, str(folder)],
+                [sys.executable, "-m", "tests.killable", config, str(folder), stages],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -123,7 +142,7 @@ class _Events:
                 self.happens(f"{event} {path}", lambda: event == "open" and os.open(path, arguments[2], 0o666))
 
 
-def _child(config: Any, request: dict[str, Any], pipe: int) -> None:
+def _child(config: Any, request: dict[str, Any], stages: Mapping[str, Any], pipe: int) -> None:
     from alm_pipeline.pipeline import Pipeline
     from storage.lease import _ObjectLease
 
@@ -137,17 +156,17 @@ def _child(config: Any, request: dict[str, Any], pipe: int) -> None:
     events = _Events([request["root"], request["environment"]["ALM_CACHE"]], request["at_event"], report)
     pipeline = Pipeline(config, request["root"])
     events.watch()
-    STAGES[request["stage"]](pipeline)
+    stages[request["stage"]](pipeline)
     report("the end", events.count)
 
 
-def _fork(config: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _fork(config: Any, request: dict[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
     reading, writing = os.pipe()
     start, child = time.monotonic(), os.fork()
     if not child:
         status = 1
         try:
-            _child(config, request, writing)
+            _child(config, request, stages, writing)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -175,7 +194,7 @@ def _wait(child: int, start: float, seconds: float | None) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def main(config_json: str, folder: str) -> None:
+def main(config_json: str, folder: str, chosen: str) -> None:
     """Load everything by running all stages, then serve requests."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # keeps what the stages print out of the answers
@@ -184,15 +203,15 @@ def main(config_json: str, folder: str) -> None:
     from alm_pipeline.config import AlmConfig
     from alm_pipeline.pipeline import Pipeline
 
-    config = AlmConfig.model_validate_json(config_json)
+    config, stages = AlmConfig.model_validate_json(config_json), SETS[chosen]
     pipeline, seconds = Pipeline(config, f"{folder}/unbroken"), {}
-    for stage, run in STAGES.items():
+    for stage, run in stages.items():
         start = time.monotonic()
         run(pipeline)
         seconds[stage] = time.monotonic() - start
     print(json.dumps(seconds), file=answers)
     for line in sys.stdin:
-        print(json.dumps(_fork(config, json.loads(line))), file=answers)
+        print(json.dumps(_fork(config, json.loads(line), stages)), file=answers)
 
 
 if __name__ == "__main__":
