@@ -5,7 +5,8 @@ All measures are ratios of sums over prompts, as `methods.units` keeps them:
 - *KL per word*: the divergence of `evaluation.words` from the teacher, on the words that the student wrote. The end of
   a text is a word of its own.
 - *reverse KL per word*: the mean of log q - log p over these words, where q is the student's and p the teacher's
-  likelihood of the word. At temperature 1, without `top_k` and `top_p`, its expectation is KL(student‖teacher).
+  likelihood of the word. At temperature 1, without `top_k` and `top_p`, its expectation is KL(student‖teacher), but
+  for the last piece of a text that was cut.
 - *bits per byte*: of what was written, by the student's and by the teacher's own tokens.
 - *tokens per text* and *bytes per text* that were written, the share that is *finished* (not cut at the most tokens),
   and *repetition*: the share of runs of four words that occurred before in the same text.
