@@ -16,6 +16,7 @@ from flows.models.acceptance import acceptance
 from flows.models.calibration import calibrate
 from flows.models.compare import compare, measure
 from flows.models.hypernet import hypernet
+from flows.models.on_policy import on_policy, write
 from flows.stages import PHASES, POOL_DEPLOYMENTS, Only, Phase, Until
 from flows.verify import verify
 from tests.flows.loopback import ROOT
@@ -26,6 +27,8 @@ FLOWS: list[Flow[..., Any]] = [
     transfer,
     edit,
     hypernet,
+    on_policy,
+    write,
     ensemble,
     acceptance,
     calibrate,

@@ -23,7 +23,19 @@ from tests.flows.loopback import ROOT
 
 TABLES = {"print_table", "print_rows", "summary_table", "results_table", "Table", "Tree"}
 """what makes a table, or a tree"""
-NEEDS_MORE = {"compare-methods", "edit", "evaluate", "transfer", "repair", "plan", "check", "calibrate", "hypernet"}
+NEEDS_MORE = {
+    "compare-methods",
+    "edit",
+    "evaluate",
+    "transfer",
+    "repair",
+    "plan",
+    "check",
+    "calibrate",
+    "hypernet",
+    "on-policy",
+    "write",
+}
 """commands whose own tests run them with --json: they need more than a store"""
 
 
