@@ -143,7 +143,9 @@ def tiny_config(folder: Path, seed: int) -> AlmConfig:
             held_out=120,
             prompts=PromptsConfig(text_bytes=16),
             sampling=SamplingConfig(max_tokens=64, seed=seed, at_once=64),
+            mix=0.5,
             steps=60,
+            learning_rate=1e-3,
         ),
     )
 

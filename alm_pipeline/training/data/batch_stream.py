@@ -21,7 +21,7 @@ from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.objective.chunking.ends import ChunkEnds
 from alm_pipeline.objective.prefix_arrays import PrefixTable
 from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays, read_targets
-from alm_pipeline.training.data.examples import learns_only_answers, read_examples
+from alm_pipeline.training.data.examples import learns_only_answers, read_examples, with_learned
 from alm_pipeline.training.data.mixture import (
     MixedBlock,
     MixedPosition,
@@ -39,7 +39,6 @@ from alm_pipeline.training.data.packing import (
     plan_next_batch,
 )
 from alm_pipeline.training.data.row_stream import RowBlock, RowStream, StreamPosition, StreamReader
-from storage.columns import flatten_lists, list_array
 from storage.dataset import Dataset
 from storage.errors import UserError
 
@@ -154,7 +153,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
         load = partial(read, prefixes=source.prefixes)
         if self.is_mixture:
             marks = any(learns_only_answers(each.datasets["examples"], self.objective) for each in self.sources)
-            load = partial(_of_source, load, number, with_learned=marks, is_live=self.objective.is_live)
+            load = partial(_of_source, load, number, marks_learned=marks, is_live=self.objective.is_live)
         return RowStream(
             load,
             shards,
@@ -211,17 +210,15 @@ def _shards_ahead(buffer: int, shards: int, examples: int) -> int:
 
 
 def _of_source(
-    load: Callable[[int], pa.Table], number: int, shard: int, *, with_learned: bool, is_live: bool
+    load: Callable[[int], pa.Table], number: int, shard: int, *, marks_learned: bool, is_live: bool
 ) -> pa.Table:
     """Return a shard's rows with the columns that the rows of all sources have.
 
-    `source` is the source's number. With `with_learned`, another source tells tokens that are learned from others.
+    `source` is the source's number. With `marks_learned`, a source tells tokens that are learned from others.
     """
     rows = load(shard)
-    for learned, ids in (("learned", "token_ids"), *([("teacher_learned", "teacher_ids")] if is_live else [])):
-        if with_learned and learned not in rows.column_names:
-            values, offsets = flatten_lists(rows[ids])
-            rows = rows.append_column(learned, list_array(np.ones(len(values), np.bool_), offsets, pa.bool_()))
+    if marks_learned:
+        rows = with_learned(rows, is_live=is_live)
     return rows.append_column("source", pa.array(np.full(rows.num_rows, number, np.uint16)))
 
 

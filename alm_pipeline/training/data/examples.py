@@ -80,10 +80,21 @@ def aligned_examples(
         rows = _with_teacher_columns(rows, sides, aligned)
     if objective.needs_top:
         rows = _with_targets(rows, tables, sides, aligned, objective, prefixes)
+    if objective.assistant_only:  # of a shard in which nothing is aligned, no chunk says so
+        rows = with_learned(rows, is_live=objective.is_live)
     if with_ids:
         rows = rows.append_column("id", tables["examples"]["id"])
     has_chunks = np.diff(chunks.offsets) > 0
     return rows.take(np.flatnonzero(has_chunks if selected is None else has_chunks & selected))
+
+
+def with_learned(rows: pa.Table, *, is_live: bool) -> pa.Table:
+    """Return rows with the columns that mark the tokens that are learned: all, where they lack them."""
+    for learned, ids in (("learned", "token_ids"), *([("teacher_learned", "teacher_ids")] if is_live else [])):
+        if learned not in rows.column_names:
+            values, offsets = flatten_lists(rows[ids])
+            rows = rows.append_column(learned, list_array(np.ones(len(values), np.bool_), offsets, pa.bool_()))
+    return rows
 
 
 def _needed_columns(objective: ObjectiveConfig, ends: ChunkEnds | None) -> dict[str, tuple[str, ...]]:
