@@ -134,7 +134,7 @@ def tiny_config(folder: Path, seed: int) -> AlmConfig:
         teacher=teacher,
         student=StudentConfig(model=student),
         score=ScoreConfig(dtype="float32", mantissa_bits=15),
-        objective=ObjectiveConfig(temperature=5),
+        objective=ObjectiveConfig(terms={"alm": 1.0, "sft": 1.0}, balance="temperature", temperature=5),
         train=train,
         evaluation=EvaluationConfig(samples=0),
         rounds=RoundsConfig(

@@ -121,11 +121,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 }
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
-    Kind.EXAMPLES: (
-        required("completion_at", pa.int32()),
-        pa.field("template_arguments", pa.string()),
-        *rollouts.WRITTEN,
-    ),
+    Kind.EXAMPLES: (*rollouts.COMPLETION_AT, pa.field("template_arguments", pa.string()), *rollouts.WRITTEN),
     Kind.TEACHER_SCORES: (list_of("top_ids", pa.int32()), list_of("top_logprobs", pa.float32())),
     Kind.ACTIVATIONS: edits.SIDES,
 }

@@ -96,11 +96,11 @@ class RoundsConfig(Frozen):
         "their lengths and the like are measured, and nothing is trained on them.",
     )
     mix: float = Field(
-        1.0,
+        0.5,
         gt=0,
         le=1,
-        description="The share λ of a round's examples that the student wrote; the others come from the corpus. "
-        "Default: all.",
+        description="The share λ of a round's examples that the student wrote; the others come from the corpus. At 1 "
+        "nothing holds the student back from what is left out of its texts, such as bytes that are not UTF-8.",
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="How the student writes.")
     objective: ObjectiveConfig | None = Field(

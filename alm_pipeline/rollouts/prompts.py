@@ -86,10 +86,14 @@ def _rank(id_: str, choice: PromptChoice, split: str) -> int:
 
 def read_prompts(examples: Dataset, places: Sequence[Place], config: PromptsConfig) -> Iterator[Prompt | str]:
     """Yield the prompts at these places, in order; for an example without one, the reason."""
+    return (prompt_of(row, config) for row in read_rows(examples, places))
+
+
+def read_rows(examples: Dataset, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+    """Yield the examples at these places, in order."""
     for shard, group in groupby(places, key=lambda place: place.shard):
         table = examples.read_shard(shard)
-        for row in table.take([place.row for place in group]).to_pylist():
-            yield prompt_of(row, config)
+        yield from table.take([place.row for place in group]).to_pylist()
 
 
 def prompt_of(row: Mapping[str, Any], config: PromptsConfig) -> Prompt | str:

@@ -8,6 +8,8 @@ All measures are ratios of sums over prompts, as `methods.units` keeps them:
   likelihood of the word. At temperature 1, without `top_k` and `top_p`, its expectation is KL(student‖teacher), but
   for the last piece of a text that was cut.
 - *bits per byte*: of what was written, by the student's and by the teacher's own tokens.
+- *usable*: the share of prompts on which the student wrote something that is not left out. All other measures are of
+  these texts alone, so a student that writes more that is left out looks better than it is.
 - *tokens per text* and *bytes per text* that were written, the share that is *finished* (not cut at the most tokens),
   and *repetition*: the share of runs of four words that occurred before in the same text.
 """
@@ -37,6 +39,7 @@ from storage.schemas import TokenKind
 
 REVERSE_KL, TEACHER_BITS = "reverse KL per word", "teacher's bits per byte"
 TOKENS, BYTES, FINISHED_SHARE, REPETITION = "tokens per text", "bytes per text", "finished", "repetition"
+USABLE = "usable"
 WRITTEN = "written"
 """the domain of measures of what the student wrote, with the source of the prompts in a mixture; others are tasks"""
 _RUN = 4
@@ -48,18 +51,20 @@ Units = Mapping[str, tuple[float, float]]
 """A measure's sum and size by held-out prompt."""
 
 
-def measure_student(run: Pipeline, model: ModelReference, rounds: RoundsConfig, url: str) -> pa.Table:
+def measure_student(
+    run: Pipeline, model: ModelReference, rounds: RoundsConfig, asked: Sequence[Sequence[str]], url: str
+) -> pa.Table:
     """Return what a student is worth on the text that it wrote, the examples of `run`, and on tasks: rows of `UNITS`.
 
-    What was measured before is kept under `url`.
+    `asked` are the ids of the held-out prompts of each source. What was measured before is kept under `url`.
     """
     store = UnitStore(url)
     tables = []
-    for part in run.parts:
+    for part, prompts in zip(run.parts, asked, strict=True):
         domain = f"{WRITTEN}, {part.name.rpartition('-round-')[0]}" if run.config.is_mixture else WRITTEN
         caches = {role: dataset.name for role, dataset in part.caches.items()}
         identity = {"kind": "rounds", "domain": domain, "model": model.identity, "caches": caches}
-        tables.append(store.of(identity, partial(_measure_written, part, model, domain)))
+        tables.append(store.of(identity, partial(_measure_written, part, model, prompts, domain)))
     if rounds.tasks:
         folder = Path(rounds.task_folder) if rounds.task_folder else None
         tasks = ComparedTasks(rounds.tasks, folder, limit=rounds.task_limit)
@@ -67,7 +72,7 @@ def measure_student(run: Pipeline, model: ModelReference, rounds: RoundsConfig, 
     return pa.concat_tables(tables)
 
 
-def _measure_written(run: Pipeline, model: ModelReference, domain: str) -> pa.Table:
+def _measure_written(run: Pipeline, model: ModelReference, asked: Sequence[str], domain: str) -> pa.Table:
     held_out = HeldOut.read(run.caches)
     settings = ScoreConfig(dtype="float32", batch_tokens=run.config.score.batch_tokens)
     sums = held_out.student_sums(Scorer.load(model, settings), "measure what was written")
@@ -79,6 +84,8 @@ def _measure_written(run: Pipeline, model: ModelReference, domain: str) -> pa.Ta
     names = held_out.document_names
     units = {measure: _by_name(names, *pair) for measure, pair in columns.items()}
     units |= text_measures(run.examples, run.tokens("student"))
+    written = units[BYTES].keys()
+    units[USABLE] = {prompt: (float(prompt in written), 1.0) for prompt in asked}
     return pa.concat_tables(unit_table(domain, measure, of_measure) for measure, of_measure in units.items())
 
 

@@ -28,7 +28,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
 from alm_pipeline.rollouts.local_writer import LocalWriter
-from alm_pipeline.rollouts.prompts import PromptChoice
+from alm_pipeline.rollouts.prompts import PromptChoice, choose, read_rows
 from alm_pipeline.rollouts.stage import rollouts_dataset, write_rollouts
 from alm_pipeline.rounds.measures import measure_student
 from alm_pipeline.rounds.report import RoundsReport, write_report_files
@@ -236,9 +236,10 @@ class OnPolicy:
             write_report_files(report, folder.path, self.config)
             return folder.finish({**report.document(), **self._places()}, lease)
 
+        is_new = self.folder.manifest() is None
         manifest = make_folder(self.folder, make)
         for url in self._students():  # their pages show the rounds, too
-            write_run_report(url, is_new=True)
+            write_run_report(url, is_new=is_new)
         return manifest
 
     def _places(self) -> Mapping[str, Any]:
@@ -253,7 +254,13 @@ class OnPolicy:
         """Return the measures of a student, by held-out prompt."""
         run = Pipeline(self._config_on(student + 1), self.root)
         run.cache()
-        return measure_student(run, self.model(student), self.rounds, folder.url)
+        asked = [self._held_out_prompts(part) for part in range(len(self.start.parts))]
+        return measure_student(run, self.model(student), self.rounds, asked, folder.url)
+
+    def _held_out_prompts(self, part: int) -> list[str]:
+        """Return the ids of the held-out examples of a source that every student writes on."""
+        examples, choice = self.start.parts[part].examples, self._choice(self.count + 1, part)
+        return [row["id"] for row in read_rows(examples, choose(examples, choice))]
 
 
 def _contents(part: Pipeline) -> list[str]:

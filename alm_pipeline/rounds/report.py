@@ -22,6 +22,7 @@ from alm_pipeline.rounds.measures import (
     REVERSE_KL,
     TEACHER_BITS,
     TOKENS,
+    USABLE,
     WRITTEN,
 )
 from alm_pipeline.runtime.progress import show_line
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNITS_FILE, TABLE, DOCUMENT, PICTURE = "units.parquet", "rounds.parquet", "rounds.json", "rounds.png"
-_ORDER = (KL, REVERSE_KL, BITS, TEACHER_BITS, TOKENS, BYTES, FINISHED_SHARE, REPETITION)
+_ORDER = (KL, REVERSE_KL, BITS, TEACHER_BITS, TOKENS, BYTES, USABLE, FINISHED_SHARE, REPETITION)
 _COLOR, _INK, _GRID = "#0072b2", "#3b3b3b", "#e4e4e4"
 _ACROSS = 4
 

@@ -26,6 +26,7 @@ from alm_pipeline.student_report.coverage import coverages
 from alm_pipeline.student_report.data_flow import data_flows
 from alm_pipeline.student_report.lineage import lineages, settings
 from alm_pipeline.student_report.results import results
+from alm_pipeline.student_report.rounds import rounds_of
 from alm_pipeline.student_report.samples import Continue, has_conversations, samples
 from alm_pipeline.student_report.stored import ReportedStudent, reported_students
 from storage.errors import UserError
@@ -62,6 +63,7 @@ class Section:
 SECTIONS = (
     Section("Results", "results", lambda subject: results(subject.students)),
     Section("Calibration", "calibration", lambda subject: calibrations(subject.calibration)),
+    Section("On-policy rounds", "rounds", rounds_of),
     Section("Training", "charts", lambda subject: charts(subject.students)),
     Section("Samples", "samples", lambda subject: samples(subject.students, subject.teacher)),
     Section("Data flow", "flow", lambda subject: data_flows(subject.students)),

@@ -43,6 +43,7 @@ def config_on(folder: Path, models: tuple[str, str], rows: list[dict[str, object
             count=2,
             per_round=24,
             held_out=10,
+            mix=1.0,
             prompts=PromptsConfig(text_bytes=12, per_shard=12),
             sampling=SamplingConfig(max_tokens=10),
             steps=3,

@@ -15,6 +15,9 @@ from alm_pipeline.inspection.summary import summarize_alignments
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.rounds.on_policy import OnPolicy
+from alm_pipeline.training.data.batch_stream import BatchStream
+from alm_pipeline.training.data.examples import read_examples
+from storage.dataset import Dataset
 from storage.errors import UserError
 from storage.schemas import ChunkKind
 from storage.upkeep.catalog import Catalog
@@ -85,6 +88,7 @@ def test_the_results_are_those_of_the_texts(rounds: OnPolicy) -> None:
         rows = [row for row in rows_of(rounds, student + 1) if row["split"] == "held_out"]
         written = [row["text"].encode()[row["completion_at"] :] for row in rows]
         assert value["bytes per text", student] == pytest.approx(np.mean(list(map(len, written))))
+        assert value["usable", student] == len(rows) / 10
         assert value["finished", student] == np.mean([row["finish_reason"] == "stop" for row in rows])
         prompt_tokens = [
             len(
@@ -152,6 +156,17 @@ def _word_ratios(aligned: dict[str, Any], numbers: dict[str, tuple[np.ndarray, n
     return found
 
 
+def test_the_page_of_a_student_shows_its_rounds(rounds: OnPolicy) -> None:
+    document = json.loads((rounds.folder.path / "rounds.json").read_text())
+    kl = next(row for row in document["measures"] if (row["measure"], row["student"]) == ("KL per word", 1))
+    for student, page in ((1, rounds.pipeline(1).student.path), (0, rounds.start.student.path)):
+        html = (page / "runs" / "report.html").read_text()
+        assert "On-policy rounds" in html
+        assert f"this page is about student {student}." in html
+        assert f"{kl['value']:.4g} [{kl['low']:.4g}, {kl['high']:.4g}]" in html
+        assert html.count("<polyline") == len({row["measure"] for row in document["measures"]})
+
+
 def test_lambda_mixes_the_corpus_in(text_rounds: AlmConfig, tmp_path: Path) -> None:
     assert text_rounds.rounds
     config = text_rounds.model_copy(update={"rounds": text_rounds.rounds.model_copy(update={"mix": 0.25, "count": 1})})
@@ -206,6 +221,24 @@ def test_conversations_are_learned_to_their_end(talk_rounds: AlmConfig, tmp_path
             kinds.append(bool(learned) and learned[-1] == ChunkKind.PAIRED)
     assert kinds == finished
     assert any(finished)
+
+
+def test_a_shard_of_which_nothing_was_usable_is_trained_on_like_the_others(rounds: OnPolicy, tmp_path: Path) -> None:
+    (written,) = rounds.rollouts(1)
+    other = Dataset(str(tmp_path / "root"), written.kind, written.label, written.identity)
+    records = written.complete_manifest().shards
+    table = written.read_shard(0)
+    for shard, rows in enumerate([table, table.slice(0, 0)]):
+        other.write_shard(shard, {name: rows[name] for name in rows.column_names}, records[0].counts)
+    other.finish(2)
+    corpus = rounds.config.texts.model_copy(update={"source": WrittenSource(examples=other.url)})
+    run = Pipeline(rounds.config.model_copy(update={"corpus": corpus, "rounds": None}), other.root)
+    run.cache()
+    read = [read_examples(run.caches, shard, "train", rounds.config.objective) for shard in range(2)]
+    assert read[0].num_rows > read[1].num_rows == 0
+    assert read[0].schema.equals(read[1].schema)
+    batch = next(iter(BatchStream(run.caches, rounds.config.objective, rounds.config.train)))
+    assert len(batch["last_token_C"])
 
 
 @pytest.mark.bad_input
