@@ -63,7 +63,7 @@ class Section:
 SECTIONS = (
     Section("Results", "results", lambda subject: results(subject.students)),
     Section("Calibration", "calibration", lambda subject: calibrations(subject.calibration)),
-    Section("On-policy rounds", "rounds", rounds_of),
+    Section("On-policy rounds", "rounds", lambda subject: rounds_of(subject.students)),
     Section("Training", "charts", lambda subject: charts(subject.students)),
     Section("Samples", "samples", lambda subject: samples(subject.students, subject.teacher)),
     Section("Data flow", "flow", lambda subject: data_flows(subject.students)),
