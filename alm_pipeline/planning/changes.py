@@ -141,9 +141,10 @@ class EarlierRuns:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for provenance in pool.map(_provenance, urls):
                 try:
-                    yield AlmConfig.model_validate(provenance.get("configuration"))
+                    run = AlmConfig.model_validate(provenance.get("configuration"))
                 except ValidationError:  # of a version with other settings, or without any
                     continue
+                yield from run.parts  # of a mixture, each source is compared
 
 
 _ABSENT = object()
