@@ -40,7 +40,6 @@ from alm_pipeline.config import (
 from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.config.recipes import maths
 from alm_pipeline.rollouts.prompts import PromptChoice
-from alm_pipeline.rounds.measures import written_text
 from alm_pipeline.rounds.on_policy import OnPolicy
 from alm_pipeline.rounds.report import RoundsReport
 from flows.terminal.configurations import parse_settings
@@ -177,12 +176,13 @@ def compare(config: AlmConfig, root: Path) -> dict[str, pa.Table]:
     return {"before": before, **{name: run.measure(last, run.folder) for name, run in runs.items()}}
 
 
-def beside_share(run: OnPolicy) -> float:
-    """Return the share of the words beside the ring in what the last student wrote."""
-    ring = set(words()[0])
-    rows = [row for dataset in run.rollouts(run.count + 1) for row in _rows(dataset)]
-    written = [word.strip(".") for row in rows for word in written_text(row).split()]
-    return sum(word not in ring for word in written) / len(written)
+def right_returns(run: OnPolicy, student: int) -> float:
+    """Return the share of words beside the ring after which a student wrote the word that leads back."""
+    ring, beside = words()
+    back = {word: ring[(place * 5 + 3) % RING] for place, word in enumerate(beside)}
+    texts = [row["text"].strip(".").split() for dataset in run.rollouts(student + 1) for row in _rows(dataset)]
+    right = [back[word] == text[place + 1] for text in texts for place, word in enumerate(text[:-1]) if word in back]
+    return sum(right) / len(right)
 
 
 def _rows(dataset: Any) -> list[Mapping[str, Any]]:
@@ -218,8 +218,11 @@ def main() -> None:
         root = arguments.root / "store"
         show(compare(config, root), f"seed {seed}")
         if arguments.pair == "tiny":
-            shares = {kind.__name__: beside_share(kind(config, str(root))) for kind in (OnPolicy, Control)}
-            print("  words beside the ring:    ", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+            assert config.rounds
+            last, runs = config.rounds.count, (OnPolicy(config, str(root)), Control(config, str(root)))
+            shares = (right_returns(runs[0], 0), *(right_returns(run, last) for run in runs))
+            named = zip(("before", "on-policy", "off-policy"), shares, strict=True)
+            print("  right words after one beside the ring:", ", ".join(f"{name} {share:.3f}" for name, share in named))
 
 
 if __name__ == "__main__":
