@@ -18,8 +18,10 @@ from flows.execution.inert_run import inert_flow, inert_run
 from flows.run_name import run_name
 from flows.storage_block import storage_root
 from flows.tasks import gpu_slots, log_stages_at_info, run_with_progress, stage_task
+from storage.errors import UserError
 from storage.printed.inert import markdown, one_line
-from storage.urls import join_url, read_bytes
+from storage.printed.secrets import masked
+from storage.urls import is_local, join_url, open_filesystem, read_bytes
 
 if TYPE_CHECKING:
     from alm_pipeline.rounds.on_policy import OnPolicy
@@ -77,7 +79,8 @@ def on_policy(
         config: A complete configuration, with `rounds`.
         storage: Where datasets and students are stored: a folder, any fsspec URL (s3://bucket/prefix), or block:NAME.
         settings: Any fields of the configuration, by dotted name: {"rounds.count": 5}.
-        gpu_pool: The work pool that runs alm/score and alm/train; by default this run does all. This run writes.
+        gpu_pool: The work pool that runs alm/score and alm/train, on a storage on a disk that its machines share; by
+            default this run does all. This run writes.
         gpu_runs: The number of scoring runs on the GPU pool at a time.
     """
     with inert_run():
@@ -85,12 +88,23 @@ def on_policy(
 
         chosen = _resolve(recipe, config, settings)
         log_stages_at_info()
-        rounds = OnPolicy(chosen, storage_root(storage))
+        root = storage_root(storage)
+        _require_shared(gpu_pool, root)
+        rounds = OnPolicy(chosen, root)
         if not rounds.finished():
             _run_rounds(rounds, storage, {"gpu_pool": gpu_pool, "gpu_runs": gpu_runs})
         results = rounds.report().results
         _show(rounds.folder.url, results["measures"])
         return {"rounds": rounds.folder.url, **results}
+
+
+def _require_shared(gpu_pool: str | None, root: str) -> None:
+    """Raise UserError if machines of a pool would look for a round's student in this machine's cache."""
+    if gpu_pool and not is_local(open_filesystem(root)[0]):
+        raise UserError(
+            f"gpu_pool {gpu_pool}: a round goes on from the student's folder, which the pool's machines must have "
+            f"under the same path: use a storage on a disk that all share instead of {masked(root)}, or leave gpu_pool out"
+        )
 
 
 def _run_rounds(rounds: "OnPolicy", storage: str, pool: dict[str, Any]) -> None:

@@ -8,8 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from alm_pipeline.config import parse_config
 from flows.cli.app import app
+from flows.models.on_policy import on_policy
 from storage.dataset import open_dataset
+from storage.errors import UserError
 from tests import writers
 from tests.alm_pipeline.rollouts.openai_server import OpenAIServer
 
@@ -139,3 +142,11 @@ def test_rounds_have_to_be_configured(content: dict[str, Any], tmp_path: Path) -
     done = run("on-policy", str(tmp_path / "without.yaml"), "--storage", str(tmp_path / "store"))
     assert done.exit_code == 1
     assert "add a section `rounds`" in " ".join(done.stderr.split())
+
+
+@pytest.mark.flow
+@pytest.mark.bad_input
+@pytest.mark.usefixtures("prefect_server")
+def test_a_pool_needs_a_storage_that_its_machines_share(content: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="gpu_pool gpu: a round goes on from the student's folder"):
+        on_policy(config=parse_config(content), storage="memory://rounds", gpu_pool="gpu")
