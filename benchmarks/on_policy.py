@@ -5,8 +5,8 @@
 
 The control trains the same student on the corpus in the same rounds: as many steps, with the same restarts of the
 optimizer. `tiny` is a pair that makes exposure bias visible. The teacher walks along a ring of words, and from words
-beside the ring it goes back to it; the corpus has half of the ring, so an off-policy student never learns what comes
-after any other word, and the first word that it gets wrong leads to others. `maths` is SmolLM2-135M taught by Gemma 3
+beside the ring it goes back to it; the corpus never leaves the ring nor takes a wrong step, so an off-policy student
+never learns how to go on from its own mistakes, and the first one leads to others. `maths` is SmolLM2-135M taught by Gemma 3
 270M on generated problems: half an hour on two cores, for a background.
 """
 
@@ -78,10 +78,10 @@ def words() -> tuple[list[str], list[str]]:
     return distinct[:RING], distinct[RING : RING + BESIDE]
 
 
-def walk(chance: random.Random, length: int, slips: float, starts: int = RING) -> str:
+def walk(chance: random.Random, length: int, slips: float) -> str:
     """Return a text of the teacher's: along the ring, with this share of slips, and back after a word beside it."""
     ring, beside = words()
-    at, out, text = chance.randrange(starts), -1, list[str]()
+    at, out, text = chance.randrange(RING), -1, list[str]()
     for _ in range(length):
         if out >= 0:
             text.append(beside[out])
@@ -125,8 +125,7 @@ def tiny_config(folder: Path, seed: int) -> AlmConfig:
     folder.mkdir(parents=True, exist_ok=True)
     teacher, student = tiny_pair(folder, seed)
     chance, file = random.Random(1000 + seed), folder / f"ring-{seed}.jsonl"
-    # from the first words on, so that it has a part of the ring alone
-    texts = [walk(chance, chance.randint(7, 9), 0.0, starts=4) for _ in range(600)]
+    texts = [walk(chance, chance.randint(16, 24), 0.0) for _ in range(600)]
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     train = TrainConfig(steps=60, batch_tokens=2048, row_tokens=256, learning_rate=3e-3, seed=seed)
     corpus = CorpusConfig(name="ring", source=FilesSource(urls=(str(file),)), held_out=0.25, max_bytes=400)
@@ -178,21 +177,14 @@ def compare(config: AlmConfig, root: Path) -> dict[str, pa.Table]:
     return {"before": before, **{name: run.measure(last, run.folder) for name, run in runs.items()}}
 
 
-def right_steps(run: OnPolicy, student: int) -> dict[str, float]:
-    """Return the share of words after which a student wrote one that the teacher's walk allows.
-
-    After all words, and after those that the corpus lacks.
-    """
+def right_steps(run: OnPolicy, student: int) -> float:
+    """Return the share of words after which a student wrote one that the teacher's walk allows."""
     ring, beside = words()
     after = {word: {ring[(place + 1) % RING], *beside} for place, word in enumerate(ring)}
     after |= {word: {ring[(place * 5 + 3) % RING]} for place, word in enumerate(beside)}
     texts = [row["text"].strip(".").split() for dataset in run.rollouts(student + 1) for row in _rows(dataset)]
-    steps = [pair for text in texts for pair in pairwise(text)]
-    unseen = [pair for pair in steps if pair[0] not in ring[: RING // 2]]
-    return {
-        name: sum(following in after.get(word, ()) for word, following in pairs) / max(1, len(pairs))
-        for name, pairs in (("all", steps), ("unseen", unseen))
-    }
+    steps = [following in after.get(word, ()) for text in texts for word, following in pairwise(text)]
+    return sum(steps) / len(steps)
 
 
 def _rows(dataset: Any) -> list[Mapping[str, Any]]:
@@ -234,8 +226,7 @@ def main() -> None:
                 ("before", "on-policy", "off-policy"), ((runs[0], 0), (runs[0], last), (runs[1], last)), strict=True
             )
             for name, (run, student) in found:
-                shares = ", ".join(f"{which} {share:.3f}" for which, share in right_steps(run, student).items())
-                print(f"  {name}: right steps after words: {shares}")
+                print(f"  {name}: right steps from word to word: {right_steps(run, student):.3f}")
 
 
 if __name__ == "__main__":
