@@ -103,7 +103,7 @@ def _require_shared(gpu_pool: str | None, root: str) -> None:
     if gpu_pool and not is_local(open_filesystem(root)[0]):
         raise UserError(
             f"gpu_pool {gpu_pool}: a round goes on from the student's folder, which the pool's machines must have "
-            f"under the same path: use a storage on a disk that all share instead of {masked(root)}, or leave gpu_pool out"
+            f"under the same path: use a storage on a disk that all share instead of {masked(root)}, or leave it out"
         )
 
 
