@@ -189,6 +189,8 @@ def test_the_parquet_schema(tmp_path: Path, kind: Kind) -> None:
 
 
 ENCODINGS = {
+    Kind.SIGNATURES: {"id": "dictionary", "text_hash": "plain", "bands": "plain", "question": "dictionary"},
+    Kind.DECISIONS: {"id": "dictionary", "reason": "dictionary", "repeats": "dictionary"},
     Kind.EXAMPLES: {"id": "dictionary", "split": "dictionary", "text": "dictionary", "messages": "dictionary"},
     Kind.TOKENS: {
         "id": "dictionary",
