@@ -347,17 +347,15 @@ def encode_parquet(table: pa.Table) -> bytes:
     """Encode a shard: zstd over the encodings that were smallest on real text.
 
     Token ids and hashes are plain, and kinds, which are nearly all the same; other numbers of four and eight bytes are
-    split by byte, without a dictionary, which would inflate them.
-    The zstd level is 1: level 3 takes 1.5 times as long, makes token ids 5 % smaller and nothing else. Scores have
-    level 9, which makes them 5 % smaller in a time that is negligible beside the teacher's. There is one row group,
-    since a shard is read as a whole.
+    split by byte, without a dictionary, which would inflate them. The zstd level is 1: level 3 takes 1.5 times as long,
+    makes token ids 5 % smaller and nothing else. Scores have level 9, which makes them 5 % smaller in a time that is
+    negligible beside the teacher's. There is one row group, since a shard is read as a whole.
     """
     paths = {field.name: f"{field.name}.list.element" for field in table.schema if pa.types.is_list(field.type)}
     items = {name: table.schema.field(name).type.value_type for name in paths}
     split = [paths[name] for name, item in items.items() if name != "token_ids" and item in _SPLIT]
     without = [paths[name] for name, item in items.items() if name in ("token_ids", "kinds") or item == pa.bool_()]
-    hashes = [field for field in table.schema if items.get(field.name, field.type) == pa.uint64()]
-    without += [paths.get(field.name, field.name) for field in hashes]
+    without += [paths.get(of.name, of.name) for of in table.schema if items.get(of.name, of.type) == pa.uint64()]
     levels = {paths.get(name, name): 9 if items.get(name) == pa.float32() else 1 for name in table.column_names}
     sink = pa.BufferOutputStream()
     pq.write_table(
