@@ -77,7 +77,7 @@ LATE = {
     "scoring/backends/compiled.py compile_layers": "only a model without layers has it",
     "scoring/processes.py score_in_processes": MEANWHILE,
     "scoring/scorer.py Scorer._batches": NUMBERS,
-    "scoring/scorer.py Scorer.score": NUMBERS,
+    "scoring/scorer.py Scorer._score": NUMBERS,
     "scoring/served/client.py Client": "the server may be there when the run needs it",
     "scoring/served/engines.py VllmEngine.rows": NUMBERS,
     "scoring/served/server.py StartedServer.wait_until_ready": "the server is started when there is something to score",
