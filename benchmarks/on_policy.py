@@ -7,7 +7,7 @@ The control trains the same student on the corpus in the same rounds: as many st
 optimizer. `tiny` is a pair that makes exposure bias visible. The teacher walks along a ring of words, and from words
 beside the ring it goes back to it; the corpus never leaves the ring nor takes a wrong step, so an off-policy student
 never learns how to go on from its own mistakes, and the first one leads to others. `maths` is SmolLM2-135M taught by
-Gemma 3 270M on generated problems: half an hour on two cores, for a background.
+Gemma 3 270M on generated problems: half an hour on two idle cores, for a background.
 """
 
 import argparse
