@@ -1,16 +1,14 @@
 """On-policy rounds: what the student writes, and how it is trained on it."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alm_pipeline.config.frozen import SEEDS, Frozen, Real
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import Dtype
 
 Start = Literal["student", "model"]
-_COLDEST = 1e-4
-"""the smallest temperature by which any logit of float16 can be divided in float32"""
 
 
 class SamplingConfig(Frozen):
@@ -33,34 +31,20 @@ class SamplingConfig(Frozen):
         0,
         ge=0,
         lt=SEEDS,
-        description="The seed. Every text has random numbers of its own, made of this seed, the round and the "
-        "prompt's id, so that neither the batch nor an interruption changes a text.",
+        description="The seed. Every text has random numbers of its own, made of it, the round and the prompt's id.",
     )
     dtype: Dtype = Field("float32", description="The dtype that a model in this process writes in.")
     at_once: int = Field(
-        16,
-        ge=1,
-        description="Texts that are written at a time; for an endpoint, requests in flight. It decides no text, except "
-        "by rounding.",
+        16, ge=1, description="Texts that are written at a time; for a server, requests in flight. It decides no text."
     )
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the texts."""
         return self.model_dump(mode="json", exclude={"at_once"})
 
-    @model_validator(mode="after")
-    def _is_not_too_cold(self) -> Self:
-        if 0 < self.temperature < _COLDEST:
-            raise ValueError(f"temperature {self.temperature} is too small to divide by: use 0, or at least {_COLDEST}")
-        return self
-
 
 class PromptsConfig(Frozen):
-    """What a model continues: a view of the examples of the run's corpus.
-
-    Of a conversation, the messages before the assistant's last turn; of a prompt with a completion, the prompt; of a
-    plain text, its beginning.
-    """
+    """What a model continues: what comes before the last answer or the completion, or the beginning of a text."""
 
     text_bytes: int = Field(
         64,
@@ -90,10 +74,7 @@ class RoundsConfig(Frozen):
         "no more.",
     )
     held_out: int = Field(
-        100,
-        ge=1,
-        description="Held-out prompts that every student writes on, the same in all rounds: the KL on these texts, "
-        "their lengths and the like are measured, and nothing is trained on them.",
+        100, ge=1, description="Held-out prompts that every student is measured on, the same in all rounds."
     )
     mix: float = Field(
         0.5,
@@ -109,9 +90,7 @@ class RoundsConfig(Frozen):
         "Default: the run's own objective.",
     )
     steps: int | None = Field(
-        None,
-        ge=1,
-        description="Training steps per round, of which at most a tenth warms up. Default: `train.steps`.",
+        None, ge=1, description="Training steps per round, a tenth of them to warm up at most. Default: `train.steps`."
     )
     learning_rate: Real | None = Field(
         None, gt=0, description="The peak learning rate in a round. Default: `train.learning_rate`."

@@ -122,7 +122,7 @@ def test_a_misspelt_setting_of_an_override_is_answered_with_the_right_one(settin
     for path in wrong_paths(setting):
         with pytest.raises(UserError, match="no such setting; did you mean") as caught:
             override(maths(), Overrides(settings={".".join(path): 1}))
-        assert setting.path in str(caught.value)
+        assert setting.path.removeprefix("rounds.") in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "paths"), SYNONYMS.items())
