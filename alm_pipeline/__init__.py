@@ -22,8 +22,8 @@ from alm_pipeline.runtime.own_packages import require_own
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig, load_config
-    from alm_pipeline.config.recipes import recipe
     from alm_pipeline.pipeline import Pipeline
+    from alm_pipeline.recipes.recipes import recipe
     from storage.errors import UserError
 
     __version__: str
@@ -35,7 +35,7 @@ _MODULES = {
     "Pipeline": "alm_pipeline.pipeline",
     "UserError": "storage.errors",
     "load_config": "alm_pipeline.config",
-    "recipe": "alm_pipeline.config.recipes",
+    "recipe": "alm_pipeline.recipes.recipes",
 }
 
 require_own("storage")

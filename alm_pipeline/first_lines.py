@@ -6,9 +6,9 @@ from collections import Counter
 import yaml
 
 from alm_pipeline.config import AlmConfig, CorpusConfig
-from alm_pipeline.config.overrides import Overrides
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.naming.recipe_choices import recipe_choices
+from alm_pipeline.recipes.overrides import Overrides
 from storage.errors import UserError, is_temporary
 
 _LONGEST = 200

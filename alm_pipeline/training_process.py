@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from alm_pipeline.config import AlmConfig, load_config
-from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.recipes import RECIPES, recipe
 from alm_pipeline.runtime.progress import logger
 from alm_pipeline.runtime.supervisor import end_with_parent
 from alm_pipeline.training.parallel.launch import ERRORS, PARENT

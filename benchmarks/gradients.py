@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import ObjectiveConfig
-from alm_pipeline.config.recipes import recipe
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model, matmul_precision
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.recipes import recipe
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.model.terms import micro_batch_losses
 

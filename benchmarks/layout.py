@@ -20,12 +20,12 @@ import torch
 from alm_pipeline.alignment.ends import SideEdges
 from alm_pipeline.alignment.stage import align_datasets, alignments_dataset
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.config.recipes import GEMMA3, SMOLLM2
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.merging import merged_chunks
 from alm_pipeline.objective.divergences import binary_cross_entropy
+from alm_pipeline.recipes.recipes import GEMMA3, SMOLLM2
 from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer

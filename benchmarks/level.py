@@ -22,11 +22,11 @@ import torch
 from transformers import PreTrainedModel
 
 from alm_pipeline.config import Method
-from alm_pipeline.config.recipes import recipe
 from alm_pipeline.evaluation.bits_per_byte import TextTokens
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.recipes import recipe
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.transfer.initialization import Initialization
 from alm_pipeline.transfer.level.level import set_level

@@ -18,11 +18,11 @@ import pyarrow as pa
 import torch
 
 from alm_pipeline.config import Debias, ObjectiveConfig
-from alm_pipeline.config.recipes import recipe
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import matmul_precision
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.recipes import recipe
 from alm_pipeline.training.data.arrays import read_targets
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.data.examples import read_examples

@@ -38,8 +38,8 @@ from alm_pipeline.config import (
     StudentConfig,
     TrainConfig,
 )
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import maths
+from alm_pipeline.recipes.overrides import Overrides, override
+from alm_pipeline.recipes.recipes import maths
 from alm_pipeline.rollouts.prompts import PromptChoice
 from alm_pipeline.rounds.on_policy import OnPolicy
 from alm_pipeline.rounds.report import RoundsReport

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource, StudentConfig, TrainConfig
-from alm_pipeline.config.overrides import override, parse_overrides
-from alm_pipeline.config.recipes import python_source, recipe
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import override, parse_overrides
+from alm_pipeline.recipes.recipes import python_source, recipe
 from benchmarks.suite.outcomes import Outcomes, save
 from benchmarks.suite.tables import draw, markdown
 from storage.folders import FolderManifest

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig
-from alm_pipeline.config.recipes import recipe
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.loading import load_model, matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.alm import ChunkPlaces, chunk_logprobs
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.recipes import recipe
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.model.live_teacher import LiveTeacher

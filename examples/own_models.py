@@ -11,9 +11,9 @@ import argparse
 from rich.console import Console
 
 from alm_pipeline import AlmConfig, Pipeline, UserError
-from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.planning.estimate import make_plan
 from alm_pipeline.planning.table import total_rows
+from alm_pipeline.recipes.overrides import Overrides, configure
 from alm_pipeline.report import summarize, summary_table
 
 

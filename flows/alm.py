@@ -12,9 +12,9 @@ from prefect.states import Cancelled
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Number, Whole
-from alm_pipeline.config.overrides import Overrides, configure, override, parse_overrides
 from alm_pipeline.naming.names import run_title
 from alm_pipeline.planning.finished import find_finished
+from alm_pipeline.recipes.overrides import Overrides, configure, override, parse_overrides
 from alm_pipeline.runtime.progress import expect_seconds
 from flows import tasks
 from flows.alm_run import AlmRun, Workers

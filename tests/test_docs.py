@@ -30,13 +30,13 @@ from alm_pipeline.config import (
     Tracker,
 )
 from alm_pipeline.config.fields.settings import settings_of
-from alm_pipeline.config.overrides import FIELDS, setting_annotations
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.hypernetwork.evaluation import EVALUATIONS as HYPERNET_EVALUATIONS
 from alm_pipeline.hypernetwork.networks.settings import NetworkKind
 from alm_pipeline.hypernetwork.settings import HypernetConfig, parse_hypernet_config
 from alm_pipeline.hypernetwork.training import METRICS as HYPERNET_METRICS
 from alm_pipeline.objective.chunking.pair_bias_stage import SCHEMA as PAIR_BIASES
+from alm_pipeline.recipes.overrides import FIELDS, setting_annotations
 from alm_pipeline.training.loop.evaluations import EVALUATIONS, SAMPLES
 from alm_pipeline.training.student.save import METRICS, METRICS_BY_SOURCE, SPEED
 from docs.generator import commands, datasets, examples, rooms, settings

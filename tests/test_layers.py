@@ -29,6 +29,7 @@ ROOMS = (
     "alm_pipeline.runtime",
     "alm_pipeline.config.fields",
     "alm_pipeline.config",
+    "alm_pipeline.recipes",
     "alm_pipeline.naming",
     "alm_pipeline.vocabulary",
     "alm_pipeline.conversations",

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from alm_pipeline.calibration.report.measures import ScoredChoices
-from alm_pipeline.config.overrides import corpus_at
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
@@ -29,6 +28,7 @@ from alm_pipeline.exactness.branches import BranchModel
 from alm_pipeline.exactness.sorted_vocabulary import SortedVocabulary
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
+from alm_pipeline.recipes.overrides import corpus_at
 from alm_pipeline.runtime.progress import track
 from storage.errors import UserError
 

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from alm_pipeline.config import CorpusConfig, DecontaminationConfig, DeduplicationConfig
-from alm_pipeline.config.overrides import corpus_at
 from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.contamination import QuestionIndex, question_texts
 from alm_pipeline.corpus.documents import Document, read_documents
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source, source_identity
 from alm_pipeline.filtering.minhash import algorithm, band_hashes
+from alm_pipeline.recipes.overrides import corpus_at
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.runtime.threads import in_background
 from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer

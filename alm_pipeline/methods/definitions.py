@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.fields.errors import wrong_fields
-from alm_pipeline.config.overrides import corpus_at
 from alm_pipeline.methods.measuring import ComparedTexts
 from alm_pipeline.methods.registry import Settings, check_variants
+from alm_pipeline.recipes.overrides import corpus_at
 from storage.errors import UserError
 
 _SECTIONS = ("methods", "domains")

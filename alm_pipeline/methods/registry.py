@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.objective import TOP_TERMS
-from alm_pipeline.config.overrides import override, parse_overrides
+from alm_pipeline.recipes.overrides import override, parse_overrides
 from storage.errors import UserError
 
 ORIGINAL, TEACHER = UNMADE = ("original", "teacher")

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.naming.differences import Settings, differences, texts_apart, value_text
+from alm_pipeline.recipes.recipes import RECIPES
 
 _OF_TITLE = ("corpus", "teacher", "student.model")
 """what a run's title names already"""

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.fields.settings import first_sentence
-from alm_pipeline.config.overrides import Overrides, given_fields
-from alm_pipeline.config.recipes import recipe_content
+from alm_pipeline.recipes.overrides import Overrides, given_fields
+from alm_pipeline.recipes.recipes import recipe_content
 
 _WIDTH = 79
 _INDENT = "    "

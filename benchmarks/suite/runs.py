@@ -24,8 +24,8 @@ from alm_pipeline.config import (
     TrainConfig,
     TrainedTokenizer,
 )
-from alm_pipeline.config.overrides import override, parse_overrides
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import override, parse_overrides
 from benchmarks.suite.bodies import Body, made_body
 from benchmarks.suite.factors import PairName, Variant
 from benchmarks.suite.texts import DOMAINS, Domain, Share, TextSet, write_texts

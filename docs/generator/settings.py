@@ -9,9 +9,9 @@ import inspect
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.fields.settings import Section, Setting, sections
 from alm_pipeline.config.fields.values import default_in_words, values_in_words
-from alm_pipeline.config.overrides import FIELDS, Overrides
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.hypernetwork.settings import HypernetConfig
+from alm_pipeline.recipes.overrides import FIELDS, Overrides
 from docs.generator.markdown import anchor, code, escape, table
 
 _INTRODUCTION = """# Settings

@@ -12,7 +12,7 @@ import typer
 from alm_pipeline.config import BYTES
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.fields.values import parse_text
-from alm_pipeline.config.recipes import Goal
+from alm_pipeline.recipes.recipes import Goal
 from flows.terminal.configurations import chosen_overrides, is_file
 from flows.terminal.console import err, out, user_errors
 from flows.terminal.options import MODEL, Recipe, override_options
@@ -35,8 +35,8 @@ def show(recipe: Recipe = "transfer", **overrides: Any) -> None:
     """
     from alm_pipeline.config import AlmConfig, load_config
     from alm_pipeline.config.fields.commented import commented_yaml
-    from alm_pipeline.config.overrides import configured_content, override
-    from alm_pipeline.config.recipes import RECIPES
+    from alm_pipeline.recipes.overrides import configured_content, override
+    from alm_pipeline.recipes.recipes import RECIPES
 
     with user_errors():
         values = chosen_overrides(overrides)
@@ -84,7 +84,7 @@ def init(
 
     In a terminal it asks for what is not given. It looks at the first rows of the corpus, and chooses the columns.
     """
-    from alm_pipeline.config.recipes import own_run
+    from alm_pipeline.recipes.recipes import own_run
 
     with user_errors():
         _require_new(file)
@@ -142,9 +142,9 @@ def _goal(goal: Goal | None, tokenizer: str | None) -> Goal:
 
 def _corpus_of(url: str, text: str | None, messages: str | None) -> "CorpusConfig":
     """Return the corpus at a URL. What is read of its rows is as given, or as its columns suggest."""
-    from alm_pipeline.config.overrides import corpus_at
     from alm_pipeline.corpus.columns import column_kinds, first_rows, proposed_settings
     from alm_pipeline.first_lines import first_document, template_lines
+    from alm_pipeline.recipes.overrides import corpus_at
 
     given = {name: value for name, value in (("text", text), ("messages", messages)) if value is not None}
     if len(given) > 1:

@@ -58,10 +58,10 @@ def contamination(
 
     Case and punctuation don't count. The corpus is read as a run reads it. Nothing is removed from it.
     """
-    from alm_pipeline.config.overrides import corpus_at
     from alm_pipeline.corpus.contamination import find_contamination, question_texts
     from alm_pipeline.corpus.formats.layouts import resolve_layout
     from alm_pipeline.corpus.sources import open_source
+    from alm_pipeline.recipes.overrides import corpus_at
     from alm_pipeline.runtime.progress import progress_bars
     from storage.errors import UserError
 

@@ -14,7 +14,7 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.settings import first_sentence
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest, nearest_settings, nearest_with_meaning
-from alm_pipeline.config.overrides import FIELDS
+from alm_pipeline.recipes.overrides import FIELDS
 from storage.errors import UserError
 from storage.printed.records import has_secret_text, make_output_inert, mask_error
 from storage.printed.secrets import has_secrets, masked, without_secrets

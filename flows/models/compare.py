@@ -16,7 +16,7 @@ from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
 from alm_pipeline.config.frozen import Frozen
-from alm_pipeline.config.overrides import configure, override, parse_overrides
+from alm_pipeline.recipes.overrides import configure, override, parse_overrides
 from flows.alm import alm
 from flows.execution.gpu_pool import GpuPool
 from flows.execution.inert_run import inert_flow, inert_run, require_no_secrets

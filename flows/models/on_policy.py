@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
-from alm_pipeline.config.overrides import configure, override, parse_overrides
+from alm_pipeline.recipes.overrides import configure, override, parse_overrides
 from flows.alm import alm
 from flows.execution.inert_run import inert_flow, inert_run
 from flows.run_name import run_name

@@ -8,7 +8,7 @@ from storage.errors import UserError
 
 if TYPE_CHECKING:
     from alm_pipeline.config import AlmConfig
-    from alm_pipeline.config.overrides import Overrides
+    from alm_pipeline.recipes.overrides import Overrides
 
 _FILES = (".yaml", ".yml", ".json")
 
@@ -24,7 +24,7 @@ def chosen_configuration(name: str, options: Mapping[str, Any]) -> "tuple[AlmCon
     `options` are those that `override_options` makes. Raises UserError naming what is wrong or missing.
     """
     from alm_pipeline.config import load_config
-    from alm_pipeline.config.overrides import configure, override
+    from alm_pipeline.recipes.overrides import configure, override
 
     overrides = chosen_overrides(options)
     config = override(load_config(Path(name)), overrides) if is_file(name) else configure(name, overrides)
@@ -33,7 +33,7 @@ def chosen_configuration(name: str, options: Mapping[str, Any]) -> "tuple[AlmCon
 
 def chosen_overrides(options: Mapping[str, Any]) -> "Overrides":
     """Return the values of a command's override options. Raises UserError naming each wrong one."""
-    from alm_pipeline.config.overrides import parse_overrides
+    from alm_pipeline.recipes.overrides import parse_overrides
 
     return parse_overrides({**options, "settings": parse_settings(options.get("settings"))})
 
@@ -41,7 +41,7 @@ def chosen_overrides(options: Mapping[str, Any]) -> "Overrides":
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """Return the values of `--set FIELD=VALUE` by field. A value is YAML, of the kind that its field takes."""
     from alm_pipeline.config.fields.values import parse_value
-    from alm_pipeline.config.overrides import setting_annotations
+    from alm_pipeline.recipes.overrides import setting_annotations
 
     values = {}
     for setting in settings or []:

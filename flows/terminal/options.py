@@ -20,8 +20,8 @@ from alm_pipeline.config.fields.spelling import (
     similarity,
 )
 from alm_pipeline.config.fields.values import parse_text
-from alm_pipeline.config.overrides import FIELDS, Overrides
-from alm_pipeline.config.recipes import RECIPES
+from alm_pipeline.recipes.overrides import FIELDS, Overrides
+from alm_pipeline.recipes.recipes import RECIPES
 
 MODEL = "a local folder, a name on the Hub, or demo:NAME"
 

@@ -8,6 +8,8 @@ from storage.errors import UserError, user_error
 from storage.schemas import MANIFEST
 from storage.upkeep.catalog import CatalogEntry, LineageNode
 
+_NO_PART_OF_SCORES = ("served", "compile", "batch_tokens", "devices", "device_map")
+"""how they were computed, which changes them only by rounding"""
 ConfigValues = Mapping[str, Any]
 """A configuration as a manifest holds it: plain values, perhaps of an older version."""
 
@@ -72,7 +74,8 @@ def _tokenizer_lines(_role: str, config: ConfigValues) -> list[str]:
 
 
 def _scores_lines(_role: str, config: ConfigValues) -> list[str]:
-    return [f"teacher: {config.get('teacher')}, {_values(config.get('score', {}))}"]
+    score = {name: value for name, value in config.get("score", {}).items() if name not in _NO_PART_OF_SCORES}
+    return [f"teacher: {config.get('teacher')}, {_values(score)}"]
 
 
 def _student_lines(_role: str, config: ConfigValues) -> list[str]:

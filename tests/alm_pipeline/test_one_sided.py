@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.inspection.frame import chunk_frame
 from alm_pipeline.inspection.head import head
 from alm_pipeline.inspection.page import page
@@ -19,6 +18,7 @@ from alm_pipeline.inspection.summary import summarize_alignments
 from alm_pipeline.inspection.tables import tables
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.estimate import make_plan
+from alm_pipeline.recipes.overrides import Overrides, override
 from alm_pipeline.report import summarize, summary_rows
 from storage.errors import UserError
 

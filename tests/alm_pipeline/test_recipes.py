@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from alm_pipeline.config.recipes import RECIPES, recipe, required_by
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.recipes.recipes import RECIPES, recipe, required_by
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "corpus" not in required_by(name)])

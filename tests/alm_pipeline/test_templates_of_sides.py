@@ -12,7 +12,6 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.token_cutting import TokenLimit
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, read_config, write_config
@@ -21,6 +20,7 @@ from alm_pipeline.inspection.token_texts import TokenTexts
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.finished import find_finished, record_finished
+from alm_pipeline.recipes.overrides import Overrides, override
 from alm_pipeline.report import summarize
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.templates.choice import TemplateChoice, known_templates

@@ -7,8 +7,8 @@ import yaml
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 
-from alm_pipeline.config.overrides import Overrides
-from alm_pipeline.config.recipes import RECIPES, recipe
+from alm_pipeline.recipes.overrides import Overrides
+from alm_pipeline.recipes.recipes import RECIPES, recipe
 from flows.alm import alm
 from flows.execution.runners import Runner
 from flows.model_flows import audit, edit, ensemble, evaluate, tokenizers, transfer

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.comparison.drafts import Proposals, compare_drafts, proposals
-from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import Overrides, configure
 from storage.errors import UserError
 from tests import tiny
 

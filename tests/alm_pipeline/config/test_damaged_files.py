@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from alm_pipeline.config import AlmConfig, load_config, parse_config
-from alm_pipeline.config.overrides import Overrides, configure, override
-from alm_pipeline.config.recipes import recipe
 from alm_pipeline.ensemble.config import read_config
 from alm_pipeline.naming.recipe_choices import recipe_choices
+from alm_pipeline.recipes.overrides import Overrides, configure, override
+from alm_pipeline.recipes.recipes import recipe
 from flows.terminal.configurations import parse_settings
 from storage.errors import UserError
-from tests.alm_pipeline.config.recipes import complete_recipes
+from tests.alm_pipeline.recipes.complete import complete_recipes
 from tests.documents import replaced
 from tests.sampling import sampled_pairs
 

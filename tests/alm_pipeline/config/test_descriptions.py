@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, Frozen, Source
-from alm_pipeline.config.overrides import Overrides
+from alm_pipeline.recipes.overrides import Overrides
 from alm_pipeline.vocabulary.text_forms import NAMED_FORMS
 
 
@@ -32,7 +32,11 @@ MODELS = sorted(_REACHED, key=lambda model: model.__name__)
 def test_all_models_are_reached() -> None:
     direct = Frozen.__subclasses__()
     derived = [inner for model in direct for inner in model.__subclasses__()]
-    models = {model for model in (*direct, *derived) if model.__module__.startswith("alm_pipeline.config.")}
+    models = {
+        model
+        for model in (*direct, *derived)
+        if model.__module__.startswith(("alm_pipeline.config.", "alm_pipeline.recipes."))
+    }
     assert models == set(MODELS)
 
 

@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from alm_pipeline.config import AlmConfig, Frozen, Ramp, parse_config
-from alm_pipeline.config.overrides import Overrides, parse_overrides
-from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, read_config
+from alm_pipeline.recipes.overrides import Overrides, parse_overrides
+from alm_pipeline.recipes.recipes import RECIPES, recipe
 from storage.errors import UserError
-from tests.alm_pipeline.config.recipes import complete_recipes
+from tests.alm_pipeline.recipes.complete import complete_recipes
 
 pytestmark = pytest.mark.bad_input
 for name in ("editing.directions", "hypernetwork", "hypernetwork.networks", "hypernetwork.sampling"):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from alm_pipeline.config.overrides import corpus_at
 from alm_pipeline.corpus.contamination import find_contamination, ngrams, question_texts, words
+from alm_pipeline.recipes.overrides import corpus_at
 from flows.cli.app import app
 from storage.errors import UserError
 

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from alm_pipeline.config import CorpusConfig, FilesSource
-from alm_pipeline.config.overrides import _name
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.stage import examples_dataset
+from alm_pipeline.recipes.overrides import _name
 from storage.errors import UserError
 from storage.printed.records import traceback_text
 from storage.printed.secrets import naming_path, naming_query

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from alm_pipeline.config import AlmConfig, parse_config
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.naming.differences import deciding_settings, differences, labels, texts_apart
 from alm_pipeline.naming.names import names_apart, run_name, run_title, student_title
+from alm_pipeline.recipes.overrides import Overrides, override
+from alm_pipeline.recipes.recipes import RECIPES, recipe
 from storage.errors import UserError
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.changes import KINDS
 from alm_pipeline.planning.comparison import compare
@@ -15,6 +14,7 @@ from alm_pipeline.planning.duration import Rates, record_rates
 from alm_pipeline.planning.estimate import make_plan
 from alm_pipeline.planning.plan import STAGES, Plan, Stage, StagePlan
 from alm_pipeline.planning.probe import measure
+from alm_pipeline.recipes.overrides import Overrides, override
 from alm_pipeline.repair import WRITTEN_BY
 from alm_pipeline.report import summarize
 from storage.schemas import Kind

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from alm_pipeline.config import AlmConfig, StudentConfig, TrainedTokenizer
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning import finished
 from alm_pipeline.planning.finished import find_finished, record_finished
+from alm_pipeline.recipes.overrides import Overrides, override
 from alm_pipeline.report import RunSummary, summarize
 from storage.folders import CHECKPOINTS
 

@@ -8,8 +8,8 @@ import pytest
 
 from alm_pipeline.config import AlmConfig, Chunking, Debias, Divergence, FilesSource, ObjectiveConfig, Term
 from alm_pipeline.config.objective import Balance
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import Overrides, override
 from storage.errors import UserError
 
 pytestmark = pytest.mark.bad_input

@@ -9,9 +9,9 @@ from typer.testing import CliRunner, Result
 
 import flows.alm
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, configure
 from alm_pipeline.models.tokenizer import load_tokenizer
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import Overrides, configure
 from flows.cli import app as app_module
 from flows.cli import check
 from flows.cli.app import _ask_for_student, app

@@ -17,9 +17,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from alm_pipeline.config import AlmConfig, load_config
-from alm_pipeline.config.overrides import FIELDS, Overrides, configure, override
-from alm_pipeline.config.recipes import RECIPES
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import FIELDS, Overrides, configure, override
+from alm_pipeline.recipes.recipes import RECIPES
 from flows.alm import _resolve as resolve
 from flows.cli import app as app_module
 from flows.cli import check
@@ -27,7 +27,7 @@ from flows.cli.app import app
 from flows.execution import embedded
 from flows.terminal.configurations import chosen_configuration
 from storage.errors import UserError
-from tests.alm_pipeline.config.recipes import complete_recipes
+from tests.alm_pipeline.recipes.complete import complete_recipes
 
 ROOT = Path(__file__).parents[3]
 OWN = ["--corpus", "texts.jsonl", "--teacher", "TEACHER", "--student", "STUDENT"]

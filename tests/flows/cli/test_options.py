@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from alm_pipeline.config import Dtype, Method, SpecialTokens
-from alm_pipeline.config.overrides import Overrides
+from alm_pipeline.recipes.overrides import Overrides
 from flows.cli.app import app, run
 from flows.cli.models.making import transfer
 from flows.cli.models.using import compare, evaluate, generate

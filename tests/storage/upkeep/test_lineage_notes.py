@@ -32,7 +32,7 @@ def test_models_and_tokenizers_are_named(config: AlmConfig, tmp_path: Path) -> N
         f"special tokens of: {config.student.model}",
     ]
     scores = highlights_by_role(store.lineage(f"teacher_scores/{pipeline.scores.name}"))
-    settings = "batch_tokens 4096, dtype float32, mantissa_bits 15, top_k 0"
+    settings = "dtype float32, engine transformers, mantissa_bits 15, top_k 0"
     assert scores[""] == [f"teacher: {config.teacher}, {settings}"]
     assert scores["tokens"] == [f"tokenizer: {config.teacher}"]
     # without a role, a tokens dataset may belong to either side

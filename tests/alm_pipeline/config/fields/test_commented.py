@@ -8,9 +8,9 @@ import yaml
 from alm_pipeline.config import AlmConfig, Ramp
 from alm_pipeline.config.fields.commented import commented_yaml
 from alm_pipeline.config.fields.settings import settings_of
-from alm_pipeline.config.overrides import Overrides, configure, configured_content
-from alm_pipeline.config.recipes import RECIPES, recipe_content, transfer
-from tests.alm_pipeline.config.recipes import complete_recipes
+from alm_pipeline.recipes.overrides import Overrides, configure, configured_content
+from alm_pipeline.recipes.recipes import RECIPES, recipe_content, transfer
+from tests.alm_pipeline.recipes.complete import complete_recipes
 
 
 def shown(config: AlmConfig) -> str:

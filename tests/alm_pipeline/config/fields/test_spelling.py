@@ -13,10 +13,10 @@ from alm_pipeline.config.fields.settings import Setting, annotation_at, settings
 from alm_pipeline.config.fields.spelling import nearest, unknown_setting
 from alm_pipeline.config.fields.synonyms import SYNONYMS
 from alm_pipeline.config.fields.values import choices
-from alm_pipeline.config.overrides import Overrides, override, parse_overrides
-from alm_pipeline.config.recipes import RECIPES, maths, recipe, transfer
 from alm_pipeline.ensemble.config import EnsembleConfig
 from alm_pipeline.models.files import model_folder
+from alm_pipeline.recipes.overrides import Overrides, override, parse_overrides
+from alm_pipeline.recipes.recipes import RECIPES, maths, recipe, transfer
 from alm_pipeline.vocabulary.text_forms import NAMED_FORMS, form_named
 from storage.errors import UserError
 

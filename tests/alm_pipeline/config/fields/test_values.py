@@ -10,8 +10,8 @@ import yaml
 from alm_pipeline.config import AlmConfig, load_config
 from alm_pipeline.config.fields.settings import annotation_at, settings_of
 from alm_pipeline.config.fields.values import parse_text, parse_value, plain_types
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import maths
+from alm_pipeline.recipes.overrides import Overrides, override
+from alm_pipeline.recipes.recipes import maths
 from storage.errors import UserError
 
 TEXTS = {

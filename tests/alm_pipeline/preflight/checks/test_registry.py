@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BloomConfig, BloomForCausalLM, T5Config
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.config.overrides import Overrides, override
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.checks import (
     conversations,
@@ -28,6 +27,7 @@ from alm_pipeline.preflight.checks import (
 )
 from alm_pipeline.preflight.checks.registry import CHECKS
 from alm_pipeline.preflight.findings import Finding
+from alm_pipeline.recipes.overrides import Overrides, override
 from storage.errors import UserError
 from tests import tiny
 from tests.corpora import write_chats

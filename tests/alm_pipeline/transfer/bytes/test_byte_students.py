@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alm_pipeline.config import BYTES, AlmConfig, ObjectiveConfig, StudentConfig
-from alm_pipeline.config.overrides import Overrides, override
-from alm_pipeline.config.recipes import RECIPES, recipe
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.recipes.overrides import Overrides, override
+from alm_pipeline.recipes.recipes import RECIPES, recipe
 from alm_pipeline.report import summarize
 from storage.errors import UserError
 from tests.alm_pipeline.training.loop.test_train import contents, trained

@@ -14,11 +14,11 @@ from alm_pipeline.config import (
     TrainedTokenizer,
     parse_config,
 )
-from alm_pipeline.config.overrides import Overrides, configure, override
-from alm_pipeline.config.recipes import RECIPES, Goal, own_run, recipe, required_by, transfer
 from alm_pipeline.naming.recipe_choices import recipe_choices
+from alm_pipeline.recipes.overrides import Overrides, configure, override
+from alm_pipeline.recipes.recipes import RECIPES, Goal, own_run, recipe, required_by, transfer
 from storage.errors import UserError
-from tests.alm_pipeline.config.recipes import CORPUS
+from tests.alm_pipeline.recipes.complete import CORPUS
 
 OWN = {"corpus": "s3://bucket/my texts/**/*.jsonl", "teacher": "TEACHER", "student": "STUDENT"}
 WITH_CORPORA = sorted(name for name in RECIPES if "corpus" not in required_by(name))

@@ -16,7 +16,7 @@ from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.settings import annotation_at
 from alm_pipeline.config.fields.spelling import unknown_setting
 from alm_pipeline.config.frozen import Frozen
-from alm_pipeline.config.recipes import FOLLOWING, recipe_content, require_complete
+from alm_pipeline.recipes.recipes import FOLLOWING, recipe_content, require_complete
 from storage.errors import UserError
 from storage.printed.secrets import naming_path
 

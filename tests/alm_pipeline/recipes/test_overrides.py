@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from alm_pipeline.config import AlmConfig, FilesSource, TemplateConfig, parse_config
-from alm_pipeline.config.overrides import FIELDS, Overrides, configure, override
-from alm_pipeline.config.recipes import transfer
+from alm_pipeline.recipes.overrides import FIELDS, Overrides, configure, override
+from alm_pipeline.recipes.recipes import transfer
 from storage.errors import UserError
 
 

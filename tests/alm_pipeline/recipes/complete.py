@@ -1,7 +1,7 @@
 """All recipes as complete configurations."""
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, FilesSource
-from alm_pipeline.config.recipes import RECIPES, recipe, required_by
+from alm_pipeline.recipes.recipes import RECIPES, recipe, required_by
 
 CORPUS = CorpusConfig(name="texts", source=FilesSource(urls=("texts.jsonl",)))
 
