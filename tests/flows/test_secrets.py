@@ -247,8 +247,8 @@ def test_a_deployments_run_with_a_secret_is_refused(tmp_path: Path, signed: Sign
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.bad_input
 def test_parameters_that_are_refused_are_stored_without_secrets(signed: SignedFile) -> None:
-    with pytest.raises(Exception, match="corpus") as raised:
-        alm(corpus=[signed.url(SIGNATURES[0])], storage=signed.url(SIGNATURES[0]))  # type: ignore[call-overload]
+    with pytest.raises(Exception, match="teacher") as raised:
+        alm(teacher=[signed.url(SIGNATURES[0])], storage=signed.url(SIGNATURES[0]))  # type: ignore[call-overload]
     assert leaks(str(raised.value).encode()) == []
     with get_client(sync_client=True) as client:
         stored = [run for run in client.read_flow_runs() if "***" in str(run.parameters)]

@@ -24,7 +24,7 @@ def test_a_corpus_that_changes_ends_the_training_of_a_tokenizer(
     path.write_bytes(jsonl(*({"text": f"some text, number {number}"} for number in range(50))))
     corpus = CorpusConfig(name="test", source=FilesSource(urls=(str(path),)), held_out=0)
     source, setting = LoadedTokenizer(llama_folder), TrainedTokenizer(vocab_size=300)
-    folder = tokenizer_folder(corpus, setting, source, str(tmp_path / "store"))
+    folder = tokenizer_folder([corpus], setting, source, str(tmp_path / "store"))
     read = OpenSource.rows
 
     def rows_and_change(self: OpenSource, columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[Any]:
@@ -37,5 +37,5 @@ def test_a_corpus_that_changes_ends_the_training_of_a_tokenizer(
     if row is None:
         path.write_bytes(jsonl({"text": "another corpus"}))
     with pytest.raises(UserError, match=r"a\.jsonl.*run the same command again"):
-        write_tokenizer(folder, corpus, setting, source)
+        write_tokenizer(folder, [corpus], setting, source)
     assert folder.manifest() is None
