@@ -45,14 +45,14 @@ def pipeline(config: AlmConfig, gemma_folder: str, tmp_path_factory: pytest.Temp
 
 
 def test_the_texts_are_training_examples_in_the_students_tokens(pipeline: Pipeline) -> None:
-    texts = training_texts(pipeline.caches)
+    texts = training_texts([pipeline.caches])
     assert 0 < sum(map(len, texts.ids)) <= TOKENS + LONGEST
     assert max(map(len, texts.ids)) <= LONGEST
     assert len(texts.kinds) == len(texts.byte_lengths) == sum(map(len, texts.ids))
     held_out = {tuple(row) for row in pipeline.distillation.held_out.column("student_tokens", "token_ids")}
     assert held_out
     assert not held_out & {tuple(row) for row in texts.ids}
-    again = training_texts(pipeline.caches)
+    again = training_texts([pipeline.caches])
     assert all(np.array_equal(*pair) for pair in zip(texts.ids, again.ids, strict=True))
 
 
