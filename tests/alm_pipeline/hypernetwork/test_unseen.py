@@ -77,6 +77,6 @@ def test_a_fifth_of_the_gap_to_the_own_tokenizer_is_closed(seed: int, model: str
         transfer(model, str(tmp_path / "target"), tmp_path / method, **settings)  # type: ignore[arg-type]
     names = [model, *(str(tmp_path / method) for method in folders)]
     texts = CorpusConfig(name="unread", source=FilesSource(urls=(str(tmp_path / "unread.jsonl"),)))
-    own, fvt, predicted = compare_models(names, texts, ScoreConfig(dtype="float32")).bits_per_byte
+    own, fvt, predicted = compare_models(names, [texts], ScoreConfig(dtype="float32")).bits_per_byte
     assert own < fvt
     assert (fvt - predicted) / (fvt - own) >= 0.2
