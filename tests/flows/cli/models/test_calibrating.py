@@ -9,7 +9,14 @@ from typer.testing import CliRunner, Result
 from flows.cli.app import app
 from flows.terminal import console
 
-FILES = {"calibration.json", "calibration.md", "frontier.parquet", "frontier.png", "reliability.parquet", "reliability.png"}
+FILES = {
+    "calibration.json",
+    "calibration.md",
+    "frontier.parquet",
+    "frontier.png",
+    "reliability.parquet",
+    "reliability.png",
+}
 
 
 @pytest.fixture
