@@ -86,9 +86,9 @@ def test_a_users_error_is_raised_from_a_process_and_not_retried(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-00000\.parquet: is .* bytes long"):
         alm(config=config, storage=str(tmp_path), until="scores", runner="processes", workers=1)
-    printed = [line for line in capfd.readouterr().err.splitlines() if "Task run '" in line]
-    assert printed
-    assert [line for line in printed if "Finished in state Failed(" not in line or "UserError" not in line] == []
+    printed = capfd.readouterr().err.splitlines()
+    assert [line for line in printed if "Finished in state Failed(" in line]
+    assert [line for line in printed if "Retry 1/" in line or "AwaitingRetry" in line] == []
 
 
 def test_every_runner_is_registered() -> None:
