@@ -55,7 +55,7 @@ class TextStream:
     buffer: int
 
     def texts(self, count: int, start: StreamPosition) -> Iterator[TextRows]:
-        """Yield `count` texts at a time, from a position on. Raises UserError if there is no text."""
+        """Yield batches of `count` texts, starting at a position. Raises UserError if the examples have no text."""
         examples = self.datasets["examples"]
         nothing = (
             f"{examples.url}: no text to train on (all are held out, or the teacher's tokenizer drops them): use a "

@@ -35,8 +35,8 @@ class DrawnRows:
     def of(cls, drawn: SampledTokenizer, used: Ints, negatives: int | None, random: np.random.Generator) -> "DrawnRows":
         """Return the rows of all tokens, or those that are not new, those `used`, and `negatives` of the others.
 
-        The others stand for all that are not drawn: e^logit is multiplied by how many each stands for, so that the sum
-        over the vocabulary is unbiased.
+        The negatives represent all other tokens: e^logit is multiplied by the number of tokens per negative, so that
+        the sum over the vocabulary is unbiased.
         """
         kept, raised = np.arange(drawn.size), None
         rest = np.setdiff1d(drawn.new, used)

@@ -1,7 +1,7 @@
 """A model that is not trained, with other tables by token: gradients reach the tables, and nothing else.
 
-The tables stand in for the model's own in one call (`torch.func.functional_call`), so whatever its class does with its
-embedding stays: Gemma multiplies rows by √d, GPT-2 adds positions.
+The tables replace the model's own during one call (`torch.func.functional_call`). What its class does with embeddings
+is unchanged: Gemma multiplies rows by √d, GPT-2 adds positions.
 
 Shapes: B rows, S tokens of a row, N = B·S, V tokens, H hidden width, K boundary tokens.
 """

@@ -1,18 +1,18 @@
 """Requests to an OpenAI-compatible endpoint: retried while the server is at fault, and refused with what is wrong.
 
-An answer that takes time and money to get again is kept by its caller; here each request stands for itself.
+Requests are independent. Answers cost time and money, so the caller stores them.
 """
 
-import http.client
 import json
 import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from storage.errors import UserError
 from storage.printed.secrets import masked
@@ -62,56 +62,52 @@ class Endpoint:
         Waits and asks again after a timeout, a broken connection, an answer that is not whole, or a status that may
         pass. Raises UserError if that does not help, or the request is refused.
         """
-        for attempt in range(1, self.attempts + 1):
-            try:
-                return self._ask(path, body)
-            except _Temporary as error:
-                if attempt == self.attempts:
-                    raise UserError(
-                        f"{self._name}{path}: {error}, {self.attempts} times: check the server, and run the same "
-                        "command again; the answers so far are kept"
-                    ) from error
-                wait = _FIRST_WAIT_S * 2 ** (attempt - 1) if error.wait_s is None else error.wait_s
-                self.sleep(min(wait, _LONGEST_WAIT_S))
-        raise AssertionError("the last attempt returns or raises")
+        tries = Retrying(
+            retry=retry_if_exception_type(_Temporary),
+            stop=stop_after_attempt(self.attempts),
+            wait=_pause_s,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            return tries(self._ask, path, body)
+        except _Temporary as error:
+            raise UserError(
+                f"{self._name}{path}: {error}, {self.attempts} times: check the server, and run the same "
+                "command again; the answers so far are kept"
+            ) from error
 
     @property
     def _name(self) -> str:
         return masked(self.url.rstrip("/"))
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Json:
+        key = os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url = f"{self.url.rstrip('/')}{path}"
         try:
-            with urllib.request.urlopen(self._request(path, body), timeout=self.timeout_s) as response:
-                content: bytes = response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(path, error) from error
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short
-            raise _Temporary(
-                f"no answer ({getattr(error, 'reason', None) or error or type(error).__name__})"
-            ) from error
-        except ValueError as error:
+            with httpx.stream("POST", url, json=body, headers=headers, timeout=self.timeout_s) as response:
+                if not response.is_success:
+                    raise self._refusal(path, response)
+                content = response.read()
+        except httpx.RequestError as error:  # refused, reset, timed out, cut short
+            raise _Temporary(f"no answer ({str(error) or type(error).__name__})") from error
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise UserError(f"{self._name}: is not a URL of HTTP ({error}): write it as http://host:port/v1") from error
         return self._parsed(path, content)
 
-    def _request(self, path: str, body: Mapping[str, Any]) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        data = json.dumps(body).encode()
-        return urllib.request.Request(f"{self.url.rstrip('/')}{path}", data=data, headers=headers, method="POST")
-
-    def _refusal(self, path: str, error: urllib.error.HTTPError) -> Exception:
+    def _refusal(self, path: str, response: httpx.Response) -> Exception:
         try:
-            content = error.read(_EXCERPT * 4)
-        except (OSError, http.client.HTTPException):
+            content = response.read()[: _EXCERPT * 4]
+        except httpx.RequestError:
             content = b""
         said = " ".join(content.decode(errors="replace").split())[:_EXCERPT]
-        problem = f"status {error.code}" + (f" ({said})" if said else "")
-        if error.code in _TEMPORARY:
-            wait = error.headers.get("Retry-After", "")
+        problem = f"status {response.status_code}" + (f" ({said})" if said else "")
+        if response.status_code in _TEMPORARY:
+            wait = response.headers.get("Retry-After", "")
             return _Temporary(problem, float(wait) if wait.isascii() and wait.isdigit() else None)
-        fix = f"set {KEY_VARIABLE}" if error.code in (401, 403) else "check the URL, the model's name and the settings"
+        key_is_wrong = response.status_code in (401, 403)
+        fix = f"set {KEY_VARIABLE}" if key_is_wrong else "check the URL, the model's name and the settings"
         return UserError(f"{self._name}{path}: {problem}: {fix}")
 
     def _parsed(self, path: str, content: bytes) -> Json:
@@ -125,3 +121,11 @@ class Endpoint:
                 "OpenAI-compatible endpoint; its URL usually ends in /v1"
             )
         return answer
+
+
+def _pause_s(state: RetryCallState) -> float:
+    """Return the seconds until the next attempt: what the server asked for, or twice as long each time."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.wait_s if isinstance(error, _Temporary) else None
+    growing = wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
+    return growing(state) if asked is None else min(asked, _LONGEST_WAIT_S)

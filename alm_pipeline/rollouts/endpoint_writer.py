@@ -37,7 +37,7 @@ class EndpointWriter:
     model: str
     sampling: SamplingConfig
     revision: str | None = None
-    """what tells another state of a model of the same name apart"""
+    """distinguishes states of the model that share its name"""
     has_ids = False
 
     @property

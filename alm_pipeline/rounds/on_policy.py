@@ -129,7 +129,7 @@ class OnPolicy:
         return PromptChoice(train, self._share(self.rounds.held_out, part), self.rounds.sampling.seed, round_)
 
     def _share(self, count: int, part: int) -> int:
-        """Return how many of so many prompts come from a source, by its weight."""
+        """Return the number of prompts that a source contributes to `count`, by its weight."""
         return max(1, round(count * self._shares[part]))
 
     @cached_property

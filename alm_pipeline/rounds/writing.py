@@ -29,7 +29,7 @@ class WriterChoice:
     model: str | None = None
     """the name that the endpoint knows the model by"""
     revision: str | None = None
-    """what tells another state of a served model of this name apart"""
+    """distinguishes states of a served model that share its name"""
 
     def __post_init__(self) -> None:
         """Raises UserError if what is named does not go together."""

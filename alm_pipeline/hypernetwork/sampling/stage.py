@@ -39,7 +39,7 @@ def substrings_folder(examples: Dataset, settings: SamplerConfig) -> StoredFolde
 def write_substrings(folder: StoredFolder, examples: Dataset, settings: SamplerConfig) -> FolderManifest:
     """Count the substrings of training texts, unless they are counted.
 
-    Raises UserError if there is no text, or the examples are conversations: drawn tokenizers have no chat template.
+    Raises UserError if no example has a text, or for conversations: drawn tokenizers have no chat template.
     """
 
     def make(target: StoredFolder, lease: Lease) -> FolderManifest:

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -13,39 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alm_pipeline.config import ScoreConfig
-from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring import processes, stage
 from alm_pipeline.scoring.processes import shared_out
-from alm_pipeline.scoring.stage import score, scores_dataset
-from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests import tiny
-from tests.corpora import text_examples
+from tests.alm_pipeline.scoring.stages import contents, run, tokens_of
 
 SHARDS = [[f"{text} {k}" for text in tiny.TEXTS] for k in range(4)]
 
 
 @pytest.fixture
 def tokens(tmp_path: Path, gemma_folder: str) -> Dataset:
-    examples = text_examples(tmp_path, SHARDS)
-    made = tokens_dataset(examples, LoadedTokenizer(gemma_folder), None)
-    tokenize(examples, made, LoadedTokenizer(gemma_folder), None)
-    return made
-
-
-def run(tokens: Dataset, root: Path, teacher: str, **settings: Any) -> Dataset:
-    """Score under a root of its own."""
-    config = ScoreConfig.model_validate({"dtype": "float32", **settings})
-    named = scores_dataset(tokens, ModelReference(teacher), config)
-    made = Dataset(str(root), named.kind, named.label, named.identity)
-    score(tokens, made, ModelReference(teacher), config)
-    return made
-
-
-def contents(dataset: Dataset) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(Path(dataset.url).iterdir())}
+    return tokens_of(SHARDS, tmp_path, gemma_folder)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.integers(1, 8), st.data())

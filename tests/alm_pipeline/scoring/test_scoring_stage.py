@@ -17,16 +17,14 @@ from hypothesis import strategies as st
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.scoring import stage
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.stage import round_mantissa, score, scores_dataset
-from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.columns import list_rows
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests import tiny
-from tests.corpora import text_examples
+from tests.alm_pipeline.scoring.stages import contents, run, tokens_of
 
 SHARDS = [
     [f"{text} {k}" * (1 + k % 3) for k, text in enumerate(tiny.TEXTS)],
@@ -39,23 +37,7 @@ SHARDS = [
 
 @pytest.fixture
 def tokens(tmp_path: Path, gemma_folder: str) -> Dataset:
-    examples = text_examples(tmp_path, SHARDS)
-    made = tokens_dataset(examples, LoadedTokenizer(gemma_folder), None)
-    tokenize(examples, made, LoadedTokenizer(gemma_folder), None)
-    return made
-
-
-def run(tokens: Dataset, root: Path, teacher: str, **settings: Any) -> Dataset:
-    """Score under a separate root, with other settings that change no byte."""
-    config = ScoreConfig.model_validate({"dtype": "float32", **settings})
-    named = scores_dataset(tokens, ModelReference(teacher), config)
-    made = Dataset(str(root), named.kind, named.label, named.identity)
-    score(tokens, made, ModelReference(teacher), config)
-    return made
-
-
-def contents(dataset: Dataset) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(Path(dataset.url).iterdir())}
+    return tokens_of(SHARDS, tmp_path, gemma_folder)
 
 
 def test_several_devices_write_the_same_bytes(tokens: Dataset, tmp_path: Path, gemma_folder: str) -> None:
