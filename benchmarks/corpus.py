@@ -6,26 +6,31 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from tests.real_tokenizers import npm_pack
 
 DOCUMENT_CHARACTERS = 2000
+SHIFT = 617  # has no divisor in common with it
 
 
 def mixed_documents(megabytes: float) -> list[str]:
     """At least that much UTF-8: half code (Python's standard library), half the Declaration of Human Rights."""
-    halves = [list(_documents(_sources())), list(_documents(_declarations()))]
     size = int(megabytes * 1e6 / 2)
-    documents = [document for half in halves for document in _taken(half, size)]
+    documents = [document for texts in (_sources(), _declarations()) for document in _taken(list(texts), size)]
     random.Random(0).shuffle(documents)
     return documents
 
 
-def _taken(documents: list[str], size: int) -> Iterator[str]:
-    """Documents of that many bytes, from the front again where they are too few."""
-    random.Random(0).shuffle(documents)
-    while True:
+def _taken(texts: list[str], size: int) -> Iterator[str]:
+    """Documents of that many bytes: where the texts are too few, again, but cut elsewhere.
+
+    An engine that remembers whole texts would otherwise look up what it should encode.
+    """
+    for repetition in count():
+        documents = list(_documents(texts, repetition * SHIFT % DOCUMENT_CHARACTERS))
+        random.Random(repetition).shuffle(documents)
         for document in documents:
             if size <= 0:
                 return
@@ -33,9 +38,10 @@ def _taken(documents: list[str], size: int) -> Iterator[str]:
             yield document
 
 
-def _documents(texts: Iterator[str]) -> Iterator[str]:
+def _documents(texts: list[str], first: int) -> Iterator[str]:
+    """Documents of every text, from that character on."""
     for text in texts:
-        yield from (text[at : at + DOCUMENT_CHARACTERS] for at in range(0, len(text), DOCUMENT_CHARACTERS))
+        yield from (text[at : at + DOCUMENT_CHARACTERS] for at in range(first, len(text), DOCUMENT_CHARACTERS))
 
 
 def _sources() -> Iterator[str]:
