@@ -162,7 +162,7 @@ STAGES_OF_KIND: dict[str, list[tuple[Callable[[Pipeline], Dataset | StoredFolder
 _OF_SOURCES = ("signatures", "decisions", "examples", "tokens", "alignments", "pair_biases", "teacher_scores")
 """the kinds that each source of a mixture has for itself"""
 WRITTEN_BY: dict[str, str] = {
-    **dict.fromkeys((Kind.QUESTIONS, Kind.CHOICE_SCORES), "alm calibrate"),
+    **dict.fromkeys((Kind.QUESTIONS, Kind.CHOICE_SCORES, Kind.PLACES, Kind.NEXT_BYTES), "alm calibrate"),
     **dict.fromkeys((Kind.DEMONSTRATIONS, Kind.NEUTRAL_ANSWERS, Kind.ACTIVATIONS, Kind.ACTIVATION_SUMS), "alm edit"),
     **dict.fromkeys(("projections", "measurements"), "alm edit"),
     **dict.fromkeys(("substrings", "hypernetworks"), "alm hypernet"),

@@ -10,8 +10,7 @@ from enum import IntEnum, IntFlag, StrEnum
 
 import pyarrow as pa
 
-from storage.kinds import edits, filtering, questions, rollouts
-from storage.kinds.fields import ID, list_of, required
+from storage.kinds import corpora, edits, filtering, questions, rollouts
 
 FORMAT_VERSION = 2
 PROMPT, COMPLETION = "prompt", "completion"
@@ -31,6 +30,8 @@ class Kind(StrEnum):
     TEACHER_SCORES = "teacher_scores"
     QUESTIONS = "questions"
     CHOICE_SCORES = "choice_scores"
+    PLACES = "places"
+    NEXT_BYTES = "next_bytes"
     DEMONSTRATIONS = "demonstrations"
     NEUTRAL_ANSWERS = "neutral_answers"
     ACTIVATIONS = "activations"
@@ -83,37 +84,14 @@ class TokenKind(IntEnum):
 SCHEMAS: dict[Kind, pa.Schema] = {
     Kind.SIGNATURES: filtering.SIGNATURES,
     Kind.DECISIONS: filtering.DECISIONS,
-    Kind.EXAMPLES: pa.schema(
-        [ID, required("split", pa.string()), required("text", pa.string()), pa.field("messages", pa.string())]
-    ),
-    Kind.TOKENS: pa.schema(
-        [
-            ID,
-            list_of("token_ids", pa.int32()),
-            list_of("byte_lengths", pa.int32()),
-            list_of("kinds", pa.uint8()),
-            list_of("turns", pa.int16()),
-            list_of("roles", pa.string()),
-            list_of("turn_bytes", pa.int32()),
-            list_of("uncovered_at", pa.int32()),
-            list_of("uncovered_bytes", pa.int32()),
-            pa.field("dropped", pa.string()),
-        ]
-    ),
-    Kind.ALIGNMENTS: pa.schema(
-        [
-            ID,
-            list_of("teacher_tokens", pa.int32()),
-            list_of("student_tokens", pa.int32()),
-            list_of("byte_lengths", pa.int32()),
-            list_of("kinds", pa.uint8()),
-            list_of("ends", pa.uint8()),
-            list_of("assistant", pa.bool_()),
-        ]
-    ),
-    Kind.TEACHER_SCORES: pa.schema([ID, list_of("logprobs", pa.float32()), list_of("boundary_logprobs", pa.float32())]),
+    Kind.EXAMPLES: corpora.EXAMPLES,
+    Kind.TOKENS: corpora.TOKENS,
+    Kind.ALIGNMENTS: corpora.ALIGNMENTS,
+    Kind.TEACHER_SCORES: corpora.TEACHER_SCORES,
     Kind.QUESTIONS: questions.QUESTIONS,
     Kind.CHOICE_SCORES: questions.CHOICE_SCORES,
+    Kind.PLACES: questions.PLACES,
+    Kind.NEXT_BYTES: questions.NEXT_BYTES,
     Kind.DEMONSTRATIONS: edits.DEMONSTRATIONS,
     Kind.NEUTRAL_ANSWERS: edits.NEUTRAL_ANSWERS,
     Kind.ACTIVATIONS: edits.ACTIVATIONS,
@@ -122,7 +100,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
 
 OPTIONAL: dict[Kind, tuple[pa.Field, ...]] = {
     Kind.EXAMPLES: (*rollouts.COMPLETION_AT, pa.field("template_arguments", pa.string()), *rollouts.WRITTEN),
-    Kind.TEACHER_SCORES: (list_of("top_ids", pa.int32()), list_of("top_logprobs", pa.float32())),
+    Kind.TEACHER_SCORES: corpora.TOP,
     Kind.ACTIVATIONS: edits.SIDES,
 }
 """Columns that a stage adds to its kind's own when configured to; the dataset's identity records whether it did."""

@@ -1,18 +1,19 @@
 """Calibration of models side by side, or of the points between a base model and its tuned child.
 
-questions → choice scores, one dataset for each model or λ → report. What is scored already is not scored again, and a
-run that was killed continues with the λ, and the shard, that it was at.
+questions → choice scores, or places → next bytes, one dataset for each model or λ → report. What is scored already is
+not scored again, and a run that was killed continues with the λ, and the shard, that it was at.
 """
 
 import logging
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import assert_never
 
-import numpy as np
-
-from alm_pipeline.calibration.next_bytes import as_choices, draw_places, next_byte_scores
+from alm_pipeline.calibration.next_byte_stage import NextByteScoring, PredictedPlaces
+from alm_pipeline.calibration.places import draw_places, places_dataset, store_places
 from alm_pipeline.calibration.questions import (
     Questions,
     questions_dataset,
@@ -158,11 +159,56 @@ class Scored:
     name: str
     role: Role
     weight: float | None
-    scoring: ChoiceScoring
+    scoring: ChoiceScoring | NextByteScoring
 
 
-class Calibration:
-    """The scoring of questions with all models, and the report; each part can be run alone, and resumes."""
+class Calibration(ABC):
+    """The scoring of all models, one after the other, and the report; each part can be run alone, and resumes."""
+
+    models: ComparedModels
+
+    @property
+    @abstractmethod
+    def scored(self) -> Sequence[Scored]:
+        """The models and points, in the order in which they are scored."""
+
+    def run(self) -> None:
+        """Score everything that is not scored yet."""
+        with self.models.in_turn() as models:
+            for scored in self.scored:
+                self.run_one(scored, models)
+
+    def run_one(self, scored: Scored, models: ModelsInTurn) -> None:
+        """Score with one model, unless that is done."""
+        match scored.scoring:
+            case ChoiceScoring() as scoring:
+                scoring.run(lambda: models.scorer(scoring.model))
+            case NextByteScoring() as scoring:
+                scoring.run(lambda: models.model(scoring.model))
+            case _:
+                assert_never(scored.scoring)
+
+    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
+        """Return the report of what is scored. Raises UserError if something is not."""
+        found, left_out = self._found([each.scoring.scores for each in self.scored])
+        points = [
+            Point(scored.name, scored.role, scored.weight, scores)
+            for scored, scores in zip(self.scored, found.scores, strict=True)
+        ]
+        return make_report(points, found.clusters, left_out, settings)
+
+    @abstractmethod
+    def _found(self, scores: Sequence[Dataset]) -> tuple[ScoredQuestions | PredictedPlaces, Mapping[str, int]]:
+        """Return what all models could score, and the counts of what is left out, by reason."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the report is of, for pictures."""
+
+
+class QuestionCalibration(Calibration):
+    """The scoring of questions."""
 
     def __init__(self, models: ComparedModels, source: QuestionSource, root: str) -> None:
         """`root` is where questions and scores are stored."""
@@ -180,36 +226,18 @@ class Calibration:
 
     @cached_property
     def scored(self) -> list[Scored]:
-        """The models and points, in the order in which they are scored."""
         models, encodings = self.models.listed(), dict[object, EncodedShards]()
         return [
             Scored(name, role, weight, ChoiceScoring(self.questions, model, self.models.dtype, encodings))
             for name, role, weight, model in models
         ]
 
-    def run(self) -> None:
-        """Score everything that is not scored yet."""
-        with self.models.in_turn() as models:
-            for scored in self.scored:
-                self.run_one(scored, models)
-
-    def run_one(self, scored: Scored, models: ModelsInTurn) -> None:
-        """Score the questions with one model, unless that is done."""
-        scored.scoring.run(lambda: models.scorer(scored.scoring.model))
-
-    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
-        """Return the report of what is scored. Raises UserError if something is not."""
-        found = ScoredQuestions(self.questions, [scored.scoring.scores for scored in self.scored])
-        points = [
-            Point(scored.name, scored.role, scored.weight, scores)
-            for scored, scores in zip(self.scored, found.scores, strict=True)
-        ]
-        left_out = {**self.questions.complete_manifest().dropped, **found.left_out}
-        return make_report(points, found.clusters, left_out, settings)
+    def _found(self, scores: Sequence[Dataset]) -> tuple[ScoredQuestions, Mapping[str, int]]:
+        found = ScoredQuestions(self.questions, scores)
+        return found, {**self.questions.complete_manifest().dropped, **found.left_out}
 
     @property
     def title(self) -> str:
-        """What the report is of, for pictures."""
         return f"{self.questions.label}: {self.models.title}"
 
 
@@ -225,49 +253,55 @@ class TextSource:
     """drawn of each text"""
 
 
-class TextCalibration:
-    """The next bytes of texts by all models, and the report. Nothing is stored: a run that is killed begins anew."""
+class TextCalibration(Calibration):
+    """The next bytes of texts."""
 
-    def __init__(self, models: ComparedModels, source: TextSource, seed: int = 0) -> None:
-        """`seed` is that of the places. Raises UserError as `Calibration` does."""
-        self.models, self._source, self._seed = models, source, seed
+    def __init__(self, models: ComparedModels, source: TextSource, root: str, seed: int = 0) -> None:
+        """`root` is where places and scores are stored; `seed` is that of the places."""
+        self.models, self.source, self._root, self._seed = models, source, root, seed
 
-    def run(self) -> None:
-        """Do nothing: the report predicts, since nothing of it is stored."""
-
-    def report(self, settings: ReportSettings | None = None) -> CalibrationReport:
-        """Predict with one model after the other, and return the report."""
+    @cached_property
+    def _listed(self) -> list[tuple[str, Role, float | None, SingleModel | MergePoint]]:
         listed = self.models.listed()
         if ensembles := [name for name, *_, model in listed if isinstance(model, EnsembleOfModels)]:
             raise UserError(f"{ensembles[0]}: ensembles have no next bytes: name single models, or use --questions")
-        tokenizers = [model.tokenizer for *_, model in listed if isinstance(model, SingleModel)]
-        source = self._source
-        places = draw_places(source.url, source.text, source.examples, source.places, tokenizers, self._seed)
-        with self.models.in_turn() as loaded:
-            found = [next_byte_scores(*loaded.model(model), places) for *_, model in listed]
-        for *_, model in listed:
-            model.check_unchanged()
-        readable = np.all([each for _, each in found], axis=0)
-        points = [
-            Point(name, role, weight, as_choices(logprobs[readable], places.bytes[readable]))
-            for (name, role, weight, _), (logprobs, _) in zip(listed, found, strict=True)
+        return [
+            (name, role, weight, model)
+            for name, role, weight, model in listed
+            if not isinstance(model, EnsembleOfModels)
         ]
-        unread = int((~readable).sum())
-        left_out = {"not_read_by_all": unread} if unread else {}
-        return make_report(points, places.clusters[readable], left_out, settings)
+
+    @cached_property
+    def places(self) -> Dataset:
+        """The stored places."""
+        source, tokenizers = self.source, [model.tokenizer for *_, model in self._listed]
+        places = draw_places(source.url, source.text, source.examples, source.places, tokenizers, self._seed)
+        dataset = places_dataset(self._root, source.url, places)
+        store_places(dataset, places)
+        return dataset
+
+    @cached_property
+    def scored(self) -> list[Scored]:
+        return [
+            Scored(name, role, weight, NextByteScoring(self.places, model, self.models.dtype))
+            for name, role, weight, model in self._listed
+        ]
+
+    def _found(self, scores: Sequence[Dataset]) -> tuple[PredictedPlaces, Mapping[str, int]]:
+        found = PredictedPlaces(self.places, scores)
+        return found, found.left_out
 
     @property
     def title(self) -> str:
-        """What the report is of, for pictures."""
         return f"next bytes: {self.models.title}"
 
 
 def open_calibration(
     models: ComparedModels, questions: QuestionSource | None, texts: TextSource | None, root: str, seed: int = 0
-) -> Calibration | TextCalibration:
+) -> Calibration:
     """Return the calibration on questions or on the next bytes of texts. Raises UserError unless one is named."""
     if questions and not texts:
-        return Calibration(models, questions, root)
+        return QuestionCalibration(models, questions, root)
     if texts and not questions:
-        return TextCalibration(models, texts, seed)
+        return TextCalibration(models, texts, root, seed)
     raise UserError("name either questions, or a corpus whose next bytes are to be predicted")

@@ -135,10 +135,11 @@ def questions_dataset(root: str, source: str, questions: Sequence[Question]) -> 
         "questions_per_shard": QUESTIONS_PER_SHARD,
     }
     provenance = {"configuration": {"questions": masked(source)}}
-    return Dataset(root, Kind.QUESTIONS, _label(source), identity, provenance=provenance)
+    return Dataset(root, Kind.QUESTIONS, label_of(source), identity, provenance=provenance)
 
 
-def _label(source: str) -> str:
+def label_of(source: str) -> str:
+    """Return what a dataset that is made from this source is called."""
     name = PurePosixPath(masked(source)).name.split(".")[0]
     label = "".join(character if character.isalnum() and character.isascii() else "-" for character in name)
     return label.strip("-")[:40] or "questions"

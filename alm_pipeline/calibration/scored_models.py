@@ -92,8 +92,12 @@ class MergePoint:
         return self.rule.weight
 
     @property
+    def tokenizer(self) -> LoadedTokenizer:
+        return self.tuned.tokenizer
+
+    @property
     def reads(self) -> object:
-        return self.tuned.tokenizer.identity, self.tuned.context_length
+        return self.tokenizer.identity, self.tuned.context_length
 
     def identity(self) -> dict[str, Any]:
         rule: dict[str, Any] = {"method": self.rule.method, "weight": self.rule.weight}

@@ -117,11 +117,11 @@ def head(url: str, count: int, shard: int = 0, *, only_dropped: bool = False) ->
 def _reasons(dataset: Dataset, shard: int) -> list[str | None]:
     """Return for each row why it was dropped; None if it was not, or is one of examples."""
     match dataset.kind:
-        case Kind.EXAMPLES | Kind.QUESTIONS | Kind.DEMONSTRATIONS | Kind.NEUTRAL_ANSWERS:
+        case Kind.EXAMPLES | Kind.QUESTIONS | Kind.PLACES | Kind.DEMONSTRATIONS | Kind.NEUTRAL_ANSWERS:
             return [None] * dataset.complete_manifest().shards[shard].rows
         case Kind.ACTIVATIONS | Kind.ACTIVATION_SUMS:
             return [None] * dataset.complete_manifest().shards[shard].rows
-        case Kind.TOKENS | Kind.CHOICE_SCORES:
+        case Kind.TOKENS | Kind.CHOICE_SCORES | Kind.NEXT_BYTES:
             return _dropped(dataset, shard)
         case Kind.SIGNATURES:
             return [None] * dataset.complete_manifest().shards[shard].rows

@@ -192,6 +192,23 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
         ),
         "dropped": ColumnDescription("Why the question was not scored; null if it was."),
     },
+    Kind.PLACES: {
+        "id": ColumnDescription("The place's id, made of the text's number and the character."),
+        "before": ColumnDescription("The text before the place."),
+        "byte": ColumnDescription("The byte that is there: the first of its character."),
+        "text": ColumnDescription("The number of the text: places of one text are a cluster.", unit="texts, from 0"),
+    },
+    Kind.NEXT_BYTES: {
+        "id": ColumnDescription("The place's id."),
+        "weight": ColumnDescription(
+            "The weight λ of the tuned child in the model that predicted: 0 is the base, 1 the child; null for a model "
+            "that is no merge of two others."
+        ),
+        "logprobs": ColumnDescription(
+            "The log-probability of each of the 256 bytes, and of the end of the text.", "[257], or empty", "nats"
+        ),
+        "dropped": ColumnDescription("Why the place was not read; null if it was."),
+    },
     Kind.DEMONSTRATIONS: {
         "id": ColumnDescription("The demonstration's id, made of the file's name and the row number."),
         "prompt": ColumnDescription("The prompt."),

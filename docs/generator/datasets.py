@@ -34,6 +34,8 @@ _TITLES = {
     Kind.TEACHER_SCORES: "One dataset for each teacher: two numbers per token.",
     Kind.QUESTIONS: "Multiple-choice questions, as `alm calibrate` reads them.",
     Kind.CHOICE_SCORES: "One dataset for each model, or point between two: the log-probability of every choice.",
+    Kind.PLACES: "Places of texts, drawn by `alm calibrate --corpus`.",
+    Kind.NEXT_BYTES: "One dataset for each model, or point between two: the probability of each next byte.",
     Kind.DEMONSTRATIONS: "Prompts with two answers, to edit a model's activations by.",
     Kind.NEUTRAL_ANSWERS: "One dataset for each model: its own answers to the prompts.",
     Kind.ACTIVATIONS: "What a model computes at the last token of each text, in all layers.",

@@ -115,8 +115,7 @@ def calibrate(
             storage_root(storage),
             seed,
         )
-        if isinstance(calibration, calibrating.Calibration):
-            _score(calibration)
+        _score(calibration)
         report = calibration.report(ReportSettings(bins, resamples, seed))
         files = write_report(report, reading, calibration.title, output)
         _show(report, reading, calibration.title, output)
@@ -127,7 +126,7 @@ def _score(calibration: "Calibration") -> None:
     """Score with one model after the other, each as a task of its own."""
     with calibration.models.in_turn() as loaded:
 
-        @task(name="score questions", task_run_name="score questions: {name}", cache_policy=NO_CACHE, **RETRYING)
+        @task(name="score", task_run_name="score: {name}", cache_policy=NO_CACHE, **RETRYING)
         def score(name: str, number: int) -> None:
             with masked_errors():
                 calibration.run_one(calibration.scored[number], loaded)

@@ -1,4 +1,4 @@
-"""The columns of multiple-choice questions, and of what models make of them."""
+"""The columns of multiple-choice questions and of places in texts, and of what models make of them."""
 
 import pyarrow as pa
 
@@ -22,4 +22,8 @@ CHOICE_SCORES = pa.schema(
         list_of("byte_lengths", pa.int32()),
         pa.field("dropped", pa.string()),
     ]
+)
+PLACES = pa.schema([ID, required("before", pa.string()), required("byte", pa.int32()), required("text", pa.int64())])
+NEXT_BYTES = pa.schema(
+    [ID, pa.field("weight", pa.float64()), list_of("logprobs", pa.float64()), pa.field("dropped", pa.string())]
 )

@@ -92,6 +92,10 @@ def _question_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"questions of: {config.get('questions')}"]
 
 
+def _place_lines(_role: str, config: ConfigValues) -> list[str]:
+    return [f"places of: {config.get('places')}"]
+
+
 def _choice_lines(_role: str, config: ConfigValues) -> list[str]:
     return [f"scored by: {config.get('model')}"]
 
@@ -136,6 +140,8 @@ SETTINGS_OF_KIND: dict[str, Callable[[str, ConfigValues], list[str]]] = {
     "students": _student_lines,
     "questions": _question_lines,
     "choice_scores": _choice_lines,
+    "places": _place_lines,
+    "next_bytes": _choice_lines,
     "demonstrations": _demonstration_lines,
     "neutral_answers": _activation_lines,
     "activations": _activation_lines,

@@ -32,7 +32,7 @@ from storage.urls import (
 
 _TEMPORARY = re.compile(r"(?:.*/)?\..+\.[0-9a-f]{8}\.tmp")
 _REPLACEMENT = f"{REPLACEMENT}/"
-_ENDS = ("students", "rounds", "hypernetworks", Kind.CHOICE_SCORES)
+_ENDS = ("students", "rounds", "hypernetworks", Kind.CHOICE_SCORES, Kind.NEXT_BYTES)
 """the kinds that are wanted for themselves: what they were made from is used"""
 
 

@@ -98,6 +98,15 @@ def _choice_scores() -> Mapping[str, Any]:
     }
 
 
+def _places() -> Mapping[str, Any]:
+    return {"before": ["a", "é😀", "x"], "byte": [98, 240, 0], "text": [0, 0, 7]}
+
+
+def _next_bytes() -> Mapping[str, Any]:
+    logprobs = join_rows([np.linspace(-9, -1, 257), np.full(257, -5.5), np.zeros(0)], pa.float64())
+    return {"weight": [0.1, 1.0, None], "logprobs": logprobs, "dropped": [None, None, "over_context"]}
+
+
 def _demonstrations() -> Mapping[str, Any]:
     return {
         "prompt": ["a", "é😀", "b"],
@@ -135,6 +144,8 @@ _COLUMNS = {
     Kind.TEACHER_SCORES: _teacher_scores,
     Kind.QUESTIONS: _questions,
     Kind.CHOICE_SCORES: _choice_scores,
+    Kind.PLACES: _places,
+    Kind.NEXT_BYTES: _next_bytes,
     Kind.DEMONSTRATIONS: _demonstrations,
     Kind.NEUTRAL_ANSWERS: _neutral_answers,
     Kind.ACTIVATIONS: _activations,

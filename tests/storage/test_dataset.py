@@ -155,6 +155,18 @@ PARQUET_SCHEMAS = {
         (_INTS, "byte_lengths"),
         (_PERHAPS, "dropped"),
     ],
+    Kind.PLACES: [
+        (_STRING, "id"),
+        (_STRING, "before"),
+        ("required int32 field_id=-1 {};", "byte"),
+        ("required int64 field_id=-1 {};", "text"),
+    ],
+    Kind.NEXT_BYTES: [
+        (_STRING, "id"),
+        ("optional double field_id=-1 {};", "weight"),
+        (_DOUBLES, "logprobs"),
+        (_PERHAPS, "dropped"),
+    ],
     Kind.DEMONSTRATIONS: [
         (_STRING, "id"),
         (_STRING, "prompt"),
@@ -229,6 +241,8 @@ ENCODINGS = {
         "byte_lengths": "split",
         "dropped": "dictionary",
     },
+    Kind.PLACES: {"id": "dictionary", "before": "dictionary", "byte": "dictionary", "text": "dictionary"},
+    Kind.NEXT_BYTES: {"id": "dictionary", "weight": "dictionary", "logprobs": "split", "dropped": "dictionary"},
     Kind.DEMONSTRATIONS: {
         "id": "dictionary",
         "prompt": "dictionary",

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource
+from alm_pipeline.calibration.calibrate import ComparedModels, QuestionCalibration, QuestionSource
 from alm_pipeline.calibration.report.measures import ScoredChoices
 from alm_pipeline.calibration.report.output import remarks, report_page, table_rows, write_report
 from alm_pipeline.calibration.report.points import (
@@ -25,13 +25,13 @@ from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSett
 from storage.errors import UserError
 from tests.alm_pipeline.calibration.pairs import Pair, no_free_lunch, overconfident_child
 
-Reported = tuple[CalibrationReport, Calibration]
+Reported = tuple[CalibrationReport, QuestionCalibration]
 
 
 def reported(pair: Pair, folder: Path) -> Reported:
     source = QuestionSource(pair.questions, QuestionColumns(delimiter=""))
     sweep = Sweep(parse_weights("0:1:0.2"))
-    calibration = Calibration(ComparedModels((pair.base, pair.tuned), sweep), source, str(folder / "store"))
+    calibration = QuestionCalibration(ComparedModels((pair.base, pair.tuned), sweep), source, str(folder / "store"))
     calibration.run()
     return calibration.report(), calibration
 

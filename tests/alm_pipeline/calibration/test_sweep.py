@@ -12,7 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.calibration.calibrate import Calibration, ComparedModels, QuestionSource, TextCalibration, TextSource
+from alm_pipeline.calibration.calibrate import (
+    ComparedModels,
+    QuestionCalibration,
+    QuestionSource,
+    TextCalibration,
+    TextSource,
+)
 from alm_pipeline.calibration.report.settings import Sweep, parse_weights
 from alm_pipeline.calibration.scored_models import QuestionScorer, ScoredModel
 from alm_pipeline.merging.merge import merge_models
@@ -28,10 +34,10 @@ class Family(NamedTuple):
     folder: Path
     tied: bool
 
-    def calibration(self, *weights: float, method: MergeMethod = "linear", density: float = 1.0) -> Calibration:
+    def calibration(self, *weights: float, method: MergeMethod = "linear", density: float = 1.0) -> QuestionCalibration:
         source, root = QuestionSource(self.questions), str(self.folder / "store")
         models = ComparedModels((self.base, self.tuned), Sweep(weights, method, density))
-        return Calibration(models, source, root)
+        return QuestionCalibration(models, source, root)
 
     def stored(self) -> dict[str, bytes]:
         files = (self.folder / "store").rglob("*")
@@ -64,7 +70,7 @@ def family(request: pytest.FixtureRequest, byte_level: PreTrainedTokenizerFast, 
     return Family(base, tuned, str(tmp_path / "questions.jsonl"), tmp_path, request.param)
 
 
-def logprobs(calibration: Calibration) -> list[list[list[float]]]:
+def logprobs(calibration: QuestionCalibration) -> list[list[list[float]]]:
     datasets = [scored.scoring.scores for scored in calibration.scored]
     return [dataset.read_shard(0)["logprobs"].to_pylist() for dataset in datasets]
 
@@ -78,7 +84,9 @@ def test_a_point_scores_as_the_folder_that_is_merged_there(family: Family, metho
     for weight in (0.3, 0.7, 1.2):
         names.append(str(family.folder / f"{method}-{weight}"))
         merge_models(family.base, family.tuned, names[-1], MergeRule(method, weight, density))
-    alone = Calibration(ComparedModels(tuple(names)), QuestionSource(family.questions), str(family.folder / "alone"))
+    alone = QuestionCalibration(
+        ComparedModels(tuple(names)), QuestionSource(family.questions), str(family.folder / "alone")
+    )
     alone.run()
     assert [scored.weight for scored in calibration.scored] == [0, 1, 0.3, 0.7, 1.2]
     assert logprobs(calibration) == logprobs(alone)
@@ -91,7 +99,9 @@ def test_methods_share_the_parents_and_single_models_do_too(family: Family) -> N
     slerp.run()
     assert len([name for name in family.stored() if name.endswith("manifest.json")]) == 1 + 3 + 1
     assert {name: family.stored()[name] for name in first} == first
-    Calibration(ComparedModels((family.tuned,)), QuestionSource(family.questions), str(family.folder / "store")).run()
+    QuestionCalibration(
+        ComparedModels((family.tuned,)), QuestionSource(family.questions), str(family.folder / "store")
+    ).run()
     sparse = family.calibration(1, method="ties", density=0.5)
     assert [scored.name for scored in sparse.scored] == ["base", "tuned", "ties, weight 1, density 0.5"]
     sparse.run()
@@ -190,16 +200,16 @@ def test_the_weights_of_an_ensemble_are_a_sweep_too(family: Family, gemma_folder
     """Also of models with different tokenizers; at equal members every point is the member."""
     twin = shutil.copytree(family.base, family.folder / "twin")
     models = ComparedModels((family.base, str(twin)), Sweep((0, 0.3, 1), "ensemble"))
-    calibration = Calibration(models, QuestionSource(family.questions), str(family.folder / "store"))
+    calibration = QuestionCalibration(models, QuestionSource(family.questions), str(family.folder / "store"))
     calibration.run()
     assert [scored.weight for scored in calibration.scored] == [0, 1, 0.3]
     found = logprobs(calibration)
     assert np.concatenate(found[0]) == pytest.approx(np.concatenate(found[2]), abs=1e-4)
     other = ComparedModels((family.base, gemma_folder), Sweep((0.5,), "ensemble"))
-    calibration = Calibration(other, QuestionSource(family.questions), str(family.folder / "store"))
+    calibration = QuestionCalibration(other, QuestionSource(family.questions), str(family.folder / "store"))
     calibration.run()
     assert calibration.report().is_sweep
     with pytest.raises(UserError, match=r"weight 1\.5: an ensemble's is from 0"):
         ComparedModels((family.base, family.tuned), Sweep((1.5,), "ensemble")).listed()
     with pytest.raises(UserError, match="ensembles have no next bytes"):
-        TextCalibration(other, TextSource(family.questions, "prompt")).report()
+        TextCalibration(other, TextSource(family.questions, "prompt"), str(family.folder / "store")).run()
