@@ -107,19 +107,12 @@ def tokenize(
             with encoders.preparing(tokens.name):
                 encoder = encoders.prepared(tokens.name)
                 if encoder is None:
-                    # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
-                    check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
-                    with meanwhile(load_spelling_kernel):
-                        encoder = ByteEncoder(tokenizer, max_tokens, embedding_rows)
+                    encoder = _made_encoder(tokens, tokenizer, max_tokens, embedding_rows)
                     if goes_on and _is_worth_a_trial(sizes, tokenizer):
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
                     missing = tokens.missing(missing)  # a trial takes a while, and writes a shard
-            try:
-                encode(encoder, missing)
-            except DifferentIds as error:
-                encoder = _with_standard_engine(encoder, encoders, tokens, error)
-                encode(encoder, tokens.missing(missing))
+            _encode_all(encoder, encoders, tokens, encode, missing)
         encoder.tokenizer.check_unchanged()
     tokenizer.check_unchanged()
     if shards is not None:
@@ -128,6 +121,31 @@ def tokenize(
     records = tokens.required_records(range(len(sizes)))
     _check_template(examples, records, tokenizer)
     return tokens.publish_manifest(records)
+
+
+def _made_encoder(
+    tokens: Dataset, tokenizer: LoadedTokenizer, max_tokens: int | None, embedding_rows: int | None
+) -> ByteEncoder:
+    """Return an encoder with the standard engine."""
+    # not earlier: a process that has an encoder need not load the tokenizer for every group of shards
+    check_same(tokenizer.name, tokenizer.identity, tokens.identity["tokenizer"], tokens.name)
+    with meanwhile(load_spelling_kernel):
+        return ByteEncoder(tokenizer, max_tokens, embedding_rows)
+
+
+def _encode_all(
+    encoder: ByteEncoder,
+    encoders: Encoders,
+    tokens: Dataset,
+    encode: Callable[[ByteEncoder, Sequence[int]], None],
+    shards: Sequence[int],
+) -> None:
+    """Encode these shards; with the standard engine from the first difference on."""
+    try:
+        encode(encoder, shards)
+    except DifferentIds as error:
+        encoder = _with_standard_engine(encoder, encoders, tokens, error)
+        encode(encoder, tokens.missing(shards))
 
 
 def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer) -> bool:
