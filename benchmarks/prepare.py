@@ -3,7 +3,7 @@
 Timed in turn in one run, on the same documents and threads: two bare `encode_batch_fast` calls, and the stages that
 tokenize with both sides' tokenizers, verify every byte, align, and write all of it as Parquet; with the standard
 engine, and with the fast one, which is built and, in a first run, proven. Loading the tokenizers is left out on all
-sides. A text of less than 400 bytes per token of a vocabulary is encoded by the standard engine anyway.
+sides. A text of less than 130 bytes per token of a vocabulary and core is encoded by the standard engine anyway.
 """
 
 import argparse

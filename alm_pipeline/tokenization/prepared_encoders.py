@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from alm_pipeline.tokenization.encoder import ByteEncoder
-from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_refuted, refute
+from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_proven, is_refuted, refute
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory, machine_findings
 
 
@@ -68,6 +68,10 @@ class Encoders:
         refute(encoder.engine, encoder.tokenizer.identity, dataset, difference, machine_findings())
         self.keep(dataset, encoder.with_engine(encoder.standard))
         return self._prepared[dataset]
+
+    def has_proven_engine(self, tokenizer: str) -> bool:
+        """Return whether this machine knows one of the engines to be exact for the tokenizer of this identity."""
+        return any(is_proven(name, tokenizer, machine_findings()) for name in self._engines)
 
     def choose(self, encoder: ByteEncoder, trial: Trial) -> EngineChoice:
         """Choose the engine for an encoder by what is found out on this machine, and otherwise by a trial."""

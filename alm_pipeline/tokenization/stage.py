@@ -18,7 +18,7 @@ from alm_pipeline.corpus.stage import learns_completions
 from alm_pipeline.models.loaded_files import check_same
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
-from alm_pipeline.runtime.threads import in_background, meanwhile, results_ahead
+from alm_pipeline.runtime.threads import in_background, meanwhile, results_ahead, threads_at_once
 from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.completions import with_completions, with_learned_turns
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped, load_spelling_kernel
@@ -38,8 +38,10 @@ from storage.schemas import Kind
 STAGE_VERSION = 5
 _EXAMPLES_PER_SLICE = 64
 _SHARDS_WORTH_A_TRIAL = 3
-_BYTES_WORTH_A_TRIAL = 400
-"""of text, for each token of the vocabulary: `tokenizers` encodes them in the time that a trial takes"""
+_BYTES_WORTH_A_TRIAL = 130
+"""of text, for each token of the vocabulary and thread: `tokenizers` encodes them in the time that a trial takes"""
+_BYTES_WORTH_A_PROVEN_ENGINE = 60
+"""the same where this machine knows an engine to be exact, and need only make it"""
 _TIMED_CHARACTERS = 2**16
 _ROWS_PER_SAMPLED = 128
 """The standard engine is up to 50 times slower: a larger sample would take as long as all the rest."""
@@ -108,7 +110,7 @@ def tokenize(
                 encoder = encoders.prepared(tokens.name)
                 if encoder is None:
                     encoder = _made_encoder(tokens, tokenizer, max_tokens, embedding_rows)
-                    if goes_on and _is_worth_a_trial(sizes, tokenizer):
+                    if goes_on and _is_worth_a_trial(sizes, tokenizer, encoders):
                         encoder = _with_best_engine(encoder, encoders, examples, tokens, chosen[0], encode)
                     encoders.keep(tokens.name, encoder)
                     missing = tokens.missing(missing)  # a trial takes a while, and writes a shard
@@ -148,9 +150,11 @@ def _encode_all(
         encode(encoder, tokens.missing(shards))
 
 
-def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer) -> bool:
+def _is_worth_a_trial(sizes: Sequence[int], tokenizer: LoadedTokenizer, encoders: Encoders) -> bool:
     """Return whether shards of these bytes are encoded sooner after the trial of a fast engine than without one."""
-    return len(sizes) >= _SHARDS_WORTH_A_TRIAL and sum(sizes) >= _BYTES_WORTH_A_TRIAL * tokenizer.view.size
+    is_proven = encoders.has_proven_engine(tokenizer.identity)
+    least = _BYTES_WORTH_A_PROVEN_ENGINE if is_proven else _BYTES_WORTH_A_TRIAL
+    return len(sizes) >= _SHARDS_WORTH_A_TRIAL and sum(sizes) >= least * tokenizer.view.size * threads_at_once()
 
 
 def _check_template(examples: Dataset, records: Sequence[ShardRecord], tokenizer: LoadedTokenizer) -> None:

@@ -114,6 +114,12 @@ def refute(engine: Engine, tokenizer: str, dataset: str, difference: str, findin
     findings.record(_trial_question(engine.name), dataset, TrialOutcome(difference=difference, speed=0))
 
 
+def is_proven(engine: str, tokenizer: str, findings: Findings) -> bool:
+    """Return whether a process of this machine has found that the engine of this name is exact."""
+    answer = findings.recall(_proof_question(engine), tokenizer, Outcome)
+    return answer is not None and answer.difference is None
+
+
 def is_refuted(engine: Engine, tokenizer: str, findings: Findings) -> bool:
     """Return whether a process of this machine has found that an engine differs, maybe after it was chosen."""
     answer = findings.recall(_proof_question(engine.name), tokenizer, Outcome)

@@ -36,6 +36,7 @@ SHARDS = [["The fox jumps.", "東京 is far", "a\u2581b"], ["x = 1\n\n", "dog " 
 @pytest.fixture(autouse=True)
 def any_text_is_worth_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_BYTES_WORTH_A_TRIAL", 0)
+    monkeypatch.setattr(stage, "_BYTES_WORTH_A_PROVEN_ENGINE", 0)
 
 
 def shard_files(dataset: Dataset) -> dict[str, tuple[bytes, int]]:
@@ -274,13 +275,25 @@ def test_a_few_shards_are_not_worth_a_trial(tmp_path: Path, llama_folder: str) -
 
 
 @pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("known", [True, False])
 def test_a_few_bytes_are_not_worth_a_trial(
-    missing: int, tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
+    missing: int, threads: int, known: bool, tmp_path: Path, llama_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = text_examples(tmp_path, MANY)
-    size = sum(record.counts["text_bytes"] for record in examples.complete_manifest().shards)
-    monkeypatch.setattr(stage, "_BYTES_WORTH_A_TRIAL", (size + missing) / LoadedTokenizer(llama_folder).view.size)
+    """By threads, since an engine is made by one; a machine that knows the engine to be exact needs fewer."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setenv("ALM_CACHE", str(tmp_path / "cache"))
     shards: set[int] = set()
+    if known:
+        run(text_examples(tmp_path, MANY, "other"), llama_folder, engines=recording(shards))
+        assert shards
+        shards.clear()
+    examples = text_examples(tmp_path, [*MANY, ["one more"]])
+    size = sum(record.counts["text_bytes"] for record in examples.complete_manifest().shards)
+    least = (size + missing) / LoadedTokenizer(llama_folder).view.size / threads
+    used, unused = ("PROVEN_ENGINE", "TRIAL") if known else ("TRIAL", "PROVEN_ENGINE")
+    monkeypatch.setattr(stage, f"_BYTES_WORTH_A_{used}", least)
+    monkeypatch.setattr(stage, f"_BYTES_WORTH_A_{unused}", np.inf if missing == 0 else 0)
     run(examples, llama_folder, engines=recording(shards))
     assert bool(shards) == (missing == 0)
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.tokenization.engines import choice as engines_choice
-from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_refuted, refute
+from alm_pipeline.tokenization.engines.choice import EngineChoice, Trial, choose_engine, is_proven, is_refuted, refute
 from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.flat_ids import FlatIds
 from alm_pipeline.tokenization.engines.making import EngineInTheMaking
@@ -189,8 +189,12 @@ def test_an_engine_that_was_refused_is_not_made_again(choose: Choose) -> None:
 def test_a_refuted_engine_is_not_chosen_for_any_dataset_of_the_tokenizer(choose: Choose, tmp_path: Path) -> None:
     engine, findings = choose({"first": factory("first")}).engine, Findings(tmp_path, {})
     assert not is_refuted(engine, "tiny", findings)
+    assert is_proven("first", "tiny", findings)
+    assert not is_proven("first", "other", findings)
+    assert not is_proven("second", "tiny", findings)
     refute(engine, "tiny", "tiny-tokens", "it lied", findings)
     assert is_refuted(engine, "tiny", findings)
+    assert not is_proven("first", "tiny", findings)
     assert not is_refuted(engine, "other", findings)
     for dataset in ("tiny-tokens", "another"):
         choice = choose({"first": failing(AssertionError("made again"))}, never, dataset)
