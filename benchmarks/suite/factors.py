@@ -77,6 +77,20 @@ def _methods() -> tuple[Variant, ...]:
     return tuple(Variant(name, {**shared, **METHODS[name]}) for name in names)
 
 
+def _mixes() -> tuple[Variant, ...]:
+    """ALM and SFT in several proportions, by either balance: what each gives of bits for KL."""
+    parts = {"temperature": ((1, 1), (3, 1), (10, 1)), "gradmag": ((1, 1), (1, 3), (3, 1))}
+    return tuple(
+        Variant(
+            f"{balance}, {alm} : {sft}",
+            objective(debias="both", balance=balance, terms="alm + sft")
+            | {"objective.terms": {"alm": float(alm), "sft": float(sft)}},
+        )
+        for balance, mixes in parts.items()
+        for alm, sft in mixes
+    )
+
+
 def _initializations() -> tuple[Variant, ...]:
     base = objective(debias="both")
     methods = [
@@ -116,6 +130,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "balance": Experiment(
         "How are ALM and SFT balanced?", _each("balance", ("temperature", "fixed", "gradmag"), debias="both")
     ),
+    "mix": Experiment("In which proportion are ALM and SFT mixed?", _mixes()),
     "dense": Experiment("What does the stored top-k add?", _dense()),
     "methods": Experiment("Which method?", _methods()),
     "rates": Experiment("Which learning rate, and which of the embeddings?", _rates()),
