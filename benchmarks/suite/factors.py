@@ -79,15 +79,14 @@ def _methods() -> tuple[Variant, ...]:
 
 def _mixes() -> tuple[Variant, ...]:
     """ALM and SFT in several proportions, by either balance: what each gives of bits for KL."""
-    parts = {"temperature": ((1, 1), (3, 1), (10, 1)), "gradmag": ((1, 1), (1, 3), (3, 1))}
+    mixes = [("temperature", alm, 1.0) for alm in (1.0, 3.0, 10.0)]
+    mixes += [("gradmag", *mix) for mix in ((1.0, 1.0), (1.0, 3.0), (3.0, 1.0))]
     return tuple(
         Variant(
-            f"{balance}, {alm} : {sft}",
-            objective(debias="both", balance=balance, terms="alm + sft")
-            | {"objective.terms": {"alm": float(alm), "sft": float(sft)}},
+            f"{balance}, {alm:g} : {sft:g}",
+            {**objective(debias="both", balance=balance), "objective.terms": {"alm": alm, "sft": sft}},
         )
-        for balance, mixes in parts.items()
-        for alm, sft in mixes
+        for balance, alm, sft in mixes
     )
 
 
