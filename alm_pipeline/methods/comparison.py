@@ -49,13 +49,9 @@ class MethodComparison:
     """a URL; by default the corpus's name, in the folder `comparisons` of the store"""
 
     def __post_init__(self) -> None:
-        """Raises UserError as `method_runs` does, if two domains have one name, and for a mixture."""
-        if self.config.is_mixture:
-            raise UserError(
-                "corpus: is a list of sources, and methods are compared on one corpus: keep one of them, and name the "
-                "others as domains (--domain NAME=URL)"
-            )
-        names = [self.config.corpus_name, *(texts.domain for texts in self.domains)]
+        """Raises UserError as `method_runs` does, and if two domains have one name."""
+        whole = [self.config.corpus_name] if self._shares else []
+        names = [*whole, *(texts.domain for texts in self._texts)]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise UserError(f"domains: {repeated[0]} is the name of two corpora: name one of them otherwise")
         assert self.runs
@@ -101,22 +97,30 @@ class MethodComparison:
         for run in self.runs:
             tables[run.method].append(self.measure(run.config))
         trainings = [Training.of(run, Pipeline(run.config, self.root).student.url) for run in self.runs]
-        return ComparisonReport.of({**tables, **self._unmade()}, trainings, self.methods[0], self.config.corpus_name)
+        corpus = self.config.corpus_name
+        return ComparisonReport.of({**tables, **self._unmade()}, trainings, self.methods[0], corpus, self._shares)
 
     def _unmade(self) -> Mapping[str, list[pa.Table]]:
         """Return the measures of the teacher, and of the student's model as it is: one of them, if they are one."""
         student = ComparedModel.student(Pipeline(self.runs[0].config, self.root))
         teacher = [pa.concat_tables(student.measure_teacher(texts, self._store) for texts in self._texts)]
         original = ComparedModel.original(Pipeline(self.config, self.root))
-        if self.config.teacher != self.config.student.model:
+        if {self.config.teacher, *self.config.teachers} != {self.config.student.model}:
             return {ORIGINAL: [self._measures(original)], TEACHER: teacher}
         tasks = [self._measures_on_tasks(original)] if self.tasks else []
         return {ORIGINAL: [pa.concat_tables([*teacher, *tasks])]}
 
     @cached_property
     def _texts(self) -> Sequence[ComparedTexts]:
-        corpus = self.config.texts
-        return (ComparedTexts(corpus.name, corpus, is_trained_on=True), *self.domains)
+        corpora = (part.texts for part in self.config.parts)
+        return (*(ComparedTexts(corpus.name, corpus, is_trained_on=True) for corpus in corpora), *self.domains)
+
+    @cached_property
+    def _shares(self) -> Mapping[str, float]:
+        """The shares of the sources, if there are several."""
+        sources = self.config.sources if len(self.config.sources) > 1 else ()
+        total = sum(source.weight for source in sources)
+        return {source.name: source.weight / total for source in sources}
 
     @property
     def _store(self) -> UnitStore:

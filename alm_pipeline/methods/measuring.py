@@ -1,10 +1,12 @@
 """Measures the models of a comparison on texts, by document: bits per byte, and the distance to the teacher.
 
-On the run's own corpus the held-out documents count, and of other corpora all of them. The teacher scores each corpus
-once, and students with the same tokenizer share its tokens and alignments, in the store.
+On the run's own corpus, or each of its sources, the held-out documents count, and of other corpora all of them. The
+teacher scores each corpus once, and students with the same tokenizer share its tokens and alignments, in the store. Of
+a mixture, each source's own teacher scores it, and the configuration's `teacher` scores other corpora.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -21,10 +23,10 @@ class ComparedTexts:
     """A corpus that models are measured on."""
 
     domain: str
-    """its name in tables"""
+    """its name in tables; of one that is trained on, its own"""
     corpus: CorpusConfig
     is_trained_on: bool = False
-    """only its held-out documents count"""
+    """the run's corpus, or a source of it: only its held-out documents count"""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,20 @@ class ComparedModel:
 
     def _run_on(self, texts: ComparedTexts) -> Pipeline:
         """Return a run whose caches are those of these texts in this model's tokens. It is not used to train."""
-        if self.training and texts.is_trained_on:
-            return self.training
+        if texts.is_trained_on:
+            return (self.training or self._untrained).part(texts.domain)
+        return Pipeline(self._own_config.model_copy(update={"corpus": texts.corpus}), self.root)
+
+    @cached_property
+    def _untrained(self) -> Pipeline:
+        """The run's corpus in this model's own tokens. A mixture stays one: its sources may be compared with others."""
+        return Pipeline(self._own_config, self.root)
+
+    @property
+    def _own_config(self) -> AlmConfig:
         trust = self.config.trust_remote_code or self.model.trust_remote_code
-        update = {"corpus": texts.corpus, "trust_remote_code": trust, "name": None}
-        student = StudentConfig(model=self.model.name)
-        return Pipeline(self.config.model_copy(update={**update, "student": student}), self.root)
+        update = {"trust_remote_code": trust, "name": None, "student": StudentConfig(model=self.model.name)}
+        return self.config.model_copy(update=update)
 
     def _identity(self, run: Pipeline, texts: ComparedTexts, model: str) -> dict[str, object]:
         caches = {role: dataset.name for role, dataset in run.caches.items()}
@@ -83,7 +93,7 @@ class ComparedModel:
 
 
 def _held_out(run: Pipeline, texts: ComparedTexts) -> HeldOut:
-    run.cache()
+    (run.mixture or run).cache()
     return HeldOut.read(run.caches, everything=not texts.is_trained_on)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from alm_pipeline.methods.registry import MethodRun
-from alm_pipeline.methods.statistics import Estimate, Measure, measures
+from alm_pipeline.methods.statistics import Estimate, Measure, MixedDomains, measures
 from alm_pipeline.training.student.curves import TrainingCurves, read_curves
 
 
@@ -48,6 +48,8 @@ class ComparisonReport:
 
     corpus: str
     """the one that is trained on, which is also the first domain"""
+    shares: Mapping[str, float]
+    """of the sources that it is a mixture of, which are domains as well; empty for a single corpus"""
     methods: tuple[str, ...]
     """the first one is the reference; the last ones are those that no method made"""
     measures: Sequence[Measure]
@@ -62,8 +64,10 @@ class ComparisonReport:
         trainings: Sequence[Training],
         reference: str,
         corpus: str,
+        shares: Mapping[str, float] | None = None,
     ) -> "ComparisonReport":
-        return cls(corpus, tuple(tables), measures(tables, reference), trainings, tables)
+        found = measures(tables, reference, MixedDomains(corpus, shares) if shares else None)
+        return cls(corpus, shares or {}, tuple(tables), found, trainings, tables)
 
     @property
     def seeds(self) -> int:
@@ -93,6 +97,7 @@ class ComparisonReport:
         """Return the report as plain values, without NaN."""
         return {
             "corpus": self.corpus,
+            "shares": dict(self.shares),
             "methods": list(self.methods),
             "reference": self.methods[0],
             "seeds": self.seeds,

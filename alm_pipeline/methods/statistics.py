@@ -8,7 +8,7 @@ nothing of other seeds, and the interval then holds for this student alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 
 from alm_pipeline.evaluation.bootstrap import RESAMPLES, resample_counts
 from alm_pipeline.methods.registry import ORIGINAL
-from alm_pipeline.methods.units import BITS
+from alm_pipeline.methods.units import BITS, KL
 
 Float64s = npt.NDArray[np.float64]
 RETENTION = "retention"
@@ -57,20 +57,34 @@ class Measure:
         return cls(domain, name, {method: of.estimate() for method, of in ratios.items()}, differences, units)
 
 
-def measures(tables: Mapping[str, Sequence[pa.Table]], reference: str) -> list[Measure]:
+class MixedDomains(NamedTuple):
+    """Domains that are the sources of one mixture."""
+
+    name: str
+    """the domain that all of them are together"""
+    shares: Mapping[str, float]
+    """by domain, with the sum 1"""
+
+
+def measures(
+    tables: Mapping[str, Sequence[pa.Table]], reference: str, mixture: MixedDomains | None = None
+) -> list[Measure]:
     """Return every measure of every domain, and how methods differ in it from the reference.
 
     `tables` has the units of each method's students (`UNITS`), seed by seed: the same seeds for all, or one table for a
     model that has none. Units that a student was not measured on are left out for all. `RETENTION` is there if
-    `ORIGINAL` is.
+    `ORIGINAL` is. Of a mixture, the first measures are means over its sources by their shares.
     """
     sums = {method: [_by_measure(table) for table in of_seeds] for method, of_seeds in tables.items()}
     keys = dict.fromkeys(key for of_seeds in sums.values() for key in of_seeds[0])
-    return [measure for key in keys for measure in _measures_of(key, sums, reference)]
+    whole = _measures_of_mixture(mixture, keys, sums, reference) if mixture else ()
+    return [*whole, *(measure for key in keys for measure in _measures_of(key, sums, reference))]
 
 
 Key = tuple[str, str]
 Units = Mapping[str, tuple[float, float]]
+Sums = Mapping[str, Sequence[Mapping[Key, Units]]]
+"""each student's units by domain and measure: by method, seed by seed"""
 
 
 def _by_measure(table: pa.Table) -> Mapping[Key, Units]:
@@ -81,7 +95,40 @@ def _by_measure(table: pa.Table) -> Mapping[Key, Units]:
     return found
 
 
-def _measures_of(key: Key, sums: Mapping[str, Sequence[Mapping[Key, Units]]], reference: str) -> Iterator[Measure]:
+def _measures_of(key: Key, sums: Sums, reference: str) -> Iterator[Measure]:
+    ratios, units = _ratios_of(key, sums)
+    yield from _named(*key, ratios, reference, units)
+
+
+def _measures_of_mixture(mixture: MixedDomains, keys: Collection[Key], sums: Sums, reference: str) -> Iterator[Measure]:
+    """Yield means over sources, each of which is a sample of its own; one that has no such measure does not count."""
+    for name in (BITS, KL):
+        # with a seed for each: draws of the same numbers would have the sources vary together
+        found = {
+            domain: _ratios_of((domain, name), sums, seed)
+            for seed, domain in enumerate(mixture.shares)
+            if (domain, name) in keys
+        }
+        if found:
+            shares = np.array([mixture.shares[domain] for domain in found])
+            methods = [method for method in sums if all(method in ratios for ratios, _ in found.values())]
+            means = {
+                method: SeedRatios.mean([ratios[method] for ratios, _ in found.values()], shares / shares.sum())
+                for method in methods
+            }
+            yield from _named(mixture.name, name, means, reference, sum(units for _, units in found.values()))
+
+
+def _named(domain: str, name: str, ratios: Mapping[str, "SeedRatios"], reference: str, units: int) -> Iterator[Measure]:
+    """Yield a measure, and what of it was kept of the original."""
+    yield Measure.of(domain, name, ratios, reference, units)
+    if name == BITS and ORIGINAL in ratios:
+        kept = {method: ratios[ORIGINAL] / of_method for method, of_method in ratios.items()}
+        yield Measure.of(domain, RETENTION, kept, reference, units)
+
+
+def _ratios_of(key: Key, sums: Sums, seed: int = 0) -> tuple[dict[str, "SeedRatios"], int]:
+    """Return a measure of the methods that have it, and the number of units that it is of."""
     having = {method: of_seeds for method, of_seeds in sums.items() if all(key in of_seed for of_seed in of_seeds)}
     names = _shared_units([of_seed[key] for of_seeds in having.values() for of_seed in of_seeds])
     pairs = {
@@ -89,13 +136,9 @@ def _measures_of(key: Key, sums: Mapping[str, Sequence[Mapping[Key, Units]]], re
         for method, of_seeds in having.items()
     }
     counted = np.any([of_method[..., 1].any(0) for of_method in pairs.values()], axis=0)
-    units, (domain, name) = int(counted.sum()), key
-    drawn_BU = resample_counts(np.arange(units), RESAMPLES if units > 1 else 0).astype(np.float64)
-    ratios = {method: SeedRatios.of(of_method[:, counted], drawn_BU) for method, of_method in pairs.items()}
-    yield Measure.of(domain, name, ratios, reference, units)
-    if name == BITS and ORIGINAL in ratios:
-        kept = {method: ratios[ORIGINAL] / of_method for method, of_method in ratios.items()}
-        yield Measure.of(domain, RETENTION, kept, reference, units)
+    units = int(counted.sum())
+    drawn_BU = resample_counts(np.arange(units), RESAMPLES if units > 1 else 0, seed).astype(np.float64)
+    return {method: SeedRatios.of(of_method[:, counted], drawn_BU) for method, of_method in pairs.items()}, units
 
 
 def _shared_units(of_students: Sequence[Units]) -> list[str]:
@@ -116,6 +159,17 @@ class SeedRatios:
         """`pairs_SU2` has (sum, size) of the same units for each seed, `drawn_BU` how often resamples have each."""
         sums_SU, sizes_SU = pairs_SU2[..., 0], pairs_SU2[..., 1]
         return cls(_ratio(sums_SU.sum(1), sizes_SU.sum(1)), _ratio(sums_SU @ drawn_BU.T, sizes_SU @ drawn_BU.T))
+
+    @classmethod
+    def mean(cls, ratios: Sequence["SeedRatios"], shares: Float64s) -> "SeedRatios":
+        """Return the mean of the same students' ratios in several domains, by shares with the sum 1.
+
+        It has no resamples if one of them has none.
+        """
+        drawn = min(each.resampled_SB.shape[1] for each in ratios)
+        resampled = np.stack([each.resampled_SB[:, :drawn] for each in ratios])
+        values = np.stack([each.values_S for each in ratios])
+        return cls(np.tensordot(shares, values, 1), np.tensordot(shares, resampled, 1))
 
     def __sub__(self, other: "SeedRatios") -> "SeedRatios":
         """Return the differences, seed by seed, on the same resamples; a model without seeds is the same for all."""

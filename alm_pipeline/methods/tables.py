@@ -32,10 +32,20 @@ def _domain_table(document: Document, domain: str) -> ShownTable:
         for method in document["methods"]
         if any((method, measure) in cells for measure in measures)
     ]
-    held_out = ", held out" if domain == document["corpus"] else ""
     seeds, units = document["seeds"], max(row["units"] for row in rows)
-    title = f"{domain}{held_out}: {units:,} documents or questions, {seeds} seed{'s'[: seeds != 1]}"
+    of = _remark(document, domain)
+    title = f"{domain}{of}: {units:,} documents or questions, {seeds} seed{'s'[: seeds != 1]}"
     return ShownTable(title, ("method", *measures), shown)
+
+
+def _remark(document: Document, domain: str) -> str:
+    """Return what a domain is to the training."""
+    shares = document["shares"]
+    if domain in shares:
+        return f" ({shares[domain]:.2%} of the training), held out"
+    if domain != document["corpus"]:
+        return ""
+    return ", held out" + (", means by share" if shares else "")
 
 
 def _cell(row: Mapping[str, Any]) -> str:

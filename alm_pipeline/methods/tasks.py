@@ -25,9 +25,12 @@ class ComparedTasks(NamedTuple):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the results, beside the model."""
+        return {**self._asdict(), "folder": self.files(), "lm_eval": version("lm_eval")}
+
+    def files(self) -> dict[str, str]:
+        """Return the hashes of the files in the folder, by their paths in it."""
         files = sorted(self.folder.rglob("*")) if self.folder else []
-        own = {file.relative_to(self.folder or file).as_posix(): hash_file(file) for file in files if file.is_file()}
-        return {**self._asdict(), "folder": own, "lm_eval": version("lm_eval")}
+        return {file.relative_to(self.folder or file).as_posix(): hash_file(file) for file in files if file.is_file()}
 
 
 def measure_tasks(model: ModelReference, tasks: ComparedTasks, store: UnitStore, dtype: str) -> pa.Table:

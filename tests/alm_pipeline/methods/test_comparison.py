@@ -20,6 +20,7 @@ from alm_pipeline.methods.units import BITS, KL, UnitStore, unit_table
 from alm_pipeline.pipeline import Pipeline
 from storage.errors import UserError
 from storage.folders import FolderManifest
+from tests.lm_eval_tasks import write_choices
 
 METHODS = ("alm+sft", "sft", "untrained")
 
@@ -28,20 +29,7 @@ METHODS = ("alm+sft", "sft", "untrained")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a multiple-choice task over local questions."""
     folder = tmp_path_factory.mktemp("tasks")
-    lines = [{"question": f"The quick brown fox {k}", "choices": [" jumps", " 12"], "answer": k % 2} for k in range(4)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    task = {
-        "task": "foxes",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / "foxes.yaml").write_text(json.dumps(task))
+    write_choices(folder, "foxes", [(f"The quick brown fox {k}", (" jumps", " 12"), k % 2) for k in range(4)])
     return folder
 
 

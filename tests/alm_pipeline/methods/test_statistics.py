@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from alm_pipeline.methods.statistics import RETENTION, half_interval, measures
-from alm_pipeline.methods.units import BITS, unit_table
+from alm_pipeline.methods.statistics import RETENTION, MixedDomains, half_interval, measures
+from alm_pipeline.methods.units import BITS, KL, unit_table
 
 Units = Mapping[str, tuple[float, float]]
 
@@ -60,6 +60,33 @@ def test_without_units_of_a_size_there_is_no_value() -> None:
     (measure,) = measures(tables({"alm": [{"a": (0.0, 0.0), "b": (0.0, 0.0)}]}), "alm")
     assert math.isnan(measure.values["alm"].value)
     assert measure.units == 0
+
+
+def test_a_mixture_is_the_mean_of_its_sources_which_are_samples_of_their_own() -> None:
+    """Also where both sources have the same numbers: then the mean of the two is twice as certain in its variance."""
+    random = np.random.default_rng(0)
+    units = [{str(k): (float(random.normal(2 + worse, 1)), 1.0) for k in range(60)} for worse in (0, 1)]
+    of_methods = {
+        method: [pa.concat_tables([unit_table(domain, BITS, of_method) for domain in ("maths", "code")])]
+        for method, of_method in zip(("a", "b"), units, strict=True)
+    }
+    mixture = MixedDomains("both", {"maths": 0.25, "code": 0.75})
+    found = {measure.domain: measure for measure in measures(of_methods, "a", mixture)}
+    assert list(found) == ["both", "maths", "code"]
+    difference, of_one = found["both"].differences["b"], found["maths"].differences["b"]
+    assert difference.value == pytest.approx(of_one.value)
+    assert difference.half == pytest.approx(of_one.half * math.hypot(0.25, 0.75), rel=0.1)
+    assert found["both"].units == 120
+
+
+def test_the_means_of_a_mixture_are_by_the_shares_of_those_that_have_a_measure() -> None:
+    domains = {"maths": {"m": (1.0, 1.0)}, "code": {"c": (6.0, 2.0)}}
+    table = pa.concat_tables(unit_table(domain, BITS, units) for domain, units in domains.items())
+    table = pa.concat_tables([table, unit_table("code", KL, {"c": (1.0, 2.0)})])
+    found = measures({"alm": [table]}, "alm", MixedDomains("both", {"maths": 0.75, "code": 0.25}))
+    value = {(measure.domain, measure.name): measure.values["alm"].value for measure in found}
+    assert value["both", BITS] == 0.75 * 1.0 + 0.25 * 3.0
+    assert value["both", KL] == 0.5
 
 
 @pytest.mark.parametrize(("seeds", "of_seed"), [(1, 0.0), (2, 0.1), (3, 0.1), (3, 0.01), (5, 0.03)])
