@@ -367,7 +367,7 @@ def audit(
         url: The folder of a finished student, of alignments or of teacher scores.
         teacher: The teacher, if it has moved since it scored.
         student: The student's model folder, if it is a copy elsewhere.
-        examples: The number of examples to draw.
+        examples: The number of examples to draw, in all.
         tokens: The tokens of each example that are looked at, from its beginning.
         seed: The seed that examples are drawn with.
         tolerance: The share of a sum that may be missing from it.
@@ -379,14 +379,15 @@ def audit(
     """
     with inert_run():
         from alm_pipeline.audit.audit import AuditSettings, audit_targets
+        from alm_pipeline.audit.numbers import audit_document
         from alm_pipeline.audit.sources import AuditSource
 
         log_stages_at_info()
-        source = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
+        sources = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
-        report = audit_targets(source, settings)
-        _show_audit(report)
-        return report.document()
+        reports = audit_targets(sources, settings)
+        _show_audit(reports)
+        return audit_document(reports)
 
 
 @inert_flow("tokenizers", _tokenizers_name)
@@ -430,19 +431,22 @@ def tokenizers(
         return tables
 
 
-def _show_audit(report: "AuditReport") -> None:
-    title = markdown(f"{report.url}: distance of targets from their exact values, nats")
-    create_table_artifact(list(_audit_table(report)), key="alm-audit", description=title)
-    create_markdown_artifact("\n\n".join(_audit_page(report)), key="alm-audit-report", description=title)
+def _show_audit(reports: Sequence["AuditReport"]) -> None:
+    title = markdown(f"{reports[0].url}: distance of targets from their exact values, nats")
+    rows = [row for report in reports for row in _audit_table(report)]
+    page = [part for report in reports for part in _audit_page(report)]
+    create_table_artifact(rows, key="alm-audit", description=title)
+    create_markdown_artifact("\n\n".join(page), key="alm-audit-report", description=title)
 
 
 def _audit_table(report: "AuditReport") -> Iterator[dict[str, str]]:
     from alm_pipeline.audit.tables import number_tables
 
+    source = {"source": one_line(report.source)} if report.source else {}
     for side, grouping, rows in number_tables(report):
         for row in rows:
             cells = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()}
-            yield {"side": side, "by": grouping, **{name: one_line(value) for name, value in cells.items()}}
+            yield {**source, "side": side, "by": grouping, **{name: one_line(value) for name, value in cells.items()}}
 
 
 def _audit_page(report: "AuditReport") -> Iterator[str]:
@@ -450,7 +454,7 @@ def _audit_page(report: "AuditReport") -> Iterator[str]:
     from alm_pipeline.audit.numbers import LargestCase
     from alm_pipeline.audit.tables import remarks
 
-    yield f"# {markdown(report.url)}"
+    yield f"# {markdown(report.url)}" + (f": {markdown(report.source)}" if report.source else "")
     yield "\n".join(f"- {markdown(sentence)}" for sentence in remarks(report))
     try:
         yield f"![numbers](data:image/png;base64,{base64.b64encode(draw_audit(report)).decode()})"

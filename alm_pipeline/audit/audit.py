@@ -1,7 +1,7 @@
 """The audit of a student or of caches: samples examples, computes byte-prefix sums, compares every chunk's target."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,9 +54,17 @@ class AuditSettings:
     """cases to show"""
 
 
-def audit_targets(source: AuditSource, settings: AuditSettings | None = None) -> AuditReport:
-    """Audit the chunks of some examples. Raises UserError if a model can't be audited or no example has a chunk."""
+def audit_targets(sources: Sequence[AuditSource], settings: AuditSettings | None = None) -> list[AuditReport]:
+    """Audit the chunks of some examples of each source, whose numbers are divided evenly.
+
+    Raises UserError if a model can't be audited or no example of a source has a chunk.
+    """
     settings = settings or AuditSettings()
+    share = replace(settings, examples=-(-settings.examples // len(sources)))
+    return [_audit_source(source, share) for source in sources]
+
+
+def _audit_source(source: AuditSource, settings: AuditSettings) -> AuditReport:
     ends = source.chunk_ends()
     examples = [_Example.of(tables, source, ends) for tables in _sampled(source, settings)]
     models = {"teacher": source.teacher} | ({"student": source.student} if source.student else {})
@@ -68,6 +76,7 @@ def audit_targets(source: AuditSource, settings: AuditSettings | None = None) ->
     chunks = [chunk for side in sides.values() for chunk in side.chunks]
     return AuditReport(
         url=source.url,
+        source=source.name,
         teacher=source.teacher.name,
         student=source.student.name if source.student else None,
         tolerance=settings.tolerance,

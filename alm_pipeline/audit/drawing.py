@@ -40,7 +40,8 @@ def draw_audit(report: AuditReport) -> bytes:
         _draw_distribution(axes[0, column], report, side)
         for row, by in enumerate(_GROUPINGS, start=1):
             _draw_groups(axes[row, column], report, side, by)
-    title = f"{one_line(report.student or report.teacher)}: targets of chunks against byte-prefix sums"
+    of = f", {report.source}" if report.source else ""
+    title = f"{one_line(report.student or report.teacher)}{of}: targets of chunks against byte-prefix sums"
     figure.suptitle(title, fontsize=13, color=_INK, parse_math=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(FORMS), frameon=False, fontsize=11)

@@ -130,9 +130,11 @@ class LargestCase:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result of an audit."""
+    """The result of an audit, or of one source of it."""
 
     url: str
+    source: str | None
+    """of the mixture that the student was trained on"""
     teacher: str
     student: str | None
     tolerance: float
@@ -153,8 +155,16 @@ class AuditReport:
 
     def document(self) -> dict[str, Any]:
         """Return it as plain values, without the single chunks."""
+        apart = ("source", "numbers", "largest", "chunks")
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("numbers", "largest", "chunks")},
+            **{name: value for name, value in vars(self).items() if name not in apart},
             "numbers": [vars(row) for row in self.numbers],
             "largest": [case.row() for case in self.largest],
         }
+
+
+def audit_document(reports: Sequence[AuditReport]) -> dict[str, Any]:
+    """Return the reports of an audit as plain values: those of a mixture under their sources' names."""
+    if reports[0].source is None:
+        return reports[0].document()
+    return {"url": reports[0].url, "sources": {str(report.source): report.document() for report in reports}}

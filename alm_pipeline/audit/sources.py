@@ -1,9 +1,12 @@
-"""What an audit reads, found from one URL: the caches, the configuration, the models and their tokenizers."""
+"""What an audit reads, found from one URL: the caches, the configuration, the models and their tokenizers.
 
-from collections.abc import Mapping
+Of a student of a mixture, that is each source for itself, with its own teacher.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 from alm_pipeline.config import AlmConfig, ObjectiveConfig
 from alm_pipeline.corpus.stage import learns_completions, learns_marked
@@ -23,6 +26,14 @@ from storage.folders import StoredFolder, load_folder_manifest
 from storage.schemas import Kind
 from storage.urls import absolute_url, join_url, list_folders
 
+_KINDS = {
+    "examples": Kind.EXAMPLES,
+    "teacher_tokens": Kind.TOKENS,
+    "student_tokens": Kind.TOKENS,
+    "alignments": Kind.ALIGNMENTS,
+    "scores": Kind.TEACHER_SCORES,
+}
+
 
 @dataclass(frozen=True)
 class AuditSource:
@@ -37,35 +48,42 @@ class AuditSource:
     teacher_name: str
     student_name: str | None
     trust_remote_code: bool
+    name: str | None = None
+    """of one of several sources that the student was trained on"""
 
     @classmethod
     def open(
         cls, url: str, *, teacher: str | None = None, student: str | None = None, trust_remote_code: bool = False
-    ) -> "AuditSource":
-        """Open a student's folder, alignments or teacher's scores.
+    ) -> "list[AuditSource]":
+        """Open a student's folder, alignments or teacher's scores; of a student of a mixture, each of its sources.
 
         `teacher` and `student` are models that have moved since; the teacher's files must be the same. Raises
-        UserError if the URL holds something else, if the caches are not there, or if several others fit them.
+        UserError if the URL holds something else, if the caches are not there, if several others fit them, or if
+        `teacher` is named for sources of several teachers.
         """
-        root, kind, name = absolute_url(url).rsplit("/", 2)
-        folder: StoredFolder | None = None
-        if kind == "students":
-            folder, datasets, recorded = _of_student(url, root, name)
-        elif kind in (Kind.ALIGNMENTS, Kind.TEACHER_SCORES):
-            datasets, recorded = _of_caches(url)
-        else:
-            raise UserError(
-                f"{url}: is not the folder of a student, of alignments or of teacher scores, which can be audited; "
-                "`alm list ROOT` lists them"
-            )
-        config = stored_config(dict(recorded), url)
-        if student and not folder:
+        found = _caches_at(url)
+        if student and not found[0].student:
             raise UserError(
                 f"--student {student}: only a student's folder has a student to audit: leave the option out"
             )
-        trust = trust_remote_code or config.trust_remote_code
-        teacher = teacher or _teacher(datasets["scores"]) or config.teacher
-        return cls(url, datasets, config, folder, teacher, student, trust)
+        if teacher and len({caches.datasets["scores"].identity["teacher"] for caches in found}) > 1:
+            scores = ", ".join(caches.datasets["scores"].url for caches in found)
+            raise UserError(
+                f"--teacher {teacher}: the sources of {url} have several teachers: audit the scores of each: {scores}"
+            )
+        return [
+            cls(
+                url,
+                caches.datasets,
+                caches.config,
+                caches.student,
+                teacher or _teacher(caches.datasets["scores"]) or caches.config.teacher,
+                student,
+                trust_remote_code or caches.config.trust_remote_code,
+                caches.source,
+            )
+            for caches in found
+        ]
 
     @cached_property
     def objective(self) -> ObjectiveConfig:
@@ -108,26 +126,42 @@ class AuditSource:
         return read_pair_biases(pair_bias_folder(self.datasets["alignments"], *self.tokenizers.values()))
 
 
-def _of_student(url: str, root: str, name: str) -> tuple[StoredFolder, Mapping[str, Dataset], Mapping[str, Any]]:
+class _Caches(NamedTuple):
+    """Caches that a URL leads to, and the configuration that made them."""
+
+    datasets: Mapping[str, Dataset]
+    config: AlmConfig
+    student: StoredFolder | None = None
+    source: str | None = None
+
+
+def _caches_at(url: str) -> list[_Caches]:
+    root, kind, name = absolute_url(url).rsplit("/", 2)
+    if kind == "students":
+        return list(_of_student(url, root, name))
+    if kind in (Kind.ALIGNMENTS, Kind.TEACHER_SCORES):
+        return [_of_caches(url)]
+    raise UserError(
+        f"{url}: is not the folder of a student, of alignments or of teacher scores, which can be audited; "
+        "`alm list ROOT` lists them"
+    )
+
+
+def _of_student(url: str, root: str, name: str) -> Iterator[_Caches]:
+    """Yield the caches of a finished student; of a mixture, those of each source."""
     manifest = load_folder_manifest(url)
     if manifest is None:
         raise UserError(f"{url}: not a finished student (it has no manifest.json); `alm list ROOT` lists the students")
-    inputs = manifest.identity["inputs"]
-    if "shares" in manifest.identity:
-        scores = [join_url(root, Kind.TEACHER_SCORES, inputs[role]) for role in inputs if role.endswith(": scores")]
-        raise UserError(
-            f"{url}: was trained on a mixture, whose sources may have teachers of their own: audit the scores of one: "
-            f"{', '.join(scores)}"
-        )
-    kinds = {"examples": Kind.EXAMPLES, "alignments": Kind.ALIGNMENTS, "scores": Kind.TEACHER_SCORES}
-    kinds |= dict.fromkeys(("teacher_tokens", "student_tokens"), Kind.TOKENS)
-    datasets = {role: open_dataset(join_url(root, kind, inputs[role])) for role, kind in kinds.items()}
+    inputs, config = manifest.identity["inputs"], stored_config(dict(manifest.provenance), url)
     folder = StoredFolder(root, "students", name.rpartition("-")[0], manifest.identity)
-    return folder, datasets, manifest.provenance
+    for part in config.parts:
+        prefix = f"{part.corpus_name}: " if config.is_mixture else ""
+        datasets = {role: open_dataset(join_url(root, kind, inputs[prefix + role])) for role, kind in _KINDS.items()}
+        yield _Caches(datasets, part, folder, part.corpus_name if config.is_mixture else None)
 
 
-def _of_caches(url: str) -> tuple[Mapping[str, Dataset], Mapping[str, Any]]:
-    """Return the datasets that belong to alignments or to scores, and what the dataset's manifest records."""
+def _of_caches(url: str) -> _Caches:
+    """Return the datasets that belong to alignments or to scores, with what the dataset's manifest records."""
     dataset = open_dataset(url)
     if dataset.kind == Kind.ALIGNMENTS:
         tokens = dataset.identity["teacher_tokens"]
@@ -140,12 +174,8 @@ def _of_caches(url: str) -> tuple[Mapping[str, Dataset], Mapping[str, Any]]:
         for role in ("teacher_tokens", "student_tokens")
     }
     examples = open_dataset(join_url(dataset.root, Kind.EXAMPLES, sides["teacher_tokens"].identity["examples"]))
-    return {
-        "examples": examples,
-        **sides,
-        "alignments": alignments,
-        "scores": scores,
-    }, dataset.complete_manifest().provenance
+    datasets = {"examples": examples, **sides, "alignments": alignments, "scores": scores}
+    return _Caches(datasets, stored_config(dict(dataset.complete_manifest().provenance), url))
 
 
 def _teacher(scores: Dataset) -> str | None:

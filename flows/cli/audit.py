@@ -21,7 +21,7 @@ def audit(
     ],
     teacher: Annotated[str | None, typer.Option(help=f"The teacher, if it has moved since it scored: {MODEL}.")] = None,
     student: Annotated[str | None, typer.Option(help="The student's model folder, if it is a copy elsewhere.")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="The number of examples to draw.")] = 16,
+    examples: Annotated[int, typer.Option(min=1, help="The number of examples to draw, in all.")] = 16,
     tokens: Annotated[
         int, typer.Option(min=2, help="The tokens of each example that are looked at, from its beginning.")
     ] = 256,
@@ -38,7 +38,11 @@ def audit(
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a picture of the numbers to this .png file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a picture of the numbers to this .png file; of a mixture, one per source, as FILE-SOURCE.png.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,22 +51,27 @@ def audit(
     Draws examples of a student's caches, or of caches alone, and computes the probability of every byte prefix of them
     from one forward pass and the heaviest other tokenizations. Compares the target of each chunk under the three forms
     of objective.debias with it, for the teacher and the student: by script, kind of text, length, position, and what
-    stands at both ends. The configuration, the caches and the models are found from the URL.
+    stands at both ends. The configuration, the caches and the models are found from the URL. Of a student of a mixture,
+    each source is audited by itself, with its own teacher.
     """
     from alm_pipeline.audit.audit import AuditSettings, audit_targets
     from alm_pipeline.audit.drawing import draw_audit
+    from alm_pipeline.audit.numbers import audit_document
     from alm_pipeline.audit.sources import AuditSource
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
         if picture and picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
-        source = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
+        sources = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
-        report = audit_targets(source, settings)
-        if picture:
-            write_picture(picture, draw_audit(report))
+        reports = audit_targets(sources, settings)
+        for report in reports if picture else ():
+            assert picture
+            file = picture.with_stem(f"{picture.stem}-{report.source}") if report.source else picture
+            write_picture(file, draw_audit(report))
     if as_json:
-        out.write_json(report.document())
+        out.write_json(audit_document(reports))
     else:
-        print_audit(report)
+        for report in reports:
+            print_audit(report)

@@ -38,10 +38,11 @@ def print_audit(report: "AuditReport") -> None:
     """Print the numbers by group, the largest cases and the remarks."""
     from alm_pipeline.audit.tables import number_tables, remarks
 
+    of = f"{report.source}: " if report.source else ""
     for side, title, rows in number_tables(report):
-        out.print_rows(NUMBERS, rows, f"{side}, {title}: distance of targets from their exact values, nats")
+        out.print_rows(NUMBERS, rows, f"{of}{side}, {title}: distance of targets from their exact values, nats")
     if report.largest:
         cases = [case.row() for case in report.largest]
-        out.print_rows(CASES, cases, f"largest distances with debias {report.debias}, nats")
+        out.print_rows(CASES, cases, f"{of}largest distances with debias {report.debias}, nats")
     for sentence in remarks(report):
-        out.print_line(sentence)
+        out.print_line(of + sentence)

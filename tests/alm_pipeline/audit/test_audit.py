@@ -25,7 +25,8 @@ SETTINGS = AuditSettings(examples=2, tokens=40, seed=1, budget=40, tolerance=0.0
 
 @pytest.fixture(scope="module")
 def report(finished: Pipeline) -> AuditReport:
-    return audit_targets(AuditSource.open(finished.student.url), SETTINGS)
+    (of_all,) = audit_targets(AuditSource.open(finished.student.url), SETTINGS)
+    return of_all
 
 
 def test_both_sides_and_all_forms_have_numbers(report: AuditReport) -> None:
@@ -46,7 +47,7 @@ def test_targets_of_the_student_are_those_of_its_loss(finished: Pipeline, report
     """Of `end`, from the student's own logits, token by token."""
     model = LoadedTokenizer(str(finished.student.fetch()))
     chunks = [chunk for chunk in report.chunks if (chunk.side, chunk.form) == ("student", "end")]
-    loaded = AuditSource.open(finished.student.url).student
+    loaded = AuditSource.open(finished.student.url)[0].student
     assert loaded is not None
     llama = loaded.load("float32", device="cpu")
     texts = _texts(finished)
@@ -82,7 +83,7 @@ def test_every_chunk_is_in_one_group_of_each_grouping(report: AuditReport) -> No
 def test_caches_alone_have_only_the_teacher(finished: Pipeline, report: AuditReport) -> None:
     settings = replace(SETTINGS, examples=1, largest=0)
     by_alignments, by_scores = (
-        audit_targets(AuditSource.open(url), settings) for url in (finished.alignments.url, finished.scores.url)
+        audit_targets(AuditSource.open(url), settings)[0] for url in (finished.alignments.url, finished.scores.url)
     )
     assert set(by_alignments.tokens) == {"teacher"}
     assert replace(by_alignments, url="", numbers=[]) == replace(by_scores, url="", numbers=[])
@@ -150,7 +151,7 @@ def test_places(text: str, byte: int, place: str) -> None:
 
 def _error(url: str, **options: str) -> str:
     with pytest.raises(UserError) as caught:
-        _ = AuditSource.open(url, **options).teacher  # type: ignore[arg-type]
+        _ = AuditSource.open(url, **options)[0].teacher  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -176,7 +177,7 @@ def test_models_may_have_moved(finished: Pipeline, gemma_folder: str, tmp_path: 
     import shutil
 
     moved = [shutil.copytree(folder, tmp_path / name) for folder, name in _folders(finished, gemma_folder)]
-    source = AuditSource.open(finished.student.url, teacher=str(moved[0]), student=str(moved[1]))
+    (source,) = AuditSource.open(finished.student.url, teacher=str(moved[0]), student=str(moved[1]))
     assert source.teacher.name == str(moved[0])
     assert [tokenizer.name for tokenizer in source.tokenizers.values()] == [str(folder) for folder in moved]
 
