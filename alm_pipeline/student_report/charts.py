@@ -1,13 +1,18 @@
-"""The curves of the students as plain values, for the page's script to draw."""
+"""The curves of the students as plain values, for the page's script to draw.
+
+Of mixtures, what is measured by source has further charts: of one student with a line per source, of several with a
+chart per source, in which each student has the color that it has in all of them.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from alm_pipeline.student_report.stored import ReportedStudent, number
-from alm_pipeline.training.student.curves import PANELS, Column, Panel, smooth
+from alm_pipeline.training.student.curves import PANELS, Column, Panel, TrainingCurves, smooth
 
 _POINTS = 3200
 """of all students' curves in one chart; longer ones are means over steps in a row"""
@@ -20,20 +25,40 @@ _COLORS = 8
 _INK = -1
 
 Chart = dict[str, Any]
+Colored = Mapping[int, TrainingCurves]
+"""the curves of one chart, by the number of their color"""
 
 
 def charts(students: Sequence[ReportedStudent]) -> dict[str, Any] | None:
     """Return a chart for each quantity that a student has."""
-    drawn = [_chart(panel, students) for panel in PANELS if any(panel.has(student.curves) for student in students)]
+    runs = [student.curves for student in students]
+    drawn = [*_charts(dict(enumerate(runs))), *_charts_by_source(runs)]
     return {"charts": drawn} if drawn else None
 
 
-def _chart(panel: Panel, students: Sequence[ReportedStudent]) -> Chart:
-    series = [line for place, student in enumerate(students) for line in _series(panel, student, place, len(students))]
-    series += _references(students) if panel.has_results else []
+def _charts_by_source(runs: Sequence[TrainingCurves]) -> Iterator[Chart]:
+    if len(runs) == 1:
+        yield from _charts(dict(enumerate(runs[0].sources.values())), ", by source")
+        return
+    for name in dict.fromkeys(source for run in runs for source in run.sources):
+        having = {place: run for place, run in enumerate(runs) if name in run.sources}
+        named = {place: replace(run.sources[name], name=run.name) for place, run in having.items()}
+        yield from _charts(named, f": {name}")
+
+
+def _charts(runs: Colored, of: str = "") -> Iterator[Chart]:
+    """Yield a chart for each quantity that one of the runs has; `of` follows its title."""
+    for panel in PANELS:
+        if any(panel.has(run) for run in runs.values()):
+            yield _chart(panel, runs, of)
+
+
+def _chart(panel: Panel, runs: Colored, of: str) -> Chart:
+    series = [line for color, run in runs.items() for line in _series(panel, run, color, len(runs))]
+    series += _references(runs) if panel.has_results else []
     values = [value for line in series for value in line["y"]]
     return {
-        "title": panel.title,
+        "title": panel.title + of,
         "unit": panel.unit,
         "log": panel.log and bool(values) and min(values) > 0 and max(values) > _LOG_RANGE * min(values),
         "zero": panel.from_zero,
@@ -42,26 +67,26 @@ def _chart(panel: Panel, students: Sequence[ReportedStudent]) -> Chart:
     }
 
 
-def _series(panel: Panel, student: ReportedStudent, color: int, count: int) -> Iterator[dict[str, Any]]:
-    steps, values = panel.values(student.curves)
+def _series(panel: Panel, run: TrainingCurves, color: int, count: int) -> Iterator[dict[str, Any]]:
+    steps, values = panel.values(run)
     points = max(_FEWEST_POINTS, _POINTS // count)
     if len(steps):
         smoothed = values if panel.exact else smooth(values)
         if count == 1 and smoothed is not values:
             yield _line("single steps", color, "pale", *_fewer(steps, values, points))
         kind = "points" if panel.part == "evaluations" or len(steps) == 1 else "line"
-        yield _line(student.name, color, kind, *_fewer(steps, smoothed, points))
+        yield _line(run.name, color, kind, *_fewer(steps, smoothed, points))
 
 
-def _references(students: Sequence[ReportedStudent]) -> list[dict[str, Any]]:
-    """Return the teacher and the student before training as dashed lines: one if it is the same for all students."""
-    last = max(student.curves.last_step for student in students)
+def _references(runs: Colored) -> list[dict[str, Any]]:
+    """Return the teacher and the student before training as dashed lines: one if it is the same for all runs."""
+    last = max(run.last_step for run in runs.values())
     lines = []
     for who, kind in (("teacher", "dashed"), ("student_before", "dotted")):
-        values = [number(student.curves.bits_per_byte.get(who)) for student in students]
-        named = zip(students, values, range(len(students)), strict=True)
+        values = [number(run.bits_per_byte.get(who)) for run in runs.values()]
+        named = zip(runs.values(), values, runs, strict=True)
         title = who.replace("student_", "")
-        places = [("", values[0], _INK)] if len(set(values)) == 1 else [(f"{s.name}: ", v, k) for s, v, k in named]
+        places = [("", values[0], _INK)] if len(set(values)) == 1 else [(f"{r.name}: ", v, k) for r, v, k in named]
         for prefix, value, color in places:
             if value is not None:
                 lines.append(_line(f"{prefix}{title}", color, kind, np.array([0.0, last]), np.array([value, value])))

@@ -5,14 +5,20 @@ import json
 import re
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from alm_pipeline.audit.audit import AuditSettings, audit_targets
+from alm_pipeline.audit.numbers import audit_document
 from alm_pipeline.audit.sources import AuditSource
 from alm_pipeline.config import AlmConfig, FilesSource, ObjectiveConfig, SourceConfig, TrainedTokenizer, parse_config
+from alm_pipeline.methods.comparison import MethodComparison
+from alm_pipeline.methods.definitions import domain_at
+from alm_pipeline.methods.units import BITS, KL
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.planning.estimate import make_plan
 from alm_pipeline.planning.finished import find_finished, record_finished
@@ -20,7 +26,7 @@ from alm_pipeline.planning.plan import Amount
 from alm_pipeline.repair import repair
 from alm_pipeline.report import summarize, summary_rows
 from alm_pipeline.scoring.scorer import Scorer
-from alm_pipeline.student_report.page import stored_report
+from alm_pipeline.student_report.page import report_page, stored_report
 from storage.errors import UserError
 from storage.upkeep.catalog import Catalog
 from storage.urls import read_bytes
@@ -277,11 +283,51 @@ def test_a_students_origins_are_those_of_all_sources(config: AlmConfig, sources:
 def test_a_mixtures_student_is_audited_by_source(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
     pipeline = Pipeline(mixture(config, sources), str(tmp_path))
     pipeline.run()
-    with pytest.raises(UserError, match="was trained on a mixture, whose sources may have teachers of their own"):
-        AuditSource.open(pipeline.student.url)
-    own = AuditSource.open(pipeline.parts[1].scores.url)
-    assert own.teacher.identity == pipeline.parts[1].teacher.identity
-    assert own.teacher.name != config.teacher
+    settings = AuditSettings(examples=3, tokens=24, budget=10, tolerance=0.1, largest=1)
+    found = AuditSource.open(pipeline.student.url)
+    reports = audit_targets(found, settings)
+    assert [(report.source, report.examples) for report in reports] == [("maths", 1), ("code", 1), ("prose", 1)]
+    assert [report.teacher for report in reports] == [part.config.teacher for part in pipeline.parts]
+    assert list(audit_document(reports)["sources"]) == ["maths", "code", "prose"]
+    for report, part in zip(reports, pipeline.parts, strict=True):
+        assert set(report.tokens) == {"teacher", "student"}
+        assert report.stored["p99"] < 2e-3
+        # the teacher's side is that of the source's caches alone
+        (alone,) = audit_targets(AuditSource.open(part.scores.url), replace(settings, examples=1))
+        assert [row for row in report.numbers if row.side == "teacher"] == alone.numbers
+    with pytest.raises(UserError, match="have several teachers: audit the scores of each"):
+        AuditSource.open(pipeline.student.url, teacher=config.teacher)
+
+
+def test_methods_are_compared_on_a_mixture(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    chosen = mixture(config, sources, evaluation=config.evaluation.model_copy(update={"samples": 0}))
+    comparison = MethodComparison(chosen, str(tmp_path / "store"), ("alm+sft", "untrained"), seeds=1)
+    report = comparison.run()
+    folders = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("teacher_scores", "students")}
+    assert folders == {"teacher_scores": 3, "students": 2}
+    assert report.domains == ["maths+code+prose", "maths", "code", "prose"]
+    value = {(each.domain, each.name): each.values for each in report.measures}
+    for run in comparison.runs:
+        student = Pipeline(run.config, comparison.root).student.manifest()
+        assert student
+        of_all: Any = student.results
+        for measure, name in ((BITS, "bits_per_byte"), (KL, "word_kl")):
+            for part, of_part in of_all["sources"].items():
+                expected = of_part[name]["student_after"]
+                assert value[part, measure][run.method].value == pytest.approx(expected, rel=1e-9)
+            expected = of_all[f"held_out_{name}"]["student_after"]
+            assert value["maths+code+prose", measure][run.method].value == pytest.approx(expected, rel=1e-9)
+        teacher = of_all["sources"]["code"]["bits_per_byte"]["teacher"]
+        assert value["code", BITS]["teacher"].value == pytest.approx(teacher, rel=1e-9)
+    page = (Path(comparison.url) / "comparison.md").read_text()
+    assert "maths+code+prose, held out, means by share" in page
+    assert "code (22.22% of the training), held out" in page
+
+
+@pytest.mark.bad_input
+def test_a_domain_named_like_a_source_is_refused(config: AlmConfig, sources: Sources, corpus_url: str) -> None:
+    with pytest.raises(UserError, match="domains: code is the name of two corpora"):
+        MethodComparison(mixture(config, sources), "none", ("alm",), 1, [domain_at("code", corpus_url, 5)])
 
 
 def test_a_finished_mixture_is_known_until_a_source_changes(
@@ -310,6 +356,37 @@ def test_the_report_shows_each_source(config: AlmConfig, sources: Sources, tmp_p
         assert f"source {name}" in words
         assert f"{share} of the training" in words
     assert "of tiny-llama" in words
+    drawn = json.loads(re.search(r'id="chart-data">(.*?)</script>', text)[1])  # type: ignore[index]
+    by_title = {chart["title"]: chart for chart in drawn}
+    rows = pq.read_table(pipeline.student.path / "evaluations_by_source.parquet").to_pylist()
+    for title, column in (("Held-out text", "bits_per_byte"), ("Distance to the teacher, held out", "word_kl")):
+        lines = {line["name"]: line for line in by_title[f"{title}, by source"]["series"] if line["kind"] == "points"}
+        assert list(lines) == ["maths", "code", "prose"]
+        for name, line in lines.items():
+            of_source = [row for row in rows if row["source"] == name]
+            assert line["x"] == [row["step"] for row in of_source]
+            assert line["y"] == pytest.approx([row[column] for row in of_source], rel=1e-4)
+    losses = by_title["Divergence from the teacher, by source"]["series"]
+    assert [line["name"] for line in losses] == ["maths", "code", "prose"]
+    references = {line["name"] for line in by_title["Held-out text, by source"]["series"]} - set(lines)
+    assert {"code: teacher", "code: before"} <= references
+
+
+def test_students_of_mixtures_are_side_by_side_by_source(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+    """In the chart of a source are the students that have it, each in its own color."""
+    chosen = [mixture(config, sources), mixture(config, sources[:2])]
+    runs = [Pipeline(each, str(tmp_path)) for each in chosen]
+    for run in runs:
+        run.run()
+    page = report_page([run.student.url for run in runs])
+    drawn = json.loads(re.search(r'id="chart-data">(.*?)</script>', page)[1])  # type: ignore[index]
+    colors = {chart["title"]: {line["color"] for line in chart["series"]} - {"ink"} for chart in drawn}
+    assert colors["Divergence from the teacher: maths"] == {"c0", "c1"}
+    assert colors["Divergence from the teacher: prose"] == {"c0"}
+    swapped = report_page([run.student.url for run in reversed(runs)])
+    drawn = json.loads(re.search(r'id="chart-data">(.*?)</script>', swapped)[1])  # type: ignore[index]
+    colors = {chart["title"]: {line["color"] for line in chart["series"]} - {"ink"} for chart in drawn}
+    assert colors["Divergence from the teacher: prose"] == {"c1"}
 
 
 def test_a_teacher_is_gone_before_the_next_one_is_loaded(

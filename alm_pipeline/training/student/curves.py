@@ -6,6 +6,7 @@ the single steps, full for their running mean.
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alm_pipeline.naming.names import names_apart
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 PICTURE = "curves.png"
 """the picture of one student, in its folder"""
 METRICS, EVALUATIONS, SPEED = "metrics.parquet", "evaluations.parquet", "runs/speed.parquet"
+METRICS_BY_SOURCE, EVALUATIONS_BY_SOURCE = "metrics_by_source.parquet", "evaluations_by_source.parquet"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f", "#8c6d31")
 _INK, _GRID = "#3b3b3b", "#e4e4e4"
 _SMOOTHED_FROM = 20
@@ -51,6 +54,8 @@ class TrainingCurves:
     speed: Mapping[str, Column] = field(default_factory=dict)
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)
     """teacher, student_before, student_after"""
+    sources: Mapping[str, "TrainingCurves"] = field(default_factory=dict)
+    """of a finished student of a mixture, those of each source"""
 
     @property
     def last_step(self) -> float:
@@ -67,14 +72,32 @@ def read_curves(url: str, bits_per_byte: Mapping[str, float] | None = None) -> T
     if metrics is None:
         raise UserError(f"{url} has no {METRICS}: name the folder of a trained student (`alm list ROOT` lists them)")
     manifest = load_folder_manifest(url)
-    bits_in_manifest = manifest.results.get("held_out_bits_per_byte", {}) if manifest else {}
+    results: Mapping[str, Any] = manifest.results if manifest else {}
+    bits_in_manifest = results.get("held_out_bits_per_byte", {})
     return TrainingCurves(
         url.rstrip("/").rsplit("/", 1)[-1],
         metrics,
         evaluations=_columns(join_url(url, EVALUATIONS)) or {},
         speed=_columns(join_url(url, SPEED)) or {},
         bits_per_byte=bits_in_manifest if bits_per_byte is None else bits_per_byte,
+        sources=_source_curves(url, results.get("sources", {})),
     )
+
+
+def _source_curves(url: str, results: Mapping[str, Any]) -> dict[str, TrainingCurves]:
+    """Return the curves of each source that the results of a mixture name, in the mixture's order."""
+    if not results:
+        return {}
+    metrics, evaluations = (_by_source(join_url(url, file)) for file in (METRICS_BY_SOURCE, EVALUATIONS_BY_SOURCE))
+    return {
+        name: TrainingCurves(
+            name,
+            metrics.get(name, {}),
+            evaluations.get(name, {}),
+            bits_per_byte=results.get(name, {}).get("bits_per_byte", {}),
+        )
+        for name in dict.fromkeys([*evaluations, *metrics])
+    }
 
 
 def read_named_curves(urls: Sequence[str]) -> list[TrainingCurves]:
@@ -105,8 +128,23 @@ def _columns(url: str) -> dict[str, Column] | None:
     content = read_bytes(url)
     if content is None:
         return None
-    with user_error(f"{url}: is not a valid Parquet file of numbers by step", "`alm repair --checksums` its folder"):
+    with _valid(url):
         return _numbers(pq.read_table(pa.BufferReader(content)))
+
+
+def _by_source(url: str) -> dict[str, dict[str, Column]]:
+    """Return a Parquet file's columns by source and name; nothing without the file. Raises UserError as `_columns`."""
+    content = read_bytes(url)
+    if content is None:
+        return {}
+    with _valid(url):
+        table = pq.read_table(pa.BufferReader(content))
+        sources, numbers = table["source"], table.drop_columns("source")
+        return {name: _numbers(numbers.filter(pc.equal(sources, name))) for name in sources.unique().to_pylist()}
+
+
+def _valid(url: str) -> AbstractContextManager[None]:
+    return user_error(f"{url}: is not a valid Parquet file of numbers by step", "`alm repair --checksums` its folder")
 
 
 def _numbers(table: pa.Table) -> dict[str, Column]:
