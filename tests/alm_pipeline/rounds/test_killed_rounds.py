@@ -1,26 +1,46 @@
-"""Rounds that are killed with -9 at any of their writes, and run again, write the bytes of unbroken ones."""
+"""Rounds that are killed with -9 at any of their writes, and run again, write the bytes of unbroken ones.
+
+Manifests of rounds name local folders of students, so what is compared has the same root and the same cache.
+"""
 
 import os
 import random
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from alm_pipeline.config import AlmConfig
+from storage.urls import file_sizes, join_url, read_bytes, remove
 from tests.killable import KillableRunner
+from tests.storage.s3_server import BUCKET, S3Server, environment
 
 SOAK = int(os.environ.get("ALM_SOAK", "1"))
-Files = dict[str, bytes]
+Files = dict[str, bytes | None]
 
 
 class Unbroken(NamedTuple):
-    root: Path
+    root: str
     files: Files
-    prepared: Path
-    """a copy of the root as it is before the first round"""
+    prepared: frozenset[str]
+    """the files that are there before the first round"""
+    cache: Path
+    """of the machine that runs the rounds"""
+    variables: Mapping[str, str]
+
+    def start_again(self) -> None:
+        """Remove all that the rounds have made, also from the machine's cache."""
+        for name in file_sizes(self.root).keys() - self.prepared:
+            remove(join_url(self.root, name))
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    def run(self, runner: KillableRunner, stage: str, at_event: int | None = None) -> bool:
+        """Return whether it was killed."""
+        variables = {**self.variables, "ALM_CACHE": str(self.cache)}
+        return bool(runner.run(stage, self.root, variables, at_event=at_event)["killed"])
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +59,44 @@ def runner(folder: Path, text_rounds: AlmConfig) -> Iterator[KillableRunner]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(runner: KillableRunner, folder: Path) -> Unbroken:
-    """The manifests of rounds name local folders of students, so that a comparison needs the same root."""
-    root = folder / "unbroken"
-    files = read_files(root)
+def on_a_disk(runner: KillableRunner, folder: Path) -> Unbroken:
+    """What the runner has made while it loaded everything, and then made again up to the first round."""
+    root = str(folder / "unbroken")
+    made = Unbroken(root, read_files(root), frozenset(), folder / "cache", {})
     shutil.rmtree(root)
-    assert not runner.run("prepare", str(root), {"ALM_CACHE": str(folder / "cache")})["killed"]
-    return Unbroken(root, files, Path(shutil.copytree(root, folder / "prepared")))
+    assert not made.run(runner, "prepare")
+    return made._replace(prepared=frozenset(file_sizes(root)))
 
 
-def read_files(root: Path) -> Files:
+@pytest.fixture(scope="module")
+def in_a_bucket(runner: KillableRunner, folder: Path, s3_server: S3Server) -> Iterator[Unbroken]:
+    root, variables = f"s3://{BUCKET}/{secrets.token_hex(4)}", environment(s3_server.endpoint)
+    made = Unbroken(root, {}, frozenset(), folder / "s3-cache", variables)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        assert not made.run(runner, "prepare")
+        prepared = frozenset(file_sizes(root))
+        assert not made.run(runner, "rounds")
+        yield made._replace(files=read_files(root), prepared=prepared)
+
+
+def read_files(root: str) -> Files:
     """Return the visible files, without those that tell how long a training took."""
-    files = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
-    named = {file.relative_to(root).as_posix(): file for file in files}
-    return {name: file.read_bytes() for name, file in named.items() if "/runs/" not in name}
+    names = [name for name in file_sizes(root) if not name.rsplit("/", 1)[-1].startswith(".") and "/runs/" not in name]
+    return {name: read_bytes(join_url(root, name)) for name in names}
 
 
-def start_again(unbroken: Unbroken) -> None:
-    shutil.rmtree(unbroken.root)
-    shutil.copytree(unbroken.prepared, unbroken.root)
-
-
-def test_writing_is_killed_at_each_of_its_writes(runner: KillableRunner, unbroken: Unbroken, folder: Path) -> None:
-    start_again(unbroken)
-    machine = {"ALM_CACHE": str(folder / "cache")}
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("place", ["on_a_disk", pytest.param("in_a_bucket", marks=pytest.mark.long)])
+def test_writing_is_killed_at_each_of_its_writes(
+    runner: KillableRunner, request: pytest.FixtureRequest, place: str
+) -> None:
+    unbroken: Unbroken = request.getfixturevalue(place)
+    unbroken.start_again()
     kills = 0
     # each run begins where the one before was killed, and is killed one write later than that one was
-    while runner.run("write", str(unbroken.root), machine, at_event=kills + 1)["killed"]:
+    while unbroken.run(runner, "write", at_event=kills + 1):
         kills += 1
     assert kills > 5
     written = read_files(unbroken.root)
@@ -76,12 +107,18 @@ def test_writing_is_killed_at_each_of_its_writes(runner: KillableRunner, unbroke
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", range(3 * SOAK))
-def test_rounds_are_killed_anywhere(runner: KillableRunner, unbroken: Unbroken, folder: Path, seed: int) -> None:
-    start_again(unbroken)
-    chance, machine = random.Random(seed), {"ALM_CACHE": str(folder / "cache")}
+@pytest.mark.parametrize(
+    ("place", "seed"),
+    [("on_a_disk", seed) for seed in range(3 * SOAK)] + [("in_a_bucket", seed) for seed in range(SOAK)],
+)
+def test_rounds_are_killed_anywhere(
+    runner: KillableRunner, request: pytest.FixtureRequest, place: str, seed: int
+) -> None:
+    unbroken: Unbroken = request.getfixturevalue(place)
+    unbroken.start_again()
+    chance = random.Random(f"{place} {seed}")
     kills = 0
-    while runner.run("rounds", str(unbroken.root), machine, at_event=chance.randint(20, 200))["killed"]:
+    while unbroken.run(runner, "rounds", at_event=chance.randint(20, 200)):
         kills += 1
     assert kills > 1
     files = read_files(unbroken.root)
