@@ -1,14 +1,15 @@
 """On-policy rounds: what the student writes, and how it is trained on it."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alm_pipeline.config.frozen import SEEDS, Frozen, Real
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import Dtype
 
 Start = Literal["student", "model"]
+WritingEngine = Literal["transformers", "vllm"]
 
 
 class SamplingConfig(Frozen):
@@ -37,10 +38,26 @@ class SamplingConfig(Frozen):
     at_once: int = Field(
         16, ge=1, description="Texts that are written at a time; for a server, requests in flight. It decides no text."
     )
+    engine: WritingEngine = Field(
+        "transformers",
+        description="What runs a model that writes in this process: `transformers`, or `vllm`, where that is "
+        "installed in the same environment. Both write other texts, from the same seeds.",
+    )
+    arguments: tuple[str, ...] = Field(
+        (),
+        description="With `engine: vllm`: further arguments of `vllm serve`, such as `--gpu-memory-utilization=0.5`.",
+    )
+
+    @model_validator(mode="after")
+    def _arguments_are_for_vllm(self) -> Self:
+        if self.arguments and self.engine != "vllm":
+            raise ValueError("arguments: are those of `vllm serve`; set engine to vllm, or leave them out")
+        return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the texts."""
-        return self.model_dump(mode="json", exclude={"at_once"})
+        """Return what decides the texts; the engine only if it is not the first one."""
+        apart = {"engine", "arguments"} if self.engine == "transformers" else set()
+        return self.model_dump(mode="json", exclude={"at_once", *apart})
 
 
 class PromptsConfig(Frozen):

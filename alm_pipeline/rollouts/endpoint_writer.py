@@ -53,6 +53,9 @@ class EndpointWriter:
     def check_unchanged(self) -> None:
         """Do nothing: what a server does can't be seen."""
 
+    def release(self) -> None:
+        """Do nothing: the model is the server's."""
+
     def write(self, prompts: Sequence[Prompt], rounds: Sequence[int], kept: str) -> list[Written | LeftOut]:
         """Write on each prompt, as `Writer.write` does."""
         with ThreadPoolExecutor(self.sampling.at_once) as pool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from alm_pipeline.config import SamplingConfig
 from alm_pipeline.ensemble.generation import FiniteLogits
@@ -28,7 +28,9 @@ Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class _EncodedPrompt:
+class EncodedPrompt:
+    """A prompt in the writer's tokens."""
+
     prompt: Prompt
     ids: Ids
     text: str
@@ -60,7 +62,7 @@ class LocalWriter:
     def write(self, prompts: Sequence[Prompt], rounds: Sequence[int], kept: str) -> list[Written | LeftOut]:
         """Write on each prompt, as `Writer.write` does; nothing is kept."""
         results: list[Written | LeftOut | None] = [None] * len(prompts)
-        encoded: dict[int, _EncodedPrompt] = {}
+        encoded: dict[int, EncodedPrompt] = {}
         for row, prompt in enumerate(prompts):
             found = self._encode(prompt)
             if isinstance(found, LeftOut):
@@ -69,15 +71,24 @@ class LocalWriter:
                 encoded[row] = found
         # prompts of about the same length together, for little padding
         order = sorted(encoded, key=lambda row: (len(encoded[row].ids), row))
-        for start in range(0, len(order), self.sampling.at_once):
-            rows = order[start : start + self.sampling.at_once]
+        for start in range(0, len(order), self._at_once):
+            rows = order[start : start + self._at_once]
             written = self._generate([encoded[row] for row in rows], [rounds[row] for row in rows])
             for row, ids in zip(rows, written, strict=True):
                 results[row] = self._read(encoded[row], ids)
         return [result for result in results if result is not None]
 
+    def release(self) -> None:
+        """Take the model out of memory; it is loaded again when it writes."""
+        vars(self).pop("_loaded", None)
+
+    @property
+    def _at_once(self) -> int:
+        """The most prompts that `_generate` gets."""
+        return self.sampling.at_once
+
     @cached_property
-    def _loaded(self) -> PreTrainedModel:
+    def _loaded(self) -> Any:
         model = self.model.load(self.sampling.dtype)
         self._end_ids  # noqa: B018  (read from the settings that are replaced now)
         # no other setting that comes with the model, such as a penalty, has a part in what is drawn
@@ -107,7 +118,7 @@ class LocalWriter:
             return []
         return settings if isinstance(settings, list) else [] if settings is None else [settings]
 
-    def _encode(self, prompt: Prompt) -> _EncodedPrompt | LeftOut:
+    def _encode(self, prompt: Prompt) -> EncodedPrompt | LeftOut:
         encoded = self._encode_text(prompt) if prompt.text is not None else self._encode_conversation(prompt)
         if isinstance(encoded, LeftOut):
             return encoded
@@ -116,15 +127,15 @@ class LocalWriter:
             return LeftOut.OVER_CONTEXT
         return encoded
 
-    def _encode_text(self, prompt: Prompt) -> _EncodedPrompt | LeftOut:
+    def _encode_text(self, prompt: Prompt) -> EncodedPrompt | LeftOut:
         assert prompt.text is not None
         batch = self._encoder.encode([prompt.text])
         if batch.dropped[0]:
             return LeftOut.UNREADABLE
         after = self.model.tokenizer.frame[1]
-        return _EncodedPrompt(prompt, batch.token_ids[: len(batch.token_ids) - len(after)], prompt.text)
+        return EncodedPrompt(prompt, batch.token_ids[: len(batch.token_ids) - len(after)], prompt.text)
 
-    def _encode_conversation(self, prompt: Prompt) -> _EncodedPrompt | LeftOut:
+    def _encode_conversation(self, prompt: Prompt) -> EncodedPrompt | LeftOut:
         messages = prompt.messages or []
         if any(literal in str(message.get("content")) for message in messages for literal in self._literals):
             return LeftOut.SPECIAL_LITERAL
@@ -135,7 +146,7 @@ class LocalWriter:
         ids = self._encoder.encode_rendered(text)
         if (ids >= self.model.vocabulary_rows).any():
             return LeftOut.UNREADABLE
-        return _EncodedPrompt(prompt, ids, text)
+        return EncodedPrompt(prompt, ids, text)
 
     @cached_property
     def _literals(self) -> list[str]:
@@ -146,7 +157,7 @@ class LocalWriter:
     def _template(self) -> ChatTemplate:
         return self.model.tokenizer.template
 
-    def _generate(self, prompts: Sequence[_EncodedPrompt], rounds: Sequence[int]) -> Iterator[Ids]:
+    def _generate(self, prompts: Sequence[EncodedPrompt], rounds: Sequence[int]) -> Iterator[Ids]:
         """Yield the tokens written on each prompt, up to and with one that ends the text."""
         model, most = self._loaded, self.sampling.max_tokens
         width = max(len(prompt.ids) for prompt in prompts)
@@ -164,7 +175,7 @@ class LocalWriter:
         )
         finite = FiniteLogits(self.model.name, self.sampling.dtype)
         with torch.inference_mode():
-            output = model.generate(  # type: ignore[operator]
+            output = model.generate(
                 torch.from_numpy(ids).to(model.device),
                 attention_mask=torch.from_numpy(mask).to(model.device),
                 generation_config=settings,
@@ -180,7 +191,7 @@ class LocalWriter:
         own: int | None = self.model.tokenizer.fast.pad_token_id
         return own if own is not None else next(iter(self._end_ids), 0)
 
-    def _read(self, prompt: _EncodedPrompt, written: Ids) -> Written | LeftOut:
+    def _read(self, prompt: EncodedPrompt, written: Ids) -> Written | LeftOut:
         """Return the prompt with what was written on it."""
         is_finished = len(written) > 0 and int(written[-1]) in self._end_ids
         body, end = (written[:-1], written[-1:]) if is_finished else (written, written[:0])

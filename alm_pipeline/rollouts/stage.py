@@ -39,6 +39,9 @@ class Writer(Protocol):
     def check_unchanged(self) -> None:
         """Raise UserError if it is not the model any more that `identity` names."""
 
+    def release(self) -> None:
+        """Take the model out of memory; it is loaded again when it writes."""
+
     def write(self, prompts: Sequence[Prompt], rounds: Sequence[int], kept: str) -> list[Written | LeftOut]:
         """Write on each prompt.
 

@@ -66,10 +66,14 @@ def measure_student(
         identity = {"kind": "rounds", "domain": domain, "model": model.identity, "caches": caches}
         tables.append(store.of(identity, partial(_measure_written, part, model, prompts, domain)))
     if rounds.tasks:
-        folder = Path(rounds.task_folder) if rounds.task_folder else None
-        tasks = ComparedTasks(rounds.tasks, folder, limit=rounds.task_limit)
-        tables.append(measure_tasks(model, tasks, store, rounds.sampling.dtype))
+        tables.append(measure_tasks(model, tasks_of(rounds), store, rounds.sampling.dtype))
     return pa.concat_tables(tables)
+
+
+def tasks_of(rounds: RoundsConfig) -> ComparedTasks:
+    """Return the tasks that students are measured on."""
+    folder = Path(rounds.task_folder) if rounds.task_folder else None
+    return ComparedTasks(rounds.tasks, folder, limit=rounds.task_limit)
 
 
 def _measure_written(run: Pipeline, model: ModelReference, asked: Sequence[str], domain: str) -> pa.Table:

@@ -24,13 +24,15 @@ from alm_pipeline.config import (
     TrainConfig,
     WrittenSource,
 )
+from alm_pipeline.ensemble.tasks import lm_eval_harness
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
 from alm_pipeline.rollouts.local_writer import LocalWriter
 from alm_pipeline.rollouts.prompts import PromptChoice, choose, read_rows
 from alm_pipeline.rollouts.stage import rollouts_dataset, write_rollouts
-from alm_pipeline.rounds.measures import measure_student
+from alm_pipeline.rollouts.vllm_writer import model_writer
+from alm_pipeline.rounds.measures import measure_student, tasks_of
 from alm_pipeline.rounds.report import RoundsReport, write_report_files
 from alm_pipeline.student_report.page import write_run_report
 from storage.dataset import Dataset, Manifest
@@ -68,6 +70,7 @@ class OnPolicy:
         """Run every round, and measure every student. Raises UserError as `Pipeline.run` does."""
         if manifest := self.finished():
             return manifest
+        self.require_tasks()
         self.prepare()
         for round_ in range(1, self.count + 1):
             self.write(round_)
@@ -79,6 +82,16 @@ class OnPolicy:
         """Return the manifest of the results, if all is there; None while the start's tokenizer has yet to be made."""
         made = self.start.made_tokenizer
         return None if made and not made.manifest() else self.folder.manifest()
+
+    def require_tasks(self) -> None:
+        """Raise UserError if students can't be measured on the tasks: now, and not only after all rounds."""
+        if not self.rounds.tasks:
+            return
+        tasks = tasks_of(self.rounds)
+        try:
+            lm_eval_harness().check_tasks(tasks.names, tasks.folder)
+        except UserError as error:
+            raise UserError(f"rounds.tasks: {error}") from error
 
     def prepare(self) -> None:
         """Make what the first round begins with: examples and student 0."""
@@ -113,15 +126,16 @@ class OnPolicy:
         """Let student `round_` - 1 write."""
         writer, prompts = self._writer(round_), self.rounds.prompts
         title = f"write, round {round_}" if round_ <= self.count else "write, at the end"
-        return [
+        written = [
             write_rollouts(rollouts, part.examples, writer, prompts, self._choice(round_, number), title)
             for number, (rollouts, part) in enumerate(zip(self.rollouts(round_), self.start.parts, strict=True))
         ]
+        writer.release()  # it would stay in memory while the next student is trained
+        return written
 
     def _writer(self, round_: int) -> LocalWriter:
         if round_ not in self._writers:
-            self._writers.clear()  # of the rounds before, no model stays in memory
-            self._writers[round_] = LocalWriter(self.model(round_ - 1), self.rounds.sampling)
+            self._writers[round_] = model_writer(self.model(round_ - 1), self.rounds.sampling)
         return self._writers[round_]
 
     def _choice(self, round_: int, part: int) -> PromptChoice:
@@ -268,5 +282,6 @@ def _contents(part: Pipeline) -> list[str]:
 
 
 def _deciding(rounds: RoundsConfig) -> dict[str, Any]:
-    """Return what decides the results."""
-    return rounds.model_dump(mode="json", exclude={"sampling"}) | {"sampling": rounds.sampling.identity()}
+    """Return what decides the results; tasks of one's own by their files, wherever their folder is."""
+    files = {"task_folder": tasks_of(rounds).files()} if rounds.tasks and rounds.task_folder else {}
+    return rounds.model_dump(mode="json", exclude={"sampling"}) | {"sampling": rounds.sampling.identity()} | files

@@ -13,9 +13,9 @@ from alm_pipeline.preflight.phases import Phase
 from alm_pipeline.provenance import provenance
 from alm_pipeline.rollouts.endpoint import Endpoint
 from alm_pipeline.rollouts.endpoint_writer import EndpointWriter
-from alm_pipeline.rollouts.local_writer import LocalWriter
 from alm_pipeline.rollouts.prompts import PromptChoice
 from alm_pipeline.rollouts.stage import Writer, rollouts_dataset, write_rollouts
+from alm_pipeline.rollouts.vllm_writer import model_writer
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 
@@ -48,9 +48,9 @@ class WriterChoice:
     def writer(self, run: Pipeline, sampling: SamplingConfig) -> Writer:
         """Return the writer for one source of a corpus."""
         if self.by == "teacher":
-            return LocalWriter(run.teacher, sampling)
+            return model_writer(run.teacher, sampling)
         if self.by == "student":
-            return LocalWriter(run.source, sampling)
+            return model_writer(run.source, sampling)
         return EndpointWriter(Endpoint(self.by), self.model or "", sampling, self.revision)
 
 
@@ -89,10 +89,13 @@ class Writing:
     def write(self) -> list[Manifest]:
         """Write what is missing, for each source of the corpus."""
         self.prepare()
-        return [
-            write_rollouts(self._dataset(part), part.examples, self._writer(part), self._prompts, self._choice, "write")
-            for part in self.run_before.parts
-        ]
+        return list(map(self._write, self.run_before.parts))
+
+    def _write(self, part: Pipeline) -> Manifest:
+        writer = self._writer(part)
+        written = write_rollouts(self._dataset(part), part.examples, writer, self._prompts, self._choice, "write")
+        writer.release()  # two teachers are never in memory together
+        return written
 
     @property
     def datasets(self) -> Sequence[Dataset]:
