@@ -1,14 +1,18 @@
 """The flow on a mixture: every source's stages, and one source's scores alone, as a machine of a pool makes them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import Artifact
+from typer.testing import CliRunner
 
 from alm_pipeline.config import AlmConfig, SourceConfig
 from alm_pipeline.pipeline import Pipeline
 from flows.alm import alm
+from flows.cli.app import app
+from flows.model_flows import audit
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -39,6 +43,21 @@ def test_the_whole_flow_of_a_mixture(
     assert '"tokenize teacher"' in plan.data
     (page,) = shown("alm-report")
     assert "Aligned chunks of an example" in page.data
+    check_audit(result["places"]["student"], tmp_path, shown)
+
+
+def check_audit(student: str, folder: Path, shown: Callable[[str], list[Artifact]]) -> None:
+    """The student is audited source by source, by the flow and by the command."""
+    document = audit(student, examples=2, tokens=12, budget=5, largest=1)
+    assert [report["examples"] for report in document["sources"].values()] == [1, 1]
+    page, table = shown("alm-audit")
+    assert {row["source"] for row in json.loads(str(table.data))} == {"tiny", "fifth"}
+    assert str(page.data).count("data:image/png;base64,") == 2
+    options = ["--examples", "2", "--tokens", "12", "--budget", "5", "--picture", str(folder / "audit.png")]
+    printed = CliRunner().invoke(app, ["audit", student, *options])
+    assert printed.exit_code == 0, printed.output
+    assert "fifth: student, all chunks: distance" in " ".join(printed.stdout.split())
+    assert sorted(file.name for file in folder.glob("*.png")) == ["audit-fifth.png", "audit-tiny.png"]
 
 
 def test_a_source_is_named_for_its_shards_alone(config: AlmConfig, llama_folder: str, tmp_path: Path) -> None:
