@@ -43,20 +43,20 @@ class SamplingConfig(Frozen):
         description="What runs a model that writes in this process: `transformers`, or `vllm`, where that is "
         "installed in the same environment. Both write other texts, from the same seeds.",
     )
-    arguments: tuple[str, ...] = Field(
+    vllm_arguments: tuple[str, ...] = Field(
         (),
         description="With `engine: vllm`: further arguments of `vllm serve`, such as `--gpu-memory-utilization=0.5`.",
     )
 
     @model_validator(mode="after")
     def _arguments_are_for_vllm(self) -> Self:
-        if self.arguments and self.engine != "vllm":
-            raise ValueError("arguments: are those of `vllm serve`; set engine to vllm, or leave them out")
+        if self.vllm_arguments and self.engine != "vllm":
+            raise ValueError("vllm_arguments: are for the engine vllm: set engine to vllm, or leave them out")
         return self
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the texts; the engine only if it is not the first one."""
-        apart = {"engine", "arguments"} if self.engine == "transformers" else set()
+        apart = {"engine", "vllm_arguments"} if self.engine == "transformers" else set()
         return self.model_dump(mode="json", exclude={"at_once", *apart})
 
 

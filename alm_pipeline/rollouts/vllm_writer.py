@@ -7,6 +7,7 @@ so the texts are others, and its sums may differ in their last bits with the tex
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -32,20 +33,16 @@ class VllmWriter(LocalWriter):
 
     @cached_property
     def _loaded(self) -> Any:
-        try:
-            from vllm import LLM, EngineArgs
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
-        except ImportError as error:
-            raise UserError(
-                f"rounds.sampling.engine vllm: vLLM is not installed in this environment ({error}): install it here, "
-                "or set the engine to transformers"
-            ) from error
+        require_engine(self.sampling)
+        from vllm import LLM, EngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
         code = ["--trust-remote-code"] if self.model.trust_remote_code else []
         arguments = [
             *("--model", str(self.model.folder), "--skip-tokenizer-init", *code),
             *("--dtype", self.sampling.dtype, "--max-num-seqs", str(self.sampling.at_once)),
             # no setting that comes with the model has a part in what is drawn
-            *("--generation-config", "vllm", *self.sampling.arguments),
+            *("--generation-config", "vllm", *self.sampling.vllm_arguments),
         ]
         parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(arguments)
         return LLM.from_engine_args(EngineArgs.from_cli_args(parsed))
@@ -72,6 +69,15 @@ class VllmWriter(LocalWriter):
         inputs = [{"prompt_token_ids": prompt.ids.tolist()} for prompt in prompts]
         for output in llm.generate(inputs, parameters, use_tqdm=False):
             yield np.array(output.outputs[0].token_ids, np.int32)
+
+
+def require_engine(sampling: SamplingConfig) -> None:
+    """Raise UserError if what runs the model is not installed."""
+    if sampling.engine == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "rounds.sampling.engine: vLLM is not installed in this environment: install it here, or set the engine to "
+            "transformers"
+        )
 
 
 def model_writer(model: ModelReference, sampling: SamplingConfig) -> LocalWriter:

@@ -31,7 +31,7 @@ from alm_pipeline.provenance import provenance
 from alm_pipeline.rollouts.local_writer import LocalWriter
 from alm_pipeline.rollouts.prompts import PromptChoice, choose, read_rows
 from alm_pipeline.rollouts.stage import rollouts_dataset, write_rollouts
-from alm_pipeline.rollouts.vllm_writer import model_writer
+from alm_pipeline.rollouts.vllm_writer import model_writer, require_engine
 from alm_pipeline.rounds.measures import measure_student, tasks_of
 from alm_pipeline.rounds.report import RoundsReport, write_report_files
 from alm_pipeline.student_report.page import write_run_report
@@ -70,7 +70,7 @@ class OnPolicy:
         """Run every round, and measure every student. Raises UserError as `Pipeline.run` does."""
         if manifest := self.finished():
             return manifest
-        self.require_tasks()
+        self.require_ready()
         self.prepare()
         for round_ in range(1, self.count + 1):
             self.write(round_)
@@ -83,8 +83,9 @@ class OnPolicy:
         made = self.start.made_tokenizer
         return None if made and not made.manifest() else self.folder.manifest()
 
-    def require_tasks(self) -> None:
-        """Raise UserError if students can't be measured on the tasks: now, and not only after all rounds."""
+    def require_ready(self) -> None:
+        """Raise UserError if students can't write here, or be measured on the tasks: now, and not after hours."""
+        require_engine(self.rounds.sampling)
         if not self.rounds.tasks:
             return
         tasks = tasks_of(self.rounds)

@@ -108,7 +108,7 @@ def _require_shared(gpu_pool: str | None, root: str) -> None:
 
 
 def _run_rounds(rounds: "OnPolicy", storage: str, pool: dict[str, Any]) -> None:
-    rounds.require_tasks()
+    rounds.require_ready()
     if rounds.rounds.start == "student":
         alm(config=rounds.start.config, storage=storage, **pool)
     else:

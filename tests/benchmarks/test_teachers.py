@@ -17,7 +17,7 @@ def test_sums_are_right() -> None:
             assert sum(map(int, left.split(" + "))) == int(result)
 
 
-def test_all_students_are_measured_by_the_specialists(
+def test_both_students_are_measured_by_the_specialists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"FOR_TEACHERS": 60, "FOR_STUDENTS": 40, "STEPS": 3}.items():
@@ -29,10 +29,9 @@ def test_all_students_are_measured_by_the_specialists(
     ]
     assert names[0] == names[1] == names[2]
     assert {(domain, measure) for domain, measure, _ in names[0]} == {(d, m) for d in DOMAINS for m in (BITS, KL)}
-    one, two, other = (Pipeline(config, str(tmp_path / "store")) for config in configs(tmp_path / "models", 0).values())
+    one, two = (Pipeline(config, str(tmp_path / "store")) for config in configs(tmp_path / "models", 0).values())
     assert len({part.teacher.identity for part in one.parts}) == 1
     assert len({part.teacher.identity for part in (*one.parts, *two.parts)}) == 3
-    assert {part.teacher.identity for part in other.parts} == {two.part("ring").teacher.identity}
     # they have the same texts and tokens, so the specialists' scores are for both
     assert [part.tokens("student").name for part in one.parts] == [part.tokens("student").name for part in two.parts]
     show([tables])

@@ -24,7 +24,7 @@ def prompts() -> list[Prompt]:
 
 
 def sampling(**settings: Any) -> SamplingConfig:
-    return SamplingConfig.model_validate({"max_tokens": 12, "engine": "vllm", "arguments": ARGUMENTS, **settings})
+    return SamplingConfig.model_validate({"max_tokens": 12, "engine": "vllm", "vllm_arguments": ARGUMENTS, **settings})
 
 
 def main() -> None:

@@ -17,15 +17,15 @@ VLLM = SamplingConfig(engine="vllm", max_tokens=4)
 def test_texts_of_vllm_have_names_of_their_own() -> None:
     """Those of transformers keep the names that they had before there was a choice."""
     plain = SamplingConfig()
-    assert not {"engine", "arguments"} & plain.identity().keys()
-    with_arguments = VLLM.model_copy(update={"arguments": ("--quantization=fp8",)})
+    assert not {"engine", "vllm_arguments"} & plain.identity().keys()
+    with_arguments = VLLM.model_copy(update={"vllm_arguments": ("--quantization=fp8",)})
     assert len({json.dumps(sampling.identity()) for sampling in (plain, VLLM, with_arguments)}) == 3
 
 
 @pytest.mark.bad_input
 def test_arguments_without_vllm_are_refused() -> None:
     with pytest.raises(ValueError, match="set engine to vllm, or leave them out"):
-        SamplingConfig(arguments=("--enforce-eager",))
+        SamplingConfig(vllm_arguments=("--enforce-eager",))
 
 
 @pytest.mark.bad_input
@@ -33,6 +33,6 @@ def test_arguments_without_vllm_are_refused() -> None:
 def test_a_missing_vllm_is_named(llama_folder: str) -> None:
     writer = model_writer(ModelReference(llama_folder), VLLM)
     assert isinstance(writer, VllmWriter)
-    with pytest.raises(UserError, match=r"rounds\.sampling\.engine vllm: vLLM is not installed"):
+    with pytest.raises(UserError, match=r"rounds\.sampling\.engine: vLLM is not installed"):
         writer.write([Prompt("1", "train", "The quick brown", None, None)], [1], "none")
     writer.release()

@@ -1,11 +1,12 @@
-"""Tasks of lm_eval in rounds: every student's accuracy, by question, beside what it writes."""
+"""Tasks of lm_eval in rounds: every student's accuracy, by question; and what is checked before the first round."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from alm_pipeline.config import AlmConfig
+from alm_pipeline.config import AlmConfig, SamplingConfig
 from alm_pipeline.ensemble.harness import evaluate
 from alm_pipeline.rounds.on_policy import OnPolicy
 from storage.errors import UserError
@@ -59,6 +60,16 @@ def test_results_are_named_by_the_tasks_and_not_by_their_place(
     assert OnPolicy(with_tasks(text_rounds, moved, "endings"), root).folder.name == name
     write_choices(moved, "endings", QUESTIONS[:5])
     assert OnPolicy(with_tasks(text_rounds, moved, "endings"), root).folder.name != name
+
+
+@pytest.mark.bad_input
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_vllm_is_named_before_the_first_training(text_rounds: AlmConfig, tmp_path: Path) -> None:
+    assert text_rounds.rounds
+    rounds = text_rounds.rounds.model_copy(update={"sampling": SamplingConfig(engine="vllm")})
+    with pytest.raises(UserError, match=r"rounds\.sampling\.engine: vLLM is not installed"):
+        OnPolicy(text_rounds.model_copy(update={"rounds": rounds}), str(tmp_path / "root")).run()
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.bad_input
