@@ -41,7 +41,7 @@ class SamplingConfig(Frozen):
     engine: WritingEngine = Field(
         "transformers",
         description="What runs a model that writes in this process: `transformers`, or `vllm`, where that is "
-        "installed in the same environment. Both write other texts, from the same seeds.",
+        "installed in the same environment. Each writes texts of its own, from the same seeds.",
     )
     vllm_arguments: tuple[str, ...] = Field(
         (),
@@ -55,7 +55,7 @@ class SamplingConfig(Frozen):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the texts; the engine only if it is not the first one."""
+        """Return what decides the texts. Without an engine, they are those of transformers."""
         apart = {"engine", "vllm_arguments"} if self.engine == "transformers" else set()
         return self.model_dump(mode="json", exclude={"at_once", *apart})
 

@@ -66,10 +66,10 @@ def audit(
         sources = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
         reports = audit_targets(sources, settings)
-        for report in reports if picture else ():
-            assert picture
-            file = picture.with_stem(f"{picture.stem}-{report.source}") if report.source else picture
-            write_picture(file, draw_audit(report))
+        if picture:
+            for report in reports:
+                of = f"-{report.source}" if report.source else ""
+                write_picture(picture.with_stem(picture.stem + of), draw_audit(report))
     if as_json:
         out.write_json(audit_document(reports))
     else:

@@ -299,13 +299,18 @@ def test_a_mixtures_student_is_audited_by_source(config: AlmConfig, sources: Sou
         AuditSource.open(pipeline.student.url, teacher=config.teacher)
 
 
-def test_methods_are_compared_on_a_mixture(config: AlmConfig, sources: Sources, tmp_path: Path) -> None:
+def test_methods_are_compared_on_a_mixture(
+    config: AlmConfig, sources: Sources, corpus_url: str, tmp_path: Path
+) -> None:
+    """By source, and together; other texts are scored by the configuration's teacher."""
     chosen = mixture(config, sources, evaluation=config.evaluation.model_copy(update={"samples": 0}))
-    comparison = MethodComparison(chosen, str(tmp_path / "store"), ("alm+sft", "untrained"), seeds=1)
+    domains = [domain_at("other", corpus_url, 6)]
+    comparison = MethodComparison(chosen, str(tmp_path / "store"), ("alm+sft", "untrained"), 1, domains)
     report = comparison.run()
-    folders = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("teacher_scores", "students")}
-    assert folders == {"teacher_scores": 3, "students": 2}
-    assert report.domains == ["maths+code+prose", "maths", "code", "prose"]
+    scored = sorted(folder.name.rpartition("-")[0] for folder in (tmp_path / "store" / "teacher_scores").iterdir())
+    assert scored == ["code-tiny-llama", "maths-tiny-gemma", "other-tiny-gemma", "prose-tiny-gemma"]
+    assert len(list((tmp_path / "store" / "students").iterdir())) == 2
+    assert report.domains == ["maths+code+prose", "maths", "code", "prose", "other"]
     value = {(each.domain, each.name): each.values for each in report.measures}
     for run in comparison.runs:
         student = Pipeline(run.config, comparison.root).student.manifest()
