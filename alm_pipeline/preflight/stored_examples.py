@@ -32,7 +32,7 @@ def require_examples(caches: Mapping[str, Dataset], *, assistant_only: bool = Fa
             return
     held_out.require(caches)
     if not is_trained:
-        raise UserError(nothing_to_train_on(caches["examples"]))
+        raise UserError(nothing_to_train_on(caches))
 
 
 def _has_chunks(alignments: pa.Table, assistant_only: bool) -> npt.NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from alm_pipeline.config import ObjectiveConfig, TrainConfig
 from alm_pipeline.objective.chunking.ends import ChunkEnds
+from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.objective.prefix_arrays import PrefixTable
 from alm_pipeline.training.data.arrays import BatchPlan, ExampleArrays, TeacherArrays, read_targets
 from alm_pipeline.training.data.examples import learns_only_answers, read_examples, with_learned
@@ -159,7 +160,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             shards,
             seed=seed,
             buffer=buffer,
-            nothing=nothing_to_train_on(source.datasets["examples"]),
+            nothing=nothing_to_train_on(source.datasets, self.objective),
             reader=reader,
             ahead=_shards_ahead(buffer, shards, manifest.rows),
         )
@@ -222,12 +223,24 @@ def _of_source(
     return rows.append_column("source", pa.array(np.full(rows.num_rows, number, np.uint16)))
 
 
-def nothing_to_train_on(examples: Dataset) -> str:
-    """Return the sentence of the error about a training split that has no chunk to learn from."""
-    return (
-        f"{examples.url}: no example to train on (all are held out, dropped, or without a chunk that counts): use a "
-        "larger corpus, or a smaller corpus.held_out"
+def nothing_to_train_on(datasets: Mapping[str, Dataset], scored_by: ObjectiveConfig | None = None) -> str:
+    """Return the sentence of the error about a training split that has no chunk to learn from.
+
+    `datasets` are the caches by role. `scored_by` is the objective if the scores were read, too: chunks that end where
+    the teacher is unsure do not count.
+    """
+    examples, dropped = datasets["examples"].complete_manifest(), datasets["alignments"].complete_manifest().dropped
+    sentence = (
+        f"{datasets['examples'].url}: no example to train on (of {examples.rows:,}, "
+        f"{examples.counts['held_out_examples']:,} are held out, {sum(dropped.values()):,} were dropped, and no other "
+        "has a chunk that counts): use a larger corpus, or a smaller corpus.held_out"
     )
+    if scored_by and CHUNKINGS[scored_by.chunking].merges_by_scores:
+        sentence += (
+            f"; a chunk counts where the teacher gives a boundary behind it more than objective.gamma "
+            f"({scored_by.gamma:g}), so for a teacher that knows no such texts use a smaller one"
+        )
+    return sentence
 
 
 Block = RowBlock | MixedBlock

@@ -315,9 +315,20 @@ def test_only_examples_with_a_chunk_are_read(stream: BatchStream) -> None:
     assert sum(table.num_rows for table in rows) == len(trained(stream, 0))
 
 
-def test_nothing_to_train_on_is_reported(config: AlmConfig, tmp_path: Path) -> None:
-    corpus = config.corpus.model_copy(update={"held_out": 0.999999})
+@pytest.mark.parametrize(
+    ("held_out", "gamma", "message"),
+    [
+        (0.999999, 0.1, r"no example to train on \(of 80, 80 are held out, 0 were dropped, and no other has a chunk"),
+        (0.25, 1.0, r"are held out, 0 were dropped, .*more than objective\.gamma \(1\)"),
+    ],
+    ids=["held out", "unsure teacher"],
+)
+def test_nothing_to_train_on_is_reported(
+    held_out: float, gamma: float, message: str, config: AlmConfig, tmp_path: Path
+) -> None:
+    corpus = config.corpus.model_copy(update={"held_out": held_out})
     pipeline = Pipeline(config.model_copy(update={"corpus": corpus}), str(tmp_path))
     pipeline.cache()
-    with pytest.raises(UserError, match="no example to train on"):
-        next(iter(BatchStream(pipeline.caches, config.objective, config.train)))
+    objective = config.objective.model_copy(update={"gamma": gamma, "chunking": "boundary"})
+    with pytest.raises(UserError, match=message):
+        next(iter(BatchStream(pipeline.caches, objective, config.train)))
