@@ -171,9 +171,7 @@ def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
     """Return lm_eval's index of tasks after loading the data of these tasks."""
     manager = task_index(tasks, task_folder)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise UserError(
-            f"--tasks {', '.join(unknown)}: lm_eval has no such task; --task-folder is for tasks of your own"
-        )
+        raise UserError(f"tasks {', '.join(unknown)}: lm_eval has no such task; a task folder is for tasks of your own")
     load_tasks(manager, tasks)
     return manager
 
@@ -185,7 +183,7 @@ def task_index(tasks: Sequence[str], folder: Path | None) -> TaskManager:
     these.
     """
     path = str(folder) if folder else None
-    with user_error(f"--task-folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
+    with user_error(f"task folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
         manager = TaskManager(include_path=path, include_defaults=False)
         if not set(tasks) <= set(manager.all_subtasks):
             manager = TaskManager(include_path=path)

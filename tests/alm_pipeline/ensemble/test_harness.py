@@ -126,7 +126,7 @@ def test_a_task_whose_template_fails_is_one_sentence(llama_folder: str, tasks: P
 
 
 def test_tasks_that_cannot_be_loaded_are_refused(llama_folder: str, tasks: Path) -> None:
-    with pytest.raises(UserError, match="--tasks no_such_task: lm_eval has no such task"):
+    with pytest.raises(UserError, match="tasks no_such_task: lm_eval has no such task"):
         list(evaluate([llama_folder], ["no_such_task"], task_folder=tasks))
     (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("questions.jsonl", "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm_eval cannot load foxes: .*gone\.jsonl"):
