@@ -3,36 +3,61 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.device import __main__ as script
 from benchmarks.device.measuring import Line
 
 ROOT = Path(__file__).parents[2]
+THERE = {"accelerate", "filelock", "fsspec", "numba", "numpy", "psutil", "pyarrow", "regex", "safetensors"}
+THERE |= {"tokenizers", "torch", "transformers", "pyyaml", "huggingface-hub"}
+"""what the machine with a GPU has, of this project's dependencies that are needed there"""
+CARRIED = {"pydantic", "pydantic-core", "annotated-types"}
 WITHOUT = """
 import runpy, sys
-for name in ("polars", "prefect", "fastokens", "datasets"):
+for name in sys.argv[1].split():
     sys.modules[name] = None  # importing it raises
-sys.argv = ["device", "--small", "--output", sys.argv[1]]
+sys.argv = ["device", "--small", "--output", *sys.argv[2:]]
 runpy.run_module("benchmarks.device", run_name="__main__")
 """
+MODULES = {"jinja2": "jinja2", "pyyaml": "yaml", "pillow": "PIL", "fonttools": "fontTools", "lm-eval": "lm_eval"}
+
+
+def absent_modules() -> list[str]:
+    """The modules of all dependencies and extras that are not named above; a library's own needs are not among them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for name, names in project["optional-dependencies"].items() if name != "dev" for each in names]
+    names = {re.split(r"[><=;\[ ]", each)[0] for each in (*project["dependencies"], *extras)} - {"alm-pipeline"}
+    absent = names - THERE - CARRIED - {"peft", "triton", "liger-kernel"}
+    # transformers and huggingface-hub import these
+    absent -= {"httpx", "jinja2", "markupsafe", "typer", "rich", "scipy"}
+    return sorted(MODULES.get(name, name.replace("-", "_")) for name in absent)
+
+
+def run_small(output: Path, *arguments: str, without: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", WITHOUT, " ".join(without), str(output), *arguments]
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.CompletedProcess[str]", dict[str, Any]]:
     output = tmp_path_factory.mktemp("device") / "device.json"
-    command = [sys.executable, "-c", WITHOUT, str(output)]
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    absent = absent_modules()
+    assert {"polars", "prefect", "fastokens", "orjson", "tenacity", "datasets"} <= set(absent)
+    done = run_small(output, without=absent)
     return done, json.loads(output.read_text()) if output.exists() else {}
 
 
@@ -91,6 +116,21 @@ def dying() -> Iterator[Line]:
     os._exit(3)
 
 
+def leaving() -> Iterator[Line]:
+    """Leaves a process behind that holds its pipe, as a compiler's workers do."""
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    yield Line("one", float(child))
+
+
+def leaving_and_dying() -> Iterator[Line]:
+    yield from leaving()
+    time.sleep(0.2)
+    os._exit(4)
+
+
 @pytest.mark.parametrize(
     ("run", "error", "lines"),
     [
@@ -98,19 +138,65 @@ def dying() -> Iterator[Line]:
         (breaking, "RuntimeError: CUDA error: an illegal memory access", ["one"]),
         (hanging, "ended after 1 s, its time", ["one"]),
         (dying, "its process ended with status 3", ["one"]),
+        (leaving, "", ["one"]),
+        (leaving_and_dying, "its process ended with status 4", ["one"]),
     ],
 )
 def test_a_section_ends_alone(run: Any, error: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "SECTIONS", {"tried": script.Section(run, 1.0)})
+    name, budget = run.__name__, 3.0 if run is leaving_and_dying else 1.0
+    monkeypatch.setattr(script, "SECTIONS", {name: script.Section(__name__, budget)})
+    recorded: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-        section = script.run_apart("tried", 1.0, "fork")
+        section = script.run_apart(name, budget, "fork", lambda content: recorded.append(dict(content)))
     assert section["error"] == error
     assert [line.what for line in section["lines"]] == lines
-    shown = script.table({"tried": section})
+    assert [content["error"] for content in recorded] == ["not ended yet"] * len(lines)
+    if run in (leaving, leaving_and_dying):
+        assert is_gone(int(section["lines"][0].value))
+    shown = script.table({name: section})
     assert ("FAILED" in shown) == bool(error)
     assert ("WRONG" in shown) == (run in (breaking, hanging))
     assert "one" in shown
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, or does within ten seconds."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE or not psutil.wait_procs([process], timeout=10)[1]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_section_that_cannot_be_imported_takes_no_other_with_it(tmp_path: Path) -> None:
+    """And what is written is there as soon as it is known."""
+    sections = ["reader", "environment", "attention"]
+    done = run_small(tmp_path / "device.json", "--section", *sections, without=["alm_pipeline.training.data"])
+    assert done.returncode == 1
+    content = json.loads((tmp_path / "device.json").read_text())["sections"]
+    assert list(content) == sections
+    assert content["environment"]["error"] == ""
+    for name in ("reader", "attention"):
+        assert content[name]["error"].startswith(("ModuleNotFoundError", "ImportError"))
+    assert "FAILED" in done.stdout
+    assert not (tmp_path / "device.json.part").exists()
+
+
+def test_what_is_left_of_the_time_ends_the_sections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sections that hang take their time, no more than is left, and those after them are not started."""
+    sections = {"hanging": script.Section(__name__, 60), "steady": script.Section(__name__, 60)}
+    monkeypatch.setattr(script, "SECTIONS", sections)
+    monkeypatch.setattr(script, "STARTED", time.monotonic())
+    monkeypatch.setattr(script, "TOTAL_S", 6.0)
+    monkeypatch.setattr(sys, "argv", ["device", "--small", "--output", str(tmp_path / "device.json")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert script.main() == 1
+    content = json.loads((tmp_path / "device.json").read_text())["sections"]
+    assert content["hanging"]["error"].startswith("ended after ")
+    assert [line["what"] for line in content["hanging"]["lines"]] == ["one"]
+    assert content["steady"]["error"] == "not started: no time was left"
 
 
 def test_a_value_that_is_no_number_is_wrong() -> None:
