@@ -44,7 +44,8 @@ def wrap(logits_processor: type, vocabulary: ServedVocabulary) -> None:
         logits_NV = forward(self, lm_head, hidden_states, *args, **settings)
         if logits_NV is None:  # on the ranks of tensor parallelism that the logits are not gathered on
             return None
-        method = getattr(self, "_alm_quantization", "unknown")
+        # with LoRA enabled, another layer around this one is called in its place
+        method = getattr(getattr(self, "base_layer", self), "_alm_quantization", "unknown")
         return encode(logits_NV, code(vocabulary, dtype_name(hidden_states), method))
 
     mark(wrapped)

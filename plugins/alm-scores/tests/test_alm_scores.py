@@ -68,6 +68,25 @@ def test_pieces_change_nothing(elements: int, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(Encoder(VOCABULARY)(logits.clone(), 0.5), whole)
 
 
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0, 300.0])
+def test_both_ways_to_normalize_give_the_numbers_of_float64(scale: float) -> None:
+    """Also where a boundary has e^-40 to e^-500 and less, beside others that are certain."""
+    z = np.random.default_rng(5).normal(0, scale, (200, ROWS)).astype(np.float32)
+    ids_K = torch.tensor(VOCABULARY.boundary_ids)
+    mask_V = torch.zeros(ROWS)
+    mask_V[ids_K] = 1
+    logprobs = z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), -1, keepdims=True)
+    boundary = np.logaddexp.reduce(logprobs[:, list(VOCABULARY.boundary_ids)], -1)
+    assert (boundary.min() < -100) == (scale > 30)
+    for normalize in (encoding.normalize, lambda values, ids: encoding.normalize_in_cache(values, ids, mask_V)):
+        found = torch.from_numpy(z.copy())
+        found_boundary = normalize(found, ids_K).numpy()
+        np.testing.assert_allclose(found.numpy(), logprobs, rtol=2e-6, atol=4e-6)
+        np.testing.assert_allclose(found_boundary, boundary, rtol=2e-6, atol=4e-6)
+        assert (found.numpy() <= 0).all()
+        assert (found_boundary <= 0).all()
+
+
 def test_a_certain_boundary_is_still_the_largest() -> None:
     logits = torch.full((2, WIDTH), -100.0)
     logits[0, 3] = 100.0  # certain, and a boundary
