@@ -141,7 +141,7 @@ class ChoiceScorer:
                 use_cache=False,
             )
             hidden_NH = output.last_hidden_state[rows_N.to(device), places_N.to(device)]
-            logprobs_N = self._scorer.token_logprobs(hidden_NH, targets_N)
+            logprobs_N = self._scorer.head_scores(hidden_NH, targets_N).logprobs
         sizes = [choice.scored for tree in trees for choice in tree.question.choices]
         ends = np.cumsum(sizes)
         sums = np.add.reduceat(logprobs_N.astype(np.float64), [0, *ends[:-1].tolist()])

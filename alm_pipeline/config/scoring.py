@@ -26,6 +26,18 @@ class ServedConfig(Frozen):
     model: str | None = Field(
         None, min_length=1, description="The name that the servers serve the teacher under. Default: the only one."
     )
+    hidden_states: bool = Field(
+        False,
+        description="The engine returns each token's last hidden state, and this project's own head computes the "
+        "scores from it: for vLLM without the plugin alm-scores, as a server in its pooling mode, or in this process. "
+        "A state is large (4 bytes per number), and this machine loads the teacher's head.",
+    )
+    head_device: str | None = Field(
+        None,
+        min_length=1,
+        description="With `hidden_states`: the device for the teacher's head, such as cpu or cuda:1. Default: the GPU "
+        "if there is one.",
+    )
     in_flight: int = Field(32, ge=1, le=4096, description="The maximum number of requests at a time, per server.")
     timeout: float = Field(600.0, gt=0, description="The seconds that a server may take for one request.")
     wait: float = Field(
@@ -177,12 +189,19 @@ class ScoreConfig(Frozen):
             raise ValueError("served.urls: the engine sglang needs the address of a running server")
         if self.engine == "transformers" and self.served.quantization:
             raise ValueError("served.quantization: the engine transformers loads a teacher as its files say")
+        if self.served.hidden_states and self.engine not in ("http", "vllm"):
+            raise ValueError(
+                f"served.hidden_states: only vLLM returns hidden states, and the engine is {self.engine}: set engine "
+                "to http or vllm (SGLang returns them as JSON numbers, some 80 kB per token: use the plugin there)"
+            )
+        if self.served.head_device and not self.served.hidden_states:
+            raise ValueError("served.head_device: without served.hidden_states, the engine computes the head")
         return self
 
     @property
     def asks_other_machines(self) -> bool:
         """Whether servers that are there already score, so that this machine's GPUs stay free."""
-        return bool(self.served.urls)
+        return bool(self.served.urls) and not self.served.hidden_states
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the scores.

@@ -8,6 +8,7 @@ Loading a configuration imports torch, which takes a second; `ModelConfiguration
 processes that only tokenize and align.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,21 @@ def empty_model(config: "PreTrainedConfig", name: str, *, trust_remote_code: boo
     if not loader.__name__.startswith("Auto"):
         return loader(config)  # type: ignore[no-any-return]
     return loader.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+
+
+def without_layers(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """Return the configuration of the model's embedding, last norm and head alone, which are not quantized."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    layers = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list | tuple) and len(value) == layers:  # one entry per layer
+            setattr(text, name, [])
+    text.num_hidden_layers = 0
+    for part in {id(part): part for part in (config, text)}.values():
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
 
 
 def text_config(config: Any) -> Any:

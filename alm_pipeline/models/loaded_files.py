@@ -86,10 +86,10 @@ def _adapter_files(name: str, exists: Callable[[str], bool]) -> list[str]:
     return [ADAPTER, _ADAPTER_WEIGHTS]
 
 
-def refuse_adapter(name: str, folder: Path) -> None:
+def refuse_adapter(name: str, folder: Path, why: str = "which can't be made into another model") -> None:
     """Raise UserError if an adapter is loaded with the model: transformers would save the adapter alone."""
     if (folder / ADAPTER).is_file() and is_peft_available():
-        raise UserError(f"{name}: contains an adapter ({ADAPTER}), which can't be made into another model: {_MERGE}")
+        raise UserError(f"{name}: contains an adapter ({ADAPTER}), {why}: {_MERGE}")
 
 
 def model_config(name: str, folder: Path) -> dict[str, Any]:

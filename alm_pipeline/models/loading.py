@@ -2,18 +2,19 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from alm_pipeline.models.configuration import model_class
+from alm_pipeline.models.configuration import model_class, without_layers
 from alm_pipeline.models.files import model_folder
 from alm_pipeline.models.health.damage import reading_model
-from alm_pipeline.models.health.finite_weights import check_finite_weights
+from alm_pipeline.models.health.finite_weights import check_finite_weights, first_names
 from alm_pipeline.models.health.library_log import load_reports, quiet_transformers
 from alm_pipeline.models.health.weights_report import check_stored_types, check_weights, conversion_problem
 from alm_pipeline.models.loaded_files import weight_files
@@ -41,9 +42,8 @@ def load_model(
     folder = model_folder(name, revision)
     here = partial(weight_files, name, folder, lambda file: os.path.lexists(folder / file))
     with reading_model(name, folder, here), quiet_transformers(), load_reports() as logged:
-        model, report = _from_pretrained(
-            loader, name, folder, logged, dtype, trust_remote_code, device_map, code_revision
-        )
+        settings = {"device_map": device_map, **_code_settings(trust_remote_code, code_revision)}
+        model, report = _from_pretrained(loader, name, folder, logged, dtype, settings)
     check_weights(name, model, report)
     check_stored_types(name, model, [folder / file for file in here() if file.endswith(".safetensors")])
     if device_map is None:
@@ -53,31 +53,77 @@ def load_model(
     return model
 
 
+def load_head_model(
+    name: str,
+    config: PreTrainedConfig,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    revision: str | None = None,
+    code_revision: str | None = None,
+) -> PreTrainedModel:
+    """Load a model of this configuration without its layers: its embedding, last norm and head, onto `device`.
+
+    Of a large model that is a small part, and as its own class computes it. A quantized model's head is loaded if it is
+    stored as real numbers. Raises UserError as `load_model` does, and if the head is quantized.
+    """
+    place = default_device() if device is None else device_named(device)
+    loader = model_class(name, trust_remote_code=trust_remote_code, revision=revision, code_revision=code_revision)
+    folder = model_folder(name, revision)
+    here = partial(weight_files, name, folder, lambda file: os.path.lexists(folder / file))
+    settings = {"config": without_layers(config), **_code_settings(trust_remote_code, code_revision)}
+    with reading_model(name, folder, here), quiet_transformers(), load_reports() as logged, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # tables with a part for each layer
+        model, report = _from_pretrained(loader, name, folder, logged, dtype, settings)
+    if report["missing_keys"] and getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{name}: its head is quantized too ({first_names(report['missing_keys'])} are not stored as real numbers),"
+            " so it can't be computed outside of the engine: set score.served.hidden_states to false, and use the "
+            "plugin alm-scores"
+        )
+    check_weights(name, model, _without_layers_in(report, model))
+    model.to(place)  # type: ignore[arg-type]  # torch.nn.Module.to takes a device
+    check_finite_weights(model, name)
+    model.eval()
+    return model
+
+
+def _without_layers_in(report: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Return a report about weights without what the layers would have used: whole tensors, and parts of tables."""
+    head: Any = model.get_output_embeddings()
+    own = {id(value) for value in head.parameters()} if head is not None else set()
+    names = {key for key, value in model.named_parameters(remove_duplicate=False) if id(value) in own}
+    mismatched = [found for found in report["mismatched_keys"] if found[0] in names]
+    return {**report, "unexpected_keys": [], "mismatched_keys": mismatched}
+
+
+def _code_settings(trust_remote_code: bool, code_revision: str | None) -> dict[str, Any]:
+    """Return what `from_pretrained` has to know of a model's own code."""
+    # only an automatic class takes a revision of the code
+    return {"trust_remote_code": trust_remote_code, **({"code_revision": code_revision} if code_revision else {})}
+
+
 def _from_pretrained(
     loader: Any,
     name: str,
     folder: Path,
     logged: Sequence[str],
     dtype: str,
-    trust_remote_code: bool,
-    device_map: str | dict[str, Any] | None,
-    code_revision: str | None,
+    settings: dict[str, Any],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the model and the report about its weights, in which tensors of other shapes are not an error yet."""
     try:
         return loader.from_pretrained(  # type: ignore[no-any-return]
             folder,
             dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
             use_safetensors=True,  # no other weights are hashed
-            # only an automatic class takes it
-            **({"code_revision": code_revision} if code_revision else {}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **settings,
         )
     except Exception as error:
-        if not trust_remote_code and "trust_remote_code" in str(error):
+        if not settings["trust_remote_code"] and "trust_remote_code" in str(error):
             raise UserError(
                 f"{name}: comes with its own code, as a student with n-gram embeddings does: if you trust it, set "
                 "trust_remote_code to true"

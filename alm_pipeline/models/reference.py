@@ -121,6 +121,11 @@ class ModelReference:
         """Raise UserError if an adapter is loaded with the model, so that no other model can be made of it."""
         refuse_adapter(self.name, tokenizer_files(self.name, self.revision))
 
+    def refuse_served_adapter(self) -> None:
+        """Raise UserError if an adapter is loaded with the model here, which vLLM and SGLang do not load."""
+        folder = tokenizer_files(self.name, self.revision)
+        refuse_adapter(self.name, folder, "which transformers loads on top of the model, and a server does not")
+
     def check_unchanged(self) -> None:
         """Raise UserError if the files were changed since the identity was computed or the model was loaded.
 
@@ -176,6 +181,23 @@ class ModelReference:
             trust_remote_code=self.trust_remote_code,
             device=device,
             device_map=device_map,
+            revision=self.revision,
+            code_revision=self._code_revision(),
+        )
+        self._files.check()
+        return model
+
+    def load_head(self, dtype: str, *, device: str | None = None) -> "PreTrainedModel":
+        """Load it without its layers, as `models.loading.load_head_model` does. Raises UserError as `load` does."""
+        from alm_pipeline.models.loading import load_head_model
+
+        self._files.check()
+        model = load_head_model(
+            self.name,
+            self.load_config(),
+            dtype,
+            trust_remote_code=self.trust_remote_code,
+            device=device,
             revision=self.revision,
             code_revision=self._code_revision(),
         )

@@ -273,11 +273,11 @@ class Scorer:
         """Return what a forward pass and the head run within."""
         return self._on_device()
 
-    def token_logprobs(self, hidden_NH: Tensor, next_N: Tensor) -> Floats:
-        """[N] the log-probability of each next token, from hidden states of the model."""
+    def head_scores(self, hidden_NH: Tensor, next_N: Tensor) -> TokenScores:
+        """Return the scores of N positions from hidden states of the model; `logprobs` are those of the next tokens."""
         with self._head_precision():
             hidden_NH = hidden_NH.to(self.device, self.head.dtype)
-            return self._head_scores(hidden_NH, next_N.to(self.device)).scores().logprobs
+            return self._head_scores(hidden_NH, next_N.to(self.device)).scores()
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":

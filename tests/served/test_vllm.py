@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,44 +13,26 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.scoring import stage
 from alm_pipeline.scoring.scorer import Scorer, TokenScores
-from alm_pipeline.scoring.served.server import started_server
+from alm_pipeline.scoring.served.probes import TEXTS as PROBES
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
-from alm_pipeline.scoring.served_scorer import PROBES, open_served_scorer
+from alm_pipeline.scoring.served_scorer import open_served_scorer
 from alm_pipeline.scoring.stage import score, scores_dataset
 from alm_pipeline.tokenization.stage import tokenize, tokens_dataset
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests import tiny
 from tests.corpora import text_examples
-from tests.served.environment import ARGUMENTS, CLOSE, command, needs_vllm, run_python, set_variables
+from tests.served.environment import CLOSE, needs_vllm, run_python, set_variables
+from tests.served.servers import DEMO, config, encoded, largest_difference, server, small_llama
 
 pytestmark = needs_vllm
 GUARD = "alm_pipeline.scoring.served.guard"
-DEMO = "demo:smollm2-135m-instruct"
 SHARDS = [[f"{text} {k}" * 3 for k, text in enumerate(tiny.TEXTS)], [], [*PROBES, "The fox.", "a"]]
-
-
-def config(*urls: str, arguments: tuple[str, ...] = (), **settings: Any) -> ScoreConfig:
-    served = {"urls": urls, "command": command(), "arguments": (*ARGUMENTS, *arguments), **settings.pop("served", {})}
-    return ScoreConfig.model_validate({"engine": "http", "dtype": "float32", "served": served, **settings})
-
-
-@contextmanager
-def server(
-    teacher: ModelReference, vocabulary: ServedVocabulary | None = None, *, arguments: tuple[str, ...] = ()
-) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        set_variables(monkeypatch)
-        settings = config(arguments=arguments, top_k=5)
-        with started_server(teacher, settings, vocabulary or ServedVocabulary.of(teacher)) as started:
-            yield started.url
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +40,6 @@ def smollm() -> Iterator[tuple[ModelReference, str]]:
     teacher = ModelReference(DEMO)
     with server(teacher) as url:
         yield teacher, url
-
-
-def encoded(teacher: ModelReference, texts: list[str]) -> list[np.ndarray]:
-    return [np.array(teacher.tokenizer.fast(text)["input_ids"], np.int32) for text in texts]
-
-
-def largest_difference(found: list[TokenScores], expected: list[TokenScores]) -> float:
-    pairs = [
-        (getattr(ours, name)[start:], getattr(theirs, name)[start:])
-        for ours, theirs in zip(found, expected, strict=True)
-        for name, start in (("logprobs", 1), ("boundary_logprobs", 0))
-    ]
-    return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("window", [None, 24])
@@ -181,15 +150,6 @@ def test_what_batches_do_to_floats(smollm: tuple[ModelReference, str]) -> None:
     total = sum(len(ours) for ours, _ in rounded)
     print(f"largest difference between batches: {difference:.2g} nats; stored numbers that differ: {others} of {total}")
     assert difference < CLOSE
-
-
-def small_llama(folder: Path, seed: int, texts: list[str] = tiny.TEXTS) -> ModelReference:
-    """A Llama of a shape that vLLM has a kernel for on processors."""
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128}
-    shape |= {"num_hidden_layers": 2, "max_position_embeddings": 512, "vocab_size": 400, "initializer_range": 0.2}
-    tokenizer = tiny.byte_level_tokenizer(texts=texts)
-    return ModelReference(tiny.save(folder / "small-llama", LlamaForCausalLM(LlamaConfig(**shape)), tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,10 @@ def _is_scored(context: Context) -> bool:
 
 
 def _check_vllm(context: Context) -> None:
-    for package, name in (("vllm", "vLLM"), ("alm_scores", "the plugin alm-scores")):
+    needed = {"vllm": "vLLM"}
+    if not context.config.score.served.hidden_states:
+        needed["alm_scores"] = "the plugin alm-scores"
+    for package, name in needed.items():
         if find_spec(package) is None:
             context.add(
                 "score.engine",

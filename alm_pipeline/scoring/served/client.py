@@ -30,6 +30,13 @@ _UNAVAILABLE = frozenset({408, 429, 502, 503, 504})
 """HTTP statuses of a server, or of what is before it, that can't answer now"""
 _FAULTS = 5
 """the number of times that an answer may be a server's error (500) or no JSON before the row is given up"""
+_MISSING_API = {
+    "/pooling": "it is not in pooling mode: set score.served.hidden_states to false, or start it with `alm serve "
+    "--hidden-states`",
+    "/v1/completions": "if it is in pooling mode, set score.served.hidden_states to true; else start it as "
+    "docs/how-to/served-teachers.md says",
+}
+"""what to do if a server lacks an API"""
 Got = TypeVar("Got")
 _CONNECT_S = 10.0
 _IDLE_S = 1.0
@@ -130,15 +137,17 @@ class Client:
         count: int,
         body: Callable[[int], Mapping[str, Any]],
         while_waiting: Callable[[], None] = lambda: None,
+        url: str | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yield the answer to each of `count` requests as it comes, with the request's number.
 
-        `body` returns the JSON of a request by its number, once it is the request's turn.
+        `body` returns the JSON of a request by its number, once it is the request's turn. With `url`, only this server
+        is asked, beside the requests that are in flight.
         `while_waiting` is called every second without an answer; what it raises ends the requests. Raises UserError if
         a server refuses a request, or no server answers it in time.
         """
         outcomes: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, count, body, outcomes), self._loop)
+        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, count, body, outcomes, url), self._loop)
         try:
             for _ in range(count):
                 number, outcome = _next(outcomes, while_waiting)
@@ -154,11 +163,12 @@ class Client:
         count: int,
         body: Callable[[int], Mapping[str, Any]],
         outcomes: "SimpleQueue[tuple[int, Answer | BaseException]]",
+        url: str | None,
     ) -> None:
         async def ask(number: int) -> None:
             try:
                 content = orjson.dumps(body(number))
-                outcomes.put((number, await self._patiently(self._post, path, content)))
+                outcomes.put((number, await self._patiently(self._post, path, content, url)))
             except Exception as error:
                 outcomes.put((number, error))
             finally:
@@ -199,8 +209,8 @@ class Client:
             raise _Temporary(url, f"{path} answers {response.status_code}")
         return response
 
-    async def _post(self, path: str, content: bytes) -> Answer:
-        url, rest_s = await self._slots.get(), 0.0
+    async def _post(self, path: str, content: bytes, named_url: str | None) -> Answer:
+        url, rest_s = named_url or await self._slots.get(), 0.0
         try:
             response = await self._http.post(url + path, content=content, headers={"Content-Type": "application/json"})
         except httpx.RequestError as error:
@@ -209,7 +219,8 @@ class Client:
         else:
             return Answer(url, _json(url, path, response))
         finally:
-            self._loop.call_later(rest_s, self._slots.put_nowait, url)
+            if named_url is None:
+                self._loop.call_later(rest_s, self._slots.put_nowait, url)
 
 
 def _next(
@@ -231,7 +242,9 @@ def _json(url: str, path: str, response: httpx.Response) -> Any:
         problem = f"answers {status}: {error_text(content)}" if status >= 500 else "answers with damaged JSON"
         raise _Temporary(url, f"{path} {problem}", is_fault=True)
     if status != 200:
-        raise UserError(f"{url}: {path} answers {status}: {error_text(content)}: {_fix(status, error_text(content))}")
+        raise UserError(
+            f"{url}: {path} answers {status}: {error_text(content)}: {_fix(status, path, error_text(content))}"
+        )
     return content
 
 
@@ -247,9 +260,11 @@ def _parsed(content: bytes) -> Any:
         return None
 
 
-def _fix(status: int, message: str) -> str:
+def _fix(status: int, path: str, message: str) -> str:
     if status in (401, 403):
         return f"set the environment variable {KEY} to the server's API key"
+    if status == 404 and path in _MISSING_API:
+        return _MISSING_API[path]
     if "logprobs" in message and "max allowed" in message:
         return "start the server with a larger --max-logprobs (score.top_k + 3), or set a smaller score.top_k"
     if "context length" in message or "max_model_len" in message:

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from alm_pipeline.scoring.served.client import Client
-from alm_pipeline.scoring.served.replies import Reader, RowScores, Served, WrongReply
+from alm_pipeline.scoring.served.replies import RowScores, Served, WrongReply
 from alm_pipeline.scoring.served.vocabulary import CARRIERS, ServedVocabulary
-from alm_pipeline.scoring.served.wire import Api, SglangApi, VllmApi
+from alm_pipeline.scoring.served.wire import Api, PoolingApi, SglangApi, VllmApi
 from storage.errors import UserError
 
 Ids = npt.NDArray[np.int32]
+_HIDDEN_STATES = " by hidden states"
+"""in records, after the engine's name and version"""
 _PREFIX_CACHING = re.compile(r'^vllm:cache_config_info\{[^}]*enable_prefix_caching="True"', re.MULTILINE)
 
 
@@ -42,21 +44,43 @@ class ScoredRow(NamedTuple):
     served: Served
 
 
+class RowReader(Protocol):
+    """Reads what an engine answers for a row."""
+
+    @property
+    def top_k(self) -> int: ...
+
+    def read(self, ids: Sequence[int], values: Any, /) -> tuple[RowScores, Served]:
+        """Return the row's scores, and what is served. Raises WrongReply if the values can't be true."""
+        ...
+
+
 class RowEngine(Protocol):
     """Scores rows of tokens."""
+
+    reader: RowReader
 
     @property
     def facts(self) -> Sequence[EngineFacts]:
         """What each server says; all serve the same teacher."""
         ...
 
+    @property
+    def urls(self) -> Sequence[str]:
+        """The servers' addresses; empty if it is in this process."""
+        ...
+
     def rows(
-        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self,
+        rows: Sequence[Ids],
+        name: Callable[[int], str],
+        while_waiting: Callable[[], None],
+        url: str | None = None,
     ) -> Iterator[ScoredRow]:
         """Yield the scores of each row as they come; `name` names a row by its number in errors.
 
-        `while_waiting` is called now and then; it may raise. Raises UserError if an answer can't be true, or none
-        comes.
+        With `url`, only this server is asked. `while_waiting` is called now and then; it may raise. Raises UserError if
+        an answer can't be true, or none comes.
         """
         ...
 
@@ -67,34 +91,45 @@ class HttpEngine:
 
     client: Client
     api: Api
-    reader: Reader
+    reader: RowReader
     facts: Sequence[EngineFacts]
 
     @classmethod
-    def vllm(cls, client: Client, vocabulary: ServedVocabulary, top_k: int) -> "HttpEngine":
-        """Raises UserError if a server is not vLLM's, serves several models, or has prefix caching on."""
+    def vllm(cls, client: Client, reader: RowReader) -> "HttpEngine":
+        """Servers of vLLM; whether with the plugin or without it, the client's configuration says.
+
+        Raises UserError if a server is not vLLM's, serves several models or an adapter, or has prefix caching on.
+        """
         names, facts = zip(*(_vllm_facts(client, url) for url in client.urls), strict=True)
         if len(set(names)) > 1:
             raise UserError(
                 f"score.served.urls: the servers serve the teacher under several names ({', '.join(sorted(set(names)))}"
                 "): start them with the same --served-model-name"
             )
-        return cls(client, VllmApi(names[0], top_k), Reader(vocabulary, top_k), facts)
+        api = PoolingApi(names[0]) if client.config.hidden_states else VllmApi(names[0], reader.top_k)
+        return cls(client, api, reader, facts)
 
     @classmethod
-    def sglang(cls, client: Client, vocabulary: ServedVocabulary, top_k: int) -> "HttpEngine":
+    def sglang(cls, client: Client, reader: RowReader, vocabulary: ServedVocabulary) -> "HttpEngine":
         """Raises UserError if a server is not SGLang's."""
         facts = [_sglang_facts(client, url) for url in client.urls]
-        api = SglangApi(vocabulary.carriers, top_k)
-        return cls(client, api, Reader(vocabulary, top_k, is_normalized=True), facts)
+        return cls(client, SglangApi(vocabulary.carriers, reader.top_k), reader, facts)
+
+    @property
+    def urls(self) -> Sequence[str]:
+        return self.client.urls
 
     def rows(
-        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self,
+        rows: Sequence[Ids],
+        name: Callable[[int], str],
+        while_waiting: Callable[[], None],
+        url: str | None = None,
     ) -> Iterator[ScoredRow]:
         def body(number: int) -> dict[str, Any]:
             return self.api.body(rows[number].tolist())
 
-        for number, answer in self.client.answers(self.api.path, len(rows), body, while_waiting):
+        for number, answer in self.client.answers(self.api.path, len(rows), body, while_waiting, url):
             ids = rows[number].tolist()
             try:
                 scores, served = self.reader.read(ids, self.api.values(answer.content, ids))
@@ -112,17 +147,25 @@ def _vllm_facts(client: Client, url: str) -> tuple[str, EngineFacts]:
         raise UserError(
             f"{url}: serves {', '.join(served) or 'no model'}: set score.served.model to the name of the teacher there"
         )
+    model = served[name]
+    if model.get("parent"):
+        raise UserError(
+            f"{url}: serves {name} as an adapter of {model['parent']}, and the teacher is a whole model: set "
+            "score.served.model to the name of the teacher itself, or merge the adapter into its model "
+            "(merge_and_unload), name that as the teacher, and serve it"
+        )
     if _PREFIX_CACHING.search(client.get(url, "/metrics").text):
         raise UserError(
             f"{url}: caches prefixes, so the log-probabilities of a prompt may lack what was cached: start the server "
             "with --no-enable-prefix-caching"
         )
     version = _json(client, url, "/version", "vLLM").get("version", "of an unknown version")
-    model = served[name]
-    longest = model.get("max_model_len")
-    # one token is generated, because the boundary after a row's last token comes with it
-    facts = EngineFacts(f"vllm {version}", str(model.get("root") or ""), longest and longest - 1, "unknown", "unknown")
-    return name, facts
+    longest, engine = model.get("max_model_len"), f"vllm {version}"
+    if client.config.hidden_states:
+        engine += _HIDDEN_STATES
+    elif longest:
+        longest -= 1  # one token is generated, because the boundary after a row's last token comes with it
+    return name, EngineFacts(engine, str(model.get("root") or ""), longest, "unknown", "unknown")
 
 
 def _sglang_facts(client: Client, url: str) -> EngineFacts:
@@ -162,14 +205,16 @@ class VllmEngine:
     """vLLM in this process's environment, with its own processes for the GPUs."""
 
     llm: Any
-    reader: Reader
+    reader: RowReader
     facts: Sequence[EngineFacts]
+    hidden_states: bool
+    urls: Sequence[str] = ()
 
     @classmethod
     def start(
-        cls, arguments: Sequence[str], longest: int | None, vocabulary: ServedVocabulary, top_k: int
+        cls, arguments: Sequence[str], longest: int | None, reader: RowReader, *, hidden_states: bool
     ) -> "VllmEngine":
-        """Load the teacher with the arguments of `vllm serve`; ALM_SCORES_FILE names the vocabulary's file.
+        """Load the teacher with the arguments of `vllm serve`; ALM_SCORES_FILE names the plugin's file, if it is used.
 
         Raises UserError if vLLM is not installed.
         """
@@ -183,24 +228,39 @@ class VllmEngine:
             ) from error
         parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", *arguments])
         llm = LLM.from_engine_args(EngineArgs.from_cli_args(parsed))
-        facts = EngineFacts(f"vllm {__version__}", arguments[0], longest, "unknown", "unknown")
-        return cls(llm, Reader(vocabulary, top_k), [facts])
+        engine = f"vllm {__version__}{_HIDDEN_STATES if hidden_states else ''}"
+        return cls(llm, reader, [EngineFacts(engine, arguments[0], longest, "unknown", "unknown")], hidden_states)
 
     def rows(
-        self, rows: Sequence[Ids], name: Callable[[int], str], while_waiting: Callable[[], None]
+        self,
+        rows: Sequence[Ids],
+        name: Callable[[int], str],
+        while_waiting: Callable[[], None],
+        url: str | None = None,
     ) -> Iterator[ScoredRow]:
+        prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
+        answers = self._hidden_states(prompts) if self.hidden_states else self._logprobs(prompts)
+        for number, values in enumerate(answers):
+            try:
+                scores, served = self.reader.read(rows[number].tolist(), values)
+            except WrongReply as error:
+                raise UserError(f"score.engine vllm: its answer for {name(number)} {error}") from error
+            yield ScoredRow(number, self.facts[0].engine, scores, served)
+
+    def _logprobs(self, prompts: Sequence[Any]) -> Iterator[Any]:
         from vllm import SamplingParams
 
         of_prompt = self.reader.top_k + CARRIERS if self.reader.top_k else 1
         sampling = SamplingParams(
             max_tokens=1, temperature=0, prompt_logprobs=of_prompt, logprobs=max(2, of_prompt), detokenize=False
         )
-        prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
-        for number, output in enumerate(self.llm.generate(prompts, sampling, use_tqdm=False)):
+        for output in self.llm.generate(prompts, sampling, use_tqdm=False):
             positions = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
-            after = [{id_: number.logprob for id_, number in position.items()} for position in positions]
-            try:
-                scores, served = self.reader.read(rows[number].tolist(), after)
-            except WrongReply as error:
-                raise UserError(f"score.engine vllm: its answer for {name(number)} {error}") from error
-            yield ScoredRow(number, self.facts[0].engine, scores, served)
+            yield [{id_: number.logprob for id_, number in position.items()} for position in positions]
+
+    def _hidden_states(self, prompts: Sequence[Any]) -> Iterator[Any]:
+        from vllm import PoolingParams
+
+        pooling = PoolingParams(use_activation=False)
+        for output in self.llm.encode(prompts, pooling, pooling_task="token_embed", use_tqdm=False):
+            yield output.outputs.data.float().numpy()

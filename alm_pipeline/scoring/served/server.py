@@ -39,28 +39,45 @@ _log = logging.getLogger("alm_pipeline")
 def server_arguments(teacher: ModelReference, config: ScoreConfig) -> tuple[str, ...]:
     """Return the arguments of `vllm serve` that this teacher's scores need, besides its address."""
     served = config.served
-    length = window_size(teacher, config)
-    # the server also generates one token, because the boundary after a row's last token comes with it
     options = {
         "--served-model-name": served.model or teacher.label,
         "--dtype": config.dtype,
-        "--max-model-len": None if length is None else str(length + 1),
-        "--max-logprobs": str(config.top_k + CARRIERS),
-        "--logprobs-mode": "raw_logits",
-        "--generation-config": "vllm",
+        **(_pooling_options if served.hidden_states else _plugin_options)(config, window_size(teacher, config)),
         "--quantization": served.quantization,
         "--tensor-parallel-size": str(served.tensor_parallel) if served.tensor_parallel > 1 else None,
         "--pipeline-parallel-size": str(served.pipeline_parallel) if served.pipeline_parallel > 1 else None,
         "--max-num-batched-tokens": str(served.batched_tokens) if served.batched_tokens else None,
     }
     valued = [part for name, value in options.items() if value is not None for part in (name, value)]
-    flags = ["--no-enable-prefix-caching", "--skip-tokenizer-init"]
+    # in pooling mode vLLM does not start without a tokenizer, and never spells a token
+    flags = ["--no-enable-prefix-caching", *([] if served.hidden_states else ["--skip-tokenizer-init"])]
     flags += ["--trust-remote-code"] if teacher.trust_remote_code else []
     return (str(teacher.folder), *valued, *flags, *served.arguments)
 
 
-def server_environment(file: Path) -> dict[str, str]:
-    """Return the variables that the server needs besides its own."""
+def _plugin_options(config: ScoreConfig, length: int | None) -> dict[str, str | None]:
+    return {
+        # the server also generates one token, because the boundary after a row's last token comes with it
+        "--max-model-len": None if length is None else str(length + 1),
+        "--max-logprobs": str(config.top_k + CARRIERS),
+        "--logprobs-mode": "raw_logits",
+        "--generation-config": "vllm",
+    }
+
+
+def _pooling_options(config: ScoreConfig, length: int | None) -> dict[str, str | None]:
+    return {
+        "--max-model-len": None if length is None else str(length),
+        "--runner": "pooling",
+        "--convert": "embed",
+        "--pooler-config": '{"task":"token_embed","use_activation":false}',
+    }
+
+
+def server_environment(config: ScoreConfig, file: Path) -> dict[str, str]:
+    """Return the variables that the server needs besides its own; `file` is the plugin's, if it is used."""
+    if config.served.hidden_states:
+        return {"VLLM_NO_USAGE_STATS": "1"}
     # the context and one generated token, which is not read again
     return {FILE: str(file), "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -77,14 +94,16 @@ def shell_command(command: tuple[str, ...], environment: Mapping[str, str]) -> s
 
 @contextmanager
 def started_server(
-    teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary
+    teacher: ModelReference, config: ScoreConfig, vocabulary: ServedVocabulary | None
 ) -> "Iterator[StartedServer]":
     """Yield a server that is ready. It has ended when the context ends.
 
-    Raises UserError with the server's last lines if it does not start.
+    `vocabulary` is what the plugin has to know, if it is used. Raises UserError with the server's last lines if it does
+    not start.
     """
     with tempfile.TemporaryDirectory(prefix="alm-served-", ignore_cleanup_errors=True) as folder:
-        vocabulary.write(Path(folder, "alm-scores.json"))
+        if vocabulary is not None:
+            vocabulary.write(Path(folder, "alm-scores.json"))
         server = StartedServer(teacher, config, Path(folder))
         try:
             server.wait_until_ready()
@@ -110,7 +129,7 @@ class StartedServer:
         address = ("--host", _LOCAL, "--port", str(port))
         self._command = (*config.served.command, *server_arguments(teacher, config), *address)
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._environment = inherited | server_environment(folder / "alm-scores.json")
+        self._environment = inherited | server_environment(config, folder / "alm-scores.json")
         self._process = self._start()
         self._watching = threading.Thread(target=self._watch, name="watch the server", daemon=True)
 

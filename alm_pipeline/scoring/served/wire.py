@@ -5,9 +5,13 @@ SGLang's was written from its source and not run here: `managers/io_struct.py` (
 `layers/logits_processor.py` (`compute_temp_top_p_normalized_logprobs`) of sgl-project/sglang.
 """
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from alm_pipeline.scoring.served.replies import Values, WrongReply
 from alm_pipeline.scoring.served.vocabulary import CARRIERS
@@ -16,18 +20,19 @@ _TOKEN = "token_id:"
 
 
 class Api(Protocol):
-    """One server's way to ask for the numbers of a row of tokens."""
+    """One server's way to ask for what the numbers of a row of tokens are read from."""
 
     path: ClassVar[str]
-    is_normalized: ClassVar[bool]
-    """whether values are the log-softmax of what the plugin has put into the place of logits"""
 
     def body(self, ids: Sequence[int]) -> dict[str, Any]:
         """Return the JSON of a request for one row."""
         ...
 
-    def values(self, answer: Any, ids: Sequence[int]) -> list[Values]:
-        """Return the numbers after each token of the row. Raises WrongReply if the answer is of another form."""
+    def values(self, answer: Any, ids: Sequence[int]) -> Any:
+        """Return what the engine's reader reads. Raises WrongReply if the answer is of another form, or of other ids.
+
+        With the plugin, it is the numbers after each token of the row; else its hidden states.
+        """
         ...
 
 
@@ -35,7 +40,6 @@ class VllmApi:
     """`/v1/completions`, with token ids as the prompt."""
 
     path: ClassVar[str] = "/v1/completions"
-    is_normalized: ClassVar[bool] = False
 
     def __init__(self, model: str, top_k: int) -> None:
         """`model` is the name that the server serves the teacher under."""
@@ -72,7 +76,6 @@ class SglangApi:
     """`/generate`, with token ids as the prompt."""
 
     path: ClassVar[str] = "/generate"
-    is_normalized: ClassVar[bool] = True
 
     def __init__(self, carriers: Sequence[int], top_k: int) -> None:
         self.carriers, self.top_k = list(carriers), top_k
@@ -101,6 +104,40 @@ class SglangApi:
                 for values, numbers in zip(after, lists, strict=True):
                     values |= {id_: value for value, id_, *_ in numbers}
         return list[Values](after)
+
+
+class PoolingApi:
+    """vLLM's `/pooling`, with token ids as the input: the last hidden state of each token, after the last norm."""
+
+    path: ClassVar[str] = "/pooling"
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def body(self, ids: Sequence[int]) -> dict[str, Any]:
+        # in float32 whatever the model's dtype is: what a dtype can't hold then shows in the numbers
+        return {
+            "model": self.model,
+            "input": list(ids),
+            "task": "token_embed",
+            "use_activation": False,
+            "add_special_tokens": False,
+            "encoding_format": "base64",
+            "embed_dtype": "float32",
+            "endianness": "little",
+        }
+
+    def values(self, answer: Any, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """[T, H] the hidden states. The ids are not repeated, so only their number is compared."""
+        with _reading("vLLM's /pooling"):
+            (row,), tokens = answer["data"], int(answer["usage"]["prompt_tokens"])
+            numbers = np.frombuffer(base64.b64decode(row["data"], validate=True), "<f4")
+        if tokens != len(ids) or not len(numbers) or len(numbers) % len(ids):
+            raise WrongReply(
+                f"has {len(numbers):,} numbers for {tokens} tokens, and was asked for {len(ids)} tokens: it cut or "
+                "padded the text"
+            )
+        return numbers.astype(np.float32, copy=False).reshape(len(ids), -1)
 
 
 @contextmanager

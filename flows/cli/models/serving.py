@@ -33,18 +33,24 @@ def serve(
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that share each layer.")] = 1,
     pipeline_parallel: Annotated[int, typer.Option(min=1, help="Groups of GPUs that share the layers.")] = 1,
     batched_tokens: Annotated[int | None, typer.Option(min=1, help="The maximum number of tokens per step.")] = None,
+    hidden_states: Annotated[
+        bool,
+        typer.Option(
+            "--hidden-states", help="Return hidden states, without the plugin: for score.served.hidden_states."
+        ),
+    ] = False,
     command: Annotated[str, typer.Option(help="The server's command.")] = "vllm serve",
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen at.")] = 8000,
     trust_remote_code: TrustRemoteCode = False,
     print_only: Annotated[
-        bool, typer.Option("--print", help="Write the file and print the command, without running it.")
+        bool, typer.Option("--print", help="Write the plugin's file and print the command, without running it.")
     ] = False,
 ) -> None:
     """Start a vLLM server that scores: with the plugin alm-scores, and the settings that exact scores need.
 
     Runs with `score.engine: http` and its address in `score.served.urls` use it. It is for scoring only: what it
-    generates is meaningless. Ctrl-C ends it.
+    generates is meaningless. Ctrl-C ends it. With --hidden-states it needs no plugin, and the run computes the head.
     """
     with user_errors():
         from alm_pipeline.config import ScoreConfig, ServedConfig
@@ -57,16 +63,19 @@ def serve(
             tensor_parallel=tensor_parallel,
             pipeline_parallel=pipeline_parallel,
             batched_tokens=batched_tokens,
+            hidden_states=hidden_states,
             arguments=tuple(arguments or ()),
         )
         config = ScoreConfig(engine="http", dtype=dtype, window=window, top_k=top_k, served=served)
         model = ModelReference(teacher, trust_remote_code)
-        vocabulary = ServedVocabulary.of(model)
-        vocabulary.write(file)
-        environment = server_environment(file.absolute())
+        model.refuse_served_adapter()
+        if not hidden_states:
+            vocabulary = ServedVocabulary.of(model)
+            vocabulary.write(file)
+            err.print_line(f"{file}: {len(vocabulary.boundary_ids):,} boundary tokens of {vocabulary.rows:,}")
+        environment = server_environment(config, file.absolute())
         address = ("--host", host, "--port", str(port))
         parts = (*shlex.split(command), *server_arguments(model, config), *address)
-        err.print_line(f"{file}: {len(vocabulary.boundary_ids):,} boundary tokens of {vocabulary.rows:,}")
         if print_only:
             out.print_line(shell_command(parts, environment))
             return

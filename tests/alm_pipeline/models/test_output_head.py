@@ -1,5 +1,6 @@
 """The head outside of a model gives the same logits as the model, for every kind of head."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from alm_pipeline.models.configuration import load_config
+from alm_pipeline.models.loading import load_head_model
 from alm_pipeline.models.output_head import Head, LayerHead, check_output_head, hidden_states, output_head
 from alm_pipeline.scoring.head import token_and_boundary_logprobs
 from storage.errors import UserError
@@ -70,6 +73,24 @@ def test_numbers_and_gradients_are_those_of_the_models_own_logits(name: str) -> 
     check_output_head(model)
     assert isinstance(output_head(model), Head)
     assert_same_as_model(model)
+
+
+TABLES = {"gemma 4, tables with a part for each layer": ("Gemma4", {"hidden_size_per_layer_input": 8})}
+
+
+# Inkling's layers are large however they are set
+@pytest.mark.parametrize("name", [*(name for name in MODELS if name != "inkling, padded"), *TABLES])
+def test_the_head_is_loaded_without_the_layers(name: str, tmp_path: Path) -> None:
+    """It gives the whole model's logits from its hidden states, and holds nothing of its layers."""
+    model = tiny_model(*(MODELS | TABLES)[name])
+    model.save_pretrained(tmp_path)
+    head = load_head_model(str(tmp_path), load_config(str(tmp_path)), "float32", device="cpu")
+    check_output_head(head)
+    assert head.config.get_text_config().num_hidden_layers == 0
+    assert sum(value.numel() for value in head.parameters()) < sum(value.numel() for value in model.parameters()) / 2
+    with torch.no_grad():
+        logits = output_head(head).logits(hidden_states(model, IDS)[0])
+        torch.testing.assert_close(logits, model(input_ids=IDS, use_cache=False).logits[0], rtol=1e-5, atol=1e-5)
 
 
 def assert_same_as_model(model: Any) -> None:

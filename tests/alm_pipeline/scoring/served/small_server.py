@@ -1,9 +1,11 @@
 """A server with the APIs of vLLM and SGLang that score prompts, over a tiny transformers model and the plugin's code.
 
-The forms of its answers are those of vLLM 0.32 (recorded from `/v1/completions`) and of SGLang's source. It can answer
+The forms of its answers are those of vLLM 0.32 (recorded from `/v1/completions` and `/pooling`) and of SGLang's source.
+It has both of vLLM's APIs, though a real server has one of them. It can answer
 wrongly on purpose: a fault is a function that changes an answer, or writes something else to the connection.
 """
 
+import base64
 import json
 import math
 import threading
@@ -19,6 +21,7 @@ import torch
 from alm_scores.encoding import Encoder, coarse_code, code
 from alm_scores.file import read_file
 
+from alm_pipeline.models.output_head import hidden_states
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 
@@ -45,6 +48,9 @@ class SmallServer:
         self.always: Fault | None = None
         self.longest, self.key, self.has_plugin = 513, "", True
         self.dtype, self.quantization, self.prefix_caching = "float32", "none", False
+        self.parent: str | None = None
+        """the model that what is served is an adapter of"""
+        self.paths: tuple[str, ...] = ("/v1/completions", "/pooling", "/generate")
         self.requests = count()
         self.asked: list[list[int]] = []
         self.most_at_once, self.at_once, self.lock = 0, 0, threading.Lock()
@@ -72,6 +78,23 @@ class SmallServer:
         choice = {"index": 0, "text": "", "logprobs": logprobs, "prompt_logprobs": prompt, "prompt_token_ids": ids}
         return {"id": "cmpl-1", "object": "text_completion", "model": NAME, "choices": [choice]}
 
+    @torch.inference_mode()
+    def pooling(self, body: Json) -> Json:
+        states_TH = hidden_states(self.model, torch.tensor([body["input"]]))[0]
+        states_TH = states_TH.to(getattr(torch, self.dtype)).float()
+        if body["use_activation"]:
+            states_TH = torch.nn.functional.normalize(states_TH, dim=-1)
+        assert (body["encoding_format"], body["embed_dtype"], body["endianness"]) == ("base64", "float32", "little")
+        data = base64.b64encode(states_TH.numpy().tobytes()).decode()
+        count = len(body["input"])
+        return {
+            "id": "pool-1",
+            "object": "list",
+            "model": NAME,
+            "data": [{"index": 0, "object": "pooling", "data": data}],
+            "usage": {"prompt_tokens": count, "total_tokens": count},
+        }
+
     def generate(self, body: Json) -> Json:
         ids, numbers_TV = body["input_ids"], self.numbers(body["input_ids"], normalized=True)
 
@@ -93,6 +116,7 @@ class SmallServer:
     def page(self, path: str) -> Json | str | None:
         """Return what a GET answers."""
         model = {"id": NAME, "object": "model", "root": self.folder, "max_model_len": self.longest}
+        model["parent"] = self.parent
         info = {"model_path": self.folder, "version": "0.5.0", "dtype": self.dtype, "quantization": None}
         caching = (
             f'vllm:cache_config_info{{block_size="128",enable_prefix_caching="{self.prefix_caching}",engine="0"}} 1'
@@ -129,9 +153,13 @@ class Handler(BaseHTTPRequestHandler):
             served.at_once += 1
             served.most_at_once = max(served.most_at_once, served.at_once)
             number = next(served.requests)
-            served.asked.append(body.get("prompt") or body["input_ids"])
+            served.asked.append(body.get("prompt") or body.get("input_ids") or body["input"])
         try:
-            answer = served.completions(body) if self.path == "/v1/completions" else served.generate(body)
+            if self.path not in served.paths:
+                self.send_json(404, {"detail": "Not Found"})
+                return
+            apis = {"/v1/completions": served.completions, "/pooling": served.pooling, "/generate": served.generate}
+            answer = apis[self.path](body)
             fault = served.faults.get(number) or served.always
             changed = fault(self, answer) if fault else answer
             if changed is not None:
