@@ -113,8 +113,9 @@ class ScoreConfig(Frozen):
     engine: Engine = Field(
         "transformers",
         description="What computes the scores: `transformers` in this process; `vllm` in this process's environment; "
-        "`http`, a vLLM server with the plugin alm-scores; `sglang`, an SGLang server with it. It changes the scores "
-        "only by rounding, so it is not part of their name, and a probe holds every engine to that.",
+        "`http`, a vLLM server with the plugin alm-scores, or without it by `served.hidden_states`; `sglang`, an "
+        "SGLang server with the plugin. It changes the scores only by rounding, so it is not part of their name, and a "
+        "probe holds every engine to that.",
     )
     served: ServedConfig = Field(
         ServedConfig(), description="The teacher behind a server, or in vLLM: for engines besides `transformers`."

@@ -6,7 +6,6 @@ loaded without its layers. Shapes: T tokens of a row, H hidden width.
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.output_head import hidden_states, input_device
 from alm_pipeline.models.reference import ModelReference
-from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.scorer import Floats, Scorer
 from alm_pipeline.scoring.served.replies import RowScores, Served, WrongReply
 from alm_pipeline.scoring.served.states import States, StatesReader
 
@@ -61,7 +60,9 @@ class HeadReader(StatesReader):
         return RowScores(logprobs, *scores[1:]), served
 
 
-def _check_finite(logprobs: Any, boundary_logprobs: Any) -> None:
-    wrong = ~np.isfinite(logprobs[1:]) | np.isnan(boundary_logprobs[1:])
+def _check_finite(logprobs: Floats, boundary_logprobs: Floats) -> None:
+    """Raise WrongReply with the first token that has no score; a vocabulary may have no boundary token at all."""
+    wrong = np.isnan(boundary_logprobs)
+    wrong[1:] |= ~np.isfinite(logprobs[1:])
     if wrong.any():
-        raise WrongReply(f"gives no finite score for token {1 + int(np.argmax(wrong))}")
+        raise WrongReply(f"gives no finite score for token {int(np.argmax(wrong))}")

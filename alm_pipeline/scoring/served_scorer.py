@@ -140,7 +140,8 @@ class ServedScorer:
         """Let each server score a few tokens. Raises UserError as `score` does."""
         ids = [id_ for id_ in range(self.teacher.vocabulary_rows) if id_ not in self._reserved][:4]
         for url in self.engine.urls:
-            self._scored([np.array(ids, dtype=np.int32)], names=["a probe"], url=url)
+            for scored in self.engine.rows([np.array(ids, dtype=np.int32)], lambda _: "a probe", lambda: None, url):
+                self._check.check(scored)
 
     def probe(self) -> None:
         """Compare each server's scores of a few texts. Raises UserError if they differ by more than the tolerance."""

@@ -112,8 +112,6 @@ class Client:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             trust_env=not all(map(_is_loopback, self.urls)),  # a proxy does not reach this machine's own ports
         )
-        slots = self.config.in_flight * len(self.urls)
-        self._limit = asyncio.Semaphore(slots)
         self._slots: asyncio.Queue[str] = asyncio.Queue()
         for _ in range(self.config.in_flight):
             for url in self.urls:
@@ -147,13 +145,16 @@ class Client:
         a server refuses a request, or no server answers it in time.
         """
         outcomes: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, count, body, outcomes, url), self._loop)
+        # answers that nobody has taken yet count too: those with hidden states would fill the memory
+        room = asyncio.Semaphore(self.config.in_flight * len(self.urls))
+        asking = asyncio.run_coroutine_threadsafe(self._ask_all(path, count, body, outcomes, url, room), self._loop)
         try:
             for _ in range(count):
                 number, outcome = _next(outcomes, while_waiting)
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield number, outcome
+                self._loop.call_soon_threadsafe(room.release)
         finally:
             asking.cancel()
 
@@ -164,6 +165,7 @@ class Client:
         body: Callable[[int], Mapping[str, Any]],
         outcomes: "SimpleQueue[tuple[int, Answer | BaseException]]",
         url: str | None,
+        room: asyncio.Semaphore,
     ) -> None:
         async def ask(number: int) -> None:
             try:
@@ -171,12 +173,10 @@ class Client:
                 outcomes.put((number, await self._patiently(self._post, path, content, url)))
             except Exception as error:
                 outcomes.put((number, error))
-            finally:
-                self._limit.release()
 
         async with asyncio.TaskGroup() as group:
             for number in range(count):
-                await self._limit.acquire()
+                await room.acquire()
                 group.create_task(ask(number))
 
     async def _patiently(self, request: Callable[..., Awaitable[Got]], *arguments: Any) -> Got:

@@ -137,6 +137,28 @@ def test_vllm_s_method_is_wrapped_once_and_other_ranks_return_nothing() -> None:
     assert OnAnotherRank.forward(processor, head, states) is None
 
 
+def test_a_layer_around_vllm_s_own_says_the_quantization_too() -> None:
+    """With LoRA, vLLM calls the class's method with another layer, whose `base_layer` is the one that was built."""
+
+    class Ours(LogitsProcessor):
+        forward = LogitsProcessor.forward
+
+    class Around(torch.nn.Module):
+        def __init__(self, base_layer: torch.nn.Module) -> None:
+            super().__init__()
+            self.base_layer = base_layer
+
+        def forward(self, *arguments: Any) -> Any:
+            return type(self.base_layer).forward(self, *arguments)
+
+    vllm_plugin.wrap(Ours, VOCABULARY)
+    inner = Ours.__new__(Ours)
+    torch.nn.Module.__init__(inner)
+    inner._alm_quantization = "fp8"
+    found = Around(inner)(torch.randn(WIDTH, 8), torch.randn(5, 8))
+    assert (found[:, 39] == code(VOCABULARY, "float32", "fp8")).all()
+
+
 def test_sglang_s_hook_encodes_what_the_method_returns() -> None:
     def get_logits(self: Any, hidden_states: Any, lm_head: Any, logits_metadata: Any) -> Any:
         return hidden_states @ lm_head.T

@@ -1,6 +1,7 @@
 """Servers and engines that return hidden states, whose scores this project's own head computes."""
 
 import base64
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.scoring.hidden_states import HeadReader
 from alm_pipeline.scoring.scorer import Scorer
+from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.replies import WrongReply
 from alm_pipeline.scoring.served.server import server_arguments, server_environment
 from alm_pipeline.scoring.served.states import StatesReader
+from alm_pipeline.scoring.served.wire import PoolingApi
 from alm_pipeline.scoring.served_scorer import check_servers
 from storage.errors import UserError
 from tests import tiny
@@ -212,8 +215,20 @@ def test_a_head_of_another_size_is_refused(tmp_path: Path, teacher: ModelReferen
 
 
 def test_servers_are_asked_without_the_head(small_server: SmallServer, address: str, teacher: ModelReference) -> None:
-    check_servers(teacher, by_states(address), 3.0)
+    check_servers(teacher, by_states(address, top_k=3), 3.0)
     assert len(small_server.asked) == 1
+
+
+def test_answers_that_nobody_takes_are_not_collected(small_server: SmallServer, address: str) -> None:
+    """States are large: no more answers are waiting than requests may be in flight."""
+    config = by_states(address, served={"in_flight": 3}).served
+    body = PoolingApi("teacher").body([5, 6, 7])
+    with Client([address], config) as client:
+        answers = client.answers("/pooling", 20, lambda _: body)
+        next(answers)
+        time.sleep(0.3)
+        assert len(small_server.asked) <= 4
+        assert len(list(answers)) == 19
 
 
 def test_a_text_as_long_as_the_server_s_context_fits(
