@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -110,7 +111,7 @@ def run_apart(
     """
     context: Any = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run_section, args=(name, sender))
+    process = context.Process(target=run_section, args=(name, sender, os.getpid()))
     started = time.perf_counter()
     process.start()
     sender.close()
@@ -147,9 +148,21 @@ def end_group(process: Any) -> None:
     process.join(10)
 
 
-def run_section(name: str, sender: Connection) -> None:
+def end_with_parent(parent: int) -> None:
+    """Kill this process and its group once its parent has ended, however that ended: a GPU is not left in use."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_section(name: str, sender: Connection, parent: int) -> None:
     """Send each line of a section, and last its error; "" if there is none."""
-    os.setsid()
+    os.setpgid(0, 0)
+    end_with_parent(parent)
     # how the head and the batches were chosen
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
     error = ""
@@ -167,7 +180,7 @@ def run_section(name: str, sender: Connection) -> None:
 
 
 def write(report: Mapping[str, Any], output: Path | None) -> None:
-    """Write the report as it is now, whole or not at all."""
+    """Write the report as it is now, whole or not at all; an error is only printed."""
     if not output:
         return
     sections = {
@@ -176,8 +189,11 @@ def write(report: Mapping[str, Any], output: Path | None) -> None:
     }
     content = {"small": SMALL, "seconds": time.monotonic() - STARTED, "sections": sections}
     unfinished = output.with_name(f"{output.name}.part")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(output)
+    try:
+        unfinished.write_text(json.dumps(content, indent=1))
+        unfinished.replace(output)
+    except OSError as error:  # the table is still to come
+        print(f"{output}: {error}", file=sys.stderr, flush=True)
 
 
 def table(report: Mapping[str, Any]) -> str:

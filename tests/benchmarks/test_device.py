@@ -105,7 +105,7 @@ def breaking() -> Iterator[Line]:
 
 
 def hanging() -> Iterator[Line]:
-    yield Line("one", 3.0, limit=2.0)
+    yield Line("one", float(os.getpid()), limit=2.0)
     time.sleep(60)
     yield Line("never", 1.0)
 
@@ -181,6 +181,29 @@ def test_a_section_that_cannot_be_imported_takes_no_other_with_it(tmp_path: Path
         assert content[name]["error"].startswith(("ModuleNotFoundError", "ImportError"))
     assert "FAILED" in done.stdout
     assert not (tmp_path / "device.json.part").exists()
+
+
+def test_a_killed_run_leaves_no_section_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from benchmarks.device import __main__ as script\n"
+        "script.SECTIONS = {'hanging': script.Section('tests.benchmarks.test_device', 60)}\n"
+        "script.main()\n"
+    )
+    output = tmp_path / "device.json"
+    command = [sys.executable, "-c", code, "--small", "--output", str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as run:
+        while not output.exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        (line,) = json.loads(output.read_text())["sections"]["hanging"]["lines"]
+        run.kill()
+    assert is_gone(int(line["value"]))
+
+
+def test_a_report_that_cannot_be_written_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script.write({}, tmp_path / "missing" / "device.json")
+    assert "No such file or directory" in capsys.readouterr().err
 
 
 def test_what_is_left_of_the_time_ends_the_sections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
