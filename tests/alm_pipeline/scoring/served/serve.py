@@ -6,6 +6,7 @@ python serve.py FOLDER --host HOST --port PORT --die-after N …
 import argparse
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def main() -> None:
     parser.add_argument("--die-after", type=int)
     parser.add_argument("--max-model-len", type=int)
     options, _ = parser.parse_known_args()
-    folder = Path(os.environ["ALM_SCORES_FILE"]).parent
+    # a server of hidden states gets no file
+    folder = Path(os.environ.get("ALM_SCORES_FILE") or tempfile.mkdtemp() + "/file").parent
     server = SmallServer(ModelReference(options.folder), folder)
     server.longest = options.max_model_len
     died = folder / "died"

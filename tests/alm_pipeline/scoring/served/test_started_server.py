@@ -13,12 +13,14 @@ import pytest
 
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.scoring.served.client import Client
 from alm_pipeline.scoring.served.server import server_arguments, started_server
 from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 from alm_pipeline.scoring.served_scorer import open_served_scorer
 from storage.errors import UserError
 from tests import tiny
+from tests.alm_pipeline.scoring.served.scorers import assert_same
 
 SERVE = str(Path(__file__).with_name("serve.py"))
 
@@ -50,6 +52,16 @@ def test_a_server_is_started_again_if_it_dies_and_ends_with_the_run(llama_folder
         assert not set(first) & set(second)
     for one, two in zip(found, again, strict=True):
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
+    assert servers_of(psutil.Process()) == []
+
+
+def test_a_run_starts_a_server_of_hidden_states(llama_folder: str) -> None:
+    teacher = ModelReference(llama_folder)
+    texts = [np.array(teacher.tokenizer.fast(text)["input_ids"], np.int32) for text in tiny.TEXTS]
+    with open_served_scorer(teacher, config(hidden_states=True, head_device="cpu")) as scorer:
+        found = scorer.score(texts)
+        assert scorer.description == "vllm 0.32.0 by hidden states, float32, quantization unknown"
+    assert_same(found, Scorer.load(teacher, ScoreConfig(dtype="float32"), "cpu").score(texts))
     assert servers_of(psutil.Process()) == []
 
 
