@@ -128,7 +128,7 @@ class StartedServer:
         )
         address = ("--host", _LOCAL, "--port", str(port))
         self._command = (*config.served.command, *server_arguments(teacher, config), *address)
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", FILE)}
         self._environment = inherited | server_environment(config, folder / "alm-scores.json")
         self._process = self._start()
         self._watching = threading.Thread(target=self._watch, name="watch the server", daemon=True)
