@@ -14,6 +14,8 @@ HARMLESS = {
     "purpose, by the class that changes nothing (`LoadedTokenizer.fast`)",
     "Setting `pad_token_id` to `eos_token_id`": "one prompt at a time is continued, which is not padded",
     "`use_cache=True` is incompatible with gradient checkpointing": "training uses no cache",
+    "Passing `generation_config` together with generation-related arguments": "so transformers' assisted generation "
+    "calls the draft",
     "`loss_type=None` was set in the config but it is unrecognized": "the losses are this project's own",
     "The tokenizer has new PAD/BOS/EOS tokens": "the student's ids are set from its tokenizer (`save_student`)",
 }
