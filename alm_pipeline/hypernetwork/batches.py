@@ -56,13 +56,8 @@ class TextStream:
 
     def texts(self, count: int, start: StreamPosition) -> Iterator[TextRows]:
         """Yield batches of `count` texts, starting at a position. Raises UserError if the examples have no text."""
-        examples = self.datasets["examples"]
-        nothing = (
-            f"{examples.url}: no text to train on (all are held out, or the teacher's tokenizer drops them): use a "
-            "larger corpus, or a smaller corpus.held_out"
-        )
-        shards = len(examples.complete_manifest().shards)
-        stream = RowStream(self._load, shards, seed=self.seed, buffer=self.buffer, nothing=nothing)
+        shards = len(self.datasets["examples"].complete_manifest().shards)
+        stream = RowStream(self._load, shards, seed=self.seed, buffer=self.buffer, nothing=self._nothing)
         waiting, parts = count, list[pa.Table]()
         with closing(stream.blocks(start)) as blocks:
             for block in blocks:
@@ -74,6 +69,12 @@ class TextStream:
                     if not waiting:
                         yield TextRows(pa.concat_tables(parts).combine_chunks(), block.position_at(at))
                         waiting, parts = count, []
+
+    def _nothing(self) -> str:
+        return (
+            f"{self.datasets['examples'].url}: no text to train on (all are held out, or the teacher's tokenizer drops "
+            "them): use a larger corpus, or a smaller corpus.held_out"
+        )
 
     def _load(self, shard: int) -> pa.Table:
         columns: dict[str, tuple[str, ...]] = {"examples": ("split", "text", "messages")}

@@ -160,7 +160,7 @@ class BatchStream(IterableDataset[dict[str, Tensor]]):
             shards,
             seed=seed,
             buffer=buffer,
-            nothing=nothing_to_train_on(source.datasets, self.objective),
+            nothing=partial(nothing_to_train_on, source.datasets, self.objective),
             reader=reader,
             ahead=_shards_ahead(buffer, shards, manifest.rows),
         )
@@ -230,10 +230,11 @@ def nothing_to_train_on(datasets: Mapping[str, Dataset], scored_by: ObjectiveCon
     the teacher is unsure do not count.
     """
     examples, dropped = datasets["examples"].complete_manifest(), datasets["alignments"].complete_manifest().dropped
+    held_out = examples.counts.get("held_out_examples", 0)
     sentence = (
-        f"{datasets['examples'].url}: no example to train on (of {examples.rows:,}, "
-        f"{examples.counts['held_out_examples']:,} are held out, {sum(dropped.values()):,} were dropped, and no other "
-        "has a chunk that counts): use a larger corpus, or a smaller corpus.held_out"
+        f"{datasets['examples'].url}: no example to train on (of {examples.rows:,}, {held_out:,} are held out, "
+        f"{sum(dropped.values()):,} were dropped, and no other has a chunk that counts): use a larger corpus, or a "
+        "smaller corpus.held_out"
     )
     if scored_by and CHUNKINGS[scored_by.chunking].merges_by_scores:
         sentence += (

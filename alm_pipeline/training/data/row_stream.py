@@ -117,7 +117,7 @@ class RowStream:
     """The rows of `shards` shards, as `load` returns them; `buffer` rows are held back and shuffled with later ones.
 
     `load` is called in threads, for up to `ahead` shards at once, and must return the same rows for a shard every time.
-    `nothing` is the error message for the user if no shard has a row.
+    `nothing` returns the error message for the user if no shard has a row.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class RowStream:
         *,
         seed: int,
         buffer: int,
-        nothing: str,
+        nothing: Callable[[], str],
         reader: StreamReader = SOLE_READER,
         ahead: int = 2,
     ) -> None:
@@ -143,7 +143,7 @@ class RowStream:
         was saved while reading other data.
         """
         if not self.shards:
-            raise UserError(self.nothing)
+            raise UserError(self.nothing())
         # the reading threads end first, since the shuffling thread may be waiting for them
         with threads(1) as shuffling, threads(self.ahead) as reading:
             for block in one_ahead(self._blocks(start or StreamPosition(), reading), shuffling):
@@ -206,7 +206,7 @@ class RowStream:
 
     def _require_rows(self) -> None:
         if not any(self._loaded.table(shard).num_rows for shard in range(self.shards)):
-            raise UserError(self.nothing)
+            raise UserError(self.nothing())
 
     def _restored(self, start: StreamPosition, reading: ThreadPoolExecutor) -> tuple[pa.Table, pa.Table]:
         """Return the rest of the block at a position, and the rows buffered after it."""

@@ -107,7 +107,9 @@ def source(number: int, sizes: Sequence[int], reader: StreamReader = SOLE_READER
         rows = range(sum(sizes[:shard]), sum(sizes[: shard + 1]))
         return pa.table({"source": pa.array([number] * len(rows), pa.int64()), "row": pa.array(rows, pa.int64())})
 
-    return RowStream(load, len(sizes), seed=source_seed(0, str(number)), buffer=5, nothing="nothing", reader=reader)
+    return RowStream(
+        load, len(sizes), seed=source_seed(0, str(number)), buffer=5, nothing=lambda: "nothing", reader=reader
+    )
 
 
 def mixed(

@@ -48,7 +48,7 @@ def stream(
         len(sizes),
         seed=seed,
         buffer=buffer,
-        nothing="nothing here",
+        nothing=lambda: "nothing here",
         reader=reader,
     )
 
