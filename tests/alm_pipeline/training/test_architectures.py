@@ -99,6 +99,19 @@ def test_models_that_separate_examples_are_accepted(name: str, attention: str, d
     assert model.training
 
 
+def test_rounding_by_shape_is_not_taken_for_another_example() -> None:
+    """Kernels round by a batch's shape: of a trained SmolLM2, states alone and packed differed by 9 % in bfloat16."""
+    model = tiny_architecture("llama, tied", 1000, "sdpa")
+
+    def round_by_shape(_module: nn.Module, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * (1 + 0.05 * (output.shape[1] % 3))
+
+    model.model.norm.register_forward_hook(round_by_shape)
+    check_isolation(model, torch.bfloat16)
+    with pytest.raises(UserError, match="attends across packed examples"):
+        check_isolation(model, torch.float32)
+
+
 MIXING = {
     "OPT": {"ffn_dim": 32, "word_embed_proj_dim": 32},
     "Bloom": {"n_head": 4, "n_layer": 2},
