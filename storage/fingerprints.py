@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from storage.errors import UserError
 from storage.schemas import FORMAT_VERSION
 
+_LABEL_BYTES = 200
+
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return 16 hex digits of the SHA-256 of the identity's canonical JSON."""
@@ -18,7 +20,12 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 
 def stored_name(kind: str, label: str, identity: Mapping[str, Any]) -> str:
-    """Return a folder's name: the label and the fingerprint, so that two configurations never share a folder."""
+    """Return a folder's name: the label and the fingerprint, so that two configurations never share a folder.
+
+    A label of over 200 bytes is cut: a name has at most 255 on most disks, and a student of a student of a student is
+    called after all of them.
+    """
+    label = label.encode()[:_LABEL_BYTES].decode(errors="ignore")
     return f"{label}-{fingerprint({'kind': kind, 'format': FORMAT_VERSION, 'identity': dict(identity)})}"
 
 

@@ -18,6 +18,7 @@ from storage.columns import list_rows
 from storage.dataset import Dataset, ShardRecord, open_dataset, parse_stored, read_aligned
 from storage.errors import UserError
 from storage.schemas import Kind
+from storage.upkeep.catalog import EntryState, open_entry
 from storage.urls import list_names, overwrite, read_bytes, remove
 from tests.storage.samples import NAN, columns, dataset, write
 
@@ -191,6 +192,17 @@ PARQUET_SCHEMAS = {
 
 def _parquet(target: Dataset) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(read_bytes(target.shard_url(0))))
+
+
+def test_a_dataset_with_a_long_label_is_written_and_found(tmp_path: Path) -> None:
+    """A student of a student of a student is called after all of them."""
+    long = Dataset(
+        str(tmp_path), Kind.TEACHER_SCORES, "-from-".join(["smollm2-135m-instruct"] * 20), {"stage_version": 1}
+    )
+    write(long)
+    assert Path(long.url).is_dir()
+    assert open_dataset(long.url).complete_manifest() == long.complete_manifest()
+    assert open_entry(long.url).state == EntryState.COMPLETE
 
 
 @pytest.mark.parametrize("kind", Kind)

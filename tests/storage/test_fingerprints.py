@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import storage.fingerprints
 from storage.errors import UserError
-from storage.fingerprints import ReadFiles, fingerprint, hash_file, hash_files
+from storage.fingerprints import ReadFiles, fingerprint, hash_file, hash_files, stored_name
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé😀"),
@@ -25,6 +25,16 @@ _VALUES = st.recursive(
 def test_the_fingerprint_is_of_the_canonical_json() -> None:
     expected = hashlib.sha256('{"a":[1,"é😀",null],"b":{"x":0.5,"y":true}}'.encode()).hexdigest()[:16]
     assert fingerprint({"b": {"y": True, "x": 0.5}, "a": (1, "é😀", None)}) == expected
+
+
+@settings(derandomize=True, deadline=None)
+@given(label=st.text("aé😀-", max_size=400), identity=st.dictionaries(st.text("kø"), st.integers(), max_size=2))
+def test_a_name_fits_a_disk_and_has_its_own_label(label: str, identity: dict[str, Any]) -> None:
+    name = stored_name("students", label, identity)
+    assert len(name.encode()) <= 217
+    assert name == f"{label}-{name[-16:]}" or (len(label.encode()) > 200 and label.startswith(name[:-17]))
+    # what lists a store reads the label back from the name
+    assert stored_name("students", name.rpartition("-")[0], identity) == name
 
 
 @settings(derandomize=True, deadline=None)
