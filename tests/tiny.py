@@ -85,7 +85,7 @@ def _with_plain_bytes(tokenizer: Tokenizer, pieces: list[str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-_SIZES = {
+SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -100,7 +100,7 @@ def tiny_llama(vocab_size: int, tied: bool = True) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            **_SIZES,
+            **SIZES,
             tie_word_embeddings=tied,
             initializer_range=0.2,
         )
@@ -112,7 +112,7 @@ def tiny_gemma(vocab_size: int) -> PreTrainedModel:
     return Gemma3ForCausalLM(
         Gemma3TextConfig(
             vocab_size=vocab_size,
-            **_SIZES,
+            **SIZES,
             head_dim=8,
             sliding_window=16,
             final_logit_softcapping=5.0,
@@ -130,7 +130,7 @@ def tiny_gpt2(vocab_size: int) -> PreTrainedModel:
 
 def tiny_qwen(vocab_size: int) -> PreTrainedModel:
     torch.manual_seed(3)
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, **_SIZES, initializer_range=0.2))
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, **SIZES, initializer_range=0.2))
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:

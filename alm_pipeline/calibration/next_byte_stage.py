@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from alm_pipeline.calibration.next_bytes import Floats, NextBytes, as_choices
 from alm_pipeline.calibration.report.measures import ScoredChoices
 from alm_pipeline.calibration.scored_models import MergePoint, SingleModel
+from alm_pipeline.calibration.stage import answered_by_all
 from alm_pipeline.config import Dtype
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from alm_pipeline.tokenization.encoder import Dropped
 from storage.columns import join_rows
-from storage.dataset import Dataset, Manifest, read_aligned
+from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.schemas import Kind
 
@@ -88,20 +89,12 @@ class PredictedPlaces:
 
     def __init__(self, places: Dataset, predicted: Sequence[Dataset]) -> None:
         """Reads all shards. Raises UserError if no place was read by all."""
-        names = [f"scores {number}" for number in range(len(predicted))]
-        datasets = {"places": places, **dict(zip(names, predicted, strict=True))}
-        columns = {"places": ["byte", "text"], **dict.fromkeys(names, _SCORES)}
-        shards = [read_aligned(datasets, shard, columns) for shard in range(len(places.complete_manifest().shards))]
-        tables = {name: pa.concat_tables([shard[name] for shard in shards]) for name in datasets}
-        dropped = (tables[name]["dropped"].to_pylist() for name in names)
-        reasons = [set(row) - {None} for row in zip(*dropped, strict=True)]
-        kept = np.array([not found for found in reasons])
-        self.left_out = Counter(sorted(found)[0] for found in reasons if found)
-        if not kept.any():
+        tables, kept, self.left_out = answered_by_all(places, ["byte", "text"], predicted, _SCORES)
+        if not kept:
             raise UserError(f"{places.url}: no place was read by all models (left out: {dict(self.left_out)})")
-        rows = tables["places"].filter(kept)
-        self.clusters = rows["text"].to_numpy()
-        answers = rows["byte"].to_numpy().astype(np.int64)
+        asked, *logprobs = (table.take(kept) for table in tables)
+        self.clusters = asked["text"].to_numpy()
+        answers = asked["byte"].to_numpy().astype(np.int64)
         self.scores: list[ScoredChoices] = [
-            as_choices(np.array(tables[name]["logprobs"].filter(kept).to_pylist()), answers) for name in names
+            as_choices(np.array(table["logprobs"].to_pylist()), answers) for table in logprobs
         ]

@@ -3,15 +3,13 @@
 The places of one text are a cluster.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from alm_pipeline.calibration.questions import label_of
+from alm_pipeline.calibration.questions import asked_dataset
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
@@ -19,7 +17,6 @@ from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
 from alm_pipeline.recipes.overrides import corpus_at
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
-from storage.printed.secrets import masked
 from storage.schemas import Kind
 
 STAGE_VERSION = 1
@@ -66,14 +63,7 @@ def draw_places(
 
 def places_dataset(root: str, source: str, places: Sequence[Place]) -> Dataset:
     """Return the dataset of these places, whether or not it is written yet; `source` is where they are from."""
-    content = json.dumps(places, ensure_ascii=False).encode(errors="surrogatepass")
-    identity = {
-        "stage_version": STAGE_VERSION,
-        "content": hashlib.sha256(content).hexdigest(),
-        "places_per_shard": PLACES_PER_SHARD,
-    }
-    provenance = {"configuration": {"places": masked(source)}}
-    return Dataset(root, Kind.PLACES, label_of(source), identity, provenance=provenance)
+    return asked_dataset(root, Kind.PLACES, source, places, STAGE_VERSION, PLACES_PER_SHARD)
 
 
 def store_places(dataset: Dataset, places: Sequence[Place]) -> Manifest:

@@ -128,18 +128,24 @@ def _answer_index(value: Any, choices: Sequence[str]) -> int | None:
 
 def questions_dataset(root: str, source: str, questions: Sequence[Question]) -> Dataset:
     """Return the dataset of these questions, whether or not it is written yet; `source` is where they are from."""
-    content = json.dumps([list(question) for question in questions], ensure_ascii=False).encode(errors="surrogatepass")
+    return asked_dataset(root, Kind.QUESTIONS, source, questions, STAGE_VERSION, QUESTIONS_PER_SHARD)
+
+
+def asked_dataset(
+    root: str, kind: Kind, source: str, rows: Sequence[Sequence[Any]], stage_version: int, per_shard: int
+) -> Dataset:
+    """Return the dataset of what models are asked, which is named by its rows' content."""
+    content = json.dumps([list(row) for row in rows], ensure_ascii=False).encode(errors="surrogatepass")
     identity = {
-        "stage_version": STAGE_VERSION,
+        "stage_version": stage_version,
         "content": hashlib.sha256(content).hexdigest(),
-        "questions_per_shard": QUESTIONS_PER_SHARD,
+        f"{kind}_per_shard": per_shard,
     }
-    provenance = {"configuration": {"questions": masked(source)}}
-    return Dataset(root, Kind.QUESTIONS, label_of(source), identity, provenance=provenance)
+    provenance = {"configuration": {str(kind): masked(source)}}
+    return Dataset(root, kind, _label(source), identity, provenance=provenance)
 
 
-def label_of(source: str) -> str:
-    """Return what a dataset that is made from this source is called."""
+def _label(source: str) -> str:
     name = PurePosixPath(masked(source)).name.split(".")[0]
     label = "".join(character if character.isalnum() and character.isascii() else "-" for character in name)
     return label.strip("-")[:40] or "questions"

@@ -127,25 +127,37 @@ def _counts(encoded: Sequence[EncodedQuestion]) -> tuple[dict[str, int], dict[st
     return {"choices": choices, "tokens": tokens, "prompt_ends_within_a_token": straddled}, dict(dropped)
 
 
+def answered_by_all(
+    asked: Dataset, columns: Sequence[str], scorings: Sequence[Dataset], scored: Sequence[str]
+) -> tuple[list[pa.Table], list[int], Counter[str]]:
+    """Return (tables of what was asked and of each model's answers, rows that no model dropped, counts of the others).
+
+    `columns` are read of what was asked, and `scored` of each model's answers. A row that several models dropped is
+    counted once, by one of the reasons.
+    """
+    names = ["asked", *(f"scores {number}" for number in range(len(scorings)))]
+    datasets = dict(zip(names, (asked, *scorings), strict=True))
+    wanted = {name: columns if name == "asked" else scored for name in names}
+    shards = [read_aligned(datasets, shard, wanted) for shard in range(len(asked.complete_manifest().shards))]
+    tables = [pa.concat_tables([shard[name] for shard in shards]) for name in names]
+    dropped = zip(*(table["dropped"].to_pylist() for table in tables[1:]), strict=True)
+    reasons = [set(row) - {None} for row in dropped]
+    kept = [number for number, found in enumerate(reasons) if not found]
+    return tables, kept, Counter(sorted(found)[0] for found in reasons if found)
+
+
 class ScoredQuestions:
     """The questions that all of several models scored, with each model's scores of their choices."""
 
     def __init__(self, questions: Dataset, scorings: Sequence[Dataset]) -> None:
         """Reads all shards. Raises UserError if no question was scored by all."""
-        names = [f"scores {number}" for number in range(len(scorings))]
-        datasets = {"questions": questions, **dict(zip(names, scorings, strict=True))}
-        columns = {"questions": ["answer", "cluster"], **dict.fromkeys(names, _SCORES)}
-        shards = [read_aligned(datasets, shard, columns) for shard in range(len(questions.complete_manifest().shards))]
-        tables = {name: pa.concat_tables([shard[name] for shard in shards]).to_pylist() for name in datasets}
-        reasons = [{row["dropped"] for row in rows} - {None} for rows in zip(*(tables[n] for n in names), strict=True)]
-        kept = [number for number, found in enumerate(reasons) if not found]
-        self.left_out = Counter(sorted(found)[0] for found in reasons if found)
+        tables, kept, self.left_out = answered_by_all(questions, ["answer", "cluster"], scorings, _SCORES)
         if not kept:
             raise UserError(f"{questions.url}: no question was scored by all models (left out: {dict(self.left_out)})")
-        rows = [tables["questions"][number] for number in kept]
-        self.clusters = cluster_numbers([row["cluster"] for row in rows])
-        answers = np.array([row["answer"] for row in rows], np.int64)
-        self.scores = [_choices([tables[name][number] for number in kept], answers) for name in names]
+        asked, *scored = (table.take(kept).to_pylist() for table in tables)
+        self.clusters = cluster_numbers([row["cluster"] for row in asked])
+        answers = np.array([row["answer"] for row in asked], np.int64)
+        self.scores = [_choices(rows, answers) for rows in scored]
 
     def __len__(self) -> int:
         return len(self.clusters)

@@ -19,6 +19,11 @@ class ColumnDescription:
 _DEMONSTRATION_ID = ColumnDescription("The demonstration's id: the same in every dataset made from it.")
 _ID_COLUMN = ColumnDescription("The example's id: the same in every dataset made from these examples.")
 
+_WEIGHT = ColumnDescription(
+    "The weight λ of the tuned child in the model: 0 is the base, 1 the child; null for a model that was not merged "
+    "from two others."
+)
+
 COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
     Kind.SIGNATURES: {
         "id": ColumnDescription("The document's id."),
@@ -175,10 +180,7 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
     },
     Kind.CHOICE_SCORES: {
         "id": ColumnDescription("The question's id."),
-        "weight": ColumnDescription(
-            "The weight λ of the tuned child in the model that scored: 0 is the base, 1 the child; null for a model "
-            "that is no merge of two others."
-        ),
+        "weight": _WEIGHT,
         "logprobs": ColumnDescription(
             "The log-probability of each choice after the prompt: the sum over its tokens.",
             "[choices], or empty",
@@ -200,10 +202,7 @@ COLUMN_DESCRIPTIONS: dict[Kind, dict[str, ColumnDescription]] = {
     },
     Kind.NEXT_BYTES: {
         "id": ColumnDescription("The place's id."),
-        "weight": ColumnDescription(
-            "The weight λ of the tuned child in the model that predicted: 0 is the base, 1 the child; null for a model "
-            "that is no merge of two others."
-        ),
+        "weight": _WEIGHT,
         "logprobs": ColumnDescription(
             "The log-probability of each of the 256 bytes, and of the end of the text.", "[257], or empty", "nats"
         ),

@@ -59,7 +59,7 @@ class VllmWriter(LocalWriter):
             "top_k": sampling.top_k or 0,
             "stop_token_ids": self._end_ids,
             "detokenize": False,
-            # a row of the embedding that is no token
+            # rows of the embedding beyond the vocabulary are not drawn
             "allowed_token_ids": None if known >= self.model.vocabulary_rows else list(range(known)),
         }
         parameters = [

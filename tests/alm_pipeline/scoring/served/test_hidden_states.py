@@ -26,15 +26,7 @@ from tests import tiny
 from tests.alm_pipeline.scoring.served.scorers import assert_same, encoded, scorer, served_config
 from tests.alm_pipeline.scoring.served.small_server import Fault, Handler, SmallServer, running
 
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-}
+SHAPE = {**tiny.SIZES, "initializer_range": 0.2}
 
 
 def cohere(vocabulary: int) -> PreTrainedModel:
