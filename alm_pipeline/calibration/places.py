@@ -11,6 +11,7 @@ import numpy as np
 
 from alm_pipeline.calibration.questions import asked_dataset
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.files.errors import BY_TEXT_OPTION, columns_set_by
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source
 from alm_pipeline.models.tokenizer import LoadedTokenizer, common_forms
@@ -49,7 +50,8 @@ def draw_places(
     corpus = resolve_layout(corpus, open_source(corpus.source)).model_copy(
         update={"normalize": forms, "max_bytes": _MOST_BYTES}
     )
-    texts = [example.text for example in iter_examples(corpus, Counter()) if example.text]
+    with columns_set_by(BY_TEXT_OPTION):
+        texts = [example.text for example in iter_examples(corpus, Counter()) if example.text]
     generator = np.random.default_rng(seed)
     drawn = [
         Place(f"{number}-{at}", each[:at], each[at].encode()[0], number)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig, FilesSource
 from alm_pipeline.config.fields.errors import wrong_fields
-from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.examples import Example, iter_examples
+from alm_pipeline.corpus.files.errors import BY_TEXT_OPTION, columns_set_by
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import OpenSource, open_source
@@ -92,7 +93,7 @@ def read_texts(
     if by not in (None, SCRIPT, FILE):
         source = replace(source, read=_noting(source, str(by), groups))
     # rows are numbered: ids of the corpus's own may repeat, and mean nothing here
-    for example in iter_examples(corpus.model_copy(update={"id": None}), dropped, source):
+    for example in _examples(corpus.model_copy(update={"id": None}), dropped, source):
         if example.text is None:
             continue
         document = example.id if example.id in groups else _PIECE.sub("", example.id)
@@ -104,6 +105,11 @@ def read_texts(
             case _:
                 group = groups.get(document)
         yield ComparedText(example.text, corpus.name, group, document)
+
+
+def _examples(corpus: CorpusConfig, dropped: Counter[str], source: OpenSource) -> Iterator[Example]:
+    with columns_set_by(BY_TEXT_OPTION):
+        yield from iter_examples(corpus, dropped, source)
 
 
 def cells(texts: Sequence[ComparedText]) -> Iterator[tuple[str | None, str | None, npt.NDArray[np.int64]]]:

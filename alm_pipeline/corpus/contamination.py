@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.examples import Example, iter_examples
+from alm_pipeline.corpus.files.errors import BY_TEXT_OPTION, columns_set_by
 from alm_pipeline.runtime.progress import track
 
 _WORD = re.compile(r"\w+")
@@ -55,7 +56,8 @@ def ngrams(text: str, n: int) -> Iterator[Ngram]:
 def question_texts(questions: CorpusConfig) -> dict[str, str]:
     """Return the texts of questions by id, uncut."""
     whole = _as_they_are(questions).model_copy(update={"max_bytes": _LONGEST_QUESTION})
-    return {example.id: _text(example) for example in iter_examples(whole, Counter())}
+    with columns_set_by(BY_TEXT_OPTION):
+        return {example.id: _text(example) for example in iter_examples(whole, Counter())}
 
 
 def _as_they_are(corpus: CorpusConfig) -> CorpusConfig:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.config import FilesSource, ScoreConfig
 from alm_pipeline.corpus.examples import iter_examples
+from alm_pipeline.corpus.files.errors import columns_set_by
 from alm_pipeline.corpus.files.rows import Columns
 from alm_pipeline.corpus.sources import open_source, source_identity
-from alm_pipeline.editing.directions.demonstrations import row_answers
+from alm_pipeline.editing.directions.demonstrations import demonstration_rows, row_answers
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig, EditEvaluationConfig
 from alm_pipeline.editing.directions.texts import TextEncoder
 from alm_pipeline.ensemble.tasks import lm_eval_harness
@@ -171,8 +172,9 @@ def control_texts(config: EditEvaluationConfig, tokenizer: LoadedTokenizer) -> T
     if config.control is None:
         return sample_texts(tokenizer)
     corpus = texts_at(config.control, config.control_text, config.control_examples)
-    examples = iter_examples(corpus, Counter())
-    texts = encoded_texts([example.text for example in examples if example.text is not None], tokenizer)
+    with columns_set_by("Set evaluation.control_text (--control-text) to one of these, or to a template of them."):
+        found = [example.text for example in iter_examples(corpus, Counter()) if example.text is not None]
+    texts = encoded_texts(found, tokenizer)
     if not texts.ids:
         raise UserError(f"{config.control}: has no texts to measure bits per byte on: name another control")
     return texts
@@ -193,7 +195,7 @@ def read_contrasts(config: DemonstrationsConfig) -> list[Contrast]:
     """Read rows with a prompt and answers, in the columns of demonstrations. Raises UserError if there are none."""
     answers = (config.choices,) if config.choices else (config.positive, config.negative)
     source, found = open_source(FilesSource(urls=(config.url,))), []
-    for id_, row in source.rows(Columns((config.prompt, *answers)), Counter()):
+    for id_, row in demonstration_rows(source, Columns((config.prompt, *answers)), Counter()):
         positives, negatives = row_answers(config, id_, row)
         if isinstance(prompt := row.get(config.prompt), str) and positives and negatives:
             found.append(Contrast(prompt, positives, negatives))

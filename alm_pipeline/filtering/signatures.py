@@ -18,6 +18,7 @@ from alm_pipeline.config import CorpusConfig, DecontaminationConfig, Deduplicati
 from alm_pipeline.conversations.sections import joined_text
 from alm_pipeline.corpus.contamination import QuestionIndex, question_texts
 from alm_pipeline.corpus.documents import Document, read_documents
+from alm_pipeline.corpus.files.errors import columns_set_by
 from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import open_source, source_identity
 from alm_pipeline.filtering.minhash import algorithm, band_hashes
@@ -67,7 +68,9 @@ def require_questions(asked: DecontaminationConfig) -> None:
     """Raise UserError if an evaluation set can't be read, or has no question: the first one of each is read."""
     for url in asked.questions:
         dropped = Counter[str]()
-        if not any(True for _ in read_documents(_questions_at(url, asked.text), dropped)):
+        with columns_set_by("Set corpus.decontaminate.text to one of these, or to a template of them."):
+            is_empty = not any(True for _ in read_documents(_questions_at(url, asked.text), dropped))
+        if is_empty:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
             raise UserError(
                 f"corpus.decontaminate.questions: {url} has no question ({reasons}): check "

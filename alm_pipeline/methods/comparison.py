@@ -8,7 +8,7 @@ finished one is not trained again, and neither is a measurement made again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.methods.measuring import ComparedModel, ComparedTexts
 from alm_pipeline.methods.pictures import draw_measures, draw_quality
-from alm_pipeline.methods.registry import ORIGINAL, TEACHER, MethodRun, Settings, method_runs
+from alm_pipeline.methods.registry import ORIGINAL, TEACHER, MethodRun, Settings, method_runs, naming_method
 from alm_pipeline.methods.report import ComparisonReport, Training
 from alm_pipeline.methods.tables import markdown_page
-from alm_pipeline.methods.tasks import ComparedTasks, measure_tasks
+from alm_pipeline.methods.tasks import ComparedTasks, measure_tasks, require_tasks
 from alm_pipeline.methods.units import UnitStore
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.training.student.curves import can_draw
 from storage.errors import UserError
 from storage.urls import join_url, overwrite
@@ -64,8 +65,22 @@ class MethodComparison:
     def runs(self) -> list[MethodRun]:
         return method_runs(self.config, self.methods, range(self.seeds), self.variants)
 
+    def require_ready(self, here: Collection[Phase] = ALL_PHASES) -> None:
+        """Raise UserError for what would stop a student of any method, or its measurement, before the first is trained.
+
+        `here` is what this machine does itself; the rest is another's.
+        """
+        for texts in self.domains:
+            texts.require_documents()
+        if self.tasks:
+            require_tasks(self.tasks)
+        for run in self.runs[: len(self.methods)]:  # those of the first seed
+            with naming_method(run.method):
+                Pipeline(run.config, self.root).require_ready(here=here)
+
     def run(self) -> ComparisonReport:
         """Train what is missing, measure it, and return the report, which is also written into the folder."""
+        self.require_ready()
         for run in self.runs:
             Pipeline(run.config, self.root).run()
             self.measure(run.config)

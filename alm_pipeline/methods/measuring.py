@@ -5,17 +5,22 @@ teacher scores each corpus once, and students with the same tokenizer share its 
 a mixture, each source's own teacher scores it, and the configuration's `teacher` scores other corpora.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, ScoreConfig, StudentConfig
+from alm_pipeline.corpus.files.errors import columns_set_by
 from alm_pipeline.evaluation.held_out import DocumentSums, HeldOut
 from alm_pipeline.methods.units import BITS, KL, UnitStore, unit_table
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.preflight.corpus_sample import read_sample
 from alm_pipeline.scoring.scorer import Scorer
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,26 @@ class ComparedTexts:
     corpus: CorpusConfig
     is_trained_on: bool = False
     """the run's corpus, or a source of it: only its held-out documents count"""
+
+    def require_documents(self) -> None:
+        """Read the first documents. Raises UserError, naming the domain, if they can't be read or there are none."""
+        with _naming(self.domain):
+            sample = read_sample(self.corpus)
+            for problem in sample.problems:
+                raise problem
+        if sample.is_whole and not sample.examples:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sample.dropped.items()) or "no row was read"
+            raise UserError(f"domains: {self.domain}: has no documents ({reasons}): check its source and its columns")
+
+
+@contextmanager
+def _naming(domain: str) -> Iterator[None]:
+    definition = f"{{domains: {{{domain}: {{source: {{kind: files, urls: [URL]}}, text: COLUMN}}}}}}"
+    try:
+        with columns_set_by(f"Say which column holds the text in --definitions: {definition}"):
+            yield
+    except UserError as error:
+        raise UserError(f"domains: {domain}: {error}") from error
 
 
 @dataclass(frozen=True)

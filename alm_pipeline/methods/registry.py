@@ -4,7 +4,8 @@ A method replaces settings of one configuration. Everything else, and so every c
 same for all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from alm_pipeline.config import AlmConfig
@@ -98,9 +99,16 @@ def _with_shared_scores(config: AlmConfig, chosen: Mapping[str, Settings]) -> Al
 
 
 def _configured(config: AlmConfig, name: str, settings: Settings, seed: int) -> AlmConfig:
-    try:
-        values = {**settings, "train.seed": seed, "name": f"{name}, seed {seed}"}
+    values = {**settings, "train.seed": seed, "name": f"{name}, seed {seed}"}
+    with naming_method(name):
         return override(config, parse_overrides({"settings": values}))
+
+
+@contextmanager
+def naming_method(name: str) -> Iterator[None]:
+    """Name the method in any UserError inside."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"method {name}: {error}") from error
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from alm_pipeline.ensemble.tasks import lm_eval_harness
 from alm_pipeline.methods.units import UNITS, UnitStore, unit_table
 from alm_pipeline.models.reference import ModelReference
+from storage.errors import UserError
 from storage.fingerprints import hash_file
 
 
@@ -31,6 +32,14 @@ class ComparedTasks(NamedTuple):
         """Return the hashes of the files in the folder, by their paths in it."""
         files = sorted(self.folder.rglob("*")) if self.folder else []
         return {file.relative_to(self.folder or file).as_posix(): hash_file(file) for file in files if file.is_file()}
+
+
+def require_tasks(tasks: ComparedTasks) -> None:
+    """Raise UserError if lm_eval is missing, or does not have one of the tasks or its data."""
+    try:
+        lm_eval_harness().check_tasks(tasks.names, tasks.folder)
+    except UserError as error:
+        raise UserError(f"tasks: {error}") from error
 
 
 def measure_tasks(model: ModelReference, tasks: ComparedTasks, store: UnitStore, dtype: str) -> pa.Table:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
 from alm_pipeline.config.frozen import Frozen
+from alm_pipeline.preflight.phases import ALL_PHASES
 from alm_pipeline.recipes.overrides import configure, override, parse_overrides
 from flows.alm import alm
 from flows.execution.gpu_pool import GpuPool
@@ -132,6 +133,7 @@ def compare(
         )
         comparison = request.comparison()
         log_stages_at_info()
+        comparison.require_ready(here=("prepare",) if gpu_pool else ALL_PHASES)
         if gpu_pool:
             _make_on_pool(comparison, request, gpu_pool, gpu_runs)
         else:

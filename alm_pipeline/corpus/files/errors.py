@@ -28,18 +28,38 @@ class RowDropped(Exception):
         dropped[key if key in dropped or others < _MOST_NAMES else self.reason] += 1
 
 
+class MissingColumn(UserError):
+    """A column is missing: `problem` is the message without its fix, which is about a run's settings."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem} {fix}")
+        self.problem = problem
+
+
+@contextmanager
+def columns_set_by(fix: str) -> Iterator[None]:
+    """Give a missing column another fix: that of a corpus which is not the run's, and has none of its settings."""
+    try:
+        yield
+    except MissingColumn as error:
+        raise UserError(f"{error.problem} {fix}") from error
+
+
+BY_TEXT_OPTION = "Set --text (a flow's parameter `text`) to one of these, or to a template of them."
+
+
 def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -> None:
-    """Raise UserError if `where` lacks some of the `wanted` columns; it names them and those that are present."""
+    """Raise MissingColumn if `where` lacks some of the `wanted` columns; it names them and those that are present."""
     present = list(present)
     missing = [column for column in wanted if column not in present]
     if missing:
         shown = [*map(repr, present[:_MOST_SHOWN]), *(["…"] if len(present) > _MOST_SHOWN else [])]
         near = [name for column in missing for name in difflib.get_close_matches(column, present, n=1)]
-        raise UserError(
-            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(shown) or 'none'}. "
-            f"{f'Was {near[0]!r} meant? ' if near else ''}"
+        raise MissingColumn(
+            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(shown) or 'none'}."
+            f"{f' Was {near[0]!r} meant?' if near else ''}",
             "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these, or leave "
-            "out files that have no texts with corpus.source.exclude."
+            "out files that have no texts with corpus.source.exclude.",
         )
 
 

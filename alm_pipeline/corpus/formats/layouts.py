@@ -12,7 +12,7 @@ from typing import Any, Protocol, assert_never
 
 from alm_pipeline.config import CorpusConfig, GeneratedSource, HubSource
 from alm_pipeline.config.corpus import OF_CONVERSATIONS
-from alm_pipeline.corpus.files.errors import RowDropped
+from alm_pipeline.corpus.files.errors import MissingColumn, RowDropped
 from alm_pipeline.corpus.files.rows import ROWS_BEFORE_A_COLUMN, Columns, SourceRow
 from alm_pipeline.corpus.files.versions import HashedFiles
 from alm_pipeline.corpus.formats.marks import MARKS, is_mark
@@ -129,7 +129,7 @@ def _recognized(config: CorpusConfig, source: Source) -> Mapping[str, Any]:
         return found
     if _has_text_later(source):
         return {"layout": "text"}
-    raise UserError(_unrecognized(config, source, rows))
+    raise _unrecognized(config, source, rows)
 
 
 def _has_text_later(source: Source) -> bool:
@@ -200,17 +200,17 @@ def _fix_of_chosen(rows: Sequence[SourceRow]) -> str:
     return f"take the chosen ones with --set corpus.text={template!r}"
 
 
-def _unrecognized(config: CorpusConfig, source: Source, rows: Sequence[SourceRow]) -> str:
+def _unrecognized(config: CorpusConfig, source: Source, rows: Sequence[SourceRow]) -> MissingColumn:
     values: dict[str, Any] = {}
     for row in rows:
         values |= {name: value for name, value in row.items() if values.get(name) is None}
     shown = [f"{name!r} ({_type_name(value)})" for name, value in islice(values.items(), _MOST_SHOWN)]
     more = ["…"] if len(values) > _MOST_SHOWN else []
-    return (
-        f"{_place(config, source)} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}. "
+    return MissingColumn(
+        f"{_place(config, source)} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}.",
         f"{_fix(rows, values)}Rows that are recognized have conversations in a column `messages` or `conversations`, "
         "`prompt` with `completion`, or `instruction` with `output`; corpus.layout says which. Leave out files that "
-        "have no texts with corpus.source.exclude."
+        "have no texts with corpus.source.exclude.",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from alm_pipeline.config import FilesSource
+from alm_pipeline.corpus.files.errors import columns_set_by
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig
@@ -97,11 +98,17 @@ def _counts(shard: Sequence[Demonstration]) -> dict[str, int]:
     return counts
 
 
+def demonstration_rows(source: OpenSource, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
+    """Yield rows with their ids. Raises UserError if a column is missing, naming the settings of demonstrations."""
+    with columns_set_by("Name its columns with demonstrations.prompt, .positive, .negative or .choices."):
+        yield from source.rows(columns, dropped)
+
+
 def _demonstrations(config: DemonstrationsConfig, source: OpenSource, dropped: Counter[str]) -> Iterator[Demonstration]:
     answers = (config.choices,) if config.choices else (config.positive, config.negative)
     columns = Columns((config.prompt, *answers), () if config.neutral is None else (config.neutral,))
     seen, count = set[str](), 0
-    for id_, row in source.rows(columns, dropped):
+    for id_, row in demonstration_rows(source, columns, dropped):
         if config.max_rows is not None and count >= config.max_rows:
             return
         found = _demonstration(config, id_, row)

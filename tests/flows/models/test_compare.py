@@ -83,6 +83,50 @@ def test_wrong_arguments_are_one_sentence(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        pytest.param(
+            {"domains": {"other": "columns.jsonl"}},
+            r"domains: other: .*columns\.jsonl has no column 'text'; it has 'body' \(text\)\. Say which column "
+            r"holds the text in --definitions: \{domains: \{other: ",
+            id="column",
+        ),
+        pytest.param({"domains": {"other": "gone.jsonl"}}, r"domains: other: .*gone\.jsonl", id="file"),
+        pytest.param({"domains": {"other": "short.jsonl"}}, r"domains: other: has no documents \(", id="nothing"),
+        pytest.param({"domains": {"other": "cut.jsonl"}}, r"domains: other: .*cut\.jsonl", id="damaged"),
+        pytest.param({"tasks": ["no_such_task"]}, "tasks: tasks no_such_task: lm_eval has no such task", id="task"),
+        pytest.param(
+            {
+                "methods": ["sft", "own"],
+                "definitions": {"methods": {"own": {"train.learning_rates": {"*nothing*": 1e-4}}}},
+            },
+            r"method own: .*\*nothing\*",
+            id="method",
+        ),
+    ],
+)
+@pytest.mark.parametrize("gpu_pool", [None, "gpu"])
+def test_what_would_stop_a_measurement_or_a_method_stops_the_first_student(
+    config: AlmConfig,
+    tmp_path: Path,
+    pool: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: dict[str, Any],
+    message: str,
+    gpu_pool: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, line in {"columns": '{"body": "x"}', "short": '{"text": ""}', "cut": '{"text": "some'}.items():
+        Path(f"{name}.jsonl").write_text(line)
+    parameters: dict[str, Any] = {"methods": ["sft"], **wrong, "gpu_pool": gpu_pool}
+    with pytest.raises(UserError, match=message):
+        compare(config=config, storage="store", seeds=1, **parameters)
+    assert not pool
+    assert not Path("store").exists()
+
+
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A pool that does each run at once in this process; the deployments that were run."""
