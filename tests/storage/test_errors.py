@@ -1,8 +1,14 @@
 """The boundary: any error of a library becomes one sentence, and what callers retry or the user stops passes."""
 
+import ast
 import errno
+import importlib
 import json
+import pickle
 import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,3 +84,28 @@ def test_what_others_handle_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, user_error("model", "save it again"):
         raise error
     assert caught.value is error
+
+
+PROJECT = Path(__file__).parents[2]
+
+
+def kinds_of_user_error() -> Iterator[type[UserError]]:
+    for path in (
+        file for package in ("alm_pipeline", "storage", "flows") for file in (PROJECT / package).rglob("*.py")
+    ):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and "UserError" in map(ast.unparse, node.bases):
+                module = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+                yield getattr(importlib.import_module(module), node.name)
+
+
+def test_every_kind_goes_from_one_process_to_another() -> None:
+    kinds = list(kinds_of_user_error())
+    assert len(kinds) >= 6
+    for kind in (UserError, *kinds):
+        error = kind("a.jsonl: is wrong; fix it")
+        error.noted = 1  # type: ignore[attr-defined]
+        received = pickle.loads(pickle.dumps(error))
+        assert type(received) is kind
+        assert str(received) == str(error)
+        assert received.noted == 1

@@ -29,11 +29,16 @@ class RowDropped(Exception):
 
 
 class MissingColumn(UserError):
-    """A column is missing: `problem` is the message without its fix, which is about a run's settings."""
+    """A column is missing; the fix in its message is about a run's settings."""
 
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem} {fix}")
-        self.problem = problem
+    problem: str
+    """the message without its fix"""
+
+    @classmethod
+    def of(cls, problem: str, fix: str) -> "MissingColumn":
+        error = cls(f"{problem} {fix}")
+        error.problem = problem
+        return error
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def require_columns(where: str, wanted: Iterable[str], present: Iterable[str]) -
     if missing:
         shown = [*map(repr, present[:_MOST_SHOWN]), *(["…"] if len(present) > _MOST_SHOWN else [])]
         near = [name for column in missing for name in difflib.get_close_matches(column, present, n=1)]
-        raise MissingColumn(
+        raise MissingColumn.of(
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(shown) or 'none'}."
             f"{f' Was {near[0]!r} meant?' if near else ''}",
             "Set corpus.text (a column or a template of them), corpus.messages or corpus.id to one of these, or leave "

@@ -206,7 +206,7 @@ def _unrecognized(config: CorpusConfig, source: Source, rows: Sequence[SourceRow
         values |= {name: value for name, value in row.items() if values.get(name) is None}
     shown = [f"{name!r} ({_type_name(value)})" for name, value in islice(values.items(), _MOST_SHOWN)]
     more = ["…"] if len(values) > _MOST_SHOWN else []
-    return MissingColumn(
+    return MissingColumn.of(
         f"{_place(config, source)} has no column {TEXT_COLUMN!r}; it has {', '.join([*shown, *more]) or 'none'}.",
         f"{_fix(rows, values)}Rows that are recognized have conversations in a column `messages` or `conversations`, "
         "`prompt` with `completion`, or `instruction` with `output`; corpus.layout says which. Leave out files that "
