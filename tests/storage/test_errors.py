@@ -7,7 +7,6 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
