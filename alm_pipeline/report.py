@@ -1,6 +1,7 @@
 """The summary of a run as a short table, read from the manifests alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -138,65 +139,90 @@ def summarize(pipeline: "Pipeline", *, with_student: bool = True) -> RunSummary:
     """Gather the summary of a finished run. Raises UserError if a stage is not complete."""
     from alm_pipeline.student_report.page import stored_report
 
-    parts = {
-        part.name: {role: dataset.complete_manifest() for role, dataset in part.caches.items()}
-        for part in pipeline.parts
-    }
+    caches = _Caches.of(pipeline)
     student = pipeline.student.manifest() if with_student else None
     results: Mapping[str, Any] = student.results if student else {}
     recorded = student.provenance.get("configuration") if student else None
     is_mixture = pipeline.config.is_mixture
-
-    def total(role: str, count: str) -> int:
-        return sum(manifests[role].counts[count] for manifests in parts.values())
-
-    cached = [
-        manifests[role] for manifests in parts.values() for role in ("teacher_tokens", "student_tokens", *_ALIGNED)
-    ]
-    by_role = {
-        f"{name}: {role}" if is_mixture else role: manifest
-        for name, manifests in parts.items()
-        for role, manifest in manifests.items()
-    }
-    places = {
-        f"{part.name}: {role}" if is_mixture else role: dataset.url
-        for part in pipeline.parts
-        for role, dataset in part.caches.items()
-    }
-    held_out, teacher_tokens = total("examples", "held_out_examples"), total("teacher_tokens", "tokens")
     return RunSummary(
         name=recorded_name(recorded) if isinstance(recorded, Mapping) else run_name(pipeline.config),
-        examples=sum(manifests["examples"].rows for manifests in parts.values()),
-        held_out_examples=held_out,
-        text_bytes=total("examples", "text_bytes"),
-        dropped={
-            f"{name}: {reason}": n for name, manifest in by_role.items() for reason, n in manifest.dropped.items()
-        },
-        teacher_tokens=teacher_tokens,
-        student_tokens=total("student_tokens", "tokens"),
-        context_use=None if is_mixture else _context_use(pipeline, by_role),
-        chunks=total("alignments", "chunks"),
-        aligned_share=_share(total("alignments", "aligned_bytes"), total("examples", "text_bytes")),
-        byte_counts=_summed([_byte_counts(manifests["alignments"]) for manifests in parts.values()]),
-        unread_arguments={
-            side: _summed([_unread(manifests[f"{side}_tokens"]) for manifests in parts.values()])
-            for side in ("teacher", "student")
-        },
-        cache_bytes_per_teacher_token=sum(manifest.bytes for manifest in cached) / max(1, teacher_tokens),
-        bits_per_byte=results.get("held_out_bits_per_byte"),
-        word_kl=results.get("held_out_word_kl", {}),
-        standard_errors=results.get("held_out_standard_errors", {}),
-        # students of earlier versions record no documents; there are at most as many as examples
-        held_out_documents=results.get("held_out_documents", held_out),
-        initialization=results.get("initialization", {}),
-        level=results.get("level", {}),
-        places=places | ({"student": pipeline.student.url} if with_student else {}),
-        sources=_sources(pipeline, parts, results) if is_mixture else (),
+        **caches.numbers(),
+        **_numbers_of_student(results, caches.total("examples", "held_out_examples")),
+        context_use=None if is_mixture else _context_use(pipeline, caches.by_role),
+        places=caches.places | ({"student": pipeline.student.url} if with_student else {}),
+        sources=_sources(pipeline, caches.of_sources, results) if is_mixture else (),
         report=stored_report(pipeline.student.url) if with_student else None,
     )
 
 
-_ALIGNED = ("alignments", "scores")
+@dataclass(frozen=True)
+class _Caches:
+    """What the manifests of a run's datasets say."""
+
+    of_sources: Mapping[str, Mapping[str, Manifest]]
+    """by source, of which there is one unless it is a mixture, and role"""
+    by_role: Mapping[str, Manifest]
+    """of a mixture by `SOURCE: ROLE`"""
+    places: dict[str, str]
+    """URLs by the same names"""
+
+    @classmethod
+    def of(cls, pipeline: "Pipeline") -> "_Caches":
+        """Raises UserError if a stage is not complete."""
+        of_sources: dict[str, dict[str, Manifest]] = {}
+        by_role: dict[str, Manifest] = {}
+        places: dict[str, str] = {}
+        for part in pipeline.parts:
+            manifests = {role: dataset.complete_manifest() for role, dataset in part.caches.items()}
+            prefix = f"{part.name}: " if pipeline.config.is_mixture else ""
+            of_sources[part.name] = manifests
+            by_role |= {prefix + role: manifest for role, manifest in manifests.items()}
+            places |= {prefix + role: dataset.url for role, dataset in part.caches.items()}
+        return cls(of_sources, by_role, places)
+
+    def each(self, role: str) -> list[Manifest]:
+        return [manifests[role] for manifests in self.of_sources.values()]
+
+    def total(self, role: str, count: str) -> int:
+        return sum(manifest.counts[count] for manifest in self.each(role))
+
+    def numbers(self) -> dict[str, Any]:
+        """Return those fields of `RunSummary` that the caches decide."""
+        text_bytes, teacher_tokens = self.total("examples", "text_bytes"), self.total("teacher_tokens", "tokens")
+        cached = sum(manifest.bytes for role in _CACHED for manifest in self.each(role))
+        dropped = {
+            f"{role}: {reason}": n for role, manifest in self.by_role.items() for reason, n in manifest.dropped.items()
+        }
+        sides = ("teacher", "student")
+        return {
+            "examples": sum(manifest.rows for manifest in self.each("examples")),
+            "held_out_examples": self.total("examples", "held_out_examples"),
+            "text_bytes": text_bytes,
+            "dropped": dropped,
+            "teacher_tokens": teacher_tokens,
+            "student_tokens": self.total("student_tokens", "tokens"),
+            "chunks": self.total("alignments", "chunks"),
+            "aligned_share": _share(self.total("alignments", "aligned_bytes"), text_bytes),
+            "byte_counts": _summed([_byte_counts(manifest) for manifest in self.each("alignments")]),
+            "unread_arguments": {side: _summed(list(map(_unread, self.each(f"{side}_tokens")))) for side in sides},
+            "cache_bytes_per_teacher_token": cached / max(1, teacher_tokens),
+        }
+
+
+_CACHED = ("teacher_tokens", "student_tokens", "alignments", "scores")
+
+
+def _numbers_of_student(results: Mapping[str, Any], held_out: int) -> dict[str, Any]:
+    """Return those fields of `RunSummary` that a student's manifest records; `held_out` examples were measured."""
+    return {
+        "bits_per_byte": results.get("held_out_bits_per_byte"),
+        "word_kl": results.get("held_out_word_kl", {}),
+        "standard_errors": results.get("held_out_standard_errors", {}),
+        # students of earlier versions record no documents; there are at most as many as examples
+        "held_out_documents": results.get("held_out_documents", held_out),
+        "initialization": results.get("initialization", {}),
+        "level": results.get("level", {}),
+    }
 
 
 def _sources(
