@@ -1,5 +1,6 @@
 """The configuration of a hypernetwork's training, read from YAML or JSON."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -20,7 +21,7 @@ from alm_pipeline.config import (
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.frozen import Real
 from alm_pipeline.config.run import read_yaml
-from alm_pipeline.hypernetwork.networks.settings import NetworkConfig
+from alm_pipeline.hypernetwork.networks.settings import NetworkConfig, NetworkKind
 from alm_pipeline.hypernetwork.sampling.settings import SamplerConfig
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from storage.errors import UserError
@@ -34,8 +35,11 @@ class HypernetTrainConfig(Frozen):
 
     steps: int = Field(1000, ge=0, description="The number of optimizer steps, each with a new tokenizer.")
     texts: int = Field(16, gt=0, description="The number of examples in each step.")
-    learning_rate: Real = Field(
-        3e-4, gt=0, description="The learning rate of Adam after the warm-up; it falls to a tenth in a straight line."
+    learning_rate: Real | None = Field(
+        None,
+        gt=0,
+        description="The learning rate of Adam after the warm-up; it falls to a tenth in a straight line. Default: "
+        "2e-3 with `low_rank`, 3e-4 with `transformer`.",
     )
     channel_factor: Real = Field(
         3.0,
@@ -69,10 +73,6 @@ class HypernetTrainConfig(Frozen):
     shuffle_buffer: int = Field(
         10_000, ge=1, description="The number of examples in memory that examples are shuffled with."
     )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the network."""
-        return self.model_dump(mode="json", exclude={"checkpoint_steps"})
 
 
 class HypernetEvaluationConfig(Frozen):
@@ -156,6 +156,16 @@ class HypernetConfig(Frozen):
             return _NEGATIVES
         return self.train.negatives
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        return _LEARNING_RATES[self.network.kind] if self.train.learning_rate is None else self.train.learning_rate
+
+    def training_identity(self) -> dict[str, Any]:
+        """Return what of `train` decides the network."""
+        chosen = {"learning_rate": self.learning_rate, "negatives": self.negatives}
+        return self.train.model_dump(mode="json", exclude={"checkpoint_steps"}) | chosen
+
     def distillation(self) -> AlmConfig:
         """Return the run whose examples, teacher tokens and scores the training reads.
 
@@ -171,6 +181,7 @@ class HypernetConfig(Frozen):
 
 
 _NEGATIVES = 2048
+_LEARNING_RATES: Mapping[NetworkKind, float] = {"low_rank": 2e-3, "transformer": 3e-4}
 assert set(TERMS) <= set(get_args(Term))
 
 

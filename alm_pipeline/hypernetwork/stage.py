@@ -152,7 +152,7 @@ class HypernetPipeline:
             "objective": config.objective.model_dump(mode="json", exclude={"learn", "learned_turns"}),
             "sampler": config.sampler.model_dump(mode="json"),
             "network": config.network.model_dump(mode="json"),
-            "train": config.train.identity(),
+            "train": config.training_identity(),
             "evaluation": config.evaluation.model_dump(mode="json", exclude={"tokenizers", "trained"}),
             "tokenizers": {**tokenizers, **({"trained": trained.name} if trained else {})},
         }

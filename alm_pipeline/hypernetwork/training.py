@@ -179,7 +179,7 @@ class HypernetTraining:
             "step": step + 1,
             "loss": float(loss.detach()),
             **{term: float(terms[term].detach()) if term in weighted else None for term in TERMS},
-            "learning_rate": train.learning_rate * share,
+            "learning_rate": self.config.learning_rate * share,
             "grad_norm": norm,
             "tokens": int(counts.tokens),
             "chunks": int(counts.chunks),
@@ -215,7 +215,7 @@ class HypernetTraining:
         if isinstance(self.network, LowRankNetwork):
             channels = [*self.network.gains, *self.network.offsets]
         others = [value for value in self.network.parameters() if not any(value is channel for channel in channels)]
-        rates = [(others, train.learning_rate), (channels, train.learning_rate * factor)]
+        rates = [(others, self.config.learning_rate), (channels, self.config.learning_rate * factor)]
         groups = [{"params": values, "lr": rate, "base_lr": rate} for values, rate in rates if values]
         return torch.optim.AdamW(groups, betas=_BETAS, weight_decay=train.weight_decay)
 

@@ -59,6 +59,22 @@ def small(config: AlmConfig, **changes: object) -> HypernetConfig:
     return parse_hypernet_config({**plain, **changes})
 
 
+@pytest.mark.parametrize(("kind", "rate", "negatives"), [("low_rank", 2e-3, None), ("transformer", 3e-4, 2048)])
+def test_what_is_not_set_depends_on_the_kind_of_network(
+    config: AlmConfig, tmp_path: Path, kind: str, rate: float, negatives: int | None
+) -> None:
+    network = {"kind": kind, "width": 64} if kind == "transformer" else {"kind": kind, "rank": 4}
+    content = small(config).model_dump(mode="json") | {"network": network}
+    without = parse_hypernet_config(content | {"train": {"steps": 5}})
+    spelled_out = parse_hypernet_config(
+        content | {"train": {"steps": 5, "learning_rate": rate, "negatives": negatives}}
+    )
+    other = parse_hypernet_config(content | {"train": {"steps": 5, "learning_rate": rate / 2}})
+    assert (without.learning_rate, without.negatives) == (rate, negatives)
+    names = [HypernetPipeline(each, str(tmp_path)).hypernetwork.name for each in (without, spelled_out, other)]
+    assert names[0] == names[1] != names[2]
+
+
 def drawn_batch(
     tokenizer: PreTrainedTokenizerFast, rows: pa.Table | None = None, objective: ObjectiveConfig | None = None
 ) -> DrawnBatch:
