@@ -26,7 +26,7 @@ from alm_pipeline.corpus.sources import open_source, source_identity
 from alm_pipeline.editing.directions.demonstrations import demonstration_rows, row_answers
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig, EditEvaluationConfig
 from alm_pipeline.editing.directions.texts import TextEncoder
-from alm_pipeline.ensemble.tasks import lm_eval_harness
+from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.evaluation.bits_per_byte import TextTokens
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
@@ -109,6 +109,7 @@ class Measurements:
         urls = {"control": self.config.control, "contrasts": self.config.contrasts}
         contents = {name: source_identity(FilesSource(urls=(url,))) for name, url in urls.items() if url}
         settings = self.config.model_dump(mode="json", exclude=set(urls))
+        settings |= {"task_folder": task_files(self._task_folder)} if self._task_folder else {}
         columns = self._columns.model_dump(mode="json", include={"prompt", "positive", "negative", "choices"})
         sample = {} if self.config.control else {"sample": hash_file(SAMPLE)}
         score = {"dtype": self.score.dtype, "chat": self.chat}

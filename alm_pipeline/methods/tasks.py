@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from alm_pipeline.ensemble.tasks import lm_eval_harness
+from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.methods.units import UNITS, UnitStore, unit_table
 from alm_pipeline.models.reference import ModelReference
 from storage.errors import UserError
-from storage.fingerprints import hash_file
 
 
 class ComparedTasks(NamedTuple):
@@ -26,12 +25,7 @@ class ComparedTasks(NamedTuple):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the results, beside the model."""
-        return {**self._asdict(), "folder": self.files(), "lm_eval": version("lm_eval")}
-
-    def files(self) -> dict[str, str]:
-        """Return the hashes of the files in the folder, by their paths in it."""
-        files = sorted(self.folder.rglob("*")) if self.folder else []
-        return {file.relative_to(self.folder or file).as_posix(): hash_file(file) for file in files if file.is_file()}
+        return {**self._asdict(), "folder": task_files(self.folder), "lm_eval": version("lm_eval")}
 
 
 def require_tasks(tasks: ComparedTasks) -> None:

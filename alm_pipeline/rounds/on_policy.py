@@ -24,7 +24,7 @@ from alm_pipeline.config import (
     TrainConfig,
     WrittenSource,
 )
-from alm_pipeline.ensemble.tasks import lm_eval_harness
+from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.provenance import provenance
@@ -284,5 +284,5 @@ def _contents(part: Pipeline) -> list[str]:
 
 def _deciding(rounds: RoundsConfig) -> dict[str, Any]:
     """Return what decides the results; tasks of one's own by their files, wherever their folder is."""
-    files = {"task_folder": tasks_of(rounds).files()} if rounds.tasks and rounds.task_folder else {}
+    files = {"task_folder": task_files(tasks_of(rounds).folder)} if rounds.tasks and rounds.task_folder else {}
     return rounds.model_dump(mode="json", exclude={"sampling"}) | {"sampling": rounds.sampling.identity()} | files
