@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from alm_pipeline.calibration.report.settings import QuestionColumns
 from alm_pipeline.config import FilesSource
+from alm_pipeline.corpus.files.errors import RowDropped, columns_set_by
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.formats.values import check_unicode
 from alm_pipeline.corpus.sources import open_source
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
@@ -51,13 +53,25 @@ def read_questions(url: str, columns: QuestionColumns | None = None) -> Question
 
     Raises UserError naming the row and the field that is wrong, or if two rows have one id. Rows that can't be read at
     all are counted by reason, as those of a corpus are, and questions with two equal choices as `equal_choices`.
+
+    An answer such as "1", of which CSV has no other form, may be the index 1 or the choice "1": what the other rows'
+    answers are decides. Raises UserError if they leave it open.
     """
     columns = columns or QuestionColumns()
     source = open_source(FilesSource(urls=(url,)))
-    wanted = Columns((columns.prompt, columns.choices, columns.answer), (columns.cluster, columns.id))
+    required = (columns.prompt, columns.choices, columns.answer)
     dropped: Counter[str] = Counter()
-    questions = [_question(name, row, columns) for name, row in source.rows(wanted, dropped)]
+    with columns_set_by("Set --prompt, --choices or --answer (a flow's parameters of these names) to one of these."):
+        rows = list(source.rows(Columns(required, (columns.cluster, columns.id)), dropped))
     source.check(final=True)
+    if rows and columns.cluster != QuestionColumns.cluster and not any(columns.cluster in row for _, row in rows):
+        raise UserError(f"{masked(url)}: cluster: no row has a column {columns.cluster!r}: name another, or none")
+    are_texts, questions = _are_texts(rows, columns), []
+    for name, row in rows:
+        try:
+            questions.append(_question(name, row, columns, are_texts))
+        except RowDropped as drop:
+            drop.count_in(dropped)
     return checked_questions(questions, dropped, masked(url))
 
 
@@ -74,7 +88,7 @@ def checked_questions(questions: Sequence[Question], dropped: Mapping[str, int],
     return Questions(distinct, dict(sorted((+counts).items())))
 
 
-def _question(name: str, row: SourceRow, columns: QuestionColumns) -> Question:
+def _question(name: str, row: SourceRow, columns: QuestionColumns, are_texts: bool | None) -> Question:
     def wrong(field: str, what: str) -> UserError:
         return UserError(f"{name}: {field} {what}")
 
@@ -87,7 +101,14 @@ def _question(name: str, row: SourceRow, columns: QuestionColumns) -> Question:
         raise wrong(columns.choices, f"has {len(choices)} choices: a question has at least {_LEAST_CHOICES}")
     if empty := [number for number, choice in enumerate(choices) if not choice.strip()]:
         raise wrong(columns.choices, f"has an empty text at index {empty[0]}: write the choice")
-    answer = _answer_index(row.get(columns.answer), choices)
+    as_text, as_index = _readings(row.get(columns.answer), choices)
+    if are_texts is None and None not in (as_text, as_index) and as_text != as_index:
+        raise wrong(
+            columns.answer,
+            f"is {row[columns.answer]!r}: that is the text of a choice and the index of another, and no other row's "
+            "answer tells which is meant: write indexes as numbers, in JSON lines or Parquet",
+        )
+    answer = as_index if as_text is None or (as_index is not None and not are_texts) else as_text
     if answer is None:
         raise wrong(
             columns.answer,
@@ -97,6 +118,8 @@ def _question(name: str, row: SourceRow, columns: QuestionColumns) -> Question:
     id_, cluster = row.get(columns.id), row.get(columns.cluster)
     id_ = name if id_ is None else str(id_)
     texts = tuple(columns.delimiter + choice for choice in choices)
+    for text in (prompt, *texts, id_, str(cluster)):
+        check_unicode(text)
     return Question(id_, prompt, texts, answer, id_ if cluster is None else str(cluster))
 
 
@@ -116,14 +139,21 @@ def _kind(value: Any) -> str:
     return "missing" if value is None else f"{value!r:.80}"
 
 
-def _answer_index(value: Any, choices: Sequence[str]) -> int | None:
-    if isinstance(value, str):
-        if value in choices:
-            return choices.index(value)
-        value = int(value) if value.isascii() and value.isdigit() else None
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value < len(choices) else None
+def _are_texts(rows: Sequence[tuple[str, SourceRow]], columns: QuestionColumns) -> bool | None:
+    """Return whether answers that can be read in both ways are texts; None if the other answers don't tell."""
+    readings = [_readings(row.get(columns.answer), _listed(row.get(columns.choices))) for _, row in rows]
+    has_texts = any(text is not None and index is None for text, index in readings)
+    has_indexes = any(index is not None and text is None for text, index in readings)
+    return has_texts if has_texts != has_indexes else None
+
+
+def _readings(value: Any, choices: Any) -> tuple[int | None, int | None]:
+    """Return the index of the choice that an answer is the text of, and the one that it is itself, if it is one."""
+    if not isinstance(choices, list) or isinstance(value, bool):
+        return None, None
+    text = choices.index(value) if isinstance(value, str) and value in choices else None
+    index = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    return text, index if isinstance(index, int) and 0 <= index < len(choices) else None
 
 
 def questions_dataset(root: str, source: str, questions: Sequence[Question]) -> Dataset:

@@ -90,8 +90,9 @@ def read_texts(
     row has the column, or if it holds lists or mappings.
     """
     groups: dict[str, str] = {}
+    seen = set[str]()
     if by not in (None, SCRIPT, FILE):
-        source = replace(source, read=_noting(source, str(by), groups))
+        source = replace(source, read=_noting(source, str(by), groups, seen))
     # rows are numbered: ids of the corpus's own may repeat, and mean nothing here
     for example in _examples(corpus.model_copy(update={"id": None}), dropped, source):
         if example.text is None:
@@ -105,6 +106,8 @@ def read_texts(
             case _:
                 group = groups.get(document)
         yield ComparedText(example.text, corpus.name, group, document)
+    if groups and not seen:  # the rest of a file, of which the first texts are enough, might have it
+        raise UserError(f"--by {by}: none of the first {len(groups):,} rows of {corpus.name} has this column")
 
 
 def _examples(corpus: CorpusConfig, dropped: Counter[str], source: OpenSource) -> Iterator[Example]:
@@ -140,13 +143,14 @@ def document_numbers(texts: Sequence[ComparedText]) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def _noting(source: OpenSource, column: str, groups: dict[str, str]) -> Any:
-    """Return the source's reader, which also notes the column's value of each row."""
+def _noting(source: OpenSource, column: str, groups: dict[str, str], seen: set[str]) -> Any:
+    """Return the source's reader, which also notes the column's value of each row, and whether it was in any."""
 
     def read(columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
         wanted = replace(columns, required=tuple(dict.fromkeys([*columns.required, column])))
         for row_id, row in source.read(wanted, dropped):
             groups[row_id] = _group(row.get(column), column, row_id)
+            seen.update({column} & row.keys())
             yield row_id, row
 
     return read

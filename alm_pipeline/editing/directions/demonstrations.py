@@ -4,6 +4,7 @@ Positive and negative answers of another length or form teach length and form, s
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from alm_pipeline.config import FilesSource
-from alm_pipeline.corpus.files.errors import columns_set_by
+from alm_pipeline.corpus.files.errors import RowDropped, columns_set_by
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
+from alm_pipeline.corpus.formats.values import check_unicode
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig
 from storage.dataset import Dataset, Manifest
@@ -75,6 +77,11 @@ def write_demonstrations(dataset: Dataset, config: DemonstrationsConfig) -> Mani
     if not found:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no row was read"
         raise UserError(f"{config.url}: has no demonstrations ({reasons}): check the names of its columns")
+    if config.neutral and not any(row.neutral for row in found):
+        raise UserError(
+            f"{config.url}: neutral: no demonstration has a text in the column {config.neutral!r}: name another one, "
+            "or none"
+        )
     rows = config.shard_rows or max(_SHARD_ROWS, -(-len(found) // _MOST_SHARDS))
     shards = [found[start : start + rows] for start in range(0, len(found), rows)]
     with dataset.being_written():
@@ -99,9 +106,19 @@ def _counts(shard: Sequence[Demonstration]) -> dict[str, int]:
 
 
 def demonstration_rows(source: OpenSource, columns: Columns, dropped: Counter[str]) -> Iterator[tuple[str, SourceRow]]:
-    """Yield rows with their ids. Raises UserError if a column is missing, naming the settings of demonstrations."""
+    """Yield rows with their ids, but for those with bytes that are not UTF-8, which are counted.
+
+    Raises UserError if a column is missing, naming the settings of demonstrations.
+    """
     with columns_set_by("Name its columns with demonstrations.prompt, .positive, .negative or .choices."):
-        yield from source.rows(columns, dropped)
+        for id_, row in source.rows(columns, dropped):
+            try:
+                values = [row.get(name) for name in (*columns.required, *columns.optional)]
+                check_unicode(json.dumps(values, ensure_ascii=False, default=str))
+            except RowDropped as drop:
+                drop.count_in(dropped)
+            else:
+                yield id_, row
 
 
 def _demonstrations(config: DemonstrationsConfig, source: OpenSource, dropped: Counter[str]) -> Iterator[Demonstration]:

@@ -81,6 +81,54 @@ def test_what_is_wrong_is_named_by_row_and_field(tmp_path: Path, what: str) -> N
         read_questions(write(tmp_path / "q.jsonl", [ROWS[0], {**ROWS[1], **changed}]))
 
 
+PICKED = ["0", "1", "2"]
+ANSWERS: dict[str, tuple[list[tuple[list[str], str]], list[int]]] = {
+    "others are indexes": ([(["1", "2"], "1"), (["5", "6"], "0")], [1, 0]),
+    "others are texts": ([(["1", "2"], "1"), (["5", "6"], "6")], [0, 1]),
+    "both are the same": ([(PICKED, "1"), (["5", "6"], "0"), (["5", "6"], "6")], [1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("what", ANSWERS)
+def test_the_other_answers_tell_whether_one_is_a_text_or_an_index(tmp_path: Path, ending: str, what: str) -> None:
+    rows, expected = ANSWERS[what]
+    file = write(
+        tmp_path / f"q.{ending}",
+        [{"prompt": "?", "choices": choices, "answer": answer} for choices, answer in rows],
+    )
+    assert [question.answer for question in read_questions(file).questions] == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("others", [[], [(["5", "6"], "0"), (["5", "6"], "6")]], ids=["none", "both kinds"])
+def test_an_answer_that_may_be_a_text_or_an_index_is_refused(tmp_path: Path, others: list[Any]) -> None:
+    rows = [{"prompt": "?", "choices": choices, "answer": answer} for choices, answer in [(["1", "2"], "1"), *others]]
+    with pytest.raises(UserError, match=r"q\.csv:0: answer is '1': that is the text of a choice and the index of ano"):
+        read_questions(write(tmp_path / "q.csv", rows))
+    numbers = [{**row, "answer": row["choices"].index(row["answer"]) if row["answer"] != "0" else 0} for row in rows]
+    assert read_questions(write(tmp_path / "q.jsonl", numbers)).questions[0].answer == 0
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("column", ["prompt", "choices", "answer", "cluster"])
+def test_a_column_that_no_row_has_is_named_by_its_option(tmp_path: Path, column: str) -> None:
+    """Also the optional one: without it, the intervals would be those of independent questions."""
+    file = write(tmp_path / "q.jsonl", ROWS)
+    with pytest.raises(UserError, match=rf"q\.jsonl.*no (row has a )?column 'nope'.*|--{column}"):
+        read_questions(file, QuestionColumns(**{column: "nope"}))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("changed", [{"prompt": "h\xf6?"}, {"choices": ["h\xf6", "x"]}], ids=["prompt", "choices"])
+def test_rows_that_are_not_utf8_are_counted(tmp_path: Path, changed: dict[str, Any]) -> None:
+    file = Path(write(tmp_path / "q.csv", [{**ROWS[0], **changed}, ROWS[1]]))
+    file.write_bytes(file.read_text().replace("\\u00f6", "\xf6").encode("latin-1"))
+    found = read_questions(str(file))
+    assert [question.id for question in found.questions] == ["b"]
+    assert found.dropped == {"invalid_utf8": 1}
+
+
 @pytest.mark.bad_input
 def test_what_is_left_out_is_counted_and_nothing_left_is_an_error(tmp_path: Path) -> None:
     equal = {**ROWS[0], "id": "c", "choices": ["2", "2"]}

@@ -134,8 +134,9 @@ def test_what_can_not_be_grouped_or_compared_is_refused(models: list[str], tmp_p
     file = _write(tmp_path, "texts", [{"text": "One.", "tags": ["a"]}, {"text": "Two."}])
     with pytest.raises(UserError, match=r"row texts\.jsonl:0 has a list"):
         compare_models(models, [texts_at(file, "text", 9)], by="tags")
-    with pytest.raises(UserError, match="langauge"):
-        compare_models(models, [texts_at(file, "text", 9)], by="langauge")
+    for examples in (1, 9):  # also where reading ends before the file does
+        with pytest.raises(UserError, match="langauge"):
+            compare_models(models, [texts_at(file, "text", examples)], by="langauge")
     empty = _write(tmp_path, "empty", [{"text": "  "}])
     with pytest.raises(UserError, match="empty: contains no text"):
         compare_models(models, named_corpora([file, empty], "text", 9))
