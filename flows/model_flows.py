@@ -98,19 +98,22 @@ def evaluate(
         if not corpus and not tasks:
             raise UserError("corpus, tasks: nothing to measure: name a corpus, tasks of lm_eval, or both")
         log_stages_at_info()
+        folder = Path(task_folder) if task_folder else None
+        if tasks:
+            from alm_pipeline.ensemble.tasks import lm_eval_harness
+
+            lm_eval_harness().check_tasks(tasks, folder)  # not after texts were measured
         results: Results = {model: {} for model in models}
         if corpus:
             corpora = [corpus] if isinstance(corpus, str) else corpus
             found = _bits_per_byte(models, corpora, text, examples, dtype, trust_remote_code, by)
             results = {model: dict(bits) for model, bits in found.items()}
         if tasks:
-            from alm_pipeline.ensemble.tasks import lm_eval_harness
             from alm_pipeline.tokenization.templates.choice import TemplateChoice
 
             settings: dict[str, Any] = {"few_shot": few_shot, "limit": limit, "batch_size": batch_size, "chat": chat}
             settings |= {"template": TemplateChoice.of("template", template), "think_end": think_end}
             settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
-            folder = Path(task_folder) if task_folder else None
             harness = lm_eval_harness()
             all_results = harness.evaluate(models, tasks, task_folder=folder, **settings)
             for model, task_results in zip(models, all_results, strict=True):
@@ -203,10 +206,13 @@ def transfer(
         trust_remote_code: Whether to run code in the model's folder.
     """
     with inert_run():
+        from alm_pipeline.comparison.corpora import named_corpora, require_texts
         from alm_pipeline.tokenization.templates.choice import TemplateChoice
         from alm_pipeline.transfer import zero_step
 
         log_stages_at_info()
+        if corpus:
+            require_texts(named_corpora([corpus], text, examples))
         counts, found = zero_step.transfer(
             model,
             tokenizer,
@@ -261,9 +267,11 @@ def edit(
     """
     with inert_run():
         from alm_pipeline.editing.edit import Editing, describe
+        from alm_pipeline.preflight.storage_probe import require_writable
         from alm_pipeline.provenance import provenance_of
 
         log_stages_at_info()
+        require_writable("folder", Path(folder).parent)
         editing = Editing(
             model,
             demonstrations,

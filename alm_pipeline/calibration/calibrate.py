@@ -25,6 +25,7 @@ from alm_pipeline.calibration.report.points import (
     Point,
     Role,
     make_report,
+    require_clusters,
 )
 from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSettings, Sweep
 from alm_pipeline.calibration.scored_models import (
@@ -172,8 +173,24 @@ class Calibration(ABC):
     def scored(self) -> Sequence[Scored]:
         """The models and points, in the order in which they are scored."""
 
+    def require_ready(self) -> None:
+        """Raise UserError for what would stop the report: before anything is scored, and not after."""
+        asked, column = self._asked
+        names = {
+            name
+            for shard in range(len(asked.complete_manifest().shards))
+            for name in asked.read_shard(shard, [column])[column].to_pylist()
+        }
+        require_clusters(len(names), f"in {asked.label}")
+
+    @property
+    @abstractmethod
+    def _asked(self) -> tuple[Dataset, str]:
+        """What models are asked, and the column that names the clusters."""
+
     def run(self) -> None:
         """Score everything that is not scored yet."""
+        self.require_ready()
         with self.models.in_turn() as models:
             for scored in self.scored:
                 self.run_one(scored, models)
@@ -223,6 +240,10 @@ class QuestionCalibration(Calibration):
         dataset = questions_dataset(self._root, self.source.name, found.questions)
         store_questions(dataset, found)
         return dataset
+
+    @property
+    def _asked(self) -> tuple[Dataset, str]:
+        return self.questions, "cluster"
 
     @cached_property
     def scored(self) -> list[Scored]:
@@ -279,6 +300,10 @@ class TextCalibration(Calibration):
         dataset = places_dataset(self._root, source.url, places)
         store_places(dataset, places)
         return dataset
+
+    @property
+    def _asked(self) -> tuple[Dataset, str]:
+        return self.places, "text"
 
     @cached_property
     def scored(self) -> list[Scored]:

@@ -24,6 +24,7 @@ from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, ensemble_
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork
 from alm_pipeline.merging.parents import Parents, open_parents
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeRule
 from alm_pipeline.models.configuration import context_length
@@ -164,6 +165,7 @@ class EnsembleOfModels:
         members = [
             {"model": each.model.identity, "tokenizer": each.tokenizer.identity, "weight": member.weight}
             | {"dtype": member.dtype}
+            | ({"hypernetwork": Hypernetwork.load(member.hypernetwork).identity} if member.hypernetwork else {})
             for member, each in zip(self.config.members, self._members, strict=True)
         ]
         return {"members": members, "mean": self.config.mean, "vocabulary": self.config.vocabulary}

@@ -81,6 +81,14 @@ def open_corpus(corpus: CorpusConfig) -> tuple[CorpusConfig, OpenSource]:
     return corpus, source
 
 
+def require_texts(corpora: Sequence[CorpusConfig]) -> None:
+    """Read a text of each corpus. Raises UserError if it can't be read or has none: before models are loaded."""
+    for corpus in corpora:
+        dropped = Counter[str]()
+        if next(read_texts(*open_corpus(corpus), None, dropped), None) is None:
+            raise UserError(f"{corpus.name}: contains no text to compare models on (left out: {dict(dropped)})")
+
+
 def read_texts(
     corpus: CorpusConfig, source: OpenSource, by: str | None, dropped: Counter[str]
 ) -> Iterator[ComparedText]:

@@ -147,8 +147,8 @@ def compare_drafts(
     """Return each draft's acceptance on beginnings of the corpus's texts, and the number of texts left out, by reason.
 
     Models are folders, stored students' URLs, hub names or `demo:NAME`. A prompt is the first `prompt_tokens` tokens of
-    a text, or half of a shorter one. Raises UserError if a draft has another tokenizer than the target, and if no text
-    is left.
+    a text, or half of a shorter one. Raises UserError if a draft has another tokenizer than the target, if a prompt
+    with its new tokens is longer than a model's context, and if no text is left.
     """
     references = [ModelReference(local_name(name), trust_remote_code) for name in (target, *drafts)]
     tokenizers = [LoadedTokenizer(local_name(name)) for name in (target, *drafts)]
@@ -156,6 +156,8 @@ def compare_drafts(
         _check_same_tokens(target, tokenizers[0], name, tokenizer)
     left_out = Counter[str]()
     prompts = _prompts(corpus, tokenizers[0], prompt_tokens, left_out)
+    for name, reference in zip((target, *drafts), references, strict=True):
+        _check_room(name, reference.context_length, max(map(len, prompts)), max_tokens)
     model, found = references[0].load(dtype, device=device), []
     with track("accept", len(prompts) * len(drafts), "prompts") as advance:
         for reference in references[1:]:
@@ -187,6 +189,15 @@ def _check_same_tokens(target: str, tokenizer: LoadedTokenizer, draft: str, othe
         f"{draft}: has another tokenizer than {target} (id {first} is another token), so it can't be its draft: move "
         f"it with `alm run draft --teacher {target} --student {draft}`, or without training with `alm transfer`"
     )
+
+
+def _check_room(name: str, context: int | None, prompt: int, max_tokens: int) -> None:
+    """Raise UserError if a prompt with its new tokens is longer than a model's context."""
+    if context is not None and prompt + max_tokens > context:
+        raise UserError(
+            f"{name}: a prompt of {prompt:,} tokens and {max_tokens:,} new ones are more than its context of "
+            f"{context:,}: lower --prompt-tokens or --max-tokens (a flow's parameters of these names)"
+        )
 
 
 def _prompts(

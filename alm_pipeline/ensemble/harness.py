@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.ensemble.loading import load
+from alm_pipeline.ensemble.loading import load, require_models
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.head_vocabulary import check_rows
@@ -133,10 +133,11 @@ def evaluate(
 
     `task_folder` has the user's own YAML tasks, and `limit` is the number of examples per task. Prompts are put into
     `template`, or into the tokenizer's own with `chat`. Of what is generated, only what follows `think_end` is the
-    answer. Raises UserError with
-    lm_eval's message if a task does not exist, or its data cannot be loaded.
+    answer. Raises UserError with lm_eval's message if a task does not exist, or its data cannot be loaded, and before
+    the first model is loaded, if another can't be found.
     """
     manager = _manager(tasks, task_folder)
+    require_models(names)
     for name in names:
         model = HarnessModel(
             name,
@@ -183,6 +184,8 @@ def task_index(tasks: Sequence[str], folder: Path | None) -> TaskManager:
     these.
     """
     path = str(folder) if folder else None
+    if folder and not folder.is_dir():
+        raise UserError(f"task folder {folder}: there is no such folder: name the one with your tasks' YAML files")
     with user_error(f"task folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
         manager = TaskManager(include_path=path, include_defaults=False)
         if not set(tasks) <= set(manager.all_subtasks):

@@ -25,6 +25,7 @@ from alm_pipeline.methods.tasks import ComparedTasks, measure_tasks, require_tas
 from alm_pipeline.methods.units import UnitStore
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
+from alm_pipeline.preflight.storage_probe import require_writable
 from alm_pipeline.training.student.curves import can_draw
 from storage.errors import UserError
 from storage.urls import join_url, overwrite
@@ -70,6 +71,7 @@ class MethodComparison:
 
         `here` is what this machine does itself; the rest is another's.
         """
+        require_writable("folder", self.url)
         for texts in self.domains:
             texts.require_documents()
         if self.tasks:

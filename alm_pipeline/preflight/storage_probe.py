@@ -1,8 +1,9 @@
-"""A tiny object that is written to a store and removed, to see whether a run could write there."""
+"""A tiny object that is written to a store or a folder and removed, to see whether a run could write there."""
 
 import os
 from pathlib import Path
 
+from storage.errors import UserError
 from storage.urls import is_local, join_url, open_filesystem, overwrite, remove
 
 
@@ -18,6 +19,21 @@ def probe_storage(root: str) -> None:
         for folder in made:  # the run makes them again
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def require_writable(option: str, folder: str | Path) -> None:
+    """Raise UserError, naming the option, if nothing can be written into a folder or URL: now, and not after hours."""
+    try:
+        probe_storage(str(folder))
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+
+
+def require_writable_file(option: str, file: Path) -> None:
+    """Raise UserError likewise if a file can't be written."""
+    if file.is_dir():
+        raise UserError(f"{option}: {file}: is a folder: name a file in it")
+    require_writable(option, file.parent)
 
 
 def _missing_folders(path: Path) -> list[Path]:

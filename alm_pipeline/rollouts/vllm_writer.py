@@ -80,6 +80,17 @@ def require_engine(sampling: SamplingConfig) -> None:
         )
 
 
+def require_room(model: ModelReference, sampling: SamplingConfig) -> None:
+    """Raise UserError if no prompt fits into a model's context with the most tokens that may follow it."""
+    length = model.context_length
+    if length is not None and sampling.max_tokens >= length:
+        raise UserError(
+            f"rounds.sampling.max_tokens: {sampling.max_tokens:,} tokens leave no room for a prompt in the context of "
+            f"{model.label}, {length:,} tokens: set it to less"
+        )
+
+
 def model_writer(model: ModelReference, sampling: SamplingConfig) -> LocalWriter:
-    """Return what lets a model write in this process, by `sampling.engine`."""
+    """Return what lets a model write in this process, by `sampling.engine`. Raises UserError as `require_room`."""
+    require_room(model, sampling)
     return (VllmWriter if sampling.engine == "vllm" else LocalWriter)(model, sampling)

@@ -9,7 +9,7 @@ student's model is the student of the round before. So every part has a name, is
 was interrupted goes on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,15 +23,17 @@ from alm_pipeline.config import (
     StudentConfig,
     TrainConfig,
     WrittenSource,
+    parse_config,
 )
 from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.provenance import provenance
 from alm_pipeline.rollouts.local_writer import LocalWriter
 from alm_pipeline.rollouts.prompts import PromptChoice, choose, read_rows
 from alm_pipeline.rollouts.stage import rollouts_dataset, write_rollouts
-from alm_pipeline.rollouts.vllm_writer import model_writer, require_engine
+from alm_pipeline.rollouts.vllm_writer import model_writer, require_engine, require_room
 from alm_pipeline.rounds.measures import measure_student, tasks_of
 from alm_pipeline.rounds.report import RoundsReport, write_report_files
 from alm_pipeline.student_report.page import write_run_report
@@ -83,9 +85,16 @@ class OnPolicy:
         made = self.start.made_tokenizer
         return None if made and not made.manifest() else self.folder.manifest()
 
-    def require_ready(self) -> None:
-        """Raise UserError if students can't write here, or be measured on the tasks: now, and not after hours."""
+    def require_ready(self, here: Collection[Phase] = ALL_PHASES) -> None:
+        """Raise UserError if students can't write here, be trained, or be measured on the tasks: now, not after hours.
+
+        `here` is what this machine does itself; the rest is another's.
+        """
+        if not (self.rounds.steps or self.config.train.steps):
+            raise UserError("rounds.steps: is not set, and train.steps is 0, so no round would train: set rounds.steps")
         require_engine(self.rounds.sampling)
+        require_room(self.start.source, self.rounds.sampling)
+        self._require_objective(here)
         if not self.rounds.tasks:
             return
         tasks = tasks_of(self.rounds)
@@ -93,6 +102,18 @@ class OnPolicy:
             lm_eval_harness().check_tasks(tasks.names, tasks.folder)
         except UserError as error:
             raise UserError(f"rounds.tasks: {error}") from error
+
+    def _require_objective(self, here: Collection[Phase]) -> None:
+        """Raise UserError for what would stop a round's training and not the start's: its objective."""
+        if self.rounds.objective is None:
+            return
+        self.start.require_ready(here=here)
+        content = self.start.config.model_dump(mode="json")
+        try:
+            config = parse_config({**content, "objective": self.rounds.objective.model_dump(mode="json")})
+            Pipeline(config, self.root).require_ready(here=here)
+        except UserError as error:
+            raise UserError(f"rounds.objective: {error}") from error
 
     def prepare(self) -> None:
         """Make what the first round begins with: examples and student 0."""

@@ -58,11 +58,14 @@ def audit(
     from alm_pipeline.audit.drawing import draw_audit
     from alm_pipeline.audit.numbers import audit_document
     from alm_pipeline.audit.sources import AuditSource
+    from alm_pipeline.preflight.storage_probe import require_writable_file
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
         if picture and picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
+        if picture:
+            require_writable_file("--picture", picture)
         sources = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
         reports = audit_targets(sources, settings)

@@ -103,8 +103,10 @@ def calibrate(
     with inert_run():
         from alm_pipeline.calibration import calibrate as calibrating
         from alm_pipeline.calibration.report.output import report_document, write_report
+        from alm_pipeline.preflight.storage_probe import require_writable
 
         log_stages_at_info()
+        require_writable("output", output)
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
         folder = Path(task_folder) if task_folder else None
         sweep = Sweep.chosen(weights, method, density, mask_seed)
@@ -124,6 +126,7 @@ def calibrate(
 
 def _score(calibration: "Calibration") -> None:
     """Score with one model after the other, each as a task of its own."""
+    calibration.require_ready()
     with calibration.models.in_turn() as loaded:
 
         @task(name="score", task_run_name="score: {name}", cache_policy=NO_CACHE, **RETRYING)

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
+from alm_pipeline.preflight.phases import ALL_PHASES
 from alm_pipeline.recipes.overrides import configure, override, parse_overrides
 from flows.alm import alm
 from flows.execution.inert_run import inert_flow, inert_run
@@ -108,7 +109,7 @@ def _require_shared(gpu_pool: str | None, root: str) -> None:
 
 
 def _run_rounds(rounds: "OnPolicy", storage: str, pool: dict[str, Any]) -> None:
-    rounds.require_ready()
+    rounds.require_ready(here=("prepare",) if pool["gpu_pool"] else ALL_PHASES)
     if rounds.rounds.start == "student":
         alm(config=rounds.start.config, storage=storage, **pool)
     else:

@@ -144,6 +144,15 @@ class CalibrationReport:
                     }
 
 
+def require_clusters(count: int, what: str) -> None:
+    """Raise UserError if there are too few clusters to split; `what` says of what, after the word `clusters`."""
+    if count < _LEAST_CLUSTERS:
+        raise UserError(
+            f"{count} clusters {what}: at least {_LEAST_CLUSTERS} are needed to choose on one half and report on the "
+            "other"
+        )
+
+
 def make_report(
     points: Sequence[Point],
     clusters: np.ndarray,
@@ -155,11 +164,7 @@ def make_report(
     Raises UserError if there are too few clusters to split.
     """
     settings = settings or ReportSettings()
-    if len(np.unique(clusters)) < _LEAST_CLUSTERS:
-        raise UserError(
-            f"{len(np.unique(clusters))} clusters of questions were scored by all models: at least {_LEAST_CLUSTERS} "
-            "are needed to choose on one half and report on the other"
-        )
+    require_clusters(len(np.unique(clusters)), "of questions were scored by all models")
     is_validation = validation_half(clusters, settings.seed)
     chosen: Mapping[Half, Flags] = {
         "all": np.ones(len(clusters), bool),

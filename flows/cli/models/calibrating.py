@@ -114,9 +114,11 @@ def calibrate(
     bins or readings score nothing again.
     """
     from alm_pipeline.calibration import calibrate as calibrating
+    from alm_pipeline.preflight.storage_probe import require_writable
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
+        require_writable("output", output)
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
         sweep = Sweep.chosen(weights, method, density, mask_seed)
         calibration = calibrating.open_calibration(

@@ -87,9 +87,11 @@ def edit(
     given = {**locals(), "url": demonstrations, "tasks": _names(tasks)}
     with user_errors():
         from alm_pipeline.editing.edit import Editing, describe
+        from alm_pipeline.preflight.storage_probe import require_writable
         from alm_pipeline.provenance import provenance_of
         from alm_pipeline.runtime.progress import progress_bars
 
+        require_writable("FOLDER", folder.parent)
         rows, read = _settings(DemonstrationsConfig, given), _settings(ActivationConfig, given)
         change, evaluation = _settings(EditConfig, given), _settings(EditEvaluationConfig, given)
         with progress_bars(err):

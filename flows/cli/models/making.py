@@ -76,11 +76,14 @@ def transfer(
 
     With --corpus, also print the bits per byte of both models on those texts.
     """
+    from alm_pipeline.comparison.corpora import named_corpora, require_texts
     from alm_pipeline.runtime.progress import progress_bars
     from alm_pipeline.tokenization.templates.choice import TemplateChoice
     from alm_pipeline.transfer.zero_step import transfer
 
     with user_errors(), progress_bars(err):
+        if corpus:
+            require_texts(named_corpora([corpus], text, examples))
         counts, found = transfer(
             model,
             tokenizer,

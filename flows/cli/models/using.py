@@ -322,8 +322,12 @@ def evaluate(
     """Run tasks of lm-evaluation-harness on a model or an ensemble, and print a table of the results."""
     with user_errors():
         from alm_pipeline.ensemble.tasks import lm_eval_harness
+        from alm_pipeline.preflight.storage_probe import require_writable_file
         from alm_pipeline.tokenization.templates.choice import TemplateChoice
+        from storage.urls import overwrite
 
+        if output:
+            require_writable_file("--output", output)
         harness = lm_eval_harness()
         (results,) = harness.evaluate(
             [model],
@@ -344,4 +348,4 @@ def evaluate(
         else:
             out.print_line(harness.results_table(results))
         if output:
-            output.write_text(harness.json_results(results), encoding="utf-8")
+            overwrite(str(output), harness.json_results(results).encode())

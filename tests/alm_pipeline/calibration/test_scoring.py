@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alm_pipeline.calibration.choices import ChoiceEncoder, EncodedQuestion
 from alm_pipeline.calibration.packing import ChoiceScorer
 from alm_pipeline.calibration.questions import Question, Questions, questions_dataset, store_questions
-from alm_pipeline.calibration.scored_models import ModelsInTurn, model_named
+from alm_pipeline.calibration.scored_models import EnsembleOfModels, ModelsInTurn, model_named
 from alm_pipeline.calibration.stage import ChoiceScoring, ScoredQuestions
 from alm_pipeline.config import ScoreConfig
 from alm_pipeline.ensemble.config import EnsembleConfig, MemberConfig, write_config
@@ -26,6 +26,7 @@ from alm_pipeline.scoring.scorer import Scorer
 from storage.dataset import Dataset
 from storage.errors import UserError
 from tests import tiny
+from tests.alm_pipeline.hypernetwork.networks import write_hypernetwork
 
 QUESTIONS = [
     Question("plain", "The quick brown fox", (" jumps over", " 12345", " lazy dog. The"), 0, "plain"),
@@ -218,3 +219,24 @@ def test_a_window_that_is_shorter_than_the_row_is_noticed(gemma_folder: str) -> 
     assert scorer.is_packed is False
     for one, other in zip(packed, plain, strict=True):
         assert one.tolist() == other.tolist()
+
+
+def test_an_ensemble_with_another_hypernetwork_is_scored_again(
+    llama_folder: str, gemma_folder: str, tmp_path: Path
+) -> None:
+    """Everything that a member is made of names its scores: each field changes them, or is listed as one that can't."""
+    decides_nothing = {"device", "trust_remote_code", "template"}
+    other = tiny.save(tmp_path / "other", tiny.tiny_gemma(600), tiny.sentencepiece_tokenizer(600))
+    networks = [write_hypernetwork(tmp_path / name, gemma_folder, random=name == "b") for name in "ab"]
+    member = MemberConfig(model=gemma_folder, tokenizer=llama_folder, hypernetwork=networks[0])
+    changes: dict[str, object] = {
+        "model": other,
+        "tokenizer": other,
+        "hypernetwork": networks[1],
+        "weight": 0.5,
+        "dtype": "bfloat16",
+    }
+    assert changes.keys() | decides_nothing == MemberConfig.model_fields.keys()
+    members = [member, *(member.model_copy(update={name: value}) for name, value in changes.items())]
+    found = [EnsembleOfModels("both.yaml", EnsembleConfig(members=(each,))).identity() for each in members]
+    assert all(identity not in found[:number] for number, identity in enumerate(found))

@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from alm_pipeline.ensemble.harness import HarnessModel, evaluate, json_results
 from alm_pipeline.ensemble.loading import LoadedMember, ensemble_of, load
 from alm_pipeline.ensemble.logprobs import text_logprobs
+from alm_pipeline.models.reference import ModelReference
 from storage.errors import UserError
 
 PAIRS = [("The quick brown", " fox"), ("def add(left,", " right):\n"), ("", "東京"), ("Natalia sold", " 48 clips")]
@@ -131,6 +132,15 @@ def test_tasks_that_cannot_be_loaded_are_refused(llama_folder: str, tasks: Path)
     (tasks / "foxes.yaml").write_text((tasks / "foxes.yaml").read_text().replace("questions.jsonl", "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm_eval cannot load foxes: .*gone\.jsonl"):
         list(evaluate([llama_folder], ["foxes"], task_folder=tasks))
+
+
+@pytest.mark.bad_input
+def test_a_model_that_is_missing_is_known_before_the_first_is_evaluated(
+    llama_folder: str, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelReference, "load", None)
+    with pytest.raises(UserError, match="/nowhere: not a local folder"):
+        next(evaluate([llama_folder, "/nowhere"], ["sums"], task_folder=tasks))
 
 
 def test_batches_of_an_unknown_size_are_refused(llama_folder: str) -> None:

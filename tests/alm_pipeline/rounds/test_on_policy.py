@@ -9,7 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from alm_pipeline.config import AlmConfig, RoundsConfig, SourceConfig, WrittenSource, parse_config
+from alm_pipeline.config import (
+    AlmConfig,
+    ObjectiveConfig,
+    RoundsConfig,
+    SamplingConfig,
+    SourceConfig,
+    WrittenSource,
+    parse_config,
+)
 from alm_pipeline.inspection.head import head
 from alm_pipeline.inspection.summary import summarize_alignments
 from alm_pipeline.models.reference import ModelReference
@@ -254,6 +262,38 @@ def test_rounds_from_the_model_need_its_tokenizer(text_rounds: AlmConfig) -> Non
     content["rounds"] = RoundsConfig(start="model").model_dump(mode="json")
     with pytest.raises(UserError, match=r"rounds\.start: with `model`"):
         parse_config(content)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("start", ["student", "model"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": SamplingConfig(max_tokens=512)}, r"rounds\.sampling\.max_tokens: 512 tokens leave no room"),
+        (
+            {"objective": ObjectiveConfig(terms={"bpm": 1.0})},
+            r"rounds\.objective: score\.top_k: is 0, and",
+        ),
+    ],
+    ids=["context", "objective"],
+)
+def test_what_would_stop_a_round_is_known_before_the_first_training(
+    text_rounds: AlmConfig, tmp_path: Path, start: str, changes: dict[str, object], message: str
+) -> None:
+    assert text_rounds.rounds
+    rounds = text_rounds.rounds.model_copy(update={**changes, "start": start})
+    with pytest.raises(UserError, match=message):
+        OnPolicy(text_rounds.model_copy(update={"rounds": rounds}), str(tmp_path / "root")).run()
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.bad_input
+def test_rounds_without_steps_are_refused(text_rounds: AlmConfig, tmp_path: Path) -> None:
+    assert text_rounds.rounds
+    train = text_rounds.train.model_copy(update={"steps": 0, "warmup_steps": 0})
+    rounds = text_rounds.rounds.model_copy(update={"steps": None})
+    with pytest.raises(UserError, match=r"rounds\.steps: is not set, and train\.steps is 0"):
+        OnPolicy(text_rounds.model_copy(update={"train": train, "rounds": rounds}), str(tmp_path / "root")).run()
 
 
 @pytest.mark.bad_input
