@@ -6,6 +6,7 @@ same for all of them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from alm_pipeline.config import AlmConfig
@@ -73,9 +74,10 @@ def method_runs(
     """
     methods = {**METHODS, **(variants or {})}
     _check_names(names, methods)
-    chosen = {name: methods[name] for name in names}
-    config = _with_shared_scores(config, chosen)
-    runs = [MethodRun(name, seed, _configured(config, name, chosen[name], seed)) for seed in seeds for name in names]
+    chosen = {name: _configured(config, name, methods[name]) for name in names}
+    needs_likeliest = any(not TOP_TERMS.isdisjoint(each.objective.terms) for each in chosen.values())
+    top_k = config.score.top_k or (_TOP_K if needs_likeliest else 0)
+    runs = [MethodRun(name, seed, _student(chosen[name], name, seed, top_k)) for seed in seeds for name in names]
     _require_different(runs[: len(names)])
     return runs
 
@@ -91,17 +93,33 @@ def _check_names(names: Sequence[str], methods: Mapping[str, Settings]) -> None:
         raise UserError(f"--methods: {repeated[0]} is named twice")
 
 
-def _with_shared_scores(config: AlmConfig, chosen: Mapping[str, Settings]) -> AlmConfig:
-    terms = {term for settings in chosen.values() for term in settings.get("objective.terms", {})}
-    if TOP_TERMS.isdisjoint(terms) or config.score.top_k:
-        return config
-    return config.model_copy(update={"score": config.score.model_copy(update={"top_k": _TOP_K})})
+_SAME: Mapping[str, str] = {
+    "corpus": "what is measured on is held out of it",
+    "teacher": "the distance to it is measured",
+    "teacher_template": "the distance to the teacher is measured",
+    "student.model": "what students keep of it is measured",
+    "train.seed": "each method has the same seeds (--seeds)",
+    "name": "a student is called by its method and seed",
+}
+"""Fields that a method can't set, and why: students would be measured by other things, or the value would not count."""
 
 
-def _configured(config: AlmConfig, name: str, settings: Settings, seed: int) -> AlmConfig:
-    values = {**settings, "train.seed": seed, "name": f"{name}, seed {seed}"}
+def _configured(config: AlmConfig, name: str, settings: Settings) -> AlmConfig:
     with naming_method(name):
-        return override(config, parse_overrides({"settings": values}))
+        found = override(config, parse_overrides({"settings": dict(settings)}))
+        for field, why in _SAME.items():
+            if attrgetter(field)(found) != attrgetter(field)(config):
+                raise UserError(f"{field}: is the same for all methods, as {why}: leave it out")
+    return found
+
+
+def _student(config: AlmConfig, name: str, seed: int, top_k: int) -> AlmConfig:
+    changes = {
+        "name": f"{name}, seed {seed}",
+        "train": config.train.model_copy(update={"seed": seed}),
+        "score": config.score.model_copy(update={"top_k": config.score.top_k or top_k}),
+    }
+    return config.model_copy(update=changes)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_a_model_that_is_missing_is_known_before_the_first_is_evaluated(
 ) -> None:
     monkeypatch.setattr(ModelReference, "load", None)
     with pytest.raises(UserError, match="/nowhere: not a local folder"):
-        next(evaluate([llama_folder, "/nowhere"], ["sums"], task_folder=tasks))
+        next(evaluate([llama_folder, "/nowhere"], ["foxes"], task_folder=tasks))
 
 
 def test_batches_of_an_unknown_size_are_refused(llama_folder: str) -> None:

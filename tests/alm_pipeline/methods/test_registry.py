@@ -50,11 +50,33 @@ def test_whole_seeds_come_one_after_the_other(config: AlmConfig) -> None:
         (["alm", "same"], {"same": METHODS["alm"]}, "alm and same are the same student"),
         (["odd"], {"odd": {"objective.gama": 1}}, r"method odd: .*objective\.gama.*gamma"),
         (["odd"], {"odd": {"objective.gamma": "much"}}, r"method odd: .*gamma"),
+        (["odd"], {"odd": {"objective.terms": None}}, r"method odd: .*objective\.terms"),
+        (["odd"], {"odd": {"name": "mine"}}, "method odd: name: is the same for all methods"),
+        (["odd"], {"odd": {"train.seed": 7}}, r"method odd: train\.seed: is the same for all methods.*--seeds"),
+        (["odd"], {"odd": {"train": {"seed": 7}}}, r"method odd: train\.seed: is the same"),
+        (["odd"], {"odd": {"teacher": "other"}}, "method odd: teacher: is the same.*distance to it is measured"),
+        (["odd"], {"odd": {"corpus.name": "other"}}, "method odd: corpus: is the same for all methods"),
+        (["odd"], {"odd": {"corpus.max_bytes": 100}}, "method odd: corpus: is the same for all methods"),
+        (["odd"], {"odd": {"student.model": "other"}}, r"method odd: student\.model: is the same"),
+        (["odd"], {"odd": {"teacher_template": "chatml"}}, "method odd: teacher_template: is the same"),
     ],
 )
 def test_wrong_methods_are_named(config: AlmConfig, names: list[str], variants: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"(?s){message}"):
         method_runs(config, names, [0], variants)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"objective.terms": {"bpm": 1.0}}, {"objective": {"terms": {"bpm": 1.0}}}, {"objective.terms.bpm": 1.0}],
+    ids=["whole", "nested", "dotted"],
+)
+def test_all_share_the_likeliest_tokens_however_a_method_names_its_terms(
+    config: AlmConfig, settings: dict[str, Any]
+) -> None:
+    runs = method_runs(config, ["sft", "own"], [0], {"own": settings})
+    assert "bpm" in runs[1].config.objective.terms
+    assert {run.config.score.top_k for run in runs} == {16}
 
 
 @pytest.mark.bad_input
