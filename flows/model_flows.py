@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import SEEDS, Dtype, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.editing.directions.settings import (
     ActivationConfig,
     DemonstrationsConfig,
@@ -99,7 +100,17 @@ def evaluate(
             raise UserError("corpus, tasks: nothing to measure: name a corpus, tasks of lm_eval, or both")
         log_stages_at_info()
         folder = Path(task_folder) if task_folder else None
-        if tasks:
+        if not corpus:
+            refuse_unread("no corpus is named", text=(text, "text"), examples=(examples, 200), by=(by, None))
+        if not tasks:
+            of_tasks: dict[str, tuple[object, object]] = {
+                "few_shot": (few_shot, None),
+                "limit": (limit, None),
+                "batch_size": (batch_size, 1),
+            }
+            of_tasks |= {"chat": (chat, False), "template": (template, None), "think_end": (think_end, None)}
+            refuse_unread("no tasks are named", task_folder=(task_folder, None), **of_tasks)
+        else:
             from alm_pipeline.ensemble.tasks import lm_eval_harness
 
             lm_eval_harness().check_tasks(tasks, folder)  # not after texts were measured
@@ -213,6 +224,8 @@ def transfer(
         log_stages_at_info()
         if corpus:
             require_texts(named_corpora([corpus], text, examples))
+        else:
+            refuse_unread("no corpus is named", text=(text, "text"), examples=(examples, 200))
         counts, found = zero_step.transfer(
             model,
             tokenizer,

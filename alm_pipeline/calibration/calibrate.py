@@ -39,6 +39,7 @@ from alm_pipeline.calibration.scored_models import (
 from alm_pipeline.calibration.stage import ChoiceScoring, EncodedShards, ScoredQuestions
 from alm_pipeline.calibration.task_questions import task_questions
 from alm_pipeline.config import Dtype
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.merging.parents import check_rule, open_parents
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
@@ -65,9 +66,22 @@ class QuestionSource:
     limit: int | None = None
     """the number of questions, from the first"""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for settings of files with a task, or of tasks with files."""
+        if self._is_of_files:
+            of_tasks = {"task_folder": (self.task_folder, None), "few_shot": (self.few_shot, None)}
+            refuse_unread(f"{one_line(self.name)} is a file of questions, and no task", **of_tasks)
+        else:
+            of_files = _given(self.columns, *vars(self.columns))
+            refuse_unread(f"{one_line(self.name)} is a task of lm_eval, which has no columns", **of_files)
+
+    @property
+    def _is_of_files(self) -> bool:
+        return "/" in self.name or "*" in self.name or self.name.endswith(_FILE_ENDINGS)
+
     def read(self) -> Questions:
         """Read them. Raises UserError as `read_questions` and `task_questions` do."""
-        if "/" in self.name or "*" in self.name or self.name.endswith(_FILE_ENDINGS):
+        if self._is_of_files:
             found = read_questions(self.name, self.columns)
             return found._replace(questions=found.questions[: self.limit])
         return task_questions(self.name, self.task_folder, few_shot=self.few_shot, limit=self.limit)
@@ -175,6 +189,7 @@ class Calibration(ABC):
 
     def require_ready(self) -> None:
         """Raise UserError for what would stop the report: before anything is scored, and not after."""
+        _ = self.scored  # first: what does not fit is refused before anything is stored
         asked, column = self._asked
         names = {
             name
@@ -319,6 +334,31 @@ class TextCalibration(Calibration):
     @property
     def title(self) -> str:
         return f"next bytes: {self.models.title}"
+
+
+def chosen_sources(
+    questions: str | None,
+    columns: QuestionColumns,
+    tasks: tuple[Path | None, int | None],
+    limit: int | None,
+    texts: TextSource,
+) -> tuple[QuestionSource | None, TextSource | None]:
+    """Return the questions and the texts that options choose; without a corpus, the URL of `texts` is empty.
+
+    `tasks` are the folder of tasks, and the number of examples in their prompts. Raises UserError for options of what
+    was not chosen.
+    """
+    if not texts.url:
+        refuse_unread("no corpus is named", **_given(texts, "text", "examples", "places"))
+    if not questions:
+        of_tasks = {"task_folder": (tasks[0], None), "few_shot": (tasks[1], None), "limit": (limit, None)}
+        refuse_unread("no questions are named", **_given(columns, *vars(columns)), **of_tasks)
+    return QuestionSource(questions, columns, *tasks, limit) if questions else None, texts if texts.url else None
+
+
+def _given(settings: object, *names: str) -> dict[str, tuple[object, object]]:
+    """Return values of settings, each with the default of its field."""
+    return {name: (getattr(settings, name), getattr(type(settings), name)) for name in names}
 
 
 def open_calibration(

@@ -137,7 +137,7 @@ def evaluate(
     the first model is loaded, if another can't be found.
     """
     manager = _manager(tasks, task_folder)
-    require_models(names)
+    require_models(names, trust_remote_code=trust_remote_code)
     for name in names:
         model = HarnessModel(
             name,

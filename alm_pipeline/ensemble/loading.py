@@ -70,12 +70,13 @@ def load(
     return model, LoadedTokenizer(name, tokenizer, template=template).fast
 
 
-def require_models(names: Sequence[str]) -> None:
+def require_models(names: Sequence[str], *, trust_remote_code: bool = False) -> None:
     """Raise UserError if one of several models or ensembles does not exist: before the first of them is measured."""
     for name in names:
         file = ensemble_file(name)
-        for model in [member.model for member in read_config(file).members] if file else [name]:
-            ModelReference(local_name(model)).load_config()
+        alone = MemberConfig(model=name, trust_remote_code=trust_remote_code)
+        for member in read_config(file).members if file else (alone,):
+            ModelReference(local_name(member.model), member.trust_remote_code).load_config()
 
 
 def _require_both(tokenizer: str | None, hypernetwork: str | None, *, is_ensemble: bool) -> None:

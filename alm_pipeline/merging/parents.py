@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeRule
 from alm_pipeline.merging.tensors import merge_tensors
 from alm_pipeline.models.configuration import text_config, ties_embeddings
@@ -72,6 +73,8 @@ def check_rule(rule: MergeRule) -> None:
             f"density {rule.density:g}: only {' and '.join(SPARSE_METHODS)} have one, and {rule.method} "
             "keeps all changes"
         )
+    if rule.method != "dare":
+        refuse_unread(f"{rule.method} draws nothing, and only dare does", seed=(rule.seed, 0))
     low, high = USUAL_WEIGHTS
     if not low <= rule.weight <= high:
         _log.warning("weight %g: far beyond both parents (0 is the base, 1 the child)", rule.weight)

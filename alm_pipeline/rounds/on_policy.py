@@ -25,6 +25,7 @@ from alm_pipeline.config import (
     WrittenSource,
     parse_config,
 )
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
@@ -92,6 +93,9 @@ class OnPolicy:
         """
         if not (self.rounds.steps or self.config.train.steps):
             raise UserError("rounds.steps: is not set, and train.steps is 0, so no round would train: set rounds.steps")
+        if not self.rounds.tasks:
+            of_tasks = {"task_folder": self.rounds.task_folder, "task_limit": self.rounds.task_limit}
+            refuse_unread("rounds.tasks names none", **{f"rounds.{name}": (of_tasks[name], None) for name in of_tasks})
         require_engine(self.rounds.sampling)
         require_room(self.start.source, self.rounds.sampling)
         self._require_objective(here)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from alm_pipeline.config import Level, Method, SpecialTokens
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.config.student import require_hypernetwork
 from alm_pipeline.hypernetwork.networks.hypernetwork import Hypernetwork
 from alm_pipeline.models.health.library_log import quiet_transformers
@@ -61,6 +62,9 @@ def transfer(
     hypernetwork cannot be loaded or do not fit together.
     """
     _require_hypernetwork(initialization, hypernetwork)
+    if initialization != "omp":
+        of_omp: dict[str, tuple[object, object]] = {"donor": (donor, None), "omp_terms": (omp_terms, 8)}
+        refuse_unread(f"the initialization is {initialization}, and not omp", **of_omp)
     with new_folder(Path(folder)) as written:
         reference = ModelReference(source_model, trust_remote_code)
         reference.refuse_adapter()

@@ -110,10 +110,11 @@ def calibrate(
         columns = QuestionColumns(prompt, choices, answer, cluster, delimiter=delimiter)
         folder = Path(task_folder) if task_folder else None
         sweep = Sweep.chosen(weights, method, density, mask_seed)
+        texts = calibrating.TextSource(corpus or "", text, examples, places)
+        sources = calibrating.chosen_sources(questions, columns, (folder, few_shot), limit, texts)
         calibration = calibrating.open_calibration(
             calibrating.ComparedModels(tuple(models), sweep, dtype, device, trust_remote_code),
-            calibrating.QuestionSource(questions, columns, folder, few_shot, limit) if questions else None,
-            calibrating.TextSource(corpus, text, examples, places) if corpus else None,
+            *sources,
             storage_root(storage),
             seed,
         )

@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.preflight.phases import ALL_PHASES
 from alm_pipeline.recipes.overrides import configure, override, parse_overrides
@@ -62,6 +63,11 @@ class ComparisonRequest(Frozen):
         from alm_pipeline.methods.definitions import Definitions, domain_at
         from alm_pipeline.methods.tasks import ComparedTasks
 
+        if not self.tasks:
+            of_tasks = {"task_folder": None, "few_shot": None, "limit": None, "chat": False}
+            refuse_unread("no tasks are named", **{name: (getattr(self, name), no) for name, no in of_tasks.items()})
+        if not self.domains:
+            refuse_unread("no domains are named by URL", examples=(self.examples, 200))
         own = Definitions.parse(self.definitions, "definitions") if self.definitions is not None else Definitions()
         folder = Path(self.task_folder) if self.task_folder else None
         domains = [domain_at(name, url, self.examples) for name, url in self.domains.items()]

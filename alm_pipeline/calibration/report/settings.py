@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.merging.rule import MergeMethod
 from storage.errors import UserError
 
@@ -59,6 +60,10 @@ class Sweep:
     def chosen(cls, weights: Sequence[float] | None, method: SweepMethod, density: float, seed: int) -> "Sweep | None":
         """Return the sweep that options choose; None without weights. Raises UserError if they leave it half chosen."""
         if weights:
+            if method == "ensemble":
+                refuse_unread("an ensemble merges no tensors", density=(density, cls.density))
+            if method != "dare":
+                refuse_unread(f"{method} draws nothing, and only dare does", mask_seed=(seed, cls.seed))
             return cls(tuple(weights), method, density, seed)
         if (method, density, seed) != (cls.method, cls.density, cls.seed):
             raise UserError("method, density and the seed of masks are of merges: name their weights too (0:1:0.1)")

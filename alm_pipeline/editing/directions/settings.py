@@ -119,6 +119,10 @@ class EditConfig(Frozen):
     def _fits_together(self) -> Self:
         if self.method == "mean_shift" and self.nonlinearity != "none":
             raise ValueError("mean_shift adds a vector and has no nonlinearity: leave nonlinearity out")
+        of_other = ("strength",) if self.method == "sea" else ("energy", "center")
+        if unread := [name for name in of_other if getattr(self, name) != type(self).model_fields[name].default]:
+            fix = f"leave {'them' if len(unread) > 1 else 'it'} out"
+            raise ValueError(f"{self.method} has no {' and no '.join(unread)}: {fix}")
         if self.fold == "always" and self.nonlinearity != "none":
             raise ValueError("a nonlinearity can't be folded into weights: leave out fold: always")
         return self
@@ -147,6 +151,16 @@ class EditEvaluationConfig(Frozen):
     tasks: tuple[str, ...] = Field((), description="Names of lm_eval tasks to run before and after the edit.")
     task_folder: str | None = Field(None, description="A folder with your own YAML tasks.")
     limit: int | None = Field(None, gt=0, description="The number of examples per task. Default: all.")
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        of_tasks = ("task_folder", "limit") if not self.tasks else ()
+        of_control = ("control_text", "control_examples") if self.control is None else ()
+        for name in (*of_tasks, *of_control):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                other = "tasks" if name in of_tasks else "control"
+                raise ValueError(f"{name} is not used without {other}: leave it out")
+        return self
 
 
 def layer_numbers(layers: str, count: int) -> list[int]:

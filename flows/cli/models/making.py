@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from alm_pipeline.config import SEEDS, Method, SpecialTokens
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.merging.rule import MergeMethod, MergeRule, Parent
 from flows.cli.models.using import comparison, print_comparison
 from flows.terminal.console import JsonOption, err, out, user_errors
@@ -84,6 +85,8 @@ def transfer(
     with user_errors(), progress_bars(err):
         if corpus:
             require_texts(named_corpora([corpus], text, examples))
+        else:
+            refuse_unread("no corpus is named", text=(text, "text"), examples=(examples, 200))
         counts, found = transfer(
             model,
             tokenizer,

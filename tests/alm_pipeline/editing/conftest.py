@@ -38,7 +38,7 @@ def editing(pairs: str, llama_folder: str, tmp_path: Path) -> Callable[..., Edit
             config(DemonstrationsConfig, url=pairs),
             str(root),
             config(ActivationConfig, dtype="float32", neutral_tokens=3),
-            config(EditConfig, layers="1", energy=0.9),
+            config(EditConfig, layers="1", **({} if settings.get("method") == "mean_shift" else {"energy": 0.9})),
         )
 
     return make

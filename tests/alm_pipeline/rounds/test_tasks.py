@@ -81,3 +81,9 @@ def test_a_task_that_does_not_exist_is_refused_before_the_first_round(
     with pytest.raises(UserError, match=r"rounds\.tasks: lm_eval cannot load broken"):
         made.run()
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.bad_input
+def test_settings_of_tasks_without_tasks_are_refused(text_rounds: AlmConfig, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rounds\.task_folder, rounds\.task_limit: not used"):
+        OnPolicy(with_tasks(text_rounds, folder), str(tmp_path / "root")).run()

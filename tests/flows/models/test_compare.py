@@ -170,3 +170,13 @@ def test_a_student_that_is_not_there_is_refused(config: AlmConfig, tmp_path: Pat
     request = ComparisonRequest(config=config, storage=str(tmp_path), methods=("sft",), seeds=1)
     with pytest.raises(UserError, match="student: 1 is not one of the 1 students"):
         measure(request, 1)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "option", [{"task_folder": "tasks"}, {"few_shot": 2}, {"limit": 3}, {"chat": True}, {"examples": 7}], ids=str
+)
+def test_options_that_nothing_reads_are_refused(config: AlmConfig, tmp_path: Path, option: dict[str, Any]) -> None:
+    request = ComparisonRequest(config=config, storage=str(tmp_path), methods=("alm",), **option)
+    with pytest.raises(UserError, match=f"{next(iter(option))}: not used, as no (tasks|domains) are named"):
+        request.comparison()
