@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
+from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import check_rows
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
@@ -80,7 +81,7 @@ def generate_text(
 
     With a `hypernetwork` of the model it uses the tokenizer of that name. With `chat` the prompt is a user's message in
     the tokenizer's chat template, or in `template`. Raises UserError if the model does not exist, has no chat template,
-    or computes logits that are NaN.
+    or computes logits that are NaN, if the prompt has no tokens, or more with `max_tokens` than the model's context.
     """
     if 0 < temperature < _COLDEST:
         raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
@@ -88,6 +89,7 @@ def generate_text(
     others = {"template": template, "tokenizer_name": tokenizer_name, "hypernetwork": hypernetwork}
     model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, **others)  # type: ignore[arg-type]
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
+    _require_room(model, name, inputs["input_ids"].shape[1], max_tokens)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
@@ -118,6 +120,19 @@ def _generate(
         streamer=TextStream(tokenizer, write),
         logits_processor=[FiniteLogits(name, str(model.dtype).removeprefix("torch."))],
     )
+
+
+def _require_room(model: PreTrainedModel, name: str, prompt: int, max_tokens: int) -> None:
+    """Raise UserError if a prompt of this number of tokens can't be continued."""
+    if not prompt:
+        raise UserError(f"PROMPT: has no tokens, and {name} has none that begins a text: write some text to continue")
+    length = context_length(model.config)
+    if length is not None and prompt + max_tokens > length:
+        fix = f"set --max-tokens to at most {length - prompt:,}" if prompt < length else "shorten the prompt"
+        raise UserError(
+            f"{name}: a prompt of {prompt:,} tokens and {max_tokens:,} new ones are more than its context of "
+            f"{length:,}: {fix}"
+        )
 
 
 def _chat(tokenizer: PreTrainedTokenizerFast, name: str, prompt: str) -> str:

@@ -106,7 +106,7 @@ def edit(
 
 
 def _names(tasks: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in tasks.split(",")) if tasks else ()
+    return tuple(name for task in (tasks or "").split(",") if (name := task.strip()))
 
 
 def _settings(model: type[Settings], given: Mapping[str, Any]) -> Settings:

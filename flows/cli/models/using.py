@@ -331,7 +331,7 @@ def evaluate(
         harness = lm_eval_harness()
         (results,) = harness.evaluate(
             [model],
-            [task.strip() for task in tasks.split(",")],
+            [name for task in tasks.split(",") if (name := task.strip())],
             task_folder=task_folder,
             few_shot=few_shot,
             limit=limit,

@@ -139,7 +139,7 @@ def test_a_model_that_is_missing_is_known_before_the_first_is_evaluated(
     llama_folder: str, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelReference, "load", None)
-    with pytest.raises(UserError, match="^/nowhere: "):
+    with pytest.raises(UserError, match=r"^/nowhere: "):
         next(evaluate([llama_folder, "/nowhere"], ["foxes"], task_folder=tasks))
 
 

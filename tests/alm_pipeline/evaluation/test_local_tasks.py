@@ -106,3 +106,47 @@ def test_wrong_questions_are_named(files: dict[TaskKind, Path], tmp_path: Path) 
     assert failed.exit_code == 2
     assert "'chess' is not one of" in failed.output
     assert not (tmp_path / "tasks").exists()
+
+
+WRONG: list[tuple[TaskKind, dict[str, Any], str]] = [
+    ("multiple_choice", {"answer": 3}, "answer is 3: numbers are from 0 to 2"),
+    ("multiple_choice", {"answer": "3"}, "answer is 3: numbers are from 0 to 2"),
+    ("multiple_choice", {"answer": "B"}, "answer is 'B': write the right choice's number, from 0"),
+    ("multiple_choice", {"answer": None}, "answer is None: write the right choice's number"),
+    ("multiple_choice", {"answer": -1}, "answer is -1: write the right choice's number"),
+    ("multiple_choice", {"choices": "even or odd"}, "choices is 'even or odd': write a list"),
+    ("multiple_choice", {"choices": ["even"]}, r"choices is \['even'\]: write a list of two texts or more"),
+    ("multiple_choice", {"choices": [1, 2]}, r"choices is \[1, 2\]: write a list of two texts"),
+    ("cloze", {"text": "fox"}, "text has no last word after others"),
+    ("cloze", {"text": "The quick "}, "text has no last word"),
+    ("cloze", {"text": None}, "text has no last word"),
+    ("gsm8k", {"answer": "It is 4"}, "answer is 'It is 4', without `#### NUMBER` at its end"),
+    ("gsm8k", {"answer": 4}, "answer is 4, without"),
+]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("kind", "changes", "message"), WRONG)
+def test_a_row_that_no_model_can_answer_is_named(
+    kind: TaskKind, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """lm_eval counts it as wrong, or stops at it after it has evaluated the rows before."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*ROWS[kind], {**ROWS[kind][0], **changes}])))
+    with pytest.raises(UserError, match=rf"rows\.jsonl:{len(ROWS[kind])}: {message}"):
+        write_task(tmp_path / "tasks", "mine", kind, file)
+    assert not (tmp_path / "tasks").exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["", "../mine", "a,b", "mine*", ".mine", "my quiz"])
+def test_a_name_that_can_not_be_named_is_refused(name: str, files: dict[TaskKind, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"name: .* is not a task's"):
+        write_task(tmp_path / "tasks", name, "cloze", files["cloze"])
+
+
+@pytest.mark.bad_input
+def test_a_row_that_lm_eval_can_not_read_is_counted(files: dict[TaskKind, Path], tmp_path: Path) -> None:
+    files["cloze"].write_text(files["cloze"].read_text() + "\n{broken")
+    with pytest.raises(UserError, match=r"has rows that lm_eval can't read \(invalid_json: 1\)"):
+        write_task(tmp_path / "tasks", "mine", "cloze", files["cloze"])

@@ -1,6 +1,7 @@
 """The commands that use models and ensembles."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def test_mistakes_are_reported(llama_folder: str, tmp_path: Path) -> None:
     assert "can't be read" in command("generate", str(tmp_path / "none.yaml"), "a").stderr
     refused = command("generate", llama_folder, "a", "--dtype", "int8")
     assert (refused.exit_code, "int8" in refused.stderr) == (2, True)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", ["model", "ensemble"])
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "message"),
+    [
+        ("", "4", "PROMPT: has no tokens"),
+        ("The", "600", r"600 new ones are more than its context of 512: set --max-tokens to at most 51\d"),
+        ("The quick 1 " * 300, "4", "more than its context of 512: shorten the prompt"),
+    ],
+    ids=["empty", "many", "long"],
+)
+def test_a_prompt_that_can_not_be_continued_is_refused(
+    llama_folder: str, tmp_path: Path, kind: str, prompt: str, tokens: str, message: str
+) -> None:
+    """A model with learned positions stopped with a traceback at its last one; others wrote on, and said nothing."""
+    write_config(EnsembleConfig(members=(MemberConfig(model=llama_folder),)), tmp_path / "one")
+    name = llama_folder if kind == "model" else str(tmp_path / "one")
+    result = command("generate", name, prompt, "--max-tokens", tokens)
+    assert result.exit_code == 1, result.output
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
+    assert not result.stdout
 
 
 def test_members_beside_the_file(tmp_path: Path, llama_folder: str) -> None:
