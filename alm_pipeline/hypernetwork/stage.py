@@ -65,6 +65,13 @@ class HypernetPipeline:
                 "corpus.messages: a hypernetwork is trained on plain texts: name a column of text as corpus.text, and "
                 "leave corpus.messages out"
             )
+        if self.config.teacher and not self.config.needs_scores:
+            raise UserError(
+                "teacher: is not used, as the objective has no term alm: leave it out, or set objective.terms to "
+                "{alm: 1}"
+            )
+        if not self.config.corpus.held_out:
+            raise UserError("corpus.held_out: is 0, and held-out texts decide which network is kept: set it to 0.05")
         for tokenizer in self._named_tokenizers.values():
             _ = tokenizer.view
         phases: list[Phase] = ["prepare", "score"] if self.config.needs_scores else ["prepare"]
@@ -73,6 +80,7 @@ class HypernetPipeline:
     def shard(self) -> None:
         """Read the corpus and write its examples in shards; train the tokenizer to evaluate with."""
         self.pipeline.shard()
+        held_out_texts(self.pipeline.examples, 1)  # raises if there is none: before anything is scored
         if self._trained_tokenizer:
             setting = self.config.evaluation.trained
             assert setting

@@ -16,6 +16,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.repair import repair
 from alm_pipeline.transfer.zero_step import transfer
 from flows.cli.app import app
+from storage.errors import UserError
 from storage.upkeep.catalog import Catalog
 from storage.upkeep.lineage_notes import highlights
 from storage.upkeep.prune import _unused
@@ -134,3 +135,23 @@ def test_another_machine_goes_on_from_the_checkpoint_in_a_bucket(
     setting = {"initialization": "hypernetwork", "hypernetwork": resumed.hypernetwork.url}
     counts, _ = transfer(config.student.model, gemma_folder, tmp_path / "moved", **setting)  # type: ignore[arg-type]
     assert counts["predicted"] > 20
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus": {"held_out": 0.0}}, r"corpus\.held_out: is 0"),
+        ({"teacher": "/nowhere"}, "teacher: is not used, as the objective has no term alm"),
+    ],
+    ids=["held_out", "teacher"],
+)
+def test_what_decides_nothing_or_stops_the_training_is_refused_first(
+    config: AlmConfig, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    chosen = small(config)
+    corpus = chosen.corpus.model_copy(update=changes.pop("corpus", {}))
+    made = HypernetPipeline(chosen.model_copy(update={**changes, "corpus": corpus}), str(tmp_path / "data"))
+    with pytest.raises(UserError, match=message):
+        made.run()
+    assert not (tmp_path / "data").exists()
