@@ -53,11 +53,11 @@ def ngrams(text: str, n: int) -> Iterator[Ngram]:
     yield from (tuple(found[k : k + n]) for k in range(len(found) - n + 1))
 
 
-def question_texts(questions: CorpusConfig) -> dict[str, str]:
-    """Return the texts of questions by id, uncut."""
+def question_texts(questions: CorpusConfig, dropped: Counter[str]) -> dict[str, str]:
+    """Return the texts of questions by id, uncut; counts rows without one in `dropped`."""
     whole = _as_they_are(questions).model_copy(update={"max_bytes": _LONGEST_QUESTION})
     with columns_set_by(BY_TEXT_OPTION):
-        return {example.id: _text(example) for example in iter_examples(whole, Counter())}
+        return {example.id: _text(example) for example in iter_examples(whole, dropped)}
 
 
 def _as_they_are(corpus: CorpusConfig) -> CorpusConfig:

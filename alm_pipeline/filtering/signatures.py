@@ -29,6 +29,7 @@ from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from storage.columns import list_array
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.printed.secrets import masked
 from storage.schemas import Kind
 
 STAGE_VERSION = 1
@@ -51,6 +52,7 @@ def signatures_dataset(corpus: CorpusConfig, root: str) -> Dataset:
     if asked := corpus.decontaminate:
         sets = [source_identity(_questions_at(url, asked.text).source) for url in asked.questions]
         identity |= {"questions_of": {"sets": sets, "text": asked.text, "words": asked.words}}
+        identity |= {"named_by_set": True} if len(sets) > 1 else {}  # before, sets of one file name hid each other
     return Dataset(root, Kind.SIGNATURES, corpus.name, identity)
 
 
@@ -106,7 +108,9 @@ def _question_index(corpus: CorpusConfig) -> QuestionIndex | None:
     require_questions(asked)
     texts: dict[str, str] = {}
     for url in asked.questions:
-        texts |= question_texts(_questions_at(url, asked.text))
+        found = question_texts(_questions_at(url, asked.text), Counter())
+        # files of one name in several folders have the same ids
+        texts |= {f"{masked(url)}: {id_}": text for id_, text in found.items()} if len(asked.questions) > 1 else found
     return QuestionIndex(texts, asked.words)
 
 

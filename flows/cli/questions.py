@@ -1,5 +1,6 @@
 """The commands on evaluation sets: tasks over local files, and what of their questions a corpus contains."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,13 +71,18 @@ def contamination(
             raise UserError("--questions: name the file of the evaluation set, as in --questions gsm8k-test.jsonl")
         config, _ = chosen_configuration(recipe, overrides)
         corpora = [resolve_layout(part.texts, open_source(part.texts.source)) for part in config.parts]
-        texts = question_texts(corpus_at(questions, {"layout": "text", "text": text}))
+        left_out = Counter[str]()
+        texts = question_texts(corpus_at(questions, {"layout": "text", "text": text}), left_out)
+        if not texts:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "no row was read"
+            raise UserError(f"--questions {questions}: has no question ({reasons}): check the file, and --text")
         found = find_contamination(corpora, texts, n)
     rows = [{"question": id_, "share": share, "example": found.where[id_]} for id_, share in found.shares.items()]
     if as_json:
         out.write_json(
             {
                 "questions": found.questions,
+                "questions_left_out": dict(left_out),
                 "contaminated": len(rows),
                 "examples": found.examples,
                 "dropped": dict(found.dropped),
@@ -90,3 +96,6 @@ def contamination(
         f"{show_count(len(rows))} of {show_count(found.questions)} questions ({found.share:.1%}) are in "
         f"{show_count(found.examples)} examples"
     )
+    for of, counts in (("questions", left_out), ("documents", found.dropped)):
+        for reason, count in counts.items():
+            out.print_line(f"left out, {of}, {reason}: {show_count(count)}")

@@ -1,6 +1,7 @@
 """What of an evaluation set a corpus contains, against a search that joins words and looks for them as texts."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_command_counts_and_lists(files: tuple[str, str]) -> None:
     assert (document["contaminated"], document["questions"], document["examples"]) == (1, 2, 2)
     assert document["rows"][0]["share"] == pytest.approx(3 / 4)
     (question,) = (row["question"] for row in document["rows"])
-    assert question in question_texts(corpus_at(files[1], {"layout": "text", "text": "{question} {answer}"}))
+    assert question in question_texts(corpus_at(files[1], {"layout": "text", "text": "{question} {answer}"}), Counter())
 
 
 @pytest.mark.bad_input
@@ -76,4 +77,25 @@ def test_questions_that_are_missing_are_named(files: tuple[str, str]) -> None:
     gone = CliRunner().invoke(app, ["contamination", "transfer", "--corpus", files[0], "--questions", "gone.jsonl"])
     assert "no file matches gone.jsonl" in gone.output
     with pytest.raises(UserError, match="answer"):
-        question_texts(corpus_at(files[0], {"layout": "text", "text": "{question} {answer}"}))
+        question_texts(corpus_at(files[0], {"layout": "text", "text": "{question} {answer}"}), Counter())
+
+
+@pytest.mark.bad_input
+def test_questions_that_are_left_out_are_counted_and_none_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
+    """A set of which nothing was read would look clean."""
+    asked, run = tmp_path / "asked.jsonl", tmp_path / "run.yaml"
+    run.write_text(
+        f"{{corpus: {{name: some, source: {{kind: files, urls: [{files[0]}]}}}}, teacher: /x, student: {{model: /x}}}}"
+    )
+    arguments = ["contamination", str(run), "--questions", str(asked), "--text", "{q}"]
+    asked.write_text('{"q": "a b"}\n{"q": null}\n{broken')
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "0 of 1 questions" in shown.stdout
+    assert "left out, questions, not_text: 1" in shown.stdout
+    assert "left out, questions, invalid_json: 1" in shown.stdout
+    for content in ("", '{"q": null}'):
+        asked.write_text(content)
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 1
+        assert "has no question" in refused.stderr

@@ -158,6 +158,22 @@ def test_documents_are_left_out_and_counted_by_reason(filtered: AlmConfig, tmp_p
     ]
 
 
+def test_sets_of_one_file_name_do_not_hide_each_other(config: AlmConfig, texts: list[str], tmp_path: Path) -> None:
+    """`gsm8k/test.jsonl` and `mmlu/test.jsonl`: the questions of the first one were looked for no more."""
+    texts[17] = f"{texts[17]} {prose(77)}"
+    sets = []
+    for name, question in (("one", QUESTION), ("two", prose(77))):
+        (tmp_path / name).mkdir()
+        sets.append(str(tmp_path / name / "test.jsonl"))
+        Path(sets[-1]).write_text(json.dumps({"question": question}))
+    for asked in (sets, sets[::-1]):
+        settings = {"questions": asked, "text": "{question}"}
+        chosen = with_texts(config, texts_file(tmp_path / "texts.jsonl", texts), decontaminate=settings)
+        pipeline = Pipeline(chosen, str(tmp_path / "store"))
+        assert pipeline.shard().dropped == {CONTAMINATED: 2}
+        assert documents(pipeline.examples) == [k for k in range(20) if k not in (15, 17)]
+
+
 def test_everything_is_kept_by_default_under_the_same_name(filtered: AlmConfig, tmp_path: Path) -> None:
     plain = filtered.texts.model_copy(update={"deduplicate": None, "decontaminate": None})
     pipeline = Pipeline(filtered.model_copy(update={"corpus": plain}), str(tmp_path / "store"))
