@@ -7,6 +7,7 @@ A comparison that was interrupted is simply run again: what is finished is answe
 import base64
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,7 +161,7 @@ def _make_on_pool(comparison: "MethodComparison", request: ComparisonRequest, gp
     storage = request.storage
     if storage_root(storage) == storage:  # runs in other folders have to find the same place
         storage = absolute_url(storage)
-    places = {"storage": storage, "folder": absolute_url(comparison.url)}
+    places = {"storage": storage, "folder": absolute_url(comparison.url), **_places_of_texts(request)}
     everywhere = request.model_copy(update=places).model_dump(mode="json")
     require_no_secrets(everywhere, f"gpu_pool {gpu_pool}")
     with GpuPool(gpu_pool, gpu_runs) as pool:
@@ -177,6 +178,19 @@ def _make_on_pool(comparison: "MethodComparison", request: ComparisonRequest, gp
         ]
         _wait(trained)
         _wait([pool.submit(MEASURE, {"request": everywhere, "student": k}) for k in range(len(comparison.runs))])
+
+
+def _places_of_texts(request: ComparisonRequest) -> dict[str, Any]:
+    """Return the places of what students are measured on, which runs in other folders find, too."""
+    definitions = deepcopy(request.definitions)
+    for domain in ((definitions or {}).get("domains") or {}).values():
+        if urls := domain["source"].get("urls"):
+            domain["source"]["urls"] = [absolute_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
+    return {
+        "domains": {name: absolute_url(url) for name, url in request.domains.items()},
+        "task_folder": str(Path(request.task_folder).absolute()) if request.task_folder else None,
+        "definitions": definitions,
+    }
 
 
 def _wait(runs: Sequence["Future[float]"]) -> None:

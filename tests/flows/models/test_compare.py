@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import chdir
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from flows.execution import gpu_pool
 from flows.execution.gpu_pool import GpuPool
 from flows.models.compare import MEASURE, ComparisonRequest, compare, measure
 from storage.errors import UserError
+from tests.lm_eval_tasks import write_choices
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
 
@@ -128,14 +130,16 @@ def test_what_would_stop_a_measurement_or_a_method_stops_the_first_student(
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A pool that does each run at once in this process; the deployments that were run."""
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A pool that does each run at once in this process, measuring in another folder; the deployments that were run."""
     done: list[str] = []
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def run_deployment(name: str, parameters: dict[str, Any], timeout: int) -> FlowRun:
         done.append(name)
         if name == MEASURE:
-            measure(ComparisonRequest.model_validate(parameters["request"]), parameters["student"])
+            with chdir(elsewhere):
+                measure(ComparisonRequest.model_validate(parameters["request"]), parameters["student"])
         else:
             pipeline = Pipeline(AlmConfig.model_validate(parameters["config"]), parameters["storage"])
             pipeline.score(parameters["shards"]) if parameters["only"] == "score" else pipeline.train()
@@ -163,6 +167,30 @@ def test_students_are_trained_and_measured_on_a_pool(
     assert (tmp_path / "store/comparisons/tiny/comparison.json").is_file()
     pool.clear()
     assert compare(["sft", "untrained"], **parameters) == result
+
+
+def test_a_pool_finds_what_is_measured_on_from_its_own_folder(
+    config: AlmConfig, tmp_path: Path, pool: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Domains and tasks by relative names were looked for there when every student had been trained."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"text": "The quick brown fox jumps over the lazy dog."}))
+    Path("tasks").mkdir()
+    write_choices(Path("tasks").absolute(), "foxes", [("The quick", [" brown", " red"], 0)])
+    source = {"source": {"kind": "files", "urls": ["two.jsonl"]}, "layout": "text"}
+    result = compare(
+        ["untrained"],
+        config=config,
+        storage="store",
+        seeds=1,
+        gpu_pool="gpu",
+        domains={"one": "one.jsonl"},
+        definitions={"domains": {"two": source}},
+        tasks=["foxes"],
+        task_folder="tasks",
+    )
+    assert {row["domain"] for row in result["measures"]} == {"tiny", "one", "two", "foxes"}
 
 
 @pytest.mark.bad_input
