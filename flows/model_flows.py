@@ -436,10 +436,13 @@ def tokenizers(
     """
     with inert_run():
         from alm_pipeline.comparison.corpora import named_corpora
+        from alm_pipeline.models.new_folder import require_new
         from alm_pipeline.tokenizer_report.files import write_tables
         from alm_pipeline.tokenizer_report.report import report_tokenizers
 
         log_stages_at_info()
+        if folder:
+            require_new(Path(folder))
         corpora = named_corpora([corpus] if isinstance(corpus, str) else corpus, text, examples)
         report = report_tokenizers(names, corpora, by, model=model, trust_remote_code=trust_remote_code)
         if folder:

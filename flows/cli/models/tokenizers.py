@@ -140,6 +140,7 @@ def tokenizers(
     counted is of the texts that every tokenizer can represent. Weights are not loaded, also with --model.
     """
     from alm_pipeline.comparison.corpora import named_corpora
+    from alm_pipeline.models.new_folder import require_new
     from alm_pipeline.preflight.storage_probe import require_writable, require_writable_file
     from alm_pipeline.runtime.progress import progress_bars
     from alm_pipeline.tokenizer_report.drawing import draw_report
@@ -152,6 +153,7 @@ def tokenizers(
         if picture:
             require_writable_file("--picture", picture)
         if out_folder:
+            require_new(out_folder)
             require_writable("--out", out_folder.parent)
         corpora = named_corpora(corpus, text, examples)
         report = report_tokenizers(names, corpora, by, model=model, trust_remote_code=trust_remote_code)

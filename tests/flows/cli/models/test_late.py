@@ -40,6 +40,7 @@ LATE = {
     "transfer MODEL OTHER out --corpus texts.jsonl": r"has no column 'text'; it has 'body'\. Set --text",
     "tokenizers MODEL OTHER --corpus texts.jsonl --text body --out file/out": r"--out: file/.*written",
     "tokenizers MODEL OTHER --corpus texts.jsonl --text body --picture file/a.png": r"--picture: file/.*written",
+    "tokenizers nowhere OTHER --corpus texts.jsonl --text body --out tasks": "tasks: exists already: name a new folder",
     "audit nowhere --picture file/a.png": r"--picture: file/.*written",
     "acceptance MODEL MODEL --corpus texts.jsonl --text body --max-tokens 600": "600 new ones are more than its",
 }
