@@ -4,6 +4,7 @@ They are kept by item, so that two models can be compared on the same items, and
 model measure it once.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,11 @@ from storage.errors import UserError
 from storage.fingerprints import hash_file
 from storage.folders import FolderManifest, StoredFolder, make_folder
 from storage.lease import Lease
+from storage.printed.secrets import masked
 from storage.schemas import TokenKind
 
 STAGE_VERSION = 1
+_log = logging.getLogger("alm_pipeline")
 FILE = "measurements.parquet"
 CONTROL, LOG_ODDS = "control bits per byte", "log-odds of positive answers"
 
@@ -193,15 +196,26 @@ def bits_of_texts(texts: TextTokens, scorer: Scorer) -> Items:
 
 
 def read_contrasts(config: DemonstrationsConfig) -> list[Contrast]:
-    """Read rows with a prompt and answers, in the columns of demonstrations. Raises UserError if there are none."""
+    """Read rows with a prompt and answers, in the columns of demonstrations; the log has how many others there are.
+
+    Raises UserError if there are none.
+    """
     answers = (config.choices,) if config.choices else (config.positive, config.negative)
-    source, found = open_source(FilesSource(urls=(config.url,))), []
-    for id_, row in demonstration_rows(source, Columns((config.prompt, *answers)), Counter()):
+    source, found, left_out = open_source(FilesSource(urls=(config.url,))), [], Counter[str]()
+    for id_, row in demonstration_rows(source, Columns((config.prompt, *answers)), left_out):
         positives, negatives = row_answers(config, id_, row)
         if isinstance(prompt := row.get(config.prompt), str) and positives and negatives:
             found.append(Contrast(prompt, positives, negatives))
+        else:
+            left_out["no_prompt_or_answers"] += 1
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
     if not found:
-        raise UserError(f"{config.url}: has no rows with a prompt and answers: check the names of its columns")
+        raise UserError(
+            f"{config.url}: has no rows with a prompt and answers ({reasons or 'no row was read'}): check the names of "
+            "its columns"
+        )
+    if reasons:
+        _log.warning("%s: rows that are left out of the contrasts: %s", masked(config.url), reasons)
     return found
 
 

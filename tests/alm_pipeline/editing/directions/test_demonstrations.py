@@ -49,3 +49,15 @@ def test_a_column_of_neutral_answers_that_no_row_has_is_refused(tmp_path: Path) 
     config = DemonstrationsConfig(url=str(file), neutral="nope")
     with pytest.raises(UserError, match="neutral: no demonstration has a text in the column 'nope'"):
         write_demonstrations(demonstrations_dataset(config, str(tmp_path / "root")), config)
+
+
+def test_the_log_counts_rows_that_are_no_contrasts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = {"prompt": "It was", "positive": " good", "negative": " bad"}
+    rows = [whole, whole | {"prompt": None}, whole | {"negative": ""}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    with caplog.at_level("WARNING", "alm_pipeline"):
+        assert len(read_contrasts(DemonstrationsConfig(url=str(file)))) == 1
+    (message,) = caplog.messages
+    assert "left out of the contrasts" in message
+    assert "no_prompt_or_answers: 2" in message
