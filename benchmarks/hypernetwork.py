@@ -1,4 +1,4 @@
-"""A hypernetwork of SmolLM2-135M: `python -m benchmarks.hypernetwork train|measure|students [--seed 0] [--steps 200]`.
+"""A hypernetwork of SmolLM2-135M: `python -m benchmarks.hypernetwork train|measure|students [--seed 0] [--steps 300]`.
 
 `train` trains it on GSM8K's questions (`--gsm8k` is its training part) and Python's standard library, and chooses the
 step on held-out texts, with a BPE tokenizer trained on them and Mistral NeMo's. `measure` prints bits per byte with
@@ -79,9 +79,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("part", choices=["train", "measure", "students"])
     parser.add_argument("--root", default="alm-hypernetwork", help="keeps what is finished for the next run")
     parser.add_argument("--gsm8k", default="gsm8k-train.jsonl.gz")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--texts", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--texts", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--terms", default='{"sft": 1}')
     parser.add_argument("--ways", nargs="+", help="of `measure`, by number")
