@@ -45,6 +45,7 @@ from alm_pipeline.objective.chunking.pair_bias_stage import pair_bias_folder, wr
 from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.provenance import provenance
+from alm_pipeline.runtime.memory import give_back_memory
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.engines.standard import single_threaded_calls
 from alm_pipeline.tokenization.prepared_encoders import Encoders
@@ -557,7 +558,9 @@ class Pipeline:
         from alm_pipeline.scoring.stage import score
 
         with self.scores.being_written():
-            return score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
+            manifest = score(self.tokens("teacher"), self.scores, self.teacher, self.config.score, shards)
+        give_back_memory()
+        return manifest
 
     def train(self) -> FolderManifest:
         """Train, evaluate and save the student, in several processes if the configuration asks for it.
@@ -575,6 +578,7 @@ class Pipeline:
             if count > 1:
                 train_in_processes(self.config, self.root, count)
         manifest = train(self.distillation, self.student)
+        give_back_memory()
         if this_process().is_first:
             write_run_report(self.student.url, is_new=is_new)
         return manifest

@@ -212,7 +212,7 @@ def students(pipeline: HypernetPipeline, options: argparse.Namespace) -> None:
             student["hypernetwork"] = str(pipeline.hypernetwork.fetch())
         config = AlmConfig.model_validate(
             {
-                "corpus": {**pipeline.config.corpus.model_dump(mode="json"), "max_examples": 300, "held_out": 0.05},
+                "corpus": {**pipeline.config.corpus.model_dump(mode="json"), "sample": 0.02, "held_out": 0.05},
                 "teacher": MODEL,
                 "student": student,
                 "objective": {"terms": {"alm": 1.0}, "balance": "temperature"},

@@ -20,7 +20,7 @@ PURPOSES = {
     "storage.kinds": "Columns of datasets that are not of a distillation.",
     "storage": "Datasets of Parquet shards under any URL: schemas, manifests, reading, leases, replacing.",
     "storage.upkeep": "What is stored under a root: catalog, lineage, verification, pruning.",
-    "alm_pipeline.runtime": "Progress bars with rates, threads, and files with what a machine need not derive again.",
+    "alm_pipeline.runtime": "Progress bars with rates, threads, memory given back, and what need not be derived again.",
     "alm_pipeline.config.fields": "What each setting is called, takes and means: nearest names, commented YAML.",
     "alm_pipeline.config": "The configuration of a run, one model per stage.",
     "alm_pipeline.recipes": "Configurations to begin with, and how options and `--set` change them.",
