@@ -218,7 +218,7 @@ def _numbers_of_student(results: Mapping[str, Any], held_out: int) -> dict[str, 
         "bits_per_byte": results.get("held_out_bits_per_byte"),
         "word_kl": results.get("held_out_word_kl", {}),
         "standard_errors": results.get("held_out_standard_errors", {}),
-        # students of earlier versions record no documents; there are at most as many as examples
+        # earlier versions did not record the documents; the number of examples is an upper bound
         "held_out_documents": results.get("held_out_documents", held_out),
         "initialization": results.get("initialization", {}),
         "level": results.get("level", {}),

@@ -69,6 +69,15 @@ def user_error(subject: str, fix: str) -> Iterator[None]:
         raise UserError(f"{subject}: {cause(error)}; {fix}") from error
 
 
+@contextmanager
+def naming(subject: str) -> Iterator[None]:
+    """Begin the message of any UserError inside with what it is about: '<subject>: <message>'."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{subject}: {error}") from error
+
+
 def cause(error: BaseException) -> str:
     """Return the first line of an error's message, short enough for another message; the second too after a colon.
 

@@ -106,7 +106,7 @@ def _question(name: str, row: SourceRow, columns: QuestionColumns, are_texts: bo
         raise wrong(
             columns.answer,
             f"is {row[columns.answer]!r}: that is the text of a choice and the index of another, and no other row's "
-            "answer tells which is meant: write indexes as numbers, in JSON lines or Parquet",
+            "answer shows which one it is: write indexes as numbers, in JSON lines or Parquet",
         )
     answer = as_index if as_text is None or (as_index is not None and not are_texts) else as_text
     if answer is None:

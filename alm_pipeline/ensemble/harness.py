@@ -185,7 +185,7 @@ def task_index(tasks: Sequence[str], folder: Path | None) -> TaskManager:
     """
     path = str(folder) if folder else None
     if folder and not folder.is_dir():
-        raise UserError(f"task folder {folder}: there is no such folder: name the one with your tasks' YAML files")
+        raise UserError(f"task folder {folder}: not a folder: name the one that holds your tasks' YAML files")
     with user_error(f"task folder {folder}: lm_eval can't read it", "fix or remove the YAML file that it names"):
         manager = TaskManager(include_path=path, include_defaults=False)
         if not set(tasks) <= set(manager.all_subtasks):

@@ -40,7 +40,7 @@ def _files(path: Path) -> list[Path]:
 
 
 class _TaskLoader(yaml.SafeLoader):
-    """Reads lm_eval's YAML without what its tags (`!function`) stand for."""
+    """Reads lm_eval's YAML; values with tags of its own, such as `!function`, become None."""
 
 
 _TaskLoader.add_multi_constructor("!", lambda *_: None)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from alm_pipeline.config import AlmConfig
 from alm_pipeline.methods.measuring import ComparedModel, ComparedTexts
 from alm_pipeline.methods.pictures import draw_measures, draw_quality
-from alm_pipeline.methods.registry import ORIGINAL, TEACHER, MethodRun, Settings, method_runs, naming_method
+from alm_pipeline.methods.registry import ORIGINAL, TEACHER, MethodRun, Settings, method_runs
 from alm_pipeline.methods.report import ComparisonReport, Training
 from alm_pipeline.methods.tables import markdown_page
 from alm_pipeline.methods.tasks import ComparedTasks, measure_tasks, require_tasks
@@ -27,7 +27,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.preflight.storage_probe import require_writable
 from alm_pipeline.training.student.curves import can_draw
-from storage.errors import UserError
+from storage.errors import UserError, naming
 from storage.urls import join_url, overwrite
 
 FOLDER = "comparisons"
@@ -77,7 +77,7 @@ class MethodComparison:
         if self.tasks:
             require_tasks(self.tasks)
         for run in self.runs[: len(self.methods)]:  # those of the first seed
-            with naming_method(run.method):
+            with naming(f"method {run.method}"):
                 Pipeline(run.config, self.root).require_ready(here=here)
 
     def run(self) -> ComparisonReport:

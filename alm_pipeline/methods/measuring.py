@@ -5,8 +5,6 @@ teacher scores each corpus once, and students with the same tokenizer share its 
 a mixture, each source's own teacher scores it, and the configuration's `teacher` scores other corpora.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +18,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.corpus_sample import read_sample
 from alm_pipeline.scoring.scorer import Scorer
-from storage.errors import UserError
+from storage.errors import UserError, naming
 
 
 @dataclass(frozen=True)
@@ -35,23 +33,15 @@ class ComparedTexts:
 
     def require_documents(self) -> None:
         """Read the first documents. Raises UserError, naming the domain, if they can't be read or there are none."""
-        with _naming(self.domain):
+        definition = f"{{domains: {{{self.domain}: {{source: {{kind: files, urls: [URL]}}, text: COLUMN}}}}}}"
+        fix = f"Say which column holds the text in --definitions: {definition}"
+        with naming(f"domains: {self.domain}"), columns_set_by(fix):
             sample = read_sample(self.corpus)
             for problem in sample.problems:
                 raise problem
         if sample.is_whole and not sample.examples:
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sample.dropped.items()) or "no row was read"
             raise UserError(f"domains: {self.domain}: has no documents ({reasons}): check its source and its columns")
-
-
-@contextmanager
-def _naming(domain: str) -> Iterator[None]:
-    definition = f"{{domains: {{{domain}: {{source: {{kind: files, urls: [URL]}}, text: COLUMN}}}}}}"
-    try:
-        with columns_set_by(f"Say which column holds the text in --definitions: {definition}"):
-            yield
-    except UserError as error:
-        raise UserError(f"domains: {domain}: {error}") from error
 
 
 @dataclass(frozen=True)

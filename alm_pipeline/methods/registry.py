@@ -4,8 +4,7 @@ A method replaces settings of one configuration. Everything else, and so every c
 same for all of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from alm_pipeline.config import AlmConfig
 from alm_pipeline.config.fields.spelling import did_you_mean, nearest
 from alm_pipeline.config.objective import TOP_TERMS
 from alm_pipeline.recipes.overrides import override, parse_overrides
-from storage.errors import UserError
+from storage.errors import UserError, naming
 
 ORIGINAL, TEACHER = UNMADE = ("original", "teacher")
 """the models that no method made: the student's before anything was done to it, and the teacher"""
@@ -105,7 +104,7 @@ _SAME: Mapping[str, str] = {
 
 
 def _configured(config: AlmConfig, name: str, settings: Settings) -> AlmConfig:
-    with naming_method(name):
+    with naming(f"method {name}"):
         found = override(config, parse_overrides({"settings": dict(settings)}))
         for field, why in _SAME.items():
             if attrgetter(field)(found) != attrgetter(field)(config):
@@ -120,15 +119,6 @@ def _student(config: AlmConfig, name: str, seed: int, top_k: int) -> AlmConfig:
         "score": config.score.model_copy(update={"top_k": config.score.top_k or top_k}),
     }
     return config.model_copy(update=changes)
-
-
-@contextmanager
-def naming_method(name: str) -> Iterator[None]:
-    """Name the method in any UserError inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"method {name}: {error}") from error
 
 
 def _require_different(runs: Sequence[MethodRun]) -> None:

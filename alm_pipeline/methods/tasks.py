@@ -11,7 +11,7 @@ import pyarrow as pa
 from alm_pipeline.ensemble.tasks import lm_eval_harness, task_files
 from alm_pipeline.methods.units import UNITS, UnitStore, unit_table
 from alm_pipeline.models.reference import ModelReference
-from storage.errors import UserError
+from storage.errors import naming
 
 
 class ComparedTasks(NamedTuple):
@@ -30,10 +30,8 @@ class ComparedTasks(NamedTuple):
 
 def require_tasks(tasks: ComparedTasks) -> None:
     """Raise UserError if lm_eval is missing, or does not have one of the tasks or its data."""
-    try:
+    with naming("tasks"):
         lm_eval_harness().check_tasks(tasks.names, tasks.folder)
-    except UserError as error:
-        raise UserError(f"tasks: {error}") from error
 
 
 def measure_tasks(model: ModelReference, tasks: ComparedTasks, store: UnitStore, dtype: str) -> pa.Table:

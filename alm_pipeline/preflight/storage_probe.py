@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from storage.errors import UserError
+from storage.errors import UserError, naming
 from storage.urls import is_local, join_url, open_filesystem, overwrite, remove
 
 
@@ -23,10 +23,8 @@ def probe_storage(root: str) -> None:
 
 def require_writable(option: str, folder: str | Path) -> None:
     """Raise UserError, naming the option, if nothing can be written into a folder or URL: now, and not after hours."""
-    try:
+    with naming(option):
         probe_storage(str(folder))
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from error
 
 
 def require_writable_file(option: str, file: Path) -> None:

@@ -39,7 +39,7 @@ from alm_pipeline.rounds.measures import measure_student, tasks_of
 from alm_pipeline.rounds.report import RoundsReport, write_report_files
 from alm_pipeline.student_report.page import write_run_report
 from storage.dataset import Dataset, Manifest
-from storage.errors import UserError
+from storage.errors import UserError, naming
 from storage.folders import FolderManifest, StoredFolder, make_folder
 from storage.lease import Lease
 
@@ -102,10 +102,8 @@ class OnPolicy:
         if not self.rounds.tasks:
             return
         tasks = tasks_of(self.rounds)
-        try:
+        with naming("rounds.tasks"):
             lm_eval_harness().check_tasks(tasks.names, tasks.folder)
-        except UserError as error:
-            raise UserError(f"rounds.tasks: {error}") from error
 
     def _require_objective(self, here: Collection[Phase]) -> None:
         """Raise UserError for what would stop a round's training and not the start's: its objective."""
@@ -113,11 +111,9 @@ class OnPolicy:
             return
         self.start.require_ready(here=here)
         content = self.start.config.model_dump(mode="json")
-        try:
+        with naming("rounds.objective"):
             config = parse_config({**content, "objective": self.rounds.objective.model_dump(mode="json")})
             Pipeline(config, self.root).require_ready(here=here)
-        except UserError as error:
-            raise UserError(f"rounds.objective: {error}") from error
 
     def prepare(self) -> None:
         """Make what the first round begins with: examples and student 0."""

@@ -35,7 +35,7 @@ LATE = {
     "calibrate MODEL --corpus texts.jsonl --text body --examples 3 --output out": "3 clusters in texts: at least 4",
     "evaluate MODEL --tasks mine --task-folder tasks --output file/results.json": r"--output: file/.*written",
     "evaluate MODEL --tasks mine --task-folder tasks --output folder": "--output: folder: is a folder: name a file in",
-    "evaluate MODEL --tasks mine --task-folder nowhere": "task folder nowhere: there is no such folder",
+    "evaluate MODEL --tasks mine --task-folder nowhere": "task folder nowhere: not a folder",
     "edit MODEL file/edited --demonstrations pairs.jsonl": r"FOLDER: file/.*written",
     "transfer MODEL OTHER out --corpus texts.jsonl": r"has no column 'text'; it has 'body'\. Set --text",
     "tokenizers MODEL OTHER --corpus texts.jsonl --text body --out file/out": r"--out: file/.*written",
