@@ -282,11 +282,14 @@ def _check_finite(model: PreTrainedModel, hidden_BSH: Tensor, own_NV: Tensor) ->
 
 
 def _change_by_a_later_token(model: PreTrainedModel, hidden_states_of: Callable[[Tensor], Tensor] | None) -> float:
-    """Return how much another last token changes the hidden states before it, relative to their largest norm."""
-    ids_BS = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]).remainder(text_config(model.config).vocab_size)
-    ids_BS = ids_BS.to(input_device(model))
+    """Return how much another token changes the hidden states before it, relative to their largest norm.
+
+    Tokens follow it, and not few: XLM takes as many of the last ones for padding as there are padding tokens anywhere.
+    """
+    ids_BS = torch.tensor([[1, 2, 3, 4, 6, 7, 8, 9], [1, 2, 3, 5, 6, 7, 8, 9]])
+    ids_BS = ids_BS.remainder(text_config(model.config).vocab_size).to(input_device(model))
     hidden_BSH = hidden_states_of(ids_BS) if hidden_states_of else hidden_states(model, ids_BS)
-    first_SH, second_SH = hidden_BSH[:, :-1].float()
+    first_SH, second_SH = hidden_BSH[:, :3].float()
     # of the longest: the states of a padding token are zero in some models (OLMo)
     longest = first_SH.norm(dim=-1).max().clamp(min=torch.finfo(torch.float32).tiny)
     return float((first_SH - second_SH).norm(dim=-1).max() / longest)

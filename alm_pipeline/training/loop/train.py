@@ -28,7 +28,7 @@ from alm_pipeline.training.loop.trainer import AlmTrainer
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.model.adapters import attach_adapters
 from alm_pipeline.training.model.execution import configured_execution, using_attention
-from alm_pipeline.training.model.isolation import check_isolation
+from alm_pipeline.training.model.isolation import check_isolation, check_positions
 from alm_pipeline.training.model.parameters import freeze, freeze_unread_parts
 from alm_pipeline.training.model.projections import attach_projections, detach_projections
 from alm_pipeline.training.model.terms import make_projections
@@ -87,8 +87,7 @@ def train_student(run: TrainingRun) -> list[dict[str, float]]:
         run.evaluations.load(checkpoint) if checkpoint else run.evaluations.begin(run.model)
     if not run.config.steps:
         return []
-    if run.config.row_tokens > 1:
-        _check_isolation(run)
+    _check_batches(run)
     if checkpoint:
         run.stream.load_state_dict(load_stream_state(checkpoint))
     first_step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -114,13 +113,16 @@ def _last_checkpoint(run: TrainingRun) -> Path | None:
     return last_checkpoint(run.checkpoints, run.evaluations.step_needed_by)
 
 
-def _check_isolation(run: TrainingRun) -> None:
-    """Check the packed rows of both models, with the attentions that they have during training."""
+def _check_batches(run: TrainingRun) -> None:
+    """Check the positions of both models and, with the attentions that they have during training, their packed rows."""
     dtype: torch.dtype = getattr(torch, run.config.dtype)
-    with using_attention(run.model, run.config.attention):
-        check_isolation(run.model, dtype)
-    if run.teacher:
-        check_isolation(run.teacher.model, dtype)
+    models = (run.model, *([run.teacher.model] if run.teacher else []))
+    for model in models:
+        check_positions(model)
+    if run.config.row_tokens > 1:
+        with using_attention(run.model, run.config.attention):
+            for model in models:
+                check_isolation(model, dtype)
 
 
 @contextmanager

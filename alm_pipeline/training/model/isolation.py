@@ -1,4 +1,7 @@
-"""Checks that a model keeps the examples of a packed row apart. Not every architecture and attention does."""
+"""Checks that a model computes for an example in a batch what it computes for the text alone.
+
+Not every architecture and attention keeps the examples of a packed row apart, or counts positions from 0.
+"""
 
 import torch
 from torch import Tensor
@@ -10,6 +13,27 @@ from storage.errors import UserError
 
 # long enough for short convolutions and recurrences; two rows, since some models check position ids only in one row
 _LENGTHS = ((5, 7), (8, 4))
+
+
+@torch.no_grad()
+def check_positions(model: PreTrainedModel) -> None:
+    """Raise UserError if positions that count from 0, as batches have them, are not those that the model counts itself.
+
+    Scoring and generation leave counting to the model, so the student would be trained in other places of its table.
+    """
+    training, device = model.training, input_device(model)
+    model.eval()
+    try:
+        ids_BS = torch.arange(1, 1 + sum(_LENGTHS[0]), device=device)[None] % embedding_rows(model)
+        counted_BSH = hidden_states(model, ids_BS, torch.arange(ids_BS.shape[1], device=device)[None])
+        difference = _distance(counted_BSH, hidden_states(model, ids_BS))
+    finally:
+        model.train(training)
+    if not difference <= (1e-3 if model.dtype.itemsize >= torch.float32.itemsize else 2e-2):
+        raise UserError(
+            f"{model.config.model_type}: it does not count a text's positions from 0, as batches do, so it would be "
+            "trained with other positions than it is used with: choose another model"
+        )
 
 
 @torch.no_grad()

@@ -100,6 +100,7 @@ def test_the_layers_are_the_text_models() -> None:
     [
         pytest.param("XLNet", {"d_model": 32, "n_head": 4, "d_inner": 32}, id="XLNet"),
         pytest.param("BertGeneration", {"hidden_size": 32, "num_attention_heads": 4}, id="BERT"),
+        pytest.param("XLM", {"emb_dim": 32, "n_layers": 1, "n_heads": 4}, id="XLM, whose id 2 is padding"),
         pytest.param("CpmAnt", {"hidden_size": 32, "num_attention_heads": 4, "dim_head": 8}, id="CPM-Ant"),
     ],
 )
@@ -107,7 +108,7 @@ def test_a_model_that_sees_later_tokens_is_refused(family: str, settings: dict[s
     """Its logits are those of its head, and yet no prediction of the next token."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, num_hidden_layers=1, **settings)
-    names = (f"{family}{suffix}" for suffix in ("ForCausalLM", "LMHeadModel", "Decoder"))
+    names = (f"{family}{suffix}" for suffix in ("ForCausalLM", "LMHeadModel", "WithLMHeadModel", "Decoder"))
     model = next(filter(None, (getattr(transformers, name, None) for name in names)))(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

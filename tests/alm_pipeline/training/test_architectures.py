@@ -19,9 +19,10 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.training.data.batch_stream import BatchStream
 from alm_pipeline.training.loop.train import train_student
 from alm_pipeline.training.loop.training_run import TrainingRun
-from alm_pipeline.training.model.isolation import check_isolation
+from alm_pipeline.training.model.isolation import check_isolation, check_positions
 from alm_pipeline.training.model.terms import micro_batch_losses
 from storage.errors import UserError
+from tests import tiny
 from tests.alm_pipeline.training.architectures import ARCHITECTURES, attentions, tiny_architecture
 from tests.alm_pipeline.training.data.test_batch_stream import Example, batch_of, example
 from tests.alm_pipeline.training.loop.test_train import SMALL, FixedStream, Killed
@@ -145,6 +146,28 @@ def test_a_model_that_mixes_examples_trains_with_one_example_per_row(config: Alm
     with pytest.raises(UserError, match="attends across packed examples"):
         run()
     assert len(run(row_tokens=1)) == 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_positions_from_0_are_each_familys_own(name: str) -> None:
+    check_positions(tiny_architecture(name, 1000, "eager"))
+
+
+@pytest.mark.bad_input
+def test_a_model_that_counts_its_positions_from_2_is_not_trained(config: AlmConfig, tmp_path: Path) -> None:
+    """As RoBERTa does. Batches would train it at other positions than the teacher's or the evaluation's scores have."""
+    model = tiny.tiny_gpt2(400)
+    whole = model.transformer.forward
+
+    def forward(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **settings: Any) -> Any:
+        own = torch.arange(2, 2 + input_ids.shape[1])[None] if position_ids is None else position_ids
+        return whole(input_ids=input_ids, position_ids=own, **settings)
+
+    model.transformer.forward = forward
+    train = config.train.model_copy(update={"steps": 1, "row_tokens": 1})
+    stream = FixedStream([[[example(12)]]])
+    with pytest.raises(UserError, match="it does not count a text's positions from 0"):
+        train_student(TrainingRun(model, stream, SMALL, config.objective, train, tmp_path / "checkpoints"))
 
 
 class ResumableStream(FixedStream):

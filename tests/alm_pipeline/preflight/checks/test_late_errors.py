@@ -48,6 +48,7 @@ EARLY = {
     "training/model/execution.py _activation_checkpointing": "execution",
     "training/model/execution.py using_attention": "execution",
     "training/model/isolation.py check_isolation": "packed_rows",
+    "training/model/isolation.py check_positions": "student_can_be_trained",
     "training/model/parameters.py check_patterns": "trained_parameters",
     "training/model/parameters.py freeze": "trained_parameters",
     "training/model/terms.py linear_head": "linear_heads",
