@@ -21,6 +21,7 @@ from alm_pipeline.config import CorpusConfig
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.evaluation.bootstrap import PairedInterval, paired_intervals
 from alm_pipeline.models.health.library_log import quiet_transformers
+from alm_pipeline.models.loading import generating_as_asked
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
@@ -99,20 +100,17 @@ def proposals(
 ) -> Proposals:
     """Return what comes of a draft's proposals while the target continues a prompt greedily.
 
-    The draft proposes `ahead` tokens in each round, and fewer before the end of `max_tokens`; its settings for
-    generation become these. The round in which a text ends does not count.
+    The draft proposes `ahead` tokens in each round, and fewer before the end of `max_tokens`. The round in which a text
+    ends does not count.
     """
-    settings = draft.generation_config
-    assert settings is not None
-    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = ahead, "constant"
-    settings.assistant_confidence_threshold = 0.0
     ids = torch.tensor([list(prompt)], device=target.device)
     rounds = _Rounds(_end_ids(target))
     hook = draft.register_forward_hook(rounds.count_proposal)
-    # overrides the model's own settings: a temperature without sampling would cause a warning
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
     try:
-        with quiet_transformers():
+        with quiet_transformers(), generating_as_asked(target), generating_as_asked(draft):
+            settings: Any = draft.generation_config
+            settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = ahead, "constant"
+            settings.assistant_confidence_threshold = 0.0
             target.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -120,7 +118,7 @@ def proposals(
                 max_new_tokens=max_tokens,
                 pad_token_id=next(iter(_end_ids(target)), 0),
                 streamer=rounds,
-                **greedy,
+                do_sample=False,
             )
     finally:
         hook.remove()

@@ -13,6 +13,7 @@ from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import check_rows
+from alm_pipeline.models.loading import generating_as_asked
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
 from alm_pipeline.tokenization.templates.choice import TemplateChoice
@@ -90,7 +91,8 @@ def generate_text(
     model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, **others)  # type: ignore[arg-type]
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     _require_room(model, name, inputs["input_ids"].shape[1], max_tokens)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    # without a top_k, transformers samples from the 50 likeliest tokens
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     if seed is not None:
         torch.manual_seed(seed)
     _generate(model, tokenizer, name, inputs, write, max_new_tokens=max_tokens, **sampling)
@@ -102,7 +104,7 @@ def greedy_continuation(
     """Return how a loaded model continues a text, greedily. `name` is used in errors."""
     parts: list[str] = []
     inputs = _inputs(model, tokenizer, name, prompt, special=True)
-    _generate(model, tokenizer, name, inputs, parts.append, max_new_tokens=max_tokens, do_sample=False)
+    _generate(model, tokenizer, name, inputs, parts.append, max_new_tokens=max_tokens)
     return "".join(parts)
 
 
@@ -114,12 +116,13 @@ def _generate(
     write: Callable[[str], Any],
     **settings: Any,
 ) -> None:
-    model.generate(  # type: ignore[operator]
-        **inputs,
-        **settings,
-        streamer=TextStream(tokenizer, write),
-        logits_processor=[FiniteLogits(name, str(model.dtype).removeprefix("torch."))],
-    )
+    with generating_as_asked(model):
+        model.generate(  # type: ignore[operator]
+            **inputs,
+            **settings,
+            streamer=TextStream(tokenizer, write),
+            logits_processor=[FiniteLogits(name, str(model.dtype).removeprefix("torch."))],
+        )
 
 
 def _require_room(model: PreTrainedModel, name: str, prompt: int, max_tokens: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from alm_pipeline.models.configuration import model_class, without_layers
 from alm_pipeline.models.files import model_folder
@@ -166,6 +166,26 @@ def matmul_precision(precision: Literal["highest", "medium"]) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "cache_implementation")
+"""the settings for generation that say what the model's tokens are and how it computes, but not what it chooses"""
+
+
+@contextlib.contextmanager
+def generating_as_asked(model: PreTrainedModel) -> Iterator[None]:
+    """Let `model.generate` obey its arguments alone inside the context.
+
+    Where an argument is None, transformers takes the setting that comes with the model (generation_config.json): a
+    penalty of repetitions, tokens that are suppressed, a least length. Then the likeliest token is not always taken.
+    """
+    own: Any = model.generation_config
+    kept = {name: getattr(own, name, None) for name in _KEPT}
+    model.generation_config = GenerationConfig(**{name: value for name, value in kept.items() if value is not None})
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

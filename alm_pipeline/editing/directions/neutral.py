@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from alm_pipeline.editing.directions.capture import length_batches
 from alm_pipeline.editing.directions.settings import ActivationConfig
 from alm_pipeline.editing.directions.texts import TextEncoder
+from alm_pipeline.models.loading import generating_as_asked
 from alm_pipeline.models.output_head import input_device
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.runtime.progress import track
@@ -95,10 +96,6 @@ def greedy_answers(
     greedy = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,
-        num_beams=1,
-        # the model's own settings may have others, which would not be greedy
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
         bos_token_id=own.bos_token_id,
@@ -120,8 +117,9 @@ def _answer_batch(
         ids_BT[k, width - len(prompt) :] = torch.tensor(prompt)
         mask_BT[k, width - len(prompt) :] = 1
     device = input_device(model)
-    generated = model.generate(  # type: ignore[operator]
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=greedy
-    )
+    with generating_as_asked(model):
+        generated = model.generate(  # type: ignore[operator]
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=greedy
+        )
     answers = [row[width:].tolist() for row in generated]
     return [answer[: next((k for k, id_ in enumerate(answer) if id_ in ends), None)] for answer in answers]

@@ -19,7 +19,7 @@ from alm_pipeline.evaluation.words import Words
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.health.library_log import quiet_transformers
-from alm_pipeline.models.loading import matmul_precision
+from alm_pipeline.models.loading import generating_as_asked, matmul_precision
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.batch_loss import LossCounts
 from alm_pipeline.objective.chunking.ends import ChunkEnds
@@ -114,15 +114,13 @@ class HeldOutEvaluator:
         context = context_length(model.config)
         room = context - len(prompt) if context else self.sample_tokens
         ids = torch.tensor([prompt], device=model.device)
-        # overrides the model's own settings: a temperature without sampling would cause a warning
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
-        with quiet_transformers():
+        with quiet_transformers(), generating_as_asked(model):
             output = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=min(self.sample_tokens, room),
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-                **greedy,
+                do_sample=False,
             )
         continuation = output[0, len(prompt) :].tolist()
         return Sample(*(_decode(self.tokenizer, ids) for ids in (prompt, continuation)))
