@@ -8,9 +8,16 @@ from functools import partial
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
+from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS
 from alm_pipeline.tokenization.engines.findings import Findings
 from alm_pipeline.tokenization.engines.making import EngineInTheMaking
-from alm_pipeline.tokenization.engines.proof import DifferentIds, difference, first_difference, token_texts
+from alm_pipeline.tokenization.engines.proof import (
+    DifferentIds,
+    added_token_texts,
+    difference,
+    first_difference,
+    token_texts,
+)
 from alm_pipeline.tokenization.engines.registry import FAST_ENGINES, EngineFactory
 from alm_pipeline.tokenization.engines.standard import Engine, StandardEngine
 from alm_pipeline.vocabulary.byte_view import ByteView
@@ -80,9 +87,9 @@ def choose_engine(
 ) -> EngineChoice:
     """Return the fastest engine that gives the standard engine's ids.
 
-    It has to for the adversarial texts, for the texts of the tokens and for the trial's texts. The standard engine is
-    returned where no such engine is faster. The outcomes are recorded in the findings, and what is recorded is not
-    tried again.
+    It has to for the adversarial texts, for those of the tokens and of the added ones, and for the trial's texts. The
+    standard engine is returned where no such engine is faster. The outcomes are recorded in the findings, and what is
+    recorded is not tried again.
     """
     examination = _Examination(tokenizer, view, standard, trial, findings)
     proven: dict[str, tuple[Engine, float]] = {}
@@ -167,10 +174,11 @@ class _Examination:
 
     def _difference(self, engine: Engine) -> str | None:
         """Return how an engine differs on texts that do not depend on the corpus."""
-        for special_literals in (False, True):
-            text = first_difference(engine, self.standard, special_literals=special_literals)
-            if text is not None:
-                return difference(engine, text)
+        for texts in (ADVERSARIAL_TEXTS, added_token_texts(self.view)):
+            for special_literals in (False, True):
+                text = first_difference(engine, self.standard, special_literals=special_literals, texts=texts)
+                if text is not None:
+                    return difference(engine, text)
         text = first_difference(engine, self.standard, special_literals=False, texts=token_texts(self.view))
         return None if text is None else difference(engine, text)
 

@@ -1,5 +1,6 @@
 """Whether a fast engine gives the ids of the standard one, on texts that do not depend on a corpus."""
 
+import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,6 +11,10 @@ from alm_pipeline.vocabulary.byte_view import ByteView
 
 _BATCH = 4096
 _TEXT_CHARACTERS = 80
+_BESIDE = ("a", "Ab1", "_", "-", ".", " ", "  ", "\n", "\t\n", "\u00e9", "\u6771", " the ")
+"""what an added token's literal may stand beside"""
+_AROUND = (("a", "b"), (" ", " "), ("a ", " b"), ("\n", "\n"), (".", "."))
+_MIXED_TEXTS = 2000
 
 
 class DifferentIds(ValueError):
@@ -37,3 +42,22 @@ def token_texts(view: ByteView) -> list[str]:
     """Return what the ordinary tokens spell, as texts. Of a part of a character, only the whole characters in it."""
     spellings: Iterable[bytes] = (view.spelling[id_] for id_ in np.flatnonzero(~view.special).tolist())
     return list(dict.fromkeys(filter(None, (spelling.decode(errors="ignore") for spelling in spellings))))
+
+
+def added_token_texts(view: ByteView) -> list[str]:
+    """Return texts with the literals of the added tokens: beside words, signs and white space, and beside each other.
+
+    There a literal may absorb white space, or may have to be a word of its own. The last texts are drawn, always alike.
+    """
+    literals = list(
+        dict.fromkeys(filter(None, (view.spelling[id_].decode(errors="ignore") for id_ in sorted(view.added))))
+    )
+    if not literals:
+        return []
+    alone = [f"{before}{literal}{after}" for literal in literals for before, after in (("", ""), *_AROUND)]
+    pairs = list(zip(literals, [*literals[1:], literals[0]], strict=True))
+    beside = [f"{left}{right}" for pair in pairs for left, right in (pair, pair[::-1])]
+    draw = random.Random(0)
+    lengths = (draw.randint(2, 8) for _ in range(_MIXED_TEXTS))
+    drawn = ["".join(draw.choice(draw.choice((literals, _BESIDE))) for _ in range(length)) for length in lengths]
+    return list(dict.fromkeys([*alone, *beside, *drawn]))

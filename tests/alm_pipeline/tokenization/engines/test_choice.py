@@ -120,6 +120,7 @@ def test_without_a_fast_engine_the_standard_one_is_chosen(choose: Choose) -> Non
     [
         ("\u0e20", "first gives different ids for "),
         ("qu", "first gives different ids for "),
+        ("\u6771<|endoftext|>", "first gives different ids for "),
         ("0 dogs", "different ids for shard 3"),
     ],
 )

@@ -1,14 +1,15 @@
 """What fastokens does not do by itself: digits that are split off, and texts that it can't encode."""
 
 import unicodedata
+from itertools import product
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from alm_pipeline.new_tokenizer.trained import train_tokenizer
 from alm_pipeline.tokenization.engines.adversarial import ADVERSARIAL_TEXTS, random_texts
 from alm_pipeline.tokenization.engines.fastokens import FastokensEngine, _individual_digits
-from alm_pipeline.tokenization.engines.proof import first_difference, token_texts
+from alm_pipeline.tokenization.engines.proof import added_token_texts, first_difference, token_texts
 from alm_pipeline.tokenization.engines.standard import StandardEngine
 from alm_pipeline.vocabulary.byte_view import byte_view
 from tests import tiny
@@ -96,3 +97,30 @@ def test_a_digit_that_is_an_added_token_stays_one(trained: Tokenizer) -> None:
     tokenizer.add_tokens(["7"])
     fast, standard = engines(tokenizer)
     assert first_difference(fast, standard, special_literals=False, texts=["a77 b8", *DIGITS]) is None
+
+
+ADDED = {
+    "plain": {"normalized": False},
+    "normalized": {"normalized": True},
+    "lstrip": {"lstrip": True, "normalized": False},
+    "rstrip": {"rstrip": True, "normalized": False},
+    "a word": {"single_word": True, "normalized": False},
+    "a word, normalized": {"single_word": True, "normalized": True},
+}
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("first", ADDED)
+def test_added_tokens_that_fastokens_reads_otherwise_refute_it(first: str, special: bool) -> None:
+    """Beside one that is not normalized, a normalized one that has to be a word is not found, in 0.3.5."""
+    differing = []
+    for second in ADDED:
+        tokenizer = tiny.byte_level_tokenizer().backend_tokenizer
+        tokenizer.add_tokens([AddedToken("Foo", **ADDED[first], special=special), AddedToken("bar", **ADDED[second])])
+        fast, standard = engines(tokenizer)
+        texts = ["".join(parts) for parts in product(("Foo", "bar", " ", "x", ""), repeat=4)]
+        differs = first_difference(fast, standard, special_literals=special, texts=texts) is not None
+        proof = added_token_texts(byte_view(tokenizer))
+        assert differs == (first_difference(fast, standard, special_literals=special, texts=proof) is not None)
+        differing += [second] if differs else []
+    assert ("a word, normalized" in differing) == (first in ("plain", "lstrip", "rstrip"))
