@@ -38,6 +38,7 @@ REASONS = {
     "one_sided_bytes": "one side alone shows some of its bytes (corpus.one_sided: drop)",
     "over_context": "it has more tokens than the model's context",
     "piece_of_a_prompt": "a piece of a cut text holds nothing of the completion",
+    "special_token_in_text": "the text spells a special token, which the tokenizer can't read as text",
     "template_changes_content": "the chat template changes what the messages say",
     "template_refuses": "the chat template refuses the conversation",
     "token_without_embedding": "one of its tokens has no row in the model's embedding",

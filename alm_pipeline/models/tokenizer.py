@@ -236,6 +236,11 @@ class LoadedTokenizer:
         ):
             return special_tokens_around(self.encoding_backend)
 
+    @property
+    def spells_special(self) -> bool:
+        """Whether a special token's literal, read as text, gives a special token."""
+        return self._facts.spells_special
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template, with the grammar that is learned from it."""

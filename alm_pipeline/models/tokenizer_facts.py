@@ -19,7 +19,7 @@ from alm_pipeline.runtime.derived_files import read_derived, write_derived
 from alm_pipeline.runtime.versions import installed_version
 from alm_pipeline.tokenization.templates.choice import Templates
 from alm_pipeline.vocabulary import framing
-from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around
+from alm_pipeline.vocabulary.framing import plain_backend, special_tokens_around, spells_special_tokens
 from alm_pipeline.vocabulary.text_forms import TextForm, forms_of
 from storage.errors import UserError, user_error
 from storage.fingerprints import combine_hashes, fingerprint, hash_files
@@ -43,6 +43,8 @@ class TokenizerFacts:
     """the ids around every text; None if they can't be separated from the text's own"""
     forms: tuple[str, ...]
     """the text forms, serialized"""
+    spells_special: bool
+    """whether a special token's literal, read as text, gives a special token"""
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerFast") -> tuple["TokenizerFacts", str]:
@@ -58,6 +60,7 @@ class TokenizerFacts:
             highest_id=max(backend.get_vocab().values(), default=-1),
             frame=_frame(backend),
             forms=tuple(form.serialized for form in forms_of(backend)),
+            spells_special=_spells_special(backend),
         )
         return facts, definition
 
@@ -100,6 +103,14 @@ def _frame(backend: Tokenizer) -> tuple[list[int], list[int]] | None:
             return special_tokens_around(backend)
     except UserError:  # reported by the first stage that needs them
         return None
+
+
+def _spells_special(backend: Tokenizer) -> bool:
+    try:
+        with user_error("", ""):
+            return spells_special_tokens(backend)
+    except UserError:  # reported by the first stage that encodes a text
+        return False
 
 
 def _facts_file(files: Mapping[str, str]) -> str:

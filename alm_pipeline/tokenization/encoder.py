@@ -39,6 +39,8 @@ class Dropped(StrEnum):
     TEMPLATE_CHANGES_CONTENT = "template_changes_content"
     TEMPLATE_REFUSES = "template_refuses"
     OVER_CONTEXT = "over_context"
+    SPECIAL_LITERAL = "special_token_in_text"
+    """the text has the literal of a special token, which the tokenizer can't read as text: it is one of its pieces"""
     WITHOUT_EMBEDDING = "token_without_embedding"
     """a token of it has no row in the model's embedding, so the model can't read it"""
 
@@ -94,7 +96,10 @@ class ByteEncoder:
         return encoder
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
-        """Encode plain texts, with the special tokens that the tokenizer adds. Literals of special tokens are text."""
+        """Encode plain texts, with the special tokens that the tokenizer adds.
+
+        Literals of special tokens are text, or the text is dropped.
+        """
         bodies = self._bodies(texts, special_literals=False)
         batch = self._verified(texts, bodies.ids, bodies.offsets)
         too_long = np.diff(bodies.offsets) + len(self._before) + len(self._after) > (self.max_tokens or np.inf)
@@ -150,12 +155,15 @@ class ByteEncoder:
         lengths, spelled = self._spelled(ids, offsets, contents)
         unknown = self._rows_with_unknown(ids, offsets)
         lacking = _rows_with(ids >= self._rows, offsets)
+        special = self._rows_with_special(ids, offsets) - unknown
         dropped: list[str | None] = [None] * len(texts)
         uncovered: dict[int, Uncovered] = {}
-        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown, *lacking}):
+        for row in sorted({*np.flatnonzero(~spelled).tolist(), *unknown, *lacking, *special}):
             tokens = slice(offsets[row], offsets[row + 1])
             if row in lacking:
                 dropped[row] = Dropped.WITHOUT_EMBEDDING
+            elif row in special:
+                dropped[row] = Dropped.SPECIAL_LITERAL
             elif row in unknown or not (spans := self._spans(ids[tokens], contents[row])):
                 self._require_standard_ids(texts[row], ids[tokens], special_literals=False)
                 dropped[row] = self._reason(texts[row], unknown=row in unknown)
@@ -196,6 +204,9 @@ class ByteEncoder:
 
     def _rows_with_unknown(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
         return set() if self.view.unknown is None else _rows_with(ids == self.view.unknown, offsets)
+
+    def _rows_with_special(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> set[int]:
+        return _rows_with(self.view.special[ids], offsets) if self.tokenizer.spells_special else set()
 
     def _has_unknown(self, ids: Ids) -> bool:
         return self.view.unknown is not None and self.view.unknown in ids
@@ -253,6 +264,8 @@ class ByteEncoder:
             kept = self.view.special[ids] & ~typed
             ids, in_place = encode_around(self.standard, text, ids, spans, kept)
             spans = token_spans(self.view, ids, in_place | self._cut_out(ids), text)
+            if spans is not None and typed_literals(self.view, rendering, ids, spans).any():
+                return Dropped.SPECIAL_LITERAL
         return self._covered(conversation, rendering, ids, spans)
 
     def conversation_of_ids(

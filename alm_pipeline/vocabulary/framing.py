@@ -1,6 +1,9 @@
-"""What a tokenizer does to a text besides turning it into tokens: special tokens around it, truncation, padding."""
+"""What a tokenizer does to a text besides turning it into tokens: special tokens in it and around it, padding."""
 
 from tokenizers import Tokenizer, models
+
+_UNKNOWN = "\ue000\U0010fffd"
+"""characters for private use, of which a vocabulary without bytes makes its unknown token"""
 
 
 def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -24,3 +27,19 @@ def plain_backend(backend: Tokenizer) -> Tokenizer:
     if isinstance(copy.model, models.BPE):
         copy.model.dropout = None
     return copy
+
+
+def spells_special_tokens(tokenizer: Tokenizer) -> bool:
+    """Return whether the literal of a special token, read as text, gives a special token all the same.
+
+    The tokenizer then has it among the pieces of its model, as those of type Unigram have `<s>` and `</s>`.
+    """
+    special = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    is_text = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = True
+    try:
+        rows = tokenizer.encode_batch_fast([*special.values(), _UNKNOWN], add_special_tokens=False)
+    finally:
+        tokenizer.encode_special_tokens = is_text
+    unknown = set(rows[-1].ids)
+    return any(id_ in row.ids and id_ not in unknown for id_, row in zip(special, rows[:-1], strict=True))

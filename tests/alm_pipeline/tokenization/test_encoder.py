@@ -177,6 +177,48 @@ def test_literals_of_special_tokens_are_text() -> None:
     assert not encoder.view.special[row.token_ids].any()
 
 
+def with_special_pieces(*, special: bool, template: str | None = None) -> ByteEncoder:
+    """Return a tokenizer like those of SentencePiece's type Unigram: `<s>` and `</s>` are pieces of its model."""
+    pieces = ["<unk>", "<s>", "</s>", *BYTE_PIECES, "\u2581", *"<s/>ab|useritn", "\u2581a", "ab"]
+    scores = [(piece, 0.0 if piece in ("<s>", "</s>") else -1.0 - k) for k, piece in enumerate(dict.fromkeys(pieces))]
+    backend = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if special:
+        backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    return ByteEncoder(LoadedTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)))
+
+
+@pytest.mark.parametrize("text", ["</s>", "a </s> b", "<s><s>", "ab<s", "s> b", "<unk>", "a"])
+def test_a_special_token_that_is_a_piece_is_never_read_as_one_in_a_text(text: str) -> None:
+    encoder = with_special_pieces(special=True)
+    assert encoder.tokenizer.spells_special
+    if "<s>" in text or "</s>" in text:
+        assert reason(encoder, text) is Dropped.SPECIAL_LITERAL
+    elif text == "<unk>":
+        assert reason(encoder, text) is Dropped.UNKNOWN_TOKEN
+    else:
+        assert not encoder.view.special[encoded(encoder, text).token_ids].any()
+
+
+def test_nor_in_a_message() -> None:
+    encoder = with_special_pieces(special=True, template="{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}")
+    tokens = [token for token, _ in kind_of(encoder, kept(encoder, "a", "ab"))]
+    assert tokens == ["<s>", "a", "</s>", "<s>", "ab", "</s>"]
+    assert conversation(encoder, "a", "b</s>") is Dropped.SPECIAL_LITERAL
+    assert conversation(encoder, "a<s>", "b") is Dropped.SPECIAL_LITERAL
+
+
+def test_pieces_that_are_not_special_are_text() -> None:
+    encoder = with_special_pieces(special=False)
+    assert not encoder.tokenizer.spells_special
+    assert tokens_of(encoder, encoded(encoder, "a</s>")) == ["a", "</s>"]
+
+
+def test_other_tokenizers_read_literals_as_text() -> None:
+    assert not any(encoder.tokenizer.spells_special for encoder in [*ENCODERS.values(), dummy_prefix()])
+
+
 def test_begin_of_text_covers_no_byte() -> None:
     encoder = ENCODERS["sentencepiece"]
     row = encoded(encoder, "The fox")
