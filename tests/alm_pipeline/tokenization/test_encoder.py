@@ -1,6 +1,7 @@
 """The tokens of every example spell its text exactly, or it is dropped for a named reason."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.tokenization.encoder import ByteEncoder, Dropped, load_spelling_kernel
 from alm_pipeline.tokenization.rows import EncodedExample
+from alm_pipeline.tokenization.stage import tokens_dataset
 from alm_pipeline.vocabulary.byte_view import byte_view, check_vocabulary
 from storage.errors import UserError
 from storage.schemas import TokenKind
+from tests.corpora import text_examples
 from tests.tiny import CHATML, byte_level_tokenizer, sentencepiece_tokenizer
 
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -207,6 +210,13 @@ def test_nor_in_a_message() -> None:
     assert tokens == ["<s>", "a", "</s>", "<s>", "ab", "</s>"]
     assert conversation(encoder, "a", "b</s>") is Dropped.SPECIAL_LITERAL
     assert conversation(encoder, "a<s>", "b") is Dropped.SPECIAL_LITERAL
+
+
+def test_only_tokens_that_such_a_tokenizer_makes_have_another_name_for_it(tmp_path: Path) -> None:
+    examples = text_examples(tmp_path, [["a"]])
+    tokenizers = [with_special_pieces(special=special).tokenizer for special in (True, False)]
+    identities = [tokens_dataset(examples, tokenizer, None).identity for tokenizer in tokenizers]
+    assert ["special_literals" in identity for identity in identities] == [True, False]
 
 
 def test_pieces_that_are_not_special_are_text() -> None:
