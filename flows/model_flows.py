@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import SEEDS, Dtype, Method, Number, ScoreConfig, SpecialTokens, TemplateConfig, Whole
+from alm_pipeline.config.fields.repeated import each_once
 from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.editing.directions.settings import (
     ActivationConfig,
@@ -352,7 +353,7 @@ def ensemble(
         file = _write_once(config, Path(folder))
         if not corpus and not tasks:
             return {}
-        names = [str(file), *(member.model for member in members)]
+        names = [str(file), *each_once(member.model for member in members)]
         trust = any(member.trust_remote_code for member in members)
         results: Results = evaluate(
             names, corpus, text, examples, tasks=tasks, limit=limit, dtype=members[0].dtype, trust_remote_code=trust

@@ -39,7 +39,9 @@ from alm_pipeline.calibration.scored_models import (
 from alm_pipeline.calibration.stage import ChoiceScoring, EncodedShards, ScoredQuestions
 from alm_pipeline.calibration.task_questions import task_questions
 from alm_pipeline.config import Dtype
+from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.config.fields.unread import refuse_unread
+from alm_pipeline.ensemble.config import ensemble_or_model
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.merging.parents import check_rule, open_parents
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
@@ -115,11 +117,10 @@ class ComparedModels:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError if a sweep has other than two models, or one is named twice."""
+        """Raises UserError if a sweep has other than two models, or one is named twice, however it is spelled."""
         if self.sweep and len(self.names) != _PARENTS:
             raise UserError(f"--weights: name a base model and its tuned child, not {len(self.names)} models")
-        if repeated := [name for name in self.names if self.names.count(name) > 1]:
-            raise UserError(f"{repeated[0]}: is named twice")
+        refuse_repeated(map(ensemble_or_model, self.names))
 
     def listed(self) -> list[ListedModel]:
         """Return the models in the order in which they are loaded. Raises UserError if parents do not fit."""

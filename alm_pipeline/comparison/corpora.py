@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig, FilesSource
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.corpus.examples import Example, iter_examples
 from alm_pipeline.corpus.files.errors import BY_TEXT_OPTION, columns_set_by
 from alm_pipeline.corpus.files.rows import Columns, SourceRow
@@ -79,6 +80,18 @@ def open_corpus(corpus: CorpusConfig) -> tuple[CorpusConfig, OpenSource]:
     if corpus.layout not in ("text", "prompt_completion"):
         raise UserError(f"corpus.layout {corpus.layout}: models are compared on texts: set corpus.text instead")
     return corpus, source
+
+
+def open_corpora(corpora: Sequence[CorpusConfig]) -> list[tuple[CorpusConfig, OpenSource]]:
+    """Open each corpus as `open_corpus` does. Raises UserError if a file is in two: its texts would count twice."""
+    opened = [open_corpus(corpus) for corpus in corpora]
+    corpus_of: dict[str, str] = {}
+    for corpus, source in opened:
+        for file in source.files.files:
+            other = corpus_of.setdefault(place_of(file.url), corpus.name)
+            if other != corpus.name:
+                raise UserError(f"corpus: {other} and {corpus.name} both have {file.url}: leave one of them out")
+    return opened
 
 
 def require_texts(corpora: Sequence[CorpusConfig]) -> None:

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.comparison.corpora import open_corpus, read_texts
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.evaluation.bootstrap import PairedInterval, paired_intervals
 from alm_pipeline.models.health.library_log import quiet_transformers
@@ -145,9 +146,10 @@ def compare_drafts(
     """Return each draft's acceptance on beginnings of the corpus's texts, and the number of texts left out, by reason.
 
     Models are folders, stored students' URLs, hub names or `demo:NAME`. A prompt is the first `prompt_tokens` tokens of
-    a text, or half of a shorter one. Raises UserError if a draft has another tokenizer than the target, if a prompt
-    with its new tokens is longer than a model's context, and if no text is left.
+    a text, or half of a shorter one. Raises UserError if a draft is named twice or has another tokenizer than the
+    target, if a prompt with its new tokens is longer than a model's context, and if no text is left.
     """
+    refuse_repeated(drafts, "draft")
     references = [ModelReference(local_name(name), trust_remote_code) for name in (target, *drafts)]
     tokenizers = [LoadedTokenizer(local_name(name)) for name in (target, *drafts)]
     for name, tokenizer in zip(drafts, tokenizers[1:], strict=True):

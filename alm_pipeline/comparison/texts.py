@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alm_pipeline.comparison.corpora import ComparedText, cells, document_numbers, open_corpus, read_texts
+from alm_pipeline.comparison.corpora import ComparedText, cells, document_numbers, open_corpora, read_texts
 from alm_pipeline.config import CorpusConfig, ScoreConfig
-from alm_pipeline.ensemble.config import ensemble_file, read_config
+from alm_pipeline.config.fields.repeated import refuse_repeated
+from alm_pipeline.ensemble.config import ensemble_file, ensemble_or_model, read_config
 from alm_pipeline.ensemble.loading import load_ensemble, local_name
 from alm_pipeline.ensemble.logprobs import text_logprobs
 from alm_pipeline.evaluation.bits_per_byte import NO_PREDICTION, bits_and_bytes
@@ -112,10 +113,11 @@ def compare_models(
 
     Models are folders, stored students' URLs, hub names, `demo:NAME`, or ensembles' files. An ensemble's file sets
     the precision, the device and `trust_remote_code` of its members. `by` also groups the texts, by a column, by
-    `script` or by `file`. Raises UserError if the tokenizers have no text of a corpus in common, or if one contains
-    conversations.
+    `script` or by `file`. Raises UserError if a model is named twice, a file is in two corpora, the tokenizers have no
+    text of a corpus in common, or if one contains conversations.
     """
-    opened = [open_corpus(corpus) for corpus in corpora]
+    refuse_repeated(map(ensemble_or_model, models))
+    opened = open_corpora(corpora)
     readers = {name: _readers(name, trust_remote_code) for name in models}
     unique = list(dict.fromkeys(chain.from_iterable(readers.values())))
     dropped = {corpus.name: Counter[str]() for corpus in corpora}

@@ -1,10 +1,13 @@
 """The corpus: where texts come from, and how they become examples."""
 
+import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 from alm_pipeline.config.template import TemplateConfig
 
@@ -330,6 +333,22 @@ class SourceConfig(CorpusConfig):
 
 def _form(value: object) -> str:
     return "tuple" if isinstance(value, list | tuple) else "CorpusConfig"
+
+
+def same_texts(corpora: Iterable[CorpusConfig]) -> tuple[str, str] | None:
+    """Return the names of two corpora that differ in their names and weights alone, however their files are spelled."""
+    names: dict[str, str] = {}
+    for corpus in corpora:
+        if (name := names.setdefault(_settings_by_place(corpus), corpus.name)) != corpus.name:
+            return name, corpus.name
+    return None
+
+
+def _settings_by_place(corpus: CorpusConfig) -> str:
+    settings = corpus.model_dump(mode="json", exclude={"name", "weight"})
+    if isinstance(corpus.source, FilesSource):
+        settings["source"]["urls"] = sorted(map(place_of, corpus.source.urls))
+    return json.dumps(settings, sort_keys=True)
 
 
 Corpus = Annotated[

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from alm_pipeline.config.corpus import Corpus, CorpusConfig, SourceConfig
+from alm_pipeline.config.corpus import Corpus, CorpusConfig, SourceConfig, same_texts
 from alm_pipeline.config.evaluation import EvaluationConfig
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.repeated import each_once
 from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, ObjectiveConfig
 from alm_pipeline.config.rounds import RoundsConfig
@@ -40,6 +41,11 @@ class LogConfig(Frozen):
         description="The run's name in the trackers; a resumed run continues under it. Default: `name` and the "
         "student's fingerprint, or the name of the student's folder.",
     )
+
+    @field_validator("report_to")
+    @classmethod
+    def _are_different(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        return tuple(dict.fromkeys(trackers))
 
 
 class PublishConfig(Frozen):
@@ -102,7 +108,7 @@ class AlmConfig(Frozen):
 
     @field_validator("corpus")
     @classmethod
-    def _has_sources(cls, corpus: Corpus) -> Corpus:
+    def _has_sources(cls, corpus: Corpus, info: ValidationInfo) -> Corpus:
         if isinstance(corpus, CorpusConfig):
             return corpus
         if not corpus:
@@ -110,6 +116,11 @@ class AlmConfig(Frozen):
         names = [source.name for source in corpus]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two sources are called {twice}; give each a name of its own")
+        if info.context != STORED and (twins := same_texts(corpus)):
+            raise ValueError(
+                f"the sources {' and '.join(twins)} are the same texts, which would count twice; leave one out, and "
+                "give the other a higher weight"
+            )
         return corpus
 
     @model_validator(mode="after")
@@ -165,7 +176,7 @@ class AlmConfig(Frozen):
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of all teachers, each once."""
-        return tuple(dict.fromkeys(source.teacher or self.teacher for source in self.sources)) or (self.teacher,)
+        return tuple(each_once(source.teacher or self.teacher for source in self.sources)) or (self.teacher,)
 
     @property
     def corpus_name(self) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.config.frozen import Frozen, Real
 from alm_pipeline.config.template import TemplateConfig
 
@@ -95,6 +96,16 @@ class StudentConfig(Frozen):
         description="With `tokenizer: bytes`: add to each byte the frozen embedding of the longest of the model's "
         "former tokens that ends there. The student's folder then contains a file of code.",
     )
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _as_the_model_is_spelled(
+        cls, tokenizer: str | TrainedTokenizer | None, info: ValidationInfo
+    ) -> str | TrainedTokenizer | None:
+        """The model's own tokenizer is known by its name: `./folder/` is that of the model `folder`."""
+        model = info.data.get("model")
+        is_own = isinstance(tokenizer, str) and tokenizer != BYTES and model and place_of(tokenizer) == place_of(model)
+        return model if is_own else tokenizer
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from alm_pipeline.comparison.corpora import texts_at
 from alm_pipeline.config import FilesSource, ScoreConfig
+from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.corpus.examples import iter_examples
 from alm_pipeline.corpus.files.errors import columns_set_by
 from alm_pipeline.corpus.files.rows import Columns
@@ -94,9 +95,11 @@ class Measurements:
     ) -> None:
         """`columns` names the columns of contrasts as it does those of demonstrations.
 
-        Raises UserError for texts, rows or tasks that can't be read.
+        Raises UserError for texts, rows or tasks that can't be read, and for contrasts that are the demonstrations.
         """
         self.config, self.score, self.chat, self._columns = config, score, chat, columns
+        if config.contrasts and place_of(config.contrasts) == place_of(columns.url):
+            raise UserError("contrasts: are the demonstrations, which make the edit: name rows kept apart from them")
         self._encoder = TextEncoder(base, chat)
         self._task_folder = Path(config.task_folder) if config.task_folder else None
         self._control = control_texts(config, base.tokenizer)

@@ -1,5 +1,7 @@
 """The configuration of an ensemble: a YAML file, or a folder with an `ensemble.yaml`."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,8 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from alm_pipeline.config import Dtype, Frozen, TemplateConfig
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.repeated import place_of, refuse_repeated
 from alm_pipeline.config.run import read_yaml
-from storage.errors import UserError
+from storage.errors import UserError, naming
 
 FILE = "ensemble.yaml"
 
@@ -88,17 +91,34 @@ def ensemble_file(name: str) -> Path | None:
     return path / FILE if (path / FILE).is_file() else None
 
 
+def ensemble_or_model(name: str) -> str:
+    """Return the name of a model, or the file of an ensemble, which may be named by its folder."""
+    return str(ensemble_file(name) or name)
+
+
 def read_config(file: Path) -> EnsembleConfig:
     """Read a configuration, and make its members' relative names (`./…`, `../…`) paths.
 
-    Raises UserError with the file and the fields that are wrong.
+    Raises UserError with the file and the fields that are wrong, or the member that is there twice.
     """
     try:
         config = EnsembleConfig.model_validate(read_yaml(file, "give it `members: [{model: …}, …]`"))
     except ValidationError as error:
         raise UserError(f"{file}: is not a valid ensemble:\n{wrong_fields(error, EnsembleConfig)}") from error
     members = tuple(member.model_copy(update=_relative_to(member, file.parent)) for member in config.members)
+    with naming(str(file)):
+        refuse_repeated_members(members)
     return config.model_copy(update={"members": members})
+
+
+def refuse_repeated_members(members: Sequence[MemberConfig]) -> None:
+    """Raise UserError if two members are the same model with the same tokenizer."""
+    same = defaultdict[tuple[str | None, ...], list[str]](list)
+    for member in members:
+        names = (member.model, member.tokenizer or member.model, member.hypernetwork)
+        same[tuple(name and place_of(name) for name in names)].append(member.model)
+    for models in same.values():
+        refuse_repeated(models, "member")
 
 
 def _relative_to(member: MemberConfig, folder: Path) -> dict[str, Any]:

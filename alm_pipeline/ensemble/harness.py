@@ -5,6 +5,7 @@ Importing this module registers the model `alm` in lm_eval.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,9 @@ def check_tasks(tasks: Sequence[str], task_folder: Path | None) -> None:
 
 
 def _manager(tasks: Sequence[str], task_folder: Path | None) -> TaskManager:
-    """Return lm_eval's index of tasks after loading the data of these tasks."""
+    """Return lm_eval's index of tasks after loading the data of these tasks. Raises UserError if one is named twice."""
+    if repeated := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise UserError(f"tasks: {repeated[0]} is named twice: name it once")
     manager = task_index(tasks, task_folder)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(f"tasks {', '.join(unknown)}: lm_eval has no such task; a task folder is for tasks of your own")

@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from alm_pipeline.ensemble.config import EnsembleConfig, Mean, MemberConfig, SharedTokens, ensemble_file, read_config
+from alm_pipeline.config.fields.repeated import refuse_repeated
+from alm_pipeline.ensemble.config import (
+    EnsembleConfig,
+    Mean,
+    MemberConfig,
+    SharedTokens,
+    ensemble_file,
+    ensemble_or_model,
+    read_config,
+    refuse_repeated_members,
+)
 from alm_pipeline.ensemble.members import AlignedMember, EnsembleMember, RetokenizedMember
 from alm_pipeline.ensemble.model import EnsembleModel, EnsembleModelConfig, lead_generation_config
 from alm_pipeline.ensemble.retokenization import Retokenizer
@@ -71,7 +81,8 @@ def load(
 
 
 def require_models(names: Sequence[str], *, trust_remote_code: bool = False) -> None:
-    """Raise UserError if one of several models or ensembles does not exist: before the first of them is measured."""
+    """Raise UserError if a model or ensemble does not exist, or is named twice: before the first is measured."""
+    refuse_repeated(map(ensemble_or_model, names))
     for name in names:
         file = ensemble_file(name)
         alone = MemberConfig(model=name, trust_remote_code=trust_remote_code)
@@ -92,10 +103,11 @@ def _require_both(tokenizer: str | None, hypernetwork: str | None, *, is_ensembl
 def load_ensemble(source: EnsembleConfig | Path | str) -> EnsembleModel:
     """Load the ensemble of a configuration, a file or a folder.
 
-    Raises UserError if the file is not valid, a member cannot be loaded, or the members share no token.
+    Raises UserError if the file is not valid, a member is there twice or cannot be loaded, or they share no token.
     """
     if isinstance(source, EnsembleConfig):
         config = source
+        refuse_repeated_members(config.members)
     else:
         file = ensemble_file(str(source))
         if file is None:

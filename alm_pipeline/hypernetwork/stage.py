@@ -8,13 +8,14 @@
 Examples, teacher tokens and scores are those of any run with the same corpus and model. A stage skips what exists.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.hypernetwork.batches import BatchMaker, TextStream
 from alm_pipeline.hypernetwork.card import results_of, write_reports
 from alm_pipeline.hypernetwork.evaluation import HypernetEvaluator
@@ -35,7 +36,7 @@ from alm_pipeline.preflight.phases import Phase
 from alm_pipeline.provenance import provenance
 from alm_pipeline.training.loop.checkpoints import RECORD, CheckpointKeeper, remove_damaged
 from storage.dataset import Dataset
-from storage.errors import UserError
+from storage.errors import UserError, naming
 from storage.folders import CHECKPOINTS, FolderManifest, StoredFolder
 from storage.lease import Lease
 from storage.printed.secrets import without_secrets
@@ -74,6 +75,7 @@ class HypernetPipeline:
             raise UserError("corpus.held_out: is 0, and held-out texts decide which network is kept: set it to 0.05")
         for tokenizer in self._named_tokenizers.values():
             _ = tokenizer.view
+        _refuse_same(self._named_tokenizers)
         phases: list[Phase] = ["prepare", "score"] if self.config.needs_scores else ["prepare"]
         self.pipeline.require_ready(phases)
 
@@ -85,6 +87,7 @@ class HypernetPipeline:
             setting = self.config.evaluation.trained
             assert setting
             write_tokenizer(self._trained_tokenizer, [self.pipeline.corpus], setting, self.source.tokenizer)
+        _refuse_same(self._evaluated_tokenizers())
 
     def score(self) -> None:
         """Tokenize the examples and let the teacher score them, if the objective compares likelihoods."""
@@ -132,7 +135,10 @@ class HypernetPipeline:
 
     @cached_property
     def _named_tokenizers(self) -> dict[str, LoadedTokenizer]:
-        return {name: LoadedTokenizer(name) for name in self.config.evaluation.tokenizers}
+        names = self.config.evaluation.tokenizers
+        with naming("evaluation.tokenizers"):
+            refuse_repeated(names, "tokenizer")
+        return {name: LoadedTokenizer(name) for name in names}
 
     def _evaluated_tokenizers(self) -> dict[str, LoadedTokenizer]:
         trained = self._trained_tokenizer
@@ -226,6 +232,14 @@ class HypernetPipeline:
             folder.path / CHECKPOINTS,
             keeper.keep,
         )
+
+
+def _refuse_same(tokenizers: Mapping[str, LoadedTokenizer]) -> None:
+    """Raise UserError if two cut texts into the same tokens: they would count twice in the mean that chooses a step."""
+    names: dict[str, str] = {}
+    for name, tokenizer in tokenizers.items():
+        if (other := names.setdefault(tokenizer.definition, name)) != name:
+            raise UserError(f"evaluation.tokenizers: {other} and {name} are the same tokenizer: leave one of them out")
 
 
 def held_out_texts(examples: Dataset, count: int) -> list[str]:

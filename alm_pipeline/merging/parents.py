@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeRule
 from alm_pipeline.merging.tensors import merge_tensors
@@ -50,9 +51,10 @@ class Parents:
 def open_parents(base: ModelReference, tuned: ModelReference, chosen: ModelReference) -> Iterator[Parents]:
     """Open the files of both; `chosen` is the one whose configuration a merge has.
 
-    Raises UserError if they do not fit: other architectures, tensors, shapes or token ids, adapters, or quantized
-    weights. Warns of settings in which their configurations differ.
+    Raises UserError if they are one model, or do not fit: other architectures, tensors, shapes or token ids, adapters,
+    or quantized weights. Warns of settings in which their configurations differ.
     """
+    refuse_repeated([base.name, tuned.name])
     for parent in (base, tuned):
         parent.refuse_adapter()
     _check_configurations(base, tuned)

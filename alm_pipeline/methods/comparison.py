@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.corpus import same_texts
+from alm_pipeline.config.fields.repeated import each_once
 from alm_pipeline.methods.measuring import ComparedModel, ComparedTexts
 from alm_pipeline.methods.pictures import draw_measures, draw_quality
 from alm_pipeline.methods.registry import ORIGINAL, TEACHER, MethodRun, Settings, method_runs
@@ -51,11 +53,13 @@ class MethodComparison:
     """a URL; by default the corpus's name, in the folder `comparisons` of the store"""
 
     def __post_init__(self) -> None:
-        """Raises UserError as `method_runs` does, and if two domains have one name."""
+        """Raises UserError as `method_runs` does, and if two domains have one name or the same texts."""
         whole = [self.config.corpus_name] if self._shares else []
         names = [*whole, *(texts.domain for texts in self._texts)]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise UserError(f"domains: {repeated[0]} is the name of two corpora: name one of them otherwise")
+        if twins := same_texts(texts.corpus for texts in self.domains):
+            raise UserError(f"domains: {' and '.join(twins)} are the same texts: leave one of them out")
         assert self.runs
 
     @property
@@ -122,7 +126,7 @@ class MethodComparison:
         student = ComparedModel.student(Pipeline(self.runs[0].config, self.root))
         teacher = [pa.concat_tables(student.measure_teacher(texts, self._store) for texts in self._texts)]
         original = ComparedModel.original(Pipeline(self.config, self.root))
-        if {self.config.teacher, *self.config.teachers} != {self.config.student.model}:
+        if len(each_once([self.config.student.model, self.config.teacher, *self.config.teachers])) > 1:
             return {ORIGINAL: [self._measures(original)], TEACHER: teacher}
         tasks = [self._measures_on_tasks(original)] if self.tasks else []
         return {ORIGINAL: [pa.concat_tables([*teacher, *tasks])]}

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.run import read_yaml
 from alm_pipeline.methods.measuring import ComparedTexts
 from alm_pipeline.methods.registry import Settings, check_variants
 from alm_pipeline.recipes.overrides import corpus_at
@@ -18,12 +18,9 @@ _SECTIONS = ("methods", "domains")
 _EXAMPLE = "write `methods: {NAME: {FIELD: VALUE}}`, `domains: {NAME: {a corpus's fields}}`, or both"
 
 
-def read_yaml(file: Path) -> Any:
-    """Return the content of a YAML file. Raises UserError if it can't be read."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: can't be read as YAML: {error}") from error
+def read_definitions(file: Path) -> Any:
+    """Return the content of a YAML file. Raises UserError if it can't be read, or has a name twice."""
+    return read_yaml(file, _EXAMPLE)
 
 
 class Definitions(NamedTuple):

@@ -264,6 +264,11 @@ class LoadedTokenizer:
         definition = self._recorded_definition() or self.encoding_backend.to_str()
         return identity_of(definition, facts.special_tokens_map, self.chat_template)
 
+    @property
+    def definition(self) -> str:
+        """A hash of what decides a text's tokens: the same for tokenizers that differ in roles and templates alone."""
+        return self._facts.definition
+
     def _recorded_definition(self) -> str | None:
         return recorded_definition(self._facts.definition) if self._is_recorded else None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from alm_pipeline.config.fields.repeated import each_once
 from alm_pipeline.naming.differences import value_text
 from alm_pipeline.naming.names import recorded_name
 from alm_pipeline.training.student.curves import TrainingCurves, read_curves, read_named_curves
@@ -78,7 +79,7 @@ class ReportedStudent:
 
 def reported_students(urls: Sequence[str]) -> list[ReportedStudent]:
     """Return the students at these URLs, named apart. Raises UserError for one that is not finished."""
-    places = list(dict.fromkeys(absolute_url(url) for url in urls))
+    places = each_once(absolute_url(url) for url in urls)
     manifests = [_manifest(url) for url in places]
     curves = read_named_curves(places) if len(places) > 1 else [_alone(places[0])]
     return [

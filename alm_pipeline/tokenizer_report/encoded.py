@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from alm_pipeline.alignment.chunks import ShardTokens
 from alm_pipeline.alignment.shards import shard_tokens
-from alm_pipeline.comparison.corpora import ComparedText, open_corpus, read_texts
+from alm_pipeline.comparison.corpora import ComparedText, open_corpora, read_texts
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
@@ -92,15 +93,14 @@ class Sample:
 def encode_corpora(names: Sequence[str], corpora: Sequence[CorpusConfig], by: str | None = None) -> Sample:
     """Encode the corpora's texts with each tokenizer.
 
-    Raises UserError if two names are the same, a tokenizer's bytes are not known exactly, or all texts of a corpus are
-    such that some tokenizer can't represent them.
+    Raises UserError if two names are of one tokenizer, a file is in two corpora, a tokenizer's bytes are not known
+    exactly, or all texts of a corpus are such that some tokenizer can't represent them.
     """
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{repeated[0]}: is named twice: name each tokenizer once")
+    refuse_repeated(names, "tokenizer")
     tokenizers = {name: LoadedTokenizer(local_name(name)) for name in names}
     encoders = {name: ByteEncoder(tokenizer) for name, tokenizer in tokenizers.items()}
     unreadable = {corpus.name: Counter[str]() for corpus in corpora}
-    opened = [open_corpus(corpus) for corpus in corpora]
+    opened = open_corpora(corpora)
     texts = [text for corpus, source in opened for text in read_texts(corpus, source, by, unreadable[corpus.name])]
     batches = {name: _encode(name, encoder, texts) for name, encoder in encoders.items()}
     compared = np.array(

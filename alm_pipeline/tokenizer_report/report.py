@@ -13,6 +13,7 @@ import numpy as np
 from alm_pipeline.alignment.chunks import AssistantTurns, align
 from alm_pipeline.comparison.corpora import cells, document_numbers
 from alm_pipeline.config import CorpusConfig
+from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.evaluation.bootstrap import paired_intervals
 from alm_pipeline.tokenizer_report.encoded import EncodedTexts, Ints, Sample, encode_corpora
 from alm_pipeline.tokenizer_report.transfer import transfer_rows
@@ -63,7 +64,7 @@ def report_tokenizers(
     With a model, its own tokenizer is the first. Raises UserError as `encode_corpora` does, or for a model whose
     embedding a transfer can't replace.
     """
-    names = [model, *(name for name in names if name != model)] if model else list(names)
+    names = [model, *(name for name in names if place_of(name) != place_of(model))] if model else list(names)
     sample = encode_corpora(names, corpora, by)
     first, *others = sample.encoded
     pairs = [(other, *_content_chunks(first, other)) for other in others]

@@ -1,12 +1,13 @@
 """The command `alm compare-methods`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.execution import embedded
+from flows.storage_block import is_block
 from flows.terminal.configurations import chosen_configuration
 from flows.terminal.console import JsonOption, err, log_to_stderr, out, user_errors
 from flows.terminal.options import Recipe, Storage, override_options
@@ -72,33 +73,45 @@ def compare_methods(
         from alm_pipeline.runtime.progress import progress_bars
 
         config, _ = chosen_configuration(recipe, overrides)
-        domains = dict(map(_domain, domain or ()))
+        domains = _domains(domain or ())
         own = _read(definitions) if definitions else None
         log_to_stderr()
-        from flows.models.compare import compare
+        from flows.models.compare import ComparisonRequest, compare
 
+        request = ComparisonRequest(
+            config=config,
+            storage=storage,
+            methods=_names(methods),
+            seeds=seeds,
+            domains=domains,
+            examples=examples,
+            definitions=own,
+            tasks=_names(tasks or ""),
+            task_folder=str(task_folder) if task_folder else None,
+            few_shot=few_shot,
+            limit=limit,
+            chat=chat,
+            folder=folder,
+        )
+        if not is_block(storage):  # its place is known to the server alone
+            request.comparison().require_ready()
         embedded.use_server()
         with progress_bars(err):
-            result = compare(
-                _names(methods),
-                config=config,
-                storage=storage,
-                seeds=seeds,
-                domains=domains,
-                examples=examples,
-                definitions=own,
-                tasks=_names(tasks or ""),
-                task_folder=str(task_folder) if task_folder else None,
-                few_shot=few_shot,
-                limit=limit,
-                chat=chat,
-                folder=folder,
-            )
+            result = compare(**{name: getattr(request, name) for name in ComparisonRequest.model_fields})
         out.write_json(result) if as_json else _print(result)
 
 
-def _names(text: str) -> list[str]:
-    return [name for part in text.split(",") if (name := part.strip())]
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _domains(texts: Sequence[str]) -> dict[str, str]:
+    domains: dict[str, str] = {}
+    for name, url in map(_domain, texts):
+        if name in domains:
+            raise UserError(f"--domain {name}: is named twice: give each domain a name of its own")
+        domains[name] = url
+    return domains
 
 
 def _domain(text: str) -> tuple[str, str]:
@@ -109,9 +122,9 @@ def _domain(text: str) -> tuple[str, str]:
 
 
 def _read(definitions: Path) -> Any:
-    from alm_pipeline.methods.definitions import Definitions, read_yaml
+    from alm_pipeline.methods.definitions import Definitions, read_definitions
 
-    content = read_yaml(definitions)
+    content = read_definitions(definitions)
     Definitions.parse(content, str(definitions))  # the file's name belongs into the error
     return content
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from alm_pipeline.config.fields.repeated import each_once
 from flows.terminal.console import err, out, user_errors, write_picture
 from storage.errors import UserError
 
@@ -41,7 +42,8 @@ def report(
         from alm_pipeline.student_report.page import report_page
         from alm_pipeline.student_report.teacher import loaded_teachers
 
-        page = report_page(urls, teacher=loaded_teachers() if teacher else None, calibration=calibration or ())
+        urls, calibrations = each_once(urls), each_once(calibration or ())
+        page = report_page(urls, teacher=loaded_teachers() if teacher else None, calibration=calibrations)
         write_picture(file, page.encode(), "FILE")
         out.print_line(f"{file}: {len(urls)} {'student' if len(urls) == 1 else 'students'}")
 
@@ -60,6 +62,7 @@ def curves(
     with user_errors():
         if picture.suffix != ".png":
             raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
+        urls = each_once(urls)
         content = draw_curves(read_named_curves(urls))
         write_picture(picture, content)
         out.print_line(f"{picture}: {len(urls)} {'run' if len(urls) == 1 else 'runs'}")

@@ -48,5 +48,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         field, separator, value = setting.partition("=")
         if not separator:
             raise UserError(f"--set {setting}: '=' is missing: write FIELD=VALUE, as in --set train.seed=1")
+        if field in values:
+            raise UserError(f"--set {field}: is there twice: leave one of them out")
         values[field] = parse_value(value, setting_annotations(field))
     return values

@@ -1,6 +1,7 @@
 """The flows on finished models: what they return, write and show."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def test_models_are_measured_on_texts_and_tasks(
     assert [row["model"] for row in rows] == [llama_folder, gemma_folder]
     assert rows[0]["bits per byte"] == f"{measured[0]:.4f}"
 
-    grouped = evaluate([llama_folder], [f"one={texts}", f"two={texts}"], TEMPLATE, by="topic")
+    other = shutil.copy(texts, tmp_path / "other.jsonl")
+    grouped = evaluate([llama_folder], [f"one={texts}", f"two={other}"], TEMPLATE, by="topic")
     assert list(grouped[llama_folder]) == [
         "bits per byte",
         "bits per byte, one",
@@ -158,8 +160,11 @@ def test_models_are_compared_from_the_command_line(llama_folder: str, gemma_fold
         assert f"{bits:.4f}" in result.stdout
 
 
-def test_models_are_compared_by_group_from_the_command_line(llama_folder: str, gemma_folder: str, texts: str) -> None:
-    command = ["compare", llama_folder, gemma_folder, "--corpus", f"one={texts}", "--corpus", f"two={texts}"]
+def test_models_are_compared_by_group_from_the_command_line(
+    llama_folder: str, gemma_folder: str, texts: str, tmp_path: Path
+) -> None:
+    other = shutil.copy(texts, tmp_path / "other.jsonl")
+    command = ["compare", llama_folder, gemma_folder, "--corpus", f"one={texts}", "--corpus", f"two={other}"]
     command += ["--text", TEMPLATE, "--by", "topic"]
     document = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert [(row["corpus"], row["group"], row["texts"]) for row in document["cells"][::2]] == [

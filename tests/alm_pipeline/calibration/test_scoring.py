@@ -1,6 +1,7 @@
 """The scores of choices, held to a model of float64 that scores one choice at a time, and to lm_eval's own."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,7 +151,9 @@ def test_questions_that_do_not_fit_are_counted_and_the_others_scored(llama_folde
 
 
 def test_an_ensemble_of_one_model_twice_scores_as_the_model(llama_folder: str, tmp_path: Path) -> None:
-    file = write_config(EnsembleConfig(members=(MemberConfig(model=llama_folder),) * 2), tmp_path)
+    copied = str(shutil.copytree(llama_folder, tmp_path / "copy"))
+    members = (MemberConfig(model=llama_folder), MemberConfig(model=copied))
+    file = write_config(EnsembleConfig(members=members), tmp_path)
     alone, twice = (scored(tmp_path, name) for name in (llama_folder, str(file)))
     for one, other in zip(alone, twice, strict=True):
         assert one["logprobs"] == pytest.approx(other["logprobs"], abs=1e-4)

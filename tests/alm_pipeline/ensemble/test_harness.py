@@ -3,6 +3,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def test_a_local_task_is_evaluated(llama_folder: str, tasks: Path, monkeypatch: 
     (alone,) = evaluate([llama_folder], ["foxes"], task_folder=tasks)
     assert alone["results"]["foxes"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
     file = tasks.parent / "twice.yaml"
-    file.write_text(f"members: [{{model: {llama_folder}}}, {{model: {llama_folder}, weight: 2}}]\n")
+    copied = shutil.copytree(llama_folder, tasks.parent / "copy")
+    file.write_text(f"members: [{{model: {llama_folder}}}, {{model: {copied}, weight: 2}}]\n")
     (twice,) = evaluate([str(file)], ["foxes"], task_folder=tasks, batch_size=3)
     assert twice["results"]["foxes"]["acc,none"] == alone["results"]["foxes"]["acc,none"]
 

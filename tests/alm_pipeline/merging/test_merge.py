@@ -112,7 +112,8 @@ def test_the_wider_precision_is_kept(family: Family, tmp_path: Path) -> None:
     merge_models(family.base, narrow, tmp_path / "wide")
     assert {value.dtype for value in tensors(tmp_path / "wide").values()} == {torch.float32}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto").dtype == torch.float32
-    merge_models(narrow, narrow, tmp_path / "narrow-made")
+    also_narrow = family.save("also-narrow", family.child().to(torch.bfloat16))
+    merge_models(narrow, also_narrow, tmp_path / "narrow-made")
     assert {value.dtype for value in tensors(tmp_path / "narrow-made").values()} == {torch.bfloat16}
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 
 from alm_pipeline.config import AlmConfig
-from alm_pipeline.methods.definitions import Definitions, read_yaml
+from alm_pipeline.methods.definitions import Definitions, read_definitions
 from alm_pipeline.methods.registry import METHODS, method_runs
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
@@ -111,4 +111,4 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("methods: [")
     for name in ("mine.yaml", "gone.yaml"):
         with pytest.raises(UserError, match=f"{name}: can't be read as YAML"):
-            read_yaml(tmp_path / name)
+            read_definitions(tmp_path / name)

@@ -86,8 +86,8 @@ def test_a_template_by_name_is_a_section_when_arguments_are_set(config: AlmConfi
 
 def listed() -> AlmConfig:
     content = transfer().model_dump(mode="json")
-    names = ("maths", "c4.en")
-    return parse_config({**content, "corpus": [{**content["corpus"], "name": name} for name in names]})
+    sources = [{**content["corpus"], "name": name, "sample": sample} for name, sample in (("maths", 1), ("c4.en", 0.5))]
+    return parse_config({**content, "corpus": sources})
 
 
 @pytest.mark.parametrize("place", ["maths", "0"])
