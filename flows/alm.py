@@ -12,6 +12,7 @@ from prefect.states import Cancelled
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Number, Whole
+from alm_pipeline.config.fields.places import with_absolute_places
 from alm_pipeline.naming.names import run_title
 from alm_pipeline.planning.finished import find_finished
 from alm_pipeline.recipes.overrides import Overrides, configure, override, parse_overrides
@@ -111,6 +112,8 @@ def alm(
     parameters = locals()
     with inert_run():
         chosen = _resolve(parameters)
+        if address or gpu_pool:  # workers elsewhere, in folders of their own, read the same files
+            chosen = with_absolute_places(chosen)
         _check_only(only, until, shards, gpu_pool)
         _check_source(chosen, source, only, shards)
         tasks.log_stages_at_info()

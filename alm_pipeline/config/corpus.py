@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from alm_pipeline.config.fields.places import FileOrName, FolderOrName, PlaceUrl
 from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.config.frozen import SEEDS, STORED, Frozen
 from alm_pipeline.config.template import TemplateConfig
@@ -29,7 +30,7 @@ class FilesSource(Frozen):
     """Parquet, Arrow, JSON, CSV, TSV or text files, also compressed, under any fsspec URL."""
 
     kind: Literal["files"] = Field("files", description="Selects this source.")
-    urls: tuple[str, ...] = Field(
+    urls: tuple[PlaceUrl, ...] = Field(
         min_length=1,
         description="Local paths or fsspec URLs (s3://…, gs://…, https://…) of the files. `*` matches within a folder, "
         "`**` across folders.",
@@ -49,7 +50,7 @@ class HubSource(Frozen):
     """A dataset that Hugging Face `datasets` loads, from the Hub or a local folder."""
 
     kind: Literal["datasets"] = Field("datasets", description="Selects this source.")
-    name: str = Field(description="The dataset's name on the Hub, such as `allenai/c4`, or a local folder.")
+    name: FolderOrName = Field(description="The dataset's name on the Hub, such as `allenai/c4`, or a local folder.")
     subset: str | None = Field(
         None,
         description="The dataset's configuration (`name` in `load_dataset`), such as `en`. Default: the dataset's own "
@@ -81,7 +82,7 @@ class WrittenSource(Frozen):
     """Texts and answers that a model wrote on prompts: what `alm write` and `alm on-policy` store."""
 
     kind: Literal["written"] = Field("written", description="Selects this source.")
-    examples: str = Field(
+    examples: PlaceUrl = Field(
         min_length=1,
         description="The folder of the examples in the storage of the run, `…/examples/NAME`, as `alm write` prints "
         "it. They are taken as they are: settings of the corpus that cut, sample or split texts change nothing.",
@@ -129,7 +130,7 @@ class DeduplicationConfig(Frozen):
 class DecontaminationConfig(Frozen):
     """Documents that contain a question of an evaluation set are left out, and counted."""
 
-    questions: tuple[str, ...] = Field(
+    questions: tuple[PlaceUrl, ...] = Field(
         min_length=1,
         description="Local paths or fsspec URLs of the evaluation sets: Parquet, Arrow, JSON, CSV or text files.",
     )
@@ -307,12 +308,12 @@ class SourceConfig(CorpusConfig):
         description="How many examples of this source are trained on, relative to the other sources' weights: weights "
         "1 and 3 are a quarter and three quarters of the examples. At most 6 decimals. It changes the student alone.",
     )
-    teacher: str | None = Field(
+    teacher: FolderOrName | None = Field(
         None,
         description="The teacher of this source: a local folder, a name on the Hub, or `demo:NAME`. Default: the "
         "configuration's `teacher`.",
     )
-    teacher_template: str | TemplateConfig | None = Field(
+    teacher_template: FileOrName | TemplateConfig | None = Field(
         None,
         description="The chat template of this source's teacher. Default: the configuration's `teacher_template`, or, "
         "for a teacher of its own, that teacher's.",

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from alm_pipeline.config.fields.places import PlaceUrl
 from alm_pipeline.config.frozen import SEEDS, Frozen, Real
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import Dtype
@@ -116,5 +117,5 @@ class RoundsConfig(Frozen):
         (),
         description="Tasks of lm-evaluation-harness that every student is measured on, such as `gsm8k`. Default: none.",
     )
-    task_folder: str | None = Field(None, description="A folder with YAML files of your own tasks. Default: none.")
+    task_folder: PlaceUrl | None = Field(None, description="A folder with YAML files of your own tasks. Default: none.")
     task_limit: int | None = Field(None, ge=1, description="Questions per task, from the first. Default: all.")

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from alm_pipeline.config.corpus import Corpus, CorpusConfig, SourceConfig, same_texts
 from alm_pipeline.config.evaluation import EvaluationConfig
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.places import FileOrName, FolderOrName
 from alm_pipeline.config.fields.repeated import each_once
 from alm_pipeline.config.frozen import STORED, Frozen
 from alm_pipeline.config.objective import LIVE_TERMS, ObjectiveConfig
@@ -62,8 +63,8 @@ class AlmConfig(Frozen):
         description="The texts, and how they are cut into examples. A list of these is a mixture: each source has a "
         "`weight` and, if need be, a `teacher` of its own.",
     )
-    teacher: str = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
-    teacher_template: str | TemplateConfig | None = Field(
+    teacher: FolderOrName = Field(description="The teacher: a local folder, a name on the Hub, or `demo:NAME`.")
+    teacher_template: FileOrName | TemplateConfig | None = Field(
         None,
         description="The teacher's chat template: a file with a Jinja template, the name of a known one (`chatml`, "
         "`plain`), the name of one that its tokenizer has, such as `tool_use`, or a section with arguments. Default: "

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from alm_pipeline.config.fields.places import FileOrName, FolderOrName, Place, PlaceUrl
 from alm_pipeline.config.fields.repeated import place_of
 from alm_pipeline.config.frozen import Frozen, Real
 from alm_pipeline.config.template import TemplateConfig
@@ -44,14 +45,14 @@ def require_hypernetwork(method: Method, hypernetwork: str | None) -> None:
 class StudentConfig(Frozen):
     """The student: a model with its own tokenizer, or one that gets a new tokenizer."""
 
-    model: str = Field(description="The model to train: a local folder, a name on the Hub, or `demo:NAME`.")
-    tokenizer: str | TrainedTokenizer | None = Field(
+    model: FolderOrName = Field(description="The model to train: a local folder, a name on the Hub, or `demo:NAME`.")
+    tokenizer: Annotated[str, Place("folder", (BYTES,))] | TrainedTokenizer | None = Field(
         None,
         description="The new tokenizer of the model: a local folder, a name on the Hub, `bytes`, or the settings of "
         "a tokenizer to train on the corpus. `bytes` consists of the 256 bytes and the model's special tokens, with an "
         "output layer of its own; a folder of that name is written `./bytes`. Default: the model keeps its tokenizer.",
     )
-    template: str | TemplateConfig | None = Field(
+    template: FileOrName | TemplateConfig | None = Field(
         None,
         description="The student's chat template: a file with a Jinja template, the name of a known one (`chatml`, "
         "`plain`), the name of one that its tokenizer has, such as `tool_use`, or a section with arguments. The saved "
@@ -66,7 +67,7 @@ class StudentConfig(Frozen):
         "embeddings. `hypernetwork`: what a network that `alm hypernet` trained for this model predicts from the old "
         "tokens that spell the new one.",
     )
-    hypernetwork: str | None = Field(
+    hypernetwork: PlaceUrl | None = Field(
         None,
         min_length=1,
         description="With `hypernetwork`: the folder or URL of the hypernetwork, `…/hypernetworks/NAME`, which "
@@ -78,7 +79,7 @@ class StudentConfig(Frozen):
         "take too much probability from those that are copied. `measured`: the number for which their mean probability "
         "on training texts equals their share of the tokens. `none`: 0.",
     )
-    donor: str | None = Field(
+    donor: FolderOrName | None = Field(
         None,
         description="With `omp`: the model that the new tokenizer belongs to, as a local folder or a name on the Hub. "
         "Default: the model in the tokenizer's folder or repository.",

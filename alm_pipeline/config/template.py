@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from alm_pipeline.config.fields.places import FileOrName
 from alm_pipeline.config.frozen import Frozen
 
 DATE_ARGUMENT = "strftime_now"
@@ -43,7 +44,7 @@ _MAX_DEPTH = 30
 class TemplateConfig(Frozen):
     """A chat template with arguments."""
 
-    template: str | None = Field(
+    template: FileOrName | None = Field(
         None,
         description="A file with a Jinja template, the name of a known template, or the name of one that the tokenizer "
         "has. Default: the tokenizer's own.",

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.fields.errors import wrong_fields
+from alm_pipeline.config.fields.places import Place, absolute, place_in, with_absolute_places
 from alm_pipeline.config.run import read_yaml
 from alm_pipeline.methods.measuring import ComparedTexts
 from alm_pipeline.methods.registry import Settings, check_variants
-from alm_pipeline.recipes.overrides import corpus_at
+from alm_pipeline.recipes.overrides import corpus_at, setting_annotations
 from storage.errors import UserError
 
 _SECTIONS = ("methods", "domains")
@@ -40,6 +41,22 @@ class Definitions(NamedTuple):
             raise UserError(f"{where}: {wrong[0]}: is not a mapping of names: {_EXAMPLE}")
         domains = tuple(_domain(name, fields, where) for name, fields in sections["domains"].items())
         return cls(check_variants(sections["methods"], where), domains)
+
+
+def with_absolute_definitions(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return definitions as plain values with absolute paths. Raises UserError as `Definitions.parse` does."""
+    own = Definitions.parse(content, "definitions")
+    methods = {
+        name: {field: absolute(value, _place(field)) for field, value in settings.items()}
+        for name, settings in own.methods.items()
+    }
+    corpora = {texts.domain: with_absolute_places(texts.corpus) for texts in own.domains}
+    domains = {name: corpus.model_dump(mode="json", exclude_unset=True) for name, corpus in corpora.items()}
+    return {"methods": methods, "domains": domains}
+
+
+def _place(field: str) -> Place | None:
+    return next(filter(None, map(place_in, setting_annotations(field))), None)
 
 
 def _domain(name: Any, fields: Any, where: str) -> ComparedTexts:

@@ -7,7 +7,6 @@ A comparison that was interrupted is simply run again: what is finished is answe
 import base64
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
+from alm_pipeline.config.fields.places import PlaceUrl, with_absolute_places
 from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.config.frozen import Frozen
 from alm_pipeline.preflight.phases import ALL_PHASES
@@ -47,12 +47,12 @@ class ComparisonRequest(Frozen):
     storage: str
     methods: tuple[str, ...]
     seeds: int = 3
-    domains: dict[str, str] = Field(default_factory=dict)
+    domains: dict[str, PlaceUrl] = Field(default_factory=dict)
     """URLs by name"""
     examples: int = 200
     definitions: dict[str, Any] | None = None
     tasks: tuple[str, ...] = ()
-    task_folder: str | None = None
+    task_folder: PlaceUrl | None = None
     few_shot: int | None = None
     limit: int | None = None
     chat: bool = False
@@ -82,6 +82,15 @@ class ComparisonRequest(Frozen):
             own.methods,
             self.folder,
         )
+
+    def from_anywhere(self) -> "ComparisonRequest":
+        """Return the same comparison with absolute paths, for runs in other folders."""
+        found = with_absolute_places(self)
+        if self.definitions is None:
+            return found
+        from alm_pipeline.methods.definitions import with_absolute_definitions
+
+        return found.model_copy(update={"definitions": with_absolute_definitions(self.definitions)})
 
 
 _compare_name = run_name("compare", lambda parameters: f"compare {', '.join(parameters['methods'])}")
@@ -138,6 +147,8 @@ def compare(
         request = ComparisonRequest.model_validate(
             {**fields, "config": chosen, "domains": domains or {}, "tasks": tasks or ()}
         )
+        if gpu_pool:
+            request = request.from_anywhere()
         comparison = request.comparison()
         log_stages_at_info()
         comparison.require_ready(here=("prepare",) if gpu_pool else ALL_PHASES)
@@ -161,7 +172,7 @@ def _make_on_pool(comparison: "MethodComparison", request: ComparisonRequest, gp
     storage = request.storage
     if storage_root(storage) == storage:  # runs in other folders have to find the same place
         storage = absolute_url(storage)
-    places = {"storage": storage, "folder": absolute_url(comparison.url), **_places_of_texts(request)}
+    places = {"storage": storage, "folder": absolute_url(comparison.url)}
     everywhere = request.model_copy(update=places).model_dump(mode="json")
     require_no_secrets(everywhere, f"gpu_pool {gpu_pool}")
     with GpuPool(gpu_pool, gpu_runs) as pool:
@@ -178,19 +189,6 @@ def _make_on_pool(comparison: "MethodComparison", request: ComparisonRequest, gp
         ]
         _wait(trained)
         _wait([pool.submit(MEASURE, {"request": everywhere, "student": k}) for k in range(len(comparison.runs))])
-
-
-def _places_of_texts(request: ComparisonRequest) -> dict[str, Any]:
-    """Return the places of what students are measured on, which runs in other folders find, too."""
-    definitions = deepcopy(request.definitions)
-    for domain in ((definitions or {}).get("domains") or {}).values():
-        if urls := domain["source"].get("urls"):
-            domain["source"]["urls"] = [absolute_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
-    return {
-        "domains": {name: absolute_url(url) for name, url in request.domains.items()},
-        "task_folder": str(Path(request.task_folder).absolute()) if request.task_folder else None,
-        "definitions": definitions,
-    }
 
 
 def _wait(runs: Sequence["Future[float]"]) -> None:

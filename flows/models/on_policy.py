@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from alm_pipeline.config import AlmConfig, Whole
+from alm_pipeline.config.fields.places import with_absolute_places
 from alm_pipeline.preflight.phases import ALL_PHASES
 from alm_pipeline.recipes.overrides import configure, override, parse_overrides
 from flows.alm import alm
@@ -88,6 +89,8 @@ def on_policy(
         from alm_pipeline.rounds.on_policy import OnPolicy
 
         chosen = _resolve(recipe, config, settings)
+        if gpu_pool:
+            chosen = with_absolute_places(chosen)
         log_stages_at_info()
         root = storage_root(storage)
         _require_shared(gpu_pool, root)

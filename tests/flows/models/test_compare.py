@@ -1,6 +1,7 @@
 """The flow `compare`, here and with a GPU pool whose runs are done in this process."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import chdir
 from datetime import timedelta
@@ -15,12 +16,14 @@ from prefect.states import Completed
 from typer.testing import CliRunner
 
 from alm_pipeline.config import AlmConfig
+from alm_pipeline.config.fields.places import with_absolute_places
 from alm_pipeline.pipeline import Pipeline
 from flows.cli.app import app
 from flows.execution import gpu_pool
 from flows.execution.gpu_pool import GpuPool
 from flows.models.compare import MEASURE, ComparisonRequest, compare, measure
 from storage.errors import UserError
+from tests.flows.test_places import relative_config
 from tests.lm_eval_tasks import write_choices
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_server")]
@@ -131,18 +134,22 @@ def test_what_would_stop_a_measurement_or_a_method_stops_the_first_student(
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A pool that does each run at once in this process, measuring in another folder; the deployments that were run."""
+    """A pool that does each run at once in this process, in another folder; the deployments that were run."""
     done: list[str] = []
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def run_deployment(name: str, parameters: dict[str, Any], timeout: int) -> FlowRun:
         done.append(name)
-        if name == MEASURE:
-            with chdir(elsewhere):
+        if parameters.get("only") == "score":  # while this process prepares other shards in its own folder
+            config = AlmConfig.model_validate(parameters["config"])
+            assert config == with_absolute_places(config)
+            Pipeline(config, parameters["storage"]).score(parameters["shards"])
+            return FlowRun(flow_id=uuid4(), name="busy-bee")
+        with chdir(elsewhere):
+            if name == MEASURE:
                 measure(ComparisonRequest.model_validate(parameters["request"]), parameters["student"])
-        else:
-            pipeline = Pipeline(AlmConfig.model_validate(parameters["config"]), parameters["storage"])
-            pipeline.score(parameters["shards"]) if parameters["only"] == "score" else pipeline.train()
+            else:
+                Pipeline(AlmConfig.model_validate(parameters["config"]), parameters["storage"]).train()
         return FlowRun(flow_id=uuid4(), name="busy-bee")
 
     def wait_until_final(_: GpuPool, id_: UUID) -> FlowRun:
@@ -172,21 +179,23 @@ def test_students_are_trained_and_measured_on_a_pool(
 def test_a_pool_finds_what_is_measured_on_from_its_own_folder(
     config: AlmConfig, tmp_path: Path, pool: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Domains and tasks by relative names were looked for there when every student had been trained."""
+    """The corpus, models, domains and tasks by relative names were looked for there."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(config.student.model, "own")
     for name in ("one", "two"):
         Path(f"{name}.jsonl").write_text(json.dumps({"text": "The quick brown fox jumps over the lazy dog."}))
     Path("tasks").mkdir()
     write_choices(Path("tasks").absolute(), "foxes", [("The quick", [" brown", " red"], 0)])
     source = {"source": {"kind": "files", "urls": ["two.jsonl"]}, "layout": "text"}
+    own = {"student.tokenizer": "own", "train.steps": 0, "train.warmup_steps": 0}
     result = compare(
-        ["untrained"],
-        config=config,
+        ["untrained", "own"],
+        config=relative_config(config),
         storage="store",
         seeds=1,
         gpu_pool="gpu",
         domains={"one": "one.jsonl"},
-        definitions={"domains": {"two": source}},
+        definitions={"domains": {"two": source}, "methods": {"own": own}},
         tasks=["foxes"],
         task_folder="tasks",
     )
