@@ -32,6 +32,7 @@ from alm_pipeline.ensemble.config import (
     MemberConfig,
     SharedTokens,
     read_config,
+    refuse_settings_of_ensembles,
     write_config,
 )
 from flows.execution.inert_run import inert_flow, inert_run
@@ -147,6 +148,7 @@ def _bits_per_byte(
     from alm_pipeline.comparison.corpora import named_corpora
     from alm_pipeline.comparison.texts import compare_models
 
+    refuse_settings_of_ensembles(models, dtype=dtype, trust_remote_code=trust_remote_code)
     texts, score = named_corpora(corpora, text, examples), ScoreConfig(dtype=dtype)
     comparison = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)
     left_out, total = comparison.left_out or "none", comparison.total

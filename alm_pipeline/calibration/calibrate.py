@@ -41,7 +41,7 @@ from alm_pipeline.calibration.task_questions import task_questions
 from alm_pipeline.config import Dtype
 from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.config.fields.unread import refuse_unread
-from alm_pipeline.ensemble.config import ensemble_or_model
+from alm_pipeline.ensemble.config import ensemble_or_model, refuse_settings_of_ensembles
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.merging.parents import check_rule, open_parents
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
@@ -117,10 +117,13 @@ class ComparedModels:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError if a sweep has other than two models, or one is named twice, however it is spelled."""
+        """Raises UserError if a sweep has other than two models, one is named twice, or nothing reads a setting."""
         if self.sweep and len(self.names) != _PARENTS:
             raise UserError(f"--weights: name a base model and its tuned child, not {len(self.names)} models")
         refuse_repeated(map(ensemble_or_model, self.names))
+        refuse_settings_of_ensembles(
+            self.names, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code
+        )
 
     def listed(self) -> list[ListedModel]:
         """Return the models in the order in which they are loaded. Raises UserError if parents do not fit."""

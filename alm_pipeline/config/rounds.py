@@ -2,10 +2,10 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from alm_pipeline.config.fields.places import PlaceUrl
-from alm_pipeline.config.frozen import SEEDS, Frozen, Real
+from alm_pipeline.config.frozen import SEEDS, STORED, Frozen, Real
 from alm_pipeline.config.objective import ObjectiveConfig
 from alm_pipeline.config.scoring import Dtype
 
@@ -48,6 +48,13 @@ class SamplingConfig(Frozen):
         (),
         description="With `engine: vllm`: further arguments of `vllm serve`, such as `--gpu-memory-utilization=0.5`.",
     )
+
+    @model_validator(mode="after")
+    def _draws(self, info: ValidationInfo) -> Self:
+        given = [name for name, default in (("top_p", 1.0), ("top_k", None)) if getattr(self, name) != default]
+        if self.temperature == 0 and given and info.context != STORED:
+            raise ValueError(f"{given[0]}: is not used, as temperature 0 draws nothing: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _arguments_are_for_vllm(self) -> Self:

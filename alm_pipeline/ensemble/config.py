@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from alm_pipeline.config import Dtype, Frozen, TemplateConfig
 from alm_pipeline.config.fields.errors import wrong_fields
 from alm_pipeline.config.fields.repeated import place_of, refuse_repeated
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.config.run import read_yaml
 from storage.errors import UserError, naming
 
@@ -94,6 +95,16 @@ def ensemble_file(name: str) -> Path | None:
 def ensemble_or_model(name: str) -> str:
     """Return the name of a model, or the file of an ensemble, which may be named by its folder."""
     return str(ensemble_file(name) or name)
+
+
+def refuse_settings_of_ensembles(
+    names: Sequence[str], *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Raise UserError for settings that nothing reads, where only ensembles are named: their files have their own."""
+    if all(map(ensemble_file, names)):
+        given: dict[str, tuple[object, object]] = {"dtype": (dtype, "float32"), "device": (device, None)}
+        given |= {"trust_remote_code": (trust_remote_code, False)}
+        refuse_unread("an ensemble's file sets that for each member", **given)
 
 
 def read_config(file: Path) -> EnsembleConfig:

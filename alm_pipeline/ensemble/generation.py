@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from alm_pipeline.config.fields.unread import refuse_unread
+from alm_pipeline.ensemble.config import refuse_settings_of_ensembles
 from alm_pipeline.ensemble.loading import load
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.configuration import context_length
@@ -82,13 +84,18 @@ def generate_text(
 
     With a `hypernetwork` of the model it uses the tokenizer of that name. With `chat` the prompt is a user's message in
     the tokenizer's chat template, or in `template`. Raises UserError if the model does not exist, has no chat template,
-    or computes logits that are NaN, if the prompt has no tokens, or more with `max_tokens` than the model's context.
+    or computes logits that are NaN, if the prompt has no tokens, or more with `max_tokens` than the model's context,
+    and for settings that nothing reads.
     """
     if 0 < temperature < _COLDEST:
         raise UserError(f"temperature {temperature} is too small to divide by: use 0, which takes the likeliest token")
+    if not temperature:
+        refuse_unread("temperature 0 draws nothing", top_p=(top_p, 1.0), seed=(seed, None))
+    settings: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    refuse_settings_of_ensembles([name], **settings)
     chat = chat or template is not None
     others = {"template": template, "tokenizer_name": tokenizer_name, "hypernetwork": hypernetwork}
-    model, tokenizer = load(name, dtype, device, trust_remote_code=trust_remote_code, **others)  # type: ignore[arg-type]
+    model, tokenizer = load(name, **settings, **others)  # type: ignore[arg-type]
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)
     _require_room(model, name, inputs["input_ids"].shape[1], max_tokens)
     # without a top_k, transformers samples from the 50 likeliest tokens

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from alm_pipeline.ensemble.config import refuse_settings_of_ensembles
 from alm_pipeline.ensemble.loading import load, require_models
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
@@ -139,6 +140,7 @@ def evaluate(
     """
     manager = _manager(tasks, task_folder)
     require_models(names, trust_remote_code=trust_remote_code)
+    refuse_settings_of_ensembles(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     for name in names:
         model = HarnessModel(
             name,

@@ -144,6 +144,13 @@ class HypernetConfig(Frozen):
             raise ValueError("assistant_only: a hypernetwork is trained on plain texts: remove it")
         return objective
 
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        default = HypernetTrainConfig.model_fields["channel_factor"].default
+        if self.network.kind != "low_rank" and self.train.channel_factor != default:
+            raise ValueError(f"train.channel_factor: is not used, as the network is {self.network.kind}: leave it out")
+        return self
+
     @property
     def needs_scores(self) -> bool:
         """Whether the teacher's scores are read."""

@@ -16,6 +16,7 @@ from alm_pipeline.config import PromptsConfig
 from alm_pipeline.conversations.sections import ASSISTANT, Messages
 from alm_pipeline.corpus.examples import Split
 from alm_pipeline.corpus.formats.tools import Arguments, stored_arguments
+from alm_pipeline.runtime.progress import logger
 from storage.dataset import Dataset
 from storage.errors import UserError
 
@@ -75,6 +76,12 @@ def choose(examples: Dataset, choice: PromptChoice) -> list[Place]:
             f"{examples.url}: has no example of the split {lacking[0]} to make prompts of: use a larger corpus, or "
             "another corpus.held_out"
         )
+    for split, count in counts.items():
+        if count is not None and count > len(found[split]):
+            logger.warning(
+                "%s: %d prompts of the split %s are asked for, and there are %d examples: all of them are taken",
+                *(examples.label, count, split, len(found[split])),
+            )
     return sorted(place for split, count in counts.items() for _, place in sorted(found[split])[:count])
 
 

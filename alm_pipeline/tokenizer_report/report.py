@@ -14,6 +14,7 @@ from alm_pipeline.alignment.chunks import AssistantTurns, align
 from alm_pipeline.comparison.corpora import cells, document_numbers
 from alm_pipeline.config import CorpusConfig
 from alm_pipeline.config.fields.repeated import place_of
+from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.evaluation.bootstrap import paired_intervals
 from alm_pipeline.tokenizer_report.encoded import EncodedTexts, Ints, Sample, encode_corpora
 from alm_pipeline.tokenizer_report.transfer import transfer_rows
@@ -62,8 +63,10 @@ def report_tokenizers(
     """Compare tokenizers: folders, hub names or `demo:NAME`. `by` groups the texts, as for `compare_models`.
 
     With a model, its own tokenizer is the first. Raises UserError as `encode_corpora` does, or for a model whose
-    embedding a transfer can't replace.
+    embedding a transfer can't replace, and for `trust_remote_code` without a model.
     """
+    if not model:
+        refuse_unread("no model is named", trust_remote_code=(trust_remote_code, False))
     names = [model, *(name for name in names if place_of(name) != place_of(model))] if model else list(names)
     sample = encode_corpora(names, corpora, by)
     first, *others = sample.encoded

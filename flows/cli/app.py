@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alm_pipeline.config.fields.unread import refuse_unread
 from flows.cli.audit import audit_commands
 from flows.cli.compare_methods import compare_methods_commands
 from flows.cli.configuration import configuration
@@ -123,6 +124,8 @@ def run(
     from alm_pipeline.first_lines import first_lines
 
     with user_errors():
+        if plan_only:
+            refuse_unread("--plan runs nothing", again=(again, False))
         config, values = chosen_configuration(recipe, overrides)
         for line in first_lines(config, None if is_file(recipe) else recipe, values):
             err.print_line(line)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alm_pipeline.config.fields.unread import refuse_unread
 from flows.stages import Until
 from flows.storage_block import is_block, storage_root
 from flows.terminal.console import err, out
@@ -47,6 +48,10 @@ def show_plan(
     from alm_pipeline.planning.duration import Rates
     from alm_pipeline.planning.estimate import make_plan
 
+    if until == "scores":
+        refuse_unread("a plan until scores trains nothing", train_rate=(train_rate, None))
+    if score_rate and (train_rate or until == "scores"):
+        refuse_unread("all rates are given", measure=(measure, False))
     pipeline = Pipeline(config, storage_root(storage))
     measured = {}
     if measure:

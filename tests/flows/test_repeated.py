@@ -8,13 +8,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import alm_pipeline.editing.directions.settings
@@ -33,6 +32,7 @@ from flows.models.calibration import calibrate
 from flows.models.compare import compare
 from storage.errors import UserError
 from tests.alm_pipeline.hypernetwork.test_training import small
+from tests.flows.cli.commands import every_command
 from tests.flows.test_parameters import FLOWS
 
 SPELLINGS = {
@@ -70,15 +70,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_folder: str, gem
     return tmp_path
 
 
-def _commands(of: typer.Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for command in of.registered_commands:
-        assert command.callback
-        yield command.name or command.callback.__name__.replace("_", "-"), command.callback
-    for group in of.registered_groups:
-        assert group.typer_instance
-        yield from _commands(group.typer_instance)
-
-
 def _subclasses(of: type[Frozen]) -> Iterator[type[Frozen]]:
     for model in of.__subclasses__():
         yield model
@@ -87,7 +78,7 @@ def _subclasses(of: type[Frozen]) -> Iterator[type[Frozen]]:
 
 def _lists() -> set[str]:
     """The names of all lists that commands, flows and configurations take."""
-    callables = [*_commands(app), *((f"flow {flow.name}", flow.fn) for flow in FLOWS)]
+    callables = [*every_command(app), *((f"flow {flow.name}", flow.fn) for flow in FLOWS)]
     parameters = {
         f"{name} {parameter}"
         for name, function in callables

@@ -1,8 +1,8 @@
 """Which network predicts embeddings, and how large it is."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alm_pipeline.config import Frozen
 
@@ -32,3 +32,11 @@ class NetworkConfig(Frozen):
         description="With `transformer`: the most pieces of a token that are read; further ones count only in "
         "their mean.",
     )
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        of_others = ("layers", "width", "pieces") if self.kind == "low_rank" else ("rank",)
+        for name in of_others:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: is not used, as the network {self.kind} has none: leave it out")
+        return self

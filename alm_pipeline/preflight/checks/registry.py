@@ -18,6 +18,7 @@ from alm_pipeline.preflight.checks import (
     settings,
     student,
     templates,
+    unread,
 )
 from alm_pipeline.preflight.context import Context, RunInputs, Unavailable
 from alm_pipeline.preflight.findings import Finding
@@ -89,6 +90,7 @@ CHECKS: tuple[Check, ...] = (
     Check(settings.trackers, "log.report_to", _TRAIN, of_machine=True),
     Check(output.hub, "publish.repo", _TRAIN, of_machine=True),
     Check(output.memory, "student.model", _TRAIN, of_machine=True),
+    Check(unread.unread_settings, "objective", ("prepare", "train")),
     Check(output.store_is_writable, "storage"),
     Check(output.disk, "storage", ("prepare", "train")),
 )

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from alm_pipeline.config import Dtype
+from alm_pipeline.config.fields.unread import refuse_unread
 from flows.terminal.console import err, out, user_errors
 from flows.terminal.options import MODEL, TrustRemoteCode
 
 serving = typer.Typer()
+PLUGIN_FILE = Path("alm-scores.json")
 
 
 @serving.command()
@@ -23,7 +25,7 @@ def serve(
     ] = None,
     file: Annotated[
         Path, typer.Option(help="Where to write the file that the plugin reads: the teacher's boundary tokens.")
-    ] = Path("alm-scores.json"),
+    ] = PLUGIN_FILE,
     dtype: Annotated[Dtype, typer.Option(help="The dtype to compute in: score.dtype.")] = "bfloat16",
     window: Annotated[int | None, typer.Option(min=4, help="The longest row of tokens: score.window.")] = None,
     top_k: Annotated[int, typer.Option(min=0, max=64, help="The likeliest tokens per position: score.top_k.")] = 0,
@@ -58,6 +60,8 @@ def serve(
         from alm_pipeline.scoring.served.server import server_arguments, server_environment, shell_command
         from alm_pipeline.scoring.served.vocabulary import ServedVocabulary
 
+        if hidden_states:
+            refuse_unread("no plugin reads it", file=(file, PLUGIN_FILE), top_k=(top_k, 0))
         served = ServedConfig(
             quantization=quantization,
             tensor_parallel=tensor_parallel,

@@ -187,7 +187,9 @@ def comparison(
     from alm_pipeline.comparison.corpora import named_corpora
     from alm_pipeline.comparison.texts import compare_models
     from alm_pipeline.config import ScoreConfig
+    from alm_pipeline.ensemble.config import refuse_settings_of_ensembles
 
+    refuse_settings_of_ensembles(models, dtype=dtype, trust_remote_code=trust_remote_code)
     score = ScoreConfig.model_validate({"dtype": dtype})
     texts = named_corpora(corpora, text, examples)
     result = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)

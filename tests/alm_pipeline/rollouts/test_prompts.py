@@ -1,6 +1,7 @@
 """Prompts are a view of examples: what a model continues, and which examples are chosen."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -81,6 +82,13 @@ def test_a_round_draws_anew_and_a_smaller_one_is_part_of_a_larger(texts: Dataset
         assert set(choose(texts, changed)) != set(small)
     every = choose(texts, PromptChoice(None, None, 0, 0))
     assert len(every) == texts.complete_manifest().rows
+
+
+def test_fewer_prompts_than_asked_for_are_reported(texts: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    every = choose(texts, PromptChoice(None, None, 0, 0))
+    assert not caplog.records
+    assert choose(texts, PromptChoice(None, 1000, 0, 0)) == every
+    assert re.search(r"1000 prompts of the split held_out are asked for, and there are \d+ examples: all", caplog.text)
 
 
 def test_a_split_without_examples_is_named(texts: Dataset, tmp_path: Any) -> None:

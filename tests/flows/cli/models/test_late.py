@@ -1,19 +1,22 @@
 """What can be known before a model is loaded is known then: where results go, what texts there are, wrong options."""
 
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from alm_pipeline.evaluation.local_tasks import write_task
 from alm_pipeline.models.reference import ModelReference
 from flows.cli.app import app
+from tests.flows.cli.commands import every_command
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_folder: str, gemma_folder: str) -> Path:
     """A working folder with questions, a task, and `file`, where no folder can be made; no model can be loaded."""
     rows = [{"question": f"{k}?", "choices": ["one", "two"], "answer": 0} for k in range(8)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -21,6 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": f"{k} and {k + 1}"}) + "\n" for k in range(9)))
     pair = {"prompt": "?", "positive": "one", "negative": "two"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    (tmp_path / "both.yaml").write_text(f"members: [{{model: {llama_folder}}}, {{model: {gemma_folder}}}]")
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     write_task(tmp_path / "tasks", "mine", "multiple_choice", tmp_path / "questions.jsonl")
@@ -75,6 +79,35 @@ UNREAD = {
     "transfer MODEL OTHER out --donor OTHER": "donor: not used, as the initialization is fvt, and not omp",
     "transfer MODEL OTHER out --omp-terms 3": "omp_terms: not used",
     "transfer MODEL OTHER out --text body --examples 3": "text, examples: not used, as no corpus is named: leave them",
+    "merge MODEL OTHER out --density 0.5": "density 0.5: only ties and dare have one",
+    "transfer MODEL OTHER out --hypernetwork OTHER": "hypernetwork belongs to initialization hypernetwork",
+    **{
+        f"calibrate MODEL OTHER --output out --questions questions.jsonl {option}": "are of merges: name their weights"
+        for option in ("--method ties", "--density 0.5", "--mask-seed 3")
+    },
+    "generate MODEL hello --top-p 0.5 --seed 3": "top_p, seed: not used, as temperature 0 draws nothing: leave them",
+    "generate MODEL hello --tokenizer OTHER": "--tokenizer and --hypernetwork belong together",
+    "generate MODEL hello --hypernetwork OTHER": "--tokenizer and --hypernetwork belong together",
+    **dict.fromkeys(
+        (
+            "generate both.yaml hello --device cpu",
+            "generate both.yaml hello --trust-remote-code",
+            "generate both.yaml hello --dtype bfloat16",
+            "evaluate both.yaml --tasks mine --task-folder tasks --device cpu",
+            "compare both.yaml --corpus texts.jsonl --text body --dtype bfloat16",
+            "calibrate both.yaml --output out --questions questions.jsonl --prompt question --trust-remote-code",
+        ),
+        "not used, as an ensemble's file sets that for each member: leave it out",
+    ),
+    "tokenizers MODEL OTHER --corpus texts.jsonl --text body --trust-remote-code": "trust_remote_code: not used, as no",
+    "serve MODEL --print --hidden-states --file other.json --top-k 3": "file, top_k: not used, as no plugin reads it",
+    "run transfer --plan --again": "again: not used, as --plan runs nothing",
+    "plan transfer --measure --score-rate 9 --train-rate 9": "measure: not used, as all rates are given",
+    "plan transfer --until scores --train-rate 9": "train_rate: not used, as a plan until scores trains nothing",
+    "write transfer --by teacher --model OTHER": "model and revision are for a server",
+    "write transfer --by teacher --revision 3": "model and revision are for a server",
+    "init new.yaml --goal distill --tokenizer OTHER": "only with --goal tokenizer",
+    f"{EDIT} --method mean_shift --nonlinearity elu": "mean_shift adds a vector and has no nonlinearity",
     f"{EDIT} --task-folder tasks": "task_folder is not used without tasks",
     f"{EDIT} --limit 3": "limit is not used without tasks",
     f"{EDIT} --control-text body": "control_text is not used without control",
@@ -83,6 +116,28 @@ UNREAD = {
     f"{EDIT} --method mean_shift --energy 0.5 --no-center": "mean_shift has no energy and no center: leave them out",
 }
 """Options that another one makes pointless: what they ask for would not happen, and nothing would say so."""
+
+
+FOR_SOME = re.compile(r"^With |^Instead of")
+
+
+def test_every_option_for_some_uses_alone_is_here() -> None:
+    """An option that another one has to come with is among those that are refused without it."""
+    options = {
+        (name, parameter)
+        for name, function in every_command(app)
+        for parameter, found in inspect.signature(function).parameters.items()
+        for option in getattr(found.annotation, "__metadata__", ())
+        if FOR_SOME.search(getattr(option, "help", None) or "") and isinstance(option, OptionInfo)
+    }
+    assert options
+    tried = {
+        (command.split()[0], word.removeprefix("--").removeprefix("no-").replace("-", "_"))
+        for command in UNREAD
+        for word in command.split()
+        if word.startswith("--")
+    }
+    assert options - tried == set()
 
 
 @pytest.mark.bad_input
