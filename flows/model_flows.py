@@ -348,9 +348,19 @@ def ensemble(
         limit: The number of examples per task; by default all.
     """
     with inert_run():
+        from alm_pipeline.comparison.corpora import named_corpora, require_texts
         from alm_pipeline.ensemble.loading import load_ensemble
+        from alm_pipeline.ensemble.tasks import lm_eval_harness
 
         config = EnsembleConfig(members=tuple(members), mean=mean, vocabulary=vocabulary)
+        if corpus:
+            require_texts(named_corpora([corpus], text, examples))
+        else:
+            refuse_unread("no corpus is named", text=(text, "text"), examples=(examples, 200))
+        if tasks:
+            lm_eval_harness().check_tasks(tasks, None)
+        else:
+            refuse_unread("no tasks are named", limit=(limit, None))
         load_ensemble(config)  # raises what does not fit before anything is written
         file = _write_once(config, Path(folder))
         if not corpus and not tasks:

@@ -15,6 +15,7 @@ from alm_pipeline.audit.stretches import ExactSide, SideExample
 from alm_pipeline.config import Debias, Dtype
 from alm_pipeline.exactness.branches import BranchModel
 from alm_pipeline.exactness.sorted_vocabulary import SortedVocabulary
+from alm_pipeline.models.loading import require_device
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.objective.chunking.ends import ChunkEnds
@@ -60,6 +61,7 @@ def audit_targets(sources: Sequence[AuditSource], settings: AuditSettings | None
     Raises UserError if a model can't be audited or no example of a source has a chunk.
     """
     settings = settings or AuditSettings()
+    require_device(settings.device)
     share = replace(settings, examples=-(-settings.examples // len(sources)))
     return [_audit_source(source, share) for source in sources]
 

@@ -45,6 +45,7 @@ from alm_pipeline.ensemble.config import ensemble_or_model, refuse_settings_of_e
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.merging.parents import check_rule, open_parents
 from alm_pipeline.merging.rule import SPARSE_METHODS, MergeMethod, MergeRule
+from alm_pipeline.models.loading import require_device
 from alm_pipeline.models.reference import ModelReference
 from storage.dataset import Dataset
 from storage.errors import UserError
@@ -193,6 +194,7 @@ class Calibration(ABC):
 
     def require_ready(self) -> None:
         """Raise UserError for what would stop the report: before anything is scored, and not after."""
+        require_device(self.models.device)
         _ = self.scored  # first: what does not fit is refused before anything is stored
         asked, column = self._asked
         names = {

@@ -22,7 +22,7 @@ from alm_pipeline.config.fields.repeated import refuse_repeated
 from alm_pipeline.ensemble.loading import local_name
 from alm_pipeline.evaluation.bootstrap import PairedInterval, paired_intervals
 from alm_pipeline.models.health.library_log import quiet_transformers
-from alm_pipeline.models.loading import generating_as_asked
+from alm_pipeline.models.loading import generating_as_asked, require_device
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
@@ -150,6 +150,7 @@ def compare_drafts(
     target, if a prompt with its new tokens is longer than a model's context, and if no text is left.
     """
     refuse_repeated(drafts, "draft")
+    require_device(device)
     references = [ModelReference(local_name(name), trust_remote_code) for name in (target, *drafts)]
     tokenizers = [LoadedTokenizer(local_name(name)) for name in (target, *drafts)]
     for name, tokenizer in zip(drafts, tokenizers[1:], strict=True):

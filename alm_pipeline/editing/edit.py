@@ -44,6 +44,7 @@ from alm_pipeline.editing.folder import STAGE_VERSION, EditedFolder, build_edite
 from alm_pipeline.editing.measurements import Measurements
 from alm_pipeline.models.configuration import empty_model, text_config
 from alm_pipeline.models.files import label
+from alm_pipeline.models.loading import require_device
 from alm_pipeline.models.reference import ModelReference
 from storage.dataset import Dataset
 from storage.folders import StoredFolder
@@ -152,6 +153,7 @@ class Editing:
         """
         score = ScoreConfig(dtype=self.activations.dtype, batch_tokens=self.activations.batch_tokens)
         config, chat = evaluation or EditEvaluationConfig(), self.activations.chat
+        require_device(self.activations.device)
         measurements = Measurements(self.reference, config, self.demonstrations, score, chat)
         record = self.write(path)
         return EditResult(record, self._measure(Path(path), measurements))

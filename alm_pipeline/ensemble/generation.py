@@ -11,11 +11,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from alm_pipeline.config.fields.unread import refuse_unread
 from alm_pipeline.ensemble.config import refuse_settings_of_ensembles
-from alm_pipeline.ensemble.loading import load
+from alm_pipeline.ensemble.loading import load, require_prompts
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.configuration import context_length
 from alm_pipeline.models.head_vocabulary import check_rows
-from alm_pipeline.models.loading import generating_as_asked
+from alm_pipeline.models.loading import generating_as_asked, require_device
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.tokenization.chat.template import apply_template
 from alm_pipeline.tokenization.templates.choice import TemplateChoice
@@ -93,7 +93,10 @@ def generate_text(
         refuse_unread("temperature 0 draws nothing", top_p=(top_p, 1.0), seed=(seed, None))
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     refuse_settings_of_ensembles([name], **settings)
+    require_device(device)
     chat = chat or template is not None
+    if not hypernetwork:
+        require_prompts(name, template, chat=chat)
     others = {"template": template, "tokenizer_name": tokenizer_name, "hypernetwork": hypernetwork}
     model, tokenizer = load(name, **settings, **others)  # type: ignore[arg-type]
     inputs = _inputs(model, tokenizer, name, _chat(tokenizer, name, prompt) if chat else prompt, special=not chat)

@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from alm_pipeline.ensemble.config import refuse_settings_of_ensembles
-from alm_pipeline.ensemble.loading import load, require_models
+from alm_pipeline.ensemble.loading import load, require_models, require_prompts
 from alm_pipeline.ensemble.logprobs import row_predictions
 from alm_pipeline.ensemble.model import EnsembleModel
 from alm_pipeline.models.head_vocabulary import check_rows
+from alm_pipeline.models.loading import require_device
 from alm_pipeline.runtime.progress import logger
 from alm_pipeline.scoring.finite import why_not_finite
 from alm_pipeline.scoring.windows import WindowRow
@@ -141,6 +142,9 @@ def evaluate(
     manager = _manager(tasks, task_folder)
     require_models(names, trust_remote_code=trust_remote_code)
     refuse_settings_of_ensembles(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    require_device(device)
+    for name in names:
+        require_prompts(name, template, chat=chat)
     for name in names:
         model = HarnessModel(
             name,

@@ -90,6 +90,18 @@ def require_models(names: Sequence[str], *, trust_remote_code: bool = False) -> 
             ModelReference(local_name(member.model), member.trust_remote_code).load_config()
 
 
+def require_prompts(name: str, template: TemplateChoice | None, *, chat: bool) -> None:
+    """Raise UserError if there is no template for a model's prompts, or it is not valid: before the model is loaded."""
+    if not chat and template is None:
+        return
+    file = ensemble_file(name)
+    lead = read_config(file).members[0] if file else MemberConfig(model=name)
+    own = TemplateChoice.of("template", lead.template)
+    tokenizer = LoadedTokenizer(local_name(lead.tokenizer or lead.model), template=template or own)
+    if not tokenizer.chat_template and not lead.hypernetwork:  # which may give it the model's own
+        raise UserError(f"{name}: its tokenizer has no chat template: leave --chat out")
+
+
 def _require_both(tokenizer: str | None, hypernetwork: str | None, *, is_ensemble: bool) -> None:
     if bool(tokenizer) != bool(hypernetwork):
         raise UserError(

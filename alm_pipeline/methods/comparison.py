@@ -28,9 +28,9 @@ from alm_pipeline.methods.units import UnitStore
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.preflight.storage_probe import require_writable
-from alm_pipeline.training.student.curves import can_draw
+from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
 from storage.errors import UserError, naming
-from storage.urls import join_url, overwrite
+from storage.urls import join_url
 
 FOLDER = "comparisons"
 """where comparisons are kept, under a storage root"""
@@ -99,18 +99,22 @@ class MethodComparison:
         return self._measures(ComparedModel.student(Pipeline(config, self.root)))
 
     def write(self, report: ComparisonReport) -> None:
-        """Write the report into the comparison's folder: tables, numbers, and pictures if matplotlib is there."""
+        """Write the report into the comparison's folder: tables, numbers, and pictures if matplotlib is there.
+
+        Nothing of an earlier report stays.
+        """
         sink = pa.BufferOutputStream()
         pq.write_table(report.units(), sink, compression="zstd")
-        files = {
+        files: dict[str, bytes | None] = {
             "units.parquet": sink.getvalue().to_pybytes(),
             "comparison.json": json.dumps(report.document(), indent=1, ensure_ascii=False).encode(),
             "comparison.md": markdown_page(report.document()).encode(),
+            "quality.png": draw_quality(report) if can_draw() else None,
+            "measures.png": draw_measures(report) if can_draw() else None,
         }
-        if can_draw():
-            files |= {"quality.png": draw_quality(report), "measures.png": draw_measures(report)}
-        for name, content in files.items():
-            overwrite(join_url(self.url, name), content)
+        write_outputs(self.url, files)
+        if not can_draw():
+            show_undrawn("quality.png", "measures.png")
 
     def report(self) -> ComparisonReport:
         """Return the report of finished students."""

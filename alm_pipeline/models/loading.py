@@ -144,6 +144,12 @@ def device_named(name: str) -> torch.device:
         raise UserError(f"{name}: this machine has no such device ({cause(error)})") from error
 
 
+def require_device(name: str | None) -> None:
+    """Raise UserError if this machine has no device of this name; None is its default one."""
+    if name is not None:
+        device_named(name)
+
+
 def default_device() -> torch.device:
     """Return the GPU if there is one, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

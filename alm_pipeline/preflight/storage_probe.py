@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from alm_pipeline.runtime.output_files import can_draw
 from storage.errors import UserError, naming
 from storage.urls import is_local, join_url, open_filesystem, overwrite, remove
 
@@ -32,6 +33,15 @@ def require_writable_file(option: str, file: Path) -> None:
     if file.is_dir():
         raise UserError(f"{option}: {file}: is a folder: name a file in it")
     require_writable(option, file.parent)
+
+
+def require_picture(option: str, file: Path) -> None:
+    """Raise UserError if a picture can't be drawn, or its file is not a .png file or can't be written."""
+    if file.suffix != ".png":
+        raise UserError(f"{option} {file}: not a .png file: write FILE.png")
+    if not can_draw():
+        raise UserError(f"{option}: pictures need matplotlib: pip install 'alm-pipeline[pictures]'")
+    require_writable_file(option, file)
 
 
 def _missing_folders(path: Path) -> list[Path]:

@@ -25,8 +25,7 @@ from alm_pipeline.rounds.measures import (
     USABLE,
     WRITTEN,
 )
-from alm_pipeline.runtime.progress import show_line
-from alm_pipeline.training.student.curves import can_draw
+from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
 from storage.printed.inert import one_line
 
 if TYPE_CHECKING:
@@ -140,10 +139,9 @@ def write_report_files(report: RoundsReport, folder: Path, config: AlmConfig) ->
     pq.write_table(report.units(), folder / UNITS_FILE, compression="zstd")
     pq.write_table(report.table(), folder / TABLE, compression="zstd")
     (folder / DOCUMENT).write_text(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if can_draw():
-        (folder / PICTURE).write_bytes(draw_rounds(report.rows(), student_title(config)))
-    else:
-        show_line(f"{PICTURE} is left out: matplotlib is not installed: pip install 'alm-pipeline[pictures]'")
+    write_outputs(folder, {PICTURE: draw_rounds(report.rows(), student_title(config)) if can_draw() else None})
+    if not can_draw():
+        show_undrawn(PICTURE)
 
 
 def draw_rounds(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:

@@ -78,10 +78,14 @@ class Writing:
     def _prompts(self) -> PromptsConfig:
         return self.config.rounds.prompts if self.config.rounds else PromptsConfig()
 
-    def prepare(self) -> None:
-        """Make the examples whose beginnings are the prompts. Raises UserError with what is wrong."""
+    def require_ready(self) -> None:
+        """Raise UserError with what would stop the preparation of the prompts."""
         phases: list[Phase] = ["prepare"]
         self.run_before.require_ready(phases)
+
+    def prepare(self) -> None:
+        """Make the examples whose beginnings are the prompts. Raises UserError with what is wrong."""
+        self.require_ready()
         self.run_before.train_tokenizer()
         for part in self.run_before.parts:
             part.shard()

@@ -11,6 +11,7 @@ from alm_pipeline.evaluation.held_out import Measured
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.naming.names import student_title
+from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -21,7 +22,7 @@ from alm_pipeline.training.loop.trackers import RunLog, hyperparameters
 from alm_pipeline.training.loop.train import train_student
 from alm_pipeline.training.loop.training_run import TrainingRun
 from alm_pipeline.training.parallel.processes import broadcast_from_first, this_process, wait_for_all
-from alm_pipeline.training.student.curves import PICTURE, can_draw, draw_curves, read_curves
+from alm_pipeline.training.student.curves import PICTURE, draw_curves, read_curves
 from alm_pipeline.training.student.evaluator import HeldOutEvaluator
 from alm_pipeline.training.student.mixed_evaluator import MixedEvaluator, mean_measured
 from alm_pipeline.training.student.model_card import DistilledStudent, write_card
@@ -279,12 +280,13 @@ def _describe(distilled: DistilledStudent) -> None:
     """Draw the curves and write the model card, from the files in the student's folder."""
     results: Any = distilled.results["held_out_bits_per_byte"]
     run = read_curves(str(distilled.student.path), results)
+    picture = None
     if can_draw():
         # speeds differ between two equal runs, and the student's files do not
         picture = draw_curves([replace(run, name=student_title(distilled.config), speed={})])
-        (distilled.student.path / PICTURE).write_bytes(picture)
     else:
-        show_line(f"{PICTURE} is left out: matplotlib is not installed: pip install 'alm-pipeline[pictures]'")
+        show_undrawn(PICTURE)
+    write_outputs(distilled.student.path, {PICTURE: picture})
     write_card(distilled)
 
 

@@ -76,6 +76,8 @@ def transfer(
         network = Hypernetwork.load(hypernetwork) if hypernetwork else None
         setting = Initialization(initialization, donor_model, omp_terms, hypernetwork=network)
         setting.require_source(reference)
+        if donor_model:
+            donor_model.load_config()  # raises if it does not exist: before the model is loaded
         model = reference.load(reference.weights_dtype, device="cpu")
         loaded = LoadedTokenizer.of(target)
         result = swap_tokenizer(model, source, loaded, setting, seed)

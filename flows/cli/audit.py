@@ -9,7 +9,6 @@ from alm_pipeline.config import SEEDS, Dtype
 from flows.terminal.audit_tables import print_audit
 from flows.terminal.console import JsonOption, err, out, user_errors, write_picture
 from flows.terminal.options import MODEL, Device, TrustRemoteCode, finite
-from storage.errors import UserError
 
 audit_commands = typer.Typer()
 
@@ -58,14 +57,12 @@ def audit(
     from alm_pipeline.audit.drawing import draw_audit
     from alm_pipeline.audit.numbers import audit_document
     from alm_pipeline.audit.sources import AuditSource
-    from alm_pipeline.preflight.storage_probe import require_writable_file
+    from alm_pipeline.preflight.storage_probe import require_picture
     from alm_pipeline.runtime.progress import progress_bars
 
     with user_errors(), progress_bars(err):
-        if picture and picture.suffix != ".png":
-            raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         if picture:
-            require_writable_file("--picture", picture)
+            require_picture("--picture", picture)
         sources = AuditSource.open(url, teacher=teacher, student=student, trust_remote_code=trust_remote_code)
         settings = AuditSettings(examples, tokens, seed, tolerance, budget, dtype, device, largest)
         reports = audit_targets(sources, settings)

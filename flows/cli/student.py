@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from alm_pipeline.config.fields.repeated import each_once
+from alm_pipeline.preflight.storage_probe import require_picture, require_writable_file
 from flows.terminal.console import err, out, user_errors, write_picture
 from storage.errors import UserError
 
@@ -39,6 +40,7 @@ def report(
             raise UserError(f"{file}: not an .html file: name it last, `alm report URL... FILE.html`")
         if not urls:
             raise UserError(f"{file}: no student is named: `alm report URL... {file}`")
+        require_writable_file("FILE", file)
         from alm_pipeline.student_report.page import report_page
         from alm_pipeline.student_report.teacher import loaded_teachers
 
@@ -60,8 +62,7 @@ def curves(
     from alm_pipeline.training.student.curves import draw_curves, read_named_curves
 
     with user_errors():
-        if picture.suffix != ".png":
-            raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
+        require_picture("--picture", picture)
         urls = each_once(urls)
         content = draw_curves(read_named_curves(urls))
         write_picture(picture, content)

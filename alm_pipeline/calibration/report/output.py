@@ -1,7 +1,6 @@
 """What a calibration report is shown as: two Parquet tables, a JSON file, two pictures, and a page with a table."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -13,36 +12,30 @@ from alm_pipeline.calibration.report.drawing import draw_front, draw_reliability
 from alm_pipeline.calibration.report.measures import Measure, reliability
 from alm_pipeline.calibration.report.points import CalibrationReport, PointMeasures
 from alm_pipeline.calibration.report.settings import Reading
-from storage.errors import UserError
+from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
 from storage.printed.inert import markdown
-from storage.urls import join_url, overwrite
 
 FRONTIER, RELIABILITY = "frontier.parquet", "reliability.parquet"
 DOCUMENT, PAGE = "calibration.json", "calibration.md"
 FRONTIER_PICTURE, RELIABILITY_PICTURE = "frontier.png", "reliability.png"
 
-logger = logging.getLogger("alm_pipeline")
-
 
 def write_report(report: CalibrationReport, reading: Reading, title: str, folder: str) -> list[str]:
     """Write the tables, what is printed, the pictures and a page to a folder, in place of those of an earlier run.
 
-    Returns the files' URLs. Without matplotlib, a warning takes the place of the pictures.
+    Returns the files' URLs. Without matplotlib, a line takes the place of the pictures.
     """
-    contents = {
+    contents: dict[str, bytes | None] = {
         FRONTIER: _parquet(list(report.frontier())),
         RELIABILITY: _parquet(list(report.reliability())),
         DOCUMENT: json.dumps(report_document(report, reading, title), indent=2, allow_nan=False).encode(),
         PAGE: report_page(report, reading, title).encode(),
+        FRONTIER_PICTURE: draw_front(report, reading, title) if can_draw() else None,
+        RELIABILITY_PICTURE: draw_reliability(report, reading, title) if can_draw() else None,
     }
-    try:
-        contents[FRONTIER_PICTURE] = draw_front(report, reading, title)
-        contents[RELIABILITY_PICTURE] = draw_reliability(report, reading, title)
-    except UserError as error:  # without matplotlib
-        logger.warning("%s", error)
-    for name, content in contents.items():
-        overwrite(join_url(folder, name), content)
-    return [join_url(folder, name) for name in contents]
+    if not can_draw():
+        show_undrawn(FRONTIER_PICTURE, RELIABILITY_PICTURE)
+    return write_outputs(folder, contents)
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

@@ -20,10 +20,15 @@ class TextEncoder:
     chat: bool
     """whether a prompt is a user's message"""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a chat without a template: before a model is loaded."""
+        if self.chat and not self.model.tokenizer.chat_template:
+            raise UserError(f"{self.model.name}: its tokenizer has no chat template: leave chat out")
+
     def ids(self, prompt: str, answer: str = "") -> list[int]:
         """Return the ids of a prompt and its answer, in one text; without tokens that end a text.
 
-        Raises UserError if the tokenizer has no chat template, or the text is longer than the model's context.
+        Raises UserError if the text is longer than the model's context.
         """
         text = (self._in_chat(prompt) if self.chat else prompt) + answer
         ids = [*self._begin, *self._backend.encode(text, add_special_tokens=False).ids]
@@ -48,6 +53,4 @@ class TextEncoder:
         return [] if self.chat else special_tokens_around(self._backend)[0]
 
     def _in_chat(self, prompt: str) -> str:
-        if not self.model.tokenizer.fast.chat_template:
-            raise UserError(f"{self.model.name}: its tokenizer has no chat template: leave chat out")
         return apply_template(self.model.tokenizer.fast, [{"role": "user", "content": prompt}])

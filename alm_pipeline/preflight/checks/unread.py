@@ -16,11 +16,14 @@ Reason = Callable[[AlmConfig], str | None]
 """Returns why nothing reads a setting; None if something does."""
 
 
+_OF_TURNS = ("learn", "learned_turns")
+
+
 def _without(is_there: Callable[[AlmConfig], object], reason: str) -> Reason:
     return lambda config: None if is_there(config) else reason
 
 
-def of_objective(get: Callable[[AlmConfig], ObjectiveConfig | None]) -> dict[str, Reason]:
+def _of_objective(get: Callable[[AlmConfig], ObjectiveConfig | None]) -> dict[str, Reason]:
     """Return the reasons for the settings of an objective, by name."""
 
     def chunking(config: AlmConfig) -> str | None:
@@ -37,7 +40,7 @@ def of_objective(get: Callable[[AlmConfig], ObjectiveConfig | None]) -> dict[str
         objective = get(config)
         return None if objective is None or objective.assistant_only else "all turns are learned (assistant_only)"
 
-    return {"gamma": chunking, "temperature": divergence, "learn": turns, "learned_turns": turns}
+    return {"gamma": chunking, "temperature": divergence, **dict.fromkeys(_OF_TURNS, turns)}
 
 
 def _of_rounds(config: AlmConfig) -> ObjectiveConfig | None:
@@ -57,8 +60,12 @@ _OF_STARTED = ("tensor_parallel", "pipeline_parallel", "batched_tokens", "argume
 _NAMING = frozenset({"wandb", "trackio", "mlflow"})
 
 UNREAD: Mapping[str, Reason] = {
-    **{f"objective.{name}": reason for name, reason in of_objective(lambda config: config.objective).items()},
-    **{f"rounds.objective.{name}": reason for name, reason in of_objective(_of_rounds).items()},
+    **{
+        f"objective.{name}": reason
+        for name, reason in _of_objective(lambda config: config.objective).items()
+        if name not in _OF_TURNS  # which another check explains, with the conversations
+    },
+    **{f"rounds.objective.{name}": reason for name, reason in _of_objective(_of_rounds).items()},
     "student.initialization": _KEEPS,
     "student.level": _KEEPS,
     "student.special_tokens": _KEEPS,
@@ -90,11 +97,11 @@ def unread_settings(context: Context) -> None:
     config = context.config
     reasons = {field: found for field, reason in UNREAD.items() if (found := reason(config))}
     for field, reason in reasons.items():
-        if is_set(config, field.split(".")):
+        if _is_set(config, field.split(".")):
             _warn(context, field, reason)
     for source in config.sources or (config.texts,):
         for name, reason in _of_corpus(source, is_mixture=config.is_mixture).items():
-            if is_set(source, name.split(".")):
+            if _is_set(source, name.split(".")):
                 _warn(context, f"corpus.{source.name}.{name}" if config.is_mixture else f"corpus.{name}", reason)
 
 
@@ -102,7 +109,7 @@ def _warn(context: Context, field: str, reason: str) -> None:
     context.add(field, f"is not used, as {reason}", "leave it out", severity="warning")
 
 
-def is_set(model: BaseModel, path: Collection[str]) -> bool:
+def _is_set(model: BaseModel, path: Collection[str]) -> bool:
     """Return whether a setting has another value than its default. Sections that are not there have none."""
     *parents, name = path
     section: Any = model

@@ -210,6 +210,9 @@ class Evaluations:
         if samples:
             pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
             (folder / "samples.txt").write_text("\n".join(map(_sample_text, self.rows)), encoding="utf-8")
+        else:  # of an interrupted run that had some
+            for name in ("samples.parquet", "samples.txt"):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _check(metrics: Mapping[str, float], step: int) -> None:

@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,11 +164,6 @@ def smooth(values: Column) -> Column:
     end = np.minimum(np.arange(len(values)) + max(1, half) + 1, len(values))
     means: Column = (sums[end] - sums[start]) / (end - start)
     return means
-
-
-def can_draw() -> bool:
-    """Return whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
 
 
 def draw_curves(runs: Sequence[TrainingCurves]) -> bytes:

@@ -19,7 +19,6 @@ from flows.terminal.console import (
     write_picture,
 )
 from flows.terminal.options import MODEL, Examples, Text, TrustRemoteCode
-from storage.errors import UserError
 
 tokenizer_commands = typer.Typer()
 
@@ -141,17 +140,15 @@ def tokenizers(
     """
     from alm_pipeline.comparison.corpora import named_corpora
     from alm_pipeline.models.new_folder import require_new
-    from alm_pipeline.preflight.storage_probe import require_writable, require_writable_file
+    from alm_pipeline.preflight.storage_probe import require_picture, require_writable
     from alm_pipeline.runtime.progress import progress_bars
     from alm_pipeline.tokenizer_report.drawing import draw_report
     from alm_pipeline.tokenizer_report.files import write_tables
     from alm_pipeline.tokenizer_report.report import report_tokenizers
 
     with user_errors(), progress_bars(err):
-        if picture and picture.suffix != ".png":
-            raise UserError(f"--picture {picture}: not a .png file: write FILE.png")
         if picture:
-            require_writable_file("--picture", picture)
+            require_picture("--picture", picture)
         if out_folder:
             require_new(out_folder)
             require_writable("--out", out_folder.parent)

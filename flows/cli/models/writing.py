@@ -39,6 +39,7 @@ def on_policy(
         result = _finished(config, storage)
         if result is None:
             log_to_stderr()
+            _require_ready(config, storage)
             from flows.models.on_policy import on_policy as run_rounds
 
             embedded.use_server()
@@ -56,6 +57,16 @@ def _finished(config: "AlmConfig", storage: str) -> dict[str, Any] | None:
     rounds = OnPolicy(config, storage_root(storage))
     manifest = rounds.finished()
     return {"rounds": rounds.folder.url, **manifest.results} if manifest else None
+
+
+def _require_ready(config: "AlmConfig", storage: str) -> None:
+    """Raise UserError for what would stop the rounds, before a server starts."""
+    from alm_pipeline.rounds.on_policy import OnPolicy
+
+    if not is_block(storage):
+        rounds = OnPolicy(config, storage_root(storage))
+        rounds.start.require_ready()
+        rounds.require_ready()
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -117,12 +128,14 @@ def write(
     """
     embedded.prepare()
     with user_errors():
-        from alm_pipeline.rounds.writing import WriterChoice
+        from alm_pipeline.rounds.writing import WriterChoice, Writing
         from alm_pipeline.runtime.progress import progress_bars
 
         config, _ = chosen_configuration(recipe, overrides)
-        WriterChoice(by, model, revision)  # raises what is wrong before a server starts
+        choice = WriterChoice(by, model, revision)
         log_to_stderr()
+        if not is_block(storage):  # raises what is wrong before a server starts
+            Writing(config, storage_root(storage), choice, prompts, held_out).require_ready()
         from flows.models.on_policy import write as write_texts
 
         embedded.use_server()

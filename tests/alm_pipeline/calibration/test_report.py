@@ -22,6 +22,7 @@ from alm_pipeline.calibration.report.points import (
 )
 from alm_pipeline.calibration.report.resampling import dominates
 from alm_pipeline.calibration.report.settings import QuestionColumns, ReportSettings, Sweep, parse_weights
+from alm_pipeline.runtime import output_files
 from storage.errors import UserError
 from tests.alm_pipeline.calibration.pairs import Pair, no_free_lunch, overconfident_child
 
@@ -119,6 +120,16 @@ def test_the_folder_has_tables_pictures_and_a_page(helped: Reported, tmp_path: P
     page = report_page(report, "sum", "a|b <script>")
     assert "<script>" not in page
     assert len([line for line in page.splitlines() if line.startswith("| ")]) == 2 + len(table_rows(report, "sum"))
+
+
+def test_no_picture_of_an_earlier_run_stays(helped: Reported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where matplotlib is missing, an older picture stood beside new numbers."""
+    report, calibration = helped
+    before = write_report(report, "sum", calibration.title, str(tmp_path))
+    monkeypatch.setattr(output_files, "find_spec", lambda _: None)
+    files = write_report(report, "sum", calibration.title, str(tmp_path))
+    assert [file for file in before if file not in files] == [f"{tmp_path}/frontier.png", f"{tmp_path}/reliability.png"]
+    assert {file.name for file in tmp_path.iterdir()} == {Path(file).name for file in files}
 
 
 def test_other_bins_and_readings_score_nothing_again(helped: Reported) -> None:

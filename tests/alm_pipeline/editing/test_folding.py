@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -323,7 +324,8 @@ def test_the_folder_is_measured_and_described(
     editing: Make, tmp_path: Path, pairs: str, settings: dict[str, Any], code: bool
 ) -> None:
     job, folder = editing(**settings), tmp_path / "edited"
-    record, measures = job.run(folder, EditEvaluationConfig(contrasts=pairs))
+    evaluation = EditEvaluationConfig(contrasts=str(shutil.copy(pairs, tmp_path / "contrasts.jsonl")))
+    record, measures = job.run(folder, evaluation)
     assert bool(list(folder.glob("*.py"))) == code
     assert [measure["name"] for measure in measures] == ["control bits per byte", "log-odds of positive answers"]
     card = (folder / "README.md").read_text()
@@ -331,7 +333,7 @@ def test_the_folder_is_measured_and_described(
     assert ("trust_remote_code" in card) == code
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
     again = editing(**settings)
-    assert again.run(folder, EditEvaluationConfig(contrasts=pairs)) == (record, json.loads(json.dumps(measures)))
+    assert again.run(folder, evaluation) == (record, json.loads(json.dumps(measures)))
     with pytest.raises(UserError, match="holds another edit"):
         editing(energy=0.5).write(folder)
 

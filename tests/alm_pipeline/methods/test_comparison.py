@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from alm_pipeline.methods.report import ComparisonReport
 from alm_pipeline.methods.tasks import ComparedTasks
 from alm_pipeline.methods.units import BITS, KL, UnitStore, unit_table
 from alm_pipeline.pipeline import Pipeline
+from alm_pipeline.runtime import output_files
 from storage.errors import UserError
 from storage.folders import FolderManifest
 from tests.lm_eval_tasks import write_choices
@@ -100,6 +102,16 @@ def test_the_folder_has_tables_numbers_and_pictures(compared: MethodComparison, 
     for name in ("quality.png", "measures.png"):
         with Image.open(io.BytesIO((folder / name).read_bytes())) as picture:
             assert picture.size[0] > 500
+
+
+def test_no_picture_of_an_earlier_report_stays(
+    compared: MethodComparison, report: ComparisonReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(compared, folder=str(tmp_path))
+    other.write(report)
+    monkeypatch.setattr(output_files, "find_spec", lambda _: None)
+    other.write(report)
+    assert {file.name for file in tmp_path.iterdir()} == {"comparison.json", "comparison.md", "units.parquet"}
 
 
 def test_costs_are_of_those_that_were_trained(report: ComparisonReport) -> None:

@@ -24,6 +24,7 @@ from alm_pipeline.preflight.checks import (
     settings,
     student,
     templates,
+    unread,
 )
 from alm_pipeline.preflight.checks.registry import CHECKS
 from alm_pipeline.preflight.findings import Finding
@@ -437,7 +438,7 @@ def test_what_is_finished_is_not_stopped(config: AlmConfig, tmp_path: Path) -> N
 
 
 def test_every_check_is_in_the_registry() -> None:
-    modules = (conversations, corpus, engines, models, output, scores, settings, student, templates)
+    modules = (conversations, corpus, engines, models, output, scores, settings, student, templates, unread)
     public = {
         value
         for module in modules

@@ -1,6 +1,7 @@
 """`alm calibrate`: its table, its JSON, its files, and what it says of wrong options."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,8 @@ def test_next_bytes_of_texts(llama_folder: str, gemma_folder: str, tmp_path: Pat
     assert found["questions"] == {"all": 24, "validation": 12, "test": 12}
     for row in found["models"]:
         assert 0 < row["confidence"][0] < 1
-    swept = calibrate(tmp_path, llama_folder, llama_folder + "/../tiny-llama", *options, "--weights", "0.5")
+    copied = str(shutil.copytree(llama_folder, tmp_path / "copy"))
+    swept = calibrate(tmp_path, llama_folder, copied, *options, "--weights", "0.5")
     assert swept.exit_code == 0, swept.output
     assert json.loads(swept.stdout)["questions"]["test"] == 12
 

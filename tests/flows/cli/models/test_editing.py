@@ -1,6 +1,7 @@
 """The command and the flow of edits."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def arguments(model: str, folder: Path, pairs: str, *more: str) -> list[str]:
 
 
 def test_an_edit_from_the_command_line(llama_folder: str, pairs: str, tmp_path: Path) -> None:
-    options = ["--method", "mean_shift", "--contrasts", pairs]
+    contrasts = shutil.copy(pairs, tmp_path / "contrasts.jsonl")
+    options = ["--method", "mean_shift", "--contrasts", str(contrasts)]
     result = CliRunner().invoke(app, arguments(llama_folder, tmp_path / "edited", pairs, *options))
     assert result.exit_code == 0, result.output
     assert "folded into 1 layers' weights, exactly" in result.stdout

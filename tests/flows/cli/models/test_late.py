@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from alm_pipeline.evaluation.local_tasks import write_task
 from alm_pipeline.models.reference import ModelReference
+from alm_pipeline.preflight import storage_probe
 from flows.cli.app import app
+from flows.execution import embedded
 from tests.flows.cli.commands import every_command
 
 
@@ -25,6 +28,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_folder: str, gem
     pair = {"prompt": "?", "positive": "one", "negative": "two"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
     (tmp_path / "both.yaml").write_text(f"members: [{{model: {llama_folder}}}, {{model: {gemma_folder}}}]")
+    bare = shutil.copytree(llama_folder, tmp_path / "bare")
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (bare / name).unlink(missing_ok=True)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     write_task(tmp_path / "tasks", "mine", "multiple_choice", tmp_path / "questions.jsonl")
@@ -47,6 +53,26 @@ LATE = {
     "tokenizers nowhere OTHER --corpus texts.jsonl --text body --out tasks": "tasks: exists already: name a new folder",
     "audit nowhere --picture file/a.png": r"--picture: file/.*written",
     "acceptance MODEL MODEL --corpus texts.jsonl --text body --max-tokens 600": "600 new ones are more than its",
+}
+
+TASK, DEMONSTRATIONS = "--tasks mine --task-folder tasks", "--demonstrations pairs.jsonl"
+NO_DEVICE, NO_TEMPLATE = "nowhere: this machine has no such device", "nowhere.jinja' is neither a file nor the name"
+LATE |= {
+    "calibrate MODEL --questions questions.jsonl --prompt question --output out --device nowhere": NO_DEVICE,
+    "acceptance MODEL MODEL --corpus texts.jsonl --text body --device nowhere": NO_DEVICE,
+    f"evaluate MODEL {TASK} --device nowhere": NO_DEVICE,
+    f"edit MODEL out {DEMONSTRATIONS} --device nowhere": NO_DEVICE,
+    "generate MODEL hello --device nowhere": NO_DEVICE,
+    "generate MODEL hello --template nowhere.jinja": NO_TEMPLATE,
+    f"evaluate MODEL {TASK} --template nowhere.jinja": NO_TEMPLATE,
+    "transfer MODEL OTHER out --template nowhere.jinja": NO_TEMPLATE,
+    "generate bare hello --chat": "bare: its tokenizer has no chat template: leave --chat out",
+    f"evaluate bare {TASK} --chat": "bare: its tokenizer has no chat template: leave --chat out",
+    f"edit bare out {DEMONSTRATIONS} --chat": "bare: its tokenizer has no chat template: leave chat out",
+    "transfer MODEL OTHER out --initialization omp --donor ./nowhere": "nowhere: not a local folder",
+    "report nowhere file/page.html": r"FILE: file/.*written",
+    "curves nowhere --picture file/a.png": r"--picture: file/.*written",
+    "curves nowhere --picture a.svg": "--picture a.svg: not a .png file: write FILE.png",
 }
 
 CALIBRATE, EDIT = "calibrate MODEL --output out", "edit MODEL out --demonstrations pairs.jsonl"
@@ -138,6 +164,57 @@ def test_every_option_for_some_uses_alone_is_here() -> None:
         if word.startswith("--")
     }
     assert options - tried == set()
+
+
+AUDITED = {("audit", "device")}
+"""tested with the audits, which need a store"""
+
+
+@pytest.mark.parametrize(("name", "value"), {"device": "nowhere", "template": "nowhere.jinja", "chat": ""}.items())
+def test_every_command_with_such_an_option_is_here(name: str, value: str) -> None:
+    of_templates = {("merge", "template"), ("compare-methods", "chat")}  # a choice; and a run has its own checks
+    options = {
+        (command, name) for command, function in every_command(app) if name in inspect.signature(function).parameters
+    }
+    tried = {(command.split()[0], name) for command in LATE if f"--{name} {value}".strip() in command}
+    assert options - tried - AUDITED - of_templates == set()
+
+
+SERVED = ("run", "plan", "check", "on-policy", "write", "compare-methods")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("wrong", ["--corpus nowhere.jsonl", "--corpus good.jsonl --teacher ./nowhere"])
+@pytest.mark.parametrize("command", SERVED)
+def test_it_is_known_before_a_server_starts(
+    here: Path, command: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "good.jsonl").write_text("".join(json.dumps({"text": f"{k} and {k + 1}"}) + "\n" for k in range(99)))
+    monkeypatch.setattr(embedded, "use_server", None)
+    extra = ["--set", "rounds.count=1"] if command == "on-policy" else []
+    result = CliRunner().invoke(app, [command, "transfer", *wrong.split(), *extra, "--storage", str(here / "store")])
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "nowhere" in result.output + result.stderr
+
+
+def test_every_command_that_starts_a_server_is_here() -> None:
+    starting = {name for name, function in every_command(app) if "use_server" in inspect.getsource(function)}
+    assert starting <= {*SERVED}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("command", ["audit", "tokenizers", "curves"])
+def test_pictures_that_cannot_be_drawn_are_refused_first(
+    here: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_probe, "can_draw", lambda: False)
+    corpus = ["--corpus", "texts.jsonl"] if command == "tokenizers" else []
+    result = CliRunner().invoke(app, [command, "nowhere", *corpus, "--picture", "a.png"])
+    assert result.exit_code == 1, result.output
+    assert "--picture: pictures need matplotlib: pip install 'alm-pipeline[pictures]'" in " ".join(
+        result.stderr.split()
+    )
 
 
 @pytest.mark.bad_input

@@ -39,16 +39,18 @@ def test_it_prints_a_command_that_a_shell_understands(llama_folder: str, tmp_pat
     assert found.rows == found.width > len(found.boundary_ids) > 0
 
 
-def test_for_hidden_states_it_prints_a_command_without_the_plugin(llama_folder: str, tmp_path: Path) -> None:
-    file = tmp_path / "alm-scores.json"
-    result = CliRunner().invoke(app, ["serve", llama_folder, "--hidden-states", "--print", "--file", str(file)])
+def test_for_hidden_states_it_prints_a_command_without_the_plugin(
+    llama_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["serve", llama_folder, "--hidden-states", "--print"])
     assert result.exit_code == 0
     variable, *command = shlex.split(result.stdout)
     assert variable == "VLLM_NO_USAGE_STATS=1"
     assert command[:3] == ["vllm", "serve", llama_folder]
     pooling = json.loads(command[command.index("--pooler-config") + 1])
     assert pooling == {"task": "token_embed", "use_activation": False}
-    assert not file.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_runs_the_command_and_returns_its_status(llama_folder: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def command(*arguments: str) -> Result:
 
 def test_an_ensemble_of_a_model_with_itself_writes_what_the_model_writes(llama_folder: str, tmp_path: Path) -> None:
     folder = tmp_path / "both"
-    members = (MemberConfig(model=llama_folder), MemberConfig(model=llama_folder, weight=2.0))
+    copied = str(shutil.copytree(llama_folder, tmp_path / "copy"))
+    members = (MemberConfig(model=llama_folder), MemberConfig(model=copied, weight=2.0))
     write_config(EnsembleConfig(members=members, mean="logprobs"), folder)
     model, tokenizer = load(llama_folder)
     ids = tokenizer("The quick", return_tensors="pt")
