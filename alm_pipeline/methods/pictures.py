@@ -99,7 +99,8 @@ def _draw_measure(axis: "Axes", measure: Measure, report: ComparisonReport) -> N
         axis.axvline(measure.values[report.methods[0]].value, color=_INK, linestyle=(0, (4, 3)), linewidth=0.9)
     axis.set_yticks(range(len(report.methods)), [one_line(method) for method in report.methods])
     axis.set_ylim(len(report.methods) - 0.5, -0.5)
-    axis.set_title(one_line(f"{measure.domain}: {measure.name}"), fontsize=9, color=_INK, parse_math=False)
+    of = " (bars: of the seeds alone)" if measure.varied == "seeds" else ""
+    axis.set_title(one_line(f"{measure.domain}: {measure.name}{of}"), fontsize=9, color=_INK, parse_math=False)
     axis.locator_params(axis="x", nbins=4)
     axis.grid(axis="x", color=_GRID)
     _no_frame(axis, ("top", "right", "left"))

@@ -121,6 +121,7 @@ def _rows(measure: Measure) -> Iterator[dict[str, Any]]:
             "difference": _finite(difference.value),
             "difference_half": _finite(difference.half),
             "units": measure.units,
+            "varied": measure.varied,
         }
 
 

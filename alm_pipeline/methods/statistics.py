@@ -4,13 +4,13 @@ Two things vary: the documents that are measured on, and the seed. Each has an i
 their half-widths are added (MOVER: Zou, Donner, Statistics in Medicine 27, 2008). That of the documents is normal, with
 the variance over resamples of them, the same ones for both methods (a paired bootstrap), of the difference's mean over
 seeds. That of the seeds is Student's t, with the variance of the difference from seed to seed. A single seed says
-nothing of other seeds, and the interval then holds for this student alone.
+nothing of other seeds, and the interval then holds for this student alone; a single document says nothing of others.
 """
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from alm_pipeline.methods.units import BITS, KL
 Float64s = npt.NDArray[np.float64]
 RETENTION = "retention"
 """the original's bits per byte over a model's: 1 is as good as the original"""
+Varied = Literal["units and seeds", "units", "seeds", "nothing"]
+"""what intervals count as varying: a single document (unit) or seed says nothing of others"""
 _CONFIDENCE = 0.975
 
 
@@ -47,6 +49,8 @@ class Measure:
     """from the reference, by each other method"""
     units: int
     """the documents or questions that all methods were measured on"""
+    varied: Varied
+    """what the intervals know of; of a mixture's mean, all sources have to have several documents"""
 
     @classmethod
     def of(cls, domain: str, name: str, ratios: Mapping[str, "SeedRatios"], reference: str, units: int) -> "Measure":
@@ -54,7 +58,15 @@ class Measure:
         base = ratios.get(reference)
         others = {method: of_method for method, of_method in ratios.items() if method != reference}
         differences = {method: (of_method - base).estimate() for method, of_method in others.items()} if base else {}
-        return cls(domain, name, {method: of.estimate() for method, of in ratios.items()}, differences, units)
+        values = {method: of_method.estimate() for method, of_method in ratios.items()}
+        return cls(domain, name, values, differences, units, _varied(ratios.values()))
+
+
+def _varied(ratios: Collection["SeedRatios"]) -> Varied:
+    of_units = any(each.resampled_SB.size for each in ratios)
+    if any(len(each.values_S) > 1 for each in ratios):
+        return "units and seeds" if of_units else "seeds"
+    return "units" if of_units else "nothing"
 
 
 class MixedDomains(NamedTuple):

@@ -34,8 +34,15 @@ def _domain_table(document: Document, domain: str) -> ShownTable:
     ]
     seeds, units = document["seeds"], max(row["units"] for row in rows)
     of = _remark(document, domain)
-    title = f"{domain}{of}: {units:,} documents or questions, {seeds} seed{'s'[: seeds != 1]}"
+    title = f"{domain}{of}: {units:,} documents or questions, {seeds} seed{'s'[: seeds != 1]}{_alone(rows)}"
     return ShownTable(title, ("method", *measures), shown)
+
+
+def _alone(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a remark where the intervals do not count that documents vary."""
+    if not any(row["varied"] == "seeds" for row in rows):
+        return ""
+    return "; intervals are of the seeds alone, as a single document says nothing of others"
 
 
 def _remark(document: Document, domain: str) -> str:

@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from alm_pipeline.methods.report import ComparisonReport
 from alm_pipeline.methods.statistics import RETENTION, MixedDomains, half_interval, measures
+from alm_pipeline.methods.tables import shown_tables
 from alm_pipeline.methods.units import BITS, KL, unit_table
 
 Units = Mapping[str, tuple[float, float]]
@@ -54,6 +56,36 @@ def test_what_nothing_is_known_of_has_no_interval() -> None:
     assert math.isnan(measure.values["alm"].half)
     assert math.isnan(measure.differences["sft"].half)
     assert math.isnan(half_interval(math.nan, math.nan, 1))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("documents", [1, 2, 5])
+def test_an_interval_of_the_seeds_alone_is_said_to_be(documents: int, seeds: int) -> None:
+    of_seeds = [{str(k): (float(k + seed), 1.0) for k in range(documents)} for seed in range(seeds)]
+    report = ComparisonReport.of(tables({"alm": of_seeds, "sft": of_seeds}), [], "alm", "here")
+    (table, _) = shown_tables(report.document())
+    assert (documents == 1 and seeds > 1) == ("intervals are of the seeds alone" in table.title)
+    (measure,) = report.measures
+    known = {"units": documents > 1, "seeds": seeds > 1}
+    assert measure.varied == (" and ".join(name for name, varies in known.items() if varies) or "nothing")
+
+
+def test_one_document_of_a_source_is_said_of_the_mean() -> None:
+    """The other source's documents vary, but the mean of both has no resamples."""
+    of_sources = {"maths": 1, "code": 4}
+    of_seeds = [
+        pa.concat_tables(
+            unit_table(domain, BITS, {str(k): (k + seed + 1.0, 1.0) for k in range(count)})
+            for domain, count in of_sources.items()
+        )
+        for seed in range(2)
+    ]
+    report = ComparisonReport.of({"alm": of_seeds}, [], "alm", "both", {"maths": 0.5, "code": 0.5})
+    titles = {
+        table.title.split(":")[0].split(" ")[0].rstrip(","): table.title for table in shown_tables(report.document())
+    }
+    alone = {name for name, title in titles.items() if "intervals are of the seeds alone" in title}
+    assert alone == {"both", "maths"}
 
 
 def test_without_units_of_a_size_there_is_no_value() -> None:
