@@ -40,6 +40,7 @@ from flows.run_name import run_name
 from flows.storage_block import storage_root
 from flows.tasks import log_stages_at_info
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.printed.inert import markdown, markdown_code, one_line
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _bits_per_byte(
     refuse_settings_of_ensembles(models, dtype=dtype, trust_remote_code=trust_remote_code)
     texts, score = named_corpora(corpora, text, examples), ScoreConfig(dtype=dtype)
     comparison = compare_models(models, texts, score, by=by, trust_remote_code=trust_remote_code)
-    left_out, total = comparison.left_out or "none", comparison.total
+    left_out, total = counts_in_words(comparison.left_out), comparison.total
     places = ", ".join(corpora)
     get_run_logger().info("%s: %d texts, %d bytes; left out: %s", places, total.texts, total.text_bytes, left_out)
     rows = comparison.rows(models)

@@ -21,6 +21,7 @@ from alm_pipeline.corpus.formats.layouts import resolve_layout
 from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.naming.scripts import CLASSES, LETTERS, byte_classes
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.printed.secrets import naming_path
 
 SCRIPT, FILE = "script", "file"
@@ -99,7 +100,9 @@ def require_texts(corpora: Sequence[CorpusConfig]) -> None:
     for corpus in corpora:
         dropped = Counter[str]()
         if next(read_texts(*open_corpus(corpus), None, dropped), None) is None:
-            raise UserError(f"{corpus.name}: contains no text to compare models on (left out: {dict(dropped)})")
+            raise UserError(
+                f"{corpus.name}: contains no text to compare models on (left out: {counts_in_words(dropped)})"
+            )
 
 
 def read_texts(

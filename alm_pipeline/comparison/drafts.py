@@ -27,6 +27,7 @@ from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.models.tokenizer import LoadedTokenizer
 from alm_pipeline.runtime.progress import track
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 
 _LEAST_TOKENS = 2
 """of a text, to make a prompt and have something to say after it"""
@@ -213,5 +214,5 @@ def _prompts(
         else:
             prompts.append(ids[: min(prompt_tokens, len(ids) // 2)])
     if not prompts:
-        raise UserError(f"{corpus.name}: contains no text to continue (left out: {dict(left_out) or 'none'})")
+        raise UserError(f"{corpus.name}: contains no text to continue (left out: {counts_in_words(left_out)})")
     return prompts

@@ -26,6 +26,7 @@ from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.rows import EncodedBatch
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 
 Float64s = npt.NDArray[np.float64]
 Sums = tuple[Float64s, Float64s]
@@ -157,7 +158,8 @@ def _spelled_by_all(
     compared = [row for row, reason in enumerate(reasons) if reason is None]
     for name, counts in dropped.items():
         if not any(texts[row].corpus == name for row in compared):
-            raise UserError(f"{name}: contains no text to compare models on (left out: {dict(counts) or 'none'})")
+            left_out = counts_in_words(counts)
+            raise UserError(f"{name}: contains no text to compare models on (left out: {left_out})")
     return compared
 
 

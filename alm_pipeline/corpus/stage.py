@@ -21,6 +21,7 @@ from alm_pipeline.runtime.threads import in_background
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
 from storage.folders import FOLDER_KINDS
+from storage.printed.counts import counts_in_words
 from storage.schemas import Kind
 from storage.urls import open_filesystem
 
@@ -134,7 +135,7 @@ def write_examples(
     if limit is not None:
         limit.lengths.check_unchanged()
     if not shards:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
+        reasons = counts_in_words(dropped, "nothing was read")
         raise UserError(
             f"corpus {corpus.name}: has no examples ({reasons}): check corpus.source, .text, .layout and .sample"
         )

@@ -38,6 +38,7 @@ from storage.errors import UserError
 from storage.fingerprints import hash_file
 from storage.folders import FolderManifest, StoredFolder, make_folder
 from storage.lease import Lease
+from storage.printed.counts import counts_in_words
 from storage.printed.secrets import masked
 from storage.schemas import TokenKind
 
@@ -211,11 +212,10 @@ def read_contrasts(config: DemonstrationsConfig) -> list[Contrast]:
             found.append(Contrast(prompt, positives, negatives))
         else:
             left_out["no_prompt_or_answers"] += 1
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
+    reasons = counts_in_words(left_out, "no row was read")
     if not found:
         raise UserError(
-            f"{config.url}: has no rows with a prompt and answers ({reasons or 'no row was read'}): check the names of "
-            "its columns"
+            f"{config.url}: has no rows with a prompt and answers ({reasons}): check the names of its columns"
         )
     if reasons:
         _log.warning("%s: rows that are left out of the contrasts: %s", masked(config.url), reasons)

@@ -10,6 +10,7 @@ from typing import Any, Literal, assert_never, get_args
 import yaml
 
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 
 TaskKind = Literal["multiple_choice", "cloze", "gsm8k"]
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
@@ -71,8 +72,7 @@ def _check(file: Path, kind: TaskKind) -> None:
         if wrong := _wrong(kind, row):
             raise UserError(f"{id_}: {wrong}")
     if dropped:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
-        raise UserError(f"{file}: has rows that lm_eval can't read ({reasons}): remove or fix them")
+        raise UserError(f"{file}: has rows that lm_eval can't read ({counts_in_words(dropped)}): remove or fix them")
 
 
 def _wrong(kind: TaskKind, row: Mapping[str, Any]) -> str | None:

@@ -29,6 +29,7 @@ from alm_pipeline.vocabulary.text_forms import NFC, TextNormalizer
 from storage.columns import list_array
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.printed.secrets import masked
 from storage.schemas import Kind
 
@@ -73,7 +74,7 @@ def require_questions(asked: DecontaminationConfig) -> None:
         with columns_set_by("Set corpus.decontaminate.text to one of these, or to a template of them."):
             is_empty = not any(True for _ in read_documents(_questions_at(url, asked.text), dropped))
         if is_empty:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "nothing was read"
+            reasons = counts_in_words(dropped, "nothing was read")
             raise UserError(
                 f"corpus.decontaminate.questions: {url} has no question ({reasons}): check "
                 "corpus.decontaminate.text, the column or template that holds them"

@@ -19,6 +19,7 @@ from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.corpus_sample import read_sample
 from alm_pipeline.scoring.scorer import Scorer
 from storage.errors import UserError, naming
+from storage.printed.counts import counts_in_words
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ComparedTexts:
             for problem in sample.problems:
                 raise problem
         if sample.is_whole and not sample.examples:
-            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sample.dropped.items()) or "no row was read"
+            reasons = counts_in_words(sample.dropped, "no row was read")
             raise UserError(f"domains: {self.domain}: has no documents ({reasons}): check its source and its columns")
 
 

@@ -14,6 +14,7 @@ from alm_pipeline.rollouts.written import LeftOut, Written, columns_of, counts_o
 from alm_pipeline.runtime.progress import track
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.schemas import Kind
 from storage.urls import join_url, remove
 
@@ -133,7 +134,7 @@ def _require_written(rollouts: Dataset, records: Sequence[Any], choice: PromptCh
     lacking = [split for split, count in written.items() if not count and getattr(choice, split) != 0]
     if lacking:
         counts = sum((Counter(record.dropped) for record in records), Counter[str]())
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "no prompt"
+        reasons = counts_in_words(dict(sorted(counts.items())), "no prompt")
         raise UserError(
             f"{rollouts.url}: nothing usable was written on any prompt of the split {lacking[0]} ({reasons}): check "
             "the prompts, the sampling (max_tokens, temperature) and the model"

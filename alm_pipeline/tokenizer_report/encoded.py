@@ -21,6 +21,7 @@ from alm_pipeline.tokenization.encoder import ByteEncoder
 from alm_pipeline.tokenization.rows import EncodedBatch
 from alm_pipeline.vocabulary.byte_view import ByteView
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.schemas import TokenKind
 
 Ints = npt.NDArray[np.int64]
@@ -151,8 +152,12 @@ def _require_texts(
     counts = _not_represented(texts, batches)
     for corpus, lost in unreadable.items():
         if not any(is_compared for text, is_compared in zip(texts, compared, strict=True) if text.corpus == corpus):
-            reasons = {name: dict(found) for (name, of_corpus), found in counts.items() if of_corpus == corpus}
+            reasons = [
+                f"by {name}, {counts_in_words(found)}"
+                for (name, of_corpus), found in counts.items()
+                if of_corpus == corpus
+            ]
             raise UserError(
                 f"{corpus}: contains no text that every tokenizer can represent (rows without a text: "
-                f"{dict(lost) or 'none'}; not represented: {reasons or 'none'})"
+                f"{counts_in_words(lost)}; not represented: {'; '.join(reasons) or 'none'})"
             )

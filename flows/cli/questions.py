@@ -10,6 +10,7 @@ from alm_pipeline.evaluation.local_tasks import TaskKind, write_task
 from flows.terminal.configurations import chosen_configuration
 from flows.terminal.console import JsonOption, Shown, err, out, show_count, user_errors
 from flows.terminal.options import Recipe, Text, override_options
+from storage.printed.counts import counts_in_words
 
 questions_commands = typer.Typer()
 CONTAMINATED = (
@@ -74,7 +75,7 @@ def contamination(
         left_out = Counter[str]()
         texts = question_texts(corpus_at(questions, {"layout": "text", "text": text}), left_out)
         if not texts:
-            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "no row was read"
+            reasons = counts_in_words(left_out, "no row was read")
             raise UserError(f"--questions {questions}: has no question ({reasons}): check the file, and --text")
         found = find_contamination(corpora, texts, n)
     rows = [{"question": id_, "share": share, "example": found.where[id_]} for id_, share in found.shares.items()]

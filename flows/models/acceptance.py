@@ -10,6 +10,7 @@ from alm_pipeline.config import Dtype, Whole
 from flows.execution.inert_run import inert_flow, inert_run
 from flows.run_name import run_name
 from flows.tasks import log_stages_at_info
+from storage.printed.counts import counts_in_words
 from storage.printed.inert import one_line
 
 Count = Annotated[Whole, Field(ge=1)]
@@ -63,7 +64,7 @@ def acceptance(
             trust_remote_code=trust_remote_code,
         )
         rows = [result.row() for result in found]
-        get_run_logger().info("%s: left out: %s", one_line(corpus), left_out or "none")
+        get_run_logger().info("%s: left out: %s", one_line(corpus), counts_in_words(left_out))
         table = [{name: _cell(value) for name, value in row.items()} for row in rows]
         create_table_artifact(table, key="alm-acceptance", description=f"Accepted by {one_line(target)}")
         return {"target": target, "ahead": ahead, "left_out": left_out, "drafts": rows}

@@ -21,6 +21,7 @@ from flows.run_name import run_name
 from flows.storage_block import storage_root
 from flows.tasks import gpu_slots, log_stages_at_info, run_with_progress, stage_task
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.printed.inert import markdown, one_line
 from storage.printed.secrets import masked
 from storage.urls import is_local, join_url, open_filesystem, read_bytes
@@ -195,7 +196,7 @@ def written_counts(manifest: "Manifest") -> dict[str, Any]:
 def written_line(manifest: "Manifest") -> str:
     """Return what was written in one line."""
     counts = written_counts(manifest)
-    left_out = ", ".join(f"{reason}: {count:,}" for reason, count in counts["left_out"].items())
+    left_out = counts_in_words(counts["left_out"], "")
     return (
         f"{counts['texts']:,} texts ({counts['held_out_examples']:,} held out, {counts['truncated_examples']:,} cut at "
         f"the most tokens), {counts['prompt_tokens']:,} tokens read and {counts['written_tokens']:,} written"

@@ -24,6 +24,7 @@ from alm_pipeline.config import FileFormat, FilesSource
 from alm_pipeline.corpus.files.kinds import FileKind, Role, kind_of, without_compression
 from alm_pipeline.corpus.files.saved_datasets import saved_files, saved_split
 from storage.errors import UserError, http_status, user_error
+from storage.printed.counts import counts_in_words
 from storage.printed.secrets import naming_path, naming_query
 from storage.urls import is_local, keeps_copies, open_filesystem
 
@@ -286,7 +287,7 @@ def _few(reasons: Counter[str]) -> Counter[str]:
 def _nothing_to_read(url: str, visible: list[_Match], reasons: Counter[str]) -> str:
     if len(visible) == 1 and not visible[0].pattern:
         return f"{visible[0].url} {_unreadable(visible[0].kind)}"
-    counts = ", ".join(f"{reason}: {count}" for reason, count in _few(reasons).items())
+    counts = counts_in_words(_few(reasons))
     return (
         f"{url} matches no file of a known kind ({counts}); {_archive_fix(visible)}"
         "set corpus.source.format, such as `text` for one document per file, or change the pattern"

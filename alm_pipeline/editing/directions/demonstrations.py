@@ -22,6 +22,7 @@ from alm_pipeline.corpus.sources import OpenSource, open_source
 from alm_pipeline.editing.directions.settings import DemonstrationsConfig
 from storage.dataset import Dataset, Manifest
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 from storage.schemas import Kind
 
 STAGE_VERSION = 1
@@ -75,7 +76,7 @@ def write_demonstrations(dataset: Dataset, config: DemonstrationsConfig) -> Mani
     found = list(_demonstrations(config, source, dropped))
     source.check(final=True)
     if not found:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no row was read"
+        reasons = counts_in_words(dropped, "no row was read")
         raise UserError(f"{config.url}: has no demonstrations ({reasons}): check the names of its columns")
     if config.neutral and not any(row.neutral for row in found):
         raise UserError(

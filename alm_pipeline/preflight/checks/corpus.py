@@ -13,6 +13,7 @@ from alm_pipeline.preflight.corpus_sample import CorpusSample
 from alm_pipeline.tokenization.chat.template import TemplateRefused
 from alm_pipeline.tokenization.encoder import ByteEncoder
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 
 FEW_HELD_OUT = 20
 _SHOWN_FILES = 3
@@ -65,7 +66,7 @@ def corpus_has_examples(context: Context) -> None:
     sample = context.sample
     if sample.examples or sample.problems:
         return
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sample.dropped.items()) or "nothing was read"
+    reasons = counts_in_words(sample.dropped, "nothing was read")
     if sample.is_whole:
         problem = f"the corpus has no examples ({reasons})"
     else:

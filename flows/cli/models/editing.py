@@ -24,6 +24,7 @@ from flows.storage_block import storage_root
 from flows.terminal.console import JsonOption, Shown, err, out, user_errors
 from flows.terminal.options import MODEL, Device, NewFolder, Storage, TrustRemoteCode, finite
 from storage.errors import UserError
+from storage.printed.counts import counts_in_words
 
 editing = typer.Typer()
 Settings = TypeVar("Settings", bound=Frozen)
@@ -127,5 +128,5 @@ def _print_measures(measures: Sequence[Mapping[str, Any]], record: Mapping[str, 
         Shown("difference", "difference [95 %]", difference_text),
         Shown("items", "items", "{:,}".format),
     )
-    dropped = ", ".join(f"{reason}: {count:,}" for reason, count in record["dropped"].items())
-    out.print_rows(columns, measures, f"{record['rows']:,} demonstrations; left out: {dropped or 'none'}")
+    dropped = counts_in_words(record["dropped"])
+    out.print_rows(columns, measures, f"{record['rows']:,} demonstrations; left out: {dropped}")
