@@ -18,7 +18,7 @@ class Ramp(Frozen):
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
 
-Chunking = Literal["boundary", "unconstrained", "space", "pair_bias"]
+Chunking = Literal["boundary", "unconstrained", "space", "anchor", "pair_bias"]
 Debias = Literal["none", "end", "both"]
 Divergence = Literal["binary_ce", "reverse_binary_kl", "binary_kl_limit", "abs", "abs_exp", "k2", "k3"]
 Balance = Literal["fixed", "temperature", "gradmag"]
@@ -54,13 +54,16 @@ class ObjectiveConfig(Frozen):
         "boundary",
         description="Where chunks end. `boundary`: where the teacher's P(boundary) exceeds `gamma`. `unconstrained`: "
         "wherever tokens of both sides end. `space`: where white space or a special token follows on both sides. "
-        "`pair_bias`: where the tokenization bias of the pair of last tokens is at most `gamma`.",
+        "`anchor`: at those of them where the likelihood is the same for every tokenizer, and as with `boundary` where "
+        "there is none for 16 teacher tokens. `pair_bias`: where the tokenization bias of the pair of last tokens is "
+        "at most `gamma`.",
     )
     gamma: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="The threshold of the chunkings `boundary` and `pair_bias`; the others ignore it.",
+        description="The threshold of the chunkings `boundary`, `pair_bias` and, far from an anchor, `anchor`; the "
+        "others ignore it.",
     )
     debias: Debias = Field(
         "both",

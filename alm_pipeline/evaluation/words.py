@@ -19,7 +19,6 @@ from alm_pipeline.objective.chunking.arrays import AlignedScores, TeacherChunks
 from alm_pipeline.objective.chunking.merging import merged_chunks
 from alm_pipeline.objective.divergences import binary_kl
 from alm_pipeline.scoring.scorer import TokenScores
-from storage.schemas import ChunkEnd, ChunkKind
 
 Float64s = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
@@ -58,8 +57,7 @@ class Words:
         scores = AlignedScores.of(tables, assistant_only=assistant_only)
         if not np.isfinite(scores.boundary_logprobs).any():  # a vocabulary without boundary tokens has no words
             scores = scores.without_chunks()
-        closes = (scores.ends == ChunkEnd.ANCHOR) | (scores.kinds == ChunkKind.PAIRED)
-        return cls(merged_chunks(scores, debias="both", closes=closes))
+        return cls(merged_chunks(scores, debias="both", closes=scores.words_end()))
 
     def kl(self, student: Sequence[TokenScores]) -> Float64s:
         """[words] the divergence of each word, by a student's scores [E] of the examples."""

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.columns import flatten_filled, flatten_lists
+from storage.schemas import ChunkEnd, ChunkKind
 
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
@@ -50,6 +51,14 @@ class AlignedScores(NamedTuple):
         return cls(
             teacher[1], teacher[0], student[0], kinds[0], ends[0], learned, logprobs[1], logprobs[0], boundary[0]
         )
+
+    def words_end(self) -> npt.NDArray[np.bool_]:
+        """[chunks] whether the likelihood up to each chunk's end is the same for every tokenizer.
+
+        It is at anchors, and after paired chunks.
+        """
+        ends: npt.NDArray[np.bool_] = (self.ends == ChunkEnd.ANCHOR) | (self.kinds == ChunkKind.PAIRED)
+        return ends
 
     def without_chunks(self) -> "AlignedScores":
         """Return the same examples as if none of them were aligned."""

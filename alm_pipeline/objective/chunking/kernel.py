@@ -25,7 +25,7 @@ class MergingRule(NamedTuple):
     """How chunks are merged and debiased."""
 
     threshold: float
-    """the log-probability of a boundary above which a group closes"""
+    """the log-probability of a boundary above which a group closes, with `closes` after `farthest` tokens"""
     alone: bool
     """every chunk closes its group"""
     closes: Bools
@@ -34,7 +34,8 @@ class MergingRule(NamedTuple):
     anchored: bool
     """chunks are debiased at both ends"""
     farthest: int
-    """the most teacher tokens between an anchor and the group that is counted from it"""
+    """the most teacher tokens between an anchor and the group that is counted from it, and the most that a group waits
+    for one of `closes`"""
 
 
 class _Anchor(NamedTuple):
@@ -62,7 +63,7 @@ def merge_shard(scores: AlignedScores, rule: MergingRule, merged: TeacherChunks)
         first_chunk, end_chunk = scores.chunk_offsets[example], scores.chunk_offsets[example + 1]
         first, end = scores.token_offsets[example], scores.token_offsets[example + 1]
         token, student = np.int64(first), np.int64(0)
-        is_open, grouped, predicted, was_learned = False, 0, True, True
+        is_open, grouped, predicted, was_learned, opened = False, 0, True, True, token
         start = anchor = none
         for chunk in range(first_chunk, end_chunk):
             kind, learned = scores.kinds[chunk], all_learned or scores.learned[chunk]
@@ -81,7 +82,7 @@ def merge_shard(scores: AlignedScores, rule: MergingRule, merged: TeacherChunks)
             if counts and not is_open:
                 # both sides surely have a token end here: after a paired chunk too
                 here = _Anchor(student, token, 0.0, False)
-                is_open, grouped, predicted = True, 0, True
+                is_open, grouped, predicted, opened = True, 0, True, token
                 if not rule.anchored:
                     start = here
                 elif anchor.student < 0:
@@ -102,7 +103,9 @@ def merge_shard(scores: AlignedScores, rule: MergingRule, merged: TeacherChunks)
                     or scores.kinds[chunk + 1] == _UNPAIRED
                     or not (all_learned or scores.learned[chunk + 1])
                 )
-                by_rule = rule.closes[chunk] if len(rule.closes) else rule.alone or boundary > rule.threshold
+                closes = len(rule.closes) > 0 and rule.closes[chunk]
+                waits = len(rule.closes) > 0 and stop - opened <= rule.farthest
+                by_rule = closes or rule.alone or (boundary > rule.threshold and not waits)
                 if is_last or by_rule:
                     debiased = rule.debias_ends and not (rule.anchored and kind == _PAIRED)
                     if predicted:

@@ -29,8 +29,9 @@ def merged_chunks(
 
     With γ, a chunk is merged with its successors until the teacher's probability of a boundary token after it
     exceeds γ: group(k) = #{j < k : P_boundary(j) > γ}. With `closes` ([chunks]) it is merged until a chunk closes the
-    group. With neither, no chunk is merged. A group that never closes is kept, and an unpaired chunk ends the group
-    before it. Unpaired chunks do not count.
+    group; with both, a group of more than `FARTHEST_ANCHOR` teacher tokens is closed by γ as well. With neither, no
+    chunk is merged. A group that never closes is kept, and an unpaired chunk ends the group before it. Unpaired chunks
+    do not count.
 
     The first token of a sequence has no prediction, on either side. A paired chunk with such a token (both sides' begin
     of text) does not count, and the group begins after it. A content chunk with such a token takes its group along: a
@@ -53,9 +54,10 @@ def merged_chunks(
     columns: list[npt.NDArray[Any]] = [np.empty(most, type_) for type_ in _CHUNK_TYPES]
     aligned, used = np.zeros((2, examples), np.int32)
     room = TeacherChunks(np.zeros(examples + 1, np.int64), aligned, used, *columns)
-    threshold = -math.inf if gamma is None or gamma <= 0 else math.log(gamma)
+    threshold = math.inf if gamma is None else -math.inf if gamma <= 0 else math.log(gamma)
     closing = np.zeros(0, np.bool_) if closes is None else np.ascontiguousarray(closes, np.bool_)
-    rule = MergingRule(threshold, gamma is None, closing, debias != "none", debias == "both", FARTHEST_ANCHOR)
+    alone = gamma is None and closes is None
+    rule = MergingRule(threshold, alone, closing, debias != "none", debias == "both", FARTHEST_ANCHOR)
     # one fixed type per array: numba would compile the loop again for every other combination
     arrays: list[Any] = [np.ascontiguousarray(array, type_) for array, type_ in zip(scores, _TYPES, strict=True)]
     count = merge_shard(AlignedScores(*arrays), rule, room)

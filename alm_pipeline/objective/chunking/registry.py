@@ -36,6 +36,8 @@ class ChunkingRule:
     """chunks are merged until the teacher's probability of a boundary exceeds γ"""
     closes: Callable[[AlignedScores], Bools] | None = None
     """[chunks] whether each chunk may be the last of a merged one, from what is stored of it"""
+    falls_back: bool = False
+    """far from an end that `closes` allows, chunks end by γ"""
     find_ends: Callable[[EndSources], ChunkEnds] | None = None
     """looks up from tokens where chunks may end"""
     needs_pair_biases: bool = False
@@ -60,6 +62,7 @@ CHUNKINGS: dict[Chunking, ChunkingRule] = {
     "boundary": ChunkingRule(merges_by_scores=True),
     "unconstrained": ChunkingRule(),
     "space": ChunkingRule(closes=_closes_before_boundary),
+    "anchor": ChunkingRule(closes=AlignedScores.words_end, falls_back=True),
     "pair_bias": ChunkingRule(find_ends=_pair_bias_ends, needs_pair_biases=True),
 }
 
@@ -93,7 +96,7 @@ def chunks_of(
         raise ValueError(
             f"the chunking {objective.chunking} {looks} at tokens: pass the `ends` that `chunk_ends` returns"
         )
-    gamma = objective.gamma if rule.merges_by_scores else None
+    gamma = objective.gamma if rule.merges_by_scores or rule.falls_back else None
     closes = rule.closes(scores) if rule.closes else None
     if ends:
         assert teacher is not None

@@ -9,9 +9,11 @@ from transformers import PreTrainedTokenizerFast
 from alm_pipeline.config import Chunking, ObjectiveConfig
 from alm_pipeline.objective.chunking.arrays import AlignedScores
 from alm_pipeline.objective.chunking.ends import SideTokens
+from alm_pipeline.objective.chunking.merging import FARTHEST_ANCHOR
 from alm_pipeline.objective.chunking.pair_bias import PairBiases
 from alm_pipeline.objective.chunking.registry import CHUNKINGS, chunk_ends, chunks_of
 from alm_pipeline.vocabulary.byte_view import ByteView, byte_view
+from storage.schemas import ChunkEnd
 
 SPACE_BEFORE = np.array([False, False, True, True, True, False])
 """of each token of the example: one token per chunk on both sides"""
@@ -37,6 +39,7 @@ def scores() -> AlignedScores:
     logprobs = np.full(COUNT, -1.0, np.float32)
     boundary = np.where(np.isin(np.arange(COUNT), [0, 3]), 0.0, -9.0).astype(np.float32)
     kinds, ends = np.zeros(COUNT, np.uint8), np.append(SPACE_BEFORE[1:], False).astype(np.uint8)
+    ends[[1, 2]] = ChunkEnd.ANCHOR
     return AlignedScores(OFFSETS, ONES, ONES, kinds, ends, np.zeros(0, np.bool_), OFFSETS, logprobs, boundary)
 
 
@@ -58,6 +61,7 @@ EXPECTED: dict[Chunking, list[int]] = {
     "boundary": [4, 6],
     "unconstrained": [2, 3, 4, 5, 6],
     "space": [3, 4, 6],
+    "anchor": [3, 6],
     "pair_bias": [2, 5, 6],
 }
 
@@ -69,6 +73,20 @@ def test_every_chunking_is_in_the_table() -> None:
 @pytest.mark.parametrize("chunking", CHUNKINGS)
 def test_each_chunking_ends_chunks_elsewhere(chunking: Chunking, view: ByteView) -> None:
     assert student_ends(chunking, view) == EXPECTED[chunking]
+
+
+def test_far_from_an_anchor_chunks_end_by_gamma(view: ByteView) -> None:
+    """A script without white space: one token per chunk on both sides, and a boundary is likely everywhere."""
+    count = 3 * FARTHEST_ANCHOR
+    offsets, ones, zeros = np.array([0, count], np.int64), np.ones(count, np.int32), np.zeros(count, np.uint8)
+    level = np.full(count, -0.1, np.float32)
+    texts = AlignedScores(offsets, ones, ones, zeros, zeros, np.zeros(0, np.bool_), offsets, level, level)
+    tokens = SideTokens(np.zeros(count, np.int32), offsets, ones, offsets)
+    ends = [
+        chunks_of(texts, ObjectiveConfig(chunking="anchor", gamma=gamma), tokens, tokens, None).student_ends.tolist()
+        for gamma in (0.1, 1.0)
+    ]
+    assert ends == [[2 * (FARTHEST_ANCHOR + 1), count], []]
 
 
 @pytest.mark.parametrize("chunking", CHUNKINGS)
