@@ -46,6 +46,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "alm+sft,1:3": {**_BOTH_TERMS, "objective.terms": {"alm": 1.0, "sft": 3.0}},
     "alm+sft,temperature1": {**_BOTH_TERMS, "objective.temperature": 1.0},
     "alm+sft,space": {**_BOTH_TERMS, "objective.chunking": "space"},
+    "alm+sft,anchor": {**_BOTH_TERMS, "objective.chunking": "anchor"},
+    "alm+sft+bpm": {**_BOTH_TERMS, "objective.terms": {"alm": 1.0, "sft": 1.0, "bpm": 1.0}, "score.top_k": 16},
     "alm+sft,rate1e-4": {**_BOTH_TERMS, "train.learning_rate": 1e-4},
     "alm+sft,rate4e-4": {**_BOTH_TERMS, "train.learning_rate": 4e-4},
     "alm+sft,5e-5,1e-3": {**_BOTH_TERMS, **_rates(5e-5, 1e-3)},

@@ -59,6 +59,16 @@ def _forms() -> tuple[Variant, ...]:
     return (*variants, Variant("sft", objective("sft")), Variant("untrained", untrained))
 
 
+def _terms() -> tuple[Variant, ...]:
+    """The published objective, that of the recipes, and what it consists of: rows that a large size has time for."""
+    parts = [
+        Variant(f"{terms}, {chunking}", objective(terms, debias="both", chunking=chunking))
+        for chunking in ("anchor", "boundary")
+        for terms in ("alm + sft", "alm")
+    ]
+    return (*parts, Variant("published", objective("alm", debias="end")), Variant("sft", objective("sft")))
+
+
 def _each(name: str, values: tuple[Any, ...], **settings: Any) -> tuple[Variant, ...]:
     return tuple(Variant(f"{name} {value}", objective(**{**settings, name: value})) for value in values)
 
@@ -111,6 +121,7 @@ def _dense() -> tuple[Variant, ...]:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "forms": Experiment("Which end is debiased, with SFT and without?", _forms(), PAIRS),
+    "terms": Experiment("What is ALM beside SFT, and by which chunks?", _terms()),
     "temperature": Experiment(
         "Which temperature?",
         tuple(
