@@ -44,6 +44,10 @@ class ChunkingRule:
     """`find_ends` reads the stored biases of token pairs"""
 
     @property
+    def reads_gamma(self) -> bool:
+        return self.merges_by_scores or self.falls_back or self.needs_pair_biases
+
+    @property
     def looks_at_tokens(self) -> bool:
         return self.find_ends is not None
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from alm_pipeline.config import AlmConfig, CorpusConfig, ObjectiveConfig
+from alm_pipeline.objective.chunking.registry import CHUNKINGS
 from alm_pipeline.preflight.context import Context
 
 Reason = Callable[[AlmConfig], str | None]
@@ -28,7 +29,7 @@ def _of_objective(get: Callable[[AlmConfig], ObjectiveConfig | None]) -> dict[st
 
     def chunking(config: AlmConfig) -> str | None:
         objective = get(config)
-        has_threshold = objective is None or objective.chunking in ("boundary", "pair_bias")
+        has_threshold = objective is None or CHUNKINGS[objective.chunking].reads_gamma
         return None if objective is None or has_threshold else f"the chunking {objective.chunking} has no threshold"
 
     def divergence(config: AlmConfig) -> str | None:

@@ -75,18 +75,29 @@ def test_each_chunking_ends_chunks_elsewhere(chunking: Chunking, view: ByteView)
     assert student_ends(chunking, view) == EXPECTED[chunking]
 
 
-def test_far_from_an_anchor_chunks_end_by_gamma(view: ByteView) -> None:
-    """A script without white space: one token per chunk on both sides, and a boundary is likely everywhere."""
-    count = 3 * FARTHEST_ANCHOR
-    offsets, ones, zeros = np.array([0, count], np.int64), np.ones(count, np.int32), np.zeros(count, np.uint8)
-    level = np.full(count, -0.1, np.float32)
+LONG = 3 * FARTHEST_ANCHOR
+
+
+def ends_without_spaces(chunking: Chunking, gamma: float) -> list[int]:
+    """As `student_ends`, of a script without white space: a boundary and a bias of 0.5 are likely everywhere."""
+    offsets, ones, zeros = np.array([0, LONG], np.int64), np.ones(LONG, np.int32), np.zeros(LONG, np.uint8)
+    level, ids = np.full(LONG, -0.1, np.float32), np.arange(LONG, dtype=np.int32)
     texts = AlignedScores(offsets, ones, ones, zeros, zeros, np.zeros(0, np.bool_), offsets, level, level)
-    tokens = SideTokens(np.zeros(count, np.int32), offsets, ones, offsets)
-    ends = [
-        chunks_of(texts, ObjectiveConfig(chunking="anchor", gamma=gamma), tokens, tokens, None).student_ends.tolist()
-        for gamma in (0.1, 1.0)
-    ]
-    assert ends == [[2 * (FARTHEST_ANCHOR + 1), count], []]
+    tokens, halves = SideTokens(ids, offsets, ones, offsets), np.full(LONG, 0.5, np.float32)
+    objective = ObjectiveConfig(chunking=chunking, gamma=gamma)
+    ends = chunk_ends(objective, lambda: PairBiases(ids, ids, halves, halves))
+    return chunks_of(texts, objective, tokens, tokens, ends).student_ends.tolist()
+
+
+def test_far_from_an_anchor_chunks_end_by_gamma() -> None:
+    assert ends_without_spaces("anchor", 0.1) == [2 * (FARTHEST_ANCHOR + 1), LONG]
+    assert ends_without_spaces("anchor", 1.0) == []
+
+
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_gamma_matters_where_the_table_says_so(chunking: Chunking) -> None:
+    found = {tuple(ends_without_spaces(chunking, gamma)) for gamma in (0.1, 1.0)}
+    assert (len(found) > 1) == CHUNKINGS[chunking].reads_gamma
 
 
 @pytest.mark.parametrize("chunking", CHUNKINGS)
