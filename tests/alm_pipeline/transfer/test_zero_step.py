@@ -1,6 +1,7 @@
 """Plain transformers loads the model of a zero-step transfer; it begins, chats and stops as before."""
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -91,9 +92,12 @@ def test_a_folder_with_files_is_left_alone_and_an_error_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_models_are_compared_on_the_same_bytes(llama_folder: str, gemma_folder: str, corpus_url: str) -> None:
+def test_models_are_compared_on_the_same_bytes(
+    llama_folder: str, gemma_folder: str, corpus_url: str, tmp_path: Path
+) -> None:
+    copied = str(shutil.copytree(gemma_folder, tmp_path / "copied"))
     corpus = CorpusConfig(name="texts", source=FilesSource(urls=(corpus_url,)), max_bytes=100, max_examples=12)
-    found = compare_models([gemma_folder, llama_folder, gemma_folder], [corpus])
+    found = compare_models([gemma_folder, llama_folder, copied], [corpus])
     assert found.bits_per_byte[0] == found.bits_per_byte[2] != found.bits_per_byte[1]
     assert found.total.texts + sum(found.left_out.values()) == 12
     assert found.bits_per_byte[0] == pytest.approx(slow_bits(gemma_folder, corpus), rel=1e-3)
