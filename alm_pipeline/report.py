@@ -293,7 +293,7 @@ def summary_rows(summary: RunSummary, seconds: Mapping[str, float]) -> list[tupl
         *((f"left out, {reason}", f"{count:,}") for reason, count in summary.dropped.items()),
         ("tokens", f"teacher {summary.teacher_tokens:,}, student {summary.student_tokens:,}"),
         *([("context used", summary.context_use.describe())] if summary.context_use else []),
-        ("aligned chunks", f"{summary.chunks:,}"),
+        ("chunks", f"{summary.chunks:,}"),
         ("bytes aligned", "–" if summary.aligned_share is None else percent(summary.aligned_share, 1)),
         *visibility_rows(summary.byte_counts, summary.text_bytes),
         *_unread_rows(summary),

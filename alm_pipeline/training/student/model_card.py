@@ -216,7 +216,7 @@ def _source_rows(distilled: DistilledStudent, corpus: CorpusConfig) -> list[list
         ["examples", f"{examples.rows:,}, {held_out}"],
         ["bytes of text", f"{examples.counts['text_bytes']:,}"],
         *([role.replace("_", " "), f"{manifests[role].counts['tokens']:,}"] for role in tokens),
-        ["aligned chunks", f"{manifests['alignments'].counts['chunks']:,}"],
+        ["chunks", f"{manifests['alignments'].counts['chunks']:,}"],
         *(
             [markdown(what), markdown(text)]
             for what, text in visibility_rows(manifests["alignments"].counts, examples.counts["text_bytes"])
