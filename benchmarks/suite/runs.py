@@ -115,8 +115,8 @@ class Suite:
 
     @property
     def _trained_examples(self) -> int:
-        # in no tokenizer of the suite has an example fewer than 60 tokens on average
-        return self.size.steps * self.size.batch_tokens // 60
+        # in no tokenizer of the suite has an example fewer than 60 tokens on average; some have to be held out
+        return max(500, self.size.steps * self.size.batch_tokens // 60)
 
     def configuration(self, pair: PairName, variant: Variant, seed: int) -> AlmConfig:
         """Return a student's run. The same student has the same one, whichever experiment it is of."""
