@@ -103,7 +103,7 @@ def _alignments(examples: Manifest | None, manifest: Manifest) -> Step:
     size = examples.counts.get("text_bytes", 0) if examples else 0
     notes = [f"{percent(counts.get('aligned_bytes', 0), size)} of the bytes aligned"] if size else []
     notes += [f"{who} {text}" for who, text in visibility_rows(counts, size)] if size else []
-    return Step("aligned chunks", f"{counts.get('chunks', 0):,}", [*notes, *_lost(manifest)])
+    return Step("chunks", f"{counts.get('chunks', 0):,}", [*notes, *_lost(manifest)])
 
 
 def _scores(teacher: Any, manifest: Manifest) -> Step:

@@ -131,7 +131,7 @@ def test_several_students_are_side_by_side(students: list[Pipeline], urls: list[
         assert f"{name}: after training" in page.text
     shared = open_dataset(students[0].examples.url).name
     assert page.text.count(f"examples/{shared}") == 4  # below each side's tokens
-    assert page.text.count("aligned chunks") == 1  # their data flow is the same
+    assert page.text.count("of the bytes aligned") == 1  # their data flow is the same
     data = json.loads(re.search(r'id="chart-data">(.*?)</script>', text)[1])  # type: ignore[index]
     (loss,) = [chart for chart in data if chart["title"] == "Loss"]
     assert [series["name"] for series in loss["series"]] == ["steps=6", "steps=4"]
