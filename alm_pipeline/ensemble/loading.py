@@ -91,7 +91,7 @@ def require_models(names: Sequence[str], *, trust_remote_code: bool = False) -> 
 
 
 def require_prompts(name: str, template: TemplateChoice | None, *, chat: bool) -> None:
-    """Raise UserError if there is no template for a model's prompts, or it is not valid: before the model is loaded."""
+    """Raise UserError if a model's prompts have no chat template, or an invalid one. The model is not loaded."""
     if not chat and template is None:
         return
     file = ensemble_file(name)

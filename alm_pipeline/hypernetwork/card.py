@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from alm_pipeline.hypernetwork.evaluation import BASELINES, EVALUATIONS, NETWORK
 from alm_pipeline.hypernetwork.settings import HypernetConfig
 from alm_pipeline.hypernetwork.training import METRICS, TrainingState
-from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
+from alm_pipeline.runtime.output_files import can_draw, write_outputs
 from storage.printed.inert import markdown, markdown_block, one_line
 from storage.printed.secrets import without_secrets
 
@@ -25,9 +26,7 @@ def write_reports(folder: Path, config: HypernetConfig, state: TrainingState, re
     pq.write_table(pa.Table.from_pylist(state.metrics, METRICS), folder / METRICS_FILE, compression="zstd")
     pq.write_table(pa.Table.from_pylist(state.evaluations, EVALUATIONS), folder / EVALUATIONS_FILE, compression="zstd")
     (folder / CARD).write_text(_card(config, results, has_picture=can_draw()), encoding="utf-8")
-    write_outputs(folder, {PICTURE: _picture(state) if can_draw() else None})
-    if not can_draw():
-        show_undrawn(PICTURE)
+    write_outputs(folder, {}, {PICTURE: partial(_picture, state)})
 
 
 def results_of(state: TrainingState) -> dict[str, Any]:

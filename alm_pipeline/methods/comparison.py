@@ -10,7 +10,7 @@ finished one is not trained again, and neither is a measurement made again.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ from alm_pipeline.methods.units import UnitStore
 from alm_pipeline.pipeline import Pipeline
 from alm_pipeline.preflight.phases import ALL_PHASES, Phase
 from alm_pipeline.preflight.storage_probe import require_writable
-from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
+from alm_pipeline.runtime.output_files import write_outputs
 from storage.errors import UserError, naming
 from storage.urls import join_url
 
@@ -105,16 +105,13 @@ class MethodComparison:
         """
         sink = pa.BufferOutputStream()
         pq.write_table(report.units(), sink, compression="zstd")
-        files: dict[str, bytes | None] = {
+        files = {
             "units.parquet": sink.getvalue().to_pybytes(),
             "comparison.json": json.dumps(report.document(), indent=1, ensure_ascii=False).encode(),
             "comparison.md": markdown_page(report.document()).encode(),
-            "quality.png": draw_quality(report) if can_draw() else None,
-            "measures.png": draw_measures(report) if can_draw() else None,
         }
-        write_outputs(self.url, files)
-        if not can_draw():
-            show_undrawn("quality.png", "measures.png")
+        pictures = {"quality.png": partial(draw_quality, report), "measures.png": partial(draw_measures, report)}
+        write_outputs(self.url, files, pictures)
 
     def report(self) -> ComparisonReport:
         """Return the report of finished students."""

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +26,7 @@ from alm_pipeline.rounds.measures import (
     USABLE,
     WRITTEN,
 )
-from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
+from alm_pipeline.runtime.output_files import write_outputs
 from storage.printed.inert import one_line
 
 if TYPE_CHECKING:
@@ -139,9 +140,7 @@ def write_report_files(report: RoundsReport, folder: Path, config: AlmConfig) ->
     pq.write_table(report.units(), folder / UNITS_FILE, compression="zstd")
     pq.write_table(report.table(), folder / TABLE, compression="zstd")
     (folder / DOCUMENT).write_text(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_outputs(folder, {PICTURE: draw_rounds(report.rows(), student_title(config)) if can_draw() else None})
-    if not can_draw():
-        show_undrawn(PICTURE)
+    write_outputs(folder, {}, {PICTURE: partial(draw_rounds, report.rows(), student_title(config))})
 
 
 def draw_rounds(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:

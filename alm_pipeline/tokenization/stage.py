@@ -66,9 +66,7 @@ def tokens_dataset(
     }
     if embedding_rows is not None and tokenizer.highest_id >= embedding_rows:
         identity["embedding_rows"] = embedding_rows
-    if (
-        tokenizer.spells_special
-    ):  # other tokenizers' tokens keep the name that they had before texts were dropped for it
+    if tokenizer.spells_special:  # tokens of other tokenizers keep the name that they had before this reason to drop
         identity["special_literals"] = "dropped"
     return Dataset(examples.root, Kind.TOKENS, f"{examples.label}-{tokenizer.label}", identity)
 

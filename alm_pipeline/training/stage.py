@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from alm_pipeline.evaluation.held_out import Measured
 from alm_pipeline.models.head_vocabulary import HeadVocabulary
 from alm_pipeline.models.reference import ModelReference
 from alm_pipeline.naming.names import student_title
-from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
+from alm_pipeline.runtime.output_files import write_outputs
 from alm_pipeline.runtime.progress import show_line
 from alm_pipeline.scoring.scorer import Scorer
 from alm_pipeline.training.data.batch_stream import BatchStream
@@ -280,13 +281,9 @@ def _describe(distilled: DistilledStudent) -> None:
     """Draw the curves and write the model card, from the files in the student's folder."""
     results: Any = distilled.results["held_out_bits_per_byte"]
     run = read_curves(str(distilled.student.path), results)
-    picture = None
-    if can_draw():
-        # speeds differ between two equal runs, and the student's files do not
-        picture = draw_curves([replace(run, name=student_title(distilled.config), speed={})])
-    else:
-        show_undrawn(PICTURE)
-    write_outputs(distilled.student.path, {PICTURE: picture})
+    # speeds differ between two equal runs, and the student's files do not
+    shown = [replace(run, name=student_title(distilled.config), speed={})]
+    write_outputs(distilled.student.path, {}, {PICTURE: partial(draw_curves, shown)})
     write_card(distilled)
 
 

@@ -26,7 +26,7 @@ NAMES = {
     *("score.served.quantization", "score.served.command", "score.served.arguments", "rounds.sampling.vllm_arguments"),
     *("train.learning_rates", "train.freeze", "train.attention", "train.lora.targets", "rounds.tasks"),
 }
-"""Settings with a text that is no place: names, columns, patterns, addresses of servers."""
+"""Text settings that do not name a file or folder: names, columns, patterns, addresses of servers."""
 OF_REQUEST = {"methods", "tasks", "definitions", "storage", "folder"}
 """Of a comparison; the last three are made absolute on their own."""
 

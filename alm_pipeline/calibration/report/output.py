@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from alm_pipeline.calibration.report.drawing import draw_front, draw_reliability
 from alm_pipeline.calibration.report.measures import Measure, reliability
 from alm_pipeline.calibration.report.points import CalibrationReport, PointMeasures
 from alm_pipeline.calibration.report.settings import Reading
-from alm_pipeline.runtime.output_files import can_draw, show_undrawn, write_outputs
+from alm_pipeline.runtime.output_files import write_outputs
 from storage.printed.inert import markdown
 
 FRONTIER, RELIABILITY = "frontier.parquet", "reliability.parquet"
@@ -25,17 +26,17 @@ def write_report(report: CalibrationReport, reading: Reading, title: str, folder
 
     Returns the files' URLs. Without matplotlib, a line takes the place of the pictures.
     """
-    contents: dict[str, bytes | None] = {
+    contents = {
         FRONTIER: _parquet(list(report.frontier())),
         RELIABILITY: _parquet(list(report.reliability())),
         DOCUMENT: json.dumps(report_document(report, reading, title), indent=2, allow_nan=False).encode(),
         PAGE: report_page(report, reading, title).encode(),
-        FRONTIER_PICTURE: draw_front(report, reading, title) if can_draw() else None,
-        RELIABILITY_PICTURE: draw_reliability(report, reading, title) if can_draw() else None,
     }
-    if not can_draw():
-        show_undrawn(FRONTIER_PICTURE, RELIABILITY_PICTURE)
-    return write_outputs(folder, contents)
+    pictures = {
+        FRONTIER_PICTURE: partial(draw_front, report, reading, title),
+        RELIABILITY_PICTURE: partial(draw_reliability, report, reading, title),
+    }
+    return write_outputs(folder, contents, pictures)
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
